@@ -1,0 +1,307 @@
+"""Causal graphs over the positions of a context: make, validate, compare.
+
+A causal graph is a `networkx.DiGraph` whose nodes are the context positions ``0 .. n_ctx - 1`` and one
+more node, ``n_ctx``: the *target*, the token to be predicted. An edge goes parent -> child, and a parent
+always precedes its child.
+
+Two families (Nichani, Damian & Lee 2024, sections 2 and 6):
+
+* **forests with a query.** The last context position is the *query*: it has no parents, its token is
+  uniform, and it is the only parent of the target. Every other position has one parent or is a root.
+* **general DAGs.** Positions have up to k parents, and so has the target.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+import numpy as np
+
+Parents = Sequence[int | None | Sequence[int]]
+
+
+def chain_graph(n_ctx: int) -> nx.DiGraph:
+    """The in-context Markov chain: the parent of position i is i - 1, up to the query.
+
+    >>> sorted(chain_graph(4).edges)
+    [(0, 1), (1, 2), (3, 4)]
+    """
+    _check_n_ctx(n_ctx)
+    return _named("chain", graph_from_parents([None, *range(n_ctx - 2)]))
+
+
+def pairs_graph(n_ctx: int) -> nx.DiGraph:
+    """The paper's in-context-learning graph: odd positions have the position before as parent.
+
+    >>> sorted(pairs_graph(6).edges)
+    [(0, 1), (2, 3), (5, 6)]
+    """
+    _check_n_ctx(n_ctx)
+    parents = [i - 1 if i % 2 else None for i in range(n_ctx - 1)]
+    return _named("pairs", graph_from_parents(parents))
+
+
+def random_forest(n_ctx: int, root_probability: float = 0.5, seed: int | np.random.Generator = 0) -> nx.DiGraph:
+    """A random forest: each position is a root with `root_probability`, else its parent is uniform.
+
+    Position 0 is always a root. The same seed gives the same graph.
+
+    >>> graph = random_forest(20, seed=3)
+    >>> max(degree for _, degree in graph.in_degree)
+    1
+    """
+    _check_n_ctx(n_ctx)
+    if not 0 <= root_probability <= 1:
+        raise ValueError(f"root_probability must lie in [0, 1]: got {root_probability}; 0.5 is the paper's value")
+    generator = np.random.default_rng(seed)
+    parents: list[int | None] = [None]
+    for position in range(1, n_ctx - 1):
+        is_root = generator.random() < root_probability
+        parent = int(generator.integers(position))
+        parents.append(None if is_root else parent)
+    return _named("forest", graph_from_parents(parents))
+
+
+def ngram_graph(n_ctx: int, order: int) -> nx.DiGraph:
+    """The in-context n-gram: the parents of position i are i - order, ..., i - 1.
+
+    The first `order` positions are roots; the target's parents are the last `order` positions.
+
+    >>> sorted(ngram_graph(4, order=2).edges)
+    [(0, 2), (1, 2), (1, 3), (2, 3), (2, 4), (3, 4)]
+    """
+    _check_n_ctx(n_ctx)
+    if not 1 <= order < n_ctx:
+        raise ValueError(f"an n-gram's order must lie in 1 .. n_ctx - 1 = {n_ctx - 1}: got {order}")
+    parents = [() if i < order else tuple(range(i - order, i)) for i in range(n_ctx + 1)]
+    return _named(f"{order + 1}-gram", graph_from_parents(parents))
+
+
+def graph_from_parents(parents: Parents) -> nx.DiGraph:
+    """The graph whose position i has the parents ``parents[i]``.
+
+    Args:
+        parents: one entry a position. *Forest*: ``n_ctx - 1`` entries, each an int, or None or -1 for a
+            root; the query position and the target follow by themselves. *General*: if any entry is a
+            list or tuple, ``n_ctx + 1`` entries, the target's parents last, ``[]`` for a root.
+
+    Raises:
+        ValueError: the list is empty, an entry is no position, or a parent does not precede its child.
+
+    >>> sorted(graph_from_parents([None, 0, 0]).edges)          # n_ctx 4: 0 -> 1, 0 -> 2, query -> target
+    [(0, 1), (0, 2), (3, 4)]
+    >>> sorted(graph_from_parents([[], [], [0, 1], [1, 2]]).edges)    # n_ctx 3, two parents each
+    [(0, 2), (1, 2), (1, 3), (2, 3)]
+    """
+    if isinstance(parents, str | bytes | dict) or not isinstance(parents, Iterable):
+        raise ValueError(f"parents must be a list with one entry a position: got {type(parents).__name__}")
+    entries = list(parents)
+    if not entries:
+        raise ValueError("a graph needs at least one position before the query: got an empty list of parents")
+    general = any(isinstance(entry, list | tuple) for entry in entries)
+    n_ctx = len(entries) - 1 if general else len(entries) + 1
+    if n_ctx < 1:
+        raise ValueError("a graph needs at least one context position: got only the target's parents")
+    graph = nx.DiGraph()
+    graph.add_nodes_from(range(n_ctx + 1))
+    for child, entry in enumerate(entries):
+        for parent in _entry_parents(child, entry, n_ctx):
+            graph.add_edge(parent, child)
+    if not general:
+        graph.add_edge(n_ctx - 1, n_ctx)
+    validate_graph(graph)
+    return graph
+
+
+def graph_from_digraph(digraph: nx.DiGraph) -> nx.DiGraph:
+    """The forest or DAG with a query and a target added behind the nodes 0 .. n - 1 of any DiGraph.
+
+    The new query (node n) is the only parent of the new target (node n + 1), so positions may have at most
+    one parent. A DiGraph that already holds its target needs no conversion: every function takes it as it is.
+
+    >>> sorted(graph_from_digraph(nx.DiGraph([(0, 1), (1, 2)])).edges)
+    [(0, 1), (1, 2), (3, 4)]
+    """
+    _check_digraph(digraph)
+    n = digraph.number_of_nodes()
+    crowded = [node for node in digraph if digraph.in_degree(node) > 1]
+    if crowded:
+        raise ValueError(
+            f"a graph with a query gives each position at most one parent: position {crowded[0]} has "
+            f"{sorted(digraph.predecessors(crowded[0]))}; add the target node yourself to use several parents"
+        )
+    graph = nx.DiGraph()
+    graph.add_nodes_from(range(n + 2))
+    graph.add_edges_from(digraph.edges)
+    graph.add_edge(n, n + 1)
+    validate_graph(graph)
+    return graph
+
+
+def validate_graph(graph: nx.DiGraph) -> None:
+    """Pass if `graph` is a causal graph; otherwise raise a ValueError that names rule, value and remedy.
+
+    >>> validate_graph(nx.DiGraph([(1, 0)]))
+    Traceback (most recent call last):
+    ValueError: a parent must precede its child: edge 1 -> 0 in a graph over 1 positions; renumber the positions
+    """
+    _check_digraph(graph)
+    n_ctx = graph.number_of_nodes() - 1
+    if n_ctx < 1:
+        raise ValueError("a graph needs a context position and a target: got 1 node; add the target as the last node")
+    if graph.in_degree(n_ctx) == 0:
+        raise ValueError(
+            f"the target (the last node, {n_ctx}) needs a parent: it has none; "
+            f"add an edge {n_ctx - 1} -> {n_ctx}, or use graph_from_digraph to add a query and a target"
+        )
+
+
+def _check_digraph(graph: nx.DiGraph) -> None:
+    if not isinstance(graph, nx.DiGraph):
+        raise ValueError(f"a causal graph must be a networkx.DiGraph: got {type(graph).__name__}")
+    n_nodes = graph.number_of_nodes()
+    if n_nodes == 0:
+        raise ValueError("a graph needs at least one position: got an empty graph")
+    if set(graph.nodes) != set(range(n_nodes)):
+        strange: list[Hashable] = [node for node in graph if node not in range(n_nodes)]
+        raise ValueError(
+            f"nodes must be the positions 0 .. {n_nodes - 1}: got {strange[0]!r}; relabel with networkx.relabel_nodes"
+        )
+    if not nx.is_directed_acyclic_graph(graph):
+        cycle = [edge[0] for edge in nx.find_cycle(graph)]
+        loop = " -> ".join(str(node) for node in [*cycle, cycle[0]])
+        raise ValueError(f"a causal graph has no cycle: found {loop}; remove one of these edges")
+    for parent, child in graph.edges:
+        if parent >= child:
+            raise ValueError(
+                f"a parent must precede its child: edge {parent} -> {child} in a graph over {n_nodes - 1} positions; "
+                "renumber the positions"
+            )
+
+
+def n_ctx_of(graph: nx.DiGraph) -> int:
+    """The number of context positions (the target not counted)."""
+    return graph.number_of_nodes() - 1
+
+
+def parents_of(graph: nx.DiGraph, node: int) -> tuple[int, ...]:
+    """The parents of a node, in order of position.
+
+    >>> parents_of(chain_graph(5), 2), parents_of(chain_graph(5), 0)
+    ((1,), ())
+    """
+    return tuple(sorted(graph.predecessors(node)))
+
+
+def has_query(graph: nx.DiGraph) -> bool:
+    """Whether the graph is a forest whose last position is a parentless query, the target's only parent.
+
+    >>> has_query(chain_graph(5)), has_query(ngram_graph(5, order=2))
+    (True, False)
+    """
+    target = n_ctx_of(graph)
+    in_degrees = [graph.in_degree(node) for node in graph]
+    return max(in_degrees) <= 1 and parents_of(graph, target) == (target - 1,) and graph.in_degree(target - 1) == 0
+
+
+def graph_parents(graph: nx.DiGraph) -> list[int | None] | list[list[int]]:
+    """The list that `graph_from_parents` turns back into this graph.
+
+    >>> graph_parents(chain_graph(5))
+    [None, 0, 1, 2]
+    >>> graph_parents(ngram_graph(3, order=2))
+    [[], [], [0, 1], [1, 2]]
+    """
+    n_ctx = n_ctx_of(graph)
+    if not has_query(graph):
+        return [list(parents_of(graph, node)) for node in range(n_ctx + 1)]
+    return [next(iter(parents_of(graph, node)), None) for node in range(n_ctx - 1)]
+
+
+def latent_edges(graph: nx.DiGraph) -> set[tuple[int, int]]:
+    """The edges that a model has to learn: all, except query -> target where the query is given.
+
+    >>> sorted(latent_edges(chain_graph(4)))
+    [(0, 1), (1, 2)]
+    """
+    edges = set(graph.edges)
+    if has_query(graph):
+        edges.remove((n_ctx_of(graph) - 1, n_ctx_of(graph)))
+    return edges
+
+
+@dataclass(frozen=True)
+class GraphRecovery:
+    """How a found graph compares with the true one, over the edges that had to be learned.
+
+    `precision` is 1 when nothing was found and `recall` is 1 when there was nothing to find. The structural
+    Hamming distance counts missing and false edges (order is fixed by position, so no edge can be reversed).
+    """
+
+    precision: float
+    recall: float
+    f1: float
+    structural_hamming_distance: int
+    exact: bool
+    missing: tuple[tuple[int, int], ...]
+    false: tuple[tuple[int, int], ...]
+
+
+def compare_graphs(true: nx.DiGraph, found: nx.DiGraph) -> GraphRecovery:
+    """Compare two causal graphs over the same positions, edge by edge.
+
+    >>> compare_graphs(chain_graph(6), chain_graph(6)).exact
+    True
+    >>> compare_graphs(chain_graph(6), pairs_graph(6)).missing
+    ((1, 2), (3, 4))
+    """
+    if n_ctx_of(true) != n_ctx_of(found):
+        raise ValueError(
+            f"graphs must cover the same positions to be compared: {n_ctx_of(true)} against {n_ctx_of(found)}"
+        )
+    true_edges, found_edges = latent_edges(true), latent_edges(found)
+    hits = len(true_edges & found_edges)
+    precision = hits / len(found_edges) if found_edges else 1.0
+    recall = hits / len(true_edges) if true_edges else 1.0
+    return GraphRecovery(
+        precision=precision,
+        recall=recall,
+        f1=2 * precision * recall / (precision + recall) if hits else float(not true_edges and not found_edges),
+        structural_hamming_distance=len(true_edges ^ found_edges),
+        exact=true_edges == found_edges,
+        missing=tuple(sorted(true_edges - found_edges)),
+        false=tuple(sorted(found_edges - true_edges)),
+    )
+
+
+def _named(name: str, graph: nx.DiGraph) -> nx.DiGraph:
+    graph.graph["name"] = name
+    return graph
+
+
+def _check_n_ctx(n_ctx: int) -> None:
+    if isinstance(n_ctx, bool) or not isinstance(n_ctx, int | np.integer) or n_ctx < 2:
+        raise ValueError(f"n_ctx must be an integer of at least 2 (one position and the query): got {n_ctx!r}")
+
+
+def _entry_parents(child: int, entry: object, n_ctx: int) -> list[int]:
+    """The parents that one entry of a parents list names, each checked to lie in the context."""
+    listed = list(entry) if isinstance(entry, list | tuple) else [] if entry is None or entry == -1 else [entry]
+    for parent in listed:
+        if isinstance(parent, bool) or not isinstance(parent, int | np.integer):
+            raise ValueError(
+                f"a parent must be an integer position, None or -1 for a root: got {parent!r} at position {child}"
+            )
+        if not 0 <= parent < n_ctx:
+            raise ValueError(
+                f"a parent must lie in the context 0 .. {n_ctx - 1}: got {parent} at position {child}; "
+                "use None or -1 for a root"
+            )
+        if parent >= child:
+            raise ValueError(
+                f"a parent must precede its child: edge {parent} -> {child} in a graph over {n_ctx} positions; "
+                "renumber the positions"
+            )
+    if len(set(listed)) != len(listed):
+        raise ValueError(f"a parent may be named once: got {listed} at position {child}; remove the repetition")
+    return [int(parent) for parent in listed]

@@ -1,0 +1,46 @@
+"""Disentangled transformers as HookedTransformers.
+
+Axes used throughout, in TransformerLens's words:
+
+* ``batch``: sequences; ``pos``, ``query_pos``, ``key_pos``: context positions 0 .. n_ctx - 1
+* ``head_index``: heads of one layer; ``d_vocab``: tokens; ``d_model``: coordinates of the residual stream
+* ``n_ctx``: context length; d_block = d_vocab + n_ctx is the width of one [token | position] copy
+
+This folder is the one door to `transformer_lens`.
+"""
+
+from transformer_lens import HookedTransformer
+
+from causal_circuits.models.build import (
+    attention_block,
+    check_head,
+    disentangled_transformer,
+    live_heads,
+    plant_circuit,
+    reduced_transformer,
+    warm_start,
+)
+from causal_circuits.models.files import load_model, save_model
+from causal_circuits.models.layout import Layout, Slot, has_layout, layout_of, slots
+from causal_circuits.models.structured import log_probs, logits, structured_logits
+
+__all__ = [
+    "HookedTransformer",
+    "Layout",
+    "Slot",
+    "attention_block",
+    "check_head",
+    "disentangled_transformer",
+    "has_layout",
+    "layout_of",
+    "live_heads",
+    "load_model",
+    "log_probs",
+    "logits",
+    "plant_circuit",
+    "reduced_transformer",
+    "save_model",
+    "slots",
+    "structured_logits",
+    "warm_start",
+]

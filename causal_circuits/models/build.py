@@ -1,0 +1,239 @@
+"""Disentangled transformers as plain HookedTransformers: empty, warm, and with a circuit written by hand.
+
+The paper's A^(l)_h is the model's ``W_Q[l, h]`` and the paper's W_O^T is its ``W_U``: everything else is a
+frozen copy of the identity that puts the right thing into the right slot.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import networkx as nx
+import numpy as np
+import torch
+from torch import Tensor
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+from causal_circuits.graphs import has_query, n_ctx_of, parents_of, validate_graph
+from causal_circuits.models.layout import Layout, layout_of
+
+
+def disentangled_transformer(
+    d_vocab: int = 10,
+    n_ctx: int = 20,
+    n_heads: Sequence[int] = (1, 1),
+    *,
+    init_scale: float = 0.0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> HookedTransformer:
+    """A disentangled transformer (section 2 of the paper) as a HookedTransformer.
+
+    Args:
+        d_vocab: tokens, at least 2.
+        n_ctx: context positions, at least 2.
+        n_heads: heads of each layer; layers with fewer than the maximum carry dead (zero, frozen) heads,
+            because a HookedTransformerConfig has one number of heads.
+        init_scale: standard deviation of normal initial values of A and W_U; 0 is the paper's start.
+        seed: of those initial values.
+        dtype, device: of the parameters.
+
+    Returns:
+        A model whose only trainable parameters are ``blocks.l.attn.W_Q`` and ``unembed.W_U``.
+
+    >>> model = disentangled_transformer(d_vocab=3, n_ctx=4)
+    >>> model(torch.tensor([[0, 1, 2, 0]])).shape
+    torch.Size([1, 4, 3])
+    """
+    _check_sizes(d_vocab, n_ctx, n_heads)
+    layout = Layout("disentangled", int(d_vocab), int(n_ctx), tuple(int(heads) for heads in n_heads))
+    model = _empty_transformer(layout, d_head=layout.width(layout.n_layers - 1), dtype=dtype, device=device)
+    generator = torch.Generator().manual_seed(seed)
+    for layer, heads in enumerate(layout.n_heads):
+        attn, width = model.blocks[layer].attn, layout.width(layer)
+        identity = torch.eye(width, dtype=dtype)
+        for head in range(heads):
+            start = width * (1 + head)
+            attn.W_K.data[head, :width, :width] = identity
+            attn.W_V.data[head, :width, :width] = identity
+            attn.W_O.data[head, :width, start : start + width] = identity
+            attn.W_Q.data[head, :width, :width] = init_scale * torch.randn(width, width, generator=generator, dtype=dtype)
+    model.unembed.W_U.data.copy_(init_scale * torch.randn(model.unembed.W_U.shape, generator=generator, dtype=dtype))
+    return _freeze(model)
+
+
+def reduced_transformer(
+    d_vocab: int = 10, n_ctx: int = 20, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> HookedTransformer:
+    """The paper's reduced model (section 4): A1 over positions, A2 over tokens, a probability vector as output.
+
+    f = X^T softmax( softmax(mask A1) X A2^T x_T ). Its ``W_Q[0]`` holds A1 in the position slot and ``W_Q[1]`` holds
+    A2^T's transpose, A2, in the token slot; what it returns in place of logits *is* f, so use
+    `causal_circuits.models.log_probs` for its predictions. Only these two blocks are trained.
+
+    >>> reduced_transformer(d_vocab=3, n_ctx=4)(torch.tensor([[0, 1, 2, 0]]))[0, -1].sum().item()
+    1.0
+    """
+    _check_sizes(d_vocab, n_ctx, (1, 1))
+    layout = Layout("reduced", int(d_vocab), int(n_ctx), (1, 1))
+    model = _empty_transformer(layout, d_head=max(d_vocab, n_ctx), dtype=dtype, device=device)
+    named = layout.slots()
+    tokens, positions = torch.eye(d_vocab, dtype=dtype), torch.eye(n_ctx, dtype=dtype)
+    first, second = model.blocks[0].attn, model.blocks[1].attn
+    first.W_K.data[0, named["position"].slice, :n_ctx] = positions
+    second.W_K.data[0, named["L0H0.token"].slice, :d_vocab] = tokens
+    for attn, written in ((first, "L0H0.token"), (second, "L1H0.token")):
+        attn.W_V.data[0, named["token"].slice, :d_vocab] = tokens
+        attn.W_O.data[0, :d_vocab, named[written].slice] = tokens
+    model.unembed.W_U.data[named["L1H0.token"].slice] = tokens
+    _freeze(model)
+    model.unembed.W_U.requires_grad_(False)
+    return model
+
+
+def warm_start(model: HookedTransformer, scale: float = 2.0) -> HookedTransformer:
+    """Give layer 2 the match and the read-out that layer 1's gradient needs, in place; returns the model.
+
+    ``W_Q[1]`` gets `scale` x identity from the query's token to the token that each layer-1 head copied (with
+    several heads: head by head, between the copies on both sides), and W_U gets it from the last layer's attended
+    token. In the reduced model it is A2 = scale I (beta0 of Algorithm 1).
+    """
+    layout = layout_of(model)
+    if layout.n_layers != 2:
+        raise ValueError(f"warm_start is defined for two layers: this model has {layout.n_layers}")
+    named = layout.slots()
+    identity = scale * torch.eye(layout.d_vocab, dtype=model.W_U.dtype, device=model.W_U.device)
+    second = model.blocks[1].attn.W_Q.data
+    if layout.kind == "reduced":
+        second[0, named["token"].slice, : layout.d_vocab] = identity
+        return model
+    for head in range(layout.n_heads[1]):
+        for copier in range(layout.n_heads[0]):
+            asked = named["token"] if layout.n_heads[0] == 1 else named[f"L0H{copier}.token"]
+            second[head, asked.slice, named[f"L0H{copier}.token"].slice] = identity
+        model.unembed.W_U.data[named[f"L1H{head}.token"].slice] = identity / layout.n_heads[1]
+    return model
+
+
+def plant_circuit(
+    graph: nx.DiGraph,
+    d_vocab: int = 10,
+    *,
+    attention_scale: float = 20.0,
+    match_scale: float = 20.0,
+    readout_scale: float = 3.0,
+    n_heads: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> HookedTransformer:
+    """A model whose circuit is written by hand: the answer every analysis is tested against.
+
+    Head h of layer 0 attends from each position to its parent number h (from a position without one, to itself);
+    the last row attends to the target's parents. Head 0 of layer 1 attends from the query to the positions whose
+    copied tokens equal the query's, positions with another number of parents than the target left out, and
+    W_U reads the attended token.
+
+    Args:
+        graph: any causal graph; k parents need k heads in layer 0.
+        d_vocab: tokens.
+        attention_scale: query-key weight from a position to its parent (20: attention 1 - 4e-8 at n_ctx 20).
+        match_scale: weight of one matching token in layer 1.
+        readout_scale: logits a unit of attended token frequency.
+        n_heads: more heads than needed may be asked for; the others stay empty.
+    """
+    validate_graph(graph)
+    n_ctx, target_parents = n_ctx_of(graph), parents_of(graph, n_ctx_of(graph))
+    needed = max(graph.in_degree(node) for node in graph)
+    heads = tuple(n_heads) if n_heads is not None else (needed, 1)
+    if len(heads) != 2 or heads[0] < needed or heads[1] < 1:
+        raise ValueError(f"this graph's circuit needs n_heads of at least ({needed}, 1): got {heads}")
+    model = disentangled_transformer(d_vocab, n_ctx, heads, dtype=dtype)
+    named, (first, second) = layout_of(model).slots(), (model.blocks[0].attn.W_Q.data, model.blocks[1].attn.W_Q.data)
+    position = named["position"].slice
+    for head in range(needed):
+        rows = [parents_of(graph, i) for i in range(n_ctx - 1)] + [target_parents]
+        looked_at = [parents[head] if head < len(parents) else i for i, parents in enumerate(rows)]
+        first[head, position, position][torch.arange(n_ctx), torch.tensor(looked_at)] = attention_scale
+    identity = torch.eye(d_vocab, dtype=dtype)
+    for head in range(len(target_parents)):
+        asked = named["token"] if has_query(graph) else named[f"L0H{head}.token"]
+        second[0, asked.slice, named[f"L0H{head}.token"].slice] = match_scale * identity
+    left_out = [i for i in range(n_ctx) if i == n_ctx - 1 or graph.in_degree(i) != len(target_parents)]
+    second[0, position.start + n_ctx - 1, [position.start + i for i in left_out]] = -match_scale * (needed + 1)
+    model.unembed.W_U.data[named["L1H0.token"].slice] = readout_scale * identity
+    return model
+
+
+def attention_block(model: HookedTransformer, layer: int, head: int, query_slot: str, key_slot: str) -> Tensor:
+    """The block of A^(layer)_head between two named slots: a view, [query slot size, key slot size].
+
+    >>> attention_block(plant_circuit(nx.DiGraph([(0, 1), (2, 3)]), d_vocab=2), 0, 0, "position", "position")
+    tensor([[20.,  0.,  0.],
+            [20.,  0.,  0.],
+            [ 0.,  0., 20.]])
+    """
+    layout, named = layout_of(model), layout_of(model).slots()
+    for slot in (query_slot, key_slot):
+        if slot not in named:
+            raise ValueError(f"no slot {slot!r} in this model; it has {', '.join(named)}")
+    check_head(model, layer, head)
+    if layout.kind == "reduced":
+        raise ValueError("the reduced model's A1 and A2 are W_Q[0, 0] and W_Q[1, 0] themselves: they have no slot pairs")
+    return model.blocks[layer].attn.W_Q[head, named[query_slot].slice, named[key_slot].slice]
+
+
+def live_heads(model: HookedTransformer) -> list[tuple[int, int]]:
+    """(layer, head) of every head, the dead ones that only pad a layer left out."""
+    n_heads = getattr(getattr(model, "causal_circuits_layout", None), "n_heads", None)
+    if n_heads is None:
+        n_heads = (model.cfg.n_heads,) * model.cfg.n_layers
+    return [(layer, head) for layer, heads in enumerate(n_heads) for head in range(heads)]
+
+
+def check_head(model: HookedTransformer, layer: int, head: int) -> None:
+    """Raise a ValueError unless the model has this head."""
+    if (layer, head) not in live_heads(model):
+        raise ValueError(f"the model has no head {head} in layer {layer}: its heads (layer, head) are {live_heads(model)}")
+
+
+def _check_sizes(d_vocab: int, n_ctx: int, n_heads: Sequence[int]) -> None:
+    for name, value in (("d_vocab", d_vocab), ("n_ctx", n_ctx)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 2:
+            raise ValueError(f"{name} must be an integer of at least 2: got {value!r}")
+    heads = list(n_heads) if isinstance(n_heads, Sequence) and not isinstance(n_heads, str) else []
+    if not heads or any(isinstance(h, bool) or not isinstance(h, int | np.integer) or h < 1 for h in heads):
+        raise ValueError(f"n_heads must list at least one head for each layer, such as (1, 1): got {n_heads!r}")
+
+
+def _empty_transformer(layout: Layout, d_head: int, dtype: torch.dtype, device: torch.device | str) -> HookedTransformer:
+    """A HookedTransformer of the layout's sizes with every parameter zero but the two embeddings."""
+    d_model = layout.width(layout.n_layers)
+    config = HookedTransformerConfig(
+        n_layers=layout.n_layers,
+        d_model=d_model,
+        n_ctx=layout.n_ctx,
+        d_head=d_head,
+        n_heads=max(layout.n_heads),
+        d_vocab=layout.d_vocab,
+        attn_only=True,
+        normalization_type=None,
+        use_attn_scale=False,
+        init_weights=False,
+        default_prepend_bos=False,
+        dtype=dtype,
+        device=str(device),
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
+        model = HookedTransformer(config)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    model.embed.W_E.data[:, : layout.d_vocab] = torch.eye(layout.d_vocab, dtype=dtype)
+    model.pos_embed.W_pos.data[:, layout.d_vocab : layout.d_block] = torch.eye(layout.n_ctx, dtype=dtype)
+    model.causal_circuits_layout = layout
+    return model
+
+
+def _freeze(model: HookedTransformer) -> HookedTransformer:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith(("W_Q", "W_U")))
+    return model

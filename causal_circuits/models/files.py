@@ -1,0 +1,72 @@
+"""Models on disk: weights in safetensors, sizes in JSON; never pickle."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformer_lens import HookedTransformer
+
+from causal_circuits.models.build import disentangled_transformer, reduced_transformer
+from causal_circuits.models.layout import layout_of
+
+WEIGHTS, CONFIG = "model.safetensors", "model.json"
+FORMAT = "causal_circuits.model/1"
+
+
+def save_model(model: HookedTransformer, folder: str | os.PathLike[str]) -> Path:
+    """Write a model of ours to a folder (made if missing): `model.safetensors` and `model.json`.
+
+    Only the trained weights are stored; the frozen identities follow from the sizes. Each file is written beside
+    its place and moved there, so an interrupted save leaves the earlier files whole.
+    """
+    layout, folder = layout_of(model), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if name.endswith(("W_Q", "W_U"))}
+    config = {
+        "format": FORMAT,
+        "kind": layout.kind,
+        "d_vocab": layout.d_vocab,
+        "n_ctx": layout.n_ctx,
+        "n_heads": list(layout.n_heads),
+        "dtype": str(model.W_U.dtype).removeprefix("torch."),
+    }
+    save_file(trained, folder / f"{WEIGHTS}.part")
+    (folder / f"{CONFIG}.part").write_text(json.dumps(config, indent=2) + "\n")
+    for name in (WEIGHTS, CONFIG):
+        os.replace(folder / f"{name}.part", folder / name)
+    return folder
+
+
+def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> HookedTransformer:
+    """Read a model that `save_model` wrote: the same weights, bit for bit.
+
+    Raises:
+        ValueError: a file is missing or is not what `save_model` writes.
+    """
+    folder = Path(folder)
+    for name in (WEIGHTS, CONFIG):
+        if not (folder / name).is_file():
+            raise ValueError(f"a saved model is a folder with {WEIGHTS} and {CONFIG}: {folder} has no {name}")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        if config["format"] != FORMAT:
+            raise ValueError(f"unknown format {config['format']!r}")
+        dtype = {"float32": torch.float32, "float64": torch.float64}[config["dtype"]]
+        sizes = {"d_vocab": config["d_vocab"], "n_ctx": config["n_ctx"], "dtype": dtype, "device": device}
+        if config["kind"] == "reduced":
+            model = reduced_transformer(**sizes)
+        else:
+            model = disentangled_transformer(n_heads=config["n_heads"], **sizes)
+        weights = load_file(folder / WEIGHTS)
+    except (KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder / CONFIG} does not describe a model saved by causal_circuits: {error}") from error
+    except Exception as error:  # safetensors raises its own error type, which it does not export by one name
+        raise ValueError(f"{folder / WEIGHTS} is not a readable safetensors file: {error}") from error
+    parameters = dict(model.named_parameters())
+    for name, weight in weights.items():
+        if name not in parameters or parameters[name].shape != weight.shape or weight.dtype != dtype:
+            raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {name} is {list(weight.shape)} {weight.dtype}")
+        parameters[name].data.copy_(weight)
+    return model

@@ -1,0 +1,136 @@
+"""Where things lie in a disentangled residual stream.
+
+The residual stream of a disentangled transformer is a concatenation: each head appends a copy of everything
+it read. A *block* is one copy of [token one-hot | position one-hot], d0 = d_vocab + n_ctx wide; a *slot* is
+the token half or the position half of a block. With (m1, m2) heads there are (1 + m1)(1 + m2) blocks:
+
+    L0 input:  [token | position]
+    L1 input:  [token | position | L0H0.token | L0H0.position | L0H1.token | ... ]
+    output:    [ the L1 input     | L1H0.( the L1 input )     | L1H1.( the L1 input ) | ... ]
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from transformer_lens import HookedTransformer
+
+Kind = Literal["disentangled", "reduced"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A named range of residual coordinates.
+
+    Attributes:
+        name: ``"token"``, ``"position"``, ``"L0H1.token"``, ``"L1H0.L0H1.token"``, ...
+        start, stop: the half-open range of coordinates.
+        description: the name in words.
+    """
+
+    name: str
+    start: int
+    stop: int
+    description: str
+
+    @property
+    def slice(self) -> "slice":
+        """For indexing: ``W_U[slot.slice]``."""
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The sizes that fix a model of ours: everything in its config follows from them.
+
+    Attributes:
+        kind: "disentangled" (the paper's section 2) or "reduced" (section 4: A1 over positions, A2 over tokens,
+            and an output that is a probability vector rather than logits).
+        d_vocab, n_ctx: vocabulary and context length.
+        n_heads: heads of each layer.
+    """
+
+    kind: Kind
+    d_vocab: int
+    n_ctx: int
+    n_heads: tuple[int, ...]
+
+    @property
+    def d_block(self) -> int:
+        """Width d0 of one [token | position] block."""
+        return self.d_vocab + self.n_ctx
+
+    def n_blocks(self, layer: int) -> int:
+        """Number of blocks in the residual stream that layer `layer` reads."""
+        return prod(1 + heads for heads in self.n_heads[:layer])
+
+    def width(self, layer: int) -> int:
+        """Width of the residual stream that layer `layer` reads; `width(len(n_heads))` is d_model."""
+        if self.kind == "reduced":
+            return 3 * self.d_vocab + self.n_ctx
+        return self.d_block * self.n_blocks(layer)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of attention layers."""
+        return len(self.n_heads)
+
+    def slots(self) -> dict[str, Slot]:
+        """Every slot of the final residual stream by name, in order."""
+        if self.kind == "reduced":
+            return self._reduced_slots()
+        blocks = [""]
+        for layer, heads in enumerate(self.n_heads):
+            blocks += [f"L{layer}H{head}.{block}" for head in range(heads) for block in blocks]
+        slots: dict[str, Slot] = {}
+        for index, block in enumerate(blocks):
+            start = index * self.d_block
+            for half, begin, end in (("token", 0, self.d_vocab), ("position", self.d_vocab, self.d_block)):
+                slots[block + half] = Slot(block + half, start + begin, start + end, _describe(block, half))
+        return slots
+
+    def _reduced_slots(self) -> dict[str, Slot]:
+        sizes = {"token": self.d_vocab, "position": self.n_ctx, "L0H0.token": self.d_vocab, "L1H0.token": self.d_vocab}
+        slots, start = {}, 0
+        for name, size in sizes.items():
+            block, _, half = name.rpartition(".")
+            slots[name] = Slot(name, start, start + size, _describe(block + "." if block else "", half))
+            start += size
+        return slots
+
+
+def _describe(block: str, half: str) -> str:
+    """"L1H0.L0H1." and "token" in words: the outermost copy is named last."""
+    hops = [name for name in block.split(".") if name]
+    copies = [f"copied by head {hop[hop.index('H') + 1:]} of layer {hop[1 : hop.index('H')]}" for hop in reversed(hops)]
+    return " ".join([half, ", then ".join(copies)]).strip()
+
+
+def layout_of(model: HookedTransformer) -> Layout:
+    """The layout that a model of ours was built with.
+
+    Raises:
+        ValueError: the model was not built by `causal_circuits`.
+    """
+    layout = getattr(model, "causal_circuits_layout", None)
+    if not isinstance(layout, Layout):
+        raise ValueError(
+            "this HookedTransformer has no disentangled residual stream; build one with disentangled_transformer, "
+            "reduced_transformer, plant_circuit or load_model"
+        )
+    return layout
+
+
+def has_layout(model: HookedTransformer) -> bool:
+    """Whether the model was built by `causal_circuits`."""
+    return isinstance(getattr(model, "causal_circuits_layout", None), Layout)
+
+
+def slots(model: HookedTransformer) -> dict[str, Slot]:
+    """The named slots of a model's residual stream.
+
+    >>> from causal_circuits import disentangled_transformer
+    >>> slots(disentangled_transformer(d_vocab=10, n_ctx=20))["L0H0.token"]
+    Slot(name='L0H0.token', start=30, stop=40, description='token copied by head 0 of layer 0')
+    """
+    return layout_of(model).slots()

@@ -1,0 +1,129 @@
+"""The structured forward: the same model without the one-hot multiplications.
+
+In a disentangled residual stream every block is ``M [X | I]``: a mixing matrix M (a product of attention
+patterns; the identity for the first block) applied to the tokens' one-hots X and to the positions' identity.
+So nothing has to be copied. Write Q = (query residual) A, and cut it into blocks of a token half and a position
+half. The score of key j through block M is
+
+    sum_k M[j, k] r[k],      r[k] = Q.token[x_k] + Q.position[k],
+
+and the last layer is needed for the last query alone. The result equals the plain TransformerLens forward in
+logits and in every trainable gradient, and ``blocks.l.attn.hook_pattern`` is called with the same tensor, so hooks
+there - reading, editing or backward - work as they do in the plain forward.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from causal_circuits.models.layout import Layout, has_layout, layout_of
+
+SERVED_HOOK = "attn.hook_pattern"
+PROBABILITY_FLOOR = 1e-9
+
+
+def logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
+    """The model's output at the last position, by the fastest forward that honours every attached hook.
+
+    Disentangled models take the structured forward unless a hook sits on a point it does not serve (it serves
+    ``hook_pattern``); everything else takes the plain one. For the reduced model the output is a probability
+    vector: see `log_probs`.
+    """
+    if has_layout(model) and layout_of(model).kind == "disentangled" and not _has_other_hooks(model):
+        return structured_logits(model, tokens)
+    return model(tokens, return_type="logits")[:, -1]
+
+
+def log_probs(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
+    """The log of the model's prediction at the last position: log softmax of logits, or log(f + 1e-9) if reduced."""
+    output = logits(model, tokens)
+    if has_layout(model) and layout_of(model).kind == "reduced":
+        return (output + PROBABILITY_FLOOR).log()
+    return output.log_softmax(dim=-1)
+
+
+def structured_logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
+    """Logits of a disentangled transformer at the last position (see the module's text for the method)."""
+    layout = layout_of(model)
+    _check_tokens(layout, tokens)
+    one_hot = torch.nn.functional.one_hot(tokens, layout.d_vocab).to(model.W_U.dtype)
+    mixing: list[Tensor | None] = [None]  # one [batch, n_ctx, n_ctx] a block; None is the identity
+    last_rows = [_unit_row(layout, tokens, model.W_U.dtype)]
+    for layer in range(layout.n_layers):
+        pattern = _pattern(model, layer, tokens, one_hot, mixing)
+        heads = pattern.unbind(dim=1)[: layout.n_heads[layer]]
+        last_rows += [_compose_row(head[:, -1:], mix) for head in heads for mix in mixing]
+        if layer < layout.n_layers - 1:
+            mixing += [head if mix is None else head @ mix for head in heads for mix in mixing]
+    residual = torch.cat([half for row in last_rows for half in (row @ one_hot, row)], dim=-1)
+    return residual[:, 0] @ model.unembed.W_U + model.unembed.b_U
+
+
+def _pattern(
+    model: HookedTransformer, layer: int, tokens: Tensor, one_hot: Tensor, mixing: list[Tensor | None]
+) -> Float[Tensor, "batch head_index query_pos key_pos"]:
+    """The attention pattern of a layer, through its HookPoint; the last layer's, if nobody looks, for the last query only."""
+    layout, attn = layout_of(model), model.blocks[layer].attn
+    watched = bool(attn.hook_pattern.fwd_hooks or attn.hook_pattern.bwd_hooks)
+    last_only = layer == layout.n_layers - 1 and not watched
+    queries = slice(layout.n_ctx - 1, None) if last_only else slice(None)
+    scores = [
+        _scores(layout, attn.W_Q[head, : layout.width(layer), : layout.width(layer)], tokens, one_hot, mixing, queries)
+        for head in range(layout.n_heads[layer])
+    ]
+    if watched:  # dead heads attend uniformly in the plain forward
+        scores += [torch.zeros_like(scores[0])] * (model.cfg.n_heads - len(scores))
+    return attn.hook_pattern(torch.softmax(_mask(torch.stack(scores, dim=1)), dim=-1))
+
+
+def _scores(
+    layout: Layout, weights: Tensor, tokens: Tensor, one_hot: Tensor, mixing: list[Tensor | None], queries: slice
+) -> Float[Tensor, "batch query_pos key_pos"]:
+    """Attention scores h A h^T of one head for a range of queries, without forming h."""
+    d_vocab, d_block = layout.d_vocab, layout.d_block
+    query = weights[:d_vocab][tokens[:, queries]] + weights[d_vocab:d_block][queries]
+    rows = [half for mix in mixing[1:] if mix is not None for half in (mix[:, queries] @ one_hot, mix[:, queries])]
+    if rows:
+        query = query + torch.cat(rows, dim=-1) @ weights[d_block:]
+    scores: Tensor | None = None
+    for block, mix in enumerate(mixing):
+        part = query[..., block * d_block : (block + 1) * d_block]
+        reach = part[..., :d_vocab] @ one_hot.mT + part[..., d_vocab:]
+        through = reach if mix is None else reach @ mix.mT
+        scores = through if scores is None else scores + through
+    assert scores is not None
+    return scores
+
+
+def _mask(scores: Float[Tensor, "batch head_index query_pos key_pos"]) -> Tensor:
+    """Minus infinity at keys behind the query; a single row is the last query, which sees everything."""
+    n_queries, n_keys = scores.shape[-2:]
+    if n_queries == 1:
+        return scores
+    future = torch.ones(n_queries, n_keys, dtype=torch.bool, device=scores.device).triu(1)
+    return scores.masked_fill(future, -torch.inf)
+
+
+def _compose_row(row: Float[Tensor, "batch 1 n_ctx"], mix: Tensor | None) -> Float[Tensor, "batch 1 n_ctx"]:
+    return row if mix is None else row @ mix
+
+
+def _unit_row(layout: Layout, tokens: Tensor, dtype: torch.dtype) -> Float[Tensor, "batch 1 n_ctx"]:
+    """The last row of the identity, for every sequence."""
+    row = torch.zeros(len(tokens), 1, layout.n_ctx, dtype=dtype, device=tokens.device)
+    row[:, :, -1] = 1.0
+    return row
+
+
+def _check_tokens(layout: Layout, tokens: Tensor) -> None:
+    if tokens.ndim != 2 or tokens.shape[1] != layout.n_ctx:
+        raise ValueError(f"tokens must be [batch, n_ctx={layout.n_ctx}]: got {list(tokens.shape)}")
+
+
+def _has_other_hooks(model: HookedTransformer) -> bool:
+    """Whether a hook sits on a point that the structured forward does not call."""
+    return any(
+        (point.fwd_hooks or point.bwd_hooks) and not name.endswith(SERVED_HOOK)
+        for name, point in model.hook_dict.items()
+    )

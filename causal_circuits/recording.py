@@ -1,0 +1,216 @@
+"""What to measure during training, when, and the record that is left.
+
+Attention patterns and the gradients of attention scores are taken by TransformerLens hooks on
+``blocks.l.attn.hook_pattern``, with names both TransformerLens 3 and 4 have. The score gradient goes through
+the softmax Jacobian, dS = P * (dP - sum(dP * P)): it does not need ``hook_attn_scores``.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from causal_circuits.models import HookedTransformer
+
+
+@dataclass(frozen=True)
+class RecordAt:
+    """At which steps to record, and what.
+
+    Step s is recorded on the batch of step s, before the update; the number of steps itself stands for the end of
+    training, so ``RecordAt.log_spaced(12)`` always holds the first and the last state.
+
+    Args:
+        steps: the steps; those beyond the end of training are passed over.
+        attention: patterns of every layer, averaged over the batch.
+        score_gradients: gradients of the mean loss with respect to attention scores, summed over the batch.
+    """
+
+    steps: tuple[int, ...] | None = None
+    n_log_spaced: int = 12
+    attention: bool = True
+    score_gradients: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and any(step < 0 for step in self.steps):
+            raise ValueError(f"recorded steps must be 0 or more: got {min(self.steps)}")
+        if self.n_log_spaced < 2:
+            raise ValueError(f"n_log_spaced must be at least 2 (the first and the last step): got {self.n_log_spaced}")
+
+    @classmethod
+    def every(cls, interval: int, until: int) -> "RecordAt":
+        """Every `interval` steps, from 0 to `until`.
+
+        >>> RecordAt.every(50, until=200).steps
+        (0, 50, 100, 150, 200)
+        """
+        return cls(steps=tuple(range(0, until + 1, interval)))
+
+    @classmethod
+    def log_spaced(cls, n: int = 12) -> "RecordAt":
+        """`n` steps, dense at the start: 0, then geometrically up to the end of training."""
+        return cls(n_log_spaced=n)
+
+    def within(self, n_steps: int) -> tuple[int, ...]:
+        """The recorded steps of a run of `n_steps`.
+
+        >>> RecordAt.log_spaced(5).within(1000)
+        (0, 6, 32, 178, 1000)
+        """
+        if self.steps is not None:
+            return tuple(sorted({step for step in self.steps if step <= n_steps}))
+        later = np.geomspace(1, max(n_steps, 1), self.n_log_spaced)[1:]
+        return (0, *sorted({round(step) for step in later}))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One state of a model, measured on one batch.
+
+    Attributes:
+        step: optimiser steps taken before.
+        loss: mean cross-entropy of the batch, nats.
+        attention: [layer, head_index, query_pos, key_pos], averaged over the batch.
+        score_gradients: the same shape; d(mean loss) / d(scores), summed over the batch.
+    """
+
+    step: int
+    loss: float
+    attention: Float[Tensor, "layer head_index query_pos key_pos"] | None
+    score_gradients: Float[Tensor, "layer head_index query_pos key_pos"] | None
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What a training run left behind.
+
+    Attributes:
+        losses: float64 [steps]; the training loss of every step, nats.
+        steps: recorded steps.
+        attention: [record, layer, head_index, query_pos, key_pos], or None if not asked for.
+        score_gradients: the same shape, or None.
+        recorded_losses: float64 [record]; loss of each recorded state on its batch.
+        config: everything that was asked for, as plain values.
+        seconds: wall time of training, recording included.
+        sequences_per_s: sequences drawn and trained on in a second, recording included.
+        path: "fused" or "structured", the way most steps were computed.
+    """
+
+    losses: Float[Tensor, " step"]
+    steps: tuple[int, ...]
+    recorded_losses: Float[Tensor, " record"]
+    attention: Float[Tensor, "record layer head_index query_pos key_pos"] | None
+    score_gradients: Float[Tensor, "record layer head_index query_pos key_pos"] | None
+    config: dict[str, object] = field(default_factory=dict)
+    seconds: float = 0.0
+    sequences_per_s: float = 0.0
+    path: str = ""
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `record.safetensors` and `record.json` to a folder (made if missing)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: value for name, value in self._tensors().items() if value is not None}
+        plain = {name: value for name, value in self.__dict__.items() if name not in self._tensors()}
+        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "record.safetensors.part")
+        (folder / "record.json.part").write_text(json.dumps(plain, indent=2) + "\n")
+        for name in ("record.safetensors", "record.json"):
+            os.replace(folder / f"{name}.part", folder / name)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "TrainingRecord":
+        """Read what `save` wrote."""
+        folder = Path(folder)
+        try:
+            plain = json.loads((folder / "record.json").read_text())
+            tensors = load_file(folder / "record.safetensors")
+        except FileNotFoundError as error:
+            raise ValueError(f"a saved record is a folder with record.json and record.safetensors: {error}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{folder / 'record.json'} is not JSON: {error}") from error
+        plain["steps"] = tuple(plain["steps"])
+        return cls(**{"attention": None, "score_gradients": None, **plain, **tensors})
+
+    def _tensors(self) -> dict[str, Tensor | None]:
+        names = ("losses", "recorded_losses", "attention", "score_gradients")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class _Watched:
+    patterns: dict[int, Tensor] = field(default_factory=dict)
+    pattern_gradients: dict[int, Tensor] = field(default_factory=dict)
+
+    def attention(self) -> Tensor:
+        """Patterns averaged over the batch, [layer, head_index, query_pos, key_pos]."""
+        return torch.stack([self.patterns[layer].mean(dim=0) for layer in sorted(self.patterns)])
+
+    def score_gradients(self) -> Tensor:
+        """Gradients with respect to scores, summed over the batch, through the softmax Jacobian."""
+        summed = []
+        for layer in sorted(self.pattern_gradients):
+            pattern, gradient = self.patterns[layer], self.pattern_gradients[layer]
+            inner = (gradient * pattern).sum(dim=-1, keepdim=True)
+            summed.append((pattern * (gradient - inner)).sum(dim=0))
+        return torch.stack(summed)
+
+
+@contextmanager
+def watch_attention(model: HookedTransformer) -> Iterator[_Watched]:
+    """Within the context, forward and backward passes leave every layer's pattern and its gradient behind.
+
+    Works with the plain and the structured forward. The hooks are gone afterwards, also after an exception; hooks
+    that were there before stay.
+
+    >>> from causal_circuits import disentangled_transformer, models
+    >>> model = disentangled_transformer(d_vocab=3, n_ctx=4)
+    >>> with watch_attention(model) as watched:
+    ...     models.logits(model, torch.tensor([[0, 1, 2, 0]])).sum().backward()
+    >>> watched.score_gradients().shape
+    torch.Size([2, 1, 4, 4])
+    """
+    watched = _Watched()
+
+    def forward(layer: int):  # type: ignore[no-untyped-def]  # a hook's type is TransformerLens's
+        def keep(pattern: Tensor, hook: object) -> None:
+            watched.patterns[layer] = pattern.detach()
+
+        return keep
+
+    def backward(layer: int):  # type: ignore[no-untyped-def]
+        def keep(gradient: Tensor, hook: object) -> None:
+            watched.pattern_gradients[layer] = gradient.detach()
+
+        return keep
+
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    forward_hooks = [(name, forward(layer)) for layer, name in enumerate(names)]
+    backward_hooks = [(name, backward(layer)) for layer, name in enumerate(names)]
+    with model.hooks(fwd_hooks=forward_hooks, bwd_hooks=backward_hooks):
+        yield watched
+
+
+def to_plain(config: object) -> dict[str, object]:
+    """A frozen dataclass as JSON values."""
+    return json.loads(json.dumps(asdict(config)))  # type: ignore[call-overload, no-any-return]
+
+
+def stack_snapshots(snapshots: Sequence[Snapshot]) -> dict[str, object]:
+    """The arrays of a TrainingRecord from its snapshots."""
+    attention = [s.attention for s in snapshots if s.attention is not None]
+    gradients = [s.score_gradients for s in snapshots if s.score_gradients is not None]
+    return {
+        "steps": tuple(s.step for s in snapshots),
+        "recorded_losses": torch.tensor([s.loss for s in snapshots], dtype=torch.float64),
+        "attention": torch.stack(attention) if attention else None,
+        "score_gradients": torch.stack(gradients) if gradients else None,
+    }

@@ -1,0 +1,26 @@
+"""In-context tasks drawn from a causal graph, and the predictors that a model is measured against."""
+
+from causal_circuits.tasks.predictors import (
+    ExactBayes,
+    ReferenceLosses,
+    best_unigram_loss,
+    cross_entropy,
+    edge_posterior,
+    exact_bayes,
+    reference_losses,
+    unigram,
+)
+from causal_circuits.tasks.task import Batch, InContextTask
+
+__all__ = [
+    "Batch",
+    "ExactBayes",
+    "InContextTask",
+    "ReferenceLosses",
+    "best_unigram_loss",
+    "cross_entropy",
+    "edge_posterior",
+    "exact_bayes",
+    "reference_losses",
+    "unigram",
+]

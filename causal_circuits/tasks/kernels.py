@@ -1,0 +1,130 @@
+"""Random transition kernels and their stationary laws, drawn a batch at a time in numpy.
+
+Axes: ``batch``, then the parents' tokens flattened into ``row`` (d_vocab ** n_parents of them), then
+``token``. Everything here is vectorised over the batch and safe for concentrations down to 1e-3, where
+the gammas behind a Dirichlet draw underflow unless they are taken in log space.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+# Below this concentration a float64 gamma can underflow to zero often enough to matter (P ~ tiny ** alpha).
+LOG_SPACE_BELOW = 0.09
+
+
+def draw_kernels_with_laws(
+    generator: np.random.Generator, alpha: Float[np.ndarray, "*prior token token"], n: int
+) -> tuple[Float[np.ndarray, "batch *prior token token"], Float[np.ndarray, "batch *prior token"]]:
+    """One-parent kernels and their stationary laws, exact also where a kernel's entries underflow."""
+    n_states = alpha.shape[-1]
+    if alpha.min() < LOG_SPACE_BELOW:
+        log_kernels = draw_log_dirichlet(generator, alpha, n)
+        laws = log_stationary_law(log_kernels.reshape(-1, n_states, n_states))
+        kernels = np.exp(log_kernels).astype(np.float32)
+    else:
+        kernels = draw_dirichlet(generator, alpha, n)
+        laws = stationary_law(kernels.reshape(-1, n_states, n_states))
+    return kernels, laws.reshape(kernels.shape[:-1])
+
+
+def draw_dirichlet(
+    generator: np.random.Generator, alpha: Float[np.ndarray, "*prior token"], n: int
+) -> Float[np.ndarray, "batch *prior token"]:
+    """`n` kernels whose rows are independent Dirichlet draws: row r ~ Dirichlet(alpha[r]); float32, [n, *alpha.shape].
+
+    The gammas are float32 where that is exact enough, and in log space for small concentrations
+    (Gamma(a) = Gamma(a + 1) U^(1/a)), so that a row always sums to one.
+    """
+    if alpha.min() < LOG_SPACE_BELOW:
+        return np.exp(draw_log_dirichlet(generator, alpha, n)).astype(np.float32)
+    scalar = float(alpha.flat[0])
+    if np.all(alpha == scalar):
+        gammas = generator.standard_gamma(scalar, size=(*alpha.shape, n), dtype=np.float32)
+    else:
+        gammas = generator.standard_gamma(alpha[..., None], size=(*alpha.shape, n)).astype(np.float32)
+    gammas += np.float32(1e-37)  # a row of underflowed gammas would divide by zero
+    gammas /= gammas.sum(axis=-2, keepdims=True)
+    return np.moveaxis(gammas, -1, 0)  # in memory the batch stays last, where the elimination wants it
+
+
+def draw_log_dirichlet(
+    generator: np.random.Generator, alpha: Float[np.ndarray, "*prior token"], n: int
+) -> Float[np.ndarray, "batch *prior token"]:
+    """The logarithm of Dirichlet draws, float64, finite for concentrations as small as 1e-3.
+
+    Gamma(a) has the law of Gamma(a + 1) U^(1/a) with U uniform (Marsaglia & Tsang 2000), and the log of
+    that neither under- nor overflows.
+    """
+    shape = (n, *alpha.shape)
+    log_gammas = np.log(generator.standard_gamma(alpha + 1.0, size=shape))
+    log_gammas += np.log1p(-generator.random(size=shape)) / alpha
+    log_gammas -= log_gammas.max(axis=-1, keepdims=True)
+    return log_gammas - np.log(np.exp(log_gammas).sum(axis=-1, keepdims=True))
+
+
+def stationary_law(kernels: Float[np.ndarray, "batch token token"]) -> Float[np.ndarray, "batch token"]:
+    """The stationary law of every kernel of a batch, by GTH elimination in float64.
+
+    Grassmann, Taksar & Heyman (1985): eliminate states one at a time; no subtraction occurs, so the
+    result has small *relative* error also for nearly reducible chains. Entries must be positive.
+    """
+    work = np.ascontiguousarray(kernels.transpose(1, 2, 0), dtype=np.float64)
+    n_states = work.shape[0]
+    for k in range(n_states - 1, 0, -1):
+        work[:k, k] /= work[k, :k].sum(axis=0)
+        work[:k, :k] += work[:k, k, None] * work[k, None, :k]
+    law = np.ones((n_states, work.shape[-1]))
+    for k in range(1, n_states):
+        law[k] = (law[:k] * work[:k, k]).sum(axis=0)
+    return (law / law.sum(axis=0)).T
+
+
+def log_stationary_law(log_kernels: Float[np.ndarray, "batch token token"]) -> Float[np.ndarray, "batch token"]:
+    """`stationary_law` for kernels given in logs, whose entries may be as small as exp(-10,000)."""
+    work = np.ascontiguousarray(log_kernels.transpose(1, 2, 0), dtype=np.float64)
+    n_states = work.shape[0]
+    for k in range(n_states - 1, 0, -1):
+        work[:k, k] -= np.logaddexp.reduce(work[k, :k], axis=0)
+        work[:k, :k] = np.logaddexp(work[:k, :k], work[:k, k, None] + work[k, None, :k])
+    law = np.zeros((n_states, work.shape[-1]))
+    for k in range(1, n_states):
+        law[k] = np.logaddexp.reduce(law[:k] + work[:k, k], axis=0)
+    law = np.exp(law - law.max(axis=0))
+    return (law / law.sum(axis=0)).T
+
+
+def kernel_stationary_law(kernel: Float[np.ndarray, "token token"]) -> Float[np.ndarray, " token"]:
+    """The one stationary law of a kernel that may hold zeros (a periodic chain, say), by linear algebra.
+
+    Raises:
+        ValueError: the chain has several closed classes, hence several stationary laws.
+    """
+    n_states = kernel.shape[0]
+    balance = kernel.T - np.eye(n_states)
+    if np.linalg.matrix_rank(balance, tol=1e-10) < n_states - 1:
+        raise ValueError(
+            "a kernel must have one stationary law for roots to be drawn from: this one has several closed "
+            "classes of tokens; connect them, or use roots='uniform'"
+        )
+    system = np.vstack([balance, np.ones(n_states)])
+    law = np.linalg.lstsq(system, np.append(np.zeros(n_states), 1.0), rcond=None)[0]
+    law = np.clip(law, 0.0, None)
+    return law / law.sum()
+
+
+def cumulative_rows(kernels: Float[np.ndarray, "batch row token"]) -> Float[np.ndarray, "batch_row token"]:
+    """The cumulative distribution of every row, with +inf last so that rounding never leaves a draw unplaced."""
+    batch_last = np.moveaxis(kernels, 0, -1)
+    cumulative = np.empty(batch_last.shape, dtype=np.float32)
+    cumulative[:, 0] = batch_last[:, 0]
+    for token in range(1, batch_last.shape[1]):
+        np.add(cumulative[:, token - 1], batch_last[:, token], out=cumulative[:, token])
+    cumulative[:, -1] = np.inf
+    return np.ascontiguousarray(np.moveaxis(cumulative, -1, 0)).reshape(-1, batch_last.shape[1])
+
+
+def inverse_cdf(
+    cumulative: Float[np.ndarray, "*batch token"], uniforms: Float[np.ndarray, "*batch"]
+) -> Int[np.ndarray, "*batch"]:
+    """The first token whose cumulative probability exceeds the uniform number."""
+    return (uniforms[..., None] < cumulative).argmax(axis=-1)

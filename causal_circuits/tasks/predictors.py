@@ -1,0 +1,218 @@
+"""What can be predicted from the context: the lines that a model's loss is read against.
+
+All losses are soft-label cross-entropies in nats at the target, averaged over sequences. From below:
+
+* the *entropy floor*: knowing the kernel;
+* *exact Bayes*: the graph and every token are used, roots included;
+* the *edge posterior*: the graph's edges are used, roots ignored - the line reported everywhere;
+* the *best unigram*: token frequencies without the graph;
+* *uniform*: log(d_vocab).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from causal_circuits.graphs import parents_of
+from causal_circuits.tasks import kernels as _kernels
+from causal_circuits.tasks.task import Batch, InContextTask
+
+
+def cross_entropy(
+    probs: Float[Tensor, "batch d_vocab"], target_probs: Float[Tensor, "batch d_vocab"]
+) -> Float[Tensor, " batch"]:
+    """-sum target log(probs) for every sequence, in nats; 0 log 0 is 0."""
+    return -torch.special.xlogy(target_probs.double(), probs.double()).sum(dim=-1)
+
+
+def edge_posterior(task: InContextTask, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
+    """The posterior mean of the target's row given every true edge: (alpha + counts) / (sum of alpha + n).
+
+    Counts run over positions with parents: how often each token followed the target's parents' tokens. Roots
+    are no one's child and count for nothing (the authors' released code counts them as children of the
+    last token, which is why its "Bayes" line lies higher). With kernels of the user's own it is the mixture
+    of their rows, weighted by the likelihood of the edges.
+
+    Returns float64 probabilities [batch, d_vocab].
+    """
+    task.check_tokens(tokens)
+    counts = _transition_counts(task, tokens)
+    in_degree = len(task.target_parents)
+    row = torch.from_numpy(task.kernel_row(tokens[:, list(task.target_parents)].cpu().numpy()))
+    if task.given_kernels is not None:
+        return _kernel_mixture(task, tokens, include_roots=False)
+    posterior = counts + torch.from_numpy(np.array(task.alphas[in_degree]))[row]
+    return posterior / posterior.sum(dim=-1, keepdim=True)
+
+
+def _transition_counts(task: InContextTask, tokens: Tensor) -> Float[Tensor, "batch d_vocab"]:
+    """How often each token followed the tokens of the target's parents, along the graph's edges."""
+    in_degree = len(task.target_parents)
+    children = [i for i in range(task.n_ctx) if task.graph.in_degree(i) == in_degree]
+    counts = torch.zeros(len(tokens), task.d_vocab, dtype=torch.float64)
+    if not children:
+        return counts
+    tokens = tokens.cpu()
+    parents = torch.tensor([parents_of(task.graph, child) for child in children])
+    query = tokens[:, list(task.target_parents)]
+    match = (tokens[:, parents] == query[:, None, :]).all(dim=-1).double()
+    return counts.scatter_add_(1, tokens[:, children], match)
+
+
+def _kernel_mixture(task: InContextTask, tokens: Tensor, include_roots: bool) -> Float[Tensor, "batch d_vocab"]:
+    """Posterior mean over the user's finite set of kernels."""
+    assert task.given_kernels is not None
+    array = tokens.cpu().numpy()
+    n_kernels = len(next(iter(task.given_kernels.values())))
+    log_likelihood = np.zeros((len(array), n_kernels))
+    with np.errstate(divide="ignore"):
+        for position in range(task.n_ctx):
+            parents = parents_of(task.graph, position)
+            if parents:
+                row = task.kernel_row(array[:, list(parents)])
+                log_likelihood += np.log(task.given_kernels[len(parents)][:, row, array[:, position]]).T
+            elif include_roots and task.given_laws is not None and position in task.root_positions:
+                log_likelihood += np.log(task.given_laws[:, array[:, position]]).T
+    log_likelihood -= log_likelihood.max(axis=1, keepdims=True)
+    weights = np.exp(log_likelihood)
+    weights /= weights.sum(axis=1, keepdims=True)
+    target_row = task.kernel_row(array[:, list(task.target_parents)])
+    rows = task.given_kernels[len(task.target_parents)][:, target_row]
+    return torch.from_numpy(np.einsum("bk,kbt->bt", weights, rows))
+
+
+@dataclass(frozen=True)
+class ExactBayes:
+    """The importance-sampled exact posterior mean.
+
+    Attributes:
+        probs: float64 [batch, d_vocab].
+        effective_draws: mean effective sample size of the importance weights; much below the number of
+            draws means that roots are informative and more draws are needed.
+    """
+
+    probs: Float[Tensor, "batch d_vocab"]
+    effective_draws: float
+
+
+def exact_bayes(
+    task: InContextTask, tokens: Int[Tensor, "batch n_ctx"], n_draws: int = 256, seed: int = 0
+) -> ExactBayes:
+    """The exact posterior mean of the target's row: roots, which follow the kernel's stationary law, count too.
+
+    Given the edges, the kernel's rows are independent Dirichlets, with mean m; P(t) is proportional to m_t times the
+    mean likelihood of the root tokens under the posterior size-biased by pi(t | query). That mean is taken over
+    kernels drawn from it, shared by all t (bias of order 1 / effective draws). Where roots carry
+    no information - they are uniform or shared - this equals the edge posterior and nothing is drawn.
+    """
+    task.check_tokens(tokens)
+    if task.given_kernels is not None:
+        return ExactBayes(_kernel_mixture(task, tokens, include_roots=True), float("inf"))
+    roots = task.root_positions
+    if task.root_law != "stationary" or not roots:
+        return ExactBayes(edge_posterior(task, tokens), float("inf"))
+    generator = np.random.default_rng(seed)
+    array = tokens.cpu().numpy()
+    posterior = np.broadcast_to(task.alphas[1], (len(array), task.d_vocab, task.d_vocab)).copy()
+    for parent, child in task.graph.edges:
+        if child < task.n_ctx:
+            np.add.at(posterior, (np.arange(len(array)), array[:, parent], array[:, child]), 1.0)
+    log_space = bool(posterior.min() < _kernels.LOG_SPACE_BELOW)
+    mean = edge_posterior(task, tokens).numpy()
+    query = array[:, task.target_parents[0]]
+    log_weights = np.empty((len(array), n_draws, task.d_vocab))
+    piece = max(1, 2**19 // (n_draws * task.d_vocab**2))
+    for start in range(0, len(array), piece):
+        part = slice(start, start + piece)
+        draws = _posterior_draws(generator, posterior[part], query[part], n_draws, log_space)
+        for target, kernels in enumerate(draws):
+            laws = _kernels.log_stationary_law(kernels) if log_space else _kernels.stationary_law(kernels)
+            laws = laws.reshape(n_draws, -1, task.d_vocab)
+            root_laws = np.take_along_axis(laws, array[None, part][:, :, roots].repeat(n_draws, 0), axis=2)
+            log_weights[part, :, target] = np.log(root_laws + 1e-300).sum(axis=2).T
+    weights = np.exp(log_weights - log_weights.max(axis=(1, 2), keepdims=True))
+    probs = mean * weights.mean(axis=1)
+    probs /= probs.sum(axis=1, keepdims=True)
+    average = weights @ mean[..., None]
+    effective = average.sum(axis=1) ** 2 / (average**2).sum(axis=1)
+    return ExactBayes(torch.from_numpy(probs), float(effective.mean()))
+
+
+def _posterior_draws(
+    generator: np.random.Generator, posterior: np.ndarray, query: np.ndarray, n_draws: int, log_space: bool
+) -> Iterator[np.ndarray]:
+    """For each target token t, kernels [draws * batch, token, token] from the posterior size-biased by pi(t | query).
+
+    Size-biasing adds one to the Dirichlet parameter of entry (query, t), and if B ~ Beta(1, sum of the row's
+    parameters) then (1 - B) row + B e_t has just that law: the draws are shared by all targets.
+    """
+    draw = _kernels.draw_log_dirichlet if log_space else _kernels.draw_dirichlet
+    kernels = draw(generator, posterior, n_draws).astype(np.float64)
+    sequence = np.arange(len(posterior))
+    row = kernels[:, sequence, query].copy()
+    rest = posterior[sequence, query].sum(axis=-1)
+    log_keep = np.log1p(-generator.random(row.shape[:2])) / rest  # log(1 - B)
+    for target in range(posterior.shape[-1]):
+        point = np.where(np.arange(posterior.shape[-1]) == target, -np.expm1(log_keep)[..., None], 0.0)
+        if log_space:
+            with np.errstate(divide="ignore"):
+                biased = np.logaddexp(row + log_keep[..., None], np.log(point))
+        else:
+            biased = np.exp(log_keep)[..., None] * row + point
+        kernels[:, sequence, query] = biased
+        yield kernels.reshape(-1, *posterior.shape[1:])
+
+
+def unigram(tokens: Int[Tensor, "batch n_ctx"], d_vocab: int, pseudo_count: float) -> Float[Tensor, "batch d_vocab"]:
+    """Token frequencies of the context, smoothed: (pseudo_count + counts) / (d_vocab pseudo_count + n_ctx)."""
+    counts = torch.zeros(len(tokens), d_vocab, dtype=torch.float64)
+    counts.scatter_add_(1, tokens.cpu(), torch.ones(tokens.shape, dtype=torch.float64))
+    return (counts + pseudo_count) / (counts.sum(dim=-1, keepdim=True) + d_vocab * pseudo_count)
+
+
+def best_unigram_loss(batch: Batch) -> float:
+    """The lowest loss of a smoothed unigram on the batch, over pseudo-counts from 0.001 to 100 (log grid)."""
+    d_vocab = batch.target_probs.shape[-1]
+    grid = np.logspace(-3, 2, 51)
+    losses = [cross_entropy(unigram(batch.tokens, d_vocab, c), batch.target_probs).mean() for c in grid]
+    return float(min(losses))
+
+
+@dataclass(frozen=True)
+class ReferenceLosses:
+    """The lines that a loss is read against, all on the same batch, in nats.
+
+    `exact_bayes` is the edge posterior plus their paired difference on a sub-sample; `exact_bayes_error` is the
+    standard error of that difference and `exact_bayes_effective_draws` tells whether the importance sampling held.
+    """
+
+    entropy: float
+    exact_bayes: float
+    exact_bayes_error: float
+    exact_bayes_effective_draws: float
+    edge_posterior: float
+    best_unigram: float
+    uniform: float
+
+
+def reference_losses(
+    task: InContextTask, batch: Batch, n_exact: int = 1024, n_draws: int = 256, seed: int = 0
+) -> ReferenceLosses:
+    """All reference lines on one batch; exact Bayes on its first `n_exact` sequences."""
+    posterior = cross_entropy(edge_posterior(task, batch.tokens), batch.target_probs)
+    sub = batch[:n_exact]
+    exact = exact_bayes(task, sub.tokens, n_draws=n_draws, seed=seed)
+    gain = cross_entropy(exact.probs, sub.target_probs) - posterior[: len(sub)]
+    return ReferenceLosses(
+        entropy=float(cross_entropy(batch.target_probs, batch.target_probs).mean()),
+        exact_bayes=float(posterior.mean() + gain.mean()),
+        exact_bayes_error=float(gain.std() / max(len(sub), 2) ** 0.5),
+        exact_bayes_effective_draws=exact.effective_draws,
+        edge_posterior=float(posterior.mean()),
+        best_unigram=best_unigram_loss(batch),
+        uniform=float(np.log(task.d_vocab)),
+    )

@@ -1,0 +1,301 @@
+"""In-context sequences whose latent structure is a causal graph.
+
+For every sequence a fresh transition kernel pi is drawn from the prior; a position's token is drawn from
+the row of pi that its parents' tokens name; what the model must predict is the target's whole row. A
+model that predicts well has to find, in context, transitions that match the target's parents - and for
+that it must know which position is whose parent (Nichani, Damian & Lee 2024, tasks 1 and 2).
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import networkx as nx
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from causal_circuits.graphs import has_query, n_ctx_of, parents_of, validate_graph
+from causal_circuits.tasks import kernels as _kernels
+
+Roots = Literal["stationary", "uniform", "shared"]
+Seed = int | Sequence[int] | np.random.SeedSequence
+
+# Sequences are drawn in pieces of this many, each with its own random stream: the result is the same for
+# any number of threads, and a piece's arrays stay in the second-level cache.
+PIECE = 512
+MAX_KERNEL_ENTRIES = 2**28
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences and what to predict after them.
+
+    Attributes:
+        tokens: int64 [batch, n_ctx].
+        target_probs: float32 [batch, d_vocab]; the law of the target given its parents' tokens.
+    """
+
+    tokens: Int[Tensor, "batch n_ctx"]
+    target_probs: Float[Tensor, "batch d_vocab"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: slice | Tensor) -> "Batch":
+        return Batch(self.tokens[index], self.target_probs[index])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
+        """The same batch on another device; `dtype` applies to the probabilities."""
+        return Batch(self.tokens.to(device), self.target_probs.to(device=device, dtype=dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class InContextTask:
+    """Sequences drawn from a causal graph with a fresh random kernel for each sequence.
+
+    Args:
+        graph: a causal graph (see `causal_circuits.graphs`): a forest with a query, or any DAG.
+        d_vocab: number of tokens, at least 2.
+        alpha: Dirichlet concentration of the kernel's rows: a number, or for graphs with at most one
+            parent a position also [d_vocab] (one number a row) or [d_vocab, d_vocab] (row by row).
+        kernels: instead of Dirichlet draws, kernels of your own: [d_vocab, d_vocab] or, one drawn uniformly
+            for each sequence, [n, d_vocab, d_vocab]; for several in-degrees a dict {n_parents: array} whose
+            arrays have n_parents + 1 (or + 2) axes.
+        roots: the law of a root's token: ``"stationary"`` (of pi; the paper's trees, the default with at most
+            one parent), ``"uniform"`` (the default with more), or ``"shared"`` (one Dirichlet draw a
+            sequence, which is what the authors' released DAG code does).
+
+    Raises:
+        ValueError: naming the rule that is broken, the value, and the remedy.
+
+    >>> from causal_circuits import chain_graph
+    >>> task = InContextTask(chain_graph(20), d_vocab=10, alpha=0.1)
+    >>> batch = task.sample(4, seed=0)
+    >>> batch.tokens.shape, batch.target_probs.shape
+    (torch.Size([4, 20]), torch.Size([4, 10]))
+    """
+
+    graph: nx.DiGraph
+    d_vocab: int = 10
+    alpha: "float | Sequence[float] | np.ndarray" = 0.1
+    kernels: "np.ndarray | Tensor | Mapping[int, np.ndarray | Tensor] | None" = None
+    roots: Roots | None = None
+
+    def __post_init__(self) -> None:
+        validate_graph(self.graph)
+        if isinstance(self.d_vocab, bool) or not isinstance(self.d_vocab, int | np.integer) or self.d_vocab < 2:
+            raise ValueError(f"d_vocab must be an integer of at least 2: got {self.d_vocab!r}")
+        if self.roots not in (None, "stationary", "uniform", "shared"):
+            raise ValueError(f"roots must be 'stationary', 'uniform' or 'shared': got {self.roots!r}")
+        if self.root_law == "stationary" and max(self.in_degrees, default=1) > 1:
+            raise ValueError("roots='stationary' needs at most one parent a position: use 'uniform' or 'shared'")
+        for in_degree in self.in_degrees:
+            if self.d_vocab ** (in_degree + 1) > MAX_KERNEL_ENTRIES // 64:
+                raise ValueError(
+                    f"a kernel with {in_degree} parents over {self.d_vocab} tokens has d_vocab ** (n_parents + 1) = "
+                    f"{self.d_vocab ** (in_degree + 1):,} entries; the limit is {MAX_KERNEL_ENTRIES // 64:,}: "
+                    "use fewer parents or tokens"
+                )
+        _ = self.alphas, self.given_kernels  # validated where they are made
+
+    @property
+    def n_ctx(self) -> int:
+        """Length of the context, query included, target not."""
+        return n_ctx_of(self.graph)
+
+    @cached_property
+    def has_query(self) -> bool:
+        """Whether the last context position is a uniform query and the target's only parent."""
+        return has_query(self.graph)
+
+    @cached_property
+    def target_parents(self) -> tuple[int, ...]:
+        """The positions whose tokens decide the target's law."""
+        return parents_of(self.graph, self.n_ctx)
+
+    @cached_property
+    def in_degrees(self) -> tuple[int, ...]:
+        """The different numbers of parents, 0 left out; there is one kernel for each."""
+        return tuple(sorted({degree for _, degree in self.graph.in_degree} - {0}))
+
+    @property
+    def root_law(self) -> Roots:
+        """How root tokens are drawn (`roots`, with its default filled in)."""
+        if self.roots is not None:
+            return self.roots
+        return "stationary" if max(self.in_degrees, default=1) <= 1 else "uniform"
+
+    @cached_property
+    def alphas(self) -> dict[int, Float[np.ndarray, "row token"]]:
+        """The Dirichlet parameters of the kernel of each in-degree, row by row."""
+        alpha = np.asarray(self.alpha, dtype=np.float64)
+        if not np.all(np.isfinite(alpha)) or not np.all(alpha > 0):
+            raise ValueError(f"alpha must be positive and finite: got {self.alpha}; the paper uses 0.1")
+        if alpha.min() < 1e-4 or alpha.max() > 1e6:
+            raise ValueError(f"alpha must lie in [1e-4, 1e6] to be sampled faithfully: got {self.alpha}")
+        if alpha.ndim and self.in_degrees != (1,):
+            raise ValueError(f"alpha by row needs a graph with at most one parent a position: in-degrees {self.in_degrees}")
+        if alpha.shape == (self.d_vocab,):
+            alpha = alpha[:, None]
+        elif alpha.ndim and alpha.shape != (self.d_vocab, self.d_vocab):
+            raise ValueError(
+                f"alpha must be a number, [d_vocab] or [d_vocab, d_vocab] with d_vocab {self.d_vocab}: "
+                f"got shape {list(alpha.shape)}"
+            )
+        return {k: np.broadcast_to(alpha, (self.d_vocab**k, self.d_vocab)) for k in self.in_degrees}
+
+    @cached_property
+    def given_kernels(self) -> dict[int, Float[np.ndarray, "kernel row token"]] | None:
+        """The user's kernels with parents' tokens flattened into rows, or None when they are drawn."""
+        if self.kernels is None:
+            return None
+        given = self.kernels if isinstance(self.kernels, Mapping) else {1: self.kernels}
+        if set(given) != set(self.in_degrees):
+            raise ValueError(f"kernels must cover the graph's in-degrees {self.in_degrees}: got {tuple(given)}")
+        checked = {k: _checked_kernel(np.asarray(kernel, dtype=np.float64), k, self.d_vocab) for k, kernel in given.items()}
+        if len({len(kernel) for kernel in checked.values()}) > 1:
+            raise ValueError("kernels of different in-degrees must be equally many: give one set of each")
+        return checked
+
+    @cached_property
+    def given_laws(self) -> Float[np.ndarray, "kernel token"] | None:
+        """The stationary laws of the user's kernels, where roots need them."""
+        if self.given_kernels is None or self.root_law != "stationary":
+            return None
+        return np.stack([_kernels.kernel_stationary_law(kernel) for kernel in self.given_kernels[1]])
+
+    def sample(self, n: int, seed: Seed = 0, n_threads: int = 2) -> Batch:
+        """Draw `n` sequences. The same seed gives the same sequences for any number of threads.
+
+        Args:
+            n: number of sequences, at least 1.
+            seed: an integer or a sequence of integers (such as ``(run_seed, step)``).
+            n_threads: pieces of 512 sequences drawn side by side.
+        """
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+            raise ValueError(f"the number of sequences must be a positive integer: got {n!r}")
+        sizes = [PIECE] * (n // PIECE) + ([n % PIECE] if n % PIECE else [])
+        sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+        generators = [np.random.Generator(np.random.SFC64(child)) for child in sequence.spawn(len(sizes))]
+        if len(sizes) == 1 or n_threads <= 1:
+            pieces = [self._sample_piece(size, generator) for size, generator in zip(sizes, generators, strict=True)]
+        else:
+            with ThreadPoolExecutor(n_threads) as pool:
+                pieces = list(pool.map(self._sample_piece, sizes, generators))
+        tokens = np.concatenate([piece[0] for piece in pieces])
+        target_probs = np.concatenate([piece[1] for piece in pieces])
+        return Batch(torch.from_numpy(tokens), torch.from_numpy(target_probs))
+
+    def draw_kernels(
+        self, n: int, generator: np.random.Generator
+    ) -> tuple[dict[int, Float[np.ndarray, "batch row token"]], Float[np.ndarray, "batch token"]]:
+        """`n` draws of the prior: a kernel for each in-degree, and the law of root tokens.
+
+        The law is that of root tokens (`root_law`): the stationary law of the one-parent kernel by default.
+        """
+        kernels: dict[int, np.ndarray] = {}
+        law: np.ndarray | None = None
+        if self.given_kernels is not None:
+            which = generator.integers(len(next(iter(self.given_kernels.values()))), size=n)
+            kernels = {k: kernel[which].astype(np.float32) for k, kernel in self.given_kernels.items()}
+            law = None if self.given_laws is None else self.given_laws[which]
+        else:
+            for k, alpha in self.alphas.items():
+                if self.root_law == "stationary":
+                    kernels[k], law = _kernels.draw_kernels_with_laws(generator, alpha, n)
+                else:
+                    kernels[k] = _kernels.draw_dirichlet(generator, alpha, n)
+        if law is None:
+            law = self._rootless_law(n, generator)
+        return kernels, law
+
+    def _rootless_law(self, n: int, generator: np.random.Generator) -> Float[np.ndarray, "batch token"]:
+        """The law of roots that does not come from the kernel."""
+        if self.root_law == "shared":
+            concentration = np.full((1, self.d_vocab), float(np.mean(np.asarray(self.alpha))))
+            return _kernels.draw_dirichlet(generator, concentration, n)[:, 0].astype(np.float64)
+        return np.full((n, self.d_vocab), 1.0 / self.d_vocab)
+
+    @cached_property
+    def root_positions(self) -> list[int]:
+        """Positions without parents, the query left out."""
+        positions = range(self.n_ctx - self.has_query)
+        return [position for position in positions if self.graph.in_degree(position) == 0]
+
+    @cached_property
+    def _children(self) -> list[tuple[int, tuple[int, ...]]]:
+        """Positions with parents, and these parents."""
+        parents = {position: parents_of(self.graph, position) for position in range(self.n_ctx)}
+        return [(child, above) for child, above in parents.items() if above]
+
+    def _sample_piece(self, n: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and target rows of `n` sequences, level by level through the graph."""
+        kernels, law = self.draw_kernels(n, generator)
+        cumulative = {k: _kernels.cumulative_rows(kernel) for k, kernel in kernels.items()}
+        uniforms = generator.random(size=(n, self.n_ctx), dtype=np.float32)
+        sequence = np.arange(n)
+        tokens = np.empty((n, self.n_ctx), dtype=np.int64)
+        root_law = _kernels.cumulative_rows(law[:, None])
+        for root in self.root_positions:
+            tokens[:, root] = _kernels.inverse_cdf(root_law, uniforms[:, root])
+        if self.has_query:
+            tokens[:, -1] = generator.integers(self.d_vocab, size=n)
+        for child, parents in self._children:
+            row = self.kernel_row(tokens[:, parents]) + sequence * self.d_vocab ** len(parents)
+            tokens[:, child] = _kernels.inverse_cdf(cumulative[len(parents)].take(row, axis=0), uniforms[:, child])
+        target_row = self.kernel_row(tokens[:, self.target_parents])
+        return tokens, kernels[len(self.target_parents)][sequence, target_row]
+
+    def kernel_row(self, parent_tokens: np.ndarray) -> np.ndarray:
+        """The row of the flattened kernel that parents' tokens [..., n_parents] name."""
+        row = parent_tokens[..., 0]
+        for index in range(1, parent_tokens.shape[-1]):
+            row = row * self.d_vocab + parent_tokens[..., index]
+        return row
+
+    def check_tokens(self, tokens: Tensor) -> None:
+        """Raise a ValueError unless `tokens` are integers [batch, n_ctx] within the vocabulary."""
+        if tokens.ndim != 2 or tokens.shape[1] != self.n_ctx or tokens.shape[0] == 0:
+            raise ValueError(f"tokens must be [batch, n_ctx={self.n_ctx}] with a batch of 1 or more: got {list(tokens.shape)}")
+        if tokens.is_floating_point() or tokens.min() < 0 or tokens.max() >= self.d_vocab:
+            raise ValueError(f"tokens must be integers in 0 .. {self.d_vocab - 1}: got {tokens.dtype} in "
+                             f"[{tokens.min()}, {tokens.max()}]")
+
+    def bayes_predictor(self, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
+        """The edge posterior: see `causal_circuits.tasks.predictors.edge_posterior`."""
+        from causal_circuits.tasks.predictors import edge_posterior
+
+        return edge_posterior(self, tokens)
+
+    def bayes_loss(self, batch: Batch) -> float:
+        """Mean cross-entropy of the edge posterior on a batch, in nats."""
+        from causal_circuits.tasks.predictors import cross_entropy
+
+        return float(cross_entropy(self.bayes_predictor(batch.tokens), batch.target_probs).mean())
+
+    def __repr__(self) -> str:
+        name = self.graph.graph.get("name", "graph")
+        prior = "given kernels" if self.kernels is not None else f"alpha={self.alpha}"
+        return f"InContextTask({name}, n_ctx={self.n_ctx}, d_vocab={self.d_vocab}, {prior})"
+
+
+def _checked_kernel(kernel: np.ndarray, n_parents: int, d_vocab: int) -> Float[np.ndarray, "kernel row token"]:
+    expected = (d_vocab,) * (n_parents + 1)
+    if kernel.shape == expected:
+        kernel = kernel[None]
+    if kernel.shape[1:] != expected or len(kernel) == 0:
+        raise ValueError(
+            f"a kernel with {n_parents} parent(s) over {d_vocab} tokens has shape {list(expected)}, or a leading axis of "
+            f"alternatives: got {list(kernel.shape)}"
+        )
+    if not np.all(np.isfinite(kernel)) or np.any(kernel < 0):
+        raise ValueError("a kernel holds probabilities: found a negative, infinite or NaN entry")
+    sums = kernel.sum(axis=-1)
+    if np.any(np.abs(sums - 1) > 1e-5):
+        worst = sums.flat[np.abs(sums - 1).argmax()]
+        raise ValueError(f"each row of a kernel must sum to 1: found a row that sums to {worst:.6g}; divide by the row sums")
+    return (kernel / sums[..., None]).reshape(len(kernel), d_vocab**n_parents, d_vocab)
