@@ -179,7 +179,10 @@ class InContextTask:
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
             raise ValueError(f"the number of sequences must be a positive integer: got {n!r}")
         sizes = [PIECE] * (n // PIECE) + ([n % PIECE] if n % PIECE else [])
-        sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+        try:
+            sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"seed must be a non-negative integer or a sequence of them: got {seed!r}") from error
         generators = [np.random.Generator(np.random.SFC64(child)) for child in sequence.spawn(len(sizes))]
         if len(sizes) == 1 or n_threads <= 1:
             pieces = [self._sample_piece(size, generator) for size, generator in zip(sizes, generators, strict=True)]

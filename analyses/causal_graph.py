@@ -1,0 +1,74 @@
+"""Claim: layer 1's attention encodes the latent causal graph, whatever the graph.
+
+The same job as induction_head.py on any forest: train, read the graph out of the attention, tell roots from
+children, find the heads, prove the circuit. The defaults are the setting of the paper's Figure 9.
+
+    python analyses/causal_graph.py                              # a random forest drawn from the seed
+    python analyses/causal_graph.py --graph pairs --d-vocab 10
+    python analyses/causal_graph.py --parents my_graph.json      # [-1, 0, 0, 2, null, ...]
+
+A parents file is a JSON list over the context positions before the query: entry i is the parent of position i, -1 or
+null for a root. The query follows by itself, so n_ctx is the list's length plus one.
+DIR gets report.html (look at this), results.json, figures/, model/ and record/.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from recover_and_prove import make_parser, run_from_arguments
+
+import causal_circuits as cc
+
+GRAPHS = {
+    "chain": lambda arguments: cc.chain_graph(arguments.n_ctx),
+    "pairs": lambda arguments: cc.pairs_graph(arguments.n_ctx),
+    "forest": lambda arguments: cc.random_forest(arguments.n_ctx, arguments.root_probability, seed=arguments.seed),
+}
+
+
+def make_graph(arguments: argparse.Namespace) -> object:
+    """The graph that the flags name."""
+    if arguments.parents is None:
+        if arguments.graph not in GRAPHS:
+            raise ValueError(f"--graph must be one of {', '.join(GRAPHS)}: got {arguments.graph!r}")
+        arguments.n_ctx = 20 if arguments.n_ctx is None else arguments.n_ctx
+        return GRAPHS[arguments.graph](arguments)
+    parents = read_parents(arguments.parents)
+    graph = cc.graph_from_parents(parents)
+    if arguments.n_ctx not in (None, len(parents) + 1):
+        raise ValueError(
+            f"--n-ctx {arguments.n_ctx} and {arguments.parents} disagree: {len(parents)} parents and a query make "
+            f"n_ctx {len(parents) + 1}; leave --n-ctx out"
+        )
+    graph.graph["name"] = arguments.parents.stem
+    return graph
+
+
+def read_parents(path: Path) -> list[int | None]:
+    """A JSON list of parents; a ValueError that says what the file holds instead."""
+    try:
+        parents = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"--parents must name a readable file: {path}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"--parents must name a JSON file with a list: {path}: {error}") from error
+    if not isinstance(parents, list):
+        raise ValueError(f"a parents file must hold a list, one entry a position: {path} holds a {type(parents).__name__}")
+    if any(isinstance(entry, list) for entry in parents):
+        raise ValueError(f"this analysis takes one parent a position: {path} holds lists of parents")
+    return parents
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser = make_parser(__doc__ or "", "causal_graph", d_vocab=3, n_ctx=None)
+    parser.add_argument("--graph", default="forest", metavar="NAME", help="chain, pairs or forest (default forest)")
+    parser.add_argument("--root-probability", type=float, default=0.5, help="of --graph forest (default 0.5)")
+    parser.add_argument("--parents", type=Path, metavar="FILE", help="a JSON list of parents, in place of --graph")
+    return run_from_arguments(parser, parser.parse_args(), make_graph)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

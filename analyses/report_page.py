@@ -1,0 +1,243 @@
+"""The figures and the page of `recover_and_prove.py`: what was found, in the order in which a doubter would ask.
+
+Not a script. Every section says in one sentence what its picture shows.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from recover_and_prove import Findings, share_of_gain
+
+import causal_circuits as cc
+from causal_circuits import figures
+
+
+def draw_figures(findings: Findings) -> dict[str, Any]:
+    """Every figure by the name of its file."""
+    f, graph = findings, findings.task.graph
+    predicted = cc.score_gradient_of(f.information.value)
+    return {
+        "loss": figures.plot_loss(f.record, reference_lines(f), test_loss=f.test_loss),
+        "graph": figures.plot_graph_comparison(graph, f.found),
+        "attention": figures.plot_attention_and_graph(
+            f.attention[0, 0], graph, title="Layer 1 attention, mean over sequences; true edges outlined"
+        ),
+        "film": figures.plot_film_strip(f.record, graph),
+        "gradient": figures.plot_gradient_and_information(
+            f.first_gradient, predicted, graph, title=f"correlation {correlation(-f.first_gradient, predicted):.3f}"
+        ),
+        "gradient_matrix": figures.plot_matrix(
+            -f.first_gradient, graph, title="Minus the gradient of the scores before training", label="nats", diverging=True
+        ),
+        "information_matrix": figures.plot_matrix(
+            predicted, graph, title="Predicted from chi-squared information", label="g through the softmax", diverging=True
+        ),
+        "gradient_film": figures.plot_film_strip(f.record, graph, quantity="score_gradients"),
+        "heads": figures.plot_head_scores(f.heads),
+        "ablation": figures.plot_ablation([(what, r.method, share_of_gain(f, r)) for what, r in f.ablations]),
+        "knock_out": figures.plot_matrix(
+            f.knock_out.effect[0], graph, title="Loss when one entry is cut", label="nats above the whole model", diverging=True
+        ),
+    }
+
+
+def reference_lines(findings: Findings) -> dict[str, float]:
+    """The named lines of the loss figure."""
+    r = findings.references
+    return {
+        "uniform": r.uniform,
+        "best unigram": r.best_unigram,
+        "edge posterior": r.edge_posterior,
+        "exact Bayes": r.exact_bayes,
+        "entropy": r.entropy,
+    }
+
+
+def correlation(measured: torch.Tensor, predicted: torch.Tensor) -> float:
+    """Over all entries below the diagonal and above the query's row."""
+    below = torch.ones(measured.shape, dtype=torch.bool).tril(-1)
+    below[-1] = False
+    return float(torch.corrcoef(torch.stack([measured[below].double(), predicted[below].double()]))[0, 1])
+
+
+def write_page(findings: Findings, drawn: dict[str, Any], content: dict[str, Any], command: str, path: Path) -> None:
+    """One self-contained page: the verdict, then the evidence."""
+    figures.write_report(
+        path,
+        title=f"Did this transformer learn the graph? {findings.task!r}",
+        verdict=verdict(findings),
+        sections=sections(findings, drawn, command),
+        meta={
+            "command": command,
+            "seed": str(findings.seed),
+            "wall time": f"{findings.seconds:.1f} s, training {findings.record.seconds:.1f} s on the {findings.record.path} path",
+            **{name: str(number) for name, number in content["versions"].items()},
+        },
+    )
+
+
+def verdict(findings: Findings) -> list[figures.Check]:
+    """The claims, each with the number that decides it."""
+    f, n_edges = findings, len(findings.context_edges)
+    shares = {what: min(share_of_gain(f, r) for other, r in f.ablations if other == what) for what, _ in f.ablations}
+    excess = f.test_loss - f.references.edge_posterior
+    found = n_edges - len(f.recovery.missing)
+    copiers = [head for head in f.heads if head.role in ("previous-token", "parent")]
+    inducers = [head for head in f.heads if head.role == "induction"]
+    least = min(shares.values())
+    return [
+        figures.Check(
+            f.recovery.exact,
+            "The graph read out of layer 1's attention is the true one",
+            f"{found} of {n_edges} parents, {len(f.recovery.false)} false edges",
+        ),
+        figures.Check(
+            excess <= 0.05,
+            "It predicts about as well as the posterior that knows the edges (within 0.05 nats)",
+            f"test loss {f.test_loss:.4f}, edge posterior {f.references.edge_posterior:.4f}, excess {excess:+.4f} nats",
+        ),
+        figures.Check(
+            len(copiers) == 1 and len(inducers) == 1,
+            "One head copies the parent's token and one head does induction",
+            "; ".join(f"L{h.layer}H{h.head}: {h.role}" for h in f.heads),
+        ),
+        figures.Check(
+            least >= 0.9,
+            "Each of the two heads is needed: ablating either loses at least 90% of the gain, by every method",
+            f"least share of the gain lost: {least:.0%}",
+        ),
+        figures.Check(
+            f.auroc >= 0.99,
+            "Cutting attention entries one by one hurts at the true edges and not elsewhere",
+            f"AUROC {f.auroc:.3f}",
+        ),
+    ]
+
+
+def sections(findings: Findings, drawn: dict[str, Any], command: str) -> list[figures.Section]:
+    """The evidence, picture by picture."""
+    f = findings
+
+    def section(title: str, sentence: str, *names: str, more: str = "") -> figures.Section:
+        body = "".join(figures.figure_html(drawn[name], alt=f"{title}: {sentence}") for name in names) + more
+        return figures.Section(title, sentence, body, command)
+
+    return [
+        section(
+            "The graph",
+            f"Arcs run from parent to child: {len(f.context_edges) - len(f.recovery.missing)} of "
+            f"{len(f.context_edges)} edges were found, {len(f.recovery.false)} false ones drawn; a position that attends "
+            "somewhere without gaining information is a root.",
+            "graph",
+            more=figures.table_html(edge_rows(f), caption="What attention proposed for each position, and what became of it"),
+        ),
+        section(
+            "The loss",
+            f"Training ends {f.test_loss - f.references.edge_posterior:+.4f} nats from the edge posterior, the best prediction "
+            "that uses the edges and ignores the roots.",
+            "loss",
+        ),
+        section(
+            "The attention",
+            "Layer 1 attends from each position to its parent (outlined), on average over sequences; rows of roots and of the "
+            "query answer to nothing.",
+            "attention",
+            "film",
+        ),
+        section(
+            "Attention on real sequences",
+            "The same on three test sequences, head by head: hover a token to see where it looks; the last position is "
+            "the query, and in layer 2 it looks at tokens whose parent equals it.",
+            more=figures.attention_html(attention_views(f)),
+        ),
+        section(
+            "The gradient is the mutual information",
+            "Before training, minus the gradient of layer 1's attention scores is proportional to the chi-squared information "
+            "between positions, put through the softmax: its largest entries are the edges.",
+            "gradient",
+            "gradient_matrix",
+            "information_matrix",
+            "gradient_film",
+        ),
+        section(
+            "What each head does",
+            "Scores are calibrated: 0 is uniform attention, 1 is perfect.",
+            "heads",
+            more=figures.table_html([head_row(head) for head in f.heads], caption="Head scores, with TransformerLens's raw ones"),
+        ),
+        section(
+            "What breaks when a head is ablated",
+            "A bar at 1 means that the whole gain over the best unigram is gone; beyond 1 the model is worse than that.",
+            "ablation",
+            more=figures.table_html(ablation_rows(f), caption="Loss with one head ablated, nats"),
+        ),
+        section(
+            "What breaks when an edge is cut",
+            f"Cutting one attention entry at a time, true edges (outlined) are told from all others with AUROC {f.auroc:.3f}; "
+            "in the rows of roots the model may use an entry that is no edge, because a root's token tells about the kernel too.",
+            "knock_out",
+        ),
+    ]
+
+
+def edge_rows(findings: Findings) -> list[dict[str, object]]:
+    """One row for each candidate edge."""
+    true = cc.latent_edges(findings.task.graph)
+    return [
+        {
+            "position": c.child,
+            "attends to": c.parent,
+            "attention": round(c.weight, 3),
+            "share of best information": round(c.information_share, 3),
+            "p (Holm)": f"{c.p_value:.1e}",
+            "verdict": "edge" if c.accepted else "no edge",
+            "truth": "edge" if (c.parent, c.child) in true else "no edge",
+            "why": c.reason,
+        }
+        for c in findings.found.graph["candidates"]
+    ]
+
+
+def head_row(head: cc.HeadScores) -> dict[str, object]:
+    """One row of the head table."""
+    return {
+        "head": f"L{head.layer}H{head.head}",
+        "role": head.role,
+        "previous token": round(head.previous_token_score, 3),
+        "parent": round(head.parent_score, 3),
+        "induction": round(head.induction_score, 3),
+        "copying": round(head.copying_score, 3),
+        "parent, raw": round(head.transformer_lens_parent_score, 3),
+        "induction, raw": round(head.transformer_lens_induction_score, 3),
+    }
+
+
+def ablation_rows(findings: Findings) -> list[dict[str, object]]:
+    """One row for each ablation."""
+    return [
+        {
+            "head": what,
+            "method": result.method,
+            "loss": round(result.loss, 4),
+            "whole model": round(result.baseline_loss, 4),
+            "standard error": round(result.standard_error, 4),
+            "share of gain lost": f"{share_of_gain(findings, result):.0%}",
+        }
+        for what, result in findings.ablations
+    ]
+
+
+def attention_views(findings: Findings) -> list[Any]:
+    """A CircuitsVis view of all heads on each example sequence."""
+    f = findings
+    names = [f"L{head.layer}H{head.head} {head.role}" for head in f.heads]
+    views = []
+    for index in range(len(f.examples)):
+        tokens = f.examples.tokens[index : index + 1]
+        attention = cc.mean_attention(f.model, tokens)  # one sequence: its own attention
+        pattern = torch.stack([attention[head.layer, head.head] for head in f.heads])
+        labels = [f"{position}:{token}" for position, token in enumerate(tokens[0].tolist())]
+        labels[-1] += " query"
+        views.append(figures.attention_view(pattern, labels, names))
+    return views

@@ -1,0 +1,216 @@
+"""Read the causal graph back out of a model's layer-1 attention (layer 0 here).
+
+Two questions, answered by two kinds of evidence:
+
+* *Which position is the parent?* The real attention pattern, averaged over sequences, says so: each head proposes, for
+  each position, the earlier position it attends to most.
+* *Is there a parent at all?* Attention cannot tell. A root's row is under no pressure to be uniform, and a trained model even
+  makes use of roots (their tokens follow the stationary law), so neither .9 attention nor a loss that rises when the entry is
+  cut means an edge. What only an edge can have is information: the gradient of the attention weight, which
+  equals the chi-squared mutual information of parent and child, is large at an edge and near zero in a root's row.
+"""
+
+from dataclasses import dataclass
+from math import erfc, sqrt
+
+import networkx as nx
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from causal_circuits.information import Information, estimate_gradient
+from causal_circuits.models import HookedTransformer, live_heads
+from causal_circuits.recording import watch_attention
+from causal_circuits.tasks import Batch, InContextTask
+
+# An edge must carry this share of the information of the best-supported edge. Over 70 forests (d_vocab 2-20, n_ctx 6-60,
+# alpha .1-1, 20,000 sequences) true edges carried at least .44 and the largest entry of a root's row at most .16.
+MIN_INFORMATION_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class CandidateEdge:
+    """One proposal of the attention, and what became of it.
+
+    Attributes:
+        parent, child: positions (child n_ctx is the target).
+        head: of layer 0.
+        weight: attention from child to parent, averaged over sequences.
+        margin: weight minus the row's next largest entry.
+        information: the estimated g at this entry; NaN where it was not estimated.
+        information_share: information divided by the largest among all candidates.
+        p_value: one-sided, against "no information"; Holm-corrected over candidates.
+        accepted: whether it is an edge of the extracted graph.
+        reason: why, in words.
+    """
+
+    parent: int
+    child: int
+    head: int
+    weight: float
+    margin: float
+    information: float
+    information_share: float
+    p_value: float
+    accepted: bool
+    reason: str
+
+
+@torch.no_grad()
+def mean_attention(
+    model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], chunk: int = 2048
+) -> Float[Tensor, "layer head_index query_pos key_pos"]:
+    """The real attention patterns of every layer, averaged over sequences; float32, on the CPU."""
+    total: Tensor | None = None
+    for start in range(0, len(tokens), chunk):
+        piece = tokens[start : start + chunk].to(model.W_U.device)
+        with watch_attention(model) as watched:
+            model(piece, return_type=None)
+        summed = watched.attention().double().cpu() * len(piece)
+        total = summed if total is None else total + summed
+    if total is None:
+        raise ValueError("the mean attention needs at least one sequence: got none")
+    return (total / len(tokens)).float()
+
+
+def extract_graph(
+    model: HookedTransformer,
+    task: InContextTask | None = None,
+    *,
+    batch: Batch | None = None,
+    n_sequences: int = 20_000,
+    min_weight: float = 0.5,
+    level: float = 0.01,
+    seed: int = 1,
+) -> nx.DiGraph:
+    """The causal graph that layer 0's attention encodes.
+
+    Args:
+        model: any HookedTransformer.
+        task: where evaluation sequences are drawn from (its graph is used only to know whether there is a query).
+        batch: sequences of your own in place of drawn ones (then with a query as last position).
+        n_sequences, seed: of the sequences drawn.
+        min_weight: least mean attention of an edge.
+        level: family-wise error of the test for information.
+
+    Returns:
+        A graph over ``n_ctx`` positions and the target. Edges carry "weight", "margin", "head", "information",
+        "information_share" and "p_value"; ``graph.graph["candidates"]`` lists every `CandidateEdge`, the rejected ones with
+        their reason. Without task and batch, uniform random tokens are used and roots cannot be told apart:
+        ``graph.graph["roots_tested"]`` is False and a warning belongs with any figure made of it. The same holds for tasks
+        without a query, whose last row stands for the target's parents.
+    """
+    if not 0 < min_weight <= 1:
+        raise ValueError(f"min_weight must lie in (0, 1]: got {min_weight}")
+    n_ctx, has_query = model.cfg.n_ctx, task is None or task.has_query
+    if batch is None and task is not None:
+        batch = task.sample(n_sequences, seed=seed)
+    if batch is None:
+        generator = torch.Generator().manual_seed(seed)
+        tokens, gradient = torch.randint(model.cfg.d_vocab, (2048, n_ctx), generator=generator), None
+    else:
+        tokens = batch.tokens[:4096]
+        gradient = estimate_gradient(batch.tokens, batch.target_probs) if has_query else None
+    attention = mean_attention(model, tokens)[0]
+    heads = [head for layer, head in live_heads(model) if layer == 0]
+    proposals = _proposals(attention[heads], has_query, n_ctx)
+    candidates = _judge(proposals, gradient, min_weight, level)
+    graph = nx.DiGraph(roots_tested=gradient is not None, candidates=candidates)
+    graph.add_nodes_from(range(n_ctx + 1))
+    if has_query:
+        graph.add_edge(n_ctx - 1, n_ctx)
+    for edge in sorted((c for c in candidates if c.accepted), key=lambda c: c.weight):
+        facts = ("weight", "margin", "head", "information", "information_share", "p_value")
+        graph.add_edge(edge.parent, edge.child, **{fact: getattr(edge, fact) for fact in facts})
+    return graph
+
+
+def _proposals(
+    attention: Float[Tensor, "head_index query_pos key_pos"], has_query: bool, n_ctx: int
+) -> list[tuple[int, int, int, float, float]]:
+    """(parent, child, head, weight, margin) of every head's largest entry in every row that can be an edge.
+
+    Without a query the last row copies the target's parents, and may attend to itself.
+    """
+    rows = [(child, child, child) for child in range(1, n_ctx - 1)]  # row, child node, number of keys
+    if not has_query:
+        rows.append((n_ctx - 1, n_ctx, n_ctx))
+    proposals = []
+    for head, pattern in enumerate(attention):
+        for row, child, n_keys in rows:
+            parent = int(pattern[row, :n_keys].argmax())
+            rest = torch.cat([pattern[row, :parent], pattern[row, parent + 1 : row + 1]])
+            weight = float(pattern[row, parent])
+            proposals.append((parent, child, head, weight, weight - float(rest.max()) if len(rest) else weight))
+    return proposals
+
+
+def _judge(
+    proposals: list[tuple[int, int, int, float, float]], gradient: Information | None, min_weight: float, level: float
+) -> list[CandidateEdge]:
+    """Accept proposals whose attention is clear and, where it could be estimated, whose information is an edge's."""
+    if gradient is None:
+        information, p_values = [float("nan")] * len(proposals), [float("nan")] * len(proposals)
+    else:
+        information = [float(gradient.value[child, parent]) for parent, child, *_ in proposals]
+        errors = [float(gradient.standard_error[child, parent]) for parent, child, *_ in proposals]
+        p_values = holm([_upper_tail(g / e) if e > 0 else 1.0 for g, e in zip(information, errors, strict=True)])
+    largest = max((g for g in information if g == g), default=float("nan"))
+    candidates = []
+    for (parent, child, head, weight, margin), g, p in zip(proposals, information, p_values, strict=True):
+        share = g / largest if largest > 0 else float("nan")
+        if weight < min_weight or margin <= 0:
+            accepted, reason = False, f"attention {weight:.2f} is below {min_weight:g}"
+        elif gradient is None:
+            accepted, reason = True, f"attention {weight:.2f}; roots were not tested"
+        elif p >= level:
+            accepted, reason = False, f"a root: no information (p = {p:.2g})"
+        elif share < MIN_INFORMATION_SHARE:
+            accepted, reason = False, f"a root: {share:.0%} of the best edge's information"
+        else:
+            accepted, reason = True, f"attention {weight:.2f}, {share:.0%} of the best edge's information"
+        candidates.append(CandidateEdge(parent, child, head, weight, margin, g, share, p, accepted, reason))
+    return candidates
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Holm's step-down correction: family-wise adjusted p-values, in the order given.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def _upper_tail(z: float) -> float:
+    """P(N(0, 1) > z)."""
+    return 0.5 * erfc(z / sqrt(2))
+
+
+def edge_auroc(
+    score: Float[Tensor, "query_pos key_pos"], true: nx.DiGraph, n_ctx: int
+) -> float:
+    """The probability that a true edge scores above another causal entry (ties count half).
+
+    Entries (i, j), j <= i, of all rows but the last; NaN if there is no edge or nothing else.
+
+    >>> from causal_circuits import chain_graph
+    >>> edge_auroc(torch.diag(torch.ones(3), -1), chain_graph(4), 4)
+    1.0
+    """
+    is_edge = torch.zeros(n_ctx, n_ctx, dtype=torch.bool)
+    for parent, child in true.edges:
+        if child < n_ctx:
+            is_edge[child, parent] = True
+    causal = torch.ones(n_ctx, n_ctx, dtype=torch.bool).tril()
+    causal[-1] = False
+    edges, others = score[is_edge & causal], score[causal & ~is_edge]
+    if not len(edges) or not len(others):
+        return float("nan")
+    above = (edges[:, None] > others).double() + 0.5 * (edges[:, None] == others).double()
+    return float(above.mean())

@@ -1,0 +1,85 @@
+"""Two causal graphs as one arc diagram: positions on a line, an arc for each edge."""
+
+import networkx as nx
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+
+from causal_circuits.figures.style import BLACK, GREY, MODEL, SMALL, TRUE_EDGE, new_axes
+from causal_circuits.graphs import compare_graphs, has_query, latent_edges, n_ctx_of
+
+Edges = set[tuple[int, int]]
+
+
+def plot_graph_comparison(true: nx.DiGraph, found: nx.DiGraph, ax: Axes | None = None) -> Axes:
+    """An arc for each edge: solid if found and true, dashed if missing, dash-dotted below the line if false.
+
+    Arcs run from left (parent) to right (child). The legend gives the counts, which are those of `compare_graphs`.
+    The edge query -> target is given, not learned, and drawn thin where the true graph has a query.
+
+    Args:
+        true, found: graphs over the same positions.
+
+    Raises:
+        ValueError: they cover different positions.
+    """
+    recovery = compare_graphs(true, found)
+    n_ctx = n_ctx_of(true)
+    ax = new_axes(ax, float(np.clip(0.3 * n_ctx + 2, 6.0, 11.0)), 3.6)
+    missing, false = set(recovery.missing), set(recovery.false)
+    _draw_arcs(ax, latent_edges(true) - missing, "found and true", colour=MODEL, style="-", width=1.8)
+    _draw_arcs(ax, missing, "missing", colour=TRUE_EDGE, style="--", width=1.6)
+    _draw_arcs(ax, false, "false", colour=BLACK, style="-.", width=1.4, side=-1)
+    if has_query(true):
+        _draw_arcs(ax, {(n_ctx - 1, n_ctx)}, "given", colour=GREY, style="-", width=0.8)
+    _draw_nodes(ax, true)
+    _frame(ax, n_ctx, latent_edges(true), false)
+    return ax
+
+
+def _arc(parent: int, child: int, side: int) -> np.ndarray:
+    """[49, 2] points of half an ellipse from parent to child; longer edges are higher, but less than in proportion."""
+    angle = np.linspace(np.pi, 0.0, 49)
+    radius = (child - parent) / 2
+    return np.column_stack([(parent + child) / 2 + radius * np.cos(angle), side * _height(parent, child) * np.sin(angle)])
+
+
+def _height(parent: int, child: int) -> float:
+    return float((child - parent) ** 0.7)
+
+
+def _draw_arcs(
+    ax: Axes, edges: Edges, name: str, *, colour: str, style: str, width: float, side: int = 1
+) -> None:
+    lines = LineCollection([_arc(*edge, side) for edge in sorted(edges)], colors=colour, linewidths=width, linestyles=style)
+    lines.set_label(f"{name} ({len(edges)})")
+    lines.set_gid(name)
+    ax.add_collection(lines, autolim=False)
+
+
+def _draw_nodes(ax: Axes, graph: nx.DiGraph) -> None:
+    """A dot a position, hollow squares for query and target, which are named."""
+    n_ctx = n_ctx_of(graph)
+    special = {n_ctx: "target"} | ({n_ctx - 1: "query"} if has_query(graph) else {})
+    plain = [node for node in range(n_ctx) if node not in special]
+    ax.plot(plain, [0] * len(plain), "o", color=BLACK, markersize=4 if n_ctx <= 30 else 2.5, zorder=3)
+    ax.plot(list(special), [0] * len(special), "s", mfc="white", mec=BLACK, markersize=5.5 if n_ctx <= 30 else 4, zorder=3)
+    for node, name in special.items():
+        ax.annotate(
+            name, (node, 0), (0, -7), textcoords="offset points", ha="center", va="top", rotation=90, fontsize=SMALL
+        )
+
+
+def _frame(ax: Axes, n_ctx: int, above: Edges, below: Edges) -> None:
+    """Limits around the arcs, a tick a position (or every fifth), no vertical axis: heights mean nothing."""
+    top = max([_height(*edge) for edge in above], default=1.0)
+    bottom = max([_height(*edge) for edge in below], default=0.0)
+    ax.set_xlim(-0.8, n_ctx + 0.8)
+    ax.set_ylim(-max(bottom, 0.45 * top) * 1.1, top * 1.1)
+    ax.set_xticks(range(0, n_ctx + 1, 1 if n_ctx <= 30 else 5))
+    ax.tick_params(axis="x", labelsize=SMALL)
+    ax.set_yticks([])
+    for side in ("left", "right", "top"):
+        ax.spines[side].set_visible(False)
+    ax.set_xlabel("position (edges run from left, the parent, to right, the child)")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=SMALL)

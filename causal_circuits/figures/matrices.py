@@ -1,0 +1,163 @@
+"""Matrices over positions as heat maps: rows are query positions (children), columns key positions (parents)."""
+
+import networkx as nx
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from causal_circuits.figures.style import (
+    BLACK,
+    TRUE_EDGE,
+    Matrix,
+    check_square,
+    new_axes,
+    to_numpy,
+    true_cells,
+)
+from causal_circuits.recording import TrainingRecord
+
+SEQUENTIAL, DIVERGING = "Blues", "RdBu_r"
+_FRAME_INCHES = 2.05
+
+
+def plot_attention_and_graph(
+    attention: Matrix, graph: nx.DiGraph, ax: Axes | None = None, title: str = "Attention, layer 1"
+) -> Axes:
+    """One heat map cell for each attention weight, one open square for each true edge (`true_cells`).
+
+    Args:
+        attention: [query_pos, key_pos], weights in 0 .. 1; nothing is drawn above the diagonal.
+        graph: the true graph, over the same positions.
+        ax: where to draw; None makes a figure (`ax.figure`).
+    """
+    ax = new_axes(ax, 5.6, 4.6)
+    values = to_numpy(attention)
+    check_square(values, graph)
+    image = _heat_map(ax, values, 0.0, 1.0, SEQUENTIAL)
+    _outline_true_edges(ax, graph, TRUE_EDGE)
+    _finish(ax, title, image, "attention weight")
+    return ax
+
+
+def plot_matrix(
+    matrix: Matrix,
+    graph: nx.DiGraph | None = None,
+    ax: Axes | None = None,
+    title: str = "",
+    label: str = "",
+    diverging: bool = False,
+) -> Axes:
+    """The lower triangle of any matrix over positions, with a colour bar, and open squares at the true edges.
+
+    Args:
+        matrix: [query_pos, key_pos]; NaN and everything above the diagonal stay blank.
+        graph: whose edges to outline; None outlines nothing.
+        label: of the colour bar, with the unit.
+        diverging: a scale symmetric about 0, white at 0 (for signed quantities); otherwise smallest to largest.
+    """
+    ax = new_axes(ax, 5.6, 4.6)
+    values = to_numpy(matrix)
+    check_square(values, graph)
+    lower, upper = _limits(values, diverging)
+    image = _heat_map(ax, values, lower, upper, DIVERGING if diverging else SEQUENTIAL)
+    if graph is not None:
+        _outline_true_edges(ax, graph, BLACK if diverging else TRUE_EDGE)
+    _finish(ax, title, image, label)
+    return ax
+
+
+def plot_film_strip(
+    record: TrainingRecord, graph: nx.DiGraph, layer: int = 0, head: int = 0, n_frames: int = 6
+) -> Figure:
+    """Attention at recorded steps side by side, the first and the last among them, true edges as open squares.
+
+    Args:
+        record: of a run that recorded attention.
+        graph: the true graph.
+        layer, head: whose pattern (batch mean).
+        n_frames: at most so many; evenly spaced in the order of recording, six to a row.
+    """
+    frames = _frames(record, layer, head, n_frames)
+    columns = min(len(frames), 6)
+    rows = -(-len(frames) // columns)
+    size = (_FRAME_INCHES * columns + 0.8, (_FRAME_INCHES + 0.35) * rows + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for place, ax in enumerate(grid.flat):
+        if place >= len(frames):
+            ax.set_axis_off()
+            continue
+        step, values = frames[place]
+        check_square(values, graph)
+        image = _heat_map(ax, values, 0.0, 1.0, SEQUENTIAL)
+        _outline_true_edges(ax, graph, TRUE_EDGE, thin=0.6)
+        ax.set_title(f"step {step:,}", fontsize="medium")
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    figure.supxlabel("key position (parent)", fontsize="medium")
+    figure.supylabel("query position (child)", fontsize="medium")
+    figure.colorbar(image, ax=list(grid.flat), label="attention weight", fraction=0.03, pad=0.01)
+    return figure
+
+
+def _frames(record: TrainingRecord, layer: int, head: int, n_frames: int) -> list[tuple[int, np.ndarray]]:
+    """(step, pattern) of the chosen records."""
+    if record.attention is None:
+        raise ValueError("a film strip needs recorded attention: this record has none; train with RecordAt(attention=True)")
+    if n_frames < 1:
+        raise ValueError(f"a film strip needs at least 1 frame: got n_frames={n_frames}")
+    n_records, n_layers, n_heads = record.attention.shape[:3]
+    if not (0 <= layer < n_layers and 0 <= head < n_heads):
+        raise ValueError(f"the record has layers 0 .. {n_layers - 1} with heads 0 .. {n_heads - 1}: got L{layer}H{head}")
+    chosen = np.unique(np.linspace(0, n_records - 1, n_frames).round().astype(int))
+    return [(record.steps[i], to_numpy(record.attention[i, layer, head])) for i in chosen]
+
+
+def _limits(values: np.ndarray, diverging: bool) -> tuple[float, float]:
+    """The colour scale's ends over the cells that are drawn."""
+    drawn = values[np.tril_indices(len(values))]
+    drawn = drawn[np.isfinite(drawn)]
+    if not drawn.size:
+        return 0.0, 1.0
+    if diverging:
+        largest = float(np.abs(drawn).max()) or 1.0
+        return -largest, largest
+    return float(drawn.min()), float(drawn.max()) if drawn.max() > drawn.min() else float(drawn.min()) + 1.0
+
+
+def _heat_map(ax: Axes, values: np.ndarray, lower: float, upper: float, colours: str) -> AxesImage:
+    hidden = np.triu(np.ones_like(values, dtype=bool), 1) | ~np.isfinite(values)
+    shown = np.ma.masked_array(values, mask=hidden)
+    return ax.imshow(shown, cmap=colours, vmin=lower, vmax=upper, interpolation="nearest", aspect="equal", origin="upper")
+
+
+def _outline_true_edges(ax: Axes, graph: nx.DiGraph, colour: str, thin: float = 1.0) -> None:
+    """One open square a true edge, with a white rim so that it shows on any cell."""
+    cells = true_cells(graph)
+    squares = [Rectangle((key - 0.5, query - 0.5), 1.0, 1.0) for query, key in cells]
+    width = thin * float(np.clip(30 / max(graph.number_of_nodes(), 1), 0.5, 1.6))
+    outlines = PatchCollection(squares, facecolor="none", edgecolor=colour, linewidth=width, zorder=3)
+    outlines.set_path_effects([withStroke(linewidth=2.2 * width, foreground="white")])
+    outlines.set_gid("true-edges")
+    outlines.set_label("true edge")
+    ax.add_collection(outlines, autolim=False)
+
+
+def _finish(ax: Axes, title: str, image: AxesImage, label: str) -> None:
+    ax.set_title(title)
+    ax.set_xlabel("key position (parent)")
+    ax.set_ylabel("query position (child)")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(10, integer=True))
+    outlined = [c for c in ax.collections if c.get_gid() == "true-edges"]
+    if outlined and len(outlined[0].get_paths()):
+        handle = Rectangle((0, 0), 1, 1, facecolor="none", edgecolor=outlined[0].get_edgecolor()[0], linewidth=1.4)  # type: ignore[index]
+        ax.legend([handle], ["true edge"], loc="upper right", frameon=False)
+    figure = ax.get_figure()
+    if figure is not None:
+        figure.colorbar(image, ax=ax, label=label, fraction=0.046, pad=0.03)

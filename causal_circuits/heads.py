@@ -1,0 +1,176 @@
+"""What each head does: calibrated previous-token, parent and induction scores, and the copying score.
+
+A raw attention score misleads where the vocabulary is small, because matches are frequent: uniform attention already
+puts much weight on them. So each score is the attention mass on a mask, rescaled so that uniform attention scores 0
+and attention that stays on the mask scores 1:
+
+    score = (mass - uniform mass) / (1 - uniform mass),   over rows whose mask is not empty.
+
+The raw TransformerLens score (`head_detector`'s "mul", sum(att * mask) / sum(att) over all rows) stands beside it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from causal_circuits.graphs import parents_of
+from causal_circuits.models import HookedTransformer, live_heads
+from causal_circuits.tasks import InContextTask
+
+ROLE_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class HeadScores:
+    """The scores of one head; 0 is uniform attention (or no copying), 1 is perfect.
+
+    Attributes:
+        layer, head: which head.
+        role: "previous-token" (a parent head on a graph where every parent is the position before), "parent",
+            "induction" or "none"; from the calibrated scores, threshold 0.5.
+        previous_token_score: attention from i to i - 1.
+        parent_score: attention from positions to their parents.
+        induction_score: attention from the last position to positions whose parents' tokens are the target's.
+        copying_score: Re(sum of eigenvalues) / sum of |eigenvalues| of W_E W_V W_O W_U; 1 is perfect copying.
+        transformer_lens_parent_score, transformer_lens_induction_score: the uncalibrated "mul" scores.
+    """
+
+    layer: int
+    head: int
+    role: str
+    previous_token_score: float
+    parent_score: float
+    induction_score: float
+    copying_score: float
+    transformer_lens_parent_score: float
+    transformer_lens_induction_score: float
+
+
+@torch.no_grad()
+def detect_induction_heads(
+    model: HookedTransformer,
+    task: InContextTask,
+    *,
+    tokens: Int[Tensor, "batch n_ctx"] | None = None,
+    n_sequences: int = 1024,
+    seed: int = 0,
+) -> list[HeadScores]:
+    """Score every live head of any HookedTransformer on sequences of a task.
+
+    Args:
+        model: any HookedTransformer over the task's tokens and context length.
+        task: gives the graph, and the sequences unless `tokens` are given.
+        n_sequences, seed: of the sequences drawn.
+    """
+    tokens = task.sample(n_sequences, seed=seed).tokens if tokens is None else tokens
+    task.check_tokens(tokens)
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    _, cache = model.run_with_cache(tokens.to(model.W_U.device), names_filter=names)
+    scores = []
+    for layer, head in live_heads(model):
+        pattern = cache[names[layer]][:, head].cpu()
+        scores.append(_score_head(model, task, tokens.cpu(), pattern, layer, head))
+    return scores
+
+
+def _score_head(
+    model: HookedTransformer, task: InContextTask, tokens: Tensor, pattern: Tensor, layer: int, head: int
+) -> HeadScores:
+    parents, induction = parent_mask(task).expand(len(tokens), -1, -1), induction_mask(task, tokens)
+    previous = torch.diag(torch.ones(task.n_ctx - 1, dtype=torch.bool), -1)
+    previous[-1] &= not task.has_query  # the query is no one's child: its row answers to nothing
+    at_query = torch.zeros_like(induction)
+    at_query[:, -1] = induction[:, -1]
+    previous_score = calibrated_score(pattern, previous.expand_as(parents))
+    parent_score, induction_score = calibrated_score(pattern, parents), calibrated_score(pattern, at_query)
+    return HeadScores(
+        layer=layer,
+        head=head,
+        role=_role(task, parent_score, induction_score),
+        previous_token_score=previous_score,
+        parent_score=parent_score,
+        induction_score=induction_score,
+        copying_score=copying_score(model, layer, head),
+        transformer_lens_parent_score=_mul_score(pattern, parents),
+        transformer_lens_induction_score=_mul_score(pattern, induction),
+    )
+
+
+def _role(task: InContextTask, parent_score: float, induction_score: float) -> str:
+    if max(parent_score, induction_score) < ROLE_THRESHOLD:
+        return "none"
+    if induction_score > parent_score:
+        return "induction"
+    is_chain = all(parents_of(task.graph, i) == (i - 1,) for i in range(1, task.n_ctx - task.has_query))
+    return "previous-token" if is_chain else "parent"
+
+
+def parent_mask(task: InContextTask) -> Bool[Tensor, "n_ctx n_ctx"]:
+    """True at (child, parent) for every edge inside the context; without a query the last row is the target's.
+
+    (Layer 0 must copy the target's parents to the last position, whose own parents can then not be copied there.)
+
+    >>> from causal_circuits import chain_graph
+    >>> parent_mask(InContextTask(chain_graph(4), d_vocab=2)).nonzero().tolist()
+    [[1, 0], [2, 1]]
+    """
+    mask = torch.zeros(task.n_ctx, task.n_ctx, dtype=torch.bool)
+    for child in range(task.n_ctx - 1):
+        mask[child, list(parents_of(task.graph, child))] = True
+    if not task.has_query:
+        mask[-1, list(task.target_parents)] = True
+    return mask
+
+
+def induction_mask(task: InContextTask, tokens: Int[Tensor, "batch n_ctx"]) -> Bool[Tensor, "batch n_ctx n_ctx"]:
+    """True at (i, j), j <= i, where the tokens of j's parents are what position i should look for.
+
+    With one parent that is token(parent(j)) = token(i), for every row i. With several it is defined for the last
+    row alone: the tokens of j's parents are those of the target's parents.
+    """
+    batch, n_ctx = tokens.shape
+    mask = torch.zeros(batch, n_ctx, n_ctx, dtype=torch.bool)
+    single = len(task.target_parents) == 1
+    for j in range(n_ctx - 1):
+        above = list(parents_of(task.graph, j))
+        if single and len(above) == 1 and task.target_parents == (n_ctx - 1,):
+            mask[:, j:, j] = tokens[:, above] == tokens[:, j:]
+        elif len(above) == len(task.target_parents):
+            mask[:, -1, j] = (tokens[:, above] == tokens[:, list(task.target_parents)]).all(dim=-1)
+    return mask
+
+
+def calibrated_score(
+    pattern: Float[Tensor, "batch query_pos key_pos"], mask: Bool[Tensor, "batch query_pos key_pos"]
+) -> float:
+    """Attention mass on the mask, with uniform causal attention at 0 and full mass at 1; rows without a mask left out.
+
+    >>> pattern = torch.tensor([[[1.0, 0.0], [0.5, 0.5]]])
+    >>> calibrated_score(pattern, torch.tensor([[[False, False], [True, False]]]))
+    0.0
+    """
+    rows = mask.any(dim=-1) & ~mask.all(dim=-1)
+    rows[:, 0] = False  # the first position can only attend to itself
+    if not rows.any():
+        return 0.0
+    visible = torch.arange(1, pattern.shape[-1] + 1, dtype=pattern.dtype)
+    mass = (pattern * mask).sum(dim=-1)[rows].mean()
+    uniform = (mask.sum(dim=-1) / visible)[rows].mean()
+    return float((mass - uniform) / (1 - uniform))
+
+
+def _mul_score(pattern: Tensor, mask: Tensor) -> float:
+    """TransformerLens head_detector's "mul" score, averaged over sequences."""
+    return float(((pattern * mask).sum(dim=(1, 2)) / pattern.sum(dim=(1, 2))).mean())
+
+
+@torch.no_grad()
+def copying_score(model: HookedTransformer, layer: int, head: int) -> float:
+    """Re(sum of eigenvalues) / sum of |eigenvalues| of the full OV circuit W_E W_V W_O W_U; 0 if it writes nothing."""
+    attn = model.blocks[layer].attn
+    circuit = model.W_E @ attn.W_V[head] @ attn.W_O[head] @ model.W_U
+    eigenvalues = torch.linalg.eigvals(circuit.double())
+    size = eigenvalues.abs().sum()
+    return float(eigenvalues.sum().real / size) if size > 0 else 0.0
