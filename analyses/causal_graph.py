@@ -55,7 +55,9 @@ def read_parents(path: Path) -> list[int | None]:
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"--parents must name a JSON file with a list: {path}: {error}") from error
     if not isinstance(parents, list):
-        raise ValueError(f"a parents file must hold a list, one entry a position: {path} holds a {type(parents).__name__}")
+        raise ValueError(
+            f"a parents file must hold a list, one entry a position: {path} holds a {type(parents).__name__}"
+        )
     if any(isinstance(entry, list) for entry in parents):
         raise ValueError(f"this analysis takes one parent a position: {path} holds lists of parents")
     return parents

@@ -42,11 +42,17 @@ def make_parser(description: str, name: str, d_vocab: int, n_ctx: int | None) ->
     """The flags that both scripts have."""
     parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     shown = f"default {n_ctx}" if n_ctx else "default 20, or what the parents file says"
-    parser.add_argument("--d-vocab", type=int, default=d_vocab, metavar="S", help=f"number of tokens (default {d_vocab})")
-    parser.add_argument("--n-ctx", type=int, default=n_ctx, metavar="T", help=f"context length, query included ({shown})")
+    parser.add_argument(
+        "--d-vocab", type=int, default=d_vocab, metavar="S", help=f"number of tokens (default {d_vocab})"
+    )
+    parser.add_argument(
+        "--n-ctx", type=int, default=n_ctx, metavar="T", help=f"context length, query included ({shown})"
+    )
     parser.add_argument("--alpha", type=float, default=0.1, help="Dirichlet concentration of the kernels (default 0.1)")
     parser.add_argument("--seed", type=int, default=0, help="fixes data, evaluation and every number (default 0)")
-    parser.add_argument("--steps", type=int, default=2000, help="training steps of 1,024 fresh sequences (default 2000)")
+    parser.add_argument(
+        "--steps", type=int, default=2000, help="training steps of 1,024 fresh sequences (default 2000)"
+    )
     parser.add_argument("--out", type=Path, default=Path("out") / name, metavar="DIR", help=f"default out/{name}")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the table")
     return parser
@@ -60,7 +66,9 @@ def run_from_arguments(parser: OneLineParser, arguments: argparse.Namespace, mak
             raise ValueError(f"--steps must be at least 2: got {arguments.steps}")
         graph = make_graph(arguments)  # type: ignore[operator]
         if not cc.latent_edges(graph):
-            raise ValueError("the graph has no edge between context positions: there is nothing to recover; name a parent")
+            raise ValueError(
+                "the graph has no edge between context positions: there is nothing to recover; name a parent"
+            )
         task = cc.InContextTask(graph, d_vocab=arguments.d_vocab, alpha=arguments.alpha)
         check_writable(arguments.out)
     except ValueError as error:
@@ -142,7 +150,7 @@ def run(task: cc.InContextTask, seed: int, steps: int, quiet: bool) -> Findings:
     untrained = cc.warm_start(cc.reduced_transformer(task.d_vocab, task.n_ctx), BETA_0)
     before = cc.take_snapshot(untrained, task.sample(N_GRADIENT, seed=(seed, 1)))
 
-    say(f"2/5  training, {config.steps} steps of {config.batch_size} sequences (the first run on a machine compiles for ~10 s)")
+    say(f"2/5  training, {config.steps} steps of {config.batch_size} sequences (a first run also compiles, ~10 s)")
     record = cc.train(model, task, config, progress=False if quiet else None)
 
     say("3/5  test loss and the lines to read it against")

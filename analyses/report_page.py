@@ -28,16 +28,28 @@ def draw_figures(findings: Findings) -> dict[str, Any]:
             f.first_gradient, predicted, graph, title=f"correlation {correlation(-f.first_gradient, predicted):.3f}"
         ),
         "gradient_matrix": figures.plot_matrix(
-            -f.first_gradient, graph, title="Minus the gradient of the scores before training", label="nats", diverging=True
+            -f.first_gradient,
+            graph,
+            title="Minus the gradient of the scores before training",
+            label="nats",
+            diverging=True,
         ),
         "information_matrix": figures.plot_matrix(
-            predicted, graph, title="Predicted from chi-squared information", label="g through the softmax", diverging=True
+            predicted,
+            graph,
+            title="Predicted from chi-squared information",
+            label="g through the softmax",
+            diverging=True,
         ),
         "gradient_film": figures.plot_film_strip(f.record, graph, quantity="score_gradients"),
         "heads": figures.plot_head_scores(f.heads),
         "ablation": figures.plot_ablation([(what, r.method, share_of_gain(f, r)) for what, r in f.ablations]),
         "knock_out": figures.plot_matrix(
-            f.knock_out.effect[0], graph, title="Loss when one entry is cut", label="nats above the whole model", diverging=True
+            f.knock_out.effect[0],
+            graph,
+            title="Loss when one entry is cut",
+            label="nats above the whole model",
+            diverging=True,
         ),
     }
 
@@ -71,7 +83,8 @@ def write_page(findings: Findings, drawn: dict[str, Any], content: dict[str, Any
         meta={
             "command": command,
             "seed": str(findings.seed),
-            "wall time": f"{findings.seconds:.1f} s, training {findings.record.seconds:.1f} s on the {findings.record.path} path",
+            "wall time": f"{findings.seconds:.1f} s",
+            "training": f"{findings.record.seconds:.1f} s, {findings.record.path} path",
             **{name: str(number) for name, number in content["versions"].items()},
         },
     )
@@ -127,21 +140,23 @@ def sections(findings: Findings, drawn: dict[str, Any], command: str) -> list[fi
         section(
             "The graph",
             f"Arcs run from parent to child: {len(f.context_edges) - len(f.recovery.missing)} of "
-            f"{len(f.context_edges)} edges were found, {len(f.recovery.false)} false ones drawn; a position that attends "
-            "somewhere without gaining information is a root.",
+            f"{len(f.context_edges)} edges were found, {len(f.recovery.false)} false ones drawn; a position that "
+            "attends somewhere without gaining information is a root.",
             "graph",
-            more=figures.table_html(edge_rows(f), caption="What attention proposed for each position, and what became of it"),
+            more=figures.table_html(
+                edge_rows(f), caption="What attention proposed for each position, and what became of it"
+            ),
         ),
         section(
             "The loss",
-            f"Training ends {f.test_loss - f.references.edge_posterior:+.4f} nats from the edge posterior, the best prediction "
-            "that uses the edges and ignores the roots.",
+            f"Training ends {f.test_loss - f.references.edge_posterior:+.4f} nats from the edge posterior, the best "
+            "prediction that uses the edges and ignores the roots.",
             "loss",
         ),
         section(
             "The attention",
-            "Layer 1 attends from each position to its parent (outlined), on average over sequences; rows of roots and of the "
-            "query answer to nothing.",
+            "Layer 1 attends from each position to its parent (outlined), on average over sequences; rows of roots and "
+            "of the query answer to nothing.",
             "attention",
             "film",
         ),
@@ -153,8 +168,8 @@ def sections(findings: Findings, drawn: dict[str, Any], command: str) -> list[fi
         ),
         section(
             "The gradient is the mutual information",
-            "Before training, minus the gradient of layer 1's attention scores is proportional to the chi-squared information "
-            "between positions, put through the softmax: its largest entries are the edges.",
+            "Before training, minus the gradient of layer 1's attention scores is proportional to the chi-squared "
+            "information between positions, put through the softmax: its largest entries are the edges.",
             "gradient",
             "gradient_matrix",
             "information_matrix",
@@ -164,18 +179,21 @@ def sections(findings: Findings, drawn: dict[str, Any], command: str) -> list[fi
             "What each head does",
             "Scores are calibrated: 0 is uniform attention, 1 is perfect.",
             "heads",
-            more=figures.table_html([head_row(head) for head in f.heads], caption="Head scores, with TransformerLens's raw ones"),
+            more=figures.table_html(
+                [head_row(head) for head in f.heads], caption="Head scores, with TransformerLens's raw ones"
+            ),
         ),
         section(
             "What breaks when a head is ablated",
-            "A bar at 1 means that the whole gain over the best unigram is gone; beyond 1 the model is worse than that.",
+            "A bar at 1 means that the whole gain over the best unigram is gone; beyond 1 it is worse than that.",
             "ablation",
             more=figures.table_html(ablation_rows(f), caption="Loss with one head ablated, nats"),
         ),
         section(
             "What breaks when an edge is cut",
-            f"Cutting one attention entry at a time, true edges (outlined) are told from all others with AUROC {f.auroc:.3f}; "
-            "in the rows of roots the model may use an entry that is no edge, because a root's token tells about the kernel too.",
+            f"Cutting one attention entry at a time, true edges (outlined) are told from all others with AUROC "
+            f"{f.auroc:.3f}; in the rows of roots the model may use an entry that is no edge, because a root's token "
+            "tells about the kernel too.",
             "knock_out",
         ),
     ]

@@ -35,7 +35,7 @@ def median_seconds(run: Callable[[], object], repeats: int) -> float:
 
 
 def naive_logits(model: object, tokens: torch.Tensor) -> torch.Tensor:
-    """A disentangled transformer in einsums over the whole concatenated residual stream: the obvious way to write it."""
+    """A disentangled transformer in einsums over the whole residual stream: the obvious way to write it."""
     layout = cc.models.layout_of(model)
     one_hot = torch.nn.functional.one_hot(tokens, layout.d_vocab).float()
     position = torch.eye(layout.n_ctx).expand(len(tokens), -1, -1)

@@ -4,10 +4,11 @@ Two questions, answered by two kinds of evidence:
 
 * *Which position is the parent?* The real attention pattern, averaged over sequences, says so: each head proposes, for
   each position, the earlier position it attends to most.
-* *Is there a parent at all?* Attention cannot tell. A root's row is under no pressure to be uniform, and a trained model even
-  makes use of roots (their tokens follow the stationary law), so neither .9 attention nor a loss that rises when the entry is
-  cut means an edge. What only an edge can have is information: the gradient of the attention weight, which
-  equals the chi-squared mutual information of parent and child, is large at an edge and near zero in a root's row.
+* *Is there a parent at all?* Attention cannot tell. A root's row is under no pressure to be uniform, and a trained
+  model even makes use of roots (their tokens follow the stationary law), so neither .9 attention nor a loss that
+  rises when the entry is cut means an edge. What only an edge can have is information: the gradient of the attention
+  weight, which equals the chi-squared mutual information of parent and child, is large at an edge and near zero in
+  a root's row.
 """
 
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from causal_circuits.models import HookedTransformer, live_heads
 from causal_circuits.recording import watch_attention
 from causal_circuits.tasks import Batch, InContextTask
 
-# An edge must carry this share of the information of the best-supported edge. Over 70 forests (d_vocab 2-20, n_ctx 6-60,
-# alpha .1-1, 20,000 sequences) true edges carried at least .44 and the largest entry of a root's row at most .16.
+# An edge must carry this share of the information of the best-supported edge. Over 67 forests (d_vocab 2-20, n_ctx
+# 6-60, alpha .1-1, 20,000 sequences) true edges carried at least .44, the largest entry of a root's row at most .15
+# (benchmarks/edge_information.py).
 MIN_INFORMATION_SHARE = 0.3
 
 
@@ -95,10 +97,10 @@ def extract_graph(
 
     Returns:
         A graph over ``n_ctx`` positions and the target. Edges carry "weight", "margin", "head", "information",
-        "information_share" and "p_value"; ``graph.graph["candidates"]`` lists every `CandidateEdge`, the rejected ones with
-        their reason. Without task and batch, uniform random tokens are used and roots cannot be told apart:
-        ``graph.graph["roots_tested"]`` is False and a warning belongs with any figure made of it. The same holds for tasks
-        without a query, whose last row stands for the target's parents.
+        "information_share" and "p_value"; ``graph.graph["candidates"]`` lists every `CandidateEdge`, the rejected ones
+        with their reason. Without task and batch, uniform random tokens are used and roots cannot be told apart:
+        ``graph.graph["roots_tested"]`` is False and a warning belongs with any figure made of it. The same holds for
+        tasks without a query, whose last row stands for the target's parents.
     """
     if not 0 < min_weight <= 1:
         raise ValueError(f"min_weight must lie in (0, 1]: got {min_weight}")
@@ -192,17 +194,16 @@ def _upper_tail(z: float) -> float:
     return 0.5 * erfc(z / sqrt(2))
 
 
-def edge_auroc(
-    score: Float[Tensor, "query_pos key_pos"], true: nx.DiGraph, n_ctx: int
-) -> float:
+def edge_auroc(score: Float[Tensor, "query_pos key_pos"], true: nx.DiGraph) -> float:
     """The probability that a true edge scores above another causal entry (ties count half).
 
-    Entries (i, j), j <= i, of all rows but the last; NaN if there is no edge or nothing else.
+    Entries (i, j), j <= i, of all rows but the last, whose query answers to nothing; NaN without an edge among them.
 
     >>> from causal_circuits import chain_graph
-    >>> edge_auroc(torch.diag(torch.ones(3), -1), chain_graph(4), 4)
+    >>> edge_auroc(torch.diag(torch.ones(3), -1), chain_graph(4))
     1.0
     """
+    n_ctx = len(score)
     is_edge = torch.zeros(n_ctx, n_ctx, dtype=torch.bool)
     for parent, child in true.edges:
         if child < n_ctx:

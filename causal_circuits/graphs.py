@@ -13,11 +13,12 @@ Two families (Nichani, Damian & Lee 2024, sections 2 and 6):
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 import numpy as np
 
-Parents = Sequence[int | None | Sequence[int]]
+Parents = Sequence[int | Sequence[int] | None]
 
 
 def chain_graph(n_ctx: int) -> nx.DiGraph:
@@ -286,7 +287,8 @@ def _check_n_ctx(n_ctx: int) -> None:
 
 def _entry_parents(child: int, entry: object, n_ctx: int) -> list[int]:
     """The parents that one entry of a parents list names, each checked to lie in the context."""
-    listed = list(entry) if isinstance(entry, list | tuple) else [] if entry is None or entry == -1 else [entry]
+    is_root = entry is None or entry == -1
+    listed: list[Any] = list(entry) if isinstance(entry, list | tuple) else [] if is_root else [entry]
     for parent in listed:
         if isinstance(parent, bool) or not isinstance(parent, int | np.integer):
             raise ValueError(

@@ -51,10 +51,10 @@ def chi_squared_information(task: InContextTask, n_kernels: int = 4096, seed: in
 
 
 def predicted_gradient(task: InContextTask, n_kernels: int = 4096, seed: int = 0) -> Information:
-    """g_ij, to which minus the gradient of layer 1's attention weights is proportional at the start (THEORY: section 5).
+    """g_ij, to which minus the gradient of layer 1's attention weights is proportional at the start (section 5).
 
-    The factor is beta0 / (d_vocab n_ctx) for minus the gradient with respect to attention *weights*, in the limit of long
-    contexts; `score_gradient_of` turns g into the gradient of attention *scores*.
+    The factor is beta0 / (d_vocab n_ctx) for minus the gradient with respect to attention *weights*, in the limit of
+    long contexts; `score_gradient_of` turns g into the gradient of attention *scores*.
     """
 
     def value(joint: np.ndarray, law: np.ndarray, kernels: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ def predicted_gradient(task: InContextTask, n_kernels: int = 4096, seed: int = 0
 
 
 def score_gradient_of(g: Float[Tensor, "n_ctx n_ctx"]) -> Float[Tensor, "n_ctx n_ctx"]:
-    """g through the softmax Jacobian of uniform causal attention: (g_ij - mean_{k <= i} g_ik) / (i + 1), 0 above.
+    """G through the softmax Jacobian of uniform causal attention: (g_ij - mean_{k <= i} g_ik) / (i + 1), 0 above.
 
     >>> score_gradient_of(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
     tensor([[ 0.0000,  0.0000],
@@ -81,9 +81,9 @@ def estimate_gradient(
 ) -> Information:
     """g_ij from data alone: the first-order gradient of layer 1's attention weights, in closed form.
 
-    The sample mean of d_vocab (pi(x_i | s_T) / mu_hat(x_i)) (1[x_j = s_T] - mu_hat(s_T)), with s_T the query's token and mu_hat
-    the sequence's own (smoothed) token frequencies. It assumes nothing about the graph but a uniform query in the
-    last position. At a finite context mu_hat stands in for mu, which shrinks all entries by a common factor of about
+    The sample mean of d_vocab (pi(x_i | s_T) / mu_hat(x_i)) (1[x_j = s_T] - mu_hat(s_T)), with s_T the query's
+    token and mu_hat the sequence's own (smoothed) token frequencies. It assumes nothing about the graph but a uniform
+    query in the last position. At a finite context mu_hat stands in for mu, which shrinks all entries by a common factor of about
     0.3 to 0.9 and leaves a root's row a small bias: compare entries with each other rather than with theory.
 
     Args:
@@ -104,7 +104,9 @@ def estimate_gradient(
         elsewhere = (hit.sum(dim=1, keepdim=True) - hit) / max(n_ctx - 2, 1)  # frequency among the others than i
         first = child.T @ hit - (child * elsewhere).sum(dim=0)[:, None]
         squares = child.square()
-        second = squares.T @ hit - 2 * (squares * elsewhere).T @ hit + (squares * elsewhere.square()).sum(dim=0)[:, None]
+        second = (
+            squares.T @ hit - 2 * (squares * elsewhere).T @ hit + (squares * elsewhere.square()).sum(dim=0)[:, None]
+        )
         totals[0, :-1, :-1] += (d_vocab * first).numpy()
         totals[1, :-1, :-1] += (d_vocab**2 * second).numpy()
     mean, square = np.tril(totals, -1) / n
@@ -164,6 +166,10 @@ def _path_lengths(graph: nx.DiGraph, n_ctx: int) -> dict[tuple[int, int], tuple[
 
 def _check_forest(task: InContextTask) -> None:
     if max(task.in_degrees, default=1) > 1:
-        raise ValueError(f"exact information needs at most one parent a position: this graph has in-degrees {task.in_degrees}")
+        raise ValueError(
+            f"exact information needs at most one parent a position: this graph has in-degrees {task.in_degrees}"
+        )
     if task.root_law != "stationary":
-        raise ValueError(f"exact information needs roots drawn from the stationary law: this task has roots={task.root_law!r}")
+        raise ValueError(
+            f"exact information needs roots drawn from the stationary law: this task has roots={task.root_law!r}"
+        )

@@ -258,9 +258,15 @@ def patch_activations(
         by_position: patch one position at a time; otherwise all at once.
     """
     if clean.shape != corrupted.shape:
-        raise ValueError(f"clean and corrupted must be pairs of equal shape: {list(clean.shape)}, {list(corrupted.shape)}")
+        raise ValueError(
+            f"clean and corrupted must be pairs of equal shape: {list(clean.shape)}, {list(corrupted.shape)}"
+        )
     if names is None:
-        names = [f"blocks.{layer}.{what}" for layer in range(model.cfg.n_layers) for what in ("hook_resid_pre", "attn.hook_z")]
+        names = [
+            f"blocks.{layer}.{what}"
+            for layer in range(model.cfg.n_layers)
+            for what in ("hook_resid_pre", "attn.hook_z")
+        ]
     unknown = [name for name in names if name not in model.hook_dict]
     if unknown:
         raise ValueError(f"the model has no hook {unknown[0]!r}; it has {', '.join(model.hook_dict)}")

@@ -7,6 +7,7 @@ hook attached), the structured forward with autograd everywhere else. Both give 
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -156,8 +157,11 @@ def train(
     path = "fused" if can_fuse(model) else "structured"
     began = time.perf_counter()
     with (
+        _torch_threads(for_path=path) as n_threads,
         _Batches(task, config, model.W_U.device, model.W_U.dtype) as batches,
-        tqdm(total=config.steps, desc="training", unit="step", disable=None if progress is None else not progress) as bar,
+        tqdm(
+            total=config.steps, desc="training", unit="step", disable=None if progress is None else not progress
+        ) as bar,
     ):
         step = 0
         for stage in config.stages:
@@ -165,10 +169,11 @@ def train(
                 batch = next(batches)
                 if step in recorded:
                     snapshots.append(take_snapshot(model, batch, step, record))
-                losses.append(gradient_step(model, batch))
+                losses.append(gradient_step(model, batch, n_threads))
                 if losses[-1] != losses[-1] or losses[-1] == float("inf"):
                     raise FloatingPointError(
-                        f"the loss became {losses[-1]} at step {step}: lower the learning rate (now {stage.learning_rate})"
+                        f"the loss became {losses[-1]} at step {step}: lower the learning rate "
+                        f"(now {stage.learning_rate})"
                     )
                 optimizer.step()
                 step += 1
@@ -189,13 +194,16 @@ def train(
     )
 
 
-def gradient_step(model: HookedTransformer, batch: Batch) -> float:
-    """Set the gradient of the mean loss on a batch, by the fastest path that honours every hook; return the loss."""
+def gradient_step(model: HookedTransformer, batch: Batch, n_threads: int | None = None) -> float:
+    """Set the gradient of the mean loss on a batch, by the fastest path that honours every hook; return the loss.
+
+    `n_threads` is for the fused path (None: as many as torch uses).
+    """
     if can_fuse(model):
-        return fused_step(model, batch.tokens, batch.target_probs).loss
+        return fused_step(model, batch.tokens, batch.target_probs, n_threads).loss
     model.zero_grad(set_to_none=True)
     loss = mean_loss(model, batch)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return float(loss.detach())
 
 
@@ -206,10 +214,12 @@ def mean_loss(model: HookedTransformer, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: HookedTransformer, batch: Batch, chunk: int = 2048) -> Tensor:
-    """The loss of every sequence of a batch, float64 [batch], nats; in pieces of `chunk`, so that memory stays small."""
+    """The loss of every sequence of a batch, float64 [batch], nats; `chunk` sequences at a time."""
     batch = batch.to(model.W_U.device, model.W_U.dtype)
     pieces = [batch[start : start + chunk] for start in range(0, len(batch), chunk)]
-    return torch.cat([-(piece.target_probs * log_probs(model, piece.tokens)).sum(dim=-1).double() for piece in pieces]).cpu()
+    return torch.cat(
+        [-(piece.target_probs * log_probs(model, piece.tokens)).sum(dim=-1).double() for piece in pieces]
+    ).cpu()
 
 
 def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record: RecordAt | None = None) -> Snapshot:
@@ -218,7 +228,7 @@ def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record:
     with watch_attention(model) as watched:
         loss = mean_loss(model, batch)
         if record.score_gradients:
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     model.zero_grad(set_to_none=True)
     return Snapshot(
         step=step,
@@ -226,6 +236,21 @@ def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record:
         attention=watched.attention().cpu() if record.attention else None,
         score_gradients=watched.score_gradients().cpu() if record.score_gradients else None,
     )
+
+
+@contextmanager
+def _torch_threads(for_path: str) -> Iterator[int]:
+    """The number of threads to train with; on the fused path torch itself, left with tiny updates, gets one.
+
+    (A pool that waits for threads that the sampler keeps busy makes an optimiser step twenty times as long.)
+    """
+    n_threads = torch.get_num_threads()
+    if for_path == "fused":
+        torch.set_num_threads(1)
+    try:
+        yield n_threads
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def _updates(model: HookedTransformer, stage: Stage) -> Iterator[torch.optim.Optimizer]:
@@ -265,7 +290,9 @@ class _Batches:
     """The batches of a run, drawn one step ahead in a thread of their own; step s depends on (seed, s) alone."""
 
     def __init__(self, task: InContextTask, config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
-        self._draw = lambda step: task.sample(config.batch_size, seed=(config.seed, step, _TRAINING_STREAM), n_threads=1).to(device, dtype)
+        self._draw = lambda step: task.sample(
+            config.batch_size, seed=(config.seed, step, _TRAINING_STREAM), n_threads=1
+        ).to(device, dtype)
         self._pool = ThreadPoolExecutor(1)
         self._step = 0
         self._ahead = [self._pool.submit(self._draw, step) for step in range(2)]

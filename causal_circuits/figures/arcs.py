@@ -41,17 +41,19 @@ def _arc(parent: int, child: int, side: int) -> np.ndarray:
     """[49, 2] points of half an ellipse from parent to child; longer edges are higher, but less than in proportion."""
     angle = np.linspace(np.pi, 0.0, 49)
     radius = (child - parent) / 2
-    return np.column_stack([(parent + child) / 2 + radius * np.cos(angle), side * _height(parent, child) * np.sin(angle)])
+    return np.column_stack(
+        [(parent + child) / 2 + radius * np.cos(angle), side * _height(parent, child) * np.sin(angle)]
+    )
 
 
 def _height(parent: int, child: int) -> float:
     return float((child - parent) ** 0.7)
 
 
-def _draw_arcs(
-    ax: Axes, edges: Edges, name: str, *, colour: str, style: str, width: float, side: int = 1
-) -> None:
-    lines = LineCollection([_arc(*edge, side) for edge in sorted(edges)], colors=colour, linewidths=width, linestyles=style)
+def _draw_arcs(ax: Axes, edges: Edges, name: str, *, colour: str, style: str, width: float, side: int = 1) -> None:
+    lines = LineCollection(
+        [_arc(*edge, side) for edge in sorted(edges)], colors=colour, linewidths=width, linestyles=style
+    )
     lines.set_label(f"{name} ({len(edges)})")
     lines.set_gid(name)
     ax.add_collection(lines, autolim=False)
@@ -63,19 +65,29 @@ def _draw_nodes(ax: Axes, graph: nx.DiGraph) -> None:
     special = {n_ctx: "target"} | ({n_ctx - 1: "query"} if has_query(graph) else {})
     plain = [node for node in range(n_ctx) if node not in special]
     ax.plot(plain, [0] * len(plain), "o", color=BLACK, markersize=4 if n_ctx <= 30 else 2.5, zorder=3)
-    ax.plot(list(special), [0] * len(special), "s", mfc="white", mec=BLACK, markersize=5.5 if n_ctx <= 30 else 4, zorder=3)
+    ax.plot(
+        list(special), [0] * len(special), "s", mfc="white", mec=BLACK, markersize=5.5 if n_ctx <= 30 else 4, zorder=3
+    )
     for node, name in special.items():
         ax.annotate(
-            name, (node, 0), (0, -7), textcoords="offset points", ha="center", va="top", rotation=90, fontsize=SMALL
+            name,
+            (node, 0),
+            (0, -7),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            rotation=90,
+            fontsize=SMALL,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )
 
 
 def _frame(ax: Axes, n_ctx: int, above: Edges, below: Edges) -> None:
     """Limits around the arcs, a tick a position (or every fifth), no vertical axis: heights mean nothing."""
-    top = max([_height(*edge) for edge in above], default=1.0)
+    top = max([2.0, *(_height(*edge) for edge in above)])
     bottom = max([_height(*edge) for edge in below], default=0.0)
     ax.set_xlim(-0.8, n_ctx + 0.8)
-    ax.set_ylim(-max(bottom, 0.45 * top) * 1.1, top * 1.1)
+    ax.set_ylim(-max(bottom, 0.35 * top) * 1.1, top * 1.1)
     ax.set_xticks(range(0, n_ctx + 1, 1 if n_ctx <= 30 else 5))
     ax.tick_params(axis="x", labelsize=SMALL)
     ax.set_yticks([])

@@ -26,7 +26,7 @@ _FRAME_INCHES = 2.05
 
 
 def plot_attention_and_graph(
-    attention: Matrix, graph: nx.DiGraph, ax: Axes | None = None, title: str = "Attention, layer 1"
+    attention: Matrix, graph: nx.DiGraph, ax: Axes | None = None, title: str = "Attention and the true graph"
 ) -> Axes:
     """One heat map cell for each attention weight, one open square for each true edge (`true_cells`).
 
@@ -101,19 +101,23 @@ def plot_film_strip(
         ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     figure.supxlabel("key position (parent)", fontsize="medium")
     figure.supylabel("query position (child)", fontsize="medium")
-    figure.colorbar(image, ax=list(grid.flat), label="attention weight", fraction=0.03, pad=0.01)
+    figure.colorbar(image, ax=list(grid.flat), label="attention weight", fraction=0.03, pad=0.01, shrink=0.85)
     return figure
 
 
 def _frames(record: TrainingRecord, layer: int, head: int, n_frames: int) -> list[tuple[int, np.ndarray]]:
     """(step, pattern) of the chosen records."""
     if record.attention is None:
-        raise ValueError("a film strip needs recorded attention: this record has none; train with RecordAt(attention=True)")
+        raise ValueError(
+            "a film strip needs recorded attention: this record has none; train with RecordAt(attention=True)"
+        )
     if n_frames < 1:
         raise ValueError(f"a film strip needs at least 1 frame: got n_frames={n_frames}")
     n_records, n_layers, n_heads = record.attention.shape[:3]
     if not (0 <= layer < n_layers and 0 <= head < n_heads):
-        raise ValueError(f"the record has layers 0 .. {n_layers - 1} with heads 0 .. {n_heads - 1}: got L{layer}H{head}")
+        raise ValueError(
+            f"the record has layers 0 .. {n_layers - 1} with heads 0 .. {n_heads - 1}: got L{layer}H{head}"
+        )
     chosen = np.unique(np.linspace(0, n_records - 1, n_frames).round().astype(int))
     return [(record.steps[i], to_numpy(record.attention[i, layer, head])) for i in chosen]
 
@@ -133,7 +137,9 @@ def _limits(values: np.ndarray, diverging: bool) -> tuple[float, float]:
 def _heat_map(ax: Axes, values: np.ndarray, lower: float, upper: float, colours: str) -> AxesImage:
     hidden = np.triu(np.ones_like(values, dtype=bool), 1) | ~np.isfinite(values)
     shown = np.ma.masked_array(values, mask=hidden)
-    return ax.imshow(shown, cmap=colours, vmin=lower, vmax=upper, interpolation="nearest", aspect="equal", origin="upper")
+    return ax.imshow(
+        shown, cmap=colours, vmin=lower, vmax=upper, interpolation="nearest", aspect="equal", origin="upper"
+    )
 
 
 def _outline_true_edges(ax: Axes, graph: nx.DiGraph, colour: str, thin: float = 1.0) -> None:
@@ -142,7 +148,7 @@ def _outline_true_edges(ax: Axes, graph: nx.DiGraph, colour: str, thin: float = 
     squares = [Rectangle((key - 0.5, query - 0.5), 1.0, 1.0) for query, key in cells]
     width = thin * float(np.clip(30 / max(graph.number_of_nodes(), 1), 0.5, 1.6))
     outlines = PatchCollection(squares, facecolor="none", edgecolor=colour, linewidth=width, zorder=3)
-    outlines.set_path_effects([withStroke(linewidth=2.2 * width, foreground="white")])
+    outlines.set_path_effects([withStroke(linewidth=1.3 * width + 0.6, foreground="white")])
     outlines.set_gid("true-edges")
     outlines.set_label("true edge")
     ax.add_collection(outlines, autolim=False)

@@ -58,7 +58,7 @@ def plot_loss(
     losses = to_numpy(record.losses)
     steps = np.arange(1, len(losses) + 1)
     smooth = _running_mean(losses)
-    ax.plot(steps, losses, color=MODEL, alpha=0.25, linewidth=0.7, label="each step")
+    ax.plot(steps, losses, color=MODEL, alpha=0.4, linewidth=0.7, label="each step")
     ax.plot(steps, smooth, color=MODEL, linewidth=1.8, label="running mean (last tenth)")
     levels = {name: float(value) for name, value in references.items() if np.isfinite(value)}
     for k, value in enumerate(levels.values()):
@@ -103,7 +103,7 @@ def plot_gradient_and_information(
     ):
         ax.scatter(predicted[chosen], drawn[chosen], label=f"{name} ({int(chosen.sum())})", **style)  # type: ignore[arg-type]
     ax.axhline(0, color=GREY, linewidth=0.6, zorder=0)
-    ax.set_xlabel("predicted (mutual information, a pure number)")
+    ax.set_xlabel("predicted value (from mutual information, a pure number)")
     ax.set_ylabel("minus the gradient (nats per unit of attention score)")
     ax.ticklabel_format(axis="both", scilimits=(-2, 4), useMathText=True)
     ax.legend(loc="best", frameon=False)
@@ -133,7 +133,7 @@ def plot_ablation(results: Sequence[tuple[str, str, float]], ax: Axes | None = N
     """One bar for each (what was ablated, method), as high as the share of the loss gain that it costs.
 
     The line at 1 is all of the gain: the ablated model is as bad as the reference. A share that is NaN (no gain to
-    lose) is written "n/a".
+    lose) or not given is written "n/a".
 
     Args:
         results: (label, method, share of gain lost) triples, e.g. ("L0H0", "mean", 0.98).
@@ -147,7 +147,9 @@ def plot_ablation(results: Sequence[tuple[str, str, float]], ax: Axes | None = N
     series = {method: [shares.get((label, method), float("nan")) for label in groups] for method in methods}
     _grouped_bars(ax, groups, series)
     ax.axhline(1, color=GREY, linestyle="--", linewidth=0.9, zorder=0)
-    ax.annotate("all of the gain", (1, 1), (-3, 2), ("axes fraction", "data"), "offset points", ha="right", fontsize=SMALL)
+    ax.annotate(
+        "all of\nthe gain", (1, 1), (4, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=SMALL
+    )
     ax.set_ylabel("share of the gain lost")
     ax.set_xlabel("ablated")
     return ax
@@ -158,8 +160,8 @@ def dodge(values: Sequence[float], gap: float, low: float = -np.inf, high: float
 
     With z_k = value_k - k gap for the k-th smallest value this is isotonic regression of z (pool adjacent violators).
 
-    >>> dodge([0.5, 0.5, 0.9], gap=0.1)
-    [0.45, 0.55, 0.9]
+    >>> dodge([1.0, 1.0, 4.0], gap=0.5)
+    [0.75, 1.25, 4.0]
     """
     order = sorted(range(len(values)), key=lambda index: values[index])
     pools: list[tuple[float, int]] = []
@@ -215,11 +217,12 @@ def _grouped_bars(ax: Axes, groups: Sequence[str], series: dict[str, list[float]
     """Bars of each series beside each other at every group, values written on them, room for the legend on top."""
     width = 0.8 / len(series)
     centres = np.arange(len(groups))
+    plain = {"facecolor": "white", "edgecolor": "none", "pad": 0.3}  # so that a line behind a number does not cross it
     for k, (name, heights) in enumerate(series.items()):
         offsets = centres + (k - (len(series) - 1) / 2) * width
         bars = ax.bar(offsets, np.nan_to_num(heights), 0.92 * width, label=name, color=SERIES[k % len(SERIES)])
         written = [f"{height:.2f}" if np.isfinite(height) else "n/a" for height in heights]
-        ax.bar_label(bars, written, padding=2, fontsize=SMALL - 1)
+        ax.bar_label(bars, written, padding=2, fontsize=SMALL - 1, bbox=plain)
     finite = [height for heights in series.values() for height in heights if np.isfinite(height)]
     low, high = min([0.0, *finite]), max([1.0, *finite])
     ax.set_ylim(low - (0.12 if low < 0 else 0.0) * (high - low), high + 0.3 * (high - low))

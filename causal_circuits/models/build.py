@@ -57,7 +57,9 @@ def disentangled_transformer(
             attn.W_K.data[head, :width, :width] = identity
             attn.W_V.data[head, :width, :width] = identity
             attn.W_O.data[head, :width, start : start + width] = identity
-            attn.W_Q.data[head, :width, :width] = init_scale * torch.randn(width, width, generator=generator, dtype=dtype)
+            attn.W_Q.data[head, :width, :width] = init_scale * torch.randn(
+                width, width, generator=generator, dtype=dtype
+            )
     model.unembed.W_U.data.copy_(init_scale * torch.randn(model.unembed.W_U.shape, generator=generator, dtype=dtype))
     return _freeze(model)
 
@@ -177,7 +179,9 @@ def attention_block(model: HookedTransformer, layer: int, head: int, query_slot:
             raise ValueError(f"no slot {slot!r} in this model; it has {', '.join(named)}")
     check_head(model, layer, head)
     if layout.kind == "reduced":
-        raise ValueError("the reduced model's A1 and A2 are W_Q[0, 0] and W_Q[1, 0] themselves: they have no slot pairs")
+        raise ValueError(
+            "the reduced model's A1 and A2 are W_Q[0, 0] and W_Q[1, 0] themselves: they have no slot pairs"
+        )
     return model.blocks[layer].attn.W_Q[head, named[query_slot].slice, named[key_slot].slice]
 
 
@@ -192,7 +196,9 @@ def live_heads(model: HookedTransformer) -> list[tuple[int, int]]:
 def check_head(model: HookedTransformer, layer: int, head: int) -> None:
     """Raise a ValueError unless the model has this head."""
     if (layer, head) not in live_heads(model):
-        raise ValueError(f"the model has no head {head} in layer {layer}: its heads (layer, head) are {live_heads(model)}")
+        raise ValueError(
+            f"the model has no head {head} in layer {layer}: its heads (layer, head) are {live_heads(model)}"
+        )
 
 
 def _check_sizes(d_vocab: int, n_ctx: int, n_heads: Sequence[int]) -> None:
@@ -204,7 +210,9 @@ def _check_sizes(d_vocab: int, n_ctx: int, n_heads: Sequence[int]) -> None:
         raise ValueError(f"n_heads must list at least one head for each layer, such as (1, 1): got {n_heads!r}")
 
 
-def _empty_transformer(layout: Layout, d_head: int, dtype: torch.dtype, device: torch.device | str) -> HookedTransformer:
+def _empty_transformer(
+    layout: Layout, d_head: int, dtype: torch.dtype, device: torch.device | str
+) -> HookedTransformer:
     """A HookedTransformer of the layout's sizes with every parameter zero but the two embeddings."""
     d_model = layout.width(layout.n_layers)
     config = HookedTransformerConfig(

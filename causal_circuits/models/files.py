@@ -23,7 +23,9 @@ def save_model(model: HookedTransformer, folder: str | os.PathLike[str]) -> Path
     """
     layout, folder = layout_of(model), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if name.endswith(("W_Q", "W_U"))}
+    trained = {
+        name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if name.endswith(("W_Q", "W_U"))
+    }
     config = {
         "format": FORMAT,
         "kind": layout.kind,

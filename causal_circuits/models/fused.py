@@ -1,3 +1,5 @@
+# mypy: disable-error-code="assignment,index,no-untyped-call"
+# (the kernel is typed by numba, whose float32 scalars and loop variables mypy reads as numpy generics)
 """The fused step: loss and every gradient of a two-layer disentangled model in one pass, compiled by numba.
 
 The same quantities as `structured.structured_logits` and its autograd backward, sequence by sequence, with
@@ -21,6 +23,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -64,16 +67,21 @@ def can_fuse(model: HookedTransformer) -> bool:
     )
 
 
-def fused_step(model: HookedTransformer, tokens: Tensor, target_probs: Tensor) -> FusedStep:
-    """Set `.grad` of the trainable parameters to the gradient of the mean loss on a batch, and return its record."""
+def fused_step(
+    model: HookedTransformer, tokens: Tensor, target_probs: Tensor, n_threads: int | None = None
+) -> FusedStep:
+    """Set `.grad` of the trainable parameters to the gradient of the mean loss on a batch, and return its record.
+
+    The batch is cut into `n_threads` parts (None: as many as torch uses), which decides the order of summation.
+    """
     layout = layout_of(model)
     (m1, m2), d0, d1, n_ctx = layout.n_heads, layout.d_block, layout.width(1), layout.n_ctx
     first, second, unembed = (p.detach() for p in (model.blocks[0].attn.W_Q, model.blocks[1].attn.W_Q, model.W_U))
     table = np.ascontiguousarray(_table(first[:m1, :d0, :d0].numpy(), layout.d_vocab))
     a2, w = np.ascontiguousarray(second[:m2, :d1, :d1].numpy()), unembed.numpy()
-    bounds = np.linspace(0, len(tokens), min(_n_threads(), len(tokens)) + 1).astype(int)
+    bounds = np.linspace(0, len(tokens), min(n_threads or torch.get_num_threads(), len(tokens)) + 1).astype(int)
     arrays = tokens.numpy(), target_probs.numpy()
-    jobs = [(*(a[s:e] for a in arrays), table, a2, w, layout.d_vocab) for s, e in zip(bounds, bounds[1:], strict=False)]
+    jobs = [(*(a[s:e] for a in arrays), table, a2, w, layout.d_vocab) for s, e in pairwise(bounds)]
     parts = list(_pool().map(lambda job: _kernel()(*job), jobs))
     scale = np.float32(1.0 / len(tokens))
     loss, d_table, d_a2, d_w, pattern = (sum(part) for part in zip(*parts, strict=True))
@@ -93,10 +101,6 @@ def fused_step(model: HookedTransformer, tokens: Tensor, target_probs: Tensor) -
 def _table(weights: np.ndarray, d_vocab: int) -> np.ndarray:
     """E[head, i, a] = A[a] + A[d_vocab + i], the score row of token a at position i."""
     return weights[:, None, :d_vocab] + weights[:, d_vocab:, None]
-
-
-def _n_threads() -> int:
-    return torch.get_num_threads()
 
 
 @cache
@@ -129,7 +133,11 @@ def _batch_gradient(tokens, targets, table, a2, w, n_tok):  # type: ignore[no-un
     q, dq = np.empty((m2, d1), np.float32), np.empty(d1, np.float32)
     r, reached = np.empty((m2, m1, n_ctx), np.float32), np.empty((m2, m1, n_ctx), np.float32)
     c, passed = np.empty((m2, n_blocks, n_ctx), np.float32), np.empty((m2, m1, n_ctx), np.float32)
-    p, dt, u = np.empty((m2, n_ctx), np.float32), np.empty((m2, n_ctx), np.float32), np.empty((m2, m1, n_ctx), np.float32)
+    p, dt, u = (
+        np.empty((m2, n_ctx), np.float32),
+        np.empty((m2, n_ctx), np.float32),
+        np.empty((m2, m1, n_ctx), np.float32),
+    )
     d_last = np.empty((m1, n_ctx), np.float32)
     d_mixed = np.empty((m1, d0), np.float32)
     logits, d_logits, acc = np.empty(n_tok, np.float32), np.empty(n_tok, np.float32), np.empty(d0, np.float32)

@@ -100,9 +100,11 @@ class Layout:
 
 
 def _describe(block: str, half: str) -> str:
-    """"L1H0.L0H1." and "token" in words: the outermost copy is named last."""
+    """The block L1H0.L0H1. and its token half in words: the outermost copy is named last."""
     hops = [name for name in block.split(".") if name]
-    copies = [f"copied by head {hop[hop.index('H') + 1:]} of layer {hop[1 : hop.index('H')]}" for hop in reversed(hops)]
+    copies = [
+        f"copied by head {hop[hop.index('H') + 1 :]} of layer {hop[1 : hop.index('H')]}" for hop in reversed(hops)
+    ]
     return " ".join([half, ", then ".join(copies)]).strip()
 
 

@@ -63,7 +63,7 @@ def structured_logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx
 def _pattern(
     model: HookedTransformer, layer: int, tokens: Tensor, one_hot: Tensor, mixing: list[Tensor | None]
 ) -> Float[Tensor, "batch head_index query_pos key_pos"]:
-    """The attention pattern of a layer, through its HookPoint; the last layer's, if nobody looks, for the last query only."""
+    """The attention pattern of a layer, through its HookPoint; of the last layer, if nobody looks, one row only."""
     layout, attn = layout_of(model), model.blocks[layer].attn
     watched = bool(attn.hook_pattern.fwd_hooks or attn.hook_pattern.bwd_hooks)
     last_only = layer == layout.n_layers - 1 and not watched

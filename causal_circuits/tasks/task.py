@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.graphs import has_query, n_ctx_of, parents_of, validate_graph
+from causal_circuits.tasks import compiled as _compiled
 from causal_circuits.tasks import kernels as _kernels
 
 Roots = Literal["stationary", "uniform", "shared"]
@@ -138,7 +139,9 @@ class InContextTask:
         if alpha.min() < 1e-4 or alpha.max() > 1e6:
             raise ValueError(f"alpha must lie in [1e-4, 1e6] to be sampled faithfully: got {self.alpha}")
         if alpha.ndim and self.in_degrees != (1,):
-            raise ValueError(f"alpha by row needs a graph with at most one parent a position: in-degrees {self.in_degrees}")
+            raise ValueError(
+                f"alpha by row needs a graph with at most one parent a position: in-degrees {self.in_degrees}"
+            )
         if alpha.shape == (self.d_vocab,):
             alpha = alpha[:, None]
         elif alpha.ndim and alpha.shape != (self.d_vocab, self.d_vocab):
@@ -156,7 +159,9 @@ class InContextTask:
         given = self.kernels if isinstance(self.kernels, Mapping) else {1: self.kernels}
         if set(given) != set(self.in_degrees):
             raise ValueError(f"kernels must cover the graph's in-degrees {self.in_degrees}: got {tuple(given)}")
-        checked = {k: _checked_kernel(np.asarray(kernel, dtype=np.float64), k, self.d_vocab) for k, kernel in given.items()}
+        checked = {
+            k: _checked_kernel(np.asarray(kernel, dtype=np.float64), k, self.d_vocab) for k, kernel in given.items()
+        }
         if len({len(kernel) for kernel in checked.values()}) > 1:
             raise ValueError("kernels of different in-degrees must be equally many: give one set of each")
         return checked
@@ -236,22 +241,50 @@ class InContextTask:
         return [(child, above) for child, above in parents.items() if above]
 
     def _sample_piece(self, n: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and target rows of `n` sequences, level by level through the graph."""
+        """Tokens and target rows of `n` sequences."""
+        if self._compiles:
+            gammas = _kernels.draw_gammas(generator, self.alphas[1], n)
+            uniforms, queries = self._draw_uniforms(n, generator)
+            return _compiled.sample_forest(gammas, uniforms, queries, self._parent_codes, self.target_parents[0])
         kernels, law = self.draw_kernels(n, generator)
         cumulative = {k: _kernels.cumulative_rows(kernel) for k, kernel in kernels.items()}
-        uniforms = generator.random(size=(n, self.n_ctx), dtype=np.float32)
+        uniforms, queries = self._draw_uniforms(n, generator)
         sequence = np.arange(n)
         tokens = np.empty((n, self.n_ctx), dtype=np.int64)
-        root_law = _kernels.cumulative_rows(law[:, None])
+        root_law = _kernels.cumulative_rows(law.astype(np.float32)[:, None])
         for root in self.root_positions:
             tokens[:, root] = _kernels.inverse_cdf(root_law, uniforms[:, root])
         if self.has_query:
-            tokens[:, -1] = generator.integers(self.d_vocab, size=n)
+            tokens[:, -1] = queries
         for child, parents in self._children:
             row = self.kernel_row(tokens[:, parents]) + sequence * self.d_vocab ** len(parents)
             tokens[:, child] = _kernels.inverse_cdf(cumulative[len(parents)].take(row, axis=0), uniforms[:, child])
         target_row = self.kernel_row(tokens[:, self.target_parents])
         return tokens, kernels[len(self.target_parents)][sequence, target_row]
+
+    def _draw_uniforms(self, n: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A uniform number for every token, and the queries' tokens."""
+        uniforms = generator.random(size=(n, self.n_ctx), dtype=np.float32)
+        return uniforms, generator.integers(self.d_vocab, size=n)
+
+    @cached_property
+    def _compiles(self) -> bool:
+        """Whether the compiled sampler covers this task: the paper's forests, drawn from a Dirichlet prior."""
+        return (
+            _compiled.available()
+            and self.kernels is None
+            and self.in_degrees == (1,)
+            and self.root_law == "stationary"
+            and float(self.alphas[1].min()) >= _kernels.LOG_SPACE_BELOW
+        )
+
+    @cached_property
+    def _parent_codes(self) -> np.ndarray:
+        """The parent of each position, -1 for a root and -2 for the query."""
+        codes = [next(iter(parents_of(self.graph, position)), -1) for position in range(self.n_ctx)]
+        if self.has_query:
+            codes[-1] = -2
+        return np.array(codes)
 
     def kernel_row(self, parent_tokens: np.ndarray) -> np.ndarray:
         """The row of the flattened kernel that parents' tokens [..., n_parents] name."""
@@ -263,10 +296,14 @@ class InContextTask:
     def check_tokens(self, tokens: Tensor) -> None:
         """Raise a ValueError unless `tokens` are integers [batch, n_ctx] within the vocabulary."""
         if tokens.ndim != 2 or tokens.shape[1] != self.n_ctx or tokens.shape[0] == 0:
-            raise ValueError(f"tokens must be [batch, n_ctx={self.n_ctx}] with a batch of 1 or more: got {list(tokens.shape)}")
+            raise ValueError(
+                f"tokens must be [batch, n_ctx={self.n_ctx}] with a batch of 1 or more: got {list(tokens.shape)}"
+            )
         if tokens.is_floating_point() or tokens.min() < 0 or tokens.max() >= self.d_vocab:
-            raise ValueError(f"tokens must be integers in 0 .. {self.d_vocab - 1}: got {tokens.dtype} in "
-                             f"[{tokens.min()}, {tokens.max()}]")
+            raise ValueError(
+                f"tokens must be integers in 0 .. {self.d_vocab - 1}: got {tokens.dtype} in "
+                f"[{tokens.min()}, {tokens.max()}]"
+            )
 
     def bayes_predictor(self, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
         """The edge posterior: see `causal_circuits.tasks.predictors.edge_posterior`."""
@@ -292,13 +329,15 @@ def _checked_kernel(kernel: np.ndarray, n_parents: int, d_vocab: int) -> Float[n
         kernel = kernel[None]
     if kernel.shape[1:] != expected or len(kernel) == 0:
         raise ValueError(
-            f"a kernel with {n_parents} parent(s) over {d_vocab} tokens has shape {list(expected)}, or a leading axis of "
-            f"alternatives: got {list(kernel.shape)}"
+            f"a kernel with {n_parents} parent(s) over {d_vocab} tokens has shape {list(expected)}, or a leading axis "
+            f"of alternatives: got {list(kernel.shape)}"
         )
     if not np.all(np.isfinite(kernel)) or np.any(kernel < 0):
         raise ValueError("a kernel holds probabilities: found a negative, infinite or NaN entry")
     sums = kernel.sum(axis=-1)
     if np.any(np.abs(sums - 1) > 1e-5):
         worst = sums.flat[np.abs(sums - 1).argmax()]
-        raise ValueError(f"each row of a kernel must sum to 1: found a row that sums to {worst:.6g}; divide by the row sums")
+        raise ValueError(
+            f"each row of a kernel must sum to 1: found a row that sums to {worst:.6g}; divide by the row sums"
+        )
     return (kernel / sums[..., None]).reshape(len(kernel), d_vocab**n_parents, d_vocab)

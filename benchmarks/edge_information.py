@@ -1,0 +1,77 @@
+"""How far apart edges and roots lie in estimated information: the numbers behind `discovery.MIN_INFORMATION_SHARE`.
+
+For each forest, the estimated gradient g from 20,000 sequences; at true edges and, in every root's row, at the largest
+entry; both as a share of the largest true edge. A threshold between the two columns tells every root from every child.
+
+    python benchmarks/edge_information.py --out edge_information.json
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import networkx as nx
+
+import causal_circuits as cc
+
+
+def forests() -> Iterator[tuple[str, nx.DiGraph, int, float]]:
+    """(name, graph, d_vocab, alpha) of every forest measured."""
+    for d_vocab in (2, 3, 5, 10, 20):
+        for alpha in (0.1, 1.0):
+            yield "pairs", cc.pairs_graph(20), d_vocab, alpha
+            yield "chain", cc.chain_graph(20), d_vocab, alpha
+            for probability in (0.2, 0.5, 0.8):
+                graph = cc.random_forest(20, probability, seed=int(100 * probability) + d_vocab)
+                yield f"forest, roots {probability}", graph, d_vocab, alpha
+    for n_ctx in (6, 8, 12, 30, 60):
+        for seed in range(3):
+            yield f"forest over {n_ctx}", cc.random_forest(n_ctx, 0.3, seed=seed), 2 + 2 * seed, 0.3
+    yield "star", cc.graph_from_parents([None] + [0] * 18), 5, 0.1
+    yield "star and chain", cc.graph_from_parents([None] + [0] * 8 + list(range(8, 18))), 5, 0.1
+
+
+def measure(graph: nx.DiGraph, d_vocab: int, alpha: float, n_sequences: int, seed: int) -> dict[str, float]:
+    """The least share at a true edge, the largest in a root's row, and how many parents are not their row's maximum."""
+    task = cc.InContextTask(graph, d_vocab=d_vocab, alpha=alpha)
+    batch = task.sample(n_sequences, seed=seed)
+    gradient = cc.estimate_gradient(batch.tokens, batch.target_probs).value
+    edges = [float(gradient[child, parent]) for parent, child in cc.latent_edges(graph)]
+    roots = [float(gradient[root, :root].max()) for root in task.root_positions if root > 0]
+    wrong = sum(int(gradient[child, :child].argmax()) != parent for parent, child in cc.latent_edges(graph))
+    return {
+        "least_edge_share": min(edges) / max(edges) if edges else float("nan"),
+        "largest_root_share": max(roots, default=0.0) / max(edges) if edges else float("nan"),
+        "edges": len(edges),
+        "parents_not_maximal": wrong,
+    }
+
+
+def main() -> None:
+    """Print the table; write it if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sequences", type=int, default=20_000, help="a forest, default 20000")
+    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="write the rows as JSON")
+    arguments = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    print("forest                 d_vocab alpha  least edge  largest root")
+    for name, graph, d_vocab, alpha in forests():
+        shares = measure(graph, d_vocab, alpha, arguments.sequences, arguments.seed)
+        rows.append({"forest": name, "d_vocab": d_vocab, "alpha": alpha, **shares})
+        least, largest = shares["least_edge_share"], shares["largest_root_share"]
+        print(f"{name:22s} {d_vocab:7d} {alpha:5.1f} {least:11.2f} {largest:13.2f}", flush=True)
+    measured = [row for row in rows if row["edges"]]
+    print(
+        f"{len(measured)} forests: edges at least {min(row['least_edge_share'] for row in measured):.2f}, "
+        f"roots at most {max(row['largest_root_share'] for row in measured):.2f}, "
+        f"{sum(row['parents_not_maximal'] for row in measured)} of {sum(row['edges'] for row in measured)} parents not their "
+        "row's maximum"
+    )
+    if arguments.out:
+        arguments.out.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

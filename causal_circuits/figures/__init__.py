@@ -1,0 +1,34 @@
+"""Results as figures: matplotlib axes, CircuitsVis attention views, one self-contained HTML report.
+
+This folder is the one door to matplotlib and to CircuitsVis. Figures compute nothing and change no global style.
+"""
+
+from causal_circuits.figures.arcs import plot_graph_comparison
+from causal_circuits.figures.attention_view import AttentionView, attention_view, circuits_vis_bundle, position_labels
+from causal_circuits.figures.matrices import plot_attention_and_graph, plot_film_strip, plot_matrix
+from causal_circuits.figures.plots import plot_ablation, plot_gradient_and_information, plot_head_scores, plot_loss
+from causal_circuits.figures.rendering import figure_html, save_figure
+from causal_circuits.figures.report import Check, Section, attention_html, report_html, table_html, write_report
+
+__all__ = [
+    "AttentionView",
+    "Check",
+    "Section",
+    "attention_html",
+    "attention_view",
+    "circuits_vis_bundle",
+    "figure_html",
+    "plot_ablation",
+    "plot_attention_and_graph",
+    "plot_film_strip",
+    "plot_gradient_and_information",
+    "plot_graph_comparison",
+    "plot_head_scores",
+    "plot_loss",
+    "plot_matrix",
+    "position_labels",
+    "report_html",
+    "save_figure",
+    "table_html",
+    "write_report",
+]

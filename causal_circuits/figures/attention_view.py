@@ -1,0 +1,179 @@
+"""CircuitsVis attention views that check their input, work offline, and can share one copy of the JavaScript.
+
+CircuitsVis draws whatever it is given (wrong lengths, integers, averages over the wrong axis) and loads its JavaScript
+from a CDN when it can. Here the input is checked first, and the script is always the one of the installed package.
+"""
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+from torch import Tensor
+
+from causal_circuits.figures.style import MODEL, to_numpy
+
+ROW_SUM_TOLERANCE = 1e-3
+_NUMBERS = itertools.count(1)
+# CircuitsVis gives a head's thumbnail a twelfth of the window; a fixed size reads better for a few heads.
+_STYLE = (
+    "<style>.attention-view{max-width:44rem}.attention-view h2,.attention-view h3,.attention-view h4"
+    "{font:600 .85rem system-ui,sans-serif;border:0}"
+    ".attention-view>div>div:first-of-type>div{flex:0 0 8rem!important;max-width:8rem!important}</style>"
+)
+
+
+@dataclass(frozen=True)
+class AttentionView:
+    """An interactive view of attention patterns: shows itself in a notebook, also offline.
+
+    Attributes:
+        labels: one a position.
+        head_names: one a head.
+        properties: what the React component gets, as JSON that is safe inside a script element.
+    """
+
+    labels: tuple[str, ...]
+    head_names: tuple[str, ...]
+    properties: str
+
+    def _repr_html_(self) -> str:
+        """The view with its own copy of the JavaScript (1.3 MB)."""
+        name = f"circuits-vis-{uuid4().hex[:12]}"  # several kernels may write into one notebook
+        load = f"globalThis.CircuitsVis ??= (() => {{\n{circuits_vis_bundle()}\nreturn CircuitsVis;\n}})();\n"
+        return self._html(name, load)  # a second view of a notebook finds the first one's script
+
+    def fragment(self) -> str:
+        """The view without the JavaScript, for a page that carries `circuits_vis_bundle()` once, in a script element.
+
+        The script waits until the page is parsed, so the bundle may stand anywhere. Each call gives new element ids.
+        """
+        return self._html(f"circuits-vis-{next(_NUMBERS)}", "")
+
+    def _html(self, name: str, load: str) -> str:
+        heads = escape(", ".join(self.head_names))
+        return (
+            f'{_STYLE}<div class="attention-view" id="{name}" role="group" aria-label="Attention of {heads}"></div>\n'
+            "<noscript><p>The interactive attention view needs JavaScript; everything else on this page does not."
+            "</p></noscript>\n"
+            f'<script type="module">\n{load}'
+            f'CircuitsVis.render("{name}", CircuitsVis.AttentionHeads, {self.properties});\n</script>'
+        )
+
+
+def attention_view(
+    attention: Tensor | np.ndarray, labels: Sequence[str], head_names: Sequence[str] | None = None
+) -> AttentionView:
+    """An interactive view of the attention patterns of one sequence (or of a batch mean), checked before it is drawn.
+
+    Args:
+        attention: [head_index, query_pos, key_pos]; causal, rows sum to 1.
+        labels: [n_ctx] strings, one a position; `position_labels` makes them from tokens.
+        head_names: one a head, e.g. "L0H0"; None numbers them.
+
+    Raises:
+        ValueError: labels or names are not strings or of the wrong number, or the attention is not 3-D, square, finite,
+            causal and normalised (to 1e-3).
+
+    >>> view = attention_view(np.array([[[1.0, 0.0], [0.5, 0.5]]]), labels=["p0=3", "query=7"])
+    >>> view.head_names
+    ('head 0',)
+    """
+    values = to_numpy(attention)
+    _check_shape(values)
+    n_heads, n_ctx, _ = values.shape
+    names = [f"head {head}" for head in range(n_heads)] if head_names is None else head_names
+    _check_strings("labels", labels, n_ctx, "position")
+    _check_strings("head_names", names, n_heads, "head")
+    _check_attention(values)
+    properties = {
+        "attention": np.tril(values.round(4)).tolist(),
+        "tokens": list(labels),
+        "attentionHeadNames": list(names),
+        "maxValue": 1,
+        "minValue": -1,
+        "positiveColor": MODEL,
+        "maskUpperTri": True,
+    }
+    return AttentionView(tuple(labels), tuple(names), _script_json(properties))
+
+
+def position_labels(tokens: Tensor | np.ndarray | Sequence[int], has_query: bool = True) -> list[str]:
+    """A label for each position of one sequence that gives position and token; the last is the query.
+
+    Args:
+        tokens: [n_ctx], of one sequence.
+        has_query: name the last position "query" (see `graphs.has_query`).
+
+    >>> position_labels([3, 0, 7])
+    ['p0=3', 'p1=0', 'query=7']
+    """
+    values = [int(token) for token in tokens]
+    labels = [f"p{position}={token}" for position, token in enumerate(values)]
+    return [*labels[:-1], f"query={values[-1]}"] if has_query and values else labels
+
+
+@cache
+def circuits_vis_bundle() -> str:
+    """The JavaScript of the installed CircuitsVis package, safe to stand inside a script element (1.3 MB)."""
+    package = find_spec("circuitsvis")
+    if package is None or not package.submodule_search_locations:
+        raise ModuleNotFoundError("attention views need CircuitsVis, which is not installed: pip install circuitsvis")
+    path = Path(package.submodule_search_locations[0]) / "dist" / "cdn" / "iife.js"
+    if not path.exists():
+        raise FileNotFoundError(f"the CircuitsVis package has no {path}: reinstall it (circuitsvis 1.43 has the file)")
+    source = path.read_text(encoding="utf-8").split("//# sourceMappingURL=")[0]
+    return source.replace("</script", r"<\/script").replace("<!--", r"<\!--")
+
+
+def _script_json(value: object) -> str:
+    """JSON in which no character can end the script element or the line."""
+    text = json.dumps(value, allow_nan=False, ensure_ascii=True)
+    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
+
+
+def _check_strings(what: str, values: Sequence[object], n: int, each: str) -> None:
+    if isinstance(values, str) or len(values) != n:
+        got = "one string" if isinstance(values, str) else f"{len(values)}"
+        raise ValueError(f"{what} must be a list with one string for each {each} ({n}): got {got}")
+    for index, value in enumerate(values):
+        if not isinstance(value, str):
+            raise ValueError(
+                f"{what} must be strings: got {value!r} ({type(value).__name__}) at {index}; "
+                "use position_labels(tokens) or str()"
+            )
+
+
+def _check_shape(values: np.ndarray) -> None:
+    if values.ndim != 3 or values.shape[1] != values.shape[2] or 0 in values.shape:
+        raise ValueError(
+            f"attention must be [head_index, query_pos, key_pos]: got shape {list(values.shape)}; "
+            "choose one sequence (pattern[0]) or average over the batch (pattern.mean(0))"
+        )
+
+
+def _check_attention(values: np.ndarray) -> None:
+    """Finite, not negative, zero above the diagonal, rows that sum to one: each within the tolerance."""
+    rules = (
+        (~np.isfinite(values), "be finite", "look for an overflow in the scores"),
+        (values < -ROW_SUM_TOLERANCE, "not be negative", "pass the pattern, not the scores or their gradients"),
+        (np.triu(np.abs(values), 1) > ROW_SUM_TOLERANCE, "be causal: 0 where key_pos > query_pos", "transpose it?"),
+    )
+    for broken, rule, remedy in rules:
+        if broken.any():
+            head, query, key = (int(index) for index in np.argwhere(broken)[0])
+            where = f"head {head}, query {query}, key {key}"
+            raise ValueError(f"attention must {rule}: got {values[head, query, key]:.4g} at {where}; {remedy}")
+    sums = values.sum(axis=-1)
+    if (off := np.abs(sums - 1) > ROW_SUM_TOLERANCE).any():
+        head, query = (int(index) for index in np.argwhere(off)[0])
+        raise ValueError(
+            f"attention rows must sum to 1 within {ROW_SUM_TOLERANCE:g}: got {sums[head, query]:.4g} at head {head}, "
+            f"query {query}; pass the pattern after the softmax"
+        )

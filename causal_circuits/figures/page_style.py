@@ -1,0 +1,50 @@
+"""The style sheet of a report: light, readable on a phone, printable, contrast AA or better."""
+
+PAGE_STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem 1.25rem 4rem; max-width: 62rem; background: #fff; color: #1a1a1a;
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.75rem; line-height: 1.2; margin: 1rem 0; }
+h2 { font-size: 1.25rem; line-height: 1.3; margin: 0 0 .5rem; }
+section { margin: 2.5rem 0; }
+a { color: #005a8c; }
+nav h2 { font-size: 1rem; }
+nav ol { margin: 0; padding-left: 1.5rem; }
+nav li { padding: .15rem 0; }
+.verdict { margin: 1rem 0 2rem; padding: 1rem 1.25rem; border: 1px solid #8a8a8a; border-radius: .5rem; }
+.verdict ul { list-style: none; margin: 0; padding: 0; }
+.verdict li { display: flex; gap: .9rem; padding: .5rem 0; border-top: 1px solid #d5d5d5; }
+.verdict li > span:last-child { min-width: 0; overflow-wrap: anywhere; }
+.mark { flex: none; width: 5rem; font-weight: 700; white-space: nowrap; }
+.pass .mark { color: #00614a; }
+.fail .mark { color: #a33a00; }
+.evidence, .again, caption { color: #4a4a4a; }
+.shows { margin: 0 0 1rem; max-width: 46rem; }
+.figure, .scroll { overflow-x: auto; margin: 1rem 0; }
+.again { margin: 1rem 0 .25rem; font-size: .875rem; }
+pre { margin: 0; padding: .6rem .8rem; overflow-x: auto; background: #f3f3f3; border-radius: .3rem; }
+code { font: .875rem/1.4 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: .4rem; }
+th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #d5d5d5; text-align: left; vertical-align: top; }
+th { border-bottom: 2px solid #8a8a8a; }
+.number { text-align: right; white-space: nowrap; }
+.meta dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.25rem; margin: 0; font-size: .9rem; }
+.meta dt { color: #4a4a4a; }
+.meta dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 40rem) {
+  body { padding: .5rem .8rem 3rem; }
+  .verdict li { flex-direction: column; gap: .1rem; }
+  .meta dl { grid-template-columns: 1fr; gap: 0; }
+  .meta dd { margin-bottom: .5rem; }
+}
+@media print {
+  body { max-width: none; padding: 0; font-size: 11pt; }
+  nav, .again, .again + pre { display: none; }
+  .figure, .scroll { overflow: visible; }
+  .figure svg, .figure img { min-width: 0 !important; max-width: 100% !important; }
+  .figure, table, .verdict li { break-inside: avoid; }
+  h2, .shows { break-after: avoid; }
+}
+"""

@@ -1,0 +1,81 @@
+"""A figure as files, or as HTML that can share a page with other figures."""
+
+import base64
+import io
+import itertools
+import os
+import re
+from html import escape
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from causal_circuits.figures.style import figure_of
+
+PNG_DPI = 150
+MAX_SVG_BYTES = 300_000
+_NUMBERS = itertools.count(1)
+_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+def save_figure(figure_or_axes: Figure | Axes, path_stem: str | os.PathLike[str]) -> list[Path]:
+    """Write ``<path_stem>.png`` (150 dpi) and ``<path_stem>.svg``; the folder is made if missing.
+
+    The same figure gives the same SVG, byte for byte.
+    """
+    figure, stem = figure_of(figure_or_axes), Path(path_stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+    paths[0].write_bytes(_png(figure))
+    paths[1].write_text(_svg(figure), encoding="utf-8")
+    return paths
+
+
+def figure_html(figure_or_axes: Figure | Axes, alt: str) -> str:
+    """The figure inline: as SVG, or as a PNG data URL if the SVG is larger than 300 kB.
+
+    The ids inside are new at every call, so several figures can stand on one page. On a narrow screen the figure
+    shrinks to about 30 rem and then scrolls.
+
+    Args:
+        alt: what the figure shows, in words, for those who do not see it.
+    """
+    if not alt.strip():
+        raise ValueError("a figure needs an alt text that says what it shows: got an empty one")
+    figure = figure_of(figure_or_axes)
+    width = float(figure.get_size_inches()[0]) * 96  # CSS pixels
+    style = f"width:{width:.0f}px;max-width:100%;min-width:min({width:.0f}px,30rem);height:auto"
+    svg = _svg(figure)
+    if len(svg.encode()) > MAX_SVG_BYTES:
+        data = base64.b64encode(_png(figure)).decode()
+        inner = f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}" style="{style}">'
+    else:
+        inner = _inline(svg, f"figure-{next(_NUMBERS)}-", alt, style)
+    return f'<div class="figure">{inner}</div>'
+
+
+def _svg(figure: Figure) -> str:
+    """A standalone SVG document; ids depend on the figure alone."""
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": "causal_circuits", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", dpi=PNG_DPI, metadata=_NO_METADATA)
+    return buffer.getvalue()
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _inline(svg: str, prefix: str, alt: str, style: str) -> str:
+    """The <svg> element without prologue, its ids and the references to them prefixed, with role and label."""
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r'(\sid=")', rf"\g<1>{prefix}", svg)
+    svg = re.sub(r'((?:xlink:)?href="#)', rf"\g<1>{prefix}", svg)
+    svg = svg.replace("url(#", f"url(#{prefix}")
+    opening, rest = svg.split(">", 1)
+    opening = re.sub(r'\s(?:width|height|version|xmlns:xlink)="[^"]*"', "", opening)
+    return f'{opening} role="img" aria-label="{escape(alt)}" style="{style}">{rest}'

@@ -1,0 +1,196 @@
+"""One self-contained HTML page: the verdict first, then the evidence, each figure with the command that remakes it.
+
+The page makes no request: no fonts, no CDN, no favicon, and a content security policy under which a browser would
+refuse any. Text is escaped; `Section.body` is HTML, made by `figure_html`, `table_html` and `attention_html`.
+"""
+
+import numbers
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from causal_circuits.figures.attention_view import AttentionView, circuits_vis_bundle
+from causal_circuits.figures.page_style import PAGE_STYLE
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
+_VIEW_MARK = '<div class="attention-view"'
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim of the verdict.
+
+    Attributes:
+        passed: whether it holds.
+        claim: what should hold, a sentence.
+        evidence: the numbers that decide it.
+    """
+
+    passed: bool
+    claim: str
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A piece of evidence.
+
+    Attributes:
+        title: its heading.
+        sentence: the one sentence that it shows.
+        body: HTML (figures, tables, views).
+        command: what to type to make it again.
+    """
+
+    title: str
+    sentence: str
+    body: str
+    command: str | None = None
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    verdict: Sequence[Check],
+    sections: Sequence[Section],
+    meta: Mapping[str, str],
+) -> Path:
+    """Write the page; a reader of `path` sees the old page or the whole new one, never half of it.
+
+    Args:
+        path: of the HTML file; its folder is made if missing.
+        verdict: the claims, passed or failed; shown first.
+        sections: the evidence, in order.
+        meta: seed, versions, wall time; shown last.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(report_html(title=title, verdict=verdict, sections=sections, meta=meta), encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def report_html(*, title: str, verdict: Sequence[Check], sections: Sequence[Section], meta: Mapping[str, str]) -> str:
+    """The page as text; the CircuitsVis script stands in it once if any section holds a view, else not at all."""
+    numbered = list(enumerate(sections, start=1))
+    has_views = any(_VIEW_MARK in section.body for section in sections)
+    parts = [
+        _head(title),
+        f"<header><h1>{escape(title)}</h1></header>\n<main>",
+        _verdict_html(verdict),
+        _contents_html(numbered),
+        *(_section_html(number, section) for number, section in numbered),
+        _meta_html(meta),
+        "</main>",
+        f"<script>{circuits_vis_bundle()}</script>" if has_views else "",
+        "</body>\n</html>\n",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def table_html(rows: Sequence[Mapping[str, object]], caption: str) -> str:
+    """A table with a column for each key (in order of first appearance); all text escaped, numbers right-aligned.
+
+    Integers as they are (from 10,000 on with commas), other numbers to four significant digits, None and NaN as a dash.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    head = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in columns)
+    body = "".join(f"<tr>{''.join(_cell(row.get(column)) for column in columns)}</tr>\n" for row in rows)
+    if not columns:
+        head, body = '<th scope="col">result</th>', "<tr><td>no rows</td></tr>\n"
+    return (
+        f'<div class="scroll"><table><caption>{escape(caption)}</caption>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
+    )
+
+
+def attention_html(views: Sequence[AttentionView]) -> str:
+    """CircuitsVis views for a section's body, without the script, which `write_report` adds once a page."""
+    return "\n".join(f'<div class="figure">{view.fragment()}</div>' for view in views)
+
+
+def format_value(value: object) -> str:
+    """A table's text for a value.
+
+    >>> [format_value(value) for value in (0.123456, 12, 250_000, True, None, float("nan"))]
+    ['0.1235', '12', '250,000', 'yes', '-', '-']
+    """
+    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
+        value = value.item()
+    if value is None:
+        return "-"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, numbers.Integral):
+        return f"{int(value):,}" if abs(int(value)) >= 10_000 else str(int(value))
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        return "-" if number != number else f"{number:.4g}"
+    return str(value)
+
+
+def _cell(value: object) -> str:
+    is_number = isinstance(value, numbers.Real | Tensor | np.ndarray) and not isinstance(value, bool)
+    opening = '<td class="number">' if is_number else "<td>"
+    return f"{opening}{escape(format_value(value))}</td>"
+
+
+def _head(title: str) -> str:
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light">\n'
+        f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n<style>{PAGE_STYLE}</style>\n</head>\n<body>'
+    )
+
+
+def _verdict_html(verdict: Sequence[Check]) -> str:
+    passed = sum(check.passed for check in verdict)
+    items = "\n".join(_check_html(check) for check in verdict)
+    summary = f"{passed} of {len(verdict)} checks passed" if verdict else "no checks were made"
+    listed = f"\n<ul>\n{items}\n</ul>" if verdict else ""
+    return f'<section id="verdict" class="verdict">\n<h2>Verdict: {summary}</h2>{listed}\n</section>'
+
+
+def _check_html(check: Check) -> str:
+    kind, mark = ("pass", "✓ PASS") if check.passed else ("fail", "✗ FAIL")
+    claim, evidence = escape(check.claim), escape(check.evidence)
+    return (
+        f'<li class="{kind}"><span class="mark">{mark}</span>'
+        f'<span><strong>{claim}</strong><br><span class="evidence">{evidence}</span></span></li>'
+    )
+
+
+def _contents_html(numbered: Sequence[tuple[int, Section]]) -> str:
+    if not numbered:
+        return ""
+    items = "\n".join(f'<li><a href="#section-{k}">{escape(section.title)}</a></li>' for k, section in numbered)
+    return f'<nav aria-label="Evidence">\n<h2>Evidence</h2>\n<ol>\n{items}\n</ol>\n</nav>'
+
+
+def _section_html(number: int, section: Section) -> str:
+    command = ""
+    if section.command is not None:
+        command = f'\n<p class="again">Make it again:</p>\n<pre><code>{escape(section.command)}</code></pre>'
+    return (
+        f'<section id="section-{number}">\n<h2>{number}. {escape(section.title)}</h2>\n'
+        f'<p class="shows">{escape(section.sentence)}</p>\n{section.body}{command}\n</section>'
+    )
+
+
+def _meta_html(meta: Mapping[str, str]) -> str:
+    if not meta:
+        return ""
+    rows = "\n".join(f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>" for name, value in meta.items())
+    return f'<section id="meta" class="meta">\n<h2>How this was made</h2>\n<dl>\n{rows}\n</dl>\n</section>'

@@ -1,0 +1,38 @@
+"""Settings and small models shared by all tests."""
+
+import networkx as nx
+import pytest
+import torch
+from hypothesis import settings
+
+import causal_circuits as cc
+
+torch.set_num_threads(1)
+settings.register_profile("causal_circuits", deadline=None, derandomize=True, max_examples=25, database=None)
+settings.load_profile("causal_circuits")
+
+FORK = [None, 0, 0, 1, None, 4]  # a root with two children, a grandchild, a second tree; n_ctx 7
+
+
+@pytest.fixture
+def fork() -> nx.DiGraph:
+    """A forest over 7 positions with two trees, a fork and a chain of three."""
+    return cc.graph_from_parents(FORK)
+
+
+@pytest.fixture
+def fork_task(fork: nx.DiGraph) -> cc.InContextTask:
+    """The fork with three tokens."""
+    return cc.InContextTask(fork, d_vocab=3, alpha=0.5)
+
+
+@pytest.fixture
+def chain_task() -> cc.InContextTask:
+    """A Markov chain over 6 positions with four tokens."""
+    return cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.3)
+
+
+@pytest.fixture
+def random_model() -> cc.models.HookedTransformer:
+    """Two heads, then one, with normal weights, over the chain task's tokens and positions."""
+    return cc.disentangled_transformer(4, 6, (2, 1), init_scale=0.5, seed=3)

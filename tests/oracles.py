@@ -1,0 +1,206 @@
+"""Slow, obvious re-implementations of what the package computes, in float64, written from the paper's formulas.
+
+Nothing here calls the package. Attention weights are plain lists: ``attention[layer][head]`` is the paper's A^(l)_h,
+and ``readout`` is W_O^T, of shape [d_model, d_vocab]. ``parents[i]`` are the parents of position i; where a query follows, the
+list ends before it.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+
+import numpy as np
+import torch
+from scipy.special import betaincinv
+from torch import Tensor
+
+Attention = list[list[Tensor]]
+Parents = Sequence[Sequence[int]]
+
+
+def weights_of(model: object, d_vocab: int, n_ctx: int, n_heads: Sequence[int]) -> tuple[Attention, Tensor]:
+    """A^(l)_h and W_O^T of a TransformerLens model, as float64 leaves that gradients can be taken of."""
+    width, attention = d_vocab + n_ctx, []
+    for layer, heads in enumerate(n_heads):
+        w_q = model.blocks[layer].attn.W_Q.detach().double()
+        attention.append([w_q[head, :width, :width].clone().requires_grad_() for head in range(heads)])
+        width *= 1 + heads
+    return attention, model.unembed.W_U.detach().double().clone().requires_grad_()
+
+
+@dataclass
+class Run:
+    """One pass of the disentangled transformer: logits [batch, d_vocab], and scores and patterns by (layer, head)."""
+
+    logits: Tensor
+    scores: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    patterns: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    written: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+
+def disentangled_forward(
+    attention: Attention,
+    readout: Tensor,
+    tokens: Tensor,
+    d_vocab: int,
+    edit_pattern: Callable[[int, int, Tensor], Tensor] = lambda layer, head, pattern: pattern,
+    edit_written: Callable[[int, int, Tensor], Tensor] = lambda layer, head, written: written,
+) -> Run:
+    """h_0 = [x, e]; h_l = [h_{l-1}, attn(h_{l-1}; A_l1), ...]; attn(h; A) = softmax(mask(h A h^T)) h; logits = W_O^T h_L."""
+    batch, n_ctx = tokens.shape
+    x = torch.zeros(batch, n_ctx, d_vocab, dtype=torch.float64)
+    for b, i in product(range(batch), range(n_ctx)):
+        x[b, i, tokens[b, i]] = 1.0
+    h = torch.cat([x, torch.eye(n_ctx, dtype=torch.float64).expand(batch, -1, -1)], dim=-1)
+    future = torch.ones(n_ctx, n_ctx, dtype=torch.bool).triu(1)
+    run = Run(torch.empty(0))
+    for layer, heads in enumerate(attention):
+        parts = [h]
+        for head, a in enumerate(heads):
+            scores = torch.einsum("bid,de,bje->bij", h, a, h)
+            if scores.requires_grad:
+                scores.retain_grad()
+            pattern = edit_pattern(layer, head, torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1))
+            written = edit_written(layer, head, torch.einsum("bij,bjd->bid", pattern, h))
+            run.scores[layer, head], run.patterns[layer, head], run.written[layer, head] = scores, pattern, written
+            parts.append(written)
+        h = torch.cat(parts, dim=-1)
+    run.logits = torch.einsum("bd,ds->bs", h[:, -1], readout)
+    return run
+
+
+def cross_entropies(logits: Tensor, target_probs: Tensor) -> Tensor:
+    """-sum target log softmax(logits) of every sequence."""
+    return -(target_probs.double() * torch.log_softmax(logits, dim=-1)).sum(dim=-1)
+
+
+def reduced_forward(a1: Tensor, a2: Tensor, tokens: Tensor, d_vocab: int) -> Tensor:
+    """f = X^T softmax( softmax(mask A1) X A2^T x_T ), one sequence at a time."""
+    rows = []
+    for sequence in tokens:
+        x = torch.nn.functional.one_hot(sequence, d_vocab).double()
+        future = torch.ones(len(sequence), len(sequence), dtype=torch.bool).triu(1)
+        copied = torch.softmax(a1.masked_fill(future, -torch.inf), dim=-1) @ x
+        rows.append(x.T @ torch.softmax(copied @ a2.T @ x[-1], dim=-1))
+    return torch.stack(rows)
+
+
+def losses_with_entry_cut(
+    attention: Attention, readout: Tensor, tokens: Tensor, target_probs: Tensor, d_vocab: int,
+    layer: int, head: int, query: int, key: int, renormalize: bool,
+) -> Tensor:
+    """The loss of each sequence, run alone, with one attention entry set to zero."""
+
+    def cut(at: int, which: int, pattern: Tensor) -> Tensor:
+        if (at, which) != (layer, head):
+            return pattern
+        pattern = pattern.clone()
+        pattern[0, query, key] = 0.0
+        rest = pattern[0, query].sum()
+        if renormalize and rest > 0:
+            pattern[0, query] = pattern[0, query] / rest
+        return pattern
+
+    losses = []
+    for b in range(len(tokens)):
+        run = disentangled_forward(attention, readout, tokens[b : b + 1], d_vocab, edit_pattern=cut)
+        losses.append(cross_entropies(run.logits, target_probs[b : b + 1]))
+    return torch.cat(losses)
+
+
+def losses_with_heads_replaced(
+    attention: Attention, readout: Tensor, tokens: Tensor, target_probs: Tensor, d_vocab: int,
+    replacement: dict[tuple[int, int], Tensor],
+) -> Tensor:
+    """The loss of each sequence, run alone, when heads write `replacement[layer, head]` [batch or 1, n_ctx, width]."""
+    losses = []
+    for b in range(len(tokens)):
+
+        def overwrite(layer: int, head: int, written: Tensor, b: int = b) -> Tensor:
+            if (layer, head) not in replacement:
+                return written
+            other = replacement[layer, head]
+            return other[b : b + 1] if len(other) > 1 else other
+
+        run = disentangled_forward(attention, readout, tokens[b : b + 1], d_vocab, edit_written=overwrite)
+        losses.append(cross_entropies(run.logits, target_probs[b : b + 1]))
+    return torch.cat(losses)
+
+
+def edge_posterior(
+    parents: Parents, target_parents: Sequence[int], alpha: np.ndarray, tokens: Sequence[int]
+) -> np.ndarray:
+    """(alpha + counts of query -> child) over their sum, counting positions that have parents, as many as the target.
+
+    `alpha` is [d_vocab] * (n_parents + 1): the Dirichlet parameters of the row that each tuple of parents' tokens names.
+    """
+    query = tuple(tokens[i] for i in target_parents)
+    weights = np.array(alpha[query], dtype=np.float64)
+    for child, above in enumerate(parents):
+        if len(above) == len(target_parents) and tuple(tokens[i] for i in above) == query:
+            weights[tokens[child]] += 1.0
+    return weights / weights.sum()
+
+
+def kernel_mixture(
+    kernels: np.ndarray, parents: Parents, tokens: Sequence[int], laws: np.ndarray | None = None
+) -> np.ndarray:
+    """The mean row of a finite set of one-parent kernels, weighted by the likelihood of edges (and of roots, given laws)."""
+    total, row = 0.0, np.zeros(kernels.shape[-1])
+    for index, kernel in enumerate(kernels):
+        likelihood = 1.0
+        for child, above in enumerate(parents):
+            if above:
+                likelihood *= kernel[tokens[above[0]], tokens[child]]
+            elif laws is not None:
+                likelihood *= laws[index][tokens[child]]
+        total += likelihood
+        row += likelihood * kernel[tokens[-1]]
+    return row / total
+
+
+def stationary_law(kernel: np.ndarray) -> np.ndarray:
+    """The left eigenvector of eigenvalue one."""
+    values, vectors = np.linalg.eig(np.asarray(kernel, dtype=np.float64).T)
+    law = np.real(vectors[:, np.argmin(np.abs(values - 1.0))])
+    return law / law.sum()
+
+
+def exact_bayes_two_tokens(parents: Parents, alpha: float, tokens: Sequence[int], n_grid: int = 800) -> np.ndarray:
+    """The posterior mean of the query's row for two tokens, by quadrature over both rows of the kernel.
+
+    Rows are (1 - a, a) and (b, 1 - b) with a, b ~ Beta(alpha, alpha), put on a grid of quantiles; the stationary law
+    is (b, a) / (a + b). The last position is the query, roots follow the stationary law.
+    """
+    quantiles = (np.arange(n_grid) + 0.5) / n_grid
+    small, large = betaincinv(alpha, alpha, quantiles), betaincinv(alpha, alpha, 1.0 - quantiles)
+    a, not_a = small[:, None], large[:, None]  # Beta(alpha, alpha) is symmetric: 1 - quantile(u) = quantile(1 - u)
+    b, not_b = small[None, :], large[None, :]
+    kernel = [[not_a + 0 * b, a + 0 * b], [b + 0 * a, not_b + 0 * a]]
+    law = [b / (a + b), a / (a + b)]
+    likelihood = np.ones((n_grid, n_grid))
+    for child, above in enumerate(parents):
+        likelihood = likelihood * (kernel[tokens[above[0]]][tokens[child]] if above else law[tokens[child]])
+    row = np.array([(likelihood * kernel[tokens[-1]][t]).sum() for t in range(2)])
+    return row / likelihood.sum()
+
+
+def sample_sequence(parents: Parents, d_vocab: int, alpha: float, generator: random.Random) -> tuple[int, ...]:
+    """One sequence of a forest with a query, by plain loops: a kernel, its stationary law, then token by token."""
+    kernel = []
+    for _ in range(d_vocab):
+        gammas = [generator.gammavariate(alpha, 1.0) for _ in range(d_vocab)]
+        kernel.append([gamma / sum(gammas) for gamma in gammas])
+    law = stationary_law(np.array(kernel))
+    tokens: list[int] = []
+    for above in parents:
+        weights = kernel[tokens[above[0]]] if above else list(law)
+        tokens.append(generator.choices(range(d_vocab), weights=weights)[0])
+    return (*tokens, generator.randrange(d_vocab))
+
+
+def mul_score(pattern: Tensor, mask: Tensor) -> float:
+    """sum(att * mask) / sum(att) over one pattern."""
+    inside = sum(float(pattern[i, j]) for i, j in product(range(len(pattern)), repeat=2) if mask[i, j])
+    return inside / float(pattern.sum())

@@ -1,0 +1,151 @@
+"""The fused numba step against float64 autograd of the plain einsum model, and against the hooks."""
+
+import oracles
+import pytest
+import torch
+from assertions import assert_close
+from torch import Tensor
+
+import causal_circuits as cc
+from causal_circuits.models import HookedTransformer, layout_of
+from causal_circuits.models.fused import FusedStep, can_fuse, fused_step
+
+SIZES = [(3, 6), (7, 4), (5, 5)]  # d_vocab below, above and equal to n_ctx
+HEADS = [(1, 1), (2, 1), (1, 2), (3, 2)]
+
+
+def draw(d_vocab: int, n_ctx: int, batch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.softmax(2 * torch.randn(batch, d_vocab, generator=generator), dim=-1)
+    return torch.randint(d_vocab, (batch, n_ctx), generator=generator), targets
+
+
+def assert_fused_equals_autograd(
+    model: HookedTransformer, tokens: Tensor, targets: Tensor, tolerance: float = 1e-5
+) -> FusedStep:
+    """Loss, all three gradients, layer 0's mean attention and its score gradients, against float64."""
+    layout = layout_of(model)
+    attention, readout = oracles.weights_of(model, layout.d_vocab, layout.n_ctx, layout.n_heads)
+    run = oracles.disentangled_forward(attention, readout, tokens, layout.d_vocab)
+    loss = oracles.cross_entropies(run.logits, targets).mean()
+    loss.backward()
+    step = fused_step(model, tokens, targets)
+    assert step.loss == pytest.approx(loss.item(), rel=tolerance)
+    assert_close(model.unembed.W_U.grad, readout.grad, tolerance)
+    for layer, heads in enumerate(attention):
+        gradient = model.blocks[layer].attn.W_Q.grad
+        assert gradient.shape == model.blocks[layer].attn.W_Q.shape
+        padding = gradient.clone()
+        for head, weights in enumerate(heads):
+            width = len(weights)
+            assert_close(gradient[head, :width, :width], weights.grad, tolerance)
+            padding[head, :width, :width] = 0.0
+        assert not padding.any()
+    for head in range(layout.n_heads[0]):
+        assert_close(step.attention[head], run.patterns[0, head].mean(dim=0), tolerance)
+        assert_close(step.score_gradient[head], run.scores[0, head].grad.sum(dim=0), tolerance)
+    return step
+
+
+@pytest.mark.parametrize(("d_vocab", "n_ctx"), SIZES)
+@pytest.mark.parametrize("n_heads", HEADS, ids=str)
+@pytest.mark.parametrize("batch", [1, 9])
+def test_fused_gradients_equal_autograd(n_heads: tuple[int, int], d_vocab: int, n_ctx: int, batch: int) -> None:
+    model = cc.disentangled_transformer(d_vocab, n_ctx, n_heads, init_scale=0.4, seed=1)
+    assert can_fuse(model)
+    assert_fused_equals_autograd(model, *draw(d_vocab, n_ctx, batch))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 9])
+def test_threads_share_the_batch_out(batch: int) -> None:
+    model = cc.disentangled_transformer(3, 6, (2, 1), init_scale=0.4, seed=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert_fused_equals_autograd(model, *draw(3, 6, batch))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("scale", [60, 120, 200])
+@pytest.mark.parametrize("n_heads", [(1, 1), (2, 1)], ids=str)
+def test_scores_whose_exponentials_underflow(n_heads: tuple[int, int], scale: int) -> None:
+    """Tokens and positions that pull `scale` in opposite directions: the product of both tables' exps underflows.
+
+    Layer 0's weights are multiples of 1/4, so that float32 holds its scores exactly and the tolerance stays.
+    """
+    model, d_vocab, n_ctx = cc.disentangled_transformer(4, 7, n_heads, init_scale=0.4, seed=2), 4, 7
+    generator = torch.Generator().manual_seed(scale)
+    shape = model.blocks[0].attn.W_Q.data[:, : d_vocab + n_ctx, : d_vocab + n_ctx].shape
+    weights = torch.randint(-8, 9, shape, generator=generator) / 4
+    weights[:, :, 0] += scale  # a token wanted by everyone, and seldom there
+    weights[:, d_vocab:, d_vocab + 2] += scale / 2  # and a position, where another token may stand
+    weights[:, 1, 1] -= scale
+    model.blocks[0].attn.W_Q.data[:, : d_vocab + n_ctx, : d_vocab + n_ctx] = weights
+    tokens, targets = draw(d_vocab, n_ctx, 24, seed=scale)
+    tokens[:8][tokens[:8] == 0] = 1  # sequences in which the wanted token never occurs
+    assert (tokens == 0).any() and not (tokens[:8] == 0).any()
+    assert_fused_equals_autograd(model, tokens, targets)
+
+
+def test_large_scores_in_the_second_layer() -> None:
+    """Each layer-0 row is shared by a parent and the position itself, exactly half and half: layer 1's scores are exact too."""
+    model = cc.plant_circuit(cc.chain_graph(6), d_vocab=4, attention_scale=128.0, match_scale=64.0)
+    cc.attention_block(model, 0, 0, "position", "position").data.fill_diagonal_(128.0)
+    model.unembed.W_U.data += 0.3 * torch.randn(model.W_U.shape, generator=torch.Generator().manual_seed(0))
+    assert_fused_equals_autograd(model, *draw(4, 6, 16))
+
+
+def test_a_loss_that_is_no_number_shows() -> None:
+    tokens, targets = draw(3, 6, 4)
+    for name in ("blocks.0.attn.W_Q", "blocks.1.attn.W_Q", "unembed.W_U"):
+        model = cc.disentangled_transformer(3, 6, init_scale=0.4)
+        dict(model.named_parameters())[name].data.fill_(float("nan"))
+        loss = fused_step(model, tokens, targets).loss
+        assert loss != loss, name
+
+
+@pytest.mark.parametrize("n_heads", HEADS, ids=str)
+def test_the_fused_record_equals_what_hooks_record(n_heads: tuple[int, int]) -> None:
+    task = cc.InContextTask(cc.pairs_graph(6), d_vocab=4)
+    model, batch = cc.disentangled_transformer(4, 6, n_heads, init_scale=0.4, seed=4), task.sample(50, seed=0)
+    snapshot = cc.take_snapshot(model, batch)
+    step = fused_step(model, batch.tokens, batch.target_probs)
+    live = n_heads[0]
+    assert step.loss == pytest.approx(snapshot.loss, rel=1e-5)
+    assert_close(step.attention, snapshot.attention[0, :live], 1e-5)
+    assert_close(step.score_gradient, snapshot.score_gradients[0, :live], 1e-5)
+
+
+def test_the_step_changes_gradients_alone_and_repeats_itself() -> None:
+    model, (tokens, targets) = cc.disentangled_transformer(3, 6, (2, 1), init_scale=0.4), draw(3, 6, 9)
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    arguments = tokens.clone(), targets.clone()
+    first = fused_step(model, tokens, targets)
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    second = fused_step(model, tokens, targets)
+    assert first.loss == second.loss
+    assert torch.equal(tokens, arguments[0]) and torch.equal(targets, arguments[1])
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, weights[name]), name
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+        assert not parameter.requires_grad or torch.equal(parameter.grad, gradients[name])
+
+
+def test_when_the_step_may_stand_in_for_autograd() -> None:
+    assert can_fuse(cc.disentangled_transformer(3, 5))
+    assert can_fuse(cc.disentangled_transformer(3, 5, (3, 2)))
+    assert not can_fuse(cc.disentangled_transformer(3, 5, dtype=torch.float64))
+    assert not can_fuse(cc.disentangled_transformer(3, 5, (1,)))
+    assert not can_fuse(cc.disentangled_transformer(3, 5, (1, 1, 1)))
+    assert not can_fuse(cc.reduced_transformer(3, 5))
+
+
+@pytest.mark.parametrize("name", ["blocks.0.attn.hook_pattern", "blocks.1.attn.hook_z", "hook_embed"])
+def test_any_hook_takes_the_step_out_of_play(name: str) -> None:
+    model = cc.disentangled_transformer(3, 5)
+    with model.hooks(fwd_hooks=[(name, lambda activation, hook: None)]):
+        assert not can_fuse(model)
+    with model.hooks(bwd_hooks=[(name, lambda gradient, hook: None)]):
+        assert not can_fuse(model)
+    assert can_fuse(model)

@@ -1,0 +1,186 @@
+"""Causal graphs: named ones, the parents list, validation, comparison."""
+
+import networkx as nx
+import pytest
+from assertions import assert_refused
+from hypothesis import given
+from hypothesis import strategies as st
+
+import causal_circuits as cc
+
+
+@st.composite
+def forest_parents(draw: st.DrawFn) -> list[int | None]:
+    """The parents list of a forest with a query, up to 12 positions before it."""
+    n = draw(st.integers(1, 12))
+    return [draw(st.one_of(st.none(), st.integers(0, i - 1))) if i else None for i in range(n)]
+
+
+@st.composite
+def dag_parents(draw: st.DrawFn) -> list[list[int]]:
+    """The parents list of any DAG over up to 8 positions, the target's parents last and never empty."""
+    n_ctx = draw(st.integers(1, 8))
+    lists = [sorted(draw(st.sets(st.integers(0, i - 1), max_size=4))) if i else [] for i in range(n_ctx)]
+    return [*lists, sorted(draw(st.sets(st.integers(0, n_ctx - 1), min_size=1, max_size=4)))]
+
+
+def edges(*pairs: tuple[int, int]) -> set[tuple[int, int]]:
+    return set(pairs)
+
+
+def test_named_graphs_have_the_edges_of_their_definitions() -> None:
+    assert set(cc.chain_graph(5).edges) == edges((0, 1), (1, 2), (2, 3), (4, 5))
+    assert set(cc.pairs_graph(7).edges) == edges((0, 1), (2, 3), (4, 5), (6, 7))
+    assert set(cc.pairs_graph(6).edges) == edges((0, 1), (2, 3), (5, 6))
+    assert set(cc.ngram_graph(5, order=1).edges) == edges((0, 1), (1, 2), (2, 3), (3, 4), (4, 5))
+    assert set(cc.ngram_graph(4, order=3).edges) == edges((0, 3), (1, 3), (2, 3), (1, 4), (2, 4), (3, 4))
+
+
+@pytest.mark.parametrize("graph", [cc.chain_graph(2), cc.pairs_graph(9), cc.random_forest(9, seed=1)], ids=str)
+def test_forests_end_in_a_query_that_alone_decides_the_target(graph: nx.DiGraph) -> None:
+    target = graph.number_of_nodes() - 1
+    assert cc.has_query(graph)
+    assert graph.in_degree(target - 1) == 0
+    assert cc.parents_of(graph, target) == (target - 1,)
+    assert (target - 1, target) not in cc.latent_edges(graph)
+    assert cc.latent_edges(graph) == set(graph.edges) - {(target - 1, target)}
+
+
+def test_a_general_graph_has_no_query_and_all_its_edges_are_latent() -> None:
+    graph = cc.ngram_graph(6, order=2)
+    assert not cc.has_query(graph)
+    assert cc.latent_edges(graph) == set(graph.edges)
+    assert cc.parents_of(graph, 4) == (2, 3)
+    assert not cc.has_query(cc.graph_from_parents([[], [0], [1], [2]]))  # the last position has a parent: no query
+    assert not cc.has_query(cc.graph_from_parents([[], [0], [], [1]]))  # the target looks elsewhere
+
+
+@given(forest_parents())
+def test_forest_parents_round_trip(parents: list[int | None]) -> None:
+    graph = cc.graph_from_parents(parents)
+    cc.validate_graph(graph)
+    assert cc.graph_parents(graph) == parents
+    assert set(graph.edges) == {(p, i) for i, p in enumerate(parents) if p is not None} | {(len(parents), len(parents) + 1)}
+    minus_one = cc.graph_from_parents([-1 if p is None else p for p in parents])
+    assert set(minus_one.edges) == set(graph.edges)
+
+
+@given(dag_parents())
+def test_dag_parents_round_trip(parents: list[list[int]]) -> None:
+    graph = cc.graph_from_parents(parents)
+    cc.validate_graph(graph)
+    assert set(graph.edges) == {(p, i) for i, above in enumerate(parents) for p in above}
+    again = cc.graph_from_parents(cc.graph_parents(graph))
+    assert set(again.edges) == set(graph.edges)
+    assert set(again.nodes) == set(graph.nodes)
+
+
+@given(n_ctx=st.integers(2, 30), root_probability=st.floats(0, 1), seed=st.integers(0, 10_000))
+def test_random_forests_are_forests_and_follow_their_seed(n_ctx: int, root_probability: float, seed: int) -> None:
+    graph = cc.random_forest(n_ctx, root_probability, seed)
+    cc.validate_graph(graph)
+    assert cc.has_query(graph)
+    assert nx.is_directed_acyclic_graph(graph)
+    assert max(degree for _, degree in graph.in_degree) == 1
+    assert set(graph.edges) == set(cc.random_forest(n_ctx, root_probability, seed).edges)
+
+
+def test_root_probability_is_the_share_of_roots() -> None:
+    assert cc.latent_edges(cc.random_forest(40, root_probability=1.0)) == set()
+    assert len(cc.latent_edges(cc.random_forest(40, root_probability=0.0))) == 38
+    n_edges = sum(len(cc.latent_edges(cc.random_forest(102, 0.3, seed))) for seed in range(100))
+    assert abs(n_edges / 10_000 - 0.7) < 4.5 * (0.7 * 0.3 / 10_000) ** 0.5
+
+
+def test_random_forest_parents_are_uniform_over_earlier_positions() -> None:
+    parents = [cc.parents_of(cc.random_forest(7, 0.0, seed), 5)[0] for seed in range(2000)]
+    for position in range(5):
+        assert abs(parents.count(position) / 2000 - 0.2) < 4.5 * (0.2 * 0.8 / 2000) ** 0.5
+
+
+def test_a_query_and_a_target_are_added_behind_a_digraph() -> None:
+    graph = cc.graph_from_digraph(nx.DiGraph([(0, 2), (0, 1)]))
+    assert set(graph.edges) == edges((0, 2), (0, 1), (3, 4))
+    assert cc.has_query(graph)
+
+
+@given(dag_parents(), st.randoms(use_true_random=False))
+def test_comparison_counts_edges(parents: list[list[int]], chance: object) -> None:
+    true = cc.graph_from_parents(parents)
+    found = true.copy()
+    for edge in list(true.edges):
+        if edge[1] < true.number_of_nodes() - 1 and chance.random() < 0.4:
+            found.remove_edge(*edge)
+    for child in range(1, true.number_of_nodes()):
+        parent = chance.randrange(child)
+        if chance.random() < 0.4:
+            found.add_edge(parent, child)
+    learned_true, learned_found = cc.latent_edges(true), cc.latent_edges(found)
+    hits = len([edge for edge in learned_true if edge in learned_found])
+    recovery, reverse = cc.compare_graphs(true, found), cc.compare_graphs(found, true)
+    assert recovery.structural_hamming_distance == reverse.structural_hamming_distance
+    assert recovery.structural_hamming_distance == len(learned_true) + len(learned_found) - 2 * hits
+    assert recovery.structural_hamming_distance == len(recovery.missing) + len(recovery.false)
+    assert (recovery.precision, recovery.recall) == (reverse.recall, reverse.precision)
+    assert recovery.f1 == reverse.f1
+    assert recovery.missing == reverse.false
+    assert recovery.exact == (learned_true == learned_found)
+    if learned_true and learned_found:
+        assert recovery.precision == hits / len(learned_found)
+        assert recovery.recall == hits / len(learned_true)
+        assert recovery.f1 == pytest.approx(2 * hits / (len(learned_true) + len(learned_found)))
+
+
+def test_comparison_with_a_graph_without_edges() -> None:
+    chain, empty = cc.chain_graph(5), cc.graph_from_parents([None] * 4)
+    missed = cc.compare_graphs(chain, empty)
+    assert (missed.precision, missed.recall, missed.f1, missed.exact) == (1.0, 0.0, 0.0, False)
+    assert missed.missing == ((0, 1), (1, 2), (2, 3))
+    nothing = cc.compare_graphs(empty, empty)
+    assert (nothing.precision, nothing.recall, nothing.f1, nothing.exact) == (1.0, 1.0, 1.0, True)
+
+
+def test_a_parent_must_precede_its_child() -> None:
+    assert_refused(lambda: cc.graph_from_parents([None, 1]), "precede", "1 -> 1", "renumber")
+    assert_refused(lambda: cc.graph_from_parents([None, 2, None, None]), "precede", "2 -> 1", "renumber")
+    assert_refused(lambda: cc.graph_from_parents([[], [], [0], [3], [1]]), "precede", "3 -> 3")
+    assert_refused(lambda: cc.validate_graph(nx.DiGraph([(1, 0)])), "precede", "1 -> 0", "renumber")
+
+
+def test_a_parent_lies_in_the_context() -> None:
+    assert_refused(lambda: cc.graph_from_parents([None, 9]), "in the context 0 .. 2", "9", "None or -1")
+    assert_refused(lambda: cc.graph_from_parents([None, -2]), "in the context", "-2", "None or -1")
+    assert_refused(lambda: cc.graph_from_parents([[], [0], [2]]), "in the context 0 .. 1", "2")
+    assert_refused(lambda: cc.graph_from_parents([None, 0.5]), "integer position", "0.5")
+    assert_refused(lambda: cc.graph_from_parents([None, True]), "integer position", "True")
+    assert_refused(lambda: cc.graph_from_parents([[], [0, 0], [1]]), "once", "[0, 0]", "remove")
+
+
+def test_a_graph_has_positions_and_a_target_with_a_parent() -> None:
+    assert_refused(lambda: cc.graph_from_parents([]), "at least one position", "empty")
+    assert_refused(lambda: cc.graph_from_parents([[]]), "at least one context position")
+    assert_refused(lambda: cc.graph_from_parents("012"), "list", "str")
+    assert_refused(lambda: cc.graph_from_parents([[], [0], []]), "target", "needs a parent", "add an edge")
+    assert_refused(lambda: cc.validate_graph(nx.DiGraph()), "at least one position", "empty graph")
+    lonely = nx.DiGraph()
+    lonely.add_node(0)
+    assert_refused(lambda: cc.validate_graph(lonely), "1 node", "add the target")
+    assert_refused(lambda: cc.validate_graph(nx.Graph([(0, 1)])), "networkx.DiGraph", "Graph")
+
+
+def test_cycles_and_strange_nodes_are_named() -> None:
+    assert_refused(lambda: cc.validate_graph(nx.DiGraph([(0, 1), (1, 2), (2, 1)])), "no cycle", "1 -> 2 -> 1", "remove")
+    assert_refused(lambda: cc.validate_graph(nx.DiGraph([(0, "a")])), "positions 0 .. 1", "'a'", "relabel")
+    assert_refused(lambda: cc.validate_graph(nx.DiGraph([(0, 5)])), "positions 0 .. 1", "5", "relabel")
+    assert_refused(lambda: cc.graph_from_digraph(nx.DiGraph([(0, 2), (1, 2)])), "at most one parent", "position 2", "[0, 1]")
+
+
+def test_sizes_out_of_range_are_refused() -> None:
+    assert_refused(lambda: cc.chain_graph(1), "n_ctx", "at least 2", "1")
+    assert_refused(lambda: cc.pairs_graph(0), "n_ctx", "at least 2", "0")
+    assert_refused(lambda: cc.chain_graph(4.0), "n_ctx", "integer", "4.0")
+    assert_refused(lambda: cc.random_forest(5, root_probability=1.5), "root_probability", "[0, 1]", "1.5")
+    assert_refused(lambda: cc.random_forest(5, root_probability=float("nan")), "root_probability", "nan")
+    assert_refused(lambda: cc.ngram_graph(4, order=4), "order", "4")
+    assert_refused(lambda: cc.ngram_graph(4, order=0), "order", "0")
+    assert_refused(lambda: cc.compare_graphs(cc.chain_graph(5), cc.chain_graph(6)), "same positions", "5", "6")

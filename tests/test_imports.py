@@ -1,0 +1,109 @@
+"""Imports point one way only, and each outside library has one door."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import causal_circuits
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "causal_circuits"
+
+ALLOWED: dict[str, set[str]] = {
+    "graphs": set(),
+    "tasks": {"graphs"},
+    "information": {"graphs", "tasks"},
+    "models": {"graphs"},
+    "recording": {"models"},
+    "training": {"tasks", "models", "recording"},
+    "heads": {"graphs", "models", "tasks"},
+    "interventions": {"graphs", "models", "tasks"},
+    "discovery": {"graphs", "tasks", "information", "models", "recording", "heads", "interventions"},
+    "figures": {"graphs", "tasks", "information", "models", "recording", "training", "heads", "interventions", "discovery"},
+}
+DOORS = {"transformer_lens": {"models"}, "matplotlib": {"figures"}, "circuitsvis": {"figures"}}
+
+
+def imported_names(source: str) -> list[str]:
+    """Every dotted name that a file imports, wherever the import stands; `from a import b` gives a.b."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where an import points"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def module_of(path: Path) -> str:
+    """graphs.py and models/build.py belong to the modules graphs and models."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def sources() -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_within_the_package_follow_the_arrows(path: Path) -> None:
+    own = module_of(path)
+    assert own in ALLOWED, f"{own} is a new module: say in ALLOWED what it may import"
+    for name in imported_names(path.read_text()):
+        if name.split(".")[0] != "causal_circuits":
+            continue
+        target = name.split(".")[1]
+        if target == own:
+            continue
+        assert target in ALLOWED, f"{path.name} imports {name} through the package's front door"
+        assert target in ALLOWED[own], f"{own} must not import {target}: {path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_each_outside_library_has_one_door(path: Path) -> None:
+    for name in imported_names(path.read_text()):
+        doors = DOORS.get(name.split(".")[0])
+        assert doors is None or module_of(path) in doors, f"{path.name} imports {name}; only {doors} may"
+
+
+def test_the_arrows_form_no_cycle() -> None:
+    done: set[str] = set()
+    while len(done) < len(ALLOWED):
+        ready = {module for module, needs in ALLOWED.items() if module not in done and needs <= done}
+        assert ready, f"a cycle among {set(ALLOWED) - done}"
+        done |= ready
+
+
+def test_analyses_use_only_public_names() -> None:
+    for path in sorted((ROOT / "analyses").glob("*.py")):
+        for name in imported_names(path.read_text()):
+            parts = name.split(".")
+            assert parts[0] not in DOORS, f"{path.name} imports {name}; analyses go through the package"
+            if parts[0] == "causal_circuits":
+                assert not any(part.startswith("_") for part in parts), f"{path.name} imports a private name: {name}"
+                assert_resolves(parts, path)
+
+
+def assert_resolves(parts: list[str], path: Path) -> None:
+    """causal_circuits.a.b is a public name, or a public name of a public module."""
+    if len(parts) == 1:
+        return
+    public = set(causal_circuits.__all__) | set(ALLOWED)
+    assert parts[1] in public, f"{path.name} imports {'.'.join(parts)}, which is not public"
+    assert len(parts) <= 3, f"{path.name} reaches into the folder of a module: {'.'.join(parts)}"
+
+
+def test_importing_the_package_loads_no_plotting_library() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, causal_circuits; print([m for m in ('matplotlib.pyplot', 'circuitsvis') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_exists() -> None:
+    assert causal_circuits.__all__
+    for name in causal_circuits.__all__:
+        assert getattr(causal_circuits, name) is not None

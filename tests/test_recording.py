@@ -1,0 +1,142 @@
+"""What is measured during training: when, through which hooks, and the record on disk."""
+
+import json
+from pathlib import Path
+
+import oracles
+import pytest
+import torch
+from assertions import assert_close, assert_given_back, assert_refused, hooks_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+import causal_circuits as cc
+from causal_circuits.models import HookedTransformer, logits
+
+
+def test_every_and_listed_steps() -> None:
+    assert cc.RecordAt.every(5, until=12).steps == (0, 5, 10)
+    assert cc.RecordAt(steps=(7, 0, 7, 3, 99)).within(10) == (0, 3, 7)
+    assert cc.RecordAt(steps=(99,)).within(10) == ()
+
+
+@given(n=st.integers(2, 30), n_steps=st.integers(1, 5000))
+def test_log_spaced_steps_hold_the_first_and_the_last_state(n: int, n_steps: int) -> None:
+    steps = cc.RecordAt.log_spaced(n).within(n_steps)
+    assert steps[0] == 0
+    assert steps[-1] == n_steps
+    assert list(steps) == sorted(set(steps))
+    assert len(steps) <= n
+
+
+def test_bad_steps_are_refused() -> None:
+    assert_refused(lambda: cc.RecordAt(steps=(3, -2)), "0 or more", "-2")
+    assert_refused(lambda: cc.RecordAt.log_spaced(1), "n_log_spaced", "at least 2", "1")
+    assert_refused(lambda: cc.RecordAt.every(0, until=10), "interval", "0")
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("n_heads", [(1, 1), (2, 1), (1, 2)], ids=str)
+def test_watched_attention_equals_autograd_of_the_oracle(
+    chain_task: cc.InContextTask, n_heads: tuple[int, int], plain: bool
+) -> None:
+    model = cc.disentangled_transformer(4, 6, n_heads, init_scale=0.4, seed=2, dtype=torch.float64)
+    batch = chain_task.sample(9, seed=0).to("cpu", torch.float64)
+    run = oracles.disentangled_forward(*oracles.weights_of(model, 4, 6, n_heads), batch.tokens, 4)
+    loss = oracles.cross_entropies(run.logits, batch.target_probs).mean()
+    loss.backward()
+    with cc.watch_attention(model) as watched:
+        output = model(batch.tokens)[:, -1] if plain else logits(model, batch.tokens)
+        oracles.cross_entropies(output, batch.target_probs).mean().backward()
+    attention, gradients = watched.attention(), watched.score_gradients()
+    assert attention.shape == gradients.shape == (2, max(n_heads), 6, 6)
+    for (layer, head), pattern in run.patterns.items():
+        assert_close(attention[layer, head], pattern.mean(dim=0), 1e-10)
+        assert_close(gradients[layer, head], run.scores[layer, head].grad.sum(dim=0), 1e-10)
+    assert torch.allclose(gradients.sum(dim=-1), torch.zeros(()).double(), atol=1e-12), "scores are defined up to a constant"
+
+
+@pytest.mark.parametrize("n_heads", [(1, 1), (2, 1)], ids=str)
+def test_score_gradients_of_layer_0_are_those_of_its_position_block(n_heads: tuple[int, int], chain_task: cc.InContextTask) -> None:
+    model = cc.disentangled_transformer(4, 6, n_heads, init_scale=0.4, seed=2)
+    batch = chain_task.sample(30, seed=0)
+    snapshot = cc.take_snapshot(model, batch)
+    cc.training.mean_loss(model, batch).backward()
+    for head in range(n_heads[0]):
+        assert_close(snapshot.score_gradients[0, head], model.blocks[0].attn.W_Q.grad[head, 4:10, 4:10], 1e-5)
+
+
+def test_a_snapshot_gives_the_model_back(random_model: HookedTransformer, chain_task: cc.InContextTask) -> None:
+    with assert_given_back(random_model):
+        snapshot = cc.take_snapshot(random_model, chain_task.sample(10, seed=0), step=4)
+    assert snapshot.step == 4
+    assert snapshot.loss == pytest.approx(float(cc.evaluate(random_model, chain_task.sample(10, seed=0)).mean()), rel=1e-5)
+    assert torch.allclose(snapshot.attention.sum(dim=-1), torch.ones(()), atol=1e-5)
+
+
+def test_a_snapshot_keeps_what_was_asked_for(random_model: HookedTransformer, chain_task: cc.InContextTask) -> None:
+    batch = chain_task.sample(10, seed=0)
+    both = cc.take_snapshot(random_model, batch)
+    only = cc.take_snapshot(random_model, batch, record=cc.RecordAt(score_gradients=False))
+    neither = cc.take_snapshot(random_model, batch, record=cc.RecordAt(attention=False, score_gradients=False))
+    assert torch.equal(only.attention, both.attention)
+    assert only.score_gradients is None
+    assert neither.attention is None
+    assert neither.loss == pytest.approx(both.loss, rel=1e-6)
+
+
+def test_layers_keep_their_place_when_some_are_frozen(random_model: HookedTransformer, chain_task: cc.InContextTask) -> None:
+    """The score gradient does not depend on which weights are to be trained."""
+    batch = chain_task.sample(10, seed=0)
+    expected = cc.take_snapshot(random_model, batch).score_gradients
+    random_model.blocks[0].attn.W_Q.requires_grad_(False)
+    found = cc.take_snapshot(random_model, batch).score_gradients
+    assert found.shape == expected.shape
+    assert_close(found[1], expected[1], 1e-6)
+
+
+def test_hooks_leave_with_the_context_and_others_stay(random_model: HookedTransformer, chain_task: cc.InContextTask) -> None:
+    tokens, fired = chain_task.sample(3, seed=0).tokens, []
+    random_model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: fired.append(1))
+    before = hooks_of(random_model)
+    with pytest.raises(RuntimeError, match="on purpose"), cc.watch_attention(random_model):
+        logits(random_model, tokens)
+        raise RuntimeError("on purpose")
+    assert hooks_of(random_model) == before
+    assert len(fired) == 1
+    logits(random_model, tokens)
+    assert len(fired) == 2
+
+
+@pytest.fixture
+def record(chain_task: cc.InContextTask) -> cc.TrainingRecord:
+    config = cc.TrainConfig.joint(4, 0.01, batch_size=8)
+    return cc.train(cc.disentangled_transformer(4, 6), chain_task, config, record=cc.RecordAt.every(2, until=4), progress=False)
+
+
+def test_records_come_back_from_disk(record: cc.TrainingRecord, tmp_path: Path) -> None:
+    again = cc.TrainingRecord.load(record.save(tmp_path / "deep" / "folder"))
+    for name in ("losses", "recorded_losses", "attention", "score_gradients"):
+        assert torch.equal(getattr(again, name), getattr(record, name)), name
+    for name in ("steps", "config", "seconds", "sequences_per_s", "path"):
+        assert getattr(again, name) == getattr(record, name), name
+    assert {path.name for path in (tmp_path / "deep" / "folder").iterdir()} == {"record.safetensors", "record.json"}
+
+
+def test_a_record_without_patterns_comes_back(chain_task: cc.InContextTask, tmp_path: Path) -> None:
+    config, what = cc.TrainConfig.joint(2, 0.01, batch_size=8), cc.RecordAt(attention=False, score_gradients=False)
+    record = cc.train(cc.disentangled_transformer(4, 6), chain_task, config, record=what, progress=False)
+    again = cc.TrainingRecord.load(record.save(tmp_path))
+    assert again.attention is None and again.score_gradients is None
+    assert again.steps == record.steps
+
+
+def test_damaged_records_are_refused(record: cc.TrainingRecord, tmp_path: Path) -> None:
+    assert_refused(lambda: cc.TrainingRecord.load(tmp_path / "nowhere"), "record.json and record.safetensors", "nowhere")
+    record.save(tmp_path)
+    plain = json.loads((tmp_path / "record.json").read_text())
+    (tmp_path / "record.json").write_text(json.dumps(plain)[:-5])
+    assert_refused(lambda: cc.TrainingRecord.load(tmp_path), "record.json", "not JSON")
+    (tmp_path / "record.json").write_text(json.dumps(plain))
+    (tmp_path / "record.safetensors").write_bytes(b"nothing")
+    assert_refused(lambda: cc.TrainingRecord.load(tmp_path), "record.safetensors")

@@ -1,0 +1,478 @@
+"""Tasks: kernels and their stationary laws, sampling, predictors."""
+
+import random
+from collections import Counter
+from fractions import Fraction
+from itertools import product
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from assertions import assert_refused, assert_within_sampling_error
+from hypothesis import given
+from hypothesis import strategies as st
+from test_graphs import dag_parents, forest_parents
+
+import causal_circuits as cc
+from causal_circuits.tasks import kernels
+
+CYCLE = np.roll(np.eye(4), 1, axis=1)  # token t is always followed by t + 1: a chain of period 4
+KERNEL = np.array([[0.7, 0.2, 0.1], [0.05, 0.05, 0.9], [0.3, 0.6, 0.1]])
+
+
+def rows_of(graph: object) -> list[tuple[int, ...]]:
+    """The parents of every position and, last, of the target."""
+    return [cc.parents_of(graph, node) for node in sorted(graph.nodes)]
+
+
+def rows_before_query(graph: object) -> list[tuple[int, ...]]:
+    """The parents of every position of a forest before its query."""
+    return rows_of(graph)[:-2]
+
+
+# ---- kernels
+
+
+@given(d_vocab=st.integers(2, 20), log_alpha=st.floats(-3, 1), n=st.integers(1, 16), seed=st.integers(0, 1000))
+def test_drawn_kernels_are_stochastic_and_keep_their_laws(d_vocab: int, log_alpha: float, n: int, seed: int) -> None:
+    alpha = np.full((d_vocab, d_vocab), 10**log_alpha)
+    drawn, laws = kernels.draw_kernels_with_laws(np.random.default_rng(seed), alpha, n)
+    assert drawn.shape == (n, d_vocab, d_vocab)
+    assert laws.shape == (n, d_vocab)
+    assert np.isfinite(drawn).all() and np.isfinite(laws).all()
+    assert (drawn >= 0).all() and (laws >= 0).all()
+    np.testing.assert_allclose(drawn.sum(axis=-1, dtype=np.float64), 1.0, atol=2e-6)
+    np.testing.assert_allclose(laws.sum(axis=-1), 1.0, atol=1e-12)
+    moved = np.einsum("ns,nst->nt", laws, drawn.astype(np.float64))
+    np.testing.assert_allclose(moved, laws, atol=2e-6)
+
+
+@given(d_vocab=st.integers(2, 20), log_alpha=st.floats(-0.5, 1), seed=st.integers(0, 1000))
+def test_stationary_laws_equal_linear_algebra(d_vocab: int, log_alpha: float, seed: int) -> None:
+    kernel = np.random.default_rng(seed).dirichlet(np.full(d_vocab, 10**log_alpha), size=(4, d_vocab))
+    kernel = (kernel + 1e-6) / (kernel + 1e-6).sum(axis=-1, keepdims=True)
+    expected = np.stack([oracles.stationary_law(one) for one in kernel])
+    np.testing.assert_allclose(kernels.stationary_law(kernel), expected, rtol=1e-7, atol=1e-12)
+    np.testing.assert_allclose(kernels.log_stationary_law(np.log(kernel)), expected, rtol=1e-7, atol=1e-12)
+    for one, law in zip(kernel, expected, strict=True):
+        np.testing.assert_allclose(kernels.kernel_stationary_law(one), law, rtol=1e-6, atol=1e-10)
+
+
+@given(st.lists(st.integers(-45, 0), min_size=6, max_size=6))
+def test_elimination_is_exact_also_for_nearly_reducible_chains(exponents: list[int]) -> None:
+    """Three states, off-diagonal entries of any size: against rational arithmetic (the Markov chain tree theorem)."""
+    off = [Fraction(1, 4) * Fraction(2) ** e for e in exponents]
+    rate = {pair: value for pair, value in zip([(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)], off, strict=True)}
+    trees = []
+    for root in range(3):
+        a, b = [state for state in range(3) if state != root]
+        trees.append(rate[a, root] * rate[b, root] + rate[a, b] * rate[b, root] + rate[b, a] * rate[a, root])
+    expected = np.array([float(tree / sum(trees)) for tree in trees])
+    kernel = np.array([[float(rate.get((i, j), 0)) for j in range(3)] for i in range(3)])
+    kernel += np.diag(1.0 - kernel.sum(axis=1))
+    both = np.stack([kernel, kernel])
+    np.testing.assert_allclose(kernels.stationary_law(both)[0], expected, rtol=1e-12)
+    np.testing.assert_allclose(kernels.log_stationary_law(np.log(both))[0], expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("law_of", [kernels.stationary_law, kernels.log_stationary_law])
+@pytest.mark.parametrize("n", [1, 2])
+def test_elimination_leaves_its_argument_as_it_was(law_of: object, n: int) -> None:
+    given_kernels = np.stack([KERNEL] * n)
+    law_of(given_kernels)
+    np.testing.assert_array_equal(given_kernels, np.stack([KERNEL] * n))
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.5])
+def test_one_kernel_alone_is_drawn_like_many(alpha: float) -> None:
+    drawn, law = kernels.draw_kernels_with_laws(np.random.default_rng(0), np.full((4, 4), alpha), 1)
+    np.testing.assert_allclose(drawn.sum(axis=-1), 1.0, atol=1e-6)
+    np.testing.assert_allclose(law[0] @ drawn[0].astype(np.float64), law[0], atol=1e-6)
+
+
+def test_log_elimination_reaches_below_the_smallest_float() -> None:
+    log_a, log_b = -5000.0, -5000.0 + np.log(3.0)  # pi(1|0) and pi(0|1): the law is (b, a) / (a + b)
+    law = kernels.log_stationary_law(np.array([[[0.0, log_a], [log_b, 0.0]]]))[0]
+    np.testing.assert_allclose(law, [0.75, 0.25], rtol=1e-10)
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 0.05, 0.0901, 0.1, 1.0, 10.0])
+def test_dirichlet_moments(alpha: float) -> None:
+    """E p = 1 / d and E sum p^2 = (alpha + 1) / (d alpha + 1), on both sides of the switch to log space."""
+    d_vocab, n = 4, 20_000
+    drawn = kernels.draw_dirichlet(np.random.default_rng(5), np.full((1, d_vocab), alpha), n)[:, 0].astype(np.float64)
+    squares = (drawn**2).sum(axis=1)
+    for values, expected in [(squares, (alpha + 1) / (d_vocab * alpha + 1)), *((drawn[:, t], 0.25) for t in range(d_vocab))]:
+        assert abs(values.mean() - expected) < 4.5 * values.std() / n**0.5
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0])
+def test_dirichlet_rows_follow_their_own_concentrations(scale: float) -> None:
+    alpha = scale * np.array([[1.0, 2.0, 5.0], [4.0, 1.0, 1.0]])
+    drawn = kernels.draw_dirichlet(np.random.default_rng(6), alpha, 20_000).astype(np.float64)
+    expected = alpha / alpha.sum(axis=-1, keepdims=True)
+    assert (np.abs(drawn.mean(axis=0) - expected) < 4.5 * drawn.std(axis=0) / 20_000**0.5).all()
+
+
+def test_a_periodic_kernel_has_its_law_and_a_split_one_is_refused() -> None:
+    np.testing.assert_allclose(kernels.kernel_stationary_law(CYCLE), 0.25, atol=1e-12)
+    absorbing = np.array([[1.0, 0.0], [0.5, 0.5]])
+    np.testing.assert_allclose(kernels.kernel_stationary_law(absorbing), [1.0, 0.0], atol=1e-12)
+    assert_refused(lambda: kernels.kernel_stationary_law(np.eye(3)), "one stationary law", "several closed", "roots='uniform'")
+
+
+@pytest.mark.parametrize("absent", [[0], [2, 3], [6], [5, 6]], ids=str)
+def test_inverse_cdf_never_draws_a_token_of_probability_zero(absent: list[int]) -> None:
+    """Also for the largest uniform number that a generator gives, 1 - 2^-24, and when the last tokens are the absent ones."""
+    rows = np.random.default_rng(0).dirichlet(np.ones(7), size=300)
+    rows[:, absent] = 0.0
+    rows = (rows / rows.sum(axis=1, keepdims=True)).astype(np.float32)
+    cumulative = kernels.cumulative_rows(rows[:, None, :])
+    for uniform in (0.0, 0.5, 1 - 2**-24):
+        drawn = kernels.inverse_cdf(cumulative, np.full(300, uniform, dtype=np.float32))
+        assert (rows[np.arange(300), drawn] > 0).all()
+
+
+def test_inverse_cdf_follows_the_row() -> None:
+    uniforms = np.linspace(0, 1, 10_001, dtype=np.float32)[:-1]
+    cumulative = np.repeat(kernels.cumulative_rows(KERNEL[None, :1]), len(uniforms), axis=0)
+    frequencies = np.bincount(kernels.inverse_cdf(cumulative, uniforms), minlength=3) / len(uniforms)
+    np.testing.assert_allclose(frequencies, KERNEL[0], atol=2e-4)
+
+
+# ---- sampling
+
+
+@given(parents=dag_parents(), d_vocab=st.integers(2, 5), log_alpha=st.floats(-3, 1), seed=st.integers(0, 1000))
+def test_batches_are_well_formed(parents: list[list[int]], d_vocab: int, log_alpha: float, seed: int) -> None:
+    task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=d_vocab, alpha=10**log_alpha)
+    batch = task.sample(20, seed=seed)
+    assert batch.tokens.shape == (20, len(parents) - 1)
+    assert batch.tokens.dtype == torch.int64
+    assert batch.tokens.min() >= 0 and batch.tokens.max() < d_vocab
+    assert batch.target_probs.shape == (20, d_vocab)
+    assert batch.target_probs.dtype == torch.float32
+    assert batch.target_probs.isfinite().all() and batch.target_probs.min() >= 0
+    assert torch.allclose(batch.target_probs.sum(dim=1), torch.ones(20), atol=1e-5)
+
+
+@given(n=st.integers(1, 1300), seed=st.integers(0, 2**40), n_threads=st.integers(2, 4))
+def test_the_seed_alone_decides_the_batch(n: int, seed: int, n_threads: int) -> None:
+    task = cc.InContextTask(cc.chain_graph(4), d_vocab=3)
+    one, other = task.sample(n, seed=seed, n_threads=1), task.sample(n, seed=seed, n_threads=n_threads)
+    assert torch.equal(one.tokens, other.tokens)
+    assert torch.equal(one.target_probs, other.target_probs)
+
+
+def test_different_seeds_give_different_batches(chain_task: cc.InContextTask) -> None:
+    batches = [chain_task.sample(64, seed=seed).tokens for seed in (0, 1, (0, 1), (1, 1))]
+    for i, j in product(range(4), range(4)):
+        assert torch.equal(batches[i], batches[j]) == (i == j)
+
+
+def test_sampling_touches_no_global_randomness(chain_task: cc.InContextTask) -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+    expected = torch.rand(3), np.random.rand(3)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    chain_task.sample(600, seed=4)
+    assert torch.equal(torch.rand(3), expected[0])
+    assert (np.random.rand(3) == expected[1]).all()
+
+
+def test_sequences_have_the_law_of_plain_loops() -> None:
+    """All 16 sequences of two tokens over the graph 0 -> 1, 0 -> 2, query: frequencies against slow sampling."""
+    graph = cc.graph_from_parents([None, 0, 0])
+    n_slow, n_fast, generator = 12_000, 200_000, random.Random(0)
+    slow = Counter(oracles.sample_sequence(rows_before_query(graph), 2, 0.4, generator) for _ in range(n_slow))
+    tokens = cc.InContextTask(graph, d_vocab=2, alpha=0.4).sample(n_fast, seed=1).tokens
+    fast = Counter(map(tuple, tokens.tolist()))
+    assert set(fast) == set(product(range(2), repeat=4))
+    for sequence, count in fast.items():
+        p = count / n_fast
+        assert abs(slow[sequence] / n_slow - p) < 4.5 * (p * (1 - p) * (1 / n_slow + 1 / n_fast)) ** 0.5, sequence
+
+
+def transition_error(n: int, seed: int) -> float:
+    """Mean squared difference between KERNEL and the transition frequencies of n short chains."""
+    tokens = cc.InContextTask(cc.chain_graph(6), d_vocab=3, kernels=KERNEL).sample(n, seed=(seed, n)).tokens.numpy()
+    counts = np.zeros((3, 3))
+    np.add.at(counts, (tokens[:, :4], tokens[:, 1:5]), 1)
+    return float(((counts / counts.sum(axis=1, keepdims=True) - KERNEL) ** 2).mean())
+
+
+def test_transition_frequencies_converge_at_the_root_n_rate() -> None:
+    sizes = [500, 2_000, 8_000, 32_000]
+    errors = [np.mean([transition_error(n, seed) for seed in range(16)]) ** 0.5 for n in sizes]
+    slope = np.polyfit(np.log(sizes), np.log(errors), 1)[0]
+    assert -0.6 < slope < -0.4
+
+
+def test_roots_follow_the_law_that_was_asked_for() -> None:
+    n, graph = 40_000, cc.graph_from_parents([None, None, None])
+    sampling_error = torch.full((3,), 0.5 / n**0.5)
+    law = torch.from_numpy(oracles.stationary_law(KERNEL)).float()
+    for roots, expected in (("stationary", law), ("uniform", torch.full((3,), 1 / 3))):
+        tokens = cc.InContextTask(graph, d_vocab=3, kernels=KERNEL, roots=roots).sample(n, seed=2).tokens
+        for position in range(3):
+            frequencies = tokens[:, position].bincount(minlength=3) / n
+            assert_within_sampling_error(frequencies, expected, sampling_error)
+    tokens = cc.InContextTask(graph, d_vocab=3, alpha=0.2, roots="shared").sample(n, seed=3).tokens
+    same = (tokens[:, 0] == tokens[:, 1]).double().mean()  # E sum p^2 of one Dirichlet draw
+    assert abs(float(same) - (0.2 + 1) / (3 * 0.2 + 1)) < 4.5 * 0.5 / n**0.5
+
+
+def test_the_query_is_uniform_and_independent_of_the_context(fork_task: cc.InContextTask) -> None:
+    n = 40_000
+    tokens = fork_task.sample(n, seed=4).tokens
+    for position in range(fork_task.n_ctx - 1):
+        joint = torch.zeros(3, 3).index_put_((tokens[:, position], tokens[:, -1]), torch.ones(n), accumulate=True) / n
+        expected = (joint.sum(dim=1, keepdim=True) / 3).expand(3, 3)
+        assert_within_sampling_error(joint, expected, (expected / n).sqrt())
+
+
+def test_target_probs_are_the_row_of_the_query() -> None:
+    batch = cc.InContextTask(cc.chain_graph(6), d_vocab=3, kernels=KERNEL).sample(200, seed=0)
+    assert torch.allclose(batch.target_probs, torch.from_numpy(KERNEL).float()[batch.tokens[:, -1]], atol=1e-7)
+
+
+def test_a_periodic_chain_steps_through_its_cycle() -> None:
+    batch = cc.InContextTask(cc.chain_graph(8), d_vocab=4, kernels=CYCLE).sample(500, seed=0)
+    context = batch.tokens[:, :-1]
+    assert torch.equal(context[:, 1:], (context[:, :-1] + 1) % 4)
+    assert set(context[:, 0].tolist()) == {0, 1, 2, 3}
+    assert torch.equal(batch.target_probs.argmax(dim=1), (batch.tokens[:, -1] + 1) % 4)
+
+
+def test_parents_enter_a_kernel_in_order_of_position() -> None:
+    kernel = np.zeros((3, 3, 3))
+    for a, b in product(range(3), range(3)):
+        kernel[a, b, (2 * a + b) % 3] = 1.0
+    task = cc.InContextTask(cc.ngram_graph(7, order=2), d_vocab=3, kernels={2: kernel})
+    batch = task.sample(300, seed=0)
+    x = batch.tokens
+    assert torch.equal(x[:, 2:], (2 * x[:, :-2] + x[:, 1:-1]) % 3)
+    assert torch.equal(batch.target_probs.argmax(dim=1), (2 * x[:, -2] + x[:, -1]) % 3)
+    assert torch.allclose(task.bayes_predictor(x), batch.target_probs.double(), atol=1e-6)
+
+
+def test_in_degrees_have_kernels_of_their_own() -> None:
+    copy, swap = np.eye(2), np.zeros((2, 2, 2))
+    for a, b in product(range(2), range(2)):
+        swap[a, b, a ^ b] = 1.0
+    graph = cc.graph_from_parents([[], [0], [0, 1], [], [2, 3]])
+    batch = cc.InContextTask(graph, d_vocab=2, kernels={1: copy, 2: swap}).sample(100, seed=0)
+    x = batch.tokens
+    assert torch.equal(x[:, 1], x[:, 0])
+    assert torch.equal(x[:, 2], x[:, 0] ^ x[:, 1])
+    assert torch.equal(batch.target_probs.argmax(dim=1), x[:, 2] ^ x[:, 3])
+
+
+def test_several_given_kernels_are_drawn_equally_often() -> None:
+    shift = np.roll(np.eye(3), 1, axis=1)
+    task = cc.InContextTask(cc.chain_graph(5), d_vocab=3, kernels=np.stack([shift, shift.T, KERNEL]))
+    batch = task.sample(30_000, seed=0)
+    rows = batch.target_probs[batch.tokens[:, -1] == 0]
+    for kernel in (shift, shift.T, KERNEL):
+        share = (rows - torch.from_numpy(kernel[0]).float()).abs().amax(dim=1).lt(1e-6).double().mean()
+        assert abs(float(share) - 1 / 3) < 4.5 * 0.5 / len(rows) ** 0.5
+
+
+def test_rows_can_have_concentrations_of_their_own() -> None:
+    alpha = np.array([[50.0, 1.0, 1.0], [1.0, 50.0, 1.0], [1.0, 1.0, 1.0]])
+    task = cc.InContextTask(cc.chain_graph(4), d_vocab=3, alpha=alpha)
+    batch = task.sample(20_000, seed=0)
+    for token in range(3):
+        rows = batch.target_probs[batch.tokens[:, -1] == token].double()
+        expected = torch.from_numpy(alpha[token] / alpha[token].sum())
+        assert_within_sampling_error(rows.mean(dim=0), expected, rows.std(dim=0) / len(rows) ** 0.5)
+    by_row = cc.InContextTask(cc.chain_graph(4), d_vocab=3, alpha=np.array([0.01, 1.0, 100.0])).sample(9_000, seed=0)
+    peak = [by_row.target_probs[by_row.tokens[:, -1] == token].amax(dim=1).mean() for token in range(3)]
+    assert peak[0] > 0.95 and 0.5 < peak[1] < 0.75 and peak[2] < 0.45
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 0.0999, 10.0])
+def test_extreme_concentrations_sample_and_predict_without_a_nan(alpha: float) -> None:
+    for graph in (cc.chain_graph(12), cc.pairs_graph(12), cc.ngram_graph(6, order=2)):
+        task = cc.InContextTask(graph, d_vocab=6, alpha=alpha)
+        batch = task.sample(1_000, seed=0)
+        assert batch.target_probs.isfinite().all()
+        assert np.isfinite(task.bayes_loss(batch))
+        assert float(cc.cross_entropy(batch.target_probs, batch.target_probs).mean()) <= task.bayes_loss(batch)
+
+
+def test_a_batch_can_be_cut_and_moved(chain_task: cc.InContextTask) -> None:
+    batch = chain_task.sample(10, seed=0)
+    assert len(batch) == 10
+    assert torch.equal(batch[2:5].tokens, batch.tokens[2:5])
+    chosen = batch[torch.tensor([7, 1])]
+    assert torch.equal(chosen.target_probs, batch.target_probs[[7, 1]])
+    moved = batch.to("cpu", torch.float64)
+    assert moved.target_probs.dtype == torch.float64
+    assert moved.tokens.dtype == torch.int64
+
+
+# ---- predictors
+
+
+@given(forest_parents(), st.integers(2, 5), st.floats(0.01, 5), st.integers(0, 1000))
+def test_edge_posterior_of_forests_counts_edges(parents: list, d_vocab: int, alpha: float, seed: int) -> None:
+    task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=d_vocab, alpha=alpha)
+    assert_posterior_equals_loops(task, np.full((d_vocab, d_vocab), alpha), seed)
+
+
+@given(dag_parents(), st.integers(2, 3), st.floats(0.01, 5), st.integers(0, 1000))
+def test_edge_posterior_of_dags_counts_edges(parents: list, d_vocab: int, alpha: float, seed: int) -> None:
+    task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=d_vocab, alpha=alpha)
+    assert_posterior_equals_loops(task, np.full((d_vocab,) * (len(parents[-1]) + 1), alpha), seed)
+
+
+@given(forest_parents(), st.integers(0, 1000))
+def test_edge_posterior_with_concentrations_by_row(parents: list, seed: int) -> None:
+    alpha = np.random.default_rng(seed).uniform(0.1, 3.0, size=(3, 3))
+    task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=3, alpha=alpha)
+    assert_posterior_equals_loops(task, alpha, seed)
+
+
+def assert_posterior_equals_loops(task: cc.InContextTask, alpha: np.ndarray, seed: int) -> None:
+    batch, above = task.sample(6, seed=seed), rows_of(task.graph)
+    found = task.bayes_predictor(batch.tokens).numpy()
+    for tokens, row in zip(batch.tokens.tolist(), found, strict=True):
+        np.testing.assert_allclose(row, oracles.edge_posterior(above[:-1], above[-1], alpha, tokens), rtol=1e-12)
+
+
+def test_without_edges_the_edge_posterior_is_the_prior_mean() -> None:
+    task = cc.InContextTask(cc.graph_from_parents([None] * 5), d_vocab=4)
+    found = cc.edge_posterior(task, task.sample(8, seed=0).tokens)
+    assert torch.allclose(found, torch.full((8, 4), 0.25, dtype=torch.float64))
+
+
+def test_given_kernels_are_mixed_by_their_likelihood(fork: object) -> None:
+    given_kernels = np.random.default_rng(0).dirichlet(np.ones(3), size=(4, 3))
+    laws = np.stack([oracles.stationary_law(kernel) for kernel in given_kernels])
+    task = cc.InContextTask(fork, d_vocab=3, kernels=given_kernels)
+    tokens = task.sample(20, seed=0).tokens
+    posterior, exact = cc.edge_posterior(task, tokens), cc.exact_bayes(task, tokens).probs
+    for index, sequence in enumerate(tokens.tolist()):
+        by_edges = oracles.kernel_mixture(given_kernels, rows_before_query(fork), sequence)
+        with_roots = oracles.kernel_mixture(given_kernels, rows_before_query(fork), sequence, laws)
+        np.testing.assert_allclose(posterior[index].numpy(), by_edges, rtol=1e-9)
+        np.testing.assert_allclose(exact[index].numpy(), with_roots, rtol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("parents", [[None] * 5, [None, 0, None, None, 2, None], [None, 0, 1, 2]], ids=["roots", "trees", "chain"])
+def test_exact_bayes_equals_quadrature(alpha: float, parents: list[int | None]) -> None:
+    task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=2, alpha=alpha)
+    tokens = task.sample(8, seed=3).tokens
+    found = cc.exact_bayes(task, tokens, n_draws=20_000, seed=0)
+    assert 1 < found.effective_draws <= 20_000
+    for row, sequence in zip(found.probs.numpy(), tokens.tolist(), strict=True):
+        expected = oracles.exact_bayes_two_tokens(rows_before_query(task.graph), alpha, sequence)
+        np.testing.assert_allclose(row, expected, atol=0.012)
+
+
+@pytest.mark.parametrize("roots", ["uniform", "shared"])
+def test_exact_bayes_is_the_edge_posterior_where_roots_say_nothing(fork: object, roots: str) -> None:
+    task = cc.InContextTask(fork, d_vocab=3, roots=roots)
+    tokens = task.sample(10, seed=0).tokens
+    assert torch.equal(cc.exact_bayes(task, tokens).probs, cc.edge_posterior(task, tokens))
+
+
+def test_exact_bayes_beats_the_edge_posterior_where_roots_are_many() -> None:
+    task = cc.InContextTask(cc.pairs_graph(14), d_vocab=3, alpha=0.3)
+    batch = task.sample(1_500, seed=0)
+    gain = cc.cross_entropy(task.bayes_predictor(batch.tokens), batch.target_probs) - cc.cross_entropy(
+        cc.exact_bayes(task, batch.tokens, n_draws=128).probs, batch.target_probs
+    )
+    assert float(gain.mean()) > 4 * float(gain.std()) / len(batch) ** 0.5
+
+
+def test_cross_entropy_counts_zero_log_zero_as_zero() -> None:
+    certain = torch.tensor([[0.0, 1.0]])
+    assert float(cc.cross_entropy(certain, certain)) == 0.0
+    assert float(cc.cross_entropy(torch.tensor([[0.25, 0.75]]), torch.tensor([[1.0, 0.0]]))) == pytest.approx(np.log(4))
+
+
+def test_unigram_smooths_token_frequencies() -> None:
+    found = cc.unigram(torch.tensor([[0, 0, 2, 0]]), d_vocab=3, pseudo_count=0.5)
+    assert torch.allclose(found, torch.tensor([[3.5, 0.5, 1.5]], dtype=torch.float64) / 5.5)
+
+
+def test_reference_lines_lie_in_their_order(fork_task: cc.InContextTask) -> None:
+    batch = fork_task.sample(3_000, seed=0)
+    lines = cc.reference_losses(fork_task, batch, n_exact=500, n_draws=128)
+    assert lines.entropy < lines.exact_bayes < lines.edge_posterior < lines.best_unigram < lines.uniform
+    assert lines.uniform == pytest.approx(np.log(3))
+    assert lines.edge_posterior == pytest.approx(fork_task.bayes_loss(batch))
+    assert lines.exact_bayes_error > 0
+    for pseudo_count in (0.01, 1.0, 30.0):
+        loss = cc.cross_entropy(cc.unigram(batch.tokens, 3, pseudo_count), batch.target_probs).mean()
+        assert lines.best_unigram <= float(loss) + 1e-3
+
+
+@pytest.mark.parametrize(("graph", "expected"), [(cc.chain_graph(20), 1.7635), (cc.pairs_graph(20), 1.9246)], ids=["chain", "pairs"])
+def test_edge_posterior_losses_of_the_papers_graphs(graph: object, expected: float) -> None:
+    """The corrected lines of THEORY's section on predictors, d_vocab 10, n_ctx 20, alpha .1."""
+    task = cc.InContextTask(graph, d_vocab=10, alpha=0.1)
+    batch = task.sample(40_000, seed=0)
+    losses = cc.cross_entropy(task.bayes_predictor(batch.tokens), batch.target_probs)
+    assert abs(float(losses.mean()) - expected) < 4 * float(losses.std()) / len(losses) ** 0.5 + 0.005
+    entropies = cc.cross_entropy(batch.target_probs, batch.target_probs)
+    assert abs(float(entropies.mean()) - 0.844) < 4 * float(entropies.std()) / len(entropies) ** 0.5 + 0.005
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"d_vocab": 1}, ("d_vocab", "at least 2", "1")),
+        ({"d_vocab": 2.5}, ("d_vocab", "integer", "2.5")),
+        ({"alpha": 0.0}, ("alpha", "positive", "0.0", "0.1")),
+        ({"alpha": -1.0}, ("alpha", "positive", "-1.0")),
+        ({"alpha": float("nan")}, ("alpha", "positive and finite", "nan")),
+        ({"alpha": float("inf")}, ("alpha", "finite", "inf")),
+        ({"alpha": 1e-9}, ("alpha", "[1e-4, 1e6]", "1e-09")),
+        ({"alpha": np.ones(4)}, ("alpha", "[d_vocab]", "d_vocab 3", "[4]")),
+        ({"roots": "fair"}, ("roots", "'stationary', 'uniform' or 'shared'", "'fair'")),
+        ({"kernels": np.full((3, 3), 0.3)}, ("sum to 1", "0.9", "divide by the row sums")),
+        ({"kernels": np.full((2, 2), 0.5)}, ("[3, 3]", "[2, 2]")),
+        ({"kernels": np.array([[1.5, -0.5, 0.0]] * 3)}, ("probabilities", "negative")),
+        ({"kernels": np.full((3, 3), np.nan)}, ("probabilities", "NaN")),
+        ({"kernels": np.zeros((0, 3, 3))}, ("[3, 3]", "[0, 3, 3]")),
+        ({"kernels": np.eye(3)}, ("one stationary law", "closed", "roots='uniform'")),
+        ({"kernels": {2: np.full((3, 3, 3), 1 / 3)}}, ("in-degrees", "(1,)", "(2,)")),
+    ],
+    ids=lambda value: str(value)[:40].replace("\n", " ") if isinstance(value, dict) else "",
+)
+def test_bad_tasks_are_refused(arguments: dict, words: tuple[str, ...]) -> None:
+    assert_refused(lambda: cc.InContextTask(cc.chain_graph(5), **{"d_vocab": 3, **arguments}), *words)
+
+
+def test_bad_tasks_over_general_graphs_are_refused() -> None:
+    graph = cc.ngram_graph(6, order=2)
+    assert_refused(lambda: cc.InContextTask(graph, d_vocab=3, roots="stationary"), "at most one parent", "'uniform' or 'shared'")
+    assert_refused(lambda: cc.InContextTask(graph, d_vocab=3, alpha=np.ones(3)), "alpha by row", "at most one parent", "(2,)")
+    wide = cc.graph_from_parents([[]] * 8 + [list(range(8))])
+    assert_refused(lambda: cc.InContextTask(wide, d_vocab=10), "8 parents", "1,000,000,000", "fewer parents or tokens")
+
+
+def test_bad_requests_are_refused(chain_task: cc.InContextTask) -> None:
+    assert_refused(lambda: chain_task.sample(0), "positive integer", "0")
+    assert_refused(lambda: chain_task.sample(2.5), "positive integer", "2.5")
+    for predict in (chain_task.bayes_predictor, lambda tokens: cc.exact_bayes(chain_task, tokens)):
+        assert_refused(lambda p=predict: p(torch.zeros(3, 5, dtype=torch.int64)), "[batch, n_ctx=6]", "[3, 5]")
+        assert_refused(lambda p=predict: p(torch.full((3, 6), 4)), "0 .. 3", "4")
+        assert_refused(lambda p=predict: p(torch.full((3, 6), -1)), "0 .. 3", "-1")
+        assert_refused(lambda p=predict: p(torch.zeros(3, 6)), "integers", "float32")
+        assert_refused(lambda p=predict: p(torch.zeros(0, 6, dtype=torch.int64)), "batch of 1 or more", "[0, 6]")
+
+
+def test_tokens_impossible_under_every_given_kernel_are_refused() -> None:
+    """Its posterior is 0 / 0: a number would be an invention."""
+    task = cc.InContextTask(cc.chain_graph(5), d_vocab=4, kernels=CYCLE)
+    assert_refused(lambda: task.bayes_predictor(torch.zeros(1, 5, dtype=torch.int64)), "kernel")

@@ -1,0 +1,318 @@
+"""The training loop: what moves, what does not, and that every path gives the same weights."""
+
+import pytest
+import torch
+from assertions import assert_close, assert_refused, hooks_of
+
+import causal_circuits as cc
+from causal_circuits.models import HookedTransformer
+from causal_circuits.training import gradient_step, mean_loss, trainable_parameters
+
+NOTHING = cc.RecordAt(steps=())
+
+
+def weights(model: HookedTransformer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def assert_same_weights(found: HookedTransformer, expected: HookedTransformer) -> None:
+    for name, value in weights(expected).items():
+        assert torch.equal(weights(found)[name], value), name
+
+
+def trained(task: cc.InContextTask, config: cc.TrainConfig, n_heads: tuple[int, int] = (1, 1), **options: object) -> HookedTransformer:
+    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, n_heads, init_scale=0.1, seed=7)
+    cc.train(model, task, config, **{"record": NOTHING, "progress": False, **options})
+    return model
+
+
+# ---- learning
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_the_loss_falls(chain_task: cc.InContextTask, optimizer: str) -> None:
+    rate = 5.0 if optimizer == "sgd" else 0.05
+    config = cc.TrainConfig.joint(60, rate, optimizer=optimizer, batch_size=256)
+    record = cc.train(cc.disentangled_transformer(4, 6), chain_task, config, progress=False)
+    assert record.losses[-10:].mean() < record.losses[:3].mean() - 0.02
+    assert record.recorded_losses[-1] < record.recorded_losses[0]
+
+
+def test_the_default_recipe_finds_a_small_chain() -> None:
+    task = cc.InContextTask(cc.chain_graph(8), d_vocab=4, alpha=0.1)
+    model = cc.disentangled_transformer(4, 8)
+    record = cc.train(model, task, cc.TrainConfig(stages=cc.default_stages(150), batch_size=512), progress=False)
+    attention = record.attention[-1, 0, 0]
+    assert all(attention[child].argmax() == child - 1 for child in range(1, 7))
+    assert torch.diagonal(attention[1:7, :6]).min() > 0.8
+    batch = task.sample(4_000, seed=99)
+    assert cc.evaluate(model, batch).mean() < cc.best_unigram_loss(batch) - 0.1
+
+
+def test_the_reduced_model_trains(chain_task: cc.InContextTask) -> None:
+    model = cc.reduced_transformer(4, 6)
+    record = cc.train(model, chain_task, cc.TrainConfig.two_stage(20, 20, batch_size=128), progress=False) if False else cc.train(
+        model, chain_task, cc.TrainConfig.joint(40, 0.3, warm_start=1.0, batch_size=256), progress=False
+    )
+    assert record.path == "structured"
+    assert record.losses[-10:].mean() < record.losses[:3].mean() - 0.02
+
+
+# ---- the record
+
+
+def test_a_record_holds_every_step_and_every_asked_state(chain_task: cc.InContextTask) -> None:
+    model = cc.disentangled_transformer(4, 6, (2, 1))
+    record = cc.train(model, chain_task, cc.TrainConfig.joint(9, 0.05, batch_size=16), record=cc.RecordAt.every(3, 9), progress=False)
+    assert record.losses.shape == (9,)
+    assert record.losses.dtype == torch.float64
+    assert record.steps == (0, 3, 6, 9)
+    assert record.attention.shape == record.score_gradients.shape == (4, 2, 2, 6, 6)
+    assert record.path == "fused"
+    assert record.seconds > 0 and record.sequences_per_s == pytest.approx(9 * 16 / record.seconds)
+    assert record.config["batch_size"] == 16
+    for index, step in enumerate(record.steps[:-1]):  # step s is measured on the batch of step s, before the update
+        assert record.recorded_losses[index] == pytest.approx(float(record.losses[step]), rel=1e-5)
+    assert not record.attention[0].triu(1).any()
+    uniform = torch.ones(6, 6).tril() / torch.arange(1, 7)[:, None]
+    untrained = cc.train(
+        cc.disentangled_transformer(4, 6), chain_task, cc.TrainConfig.joint(1, 0.01, batch_size=4, warm_start=None), progress=False
+    )
+    assert_close(untrained.attention[0, 0, 0], uniform, 1e-6)
+
+
+def test_the_last_state_is_the_trained_model(chain_task: cc.InContextTask) -> None:
+    model = cc.disentangled_transformer(4, 6)
+    record = cc.train(model, chain_task, cc.TrainConfig.joint(5, 0.05, batch_size=400), progress=False)
+    attention = cc.take_snapshot(model, chain_task.sample(20_000, seed=1)).attention
+    assert float((record.attention[-1] - attention).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_recording_does_not_change_training(chain_task: cc.InContextTask, fused: bool) -> None:
+    task = chain_task
+    config = cc.TrainConfig(stages=(cc.Stage(3, 0.1), cc.Stage(3, 0.05, optimizer="sgd")), batch_size=32)
+    dtype = torch.float32 if fused else torch.float64
+    models, records = [], []
+    for what in (cc.RecordAt.every(1, 6), NOTHING):
+        models.append(cc.disentangled_transformer(4, 6, (2, 1), init_scale=0.1, seed=7, dtype=dtype))
+        records.append(cc.train(models[-1], task, config, record=what, progress=False))
+    assert [record.path for record in records] == ["fused" if fused else "structured"] * 2
+    assert_same_weights(*models)
+    assert torch.equal(records[0].losses, records[1].losses)
+    assert records[1].steps == () and records[1].attention is None
+
+
+# ---- reproducibility
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(chain_task: cc.InContextTask) -> None:
+    config = cc.TrainConfig.joint(6, 0.05, batch_size=700, seed=3)
+    one, same = trained(chain_task, config), trained(chain_task, config)
+    assert_same_weights(one, same)
+    other = trained(chain_task, cc.TrainConfig.joint(6, 0.05, batch_size=700, seed=4))
+    assert not torch.equal(one.W_U, other.W_U)
+
+
+def test_training_touches_no_global_randomness(chain_task: cc.InContextTask) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    trained(chain_task, cc.TrainConfig.joint(2, 0.05, batch_size=8), record=cc.RecordAt())
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_training_never_sees_the_sequences_that_are_sampled_for_evaluation(chain_task: cc.InContextTask, seed: int) -> None:
+    """Neither task.sample(n, seed=s) nor task.sample(n, seed=(s, 0)) is the first batch of a run with seed s."""
+    model = cc.disentangled_transformer(4, 6, init_scale=0.5)
+    config = cc.TrainConfig.joint(1, 0.01, batch_size=64, seed=seed, warm_start=None)
+    losses = [float(cc.evaluate(model, chain_task.sample(64, seed=s)).mean()) for s in (seed, (seed, 0))]
+    first = float(cc.train(model, chain_task, config, record=NOTHING, progress=False).losses[0])
+    assert all(abs(first - loss) > 1e-4 for loss in losses)
+
+
+@pytest.mark.parametrize("n_heads", [(1, 1), (2, 1), (1, 2)], ids=str)
+def test_fused_and_structured_training_give_the_same_weights(chain_task: cc.InContextTask, n_heads: tuple[int, int]) -> None:
+    config = cc.TrainConfig.joint(5, 0.5, optimizer="sgd", batch_size=64)
+    fused = trained(chain_task, config, n_heads)
+    watched = cc.disentangled_transformer(4, 6, n_heads, init_scale=0.1, seed=7)
+    watched.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: None)  # a hook: no fused step
+    record = cc.train(watched, chain_task, config, record=NOTHING, progress=False)
+    assert record.path == "structured"
+    for name, parameter in trainable_parameters(fused).items():
+        assert_close(trainable_parameters(watched)[name], parameter, 1e-5)
+
+
+def test_a_hook_of_the_users_own_fires_and_stays(chain_task: cc.InContextTask) -> None:
+    model, fired = cc.disentangled_transformer(4, 6), []
+    model.add_hook("blocks.1.attn.hook_z", lambda z, hook: fired.append(1))
+    before = hooks_of(model)
+    cc.train(model, chain_task, cc.TrainConfig.joint(3, 0.05, batch_size=8), record=NOTHING, progress=False)
+    assert len(fired) == 3
+    assert hooks_of(model) == before
+
+
+# ---- what moves
+
+
+@pytest.mark.parametrize("names", [("W_Q.0",), ("W_Q.1",), ("W_U",), ("W_Q.0", "W_U")], ids=str)
+def test_a_stage_moves_only_its_parameters(chain_task: cc.InContextTask, names: tuple[str, ...]) -> None:
+    model = cc.disentangled_transformer(4, 6, (2, 1), init_scale=0.3, seed=7)
+    before = weights(model)
+    cc.train(model, chain_task, cc.TrainConfig(stages=(cc.Stage(3, 0.1, train=names),), batch_size=32, warm_start=None), progress=False)
+    moved = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
+    files = {"W_Q.0": "blocks.0.attn.W_Q", "W_Q.1": "blocks.1.attn.W_Q", "W_U": "unembed.W_U"}
+    assert moved == {files[name] for name in names}
+
+
+def test_stages_follow_one_another(chain_task: cc.InContextTask) -> None:
+    stages = (cc.Stage(4, 0.1, train=("W_Q.0",)), cc.Stage(4, 0.1, train=("W_U",)))
+    config = cc.TrainConfig(stages=stages, batch_size=32)
+    record = cc.train(cc.disentangled_transformer(4, 6), chain_task, config, record=cc.RecordAt.every(1, 8), progress=False)
+    changes = record.attention[:, 0, 0].diff(dim=0).abs().amax(dim=(1, 2))
+    assert (changes[:3] > 1e-4).all()
+    spread = torch.stack([record.attention[i, 0, 0] for i in range(4, 9)]).std(dim=0).max()
+    assert spread < 0.05 * float((record.attention[4] - record.attention[0]).abs().max()) + 0.05
+    whole = cc.disentangled_transformer(4, 6)
+    cc.train(whole, chain_task, config, record=NOTHING, progress=False)
+    first = cc.disentangled_transformer(4, 6)
+    cc.train(first, chain_task, cc.TrainConfig(stages=stages[:1], batch_size=32), record=NOTHING, progress=False)
+    assert torch.equal(whole.blocks[0].attn.W_Q, first.blocks[0].attn.W_Q), "the second stage moved the first's weights"
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("n_heads", [(1, 1), (2, 1), (1, 2)], ids=str)
+def test_frozen_parameters_never_move(chain_task: cc.InContextTask, n_heads: tuple[int, int], weight_decay: float) -> None:
+    """Embeddings, identities, and the parts of W_Q that pad a head or a layer."""
+    model = cc.disentangled_transformer(4, 6, n_heads, init_scale=0.1, seed=7)
+    before = weights(model)
+    config = cc.TrainConfig.joint(4, 0.1, optimizer="adamw", weight_decay=weight_decay, batch_size=32)
+    cc.train(model, chain_task, config, progress=False)
+    after = weights(model)
+    for name in before:
+        if not name.endswith(("W_Q", "W_U")):
+            assert torch.equal(after[name], before[name]), name
+    for layer, width in enumerate((10, 10 * (1 + n_heads[0]))):
+        padding = after[f"blocks.{layer}.attn.W_Q"].clone()
+        padding[: n_heads[layer], :width, :width] = 0.0
+        assert not padding.any()
+
+
+@pytest.mark.parametrize("name", ["W_Q.0", "W_Q.1", "W_U"])
+def test_what_the_user_freezes_stays(chain_task: cc.InContextTask, name: str) -> None:
+    model = cc.disentangled_transformer(4, 6, init_scale=0.1, seed=7)
+    frozen = trainable_parameters(model)[name]
+    frozen.requires_grad_(False)
+    before = frozen.clone()
+    cc.train(model, chain_task, cc.TrainConfig.joint(3, 0.1, batch_size=16, warm_start=None), progress=False)
+    assert torch.equal(frozen, before)
+    assert set(trainable_parameters(model)) == {"W_Q.0", "W_Q.1", "W_U"} - {name}
+
+
+def test_schedules_end_where_they_should(chain_task: cc.InContextTask) -> None:
+    """With SGD and a fixed gradient direction the step sizes show: linear and cosine shrink, constant does not."""
+    for schedule, last in (("constant", 1.0), ("linear", 0.1), ("cosine", 0.0245)):
+        model = cc.disentangled_transformer(4, 6)
+        stage = cc.Stage(10, 1e-3, train=("W_U",), optimizer="sgd", schedule=schedule)
+        with torch.no_grad():
+            sizes = step_sizes(model, chain_task, stage)
+        assert sizes[0] == pytest.approx(1e-3)
+        assert sizes[-1] == pytest.approx(last * 1e-3, rel=0.01)
+
+
+def step_sizes(model: HookedTransformer, task: cc.InContextTask, stage: cc.Stage) -> list[float]:
+    """The learning rate of every step, seen as movement divided by gradient."""
+    sizes: list[float] = []
+    original = torch.optim.SGD.step
+
+    def step(self: torch.optim.SGD, closure: object = None) -> object:
+        parameter = self.param_groups[0]["params"][0]
+        before = parameter.detach().double().clone()
+        result = original(self)
+        moved = (before - parameter.detach().double()).norm() / parameter.grad.double().norm()
+        sizes.append(float(moved))
+        return result
+
+    torch.optim.SGD.step = step
+    try:
+        with torch.enable_grad():
+            cc.train(model, task, cc.TrainConfig(stages=(stage,), batch_size=32, warm_start=1.0), record=NOTHING, progress=False)
+    finally:
+        torch.optim.SGD.step = original
+    return sizes
+
+
+def test_gradients_are_cleared_at_the_end(chain_task: cc.InContextTask) -> None:
+    model = trained(chain_task, cc.TrainConfig.joint(2, 0.05, batch_size=8), record=cc.RecordAt())
+    assert all(p.grad is None for p in model.parameters())
+
+
+# ---- losses
+
+
+def test_evaluation_equals_the_mean_loss_whatever_the_chunk(random_model: HookedTransformer, chain_task: cc.InContextTask) -> None:
+    batch = chain_task.sample(50, seed=0)
+    one, pieces = cc.evaluate(random_model, batch), cc.evaluate(random_model, batch, chunk=7)
+    assert one.shape == (50,) and one.dtype == torch.float64
+    assert_close(pieces, one, 1e-6)
+    assert float(one.mean()) == pytest.approx(mean_loss(random_model, batch).item(), rel=1e-6)
+    assert gradient_step(random_model, batch) == pytest.approx(float(one.mean()), rel=1e-5)
+
+
+def test_an_untrained_models_loss_is_uniform(chain_task: cc.InContextTask) -> None:
+    batch = chain_task.sample(20, seed=0)
+    for model in (cc.disentangled_transformer(4, 6),):
+        assert_close(cc.evaluate(model, batch), torch.full((20,), 4.0).double().log(), 1e-6)
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fused", "structured"])
+def test_a_loss_that_is_no_number_stops_the_run(chain_task: cc.InContextTask, dtype: torch.dtype) -> None:
+    model = cc.disentangled_transformer(4, 6, dtype=dtype)
+    stages = (cc.Stage(2, 0.01), cc.Stage(5, 1e300 if dtype == torch.float64 else 3e38, optimizer="sgd"))
+    with pytest.raises(FloatingPointError, match=r"the loss became nan at step 3: lower the learning rate \(now [13]e\+3"):
+        cc.train(model, chain_task, cc.TrainConfig(stages=stages, batch_size=32), record=NOTHING, progress=False)
+
+
+def test_bad_stages_are_refused() -> None:
+    assert_refused(lambda: cc.Stage(0, 0.1), "at least 1 step", "0")
+    assert_refused(lambda: cc.Stage(5, 0.0), "learning_rate", "positive", "0.0")
+    assert_refused(lambda: cc.Stage(5, float("nan")), "learning_rate", "nan")
+    assert_refused(lambda: cc.Stage(5, float("inf")), "learning_rate", "finite", "inf")
+    assert_refused(lambda: cc.Stage(5, 0.1, optimizer="lion"), "adam, adamw, sgd", "'lion'")
+    assert_refused(lambda: cc.Stage(5, 0.1, schedule="step"), "constant, cosine, linear", "'step'")
+
+
+def test_a_stage_that_trains_nothing_is_refused() -> None:
+    assert_refused(lambda: cc.Stage(5, 0.1, train=()), "train", "None")
+
+
+def test_bad_configs_are_refused(chain_task: cc.InContextTask) -> None:
+    assert_refused(lambda: cc.TrainConfig(stages=()), "at least one stage")
+    assert_refused(lambda: cc.TrainConfig(batch_size=0), "batch_size", "at least 1", "0")
+    model = cc.disentangled_transformer(4, 6)
+    config = cc.TrainConfig(stages=(cc.Stage(1, 0.1, train=("W_K.0",)),))
+    assert_refused(lambda: cc.train(model, chain_task, config), "'W_K.0'", "W_Q.0, W_Q.1, W_U")
+    reduced = cc.TrainConfig(stages=(cc.Stage(1, 0.1, train=("W_U",)),))
+    assert_refused(lambda: cc.train(cc.reduced_transformer(4, 6), chain_task, reduced), "'W_U'", "W_Q.0, W_Q.1")
+    for other in (cc.disentangled_transformer(4, 7), cc.disentangled_transformer(5, 6)):
+        assert_refused(lambda m=other: cc.train(m, chain_task), "same (d_vocab, n_ctx)", "(4, 6)")
+
+
+def test_refused_runs_leave_the_model_alone(chain_task: cc.InContextTask) -> None:
+    model = cc.disentangled_transformer(4, 6, init_scale=0.1)
+    before = weights(model)
+    bad = cc.TrainConfig(stages=(cc.Stage(1, 0.1, train=("W_K.0",)),))
+    assert_refused(lambda: cc.train(model, chain_task, bad), "W_K.0")
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+
+
+def test_recipes_spend_the_steps_they_are_given() -> None:
+    assert cc.TrainConfig(stages=cc.default_stages(500)).steps == 500
+    assert cc.TrainConfig.joint(40).steps == 40
+    assert cc.TrainConfig.two_stage(10, 30).steps == 40
+    joint = cc.TrainConfig.joint(5, 0.2, optimizer="sgd", schedule="linear", weight_decay=0.5, batch_size=3, warm_start=None, seed=8)
+    assert joint == cc.TrainConfig(stages=(cc.Stage(5, 0.2, None, "sgd", "linear", 0.5),), batch_size=3, warm_start=None, seed=8)
