@@ -17,11 +17,12 @@ def draw_figures(findings: Findings) -> dict[str, Any]:
     """Every figure by the name of its file."""
     f, graph = findings, findings.task.graph
     predicted = cc.score_gradient_of(f.information.value)
+    adjacency = cc.parent_mask(f.task).float()
     return {
         "loss": figures.plot_loss(f.record, reference_lines(f), test_loss=f.test_loss),
         "graph": figures.plot_graph_comparison(graph, f.found),
         "attention": figures.plot_attention_and_graph(
-            f.attention[0, 0], graph, title="Layer 1 attention, mean over sequences; true edges outlined"
+            f.attention[0, 0], graph, title="Attention of L0H0, mean over sequences"
         ),
         "film": figures.plot_film_strip(f.record, graph),
         "gradient": figures.plot_gradient_and_information(
@@ -30,7 +31,7 @@ def draw_figures(findings: Findings) -> dict[str, Any]:
         "gradient_matrix": figures.plot_matrix(
             -f.first_gradient,
             graph,
-            title="Minus the gradient of the scores before training",
+            title="Minus the gradient, before training",
             label="nats",
             diverging=True,
         ),
@@ -44,6 +45,7 @@ def draw_figures(findings: Findings) -> dict[str, Any]:
         "gradient_film": figures.plot_film_strip(f.record, graph, quantity="score_gradients"),
         "heads": figures.plot_head_scores(f.heads),
         "ablation": figures.plot_ablation([(what, r.method, share_of_gain(f, r)) for what, r in f.ablations]),
+        "adjacency": figures.plot_matrix(adjacency, graph, title="The true graph", label="1 at an edge"),
         "knock_out": figures.plot_matrix(
             f.knock_out.effect[0],
             graph,
@@ -77,10 +79,11 @@ def write_page(findings: Findings, drawn: dict[str, Any], content: dict[str, Any
     """One self-contained page: the verdict, then the evidence."""
     figures.write_report(
         path,
-        title=f"Did this transformer learn the graph? {findings.task!r}",
+        title=f"Did this transformer learn the {findings.task.graph.graph.get('name', 'graph')}?",
         verdict=verdict(findings),
         sections=sections(findings, drawn, command),
         meta={
+            "task": repr(findings.task),
             "command": command,
             "seed": str(findings.seed),
             "wall time": f"{findings.seconds:.1f} s",
@@ -102,7 +105,7 @@ def verdict(findings: Findings) -> list[figures.Check]:
     return [
         figures.Check(
             f.recovery.exact,
-            "The graph read out of layer 1's attention is the true one",
+            "The graph read out of layer 1's attention (L0 in TransformerLens's count) is the true one",
             f"{found} of {n_edges} parents, {len(f.recovery.false)} false edges",
         ),
         figures.Check(
@@ -133,7 +136,8 @@ def sections(findings: Findings, drawn: dict[str, Any], command: str) -> list[fi
     f = findings
 
     def section(title: str, sentence: str, *names: str, more: str = "") -> figures.Section:
-        body = "".join(figures.figure_html(drawn[name], alt=f"{title}: {sentence}") for name in names) + more
+        shown = "".join(figures.figure_html(drawn[name], alt=f"{title}: {sentence}") for name in names)
+        body = f'<div class="side-by-side">{shown}</div>{more}'
         return figures.Section(title, sentence, body, command)
 
     return [
@@ -168,8 +172,9 @@ def sections(findings: Findings, drawn: dict[str, Any], command: str) -> list[fi
         ),
         section(
             "The gradient is the mutual information",
-            "Before training, minus the gradient of layer 1's attention scores is proportional to the chi-squared "
-            "information between positions, put through the softmax: its largest entries are the edges.",
+            "At the start, in the paper's reduced model, minus the gradient of layer 1's attention scores is "
+            "proportional to the chi-squared information between positions, put through the softmax: its largest entries are the "
+            "edges. The strip shows the same gradient at steps of this run, whose edges are learned and leave it.",
             "gradient",
             "gradient_matrix",
             "information_matrix",
@@ -195,6 +200,7 @@ def sections(findings: Findings, drawn: dict[str, Any], command: str) -> list[fi
             f"{f.auroc:.3f}; in the rows of roots the model may use an entry that is no edge, because a root's token "
             "tells about the kernel too.",
             "knock_out",
+            "adjacency",
         ),
     ]
 

@@ -63,11 +63,11 @@ def main() -> None:
         least, largest = shares["least_edge_share"], shares["largest_root_share"]
         print(f"{name:22s} {d_vocab:7d} {alpha:5.1f} {least:11.2f} {largest:13.2f}", flush=True)
     measured = [row for row in rows if row["edges"]]
+    wrong, edges = (sum(row[key] for row in measured) for key in ("parents_not_maximal", "edges"))
     print(
         f"{len(measured)} forests: edges at least {min(row['least_edge_share'] for row in measured):.2f}, "
         f"roots at most {max(row['largest_root_share'] for row in measured):.2f}, "
-        f"{sum(row['parents_not_maximal'] for row in measured)} of {sum(row['edges'] for row in measured)} parents not their "
-        "row's maximum"
+        f"{wrong} of {edges} parents are not their row's maximum"
     )
     if arguments.out:
         arguments.out.write_text(json.dumps(rows, indent=2) + "\n")

@@ -83,8 +83,9 @@ def estimate_gradient(
 
     The sample mean of d_vocab (pi(x_i | s_T) / mu_hat(x_i)) (1[x_j = s_T] - mu_hat(s_T)), with s_T the query's
     token and mu_hat the sequence's own (smoothed) token frequencies. It assumes nothing about the graph but a uniform
-    query in the last position. At a finite context mu_hat stands in for mu, which shrinks all entries by a common factor of about
-    0.3 to 0.9 and leaves a root's row a small bias: compare entries with each other rather than with theory.
+    query in the last position. At a finite context mu_hat stands in for mu, which shrinks all entries by a common
+    factor of about 0.3 to 0.9 and leaves a root's row a small bias: compare entries with each other rather than with
+    theory.
 
     Args:
         tokens: sequences with the query last; integers in 0 .. d_vocab - 1.

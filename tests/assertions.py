@@ -23,7 +23,7 @@ def unchecked_types() -> Iterator[None]:
 
 def assert_refused(call: Callable[[], object], *words: str) -> None:
     """The call raises a ValueError whose one message holds every one of `words` (rule, value, remedy)."""
-    with unchecked_types(), pytest.raises(ValueError) as caught:
+    with unchecked_types(), pytest.raises(ValueError) as caught:  # noqa: PT011  # words are matched below
         call()
     message = str(caught.value)
     missing = [word for word in words if word not in message]
@@ -31,9 +31,10 @@ def assert_refused(call: Callable[[], object], *words: str) -> None:
 
 
 def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Every entry agrees to `tolerance` times the largest entry of `expected`, or absolutely where that is below one."""
+    """Every entry agrees to `tolerance` times the largest entry of `expected`."""
     assert found.shape == expected.shape, (found.shape, expected.shape)
-    assert found.isfinite().all() and expected.isfinite().all()
+    assert found.isfinite().all()
+    assert expected.isfinite().all()
     difference = float((found.detach().double() - expected.detach().double()).abs().max())
     size = float(expected.detach().abs().max())
     assert size > 0, "nothing to compare: the expected tensor is zero"
@@ -58,8 +59,10 @@ def hooks_of(model: HookedTransformer) -> dict[str, tuple[int, int, int, int]]:
 def assert_given_back(model: HookedTransformer) -> Iterator[None]:
     """After the context the model has the hooks, weights, gradients and requires_grad flags that it had before."""
     hooks, grad_mode = hooks_of(model), torch.is_grad_enabled()
-    state = {name: (p.detach().clone(), p.requires_grad, p.grad, None if p.grad is None else p.grad.clone())
-             for name, p in model.named_parameters()}
+    state = {
+        name: (p.detach().clone(), p.requires_grad, p.grad, None if p.grad is None else p.grad.clone())
+        for name, p in model.named_parameters()
+    }
     training = model.training
     yield
     assert hooks_of(model) == hooks

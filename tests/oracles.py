@@ -1,8 +1,8 @@
 """Slow, obvious re-implementations of what the package computes, in float64, written from the paper's formulas.
 
 Nothing here calls the package. Attention weights are plain lists: ``attention[layer][head]`` is the paper's A^(l)_h,
-and ``readout`` is W_O^T, of shape [d_model, d_vocab]. ``parents[i]`` are the parents of position i; where a query follows, the
-list ends before it.
+and ``readout`` is W_O^T, of shape [d_model, d_vocab]. ``parents[i]`` are the parents of position i; where a query
+follows, the list ends before it.
 """
 
 import random
@@ -47,7 +47,7 @@ def disentangled_forward(
     edit_pattern: Callable[[int, int, Tensor], Tensor] = lambda layer, head, pattern: pattern,
     edit_written: Callable[[int, int, Tensor], Tensor] = lambda layer, head, written: written,
 ) -> Run:
-    """h_0 = [x, e]; h_l = [h_{l-1}, attn(h_{l-1}; A_l1), ...]; attn(h; A) = softmax(mask(h A h^T)) h; logits = W_O^T h_L."""
+    """h_0 = [x, e]; h_l = [h_{l-1}, attn(h_{l-1}; A_l1), ...]; attn(h; A) = softmax(mask(h A h^T)) h; W_O^T h_L."""
     batch, n_ctx = tokens.shape
     x = torch.zeros(batch, n_ctx, d_vocab, dtype=torch.float64)
     for b, i in product(range(batch), range(n_ctx)):
@@ -87,8 +87,16 @@ def reduced_forward(a1: Tensor, a2: Tensor, tokens: Tensor, d_vocab: int) -> Ten
 
 
 def losses_with_entry_cut(
-    attention: Attention, readout: Tensor, tokens: Tensor, target_probs: Tensor, d_vocab: int,
-    layer: int, head: int, query: int, key: int, renormalize: bool,
+    attention: Attention,
+    readout: Tensor,
+    tokens: Tensor,
+    target_probs: Tensor,
+    d_vocab: int,
+    layer: int,
+    head: int,
+    query: int,
+    key: int,
+    renormalize: bool,
 ) -> Tensor:
     """The loss of each sequence, run alone, with one attention entry set to zero."""
 
@@ -110,7 +118,11 @@ def losses_with_entry_cut(
 
 
 def losses_with_heads_replaced(
-    attention: Attention, readout: Tensor, tokens: Tensor, target_probs: Tensor, d_vocab: int,
+    attention: Attention,
+    readout: Tensor,
+    tokens: Tensor,
+    target_probs: Tensor,
+    d_vocab: int,
     replacement: dict[tuple[int, int], Tensor],
 ) -> Tensor:
     """The loss of each sequence, run alone, when heads write `replacement[layer, head]` [batch or 1, n_ctx, width]."""
@@ -146,7 +158,7 @@ def edge_posterior(
 def kernel_mixture(
     kernels: np.ndarray, parents: Parents, tokens: Sequence[int], laws: np.ndarray | None = None
 ) -> np.ndarray:
-    """The mean row of a finite set of one-parent kernels, weighted by the likelihood of edges (and of roots, given laws)."""
+    """The mean row of a set of one-parent kernels, weighted by the likelihood of edges (and of roots, given laws)."""
     total, row = 0.0, np.zeros(kernels.shape[-1])
     for index, kernel in enumerate(kernels):
         likelihood = 1.0

@@ -188,6 +188,21 @@ def test_film_strip_shows_the_first_and_the_last_record(record: cc.TrainingRecor
     assert sum(bool(ax.get_title()) for ax in many.axes) == 3
 
 
+def test_a_gradient_film_scales_each_frame_by_its_own_largest_entry(
+    record: cc.TrainingRecord, fork: nx.DiGraph
+) -> None:
+    scales = torch.tensor([1.0, 1e-3, 0.0]).view(3, 1, 1, 1, 1)
+    assert record.score_gradients is not None
+    faded = dataclasses.replace(record, score_gradients=-record.score_gradients * scales)
+    figure = figures.plot_film_strip(faded, fork, quantity="score_gradients")
+    frames = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in frames[:2]] == ["step 0\nlargest 1.0e+00", "step 6\nlargest 1.0e-03"]
+    drawn = [ax.images[0].get_array() for ax in frames]
+    np.testing.assert_allclose(drawn[0].filled(0), drawn[1].filled(0), atol=1e-6)
+    assert drawn[0].max() == pytest.approx(1)
+    assert not drawn[2].any()
+
+
 def test_head_scores_put_the_role_below_the_head() -> None:
     ax = figures.plot_head_scores([head_scores(parent_score=0.97, copying_score=-0.4)])
     assert [label.get_text() for label in ax.get_xticklabels()] == ["L0H1\nparent"]
@@ -231,6 +246,7 @@ def test_plots_refuse_what_does_not_fit(record: cc.TrainingRecord, fork: nx.DiGr
     assert_refused(lambda: figures.plot_film_strip(record, fork, head=3), "heads 0 .. 0", "L0H3")
     blind = dataclasses.replace(record, attention=None)
     assert_refused(lambda: figures.plot_film_strip(blind, fork), "recorded attention", "attention=True")
+    assert_refused(lambda: figures.plot_film_strip(record, fork, quantity="loss"), "quantity", "'loss'")  # type: ignore[arg-type]
     assert_refused(lambda: figures.plot_head_scores([]), "at least one head", "detect_induction_heads")
     assert_refused(lambda: figures.plot_ablation([]), "at least one result")
 

@@ -84,12 +84,13 @@ def test_scores_whose_exponentials_underflow(n_heads: tuple[int, int], scale: in
     model.blocks[0].attn.W_Q.data[:, : d_vocab + n_ctx, : d_vocab + n_ctx] = weights
     tokens, targets = draw(d_vocab, n_ctx, 24, seed=scale)
     tokens[:8][tokens[:8] == 0] = 1  # sequences in which the wanted token never occurs
-    assert (tokens == 0).any() and not (tokens[:8] == 0).any()
+    assert (tokens == 0).any()
+    assert not (tokens[:8] == 0).any()
     assert_fused_equals_autograd(model, tokens, targets)
 
 
 def test_large_scores_in_the_second_layer() -> None:
-    """Each layer-0 row is shared by a parent and the position itself, exactly half and half: layer 1's scores are exact too."""
+    """Each layer-0 row is a parent and the position itself, exactly half and half: layer 1's scores are exact too."""
     model = cc.plant_circuit(cc.chain_graph(6), d_vocab=4, attention_scale=128.0, match_scale=64.0)
     cc.attention_block(model, 0, 0, "position", "position").data.fill_diagonal_(128.0)
     model.unembed.W_U.data += 0.3 * torch.randn(model.W_U.shape, generator=torch.Generator().manual_seed(0))
@@ -125,7 +126,8 @@ def test_the_step_changes_gradients_alone_and_repeats_itself() -> None:
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     second = fused_step(model, tokens, targets)
     assert first.loss == second.loss
-    assert torch.equal(tokens, arguments[0]) and torch.equal(targets, arguments[1])
+    assert torch.equal(tokens, arguments[0])
+    assert torch.equal(targets, arguments[1])
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, weights[name]), name
         assert (parameter.grad is not None) == parameter.requires_grad, name

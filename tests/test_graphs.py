@@ -60,7 +60,9 @@ def test_forest_parents_round_trip(parents: list[int | None]) -> None:
     graph = cc.graph_from_parents(parents)
     cc.validate_graph(graph)
     assert cc.graph_parents(graph) == parents
-    assert set(graph.edges) == {(p, i) for i, p in enumerate(parents) if p is not None} | {(len(parents), len(parents) + 1)}
+    assert set(graph.edges) == {(p, i) for i, p in enumerate(parents) if p is not None} | {
+        (len(parents), len(parents) + 1)
+    }
     minus_one = cc.graph_from_parents([-1 if p is None else p for p in parents])
     assert set(minus_one.edges) == set(graph.edges)
 
@@ -172,7 +174,9 @@ def test_cycles_and_strange_nodes_are_named() -> None:
     assert_refused(lambda: cc.validate_graph(nx.DiGraph([(0, 1), (1, 2), (2, 1)])), "no cycle", "1 -> 2 -> 1", "remove")
     assert_refused(lambda: cc.validate_graph(nx.DiGraph([(0, "a")])), "positions 0 .. 1", "'a'", "relabel")
     assert_refused(lambda: cc.validate_graph(nx.DiGraph([(0, 5)])), "positions 0 .. 1", "5", "relabel")
-    assert_refused(lambda: cc.graph_from_digraph(nx.DiGraph([(0, 2), (1, 2)])), "at most one parent", "position 2", "[0, 1]")
+    assert_refused(
+        lambda: cc.graph_from_digraph(nx.DiGraph([(0, 2), (1, 2)])), "at most one parent", "position 2", "[0, 1]"
+    )
 
 
 def test_sizes_out_of_range_are_refused() -> None:

@@ -20,7 +20,17 @@ ALLOWED: dict[str, set[str]] = {
     "heads": {"graphs", "models", "tasks"},
     "interventions": {"graphs", "models", "tasks"},
     "discovery": {"graphs", "tasks", "information", "models", "recording", "heads", "interventions"},
-    "figures": {"graphs", "tasks", "information", "models", "recording", "training", "heads", "interventions", "discovery"},
+    "figures": {
+        "graphs",
+        "tasks",
+        "information",
+        "models",
+        "recording",
+        "training",
+        "heads",
+        "interventions",
+        "discovery",
+    },
 }
 DOORS = {"transformer_lens": {"models"}, "matplotlib": {"figures"}, "circuitsvis": {"figures"}}
 

@@ -87,7 +87,9 @@ def test_any_depth(n_heads: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("n_heads", HEADS, ids=str)
 def test_patterns_are_causal_rows_that_sum_to_one(n_heads: tuple[int, int]) -> None:
     model = random_model(n_heads)
-    expected = oracles.disentangled_forward(*oracles.weights_of(model, D_VOCAB, N_CTX, n_heads), TOKENS, D_VOCAB).patterns
+    expected = oracles.disentangled_forward(
+        *oracles.weights_of(model, D_VOCAB, N_CTX, n_heads), TOKENS, D_VOCAB
+    ).patterns
     _, cache = model.run_with_cache(TOKENS)
     for layer in range(2):
         pattern = cache[f"blocks.{layer}.attn.hook_pattern"]
@@ -130,7 +132,9 @@ def test_edits_of_a_pattern_take_effect_in_every_forward(n_heads: tuple[int, int
         return pattern
 
     expected = oracles.disentangled_forward(
-        *oracles.weights_of(model, D_VOCAB, N_CTX, n_heads), TOKENS, D_VOCAB,
+        *oracles.weights_of(model, D_VOCAB, N_CTX, n_heads),
+        TOKENS,
+        D_VOCAB,
         edit_pattern=lambda at, which, pattern: edited(pattern) if (at, which) == (layer, head) else pattern,
     ).logits
     with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", hook)]):
@@ -145,7 +149,9 @@ def test_backward_hooks_receive_the_same_pattern_gradients(n_heads: tuple[int, i
     model = random_model(n_heads, torch.float64)
     for layer in range(2):
         seen: list[Tensor] = []
-        with model.hooks(bwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", lambda gradient, hook: seen.append(gradient))]):
+        with model.hooks(
+            bwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", lambda gradient, hook, seen=seen: seen.append(gradient))]
+        ):
             for forward in (models.structured_logits, plain_logits):
                 gradients(model, forward(model, TOKENS))
         structured, plain = seen
@@ -153,7 +159,9 @@ def test_backward_hooks_receive_the_same_pattern_gradients(n_heads: tuple[int, i
         assert_close(structured[:, :live], plain[:, :live], 1e-10)
 
 
-@pytest.mark.parametrize("name", ["blocks.0.attn.hook_z", "blocks.1.hook_resid_pre", "hook_embed", "blocks.0.attn.hook_q"])
+@pytest.mark.parametrize(
+    "name", ["blocks.0.attn.hook_z", "blocks.1.hook_resid_pre", "hook_embed", "blocks.0.attn.hook_q"]
+)
 def test_hooks_elsewhere_fall_back_to_the_plain_forward(name: str) -> None:
     model, fired = random_model((2, 1)), []
 
@@ -180,7 +188,16 @@ def test_a_backward_hook_elsewhere_falls_back_too() -> None:
 def test_a_transformer_that_is_not_ours_takes_the_plain_forward() -> None:
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-    sizes = {"n_layers": 1, "d_model": 8, "n_ctx": 5, "d_head": 4, "n_heads": 2, "d_vocab": 4, "attn_only": True, "seed": 0}
+    sizes = {
+        "n_layers": 1,
+        "d_model": 8,
+        "n_ctx": 5,
+        "d_head": 4,
+        "n_heads": 2,
+        "d_vocab": 4,
+        "attn_only": True,
+        "seed": 0,
+    }
     with pytest.warns(DeprecationWarning, match="HookedTransformer is deprecated"):
         model = HookedTransformer(HookedTransformerConfig(**sizes, default_prepend_bos=False))
     assert torch.equal(models.logits(model, TOKENS), plain_logits(model, TOKENS))
@@ -214,10 +231,15 @@ def test_slots_tile_the_residual_stream(d_vocab: int, n_ctx: int, n_heads: list[
     layout = cc.Layout("disentangled", d_vocab, n_ctx, tuple(n_heads))
     slots = list(layout.slots().values())
     assert [slot.start for slot in slots] == [0, *(slot.stop for slot in slots[:-1])]
-    assert slots[-1].stop == layout.width(len(n_heads)) == (d_vocab + n_ctx) * int(np.prod([1 + heads for heads in n_heads]))
+    assert (
+        slots[-1].stop
+        == layout.width(len(n_heads))
+        == (d_vocab + n_ctx) * int(np.prod([1 + heads for heads in n_heads]))
+    )
     for slot in slots:
         assert slot.stop - slot.start == (d_vocab if slot.name.endswith("token") else n_ctx)
-        assert layout.slots()[slot.name] is not None and slot.slice == slice(slot.start, slot.stop)
+        assert layout.slots()[slot.name] is not None
+        assert slot.slice == slice(slot.start, slot.stop)
     assert len({slot.description for slot in slots}) == len(slots)
 
 
@@ -260,8 +282,12 @@ def test_bad_models_are_refused() -> None:
     assert_refused(lambda: cc.disentangled_transformer(3, 5, 2), "n_heads", "(1, 1)", "2")
     assert_refused(lambda: cc.reduced_transformer(3, 0), "n_ctx", "at least 2")
     assert_refused(lambda: models.structured_logits(random_model((1, 1)), TOKENS[:, :-1]), "[batch, n_ctx=5]", "[7, 4]")
-    assert_refused(lambda: cc.attention_block(random_model((1, 1)), 0, 0, "tokens", "position"), "'tokens'", "token, position")
-    assert_refused(lambda: cc.attention_block(random_model((2, 1)), 1, 1, "token", "token"), "no head 1 in layer 1", "(1, 0)")
+    assert_refused(
+        lambda: cc.attention_block(random_model((1, 1)), 0, 0, "tokens", "position"), "'tokens'", "token, position"
+    )
+    assert_refused(
+        lambda: cc.attention_block(random_model((2, 1)), 1, 1, "token", "token"), "no head 1 in layer 1", "(1, 0)"
+    )
     reduced = cc.reduced_transformer(3, 5)
     assert_refused(lambda: cc.attention_block(reduced, 0, 0, "token", "token"), "reduced", "W_Q")
 
@@ -401,7 +427,13 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     assert_refused(lambda: cc.load_model(tmp_path), "model.safetensors and model.json", "has no")
     cc.save_model(random_model((1, 1)), tmp_path)
     good_weights, good = weights.read_bytes(), json.loads(config.read_text())
-    for broken in ({**good, "format": "other/1"}, {**good, "n_ctx": 1}, {**good, "dtype": "int8"}, {"format": good["format"]}, []):
+    for broken in (
+        {**good, "format": "other/1"},
+        {**good, "n_ctx": 1},
+        {**good, "dtype": "int8"},
+        {"format": good["format"]},
+        [],
+    ):
         config.write_text(json.dumps(broken))
         assert_refused(lambda: cc.load_model(tmp_path), "model.json", "does not describe a model")
     config.write_text("{")

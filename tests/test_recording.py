@@ -53,11 +53,15 @@ def test_watched_attention_equals_autograd_of_the_oracle(
     for (layer, head), pattern in run.patterns.items():
         assert_close(attention[layer, head], pattern.mean(dim=0), 1e-10)
         assert_close(gradients[layer, head], run.scores[layer, head].grad.sum(dim=0), 1e-10)
-    assert torch.allclose(gradients.sum(dim=-1), torch.zeros(()).double(), atol=1e-12), "scores are defined up to a constant"
+    assert torch.allclose(gradients.sum(dim=-1), torch.zeros(()).double(), atol=1e-12), (
+        "scores are defined up to a constant"
+    )
 
 
 @pytest.mark.parametrize("n_heads", [(1, 1), (2, 1)], ids=str)
-def test_score_gradients_of_layer_0_are_those_of_its_position_block(n_heads: tuple[int, int], chain_task: cc.InContextTask) -> None:
+def test_score_gradients_of_layer_0_are_those_of_its_position_block(
+    n_heads: tuple[int, int], chain_task: cc.InContextTask
+) -> None:
     model = cc.disentangled_transformer(4, 6, n_heads, init_scale=0.4, seed=2)
     batch = chain_task.sample(30, seed=0)
     snapshot = cc.take_snapshot(model, batch)
@@ -70,7 +74,9 @@ def test_a_snapshot_gives_the_model_back(random_model: HookedTransformer, chain_
     with assert_given_back(random_model):
         snapshot = cc.take_snapshot(random_model, chain_task.sample(10, seed=0), step=4)
     assert snapshot.step == 4
-    assert snapshot.loss == pytest.approx(float(cc.evaluate(random_model, chain_task.sample(10, seed=0)).mean()), rel=1e-5)
+    assert snapshot.loss == pytest.approx(
+        float(cc.evaluate(random_model, chain_task.sample(10, seed=0)).mean()), rel=1e-5
+    )
     assert torch.allclose(snapshot.attention.sum(dim=-1), torch.ones(()), atol=1e-5)
 
 
@@ -85,7 +91,9 @@ def test_a_snapshot_keeps_what_was_asked_for(random_model: HookedTransformer, ch
     assert neither.loss == pytest.approx(both.loss, rel=1e-6)
 
 
-def test_layers_keep_their_place_when_some_are_frozen(random_model: HookedTransformer, chain_task: cc.InContextTask) -> None:
+def test_layers_keep_their_place_when_some_are_frozen(
+    random_model: HookedTransformer, chain_task: cc.InContextTask
+) -> None:
     """The score gradient does not depend on which weights are to be trained."""
     batch = chain_task.sample(10, seed=0)
     expected = cc.take_snapshot(random_model, batch).score_gradients
@@ -95,11 +103,13 @@ def test_layers_keep_their_place_when_some_are_frozen(random_model: HookedTransf
     assert_close(found[1], expected[1], 1e-6)
 
 
-def test_hooks_leave_with_the_context_and_others_stay(random_model: HookedTransformer, chain_task: cc.InContextTask) -> None:
+def test_hooks_leave_with_the_context_and_others_stay(
+    random_model: HookedTransformer, chain_task: cc.InContextTask
+) -> None:
     tokens, fired = chain_task.sample(3, seed=0).tokens, []
     random_model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: fired.append(1))
     before = hooks_of(random_model)
-    with pytest.raises(RuntimeError, match="on purpose"), cc.watch_attention(random_model):
+    with pytest.raises(RuntimeError, match="on purpose"), cc.watch_attention(random_model):  # noqa: PT012
         logits(random_model, tokens)
         raise RuntimeError("on purpose")
     assert hooks_of(random_model) == before
@@ -111,7 +121,9 @@ def test_hooks_leave_with_the_context_and_others_stay(random_model: HookedTransf
 @pytest.fixture
 def record(chain_task: cc.InContextTask) -> cc.TrainingRecord:
     config = cc.TrainConfig.joint(4, 0.01, batch_size=8)
-    return cc.train(cc.disentangled_transformer(4, 6), chain_task, config, record=cc.RecordAt.every(2, until=4), progress=False)
+    return cc.train(
+        cc.disentangled_transformer(4, 6), chain_task, config, record=cc.RecordAt.every(2, until=4), progress=False
+    )
 
 
 def test_records_come_back_from_disk(record: cc.TrainingRecord, tmp_path: Path) -> None:
@@ -127,12 +139,15 @@ def test_a_record_without_patterns_comes_back(chain_task: cc.InContextTask, tmp_
     config, what = cc.TrainConfig.joint(2, 0.01, batch_size=8), cc.RecordAt(attention=False, score_gradients=False)
     record = cc.train(cc.disentangled_transformer(4, 6), chain_task, config, record=what, progress=False)
     again = cc.TrainingRecord.load(record.save(tmp_path))
-    assert again.attention is None and again.score_gradients is None
+    assert again.attention is None
+    assert again.score_gradients is None
     assert again.steps == record.steps
 
 
 def test_damaged_records_are_refused(record: cc.TrainingRecord, tmp_path: Path) -> None:
-    assert_refused(lambda: cc.TrainingRecord.load(tmp_path / "nowhere"), "record.json and record.safetensors", "nowhere")
+    assert_refused(
+        lambda: cc.TrainingRecord.load(tmp_path / "nowhere"), "record.json and record.safetensors", "nowhere"
+    )
     record.save(tmp_path)
     plain = json.loads((tmp_path / "record.json").read_text())
     (tmp_path / "record.json").write_text(json.dumps(plain)[:-5])

@@ -40,8 +40,10 @@ def test_drawn_kernels_are_stochastic_and_keep_their_laws(d_vocab: int, log_alph
     drawn, laws = kernels.draw_kernels_with_laws(np.random.default_rng(seed), alpha, n)
     assert drawn.shape == (n, d_vocab, d_vocab)
     assert laws.shape == (n, d_vocab)
-    assert np.isfinite(drawn).all() and np.isfinite(laws).all()
-    assert (drawn >= 0).all() and (laws >= 0).all()
+    assert np.isfinite(drawn).all()
+    assert np.isfinite(laws).all()
+    assert (drawn >= 0).all()
+    assert (laws >= 0).all()
     np.testing.assert_allclose(drawn.sum(axis=-1, dtype=np.float64), 1.0, atol=2e-6)
     np.testing.assert_allclose(laws.sum(axis=-1), 1.0, atol=1e-12)
     moved = np.einsum("ns,nst->nt", laws, drawn.astype(np.float64))
@@ -63,7 +65,7 @@ def test_stationary_laws_equal_linear_algebra(d_vocab: int, log_alpha: float, se
 def test_elimination_is_exact_also_for_nearly_reducible_chains(exponents: list[int]) -> None:
     """Three states, off-diagonal entries of any size: against rational arithmetic (the Markov chain tree theorem)."""
     off = [Fraction(1, 4) * Fraction(2) ** e for e in exponents]
-    rate = {pair: value for pair, value in zip([(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)], off, strict=True)}
+    rate = dict(zip([(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)], off, strict=True))
     trees = []
     for root in range(3):
         a, b = [state for state in range(3) if state != root]
@@ -103,7 +105,10 @@ def test_dirichlet_moments(alpha: float) -> None:
     d_vocab, n = 4, 20_000
     drawn = kernels.draw_dirichlet(np.random.default_rng(5), np.full((1, d_vocab), alpha), n)[:, 0].astype(np.float64)
     squares = (drawn**2).sum(axis=1)
-    for values, expected in [(squares, (alpha + 1) / (d_vocab * alpha + 1)), *((drawn[:, t], 0.25) for t in range(d_vocab))]:
+    for values, expected in [
+        (squares, (alpha + 1) / (d_vocab * alpha + 1)),
+        *((drawn[:, t], 0.25) for t in range(d_vocab)),
+    ]:
         assert abs(values.mean() - expected) < 4.5 * values.std() / n**0.5
 
 
@@ -119,12 +124,14 @@ def test_a_periodic_kernel_has_its_law_and_a_split_one_is_refused() -> None:
     np.testing.assert_allclose(kernels.kernel_stationary_law(CYCLE), 0.25, atol=1e-12)
     absorbing = np.array([[1.0, 0.0], [0.5, 0.5]])
     np.testing.assert_allclose(kernels.kernel_stationary_law(absorbing), [1.0, 0.0], atol=1e-12)
-    assert_refused(lambda: kernels.kernel_stationary_law(np.eye(3)), "one stationary law", "several closed", "roots='uniform'")
+    assert_refused(
+        lambda: kernels.kernel_stationary_law(np.eye(3)), "one stationary law", "several closed", "roots='uniform'"
+    )
 
 
 @pytest.mark.parametrize("absent", [[0], [2, 3], [6], [5, 6]], ids=str)
 def test_inverse_cdf_never_draws_a_token_of_probability_zero(absent: list[int]) -> None:
-    """Also for the largest uniform number that a generator gives, 1 - 2^-24, and when the last tokens are the absent ones."""
+    """Also for the largest uniform number, 1 - 2^-24, and when the last tokens are the absent ones."""
     rows = np.random.default_rng(0).dirichlet(np.ones(7), size=300)
     rows[:, absent] = 0.0
     rows = (rows / rows.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -150,10 +157,12 @@ def test_batches_are_well_formed(parents: list[list[int]], d_vocab: int, log_alp
     batch = task.sample(20, seed=seed)
     assert batch.tokens.shape == (20, len(parents) - 1)
     assert batch.tokens.dtype == torch.int64
-    assert batch.tokens.min() >= 0 and batch.tokens.max() < d_vocab
+    assert batch.tokens.min() >= 0
+    assert batch.tokens.max() < d_vocab
     assert batch.target_probs.shape == (20, d_vocab)
     assert batch.target_probs.dtype == torch.float32
-    assert batch.target_probs.isfinite().all() and batch.target_probs.min() >= 0
+    assert batch.target_probs.isfinite().all()
+    assert batch.target_probs.min() >= 0
     assert torch.allclose(batch.target_probs.sum(dim=1), torch.ones(20), atol=1e-5)
 
 
@@ -165,6 +174,19 @@ def test_the_seed_alone_decides_the_batch(n: int, seed: int, n_threads: int) -> 
     assert torch.equal(one.target_probs, other.target_probs)
 
 
+@given(parents=forest_parents(), d_vocab=st.integers(2, 12), alpha=st.floats(0.1, 5), seed=st.integers(0, 1000))
+def test_compiled_and_vectorised_sampling_give_the_same_batch(
+    parents: list, d_vocab: int, alpha: float, seed: int
+) -> None:
+    graph = cc.graph_from_parents(parents)
+    compiled, vectorised = (cc.InContextTask(graph, d_vocab=d_vocab, alpha=alpha) for _ in range(2))
+    assert compiled._compiles
+    vectorised.__dict__["_compiles"] = False  # as on a machine without numba
+    one, other = compiled.sample(600, seed=seed), vectorised.sample(600, seed=seed)
+    assert torch.equal(one.tokens, other.tokens)
+    assert torch.allclose(one.target_probs, other.target_probs, atol=1e-6)
+
+
 def test_different_seeds_give_different_batches(chain_task: cc.InContextTask) -> None:
     batches = [chain_task.sample(64, seed=seed).tokens for seed in (0, 1, (0, 1), (1, 1))]
     for i, j in product(range(4), range(4)):
@@ -173,13 +195,13 @@ def test_different_seeds_give_different_batches(chain_task: cc.InContextTask) ->
 
 def test_sampling_touches_no_global_randomness(chain_task: cc.InContextTask) -> None:
     torch.manual_seed(0)
-    np.random.seed(0)
-    expected = torch.rand(3), np.random.rand(3)
+    np.random.seed(0)  # noqa: NPY002  # the global state is what is tested
+    expected = torch.rand(3), np.random.rand(3)  # noqa: NPY002
     torch.manual_seed(0)
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  # the global state is what is tested
     chain_task.sample(600, seed=4)
     assert torch.equal(torch.rand(3), expected[0])
-    assert (np.random.rand(3) == expected[1]).all()
+    assert (np.random.rand(3) == expected[1]).all()  # noqa: NPY002
 
 
 def test_sequences_have_the_law_of_plain_loops() -> None:
@@ -290,7 +312,9 @@ def test_rows_can_have_concentrations_of_their_own() -> None:
         assert_within_sampling_error(rows.mean(dim=0), expected, rows.std(dim=0) / len(rows) ** 0.5)
     by_row = cc.InContextTask(cc.chain_graph(4), d_vocab=3, alpha=np.array([0.01, 1.0, 100.0])).sample(9_000, seed=0)
     peak = [by_row.target_probs[by_row.tokens[:, -1] == token].amax(dim=1).mean() for token in range(3)]
-    assert peak[0] > 0.95 and 0.5 < peak[1] < 0.75 and peak[2] < 0.45
+    assert peak[0] > 0.95
+    assert 0.5 < peak[1] < 0.75
+    assert peak[2] < 0.45
 
 
 @pytest.mark.parametrize("alpha", [1e-3, 0.0999, 10.0])
@@ -363,7 +387,9 @@ def test_given_kernels_are_mixed_by_their_likelihood(fork: object) -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.3, 1.0])
-@pytest.mark.parametrize("parents", [[None] * 5, [None, 0, None, None, 2, None], [None, 0, 1, 2]], ids=["roots", "trees", "chain"])
+@pytest.mark.parametrize(
+    "parents", [[None] * 5, [None, 0, None, None, 2, None], [None, 0, 1, 2]], ids=["roots", "trees", "chain"]
+)
 def test_exact_bayes_equals_quadrature(alpha: float, parents: list[int | None]) -> None:
     task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=2, alpha=alpha)
     tokens = task.sample(8, seed=3).tokens
@@ -413,7 +439,9 @@ def test_reference_lines_lie_in_their_order(fork_task: cc.InContextTask) -> None
         assert lines.best_unigram <= float(loss) + 1e-3
 
 
-@pytest.mark.parametrize(("graph", "expected"), [(cc.chain_graph(20), 1.7635), (cc.pairs_graph(20), 1.9246)], ids=["chain", "pairs"])
+@pytest.mark.parametrize(
+    ("graph", "expected"), [(cc.chain_graph(20), 1.7635), (cc.pairs_graph(20), 1.9246)], ids=["chain", "pairs"]
+)
 def test_edge_posterior_losses_of_the_papers_graphs(graph: object, expected: float) -> None:
     """The corrected lines of THEORY's section on predictors, d_vocab 10, n_ctx 20, alpha .1."""
     task = cc.InContextTask(graph, d_vocab=10, alpha=0.1)
@@ -455,8 +483,12 @@ def test_bad_tasks_are_refused(arguments: dict, words: tuple[str, ...]) -> None:
 
 def test_bad_tasks_over_general_graphs_are_refused() -> None:
     graph = cc.ngram_graph(6, order=2)
-    assert_refused(lambda: cc.InContextTask(graph, d_vocab=3, roots="stationary"), "at most one parent", "'uniform' or 'shared'")
-    assert_refused(lambda: cc.InContextTask(graph, d_vocab=3, alpha=np.ones(3)), "alpha by row", "at most one parent", "(2,)")
+    assert_refused(
+        lambda: cc.InContextTask(graph, d_vocab=3, roots="stationary"), "at most one parent", "'uniform' or 'shared'"
+    )
+    assert_refused(
+        lambda: cc.InContextTask(graph, d_vocab=3, alpha=np.ones(3)), "alpha by row", "at most one parent", "(2,)"
+    )
     wide = cc.graph_from_parents([[]] * 8 + [list(range(8))])
     assert_refused(lambda: cc.InContextTask(wide, d_vocab=10), "8 parents", "1,000,000,000", "fewer parents or tokens")
 

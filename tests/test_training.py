@@ -20,7 +20,9 @@ def assert_same_weights(found: HookedTransformer, expected: HookedTransformer) -
         assert torch.equal(weights(found)[name], value), name
 
 
-def trained(task: cc.InContextTask, config: cc.TrainConfig, n_heads: tuple[int, int] = (1, 1), **options: object) -> HookedTransformer:
+def trained(
+    task: cc.InContextTask, config: cc.TrainConfig, n_heads: tuple[int, int] = (1, 1), **options: object
+) -> HookedTransformer:
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, n_heads, init_scale=0.1, seed=7)
     cc.train(model, task, config, **{"record": NOTHING, "progress": False, **options})
     return model
@@ -49,13 +51,14 @@ def test_the_default_recipe_finds_a_small_chain() -> None:
     assert cc.evaluate(model, batch).mean() < cc.best_unigram_loss(batch) - 0.1
 
 
-def test_the_reduced_model_trains(chain_task: cc.InContextTask) -> None:
-    model = cc.reduced_transformer(4, 6)
-    record = cc.train(model, chain_task, cc.TrainConfig.two_stage(20, 20, batch_size=128), progress=False) if False else cc.train(
-        model, chain_task, cc.TrainConfig.joint(40, 0.3, warm_start=1.0, batch_size=256), progress=False
-    )
+def test_the_reduced_model_trains() -> None:
+    task = cc.InContextTask(cc.chain_graph(12), d_vocab=2, alpha=0.3)
+    model, batch = cc.warm_start(cc.reduced_transformer(2, 12), 1.0), task.sample(4_000, seed=50)
+    before = float(cc.evaluate(model, batch).mean())
+    config = cc.TrainConfig.joint(40, 0.3, warm_start=1.0, batch_size=256)
+    record = cc.train(model, task, config, progress=False)
     assert record.path == "structured"
-    assert record.losses[-10:].mean() < record.losses[:3].mean() - 0.02
+    assert float(cc.evaluate(model, batch).mean()) < before - 0.03
 
 
 # ---- the record
@@ -63,20 +66,26 @@ def test_the_reduced_model_trains(chain_task: cc.InContextTask) -> None:
 
 def test_a_record_holds_every_step_and_every_asked_state(chain_task: cc.InContextTask) -> None:
     model = cc.disentangled_transformer(4, 6, (2, 1))
-    record = cc.train(model, chain_task, cc.TrainConfig.joint(9, 0.05, batch_size=16), record=cc.RecordAt.every(3, 9), progress=False)
+    record = cc.train(
+        model, chain_task, cc.TrainConfig.joint(9, 0.05, batch_size=16), record=cc.RecordAt.every(3, 9), progress=False
+    )
     assert record.losses.shape == (9,)
     assert record.losses.dtype == torch.float64
     assert record.steps == (0, 3, 6, 9)
     assert record.attention.shape == record.score_gradients.shape == (4, 2, 2, 6, 6)
     assert record.path == "fused"
-    assert record.seconds > 0 and record.sequences_per_s == pytest.approx(9 * 16 / record.seconds)
+    assert record.seconds > 0
+    assert record.sequences_per_s == pytest.approx(9 * 16 / record.seconds)
     assert record.config["batch_size"] == 16
     for index, step in enumerate(record.steps[:-1]):  # step s is measured on the batch of step s, before the update
         assert record.recorded_losses[index] == pytest.approx(float(record.losses[step]), rel=1e-5)
     assert not record.attention[0].triu(1).any()
     uniform = torch.ones(6, 6).tril() / torch.arange(1, 7)[:, None]
     untrained = cc.train(
-        cc.disentangled_transformer(4, 6), chain_task, cc.TrainConfig.joint(1, 0.01, batch_size=4, warm_start=None), progress=False
+        cc.disentangled_transformer(4, 6),
+        chain_task,
+        cc.TrainConfig.joint(1, 0.01, batch_size=4, warm_start=None),
+        progress=False,
     )
     assert_close(untrained.attention[0, 0, 0], uniform, 1e-6)
 
@@ -100,7 +109,8 @@ def test_recording_does_not_change_training(chain_task: cc.InContextTask, fused:
     assert [record.path for record in records] == ["fused" if fused else "structured"] * 2
     assert_same_weights(*models)
     assert torch.equal(records[0].losses, records[1].losses)
-    assert records[1].steps == () and records[1].attention is None
+    assert records[1].steps == ()
+    assert records[1].attention is None
 
 
 # ---- reproducibility
@@ -123,7 +133,9 @@ def test_training_touches_no_global_randomness(chain_task: cc.InContextTask) -> 
 
 
 @pytest.mark.parametrize("seed", [0, 5])
-def test_training_never_sees_the_sequences_that_are_sampled_for_evaluation(chain_task: cc.InContextTask, seed: int) -> None:
+def test_training_never_sees_the_sequences_that_are_sampled_for_evaluation(
+    chain_task: cc.InContextTask, seed: int
+) -> None:
     """Neither task.sample(n, seed=s) nor task.sample(n, seed=(s, 0)) is the first batch of a run with seed s."""
     model = cc.disentangled_transformer(4, 6, init_scale=0.5)
     config = cc.TrainConfig.joint(1, 0.01, batch_size=64, seed=seed, warm_start=None)
@@ -133,7 +145,9 @@ def test_training_never_sees_the_sequences_that_are_sampled_for_evaluation(chain
 
 
 @pytest.mark.parametrize("n_heads", [(1, 1), (2, 1), (1, 2)], ids=str)
-def test_fused_and_structured_training_give_the_same_weights(chain_task: cc.InContextTask, n_heads: tuple[int, int]) -> None:
+def test_fused_and_structured_training_give_the_same_weights(
+    chain_task: cc.InContextTask, n_heads: tuple[int, int]
+) -> None:
     config = cc.TrainConfig.joint(5, 0.5, optimizer="sgd", batch_size=64)
     fused = trained(chain_task, config, n_heads)
     watched = cc.disentangled_transformer(4, 6, n_heads, init_scale=0.1, seed=7)
@@ -160,7 +174,12 @@ def test_a_hook_of_the_users_own_fires_and_stays(chain_task: cc.InContextTask) -
 def test_a_stage_moves_only_its_parameters(chain_task: cc.InContextTask, names: tuple[str, ...]) -> None:
     model = cc.disentangled_transformer(4, 6, (2, 1), init_scale=0.3, seed=7)
     before = weights(model)
-    cc.train(model, chain_task, cc.TrainConfig(stages=(cc.Stage(3, 0.1, train=names),), batch_size=32, warm_start=None), progress=False)
+    cc.train(
+        model,
+        chain_task,
+        cc.TrainConfig(stages=(cc.Stage(3, 0.1, train=names),), batch_size=32, warm_start=None),
+        progress=False,
+    )
     moved = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
     files = {"W_Q.0": "blocks.0.attn.W_Q", "W_Q.1": "blocks.1.attn.W_Q", "W_U": "unembed.W_U"}
     assert moved == {files[name] for name in names}
@@ -169,11 +188,11 @@ def test_a_stage_moves_only_its_parameters(chain_task: cc.InContextTask, names: 
 def test_stages_follow_one_another(chain_task: cc.InContextTask) -> None:
     stages = (cc.Stage(4, 0.1, train=("W_Q.0",)), cc.Stage(4, 0.1, train=("W_U",)))
     config = cc.TrainConfig(stages=stages, batch_size=32)
-    record = cc.train(cc.disentangled_transformer(4, 6), chain_task, config, record=cc.RecordAt.every(1, 8), progress=False)
+    record = cc.train(
+        cc.disentangled_transformer(4, 6), chain_task, config, record=cc.RecordAt.every(1, 8), progress=False
+    )
     changes = record.attention[:, 0, 0].diff(dim=0).abs().amax(dim=(1, 2))
-    assert (changes[:3] > 1e-4).all()
-    spread = torch.stack([record.attention[i, 0, 0] for i in range(4, 9)]).std(dim=0).max()
-    assert spread < 0.05 * float((record.attention[4] - record.attention[0]).abs().max()) + 0.05
+    assert (changes[:4] > 1e-3).all()
     whole = cc.disentangled_transformer(4, 6)
     cc.train(whole, chain_task, config, record=NOTHING, progress=False)
     first = cc.disentangled_transformer(4, 6)
@@ -183,7 +202,9 @@ def test_stages_follow_one_another(chain_task: cc.InContextTask) -> None:
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("n_heads", [(1, 1), (2, 1), (1, 2)], ids=str)
-def test_frozen_parameters_never_move(chain_task: cc.InContextTask, n_heads: tuple[int, int], weight_decay: float) -> None:
+def test_frozen_parameters_never_move(
+    chain_task: cc.InContextTask, n_heads: tuple[int, int], weight_decay: float
+) -> None:
     """Embeddings, identities, and the parts of W_Q that pad a head or a layer."""
     model = cc.disentangled_transformer(4, 6, n_heads, init_scale=0.1, seed=7)
     before = weights(model)
@@ -211,35 +232,31 @@ def test_what_the_user_freezes_stays(chain_task: cc.InContextTask, name: str) ->
 
 
 def test_schedules_end_where_they_should(chain_task: cc.InContextTask) -> None:
-    """With SGD and a fixed gradient direction the step sizes show: linear and cosine shrink, constant does not."""
-    for schedule, last in (("constant", 1.0), ("linear", 0.1), ("cosine", 0.0245)):
-        model = cc.disentangled_transformer(4, 6)
+    """The tenth of ten steps has a tenth of the rate left if linear, and (1 + cos(.9 pi)) / 2 if cosine."""
+    for schedule, last in (("constant", 1.0), ("linear", 0.1), ("cosine", 0.024472)):
+        model = cc.disentangled_transformer(4, 6, dtype=torch.float64)
         stage = cc.Stage(10, 1e-3, train=("W_U",), optimizer="sgd", schedule=schedule)
-        with torch.no_grad():
-            sizes = step_sizes(model, chain_task, stage)
+        sizes = step_sizes(model, chain_task, stage)
+        assert len(sizes) == 10
         assert sizes[0] == pytest.approx(1e-3)
-        assert sizes[-1] == pytest.approx(last * 1e-3, rel=0.01)
+        assert sizes[-1] == pytest.approx(last * 1e-3, rel=1e-3)
 
 
 def step_sizes(model: HookedTransformer, task: cc.InContextTask, stage: cc.Stage) -> list[float]:
     """The learning rate of every step, seen as movement divided by gradient."""
     sizes: list[float] = []
-    original = torch.optim.SGD.step
 
-    def step(self: torch.optim.SGD, closure: object = None) -> object:
-        parameter = self.param_groups[0]["params"][0]
-        before = parameter.detach().double().clone()
-        result = original(self)
-        moved = (before - parameter.detach().double()).norm() / parameter.grad.double().norm()
-        sizes.append(float(moved))
-        return result
+    def step(optimizer: torch.optim.SGD) -> None:
+        parameter = optimizer.param_groups[0]["params"][0]
+        before = parameter.detach().clone()
+        original(optimizer)
+        sizes.append(float((before - parameter.detach()).norm() / parameter.grad.norm()))
 
-    torch.optim.SGD.step = step
-    try:
-        with torch.enable_grad():
-            cc.train(model, task, cc.TrainConfig(stages=(stage,), batch_size=32, warm_start=1.0), record=NOTHING, progress=False)
-    finally:
-        torch.optim.SGD.step = original
+    config = cc.TrainConfig(stages=(stage,), batch_size=32, warm_start=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        original = torch.optim.SGD.step
+        patch.setattr(torch.optim.SGD, "step", step)
+        cc.train(model, task, config, record=NOTHING, progress=False)
     return sizes
 
 
@@ -251,10 +268,13 @@ def test_gradients_are_cleared_at_the_end(chain_task: cc.InContextTask) -> None:
 # ---- losses
 
 
-def test_evaluation_equals_the_mean_loss_whatever_the_chunk(random_model: HookedTransformer, chain_task: cc.InContextTask) -> None:
+def test_evaluation_equals_the_mean_loss_whatever_the_chunk(
+    random_model: HookedTransformer, chain_task: cc.InContextTask
+) -> None:
     batch = chain_task.sample(50, seed=0)
     one, pieces = cc.evaluate(random_model, batch), cc.evaluate(random_model, batch, chunk=7)
-    assert one.shape == (50,) and one.dtype == torch.float64
+    assert one.shape == (50,)
+    assert one.dtype == torch.float64
     assert_close(pieces, one, 1e-6)
     assert float(one.mean()) == pytest.approx(mean_loss(random_model, batch).item(), rel=1e-6)
     assert gradient_step(random_model, batch) == pytest.approx(float(one.mean()), rel=1e-5)
@@ -262,19 +282,22 @@ def test_evaluation_equals_the_mean_loss_whatever_the_chunk(random_model: Hooked
 
 def test_an_untrained_models_loss_is_uniform(chain_task: cc.InContextTask) -> None:
     batch = chain_task.sample(20, seed=0)
-    for model in (cc.disentangled_transformer(4, 6),):
-        assert_close(cc.evaluate(model, batch), torch.full((20,), 4.0).double().log(), 1e-6)
+    assert_close(cc.evaluate(cc.disentangled_transformer(4, 6), batch), torch.full((20,), 4.0).double().log(), 1e-6)
 
 
 # ---- refusals
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fused", "structured"])
-def test_a_loss_that_is_no_number_stops_the_run(chain_task: cc.InContextTask, dtype: torch.dtype) -> None:
-    model = cc.disentangled_transformer(4, 6, dtype=dtype)
-    stages = (cc.Stage(2, 0.01), cc.Stage(5, 1e300 if dtype == torch.float64 else 3e38, optimizer="sgd"))
-    with pytest.raises(FloatingPointError, match=r"the loss became nan at step 3: lower the learning rate \(now [13]e\+3"):
-        cc.train(model, chain_task, cc.TrainConfig(stages=stages, batch_size=32), record=NOTHING, progress=False)
+@pytest.mark.parametrize("path", ["fused", "structured"])
+def test_a_loss_that_is_no_number_stops_the_run(chain_task: cc.InContextTask, path: str) -> None:
+    model = cc.disentangled_transformer(4, 6)
+    if path == "structured":
+        model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: None)
+    config = cc.TrainConfig(stages=(cc.Stage(2, 0.01), cc.Stage(5, 3e38, optimizer="sgd")), batch_size=32)
+    with pytest.raises(
+        FloatingPointError, match=r"the loss became (nan|inf) at step 3: lower the learning rate \(now 3e\+38"
+    ):
+        cc.train(model, chain_task, config, record=NOTHING, progress=False)
 
 
 def test_bad_stages_are_refused() -> None:
@@ -314,5 +337,9 @@ def test_recipes_spend_the_steps_they_are_given() -> None:
     assert cc.TrainConfig(stages=cc.default_stages(500)).steps == 500
     assert cc.TrainConfig.joint(40).steps == 40
     assert cc.TrainConfig.two_stage(10, 30).steps == 40
-    joint = cc.TrainConfig.joint(5, 0.2, optimizer="sgd", schedule="linear", weight_decay=0.5, batch_size=3, warm_start=None, seed=8)
-    assert joint == cc.TrainConfig(stages=(cc.Stage(5, 0.2, None, "sgd", "linear", 0.5),), batch_size=3, warm_start=None, seed=8)
+    joint = cc.TrainConfig.joint(
+        5, 0.2, optimizer="sgd", schedule="linear", weight_decay=0.5, batch_size=3, warm_start=None, seed=8
+    )
+    assert joint == cc.TrainConfig(
+        stages=(cc.Stage(5, 0.2, None, "sgd", "linear", 0.5),), batch_size=3, warm_start=None, seed=8
+    )

@@ -1,5 +1,8 @@
 """Matrices over positions as heat maps: rows are query positions (children), columns key positions (parents)."""
 
+from textwrap import fill
+from typing import Literal
+
 import networkx as nx
 import numpy as np
 from matplotlib.axes import Axes
@@ -72,54 +75,69 @@ def plot_matrix(
 
 
 def plot_film_strip(
-    record: TrainingRecord, graph: nx.DiGraph, layer: int = 0, head: int = 0, n_frames: int = 6
+    record: TrainingRecord,
+    graph: nx.DiGraph,
+    layer: int = 0,
+    head: int = 0,
+    n_frames: int = 6,
+    quantity: Literal["attention", "score_gradients"] = "attention",
 ) -> Figure:
-    """Attention at recorded steps side by side, the first and the last among them, true edges as open squares.
+    """Attention (or its gradients) at recorded steps side by side, first and last among them, true edges outlined.
 
     Args:
-        record: of a run that recorded attention.
+        record: of a run that recorded the quantity.
         graph: the true graph.
-        layer, head: whose pattern (batch mean).
+        layer, head: whose pattern (batch mean) or score gradients.
         n_frames: at most so many; evenly spaced in the order of recording, six to a row.
+        quantity: "attention" on one scale 0 .. 1; "score_gradients": minus the gradient, each frame on the scale of its
+            own largest entry, which its title gives (nats per unit of score).
     """
-    frames = _frames(record, layer, head, n_frames)
+    frames, is_gradient = _frames(record, layer, head, n_frames, quantity), quantity == "score_gradients"
     columns = min(len(frames), 6)
     rows = -(-len(frames) // columns)
-    size = (_FRAME_INCHES * columns + 0.8, (_FRAME_INCHES + 0.35) * rows + 0.3)
+    size = (_FRAME_INCHES * columns + 0.8, (_FRAME_INCHES + (0.55 if is_gradient else 0.35)) * rows + 0.3)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for place, ax in enumerate(grid.flat):
-        if place >= len(frames):
-            ax.set_axis_off()
-            continue
-        step, values = frames[place]
+    for ax in grid.flat[len(frames) :]:
+        ax.set_axis_off()
+    for ax, (step, values) in zip(grid.flat, frames, strict=False):
         check_square(values, graph)
-        image = _heat_map(ax, values, 0.0, 1.0, SEQUENTIAL)
-        _outline_true_edges(ax, graph, TRUE_EDGE, thin=0.6)
-        ax.set_title(f"step {step:,}", fontsize="medium")
-        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if is_gradient:
+            largest = _limits(values, diverging=True)[1]
+            image = _heat_map(ax, -values / largest, -1.0, 1.0, DIVERGING)
+            ax.set_title(f"step {step:,}\nlargest {largest:.1e}", fontsize="medium")
+        else:
+            image = _heat_map(ax, values, 0.0, 1.0, SEQUENTIAL)
+            ax.set_title(f"step {step:,}", fontsize="medium")
+        _outline_true_edges(ax, graph, BLACK if is_gradient else TRUE_EDGE, thin=0.6)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(4, integer=True))
     figure.supxlabel("key position (parent)", fontsize="medium")
     figure.supylabel("query position (child)", fontsize="medium")
-    figure.colorbar(image, ax=list(grid.flat), label="attention weight", fraction=0.03, pad=0.01, shrink=0.85)
+    label = "minus gradient / largest" if is_gradient else "attention weight"
+    figure.colorbar(image, ax=list(grid.flat), label=label, fraction=0.03, pad=0.01, shrink=0.85)
     return figure
 
 
-def _frames(record: TrainingRecord, layer: int, head: int, n_frames: int) -> list[tuple[int, np.ndarray]]:
-    """(step, pattern) of the chosen records."""
-    if record.attention is None:
+def _frames(
+    record: TrainingRecord, layer: int, head: int, n_frames: int, quantity: str
+) -> list[tuple[int, np.ndarray]]:
+    """(step, [n_ctx, n_ctx]) of the chosen records."""
+    if quantity not in ("attention", "score_gradients"):
+        raise ValueError(f"quantity must be 'attention' or 'score_gradients': got {quantity!r}")
+    recorded = record.attention if quantity == "attention" else record.score_gradients
+    if recorded is None or not len(recorded):
         raise ValueError(
-            "a film strip needs recorded attention: this record has none; train with RecordAt(attention=True)"
+            f"a film strip needs recorded {quantity}: this record has none; train with RecordAt({quantity}=True)"
         )
     if n_frames < 1:
         raise ValueError(f"a film strip needs at least 1 frame: got n_frames={n_frames}")
-    n_records, n_layers, n_heads = record.attention.shape[:3]
+    n_records, n_layers, n_heads = recorded.shape[:3]
     if not (0 <= layer < n_layers and 0 <= head < n_heads):
-        raise ValueError(
-            f"the record has layers 0 .. {n_layers - 1} with heads 0 .. {n_heads - 1}: got L{layer}H{head}"
-        )
+        heads = f"layers 0 .. {n_layers - 1} with heads 0 .. {n_heads - 1}"
+        raise ValueError(f"the record has {heads}: got L{layer}H{head}")
     chosen = np.unique(np.linspace(0, n_records - 1, n_frames).round().astype(int))
-    return [(record.steps[i], to_numpy(record.attention[i, layer, head])) for i in chosen]
+    return [(record.steps[i], to_numpy(recorded[i, layer, head])) for i in chosen]
 
 
 def _limits(values: np.ndarray, diverging: bool) -> tuple[float, float]:
@@ -155,7 +173,7 @@ def _outline_true_edges(ax: Axes, graph: nx.DiGraph, colour: str, thin: float = 
 
 
 def _finish(ax: Axes, title: str, image: AxesImage, label: str) -> None:
-    ax.set_title(title)
+    ax.set_title(fill(title, 46))
     ax.set_xlabel("key position (parent)")
     ax.set_ylabel("query position (child)")
     for axis in (ax.xaxis, ax.yaxis):

@@ -22,6 +22,8 @@ nav li { padding: .15rem 0; }
 .evidence, .again, caption { color: #4a4a4a; }
 .shows { margin: 0 0 1rem; max-width: 46rem; }
 .figure, .scroll { overflow-x: auto; margin: 1rem 0; }
+.side-by-side { display: flex; flex-wrap: wrap; gap: 0 1.5rem; align-items: flex-start; }
+.side-by-side > * { max-width: 100%; }
 .again { margin: 1rem 0 .25rem; font-size: .875rem; }
 pre { margin: 0; padding: .6rem .8rem; overflow-x: auto; background: #f3f3f3; border-radius: .3rem; }
 code { font: .875rem/1.4 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }

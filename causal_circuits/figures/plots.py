@@ -5,6 +5,7 @@ but a running mean and where labels go.
 """
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import networkx as nx
 import numpy as np
@@ -108,7 +109,7 @@ def plot_gradient_and_information(
     ax.ticklabel_format(axis="both", scilimits=(-2, 4), useMathText=True)
     ax.legend(loc="best", frameon=False)
     if title is not None:
-        ax.set_title(title)
+        ax.set_title(fill(title, 46))
     return ax
 
 

@@ -1,7 +1,7 @@
 """The sampler's inner loop, compiled by numba: gammas and uniform numbers in, tokens out, one sequence after another.
 
-It computes what `kernels.py` computes a batch at a time, from the same random numbers, so a seed gives the same sequences
-with and without numba. It holds no lock of the interpreter, so batches can be drawn beside training.
+It computes what `kernels.py` computes a batch at a time, from the same random numbers, so a seed gives the same
+sequences with and without numba. It holds no lock of the interpreter, so batches can be drawn beside training.
 """
 
 from functools import cache
@@ -27,7 +27,7 @@ def sample_forest(
     parents: Int[np.ndarray, " n_ctx"],
     target_parent: int,
 ) -> tuple[Int[np.ndarray, "batch n_ctx"], Float[np.ndarray, "batch token"]]:
-    """Tokens and target rows for kernels whose rows are the gammas, normalised in place; roots follow the stationary law.
+    """Tokens and target rows for kernels whose rows are the gammas, normalised in place; roots ~ stationary law.
 
     Args:
         gammas: float32, every row with a positive sum.

@@ -169,16 +169,24 @@ def _posterior_draws(
 
 def unigram(tokens: Int[Tensor, "batch n_ctx"], d_vocab: int, pseudo_count: float) -> Float[Tensor, "batch d_vocab"]:
     """Token frequencies of the context, smoothed: (pseudo_count + counts) / (d_vocab pseudo_count + n_ctx)."""
+    return _smoothed(_token_counts(tokens, d_vocab), pseudo_count)
+
+
+def _token_counts(tokens: Tensor, d_vocab: int) -> Float[Tensor, "batch d_vocab"]:
     counts = torch.zeros(len(tokens), d_vocab, dtype=torch.float64)
-    counts.scatter_add_(1, tokens.cpu(), torch.ones(tokens.shape, dtype=torch.float64))
-    return (counts + pseudo_count) / (counts.sum(dim=-1, keepdim=True) + d_vocab * pseudo_count)
+    return counts.scatter_add_(1, tokens.cpu(), torch.ones(tokens.shape, dtype=torch.float64))
+
+
+def _smoothed(counts: Tensor, pseudo_count: float) -> Float[Tensor, "batch d_vocab"]:
+    return (counts + pseudo_count) / (counts.sum(dim=-1, keepdim=True) + counts.shape[-1] * pseudo_count)
 
 
 def best_unigram_loss(batch: Batch) -> float:
     """The lowest loss of a smoothed unigram on the batch, over pseudo-counts from 0.001 to 100 (log grid)."""
     d_vocab = batch.target_probs.shape[-1]
     grid = np.logspace(-3, 2, 51)
-    losses = [cross_entropy(unigram(batch.tokens, d_vocab, c), batch.target_probs).mean() for c in grid]
+    counts = _token_counts(batch.tokens, d_vocab)
+    losses = [cross_entropy(_smoothed(counts, pseudo_count), batch.target_probs).mean() for pseudo_count in grid]
     return float(min(losses))
 
 

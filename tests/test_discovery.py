@@ -1,0 +1,131 @@
+"""The graph comes back out of planted circuits, roots stay roots, and nothing is read into a model without a circuit."""
+
+import networkx as nx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import causal_circuits as cc
+from causal_circuits.discovery import holm
+
+
+def assert_recovers(model, task, **arguments):
+    found = cc.extract_graph(model, task, n_sequences=8192, **arguments)
+    assert cc.compare_graphs(task.graph, found).exact, found.graph["candidates"]
+    return found
+
+
+@pytest.mark.parametrize("graph", [cc.chain_graph(12), cc.pairs_graph(12), cc.random_forest(16, 0.4, seed=5)])
+def test_planted_graph_is_found_with_its_facts(graph):
+    found = assert_recovers(cc.plant_circuit(graph, d_vocab=4), cc.InContextTask(graph, d_vocab=4))
+    for parent, child in cc.latent_edges(graph):
+        facts = found.edges[parent, child]
+        assert facts["weight"] > 0.99
+        assert facts["margin"] > 0.98
+        assert facts["p_value"] < 1e-6
+        assert facts["information_share"] >= 0.3
+    assert found.graph["roots_tested"]
+
+
+def test_a_roots_row_that_attends_somewhere_is_no_edge():
+    graph = cc.graph_from_parents([None, None, 0, None, 1, None, None, 4, None, 7, None])
+    model = cc.plant_circuit(graph, d_vocab=4)
+    block = cc.attention_block(model, 0, 0, "position", "position").data
+    for root in (1, 3, 5, 6, 8, 10):
+        block[root] = 0.0
+        block[root, root - 1] = 20.0
+    found = assert_recovers(model, cc.InContextTask(graph, d_vocab=4))
+    reasons = {c.child: c.reason for c in found.graph["candidates"] if not c.accepted}
+    assert all(reasons[root].startswith("a root") for root in (1, 3, 5, 6, 8, 10))
+
+
+def test_a_model_that_attends_to_the_wrong_position_is_not_given_the_right_graph():
+    graph = cc.chain_graph(10)
+    model = cc.plant_circuit(graph, d_vocab=4)
+    block = cc.attention_block(model, 0, 0, "position", "position").data
+    block[5] = 0.0
+    block[5, 2] = 20.0  # 5 looks at 2, its parent is 4
+    recovery = cc.compare_graphs(graph, cc.extract_graph(model, cc.InContextTask(graph, d_vocab=4), n_sequences=8192))
+    assert recovery.missing == ((4, 5),)
+
+
+def test_a_model_without_a_circuit_has_no_edges():
+    task = cc.InContextTask(cc.chain_graph(10), d_vocab=4)
+    found = cc.extract_graph(cc.disentangled_transformer(4, 10), task, n_sequences=4096)
+    assert cc.latent_edges(found) == set()
+
+
+def test_independent_tokens_give_no_edges_however_the_model_attends():
+    graph = cc.chain_graph(10)
+    task = cc.InContextTask(cc.graph_from_parents([None] * 9), d_vocab=4)
+    found = cc.extract_graph(cc.plant_circuit(graph, d_vocab=4), task)
+    assert cc.latent_edges(found) == set()
+
+
+def test_without_data_attention_alone_is_reported_and_said_so():
+    graph = cc.random_forest(12, 0.5, seed=2)
+    found = cc.extract_graph(cc.plant_circuit(graph, d_vocab=4))
+    assert cc.compare_graphs(graph, found).recall == 1.0
+    assert not found.graph["roots_tested"]
+
+
+def test_several_parents_are_shared_between_heads():
+    graph = cc.graph_from_parents([[], [], [0, 1], [1, 2], [0, 3], [2, 4]])
+    found = cc.extract_graph(cc.plant_circuit(graph, d_vocab=2), cc.InContextTask(graph, d_vocab=2))
+    # position 4's own parents cannot be seen: the last row copies those of the target (node 5)
+    visible = {edge for edge in graph.edges if edge[1] != 4}
+    assert visible <= set(found.edges)
+
+
+@given(seed=st.integers(0, 1000))
+def test_extraction_commutes_with_relabelling_tokens(seed):
+    graph = cc.random_forest(8, 0.4, seed=seed)
+    task = cc.InContextTask(graph, d_vocab=4)
+    batch = task.sample(2048, seed=seed)
+    order = torch.randperm(4, generator=torch.Generator().manual_seed(seed))
+    relabelled = cc.Batch(order[batch.tokens], batch.target_probs[:, order.argsort()])
+    model = cc.plant_circuit(graph, d_vocab=4)
+    first, second = (cc.extract_graph(model, task, batch=some) for some in (batch, relabelled))
+    assert set(first.edges) == set(second.edges)
+    for edge in cc.latent_edges(first):
+        assert first.edges[edge]["information"] == pytest.approx(second.edges[edge]["information"], rel=1e-9)
+
+
+def test_mean_attention_is_the_mean_of_the_models_own_patterns():
+    model = cc.disentangled_transformer(3, 5, (2, 1), init_scale=0.5, seed=1)
+    tokens = torch.randint(3, (9, 5), generator=torch.Generator().manual_seed(0))
+    _, cache = model.run_with_cache(tokens)
+    expected = torch.stack([cache["pattern", layer].mean(dim=0) for layer in (0, 1)])
+    torch.testing.assert_close(cc.mean_attention(model, tokens, chunk=4), expected)
+    with pytest.raises(ValueError, match="at least one sequence"):
+        cc.mean_attention(model, tokens[:0])
+
+
+def test_holm_multiplies_by_what_is_left_and_never_falls():
+    assert holm([0.001, 0.2, 0.01]) == pytest.approx([0.003, 0.2, 0.02])
+    assert holm([0.5, 0.5]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(seed=st.integers(0, 1000))
+def test_auroc_is_the_share_of_ordered_pairs(seed):
+    graph = cc.random_forest(7, 0.4, seed=seed)
+    score = torch.randint(4, (7, 7), generator=torch.Generator().manual_seed(seed)).float()
+    edges = {(child, parent) for parent, child in cc.latent_edges(graph)}
+    cells = [(i, j) for i in range(6) for j in range(i + 1)]
+    pairs = [(score[e].item(), score[o].item()) for e in cells if e in edges for o in cells if o not in edges]
+    if pairs:
+        expected = sum((a > b) + 0.5 * (a == b) for a, b in pairs) / len(pairs)
+        assert cc.edge_auroc(score, graph) == pytest.approx(expected)
+
+
+def test_auroc_needs_an_edge():
+    no_edges = cc.graph_from_parents([None, None])
+    assert cc.edge_auroc(torch.zeros(3, 3), no_edges) != cc.edge_auroc(torch.zeros(3, 3), no_edges)  # NaN
+
+
+def test_bad_weight_is_named():
+    with pytest.raises(ValueError, match="min_weight must lie in"):
+        cc.extract_graph(cc.disentangled_transformer(2, 3), min_weight=0)
+    assert isinstance(cc.extract_graph(cc.disentangled_transformer(2, 3)), nx.DiGraph)
