@@ -173,8 +173,9 @@ def sections(findings: Findings, drawn: dict[str, Any], command: str) -> list[fi
         section(
             "The gradient is the mutual information",
             "At the start, in the paper's reduced model, minus the gradient of layer 1's attention scores is "
-            "proportional to the chi-squared information between positions, put through the softmax: its largest entries are the "
-            "edges. The strip shows the same gradient at steps of this run, whose edges are learned and leave it.",
+            "proportional to the chi-squared information between positions, put through the softmax: its largest "
+            "entries are the edges. The strip shows the same gradient at steps of this run: an edge that is learned "
+            "leaves it.",
             "gradient",
             "gradient_matrix",
             "information_matrix",

@@ -214,7 +214,7 @@ def graph_parents(graph: nx.DiGraph) -> list[int | None] | list[list[int]]:
     [[], [], [0, 1], [1, 2]]
     """
     n_ctx = n_ctx_of(graph)
-    if not has_query(graph):
+    if n_ctx == 1 or not has_query(graph):  # one position is too few for the short form
         return [list(parents_of(graph, node)) for node in range(n_ctx + 1)]
     return [next(iter(parents_of(graph, node)), None) for node in range(n_ctx - 1)]
 

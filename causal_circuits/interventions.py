@@ -155,12 +155,15 @@ def knock_out_edges(
     """
     if method not in ("zero", "renormalize"):
         raise ValueError(f"method must be 'zero' or 'renormalize': got {method!r}")
+    if copies < 1:
+        raise ValueError(f"copies must be at least 1: got {copies}; 8192 is the default")
     n_ctx = batch.tokens.shape[1]
     heads = [head for at, head in live_heads(model) if at == layer]
     if not heads:
         raise ValueError(f"layer must be one of the model's {model.cfg.n_layers} layers: got {layer}")
     if entries is None:
         entries = [(head, i, j) for head in heads for i in range(n_ctx) for j in range(i + 1)]
+    entries = list(dict.fromkeys(entries))  # an entry named twice is cut once
     for head, i, j in entries:
         check_head(model, layer, head)
         if not 0 <= j <= i < n_ctx:

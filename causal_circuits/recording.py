@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -52,6 +53,8 @@ class RecordAt:
         >>> RecordAt.every(50, until=200).steps
         (0, 50, 100, 150, 200)
         """
+        if interval < 1:
+            raise ValueError(f"the interval between records must be at least 1 step: got {interval}")
         return cls(steps=tuple(range(0, until + 1, interval)))
 
     @classmethod
@@ -133,6 +136,8 @@ class TrainingRecord:
         try:
             plain = json.loads((folder / "record.json").read_text())
             tensors = load_file(folder / "record.safetensors")
+        except SafetensorError as error:
+            raise ValueError(f"{folder / 'record.safetensors'} is not a readable safetensors file: {error}") from error
         except FileNotFoundError as error:
             raise ValueError(f"a saved record is a folder with record.json and record.safetensors: {error}") from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -45,6 +45,8 @@ class Stage:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"a stage needs at least 1 step: got {self.steps}")
+        if self.train is not None and not self.train:
+            raise ValueError("a stage's train must name a parameter: got (); None trains all of them")
         if not (0 < self.learning_rate < float("inf")):
             raise ValueError(f"learning_rate must be positive and finite: got {self.learning_rate}")
         if self.optimizer not in _OPTIMIZERS:
@@ -70,10 +72,12 @@ _SCHEDULES: dict[str, Callable[[float], float]] = {
 
 def default_stages(steps: int = 2000) -> tuple[Stage, ...]:
     """The recipe that recovered the graph on every forest tried (ARCHITECTURE.md has the comparison)."""
+    if steps < 2:
+        raise ValueError(f"the default recipe has two stages and needs at least 2 steps: got {steps}")
     first = max(1, min(100, steps // 5))
     return (
         Stage(steps=first, learning_rate=0.3, train=("W_Q.0",)),
-        Stage(steps=max(1, steps - first), learning_rate=0.1, schedule="cosine"),
+        Stage(steps=steps - first, learning_rate=0.1, schedule="cosine"),
     )
 
 
@@ -225,10 +229,17 @@ def evaluate(model: HookedTransformer, batch: Batch, chunk: int = 2048) -> Tenso
 def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record: RecordAt | None = None) -> Snapshot:
     """Attention and score gradients of one batch by hooks; a pass of its own, so it does not touch the training."""
     record = record or RecordAt()
-    with watch_attention(model) as watched:
-        loss = mean_loss(model, batch)
-        if record.score_gradients:
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    frozen = [block.attn.W_Q for block in model.blocks if not block.attn.W_Q.requires_grad]
+    try:
+        for parameter in frozen:  # a frozen layer's scores have gradients too
+            parameter.requires_grad_(True)
+        with watch_attention(model) as watched:
+            loss = mean_loss(model, batch)
+            if record.score_gradients:
+                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
     model.zero_grad(set_to_none=True)
     return Snapshot(
         step=step,

@@ -145,7 +145,7 @@ def edge_posterior(
 ) -> np.ndarray:
     """(alpha + counts of query -> child) over their sum, counting positions that have parents, as many as the target.
 
-    `alpha` is [d_vocab] * (n_parents + 1): the Dirichlet parameters of the row that each tuple of parents' tokens names.
+    `alpha` is [d_vocab] * (n_parents + 1): the Dirichlet parameters of the row that each tuple of tokens names.
     """
     query = tuple(tokens[i] for i in target_parents)
     weights = np.array(alpha[query], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The graph comes back out of planted circuits, roots stay roots, and nothing is read into a model without a circuit."""
+"""The graph comes back out of planted circuits, roots stay roots, and no circuit gives no graph."""
 
 import networkx as nx
 import pytest

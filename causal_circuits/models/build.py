@@ -48,19 +48,15 @@ def disentangled_transformer(
     _check_sizes(d_vocab, n_ctx, n_heads)
     layout = Layout("disentangled", int(d_vocab), int(n_ctx), tuple(int(heads) for heads in n_heads))
     model = _empty_transformer(layout, d_head=layout.width(layout.n_layers - 1), dtype=dtype, device=device)
-    generator = torch.Generator().manual_seed(seed)
     for layer, heads in enumerate(layout.n_heads):
         attn, width = model.blocks[layer].attn, layout.width(layer)
-        identity = torch.eye(width, dtype=dtype)
         for head in range(heads):
             start = width * (1 + head)
-            attn.W_K.data[head, :width, :width] = identity
-            attn.W_V.data[head, :width, :width] = identity
-            attn.W_O.data[head, :width, start : start + width] = identity
-            attn.W_Q.data[head, :width, :width] = init_scale * torch.randn(
-                width, width, generator=generator, dtype=dtype
-            )
-    model.unembed.W_U.data.copy_(init_scale * torch.randn(model.unembed.W_U.shape, generator=generator, dtype=dtype))
+            for frozen in (attn.W_K[head, :width, :width], attn.W_V[head, :width, :width]):
+                frozen.data.copy_(torch.eye(width))
+            attn.W_O.data[head, :width, start : start + width] = torch.eye(width)
+    if init_scale:
+        _randomize(model, layout, init_scale, seed)
     return _freeze(model)
 
 
@@ -102,7 +98,9 @@ def warm_start(model: HookedTransformer, scale: float = 2.0) -> HookedTransforme
     """
     layout = layout_of(model)
     if layout.n_layers != 2:
-        raise ValueError(f"warm_start is defined for two layers: this model has {layout.n_layers}")
+        raise ValueError(
+            f"warm_start is defined for two layers: this model has {layout.n_layers}; train with warm_start=None"
+        )
     named = layout.slots()
     identity = scale * torch.eye(layout.d_vocab, dtype=model.W_U.dtype, device=model.W_U.device)
     second = model.blocks[1].attn.W_Q.data
@@ -168,7 +166,8 @@ def plant_circuit(
 def attention_block(model: HookedTransformer, layer: int, head: int, query_slot: str, key_slot: str) -> Tensor:
     """The block of A^(layer)_head between two named slots: a view, [query slot size, key slot size].
 
-    >>> attention_block(plant_circuit(nx.DiGraph([(0, 1), (2, 3)]), d_vocab=2), 0, 0, "position", "position")
+    >>> model = plant_circuit(nx.DiGraph([(0, 1), (2, 3)]), d_vocab=2)
+    >>> attention_block(model, 0, 0, "position", "position").detach()
     tensor([[20.,  0.,  0.],
             [20.,  0.,  0.],
             [ 0.,  0., 20.]])
@@ -239,6 +238,17 @@ def _empty_transformer(
     model.pos_embed.W_pos.data[:, layout.d_vocab : layout.d_block] = torch.eye(layout.n_ctx, dtype=dtype)
     model.causal_circuits_layout = layout
     return model
+
+
+def _randomize(model: HookedTransformer, layout: Layout, scale: float, seed: int) -> None:
+    """Normal values in every trained entry that means something: live heads' A, and W_U."""
+    generator, dtype = torch.Generator().manual_seed(seed), model.W_U.dtype
+    for layer, heads in enumerate(layout.n_heads):
+        width = layout.width(layer)
+        for head in range(heads):
+            weights = scale * torch.randn(width, width, generator=generator, dtype=dtype)
+            model.blocks[layer].attn.W_Q.data[head, :width, :width] = weights
+    model.unembed.W_U.data.copy_(scale * torch.randn(model.W_U.shape, generator=generator, dtype=dtype))
 
 
 def _freeze(model: HookedTransformer) -> HookedTransformer:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformer_lens import HookedTransformer
 
@@ -57,6 +58,8 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
             raise ValueError(f"unknown format {config['format']!r}")
         dtype = {"float32": torch.float32, "float64": torch.float64}[config["dtype"]]
         sizes = {"d_vocab": config["d_vocab"], "n_ctx": config["n_ctx"], "dtype": dtype, "device": device}
+        if config["kind"] not in ("disentangled", "reduced"):
+            raise ValueError(f"unknown kind {config['kind']!r}")
         if config["kind"] == "reduced":
             model = reduced_transformer(**sizes)
         else:
@@ -64,9 +67,12 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
         weights = load_file(folder / WEIGHTS)
     except (KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder / CONFIG} does not describe a model saved by causal_circuits: {error}") from error
-    except Exception as error:  # safetensors raises its own error type, which it does not export by one name
+    except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is not a readable safetensors file: {error}") from error
     parameters = dict(model.named_parameters())
+    expected = {name for name in parameters if name.endswith(("W_Q", "W_U"))}
+    if expected - set(weights):
+        raise ValueError(f"{folder / WEIGHTS} holds no {sorted(expected - set(weights))[0]}: save the model again")
     for name, weight in weights.items():
         if name not in parameters or parameters[name].shape != weight.shape or weight.dtype != dtype:
             raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {name} is {list(weight.shape)} {weight.dtype}")

@@ -23,6 +23,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from inspect import unwrap  # numba compiles the function itself, not a run-time type check around it
 from itertools import pairwise
 
 import numpy as np
@@ -110,7 +111,7 @@ def _pool() -> ThreadPoolExecutor:
 
 @cache
 def _kernel():  # type: ignore[no-untyped-def]  # numba's dispatcher has no useful static type
-    return numba.njit(nogil=True, fastmath=True, cache=True, error_model="numpy")(_batch_gradient)
+    return numba.njit(nogil=True, fastmath=True, cache=True, error_model="numpy")(unwrap(_batch_gradient))
 
 
 def _batch_gradient(tokens, targets, table, a2, w, n_tok):  # type: ignore[no-untyped-def]  # compiled by numba

@@ -5,6 +5,7 @@ sequences with and without numba. It holds no lock of the interpreter, so batche
 """
 
 from functools import cache
+from inspect import unwrap  # numba compiles the function itself, not a run-time type check around it
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -44,7 +45,7 @@ def sample_forest(
 
 @cache
 def _kernel():  # type: ignore[no-untyped-def]  # numba's dispatcher has no useful static type
-    return numba.njit(nogil=True, cache=True, error_model="numpy")(_sample)
+    return numba.njit(nogil=True, cache=True, error_model="numpy")(unwrap(_sample))
 
 
 def _sample(gammas, uniforms, queries, parents, target_parent, tokens, targets):  # type: ignore[no-untyped-def]
@@ -88,7 +89,7 @@ def _sample(gammas, uniforms, queries, parents, target_parent, tokens, targets):
                 continue
             row = root_cumulative if parents[i] == -1 else cumulative[tokens[b, parents[i]]]
             token = 0
-            while token < n_states - 1 and uniforms[b, i] >= row[token]:
+            while token < n_states - 1 and uniforms[b, i] >= row[token] and row[token] < row[n_states - 1]:
                 token += 1
             tokens[b, i] = token
         targets[b] = kernel[tokens[b, target_parent]]

@@ -81,7 +81,7 @@ def stationary_law(kernels: Float[np.ndarray, "batch token token"]) -> Float[np.
     Grassmann, Taksar & Heyman (1985): eliminate states one at a time; no subtraction occurs, so the
     result has small *relative* error also for nearly reducible chains. Entries must be positive.
     """
-    work = np.ascontiguousarray(kernels.transpose(1, 2, 0), dtype=np.float64)
+    work = np.array(kernels.transpose(1, 2, 0), dtype=np.float64, order="C")  # a copy: the elimination writes into it
     n_states = work.shape[0]
     for k in range(n_states - 1, 0, -1):
         work[:k, k] /= work[k, :k].sum(axis=0)
@@ -94,7 +94,7 @@ def stationary_law(kernels: Float[np.ndarray, "batch token token"]) -> Float[np.
 
 def log_stationary_law(log_kernels: Float[np.ndarray, "batch token token"]) -> Float[np.ndarray, "batch token"]:
     """`stationary_law` for kernels given in logs, whose entries may be as small as exp(-10,000)."""
-    work = np.ascontiguousarray(log_kernels.transpose(1, 2, 0), dtype=np.float64)
+    work = np.array(log_kernels.transpose(1, 2, 0), dtype=np.float64, order="C")
     n_states = work.shape[0]
     for k in range(n_states - 1, 0, -1):
         work[:k, k] -= np.logaddexp.reduce(work[k, :k], axis=0)
@@ -132,7 +132,7 @@ def cumulative_rows(kernels: Float[np.ndarray, "batch row token"]) -> Float[np.n
     cumulative[:, 0] = batch_last[:, 0]
     for token in range(1, batch_last.shape[1]):
         np.add(cumulative[:, token - 1], batch_last[:, token], out=cumulative[:, token])
-    cumulative[:, -1] = np.inf
+    cumulative[cumulative == cumulative[:, -1:]] = np.inf
     return np.ascontiguousarray(np.moveaxis(cumulative, -1, 0)).reshape(-1, batch_last.shape[1])
 
 

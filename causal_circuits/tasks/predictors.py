@@ -77,7 +77,13 @@ def _kernel_mixture(task: InContextTask, tokens: Tensor, include_roots: bool) ->
                 log_likelihood += np.log(task.given_kernels[len(parents)][:, row, array[:, position]]).T
             elif include_roots and task.given_laws is not None and position in task.root_positions:
                 log_likelihood += np.log(task.given_laws[:, array[:, position]]).T
-    log_likelihood -= log_likelihood.max(axis=1, keepdims=True)
+    best = log_likelihood.max(axis=1, keepdims=True)
+    if np.isneginf(best).any():
+        raise ValueError(
+            f"tokens must be possible under one of the kernels: sequence {int(np.isneginf(best).argmax())} is not; "
+            "check that the tokens were drawn from this task"
+        )
+    log_likelihood -= best
     weights = np.exp(log_likelihood)
     weights /= weights.sum(axis=1, keepdims=True)
     target_row = task.kernel_row(array[:, list(task.target_parents)])

@@ -101,7 +101,7 @@ class InContextTask:
                     f"{self.d_vocab ** (in_degree + 1):,} entries; the limit is {MAX_KERNEL_ENTRIES // 64:,}: "
                     "use fewer parents or tokens"
                 )
-        _ = self.alphas, self.given_kernels  # validated where they are made
+        _ = self.alphas, self.given_kernels, self.given_laws  # validated where they are made
 
     @property
     def n_ctx(self) -> int:
