@@ -296,12 +296,11 @@ def write(findings: Findings, arguments: argparse.Namespace, command: str) -> No
     out: Path = arguments.out
     cc.save_model(findings.model, out / "model")
     findings.record.save(out / "record")
-    drawn = draw_figures(findings)
-    for name, figure in drawn.items():
+    for name, figure in draw_figures(findings).items():
         figures.save_figure(figure, out / "figures" / name)
     findings.seconds = time.perf_counter() - BEGAN
     content = results(findings, arguments, command)
-    write_page(findings, drawn, content, command, out / "report.html")
+    write_page(findings, content, command, out / "report.html")
     partial = out / "results.json.part"
     partial.write_text(json.dumps(json_values(content), indent=2, allow_nan=False) + "\n")
     os.replace(partial, out / "results.json")

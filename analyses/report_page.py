@@ -75,13 +75,13 @@ def correlation(measured: torch.Tensor, predicted: torch.Tensor) -> float:
     return float(torch.corrcoef(torch.stack([measured[below].double(), predicted[below].double()]))[0, 1])
 
 
-def write_page(findings: Findings, drawn: dict[str, Any], content: dict[str, Any], command: str, path: Path) -> None:
-    """One self-contained page: the verdict, then the evidence."""
+def write_page(findings: Findings, content: dict[str, Any], command: str, path: Path) -> None:
+    """One self-contained page beside the folder of figures: the verdict, then the evidence."""
     figures.write_report(
         path,
         title=f"Did this transformer learn the {findings.task.graph.graph.get('name', 'graph')}?",
         verdict=verdict(findings),
-        sections=sections(findings, drawn, command),
+        sections=sections(findings, path.parent / "figures", command),
         meta={
             "task": repr(findings.task),
             "command": command,
@@ -131,12 +131,12 @@ def verdict(findings: Findings) -> list[figures.Check]:
     ]
 
 
-def sections(findings: Findings, drawn: dict[str, Any], command: str) -> list[figures.Section]:
-    """The evidence, picture by picture."""
+def sections(findings: Findings, folder: Path, command: str) -> list[figures.Section]:
+    """The evidence, picture by picture, with the figures saved in a folder."""
     f = findings
 
     def section(title: str, sentence: str, *names: str, more: str = "") -> figures.Section:
-        shown = "".join(figures.figure_html(drawn[name], alt=f"{title}: {sentence}") for name in names)
+        shown = "".join(figures.figure_html(folder / name, alt=f"{title}: {sentence}") for name in names)
         body = f'<div class="side-by-side">{shown}</div>{more}'
         return figures.Section(title, sentence, body, command)
 

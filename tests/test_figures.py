@@ -547,3 +547,22 @@ def test_views_offer_a_remedy_when_circuitsvis_is_missing(monkeypatch: pytest.Mo
     monkeypatch.setattr(views, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install circuitsvis"):
         views.circuits_vis_bundle.__wrapped__()
+
+
+def test_a_saved_figure_is_shown_as_the_figure_itself(tmp_path):
+    axes = figures.plot_matrix(np.tril(np.ones((4, 4))), title="A title")
+    figures.save_figure(axes, tmp_path / "matrix")
+    drawn, saved = (figures.figure_html(source, alt="ones") for source in (axes, tmp_path / "matrix"))
+    saved_file = (tmp_path / "matrix.svg").read_text()
+    for path in re.findall(r'<path d="([^"]+)"', saved_file):
+        assert path in saved
+    for tag in ("<path", "<use", "<g ", "aria-label=", "style="):
+        assert drawn.count(tag) == saved.count(tag)
+    assert re.search(r"width:\d+px", drawn)[0] == re.search(r"width:\d+px", saved)[0]
+
+
+def test_saving_gives_the_layout_engine_back(tmp_path):
+    axes = figures.plot_matrix(np.tril(np.ones((4, 4))))
+    engine = axes.figure.get_layout_engine()
+    figures.save_figure(axes, tmp_path / "matrix")
+    assert axes.figure.get_layout_engine() is engine

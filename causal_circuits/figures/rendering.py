@@ -5,6 +5,9 @@ import io
 import itertools
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -28,32 +31,59 @@ def save_figure(figure_or_axes: Figure | Axes, path_stem: str | os.PathLike[str]
     figure, stem = figure_of(figure_or_axes), Path(path_stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    paths[0].write_bytes(_png(figure))
-    paths[1].write_text(_svg(figure), encoding="utf-8")
+    with _laid_out(figure):
+        paths[0].write_bytes(_png(figure))
+        paths[1].write_text(_svg(figure), encoding="utf-8")
     return paths
 
 
-def figure_html(figure_or_axes: Figure | Axes, alt: str) -> str:
+@contextmanager
+def _laid_out(figure: Figure) -> Iterator[None]:
+    """Lay the figure out once for all renderings inside; its layout engine is given back."""
+    engine = figure.get_layout_engine()
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    try:
+        yield
+    finally:
+        figure.set_layout_engine(engine)
+
+
+def figure_html(figure_or_axes: Figure | Axes | Path, alt: str) -> str:
     """The figure inline: as SVG, or as a PNG data URL if the SVG is larger than 300 kB.
 
     The ids inside are new at every call, so several figures can stand on one page. On a narrow screen the figure
     shrinks to about 30 rem and then scrolls.
 
     Args:
+        figure_or_axes: what to show; a path takes what `save_figure` wrote to that stem, which saves drawing it again.
         alt: what the figure shows, in words, for those who do not see it.
     """
     if not alt.strip():
         raise ValueError("a figure needs an alt text that says what it shows: got an empty one")
-    figure = figure_of(figure_or_axes)
-    width = float(figure.get_size_inches()[0]) * 96  # CSS pixels
+    if isinstance(figure_or_axes, Path):
+        stem = figure_or_axes
+        svg = stem.with_name(f"{stem.name}.svg").read_text(encoding="utf-8")
+        png = stem.with_name(f"{stem.name}.png").read_bytes
+    else:
+        figure = figure_of(figure_or_axes)
+        svg, png = _svg(figure), partial(_png, figure)
+    width = _css_width(svg)
     style = f"width:{width:.0f}px;max-width:100%;min-width:min({width:.0f}px,30rem);height:auto"
-    svg = _svg(figure)
     if len(svg.encode()) > MAX_SVG_BYTES:
-        data = base64.b64encode(_png(figure)).decode()
+        data = base64.b64encode(png()).decode()
         inner = f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}" style="{style}">'
     else:
         inner = _inline(svg, f"figure-{next(_NUMBERS)}-", alt, style)
     return f'<div class="figure">{inner}</div>'
+
+
+def _css_width(svg: str) -> float:
+    """The width of one of our SVG documents in CSS pixels; matplotlib writes it in points."""
+    found = re.search(r'<svg[^>]*?\swidth="([\d.]+)pt"', svg)
+    if found is None:
+        raise ValueError("a figure's SVG must give its width in points, as save_figure writes it: found none")
+    return float(found[1]) * 96 / 72
 
 
 def _svg(figure: Figure) -> str:
