@@ -17,24 +17,23 @@ import json
 import sys
 from pathlib import Path
 
-from recover_and_prove import make_parser, run_from_arguments
-
-import causal_circuits as cc
-
-GRAPHS = {
-    "chain": lambda arguments: cc.chain_graph(arguments.n_ctx),
-    "pairs": lambda arguments: cc.pairs_graph(arguments.n_ctx),
-    "forest": lambda arguments: cc.random_forest(arguments.n_ctx, arguments.root_probability, seed=arguments.seed),
-}
+from command_line import make_parser
 
 
 def make_graph(arguments: argparse.Namespace) -> object:
     """The graph that the flags name."""
+    import causal_circuits as cc
+
     if arguments.parents is None:
-        if arguments.graph not in GRAPHS:
-            raise ValueError(f"--graph must be one of {', '.join(GRAPHS)}: got {arguments.graph!r}")
-        arguments.n_ctx = 20 if arguments.n_ctx is None else arguments.n_ctx
-        return GRAPHS[arguments.graph](arguments)
+        n_ctx = arguments.n_ctx = 20 if arguments.n_ctx is None else arguments.n_ctx
+        graphs = {
+            "chain": lambda: cc.chain_graph(n_ctx),
+            "pairs": lambda: cc.pairs_graph(n_ctx),
+            "forest": lambda: cc.random_forest(n_ctx, arguments.root_probability, seed=arguments.seed),
+        }
+        if arguments.graph not in graphs:
+            raise ValueError(f"--graph must be one of {', '.join(graphs)}: got {arguments.graph!r}")
+        return graphs[arguments.graph]()
     parents = read_parents(arguments.parents)
     graph = cc.graph_from_parents(parents)
     if arguments.n_ctx not in (None, len(parents) + 1):
@@ -69,7 +68,10 @@ def main() -> int:
     parser.add_argument("--graph", default="forest", metavar="NAME", help="chain, pairs or forest (default forest)")
     parser.add_argument("--root-probability", type=float, default=0.5, help="of --graph forest (default 0.5)")
     parser.add_argument("--parents", type=Path, metavar="FILE", help="a JSON list of parents, in place of --graph")
-    return run_from_arguments(parser, parser.parse_args(), make_graph)
+    arguments = parser.parse_args()
+    from recover_and_prove import run_from_arguments  # after parsing: torch takes seconds to import
+
+    return run_from_arguments(parser, arguments, make_graph)
 
 
 if __name__ == "__main__":

@@ -14,20 +14,23 @@ DIR gets report.html (look at this), results.json, figures/, model/ and record/.
 import argparse
 import sys
 
-from recover_and_prove import make_parser, run_from_arguments
-
-import causal_circuits as cc
+from command_line import make_parser
 
 
 def make_graph(arguments: argparse.Namespace) -> object:
     """The chain."""
+    import causal_circuits as cc
+
     return cc.chain_graph(arguments.n_ctx)
 
 
 def main() -> int:
     """Run from the command line."""
     parser = make_parser(__doc__ or "", "induction_head", d_vocab=10, n_ctx=20)
-    return run_from_arguments(parser, parser.parse_args(), make_graph)
+    arguments = parser.parse_args()
+    from recover_and_prove import run_from_arguments  # after parsing: torch takes seconds to import
+
+    return run_from_arguments(parser, arguments, make_graph)
 
 
 if __name__ == "__main__":

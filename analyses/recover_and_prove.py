@@ -1,7 +1,6 @@
 """What `induction_head.py` and `causal_graph.py` share: train, recover the graph, detect the heads, prove, report.
 
-Not a script. `run` is the whole job in order; everything above it is the command line, everything below is how the
-results are written down.
+Not a script. `run` is the whole job in order; everything below it is how the results are written down.
 """
 
 import argparse
@@ -11,15 +10,14 @@ import platform
 import shlex
 import sys
 import time
-
-BEGAN = time.perf_counter()  # before the imports that take seconds: the wall time is the user's
-
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import networkx as nx
 import torch
+from command_line import BEGAN, OneLineParser
 
 import causal_circuits as cc
 from causal_circuits import figures
@@ -28,47 +26,18 @@ N_TEST = 16_384
 N_PROOF = 1_024
 N_GRADIENT = 8_192
 BETA_0 = 0.1  # layer 2's scale in the reduced model whose first gradient is compared with theory, to first order in it
-ANALYSES = Path(__file__).resolve().parent
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line on stderr and exit status 2."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        """Say what is wrong in one line."""
-        one_line = " ".join(message.split())
-        sys.stderr.write(f"{self.prog}: error: {one_line} (see --help)\n")
-        sys.exit(2)
-
-
-def make_parser(description: str, name: str, d_vocab: int, n_ctx: int | None) -> OneLineParser:
-    """The flags that both scripts have."""
-    parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shown = f"default {n_ctx}" if n_ctx else "default 20, or what the parents file says"
-    parser.add_argument(
-        "--d-vocab", type=int, default=d_vocab, metavar="S", help=f"number of tokens (default {d_vocab})"
-    )
-    parser.add_argument(
-        "--n-ctx", type=int, default=n_ctx, metavar="T", help=f"context length, query included ({shown})"
-    )
-    parser.add_argument("--alpha", type=float, default=0.1, help="Dirichlet concentration of the kernels (default 0.1)")
-    parser.add_argument("--seed", type=int, default=0, help="fixes data, evaluation and every number (default 0)")
-    parser.add_argument(
-        "--steps", type=int, default=2000, help="training steps of 1,024 fresh sequences (default 2000)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("out") / name, metavar="DIR", help=f"default out/{name}")
-    parser.add_argument("--quiet", action="store_true", help="no progress, only the table")
-    return parser
-
-
-def run_from_arguments(parser: OneLineParser, arguments: argparse.Namespace, make_graph: "object") -> int:
+def run_from_arguments(
+    parser: OneLineParser, arguments: argparse.Namespace, make_graph: Callable[[argparse.Namespace], nx.DiGraph]
+) -> int:
     """Check the arguments, run the job, print the table; bad input ends in one line and status 2."""
     try:
         if arguments.steps < 2:
             raise ValueError(f"--steps must be at least 2: got {arguments.steps}")
         if arguments.seed < 0:
             raise ValueError(f"--seed must be 0 or more: got {arguments.seed}")
-        graph = make_graph(arguments)  # type: ignore[operator]
+        graph = make_graph(arguments)
         if not cc.latent_edges(graph):
             raise ValueError(
                 "the graph has no edge between context positions: there is nothing to recover; name a parent"

@@ -215,7 +215,7 @@ def edge_rows(findings: Findings) -> list[dict[str, object]]:
             "attends to": c.parent,
             "attention": round(c.weight, 3),
             "share of best information": round(c.information_share, 3),
-            "p (Holm)": f"{c.p_value:.1e}",
+            "p (Holm)": f"{c.p_value:.1e}" if c.p_value > 1e-300 else "< 1e-300",
             "verdict": "edge" if c.accepted else "no edge",
             "truth": "edge" if (c.parent, c.child) in true else "no edge",
             "why": c.reason,
@@ -262,7 +262,6 @@ def attention_views(findings: Findings) -> list[Any]:
         tokens = f.examples.tokens[index : index + 1]
         attention = cc.mean_attention(f.model, tokens)  # one sequence: its own attention
         pattern = torch.stack([attention[head.layer, head.head] for head in f.heads])
-        labels = [f"{position}:{token}" for position, token in enumerate(tokens[0].tolist())]
-        labels[-1] += " query"
+        labels = figures.position_labels(tokens[0].tolist(), has_query=f.task.has_query)
         views.append(figures.attention_view(pattern, labels, names))
     return views

@@ -1,0 +1,42 @@
+"""The command line that the analyses share; imports nothing heavy, so that --help and bad flags answer at once.
+
+Not a script.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+BEGAN = time.perf_counter()  # before the imports that take seconds: the wall time reported is the user's
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line on stderr and exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line."""
+        one_line = " ".join(message.split())
+        sys.stderr.write(f"{self.prog}: error: {one_line} (see --help)\n")
+        sys.exit(2)
+
+
+def make_parser(description: str, name: str, d_vocab: int, n_ctx: int | None) -> OneLineParser:
+    """The flags that both scripts have."""
+    parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shown = f"default {n_ctx}" if n_ctx else "default 20, or what the parents file says"
+    parser.add_argument(
+        "--d-vocab", type=int, default=d_vocab, metavar="S", help=f"number of tokens (default {d_vocab})"
+    )
+    parser.add_argument(
+        "--n-ctx", type=int, default=n_ctx, metavar="T", help=f"context length, query included ({shown})"
+    )
+    parser.add_argument("--alpha", type=float, default=0.1, help="Dirichlet concentration of the kernels (default 0.1)")
+    parser.add_argument("--seed", type=int, default=0, help="fixes data, evaluation and every number (default 0)")
+    parser.add_argument(
+        "--steps", type=int, default=2000, help="training steps of 1,024 fresh sequences (default 2000)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("out") / name, metavar="DIR", help=f"default out/{name}")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the table")
+    return parser
