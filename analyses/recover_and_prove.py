@@ -105,10 +105,9 @@ class Findings:
         causal[-1] = False
         return effect[is_edge & causal], effect[causal & ~is_edge]
 
-    @property
-    def auroc(self) -> float:
+    def auroc(self, children_only: bool = False) -> float:
         """How well knock-out effects tell true edges from other entries."""
-        return cc.edge_auroc(self.knock_out.effect.amax(dim=0), self.task.graph)
+        return cc.edge_auroc(self.knock_out.effect.amax(dim=0), self.task.graph, children_only=children_only)
 
 
 def run(task: cc.InContextTask, seed: int, steps: int, quiet: bool) -> Findings:
@@ -194,7 +193,8 @@ def results(findings: Findings, arguments: argparse.Namespace, command: str) -> 
             for what, result in f.ablations
         ],
         "knock_out": {
-            "auroc": f.auroc,
+            "auroc": f.auroc(),
+            "auroc_rows_of_children": f.auroc(children_only=True),
             "effect_true_edges": float(on_edges.mean()),
             "effect_other_entries": float(elsewhere.mean()),
             "smallest_effect_true_edge": float(on_edges.min()),
@@ -244,8 +244,8 @@ def table(findings: Findings, out: Path) -> str:
             f"{head.induction_score:.2f}; ablated, {min(shares):.0%} or more of the gain is lost"
         )
     lines += [
-        f"knock-out   AUROC {f.auroc:.3f}; a true edge costs {float(on_edges.mean()):.4f} nats, "
-        f"another entry {float(elsewhere.mean()):.4f}",
+        f"knock-out   AUROC {f.auroc():.3f} ({f.auroc(children_only=True):.3f} in rows of children); "
+        f"a true edge costs {float(on_edges.mean()):.4f} nats, another entry {float(elsewhere.mean()):.4f}",
         f"time        {f.seconds:.1f} s, of which training {f.record.seconds:.1f} s "
         f"({f.record.sequences_per_s:,.0f} sequences/s, {f.record.path} path)",
         f"look at     {out / 'report.html'}",

@@ -194,10 +194,12 @@ def _upper_tail(z: float) -> float:
     return 0.5 * erfc(z / sqrt(2))
 
 
-def edge_auroc(score: Float[Tensor, "query_pos key_pos"], true: nx.DiGraph) -> float:
+def edge_auroc(score: Float[Tensor, "query_pos key_pos"], true: nx.DiGraph, *, children_only: bool = False) -> float:
     """The probability that a true edge scores above another causal entry (ties count half).
 
     Entries (i, j), j <= i, of all rows but the last, whose query answers to nothing; NaN without an edge among them.
+    With `children_only` the rows of roots are left out: there, a trained model may make use of entries that are no
+    edges, because a root's token tells about the kernel too.
 
     >>> from causal_circuits import chain_graph
     >>> edge_auroc(torch.diag(torch.ones(3), -1), chain_graph(4))
@@ -210,6 +212,8 @@ def edge_auroc(score: Float[Tensor, "query_pos key_pos"], true: nx.DiGraph) -> f
             is_edge[child, parent] = True
     causal = torch.ones(n_ctx, n_ctx, dtype=torch.bool).tril()
     causal[-1] = False
+    if children_only:
+        causal &= is_edge.any(dim=1, keepdim=True)
     edges, others = score[is_edge & causal], score[causal & ~is_edge]
     if not len(edges) or not len(others):
         return float("nan")

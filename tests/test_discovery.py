@@ -129,3 +129,12 @@ def test_bad_weight_is_named():
     with pytest.raises(ValueError, match="min_weight must lie in"):
         cc.extract_graph(cc.disentangled_transformer(2, 3), min_weight=0)
     assert isinstance(cc.extract_graph(cc.disentangled_transformer(2, 3)), nx.DiGraph)
+
+
+def test_auroc_over_children_leaves_the_rows_of_roots_out():
+    graph = cc.graph_from_parents([None, 0, None, 2])  # n_ctx 5, roots 0 and 2
+    score = torch.zeros(5, 5)
+    score[1, 0] = score[3, 2] = 1.0
+    score[2, 1] = 2.0  # a root's entry above every edge
+    assert cc.edge_auroc(score, graph) < 1.0
+    assert cc.edge_auroc(score, graph, children_only=True) == 1.0
