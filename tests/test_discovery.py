@@ -127,7 +127,7 @@ def test_auroc_needs_an_edge():
 
 def test_bad_weight_is_named():
     with pytest.raises(ValueError, match="min_weight must lie in"):
-        cc.extract_graph(cc.disentangled_transformer(2, 3), min_weight=0)
+        cc.extract_graph(cc.disentangled_transformer(2, 3), min_weight=0.0)
     assert isinstance(cc.extract_graph(cc.disentangled_transformer(2, 3)), nx.DiGraph)
 
 

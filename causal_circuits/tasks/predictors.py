@@ -114,7 +114,8 @@ def exact_bayes(
     mean likelihood of the root tokens under the posterior size-biased by pi(t | query). That mean is taken over
     kernels drawn from it, shared by all t. The loss of the result is too high by an amount of order 1 / effective
     draws: on the pairs graph at (10, 20), where roots matter most, 64, 256 and 1,024 draws lie .0265, .0357 and .0371
-    (+- .003) below the edge posterior. Where roots carry no information - they are uniform or shared - this equals the edge posterior and nothing is drawn.
+    (+- .003) below the edge posterior. Where roots carry no information - they are uniform or shared - this equals the
+    edge posterior and nothing is drawn.
     """
     task.check_tokens(tokens)
     if task.given_kernels is not None:
