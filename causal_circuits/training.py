@@ -90,7 +90,7 @@ class TrainConfig:
             layer 2), then trains everything.
         batch_size: fresh sequences a step.
         warm_start: scale of the identity blocks that layer 2 and W_U are given before the first step (beta0 of
-            Algorithm 1); None leaves the model as it comes.
+            Algorithm 1). It overwrites those blocks: None leaves the model as it comes, to go on with a trained one.
         seed: of the data: step s draws its batch from (seed, s) and a constant that keeps training apart from whatever
             `InContextTask.sample` is asked for, whatever the path and the number of threads.
     """
