@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.information import Information, estimate_gradient
-from causal_circuits.models import HookedTransformer, live_heads
+from causal_circuits.models import HookedTransformer, check_model, live_heads
 from causal_circuits.recording import watch_attention
 from causal_circuits.tasks import Batch, InContextTask
 
@@ -106,11 +106,15 @@ def extract_graph(
         raise ValueError(f"min_weight must lie in (0, 1]: got {min_weight}")
     n_ctx, has_query = model.cfg.n_ctx, task is None or task.has_query
     if batch is None and task is not None:
+        check_model(model, task.d_vocab, task.n_ctx)
         batch = task.sample(n_sequences, seed=seed)
     if batch is None:
         generator = torch.Generator().manual_seed(seed)
+        check_model(model, model.cfg.d_vocab, n_ctx)
         tokens, gradient = torch.randint(model.cfg.d_vocab, (2048, n_ctx), generator=generator), None
     else:
+        batch.check(model.cfg.d_vocab)
+        check_model(model, batch.target_probs.shape[1], batch.tokens.shape[1])
         tokens = batch.tokens[:4096]
         gradient = estimate_gradient(batch.tokens, batch.target_probs) if has_query else None
     attention = mean_attention(model, tokens)[0]

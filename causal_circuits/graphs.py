@@ -54,6 +54,8 @@ def random_forest(n_ctx: int, root_probability: float = 0.5, seed: int | np.rand
     _check_n_ctx(n_ctx)
     if not 0 <= root_probability <= 1:
         raise ValueError(f"root_probability must lie in [0, 1]: got {root_probability}; 0.5 is the paper's value")
+    if not isinstance(seed, np.random.Generator) and seed < 0:
+        raise ValueError(f"seed must be a non-negative integer: got {seed}")
     generator = np.random.default_rng(seed)
     parents: list[int | None] = [None]
     for position in range(1, n_ctx - 1):

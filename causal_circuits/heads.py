@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causal_circuits.graphs import parents_of
-from causal_circuits.models import HookedTransformer, live_heads
+from causal_circuits.models import HookedTransformer, check_model, live_heads
 from causal_circuits.tasks import InContextTask
 
 # Trained models put .97 to 1 on the parents, but the softmax read-out makes them spread part of the induction head's
@@ -69,6 +69,7 @@ def detect_induction_heads(
     """
     tokens = task.sample(n_sequences, seed=seed).tokens if tokens is None else tokens
     task.check_tokens(tokens)
+    check_model(model, task.d_vocab, task.n_ctx)
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
     _, cache = model.run_with_cache(tokens.to(model.W_U.device), names_filter=names)
     scores = []

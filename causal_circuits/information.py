@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.graphs import parents_of
-from causal_circuits.tasks import InContextTask
+from causal_circuits.tasks import Batch, InContextTask
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def estimate_gradient(
         target_probs: the row of the kernel that the query names.
         smoothing: added to every token count.
     """
+    Batch(tokens, target_probs).check(target_probs.shape[-1])
     n, n_ctx = tokens.shape
     d_vocab = target_probs.shape[1]
     totals = np.zeros((2, n_ctx, n_ctx))

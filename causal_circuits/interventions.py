@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causal_circuits.models import HookedTransformer, check_head, live_heads, log_probs
+from causal_circuits.models import HookedTransformer, check_head, check_model, live_heads, log_probs
 from causal_circuits.tasks import Batch
 
 AblationMethod = Literal["zero", "mean", "resample"]
@@ -64,6 +64,7 @@ def ablate_heads(
             "resample": its output on another sequence of the batch.
         seed: of the resampling.
     """
+    _check(model, batch)
     heads = tuple((int(layer), int(head)) for layer, head in heads)
     if not heads:
         raise ValueError("ablate_heads needs at least one (layer, head): got none")
@@ -155,6 +156,7 @@ def knock_out_edges(
     """
     if method not in ("zero", "renormalize"):
         raise ValueError(f"method must be 'zero' or 'renormalize': got {method!r}")
+    _check(model, batch)
     if copies < 1:
         raise ValueError(f"copies must be at least 1: got {copies}; 8192 is the default")
     n_ctx = batch.tokens.shape[1]
@@ -297,6 +299,12 @@ def patch_activations(
 def _losses(model: HookedTransformer, batch: Batch) -> Float[Tensor, " batch"]:
     """Cross-entropy of every sequence, float64, with whatever hooks are attached."""
     return -(batch.target_probs * log_probs(model, batch.tokens)).sum(dim=-1).double()
+
+
+def _check(model: HookedTransformer, batch: Batch) -> None:
+    """Raise a ValueError unless the batch is sound and fits the model."""
+    batch.check(model.cfg.d_vocab)
+    check_model(model, batch.target_probs.shape[1], batch.tokens.shape[1])
 
 
 def _standard_error(values: Tensor) -> float:

@@ -3,6 +3,7 @@
 import networkx as nx
 import pytest
 import torch
+from assertions import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -138,3 +139,17 @@ def test_auroc_over_children_leaves_the_rows_of_roots_out():
     score[2, 1] = 2.0  # a root's entry above every edge
     assert cc.edge_auroc(score, graph) < 1.0
     assert cc.edge_auroc(score, graph, children_only=True) == 1.0
+
+
+def test_a_model_or_batch_that_does_not_fit_is_refused():
+    task, model = cc.InContextTask(cc.chain_graph(6), d_vocab=3), cc.plant_circuit(cc.chain_graph(6), d_vocab=3)
+    for other in (cc.InContextTask(cc.chain_graph(7), d_vocab=3), cc.InContextTask(cc.chain_graph(6), d_vocab=4)):
+        assert_refused(lambda other=other: cc.extract_graph(model, other), "the model must take", "it was built for")
+    batch = task.sample(16)
+    for targets in (batch.target_probs * 2, batch.target_probs * float("nan"), -batch.target_probs):
+        bad = cc.Batch(batch.tokens, targets)
+        assert_refused(lambda bad=bad: cc.extract_graph(model, batch=bad), "target_probs must be probabilities")
+        assert_refused(lambda bad=bad: cc.knock_out_edges(model, bad), "target_probs must be probabilities")
+    assert_refused(lambda: cc.ablate_heads(model, batch[:0], [(0, 0)]), "a batch of 1 or more")
+    model.W_U.data[0, 0] = float("nan")
+    assert_refused(lambda: cc.extract_graph(model, task), "weights must be finite", "unembed.W_U")

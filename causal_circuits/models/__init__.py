@@ -14,6 +14,7 @@ from transformer_lens import HookedTransformer
 from causal_circuits.models.build import (
     attention_block,
     check_head,
+    check_model,
     disentangled_transformer,
     live_heads,
     plant_circuit,
@@ -30,6 +31,7 @@ __all__ = [
     "Slot",
     "attention_block",
     "check_head",
+    "check_model",
     "disentangled_transformer",
     "has_layout",
     "layout_of",

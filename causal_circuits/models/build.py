@@ -14,7 +14,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from causal_circuits.graphs import has_query, n_ctx_of, parents_of, validate_graph
-from causal_circuits.models.layout import Layout, layout_of
+from causal_circuits.models.layout import Layout, has_layout, layout_of
 
 
 def disentangled_transformer(
@@ -198,6 +198,21 @@ def check_head(model: HookedTransformer, layer: int, head: int) -> None:
         raise ValueError(
             f"the model has no head {head} in layer {layer}: its heads (layer, head) are {live_heads(model)}"
         )
+
+
+def check_model(model: HookedTransformer, d_vocab: int, n_ctx: int) -> None:
+    """Raise a ValueError unless sequences of this kind fit the model and its weights are numbers."""
+    fits = n_ctx == model.cfg.n_ctx if has_layout(model) else n_ctx <= model.cfg.n_ctx
+    if d_vocab != model.cfg.d_vocab or not fits:
+        raise ValueError(
+            f"the model must take the sequences' (d_vocab, n_ctx) = {(d_vocab, n_ctx)}: "
+            f"it was built for {(model.cfg.d_vocab, model.cfg.n_ctx)}"
+        )
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ValueError(
+                f"the model's weights must be finite: {name} holds NaN or infinity; train or load it again"
+            )
 
 
 def _check_sizes(d_vocab: int, n_ctx: int, n_heads: Sequence[int]) -> None:

@@ -49,6 +49,26 @@ class Batch:
     def __getitem__(self, index: slice | Tensor) -> "Batch":
         return Batch(self.tokens[index], self.target_probs[index])
 
+    def check(self, d_vocab: int, n_ctx: int | None = None) -> None:
+        """Raise a ValueError unless tokens lie in the vocabulary and every target is a probability vector.
+
+        Args:
+            d_vocab: number of tokens.
+            n_ctx: length of the sequences; None takes any.
+        """
+        check_tokens(self.tokens, d_vocab, n_ctx)
+        if self.target_probs.shape != (len(self.tokens), d_vocab):
+            raise ValueError(
+                f"target_probs must be [batch, d_vocab] = {[len(self.tokens), d_vocab]}: "
+                f"got {list(self.target_probs.shape)}"
+            )
+        off = (self.target_probs.sum(dim=-1) - 1).abs().max()
+        if not off <= 1e-3 or self.target_probs.min() < 0:  # NaN is never <= anything
+            raise ValueError(
+                "target_probs must be probabilities, each row with sum 1: found NaN, a negative entry, or a sum off "
+                f"by {float(off):.3g}; divide by the row sums"
+            )
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
         """The same batch on another device; `dtype` applies to the probabilities."""
         return Batch(self.tokens.to(device), self.target_probs.to(device=device, dtype=dtype))
@@ -133,7 +153,7 @@ class InContextTask:
     @cached_property
     def alphas(self) -> dict[int, Float[np.ndarray, "row token"]]:
         """The Dirichlet parameters of the kernel of each in-degree, row by row."""
-        alpha = np.asarray(self.alpha, dtype=np.float64)
+        alpha = _numbers(self.alpha, "alpha")
         if not np.all(np.isfinite(alpha)) or not np.all(alpha > 0):
             raise ValueError(f"alpha must be positive and finite: got {self.alpha}; the paper uses 0.1")
         if alpha.min() < 1e-4 or alpha.max() > 1e6:
@@ -159,9 +179,7 @@ class InContextTask:
         given = self.kernels if isinstance(self.kernels, Mapping) else {1: self.kernels}
         if set(given) != set(self.in_degrees):
             raise ValueError(f"kernels must cover the graph's in-degrees {self.in_degrees}: got {tuple(given)}")
-        checked = {
-            k: _checked_kernel(np.asarray(kernel, dtype=np.float64), k, self.d_vocab) for k, kernel in given.items()
-        }
+        checked = {k: _checked_kernel(_numbers(kernel, "a kernel"), k, self.d_vocab) for k, kernel in given.items()}
         if len({len(kernel) for kernel in checked.values()}) > 1:
             raise ValueError("kernels of different in-degrees must be equally many: give one set of each")
         return checked
@@ -295,15 +313,7 @@ class InContextTask:
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Raise a ValueError unless `tokens` are integers [batch, n_ctx] within the vocabulary."""
-        if tokens.ndim != 2 or tokens.shape[1] != self.n_ctx or tokens.shape[0] == 0:
-            raise ValueError(
-                f"tokens must be [batch, n_ctx={self.n_ctx}] with a batch of 1 or more: got {list(tokens.shape)}"
-            )
-        if tokens.is_floating_point() or tokens.min() < 0 or tokens.max() >= self.d_vocab:
-            raise ValueError(
-                f"tokens must be integers in 0 .. {self.d_vocab - 1}: got {tokens.dtype} in "
-                f"[{tokens.min()}, {tokens.max()}]"
-            )
+        check_tokens(tokens, self.d_vocab, self.n_ctx)
 
     def bayes_predictor(self, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
         """The edge posterior: see `causal_circuits.tasks.predictors.edge_posterior`."""
@@ -321,6 +331,25 @@ class InContextTask:
         name = self.graph.graph.get("name", "graph")
         prior = "given kernels" if self.kernels is not None else f"alpha={self.alpha}"
         return f"InContextTask({name}, n_ctx={self.n_ctx}, d_vocab={self.d_vocab}, {prior})"
+
+
+def check_tokens(tokens: Tensor, d_vocab: int, n_ctx: int | None = None) -> None:
+    """Raise a ValueError unless `tokens` are integers in 0 .. d_vocab - 1, [batch, n_ctx], a batch of at least one."""
+    if tokens.ndim != 2 or tokens.shape[0] == 0 or n_ctx not in (None, tokens.shape[1]):
+        expected = "n_ctx" if n_ctx is None else f"n_ctx={n_ctx}"
+        raise ValueError(f"tokens must be [batch, {expected}] with a batch of 1 or more: got {list(tokens.shape)}")
+    if tokens.is_floating_point() or tokens.min() < 0 or tokens.max() >= d_vocab:
+        raise ValueError(
+            f"tokens must be integers in 0 .. {d_vocab - 1}: got {tokens.dtype} in [{tokens.min()}, {tokens.max()}]"
+        )
+
+
+def _numbers(values: object, what: str) -> np.ndarray:
+    """A float64 array, or a ValueError that says what was expected to be one."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} must be a number or an array of numbers: got {values!r}") from error
 
 
 def _checked_kernel(kernel: np.ndarray, n_parents: int, d_vocab: int) -> Float[np.ndarray, "kernel row token"]:
