@@ -1,6 +1,6 @@
-"""What `induction_head.py` and `causal_graph.py` share: train, recover the graph, detect the heads, prove, report.
+"""What `induction_head.py` and `causal_graph.py` share: check the arguments, do the job, write everything down.
 
-Not a script. `run` is the whole job in order; everything below it is how the results are written down.
+Not a script. The job itself is `findings.run`, the page is `report_page.write_page`.
 """
 
 import argparse
@@ -11,21 +11,17 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import networkx as nx
-import torch
 from command_line import BEGAN, OneLineParser
+from findings import Findings, run, share_of_gain
+from report_page import draw_figures, write_page
 
 import causal_circuits as cc
 from causal_circuits import figures
-
-N_TEST = 16_384
-N_PROOF = 1_024
-N_GRADIENT = 8_192
-BETA_0 = 0.1  # layer 2's scale in the reduced model whose first gradient is compared with theory, to first order in it
 
 
 def run_from_arguments(
@@ -62,102 +58,6 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"--out must be a folder that can be written to: {folder}: {error.strerror}") from error
-
-
-@dataclass
-class Findings:
-    """Everything that one run found out."""
-
-    task: cc.InContextTask
-    config: cc.TrainConfig
-    model: object
-    record: cc.TrainingRecord
-    references: cc.ReferenceLosses
-    test_loss: float
-    found: nx.DiGraph
-    recovery: cc.GraphRecovery
-    attention: torch.Tensor
-    heads: list[cc.HeadScores]
-    ablations: list[tuple[str, cc.AblationResult]]
-    knock_out: cc.KnockOut
-    information: cc.Information
-    first_gradient: torch.Tensor
-    examples: cc.Batch
-    seed: int
-    seconds: float = 0.0
-
-    @property
-    def parent_attention(self) -> list[float]:
-        """Mean attention on each true edge: the largest over the heads of layer 0."""
-        return [float(self.attention[0, :, child, parent].max()) for parent, child in self.context_edges]
-
-    @property
-    def context_edges(self) -> list[tuple[int, int]]:
-        """True edges inside the context."""
-        return sorted(cc.latent_edges(self.task.graph), key=lambda edge: edge[1])
-
-    @property
-    def effects(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Knock-out effects of true edges, and of all other causal entries outside the query's row."""
-        effect = self.knock_out.effect.amax(dim=0)
-        is_edge = cc.parent_mask(self.task)
-        causal = torch.ones_like(is_edge).tril()
-        causal[-1] = False
-        return effect[is_edge & causal], effect[causal & ~is_edge]
-
-    def auroc(self, children_only: bool = False) -> float:
-        """How well knock-out effects tell true edges from other entries."""
-        return cc.edge_auroc(self.knock_out.effect.amax(dim=0), self.task.graph, children_only=children_only)
-
-
-def run(task: cc.InContextTask, seed: int, steps: int, quiet: bool) -> Findings:
-    """Train, recover, detect, prove."""
-    say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
-    config = cc.TrainConfig(stages=cc.default_stages(steps), seed=seed)
-    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, n_heads=(1, 1))
-
-    say(f"{task!r}\n1/5  the gradient before training, and the information it should equal")
-    information = cc.predicted_gradient(task, seed=seed)
-    untrained = cc.warm_start(cc.reduced_transformer(task.d_vocab, task.n_ctx), BETA_0)
-    before = cc.take_snapshot(untrained, task.sample(N_GRADIENT, seed=(seed, 1)))
-
-    say(f"2/5  training, {config.steps} steps of {config.batch_size} sequences (a first run also compiles, ~10 s)")
-    record = cc.train(model, task, config, progress=False if quiet else None)
-
-    say("3/5  test loss and the lines to read it against")
-    test = task.sample(N_TEST, seed=(seed, 2))
-    test_loss = float(cc.evaluate(model, test).mean())
-    references = cc.reference_losses(task, test, seed=seed)
-
-    say("4/5  the graph in layer 1's attention, and what each head does")
-    found = cc.extract_graph(model, task, seed=seed + 1)
-    heads = cc.detect_induction_heads(model, task, seed=seed + 1)
-
-    say("5/5  the proof: ablate every head, cut every attention entry")
-    proof = task.sample(N_PROOF, seed=(seed, 3))
-    ablations = [
-        (f"L{layer}H{head}", cc.ablate_heads(model, proof, [(layer, head)], method, seed=seed))
-        for layer, head in cc.live_heads(model)
-        for method in cc.ABLATION_METHODS
-    ]
-    return Findings(
-        task=task,
-        config=config,
-        model=model,
-        record=record,
-        references=references,
-        test_loss=test_loss,
-        found=found,
-        recovery=cc.compare_graphs(task.graph, found),
-        attention=cc.mean_attention(model, test.tokens[:4096]),
-        heads=heads,
-        ablations=ablations,
-        knock_out=cc.knock_out_edges(model, proof),
-        information=information,
-        first_gradient=before.score_gradients[0, 0],
-        examples=test[:3],
-        seed=seed,
-    )
 
 
 def results(findings: Findings, arguments: argparse.Namespace, command: str) -> dict[str, object]:
@@ -210,12 +110,6 @@ def results(findings: Findings, arguments: argparse.Namespace, command: str) -> 
     }
 
 
-def share_of_gain(findings: Findings, result: cc.AblationResult) -> float:
-    """Loss increase over gain, gain = best unigram minus the model's test loss."""
-    gain = findings.references.best_unigram - findings.test_loss
-    return (result.loss - result.baseline_loss) / gain
-
-
 def versions() -> dict[str, str]:
     """Versions of everything that decides a number."""
     found = {"python": platform.python_version(), "causal_circuits": cc.__version__}
@@ -260,8 +154,6 @@ def mean(values: list[float]) -> float:
 
 def write(findings: Findings, arguments: argparse.Namespace, command: str) -> None:
     """Model, record, figures, report and, last, results.json."""
-    from report_page import draw_figures, write_page  # the page is long enough for a file of its own
-
     out: Path = arguments.out
     cc.save_model(findings.model, out / "model")
     findings.record.save(out / "record")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recover_and_prove import Findings, share_of_gain
+from findings import Findings, share_of_gain
 
 import causal_circuits as cc
 from causal_circuits import figures

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from assertions import unchecked_types
 
 import causal_circuits as cc
 
@@ -136,7 +137,7 @@ def causal_graph_script():
 
 def assert_refuses(script, flags, reason, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["causal_graph.py", *map(str, flags)])
-    with pytest.raises(SystemExit) as stopped:
+    with unchecked_types(), pytest.raises(SystemExit) as stopped:
         script.main()
     error = capsys.readouterr().err
     assert stopped.value.code == 2

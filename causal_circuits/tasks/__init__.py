@@ -1,5 +1,6 @@
 """In-context tasks drawn from a causal graph, and the predictors that a model is measured against."""
 
+from causal_circuits.tasks.batch import Batch
 from causal_circuits.tasks.predictors import (
     ExactBayes,
     ReferenceLosses,
@@ -10,7 +11,7 @@ from causal_circuits.tasks.predictors import (
     reference_losses,
     unigram,
 )
-from causal_circuits.tasks.task import Batch, InContextTask
+from causal_circuits.tasks.task import InContextTask
 
 __all__ = [
     "Batch",

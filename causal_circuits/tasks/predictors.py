@@ -19,7 +19,8 @@ from torch import Tensor
 
 from causal_circuits.graphs import parents_of
 from causal_circuits.tasks import kernels as _kernels
-from causal_circuits.tasks.task import Batch, InContextTask
+from causal_circuits.tasks.batch import Batch
+from causal_circuits.tasks.task import InContextTask
 
 
 def cross_entropy(

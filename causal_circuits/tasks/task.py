@@ -21,6 +21,7 @@ from torch import Tensor
 from causal_circuits.graphs import has_query, n_ctx_of, parents_of, validate_graph
 from causal_circuits.tasks import compiled as _compiled
 from causal_circuits.tasks import kernels as _kernels
+from causal_circuits.tasks.batch import Batch, check_tokens
 
 Roots = Literal["stationary", "uniform", "shared"]
 Seed = int | Sequence[int] | np.random.SeedSequence
@@ -29,49 +30,6 @@ Seed = int | Sequence[int] | np.random.SeedSequence
 # any number of threads, and a piece's arrays stay in the second-level cache.
 PIECE = 512
 MAX_KERNEL_ENTRIES = 2**28
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Sequences and what to predict after them.
-
-    Attributes:
-        tokens: int64 [batch, n_ctx].
-        target_probs: float32 [batch, d_vocab]; the law of the target given its parents' tokens.
-    """
-
-    tokens: Int[Tensor, "batch n_ctx"]
-    target_probs: Float[Tensor, "batch d_vocab"]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, index: slice | Tensor) -> "Batch":
-        return Batch(self.tokens[index], self.target_probs[index])
-
-    def check(self, d_vocab: int, n_ctx: int | None = None) -> None:
-        """Raise a ValueError unless tokens lie in the vocabulary and every target is a probability vector.
-
-        Args:
-            d_vocab: number of tokens.
-            n_ctx: length of the sequences; None takes any.
-        """
-        check_tokens(self.tokens, d_vocab, n_ctx)
-        if self.target_probs.shape != (len(self.tokens), d_vocab):
-            raise ValueError(
-                f"target_probs must be [batch, d_vocab] = {[len(self.tokens), d_vocab]}: "
-                f"got {list(self.target_probs.shape)}"
-            )
-        off = (self.target_probs.sum(dim=-1) - 1).abs().max()
-        if not off <= 1e-3 or self.target_probs.min() < 0:  # NaN is never <= anything
-            raise ValueError(
-                "target_probs must be probabilities, each row with sum 1: found NaN, a negative entry, or a sum off "
-                f"by {float(off):.3g}; divide by the row sums"
-            )
-
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
-        """The same batch on another device; `dtype` applies to the probabilities."""
-        return Batch(self.tokens.to(device), self.target_probs.to(device=device, dtype=dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,7 +275,7 @@ class InContextTask:
 
     def bayes_predictor(self, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
         """The edge posterior: see `causal_circuits.tasks.predictors.edge_posterior`."""
-        from causal_circuits.tasks.predictors import edge_posterior
+        from causal_circuits.tasks.predictors import edge_posterior  # predictors are about tasks, so they come later
 
         return edge_posterior(self, tokens)
 
@@ -331,17 +289,6 @@ class InContextTask:
         name = self.graph.graph.get("name", "graph")
         prior = "given kernels" if self.kernels is not None else f"alpha={self.alpha}"
         return f"InContextTask({name}, n_ctx={self.n_ctx}, d_vocab={self.d_vocab}, {prior})"
-
-
-def check_tokens(tokens: Tensor, d_vocab: int, n_ctx: int | None = None) -> None:
-    """Raise a ValueError unless `tokens` are integers in 0 .. d_vocab - 1, [batch, n_ctx], a batch of at least one."""
-    if tokens.ndim != 2 or tokens.shape[0] == 0 or n_ctx not in (None, tokens.shape[1]):
-        expected = "n_ctx" if n_ctx is None else f"n_ctx={n_ctx}"
-        raise ValueError(f"tokens must be [batch, {expected}] with a batch of 1 or more: got {list(tokens.shape)}")
-    if tokens.is_floating_point() or tokens.min() < 0 or tokens.max() >= d_vocab:
-        raise ValueError(
-            f"tokens must be integers in 0 .. {d_vocab - 1}: got {tokens.dtype} in [{tokens.min()}, {tokens.max()}]"
-        )
 
 
 def _numbers(values: object, what: str) -> np.ndarray:
