@@ -79,7 +79,7 @@ def write_page(findings: Findings, content: dict[str, Any], command: str, path: 
     """One self-contained page beside the folder of figures: the verdict, then the evidence."""
     figures.write_report(
         path,
-        title=f"Did this transformer learn the {findings.task.graph.graph.get('name', 'graph')}?",
+        title=f"Did this transformer learn the graph? ({findings.task.graph.graph.get('name', 'forest')})",
         verdict=verdict(findings),
         sections=sections(findings, path.parent / "figures", command),
         meta={
@@ -135,9 +135,10 @@ def sections(findings: Findings, folder: Path, command: str) -> list[figures.Sec
     """The evidence, picture by picture, with the figures saved in a folder."""
     f = findings
 
-    def section(title: str, sentence: str, *names: str, more: str = "") -> figures.Section:
-        shown = "".join(figures.figure_html(folder / name, alt=f"{title}: {sentence}") for name in names)
-        body = f'<div class="side-by-side">{shown}</div>{more}'
+    def section(title: str, sentence: str, *names: str, wide: str = "", more: str = "") -> figures.Section:
+        shown = [figures.figure_html(folder / name, alt=f"{title}: {sentence}") for name in (*names, wide) if name]
+        beside, below = (shown[:-1], shown[-1]) if wide else (shown, "")
+        body = f'<div class="side-by-side">{"".join(beside)}</div>{below}{more}'
         return figures.Section(title, sentence, body, command)
 
     return [
@@ -146,7 +147,7 @@ def sections(findings: Findings, folder: Path, command: str) -> list[figures.Sec
             f"Arcs run from parent to child: {len(f.context_edges) - len(f.recovery.missing)} of "
             f"{len(f.context_edges)} edges were found, {len(f.recovery.false)} false ones drawn; a position that "
             "attends somewhere without gaining information is a root.",
-            "graph",
+            wide="graph",
             more=figures.table_html(
                 edge_rows(f), caption="What attention proposed for each position, and what became of it"
             ),
@@ -162,7 +163,7 @@ def sections(findings: Findings, folder: Path, command: str) -> list[figures.Sec
             "Layer 1 attends from each position to its parent (outlined), on average over sequences; rows of roots and "
             "of the query answer to nothing.",
             "attention",
-            "film",
+            wide="film",
         ),
         section(
             "Attention on real sequences",
@@ -179,7 +180,7 @@ def sections(findings: Findings, folder: Path, command: str) -> list[figures.Sec
             "gradient",
             "gradient_matrix",
             "information_matrix",
-            "gradient_film",
+            wide="gradient_film",
         ),
         section(
             "What each head does",

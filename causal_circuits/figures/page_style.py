@@ -3,7 +3,7 @@
 PAGE_STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem 1.25rem 4rem; max-width: 62rem; background: #fff; color: #1a1a1a;
+body { margin: 0 auto; padding: 1rem 1.25rem 4rem; max-width: 66rem; background: #fff; color: #1a1a1a;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 1rem 0; }
 h2 { font-size: 1.25rem; line-height: 1.3; margin: 0 0 .5rem; }
@@ -23,7 +23,7 @@ nav li { padding: .15rem 0; }
 .shows { margin: 0 0 1rem; max-width: 46rem; }
 .figure, .scroll { overflow-x: auto; margin: 1rem 0; }
 .side-by-side { display: flex; flex-wrap: wrap; gap: 0 1.5rem; align-items: flex-start; }
-.side-by-side > * { max-width: 100%; }
+.side-by-side > .figure { flex: 1 1 30rem; max-width: 36rem; }
 .again { margin: 1rem 0 .25rem; font-size: .875rem; }
 pre { margin: 0; padding: .6rem .8rem; overflow-x: auto; background: #f3f3f3; border-radius: .3rem; }
 code { font: .875rem/1.4 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
