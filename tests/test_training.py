@@ -1,5 +1,8 @@
 """The training loop: what moves, what does not, and that every path gives the same weights."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from assertions import assert_close, assert_refused, hooks_of
@@ -343,3 +346,20 @@ def test_recipes_spend_the_steps_they_are_given() -> None:
     assert joint == cc.TrainConfig(
         stages=(cc.Stage(5, 0.2, None, "sgd", "linear", 0.5),), batch_size=3, warm_start=None, seed=8
     )
+
+
+def test_everything_works_without_numba() -> None:
+    program = (
+        "import sys; sys.modules['numba'] = None\n"
+        "import causal_circuits as cc\n"
+        "task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)\n"
+        "record = cc.train(cc.disentangled_transformer(3, 6), task, cc.TrainConfig.joint(3, batch_size=32))\n"
+        "print(record.path, task.sample(700, seed=4).tokens.sum().item(), record.losses.tolist())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    path, tokens, *losses = done.stdout.replace("[", "").replace("]", "").replace(",", "").split()
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    fused = cc.train(cc.disentangled_transformer(3, 6), task, cc.TrainConfig.joint(3, batch_size=32))
+    assert (path, fused.path) == ("structured", "fused")
+    assert int(tokens) == task.sample(700, seed=4).tokens.sum().item()
+    assert [float(loss) for loss in losses] == pytest.approx(fused.losses.tolist(), rel=1e-5)
