@@ -108,9 +108,18 @@ def run(task: cc.InContextTask, seed: int, steps: int, quiet: bool) -> Findings:
         knock_out=cc.knock_out_edges(model, proof),
         information=information,
         first_gradient=before.score_gradients[0, 0],
-        examples=test[:3],
+        examples=telling_examples(task, test[:512]),
         seed=seed,
     )
+
+
+def telling_examples(task: cc.InContextTask, batch: cc.Batch, n: int = 3) -> cc.Batch:
+    """The first sequences in which induction has something to find: two matches or more, most tokens in use."""
+    matches = cc.induction_mask(task, batch.tokens)[:, -1].sum(dim=1)
+    distinct = torch.tensor([len(set(tokens)) for tokens in batch.tokens.tolist()])
+    telling = (matches >= 2) & (distinct > task.d_vocab // 2)
+    order = torch.argsort(telling.int(), descending=True, stable=True)
+    return batch[order[:n]]
 
 
 def share_of_gain(findings: Findings, result: cc.AblationResult) -> float:

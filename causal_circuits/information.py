@@ -10,6 +10,7 @@ averaged over the prior. At the true parent both are the same number, and no oth
 the largest entry of a row of g is the parent (Nichani, Damian & Lee 2024, section 5).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import networkx as nx
@@ -121,7 +122,9 @@ def _chi_squared(joint: np.ndarray, law: np.ndarray) -> np.ndarray:
     return ((joint - independent) ** 2 / independent).sum(axis=(1, 2))
 
 
-def _average(task: InContextTask, n_kernels: int, seed: int, value) -> Information:  # type: ignore[no-untyped-def]
+def _average(
+    task: InContextTask, n_kernels: int, seed: int, value: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+) -> Information:
     """The mean and standard error over kernels of `value(joint[s', s], law, kernels)` for every pair of positions."""
     _check_forest(task)
     kernels, law = task.draw_kernels(n_kernels, np.random.default_rng(seed))

@@ -7,7 +7,7 @@ sequence by sequence with the untouched run.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -80,7 +80,7 @@ def ablate_heads(
     for start in range(0, len(batch), _CHUNK):
         piece, rows = batch[start : start + _CHUNK], slice(start, start + _CHUNK)
 
-        def overwrite(z: Tensor, hook, rows: slice = rows) -> Tensor:  # type: ignore[no-untyped-def]
+        def overwrite(z: Tensor, hook: Any, rows: slice = rows) -> Tensor:
             z = z.clone()
             for layer, head in heads:
                 if layer == hook.layer():

@@ -7,7 +7,7 @@ the softmax Jacobian, dS = P * (dP - sum(dP * P)): it does not need ``hook_attn_
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -185,13 +185,13 @@ def watch_attention(model: HookedTransformer) -> Iterator[_Watched]:
     """
     watched = _Watched()
 
-    def forward(layer: int):  # type: ignore[no-untyped-def]  # a hook's type is TransformerLens's
+    def forward(layer: int) -> Callable[[Tensor, object], None]:
         def keep(pattern: Tensor, hook: object) -> None:
             watched.patterns[layer] = pattern.detach()
 
         return keep
 
-    def backward(layer: int):  # type: ignore[no-untyped-def]
+    def backward(layer: int) -> Callable[[Tensor, object], None]:
         def keep(gradient: Tensor, hook: object) -> None:
             watched.pattern_gradients[layer] = gradient.detach()
 

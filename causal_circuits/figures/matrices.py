@@ -180,7 +180,8 @@ def _finish(ax: Axes, title: str, image: AxesImage, label: str) -> None:
         axis.set_major_locator(MaxNLocator(10, integer=True))
     outlined = [c for c in ax.collections if c.get_gid() == "true-edges"]
     if outlined and len(outlined[0].get_paths()):
-        handle = Rectangle((0, 0), 1, 1, facecolor="none", edgecolor=outlined[0].get_edgecolor()[0], linewidth=1.4)  # type: ignore[index]
+        colour = outlined[0].get_edgecolor()[0]  # type: ignore[index]  # an array, which matplotlib types as a colour
+        handle = Rectangle((0, 0), 1, 1, facecolor="none", edgecolor=colour, linewidth=1.4)
         ax.legend([handle], ["true edge"], loc="upper right", frameon=False)
     figure = ax.get_figure()
     if figure is not None:

@@ -102,7 +102,8 @@ def plot_gradient_and_information(
         (below & ~is_edge, {"marker": "o", "s": 14, "color": GREY, "alpha": 0.6, "linewidths": 0}, "other pairs"),
         (below & is_edge, {"marker": "s", "s": 30, "facecolor": "none", "edgecolor": TRUE_EDGE}, "true edges"),
     ):
-        ax.scatter(predicted[chosen], drawn[chosen], label=f"{name} ({int(chosen.sum())})", **style)  # type: ignore[arg-type]
+        label = f"{name} ({int(chosen.sum())})"
+        ax.scatter(predicted[chosen], drawn[chosen], label=label, **style)  # type: ignore[arg-type]  # keyword arguments
     ax.axhline(0, color=GREY, linewidth=0.6, zorder=0)
     ax.set_xlabel("predicted value (from mutual information, a pure number)")
     ax.set_ylabel("minus the gradient (nats per unit of attention score)")
@@ -197,7 +198,8 @@ def _set_loss_limits(ax: Axes, values: np.ndarray) -> None:
 def _label_levels(ax: Axes, levels: dict[str, float]) -> None:
     """Name and value of each level to the right of the axes, dodged, with a thin line to the level itself."""
     low, high = ax.get_ylim()
-    gap = 1.6 * SMALL / 72 * ax.get_figure(root=True).dpi / ax.get_window_extent().height  # type: ignore[union-attr]
+    dpi = ax.get_figure(root=True).dpi  # type: ignore[union-attr]  # axes in use have a figure
+    gap = 1.6 * SMALL / 72 * dpi / ax.get_window_extent().height
     places = dodge([(value - low) / (high - low) for value in levels.values()], gap, 0.0, 1.0)
     for (name, value), place in zip(levels.items(), places, strict=True):
         ax.annotate(

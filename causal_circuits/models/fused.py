@@ -109,9 +109,13 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count())
 
 
+# Sums may be reordered and fused; NaN and infinity keep their meaning, so that a loss that goes wrong is seen.
+_REORDERING = {"reassoc", "contract", "arcp", "nsz"}
+
+
 @cache
 def _kernel():  # type: ignore[no-untyped-def]  # numba's dispatcher has no useful static type
-    return numba.njit(nogil=True, fastmath=True, cache=True, error_model="numpy")(unwrap(_batch_gradient))
+    return numba.njit(nogil=True, fastmath=_REORDERING, cache=True, error_model="numpy")(unwrap(_batch_gradient))
 
 
 def _batch_gradient(tokens, targets, table, a2, w, n_tok):  # type: ignore[no-untyped-def]  # compiled by numba
