@@ -50,6 +50,11 @@ class Findings:
         return sorted(cc.latent_edges(self.task.graph), key=lambda edge: edge[1])
 
     @property
+    def n_recovered(self) -> int:
+        """True edges that were found."""
+        return len(self.context_edges) - len(self.recovery.missing)
+
+    @property
     def effects(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Knock-out effects of true edges, and of all other causal entries outside the query's row."""
         effect = self.knock_out.effect.amax(dim=0)
@@ -123,6 +128,6 @@ def telling_examples(task: cc.InContextTask, batch: cc.Batch, n: int = 3) -> cc.
 
 
 def share_of_gain(findings: Findings, result: cc.AblationResult) -> float:
-    """Loss increase over gain, gain = best unigram minus the model's test loss."""
+    """Loss increase over gain, gain = best unigram minus the model's test loss; NaN if the model gained nothing."""
     gain = findings.references.best_unigram - findings.test_loss
-    return (result.loss - result.baseline_loss) / gain
+    return result.share_of_gain_lost(result.baseline_loss + gain)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import fmean
 
 import networkx as nx
 from command_line import BEGAN, OneLineParser
@@ -74,10 +75,10 @@ def results(findings: Findings, arguments: argparse.Namespace, command: str) -> 
             "parents": cc.graph_parents(f.task.graph),
             "found_parents": cc.graph_parents(f.found),
             "edges": len(f.context_edges),
-            "recovered": len(f.context_edges) - len(f.recovery.missing),
+            "recovered": f.n_recovered,
             "exact": f.recovery.exact,
             "false_edges": len(f.recovery.false),
-            "mean_parent_attention": sum(f.parent_attention) / len(f.parent_attention),
+            "mean_parent_attention": fmean(f.parent_attention),
             "min_parent_attention": min(f.parent_attention),
             "candidates": [asdict(candidate) for candidate in f.found.graph["candidates"]],
         },
@@ -125,8 +126,8 @@ def table(findings: Findings, out: Path) -> str:
     """The short table that ends a run."""
     f, (on_edges, elsewhere) = findings, findings.effects
     lines = [
-        f"graph       {len(f.context_edges) - len(f.recovery.missing)} of {len(f.context_edges)} parents found, "
-        f"{len(f.recovery.false)} false edges; attention to the parent {mean(f.parent_attention):.3f} on average, "
+        f"graph       {f.n_recovered} of {len(f.context_edges)} parents found, "
+        f"{len(f.recovery.false)} false edges; attention to the parent {fmean(f.parent_attention):.3f} on average, "
         f"{min(f.parent_attention):.3f} at least",
         f"loss        {f.test_loss:.4f} = edge posterior {f.references.edge_posterior:.4f} "
         f"{f.test_loss - f.references.edge_posterior:+.4f} nats (best unigram {f.references.best_unigram:.4f})",
@@ -145,11 +146,6 @@ def table(findings: Findings, out: Path) -> str:
         f"look at     {out / 'report.html'}",
     ]
     return "\n".join(lines)
-
-
-def mean(values: list[float]) -> float:
-    """The arithmetic mean."""
-    return sum(values) / len(values)
 
 
 def write(findings: Findings, arguments: argparse.Namespace, command: str) -> None:

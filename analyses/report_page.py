@@ -98,7 +98,6 @@ def verdict(findings: Findings) -> list[figures.Check]:
     f, n_edges = findings, len(findings.context_edges)
     shares = {what: min(share_of_gain(f, r) for other, r in f.ablations if other == what) for what, _ in f.ablations}
     excess = f.test_loss - f.references.edge_posterior
-    found = n_edges - len(f.recovery.missing)
     copiers = [head for head in f.heads if head.role in ("previous-token", "parent")]
     inducers = [head for head in f.heads if head.role == "induction"]
     least = min(shares.values())
@@ -106,7 +105,7 @@ def verdict(findings: Findings) -> list[figures.Check]:
         figures.Check(
             f.recovery.exact,
             "The graph read out of layer 1's attention (L0 in TransformerLens's count) is the true one",
-            f"{found} of {n_edges} parents, {len(f.recovery.false)} false edges",
+            f"{f.n_recovered} of {n_edges} parents, {len(f.recovery.false)} false edges",
         ),
         figures.Check(
             excess <= 0.05,
@@ -144,7 +143,7 @@ def sections(findings: Findings, folder: Path, command: str) -> list[figures.Sec
     return [
         section(
             "The graph",
-            f"Arcs run from parent to child: {len(f.context_edges) - len(f.recovery.missing)} of "
+            f"Arcs run from parent to child: {f.n_recovered} of "
             f"{len(f.context_edges)} edges were found, {len(f.recovery.false)} false ones drawn; a position that "
             "attends somewhere without gaining information is a root.",
             wide="graph",

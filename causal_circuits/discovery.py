@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_circuits.graphs import attention_cells
 from causal_circuits.information import Information, estimate_gradient
 from causal_circuits.models import HookedTransformer, check_model, live_heads
 from causal_circuits.recording import watch_attention
@@ -211,9 +212,8 @@ def edge_auroc(score: Float[Tensor, "query_pos key_pos"], true: nx.DiGraph, *, c
     """
     n_ctx = len(score)
     is_edge = torch.zeros(n_ctx, n_ctx, dtype=torch.bool)
-    for parent, child in true.edges:
-        if child < n_ctx:
-            is_edge[child, parent] = True
+    for cell in attention_cells(true):
+        is_edge[cell] = True
     causal = torch.ones(n_ctx, n_ctx, dtype=torch.bool).tril()
     causal[-1] = False
     if children_only:

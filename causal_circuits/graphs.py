@@ -233,6 +233,21 @@ def latent_edges(graph: nx.DiGraph) -> set[tuple[int, int]]:
     return edges
 
 
+def attention_cells(graph: nx.DiGraph) -> list[tuple[int, int]]:
+    """The (query, key) = (child, parent) cells of the true edges in an [n_ctx, n_ctx] matrix, row by row.
+
+    The given edge query -> target has no cell. In a graph without a query the last row is the one that the
+    prediction is read from: it stands for the target's parents, which layer 0 must copy there, so that the parents of
+    the last position itself cannot be.
+
+    >>> attention_cells(chain_graph(4)), attention_cells(ngram_graph(3, order=2))
+    ([(1, 0), (2, 1)], [(2, 1), (2, 2)])
+    """
+    last = n_ctx_of(graph) - 1
+    cells = [(child, parent) for child in range(last) for parent in parents_of(graph, child)]
+    return cells if has_query(graph) else cells + [(last, parent) for parent in parents_of(graph, last + 1)]
+
+
 @dataclass(frozen=True)
 class GraphRecovery:
     """How a found graph compares with the true one, over the edges that had to be learned.

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from causal_circuits.graphs import parents_of
+from causal_circuits.graphs import attention_cells, parents_of
 from causal_circuits.models import HookedTransformer, check_model, live_heads
 from causal_circuits.tasks import InContextTask
 
@@ -111,19 +111,15 @@ def _role(task: InContextTask, parent_score: float, induction_score: float, is_r
 
 
 def parent_mask(task: InContextTask) -> Bool[Tensor, "n_ctx n_ctx"]:
-    """True at (child, parent) for every edge inside the context; without a query the last row is the target's.
-
-    (Layer 0 must copy the target's parents to the last position, whose own parents can then not be copied there.)
+    """True at the cells where attention to parents belongs: see `graphs.attention_cells`.
 
     >>> from causal_circuits import chain_graph
     >>> parent_mask(InContextTask(chain_graph(4), d_vocab=2)).nonzero().tolist()
     [[1, 0], [2, 1]]
     """
     mask = torch.zeros(task.n_ctx, task.n_ctx, dtype=torch.bool)
-    for child in range(task.n_ctx - 1):
-        mask[child, list(parents_of(task.graph, child))] = True
-    if not task.has_query:
-        mask[-1, list(task.target_parents)] = True
+    for cell in attention_cells(task.graph):
+        mask[cell] = True
     return mask
 
 

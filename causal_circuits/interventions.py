@@ -99,6 +99,11 @@ def _ablation_source(
     model: HookedTransformer, tokens: Tensor, names: Sequence[str], method: AblationMethod, seed: int
 ) -> dict[str, Float[Tensor, "batch pos head_index d_head"]]:
     """What to write in place of z: zeros, the batch mean (both with one row), or another sequence's z."""
+    if method == "zero":
+        return {
+            name: torch.zeros(1, 1, model.cfg.n_heads, 1, dtype=model.W_U.dtype, device=model.W_U.device)
+            for name in names
+        }
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
     for start in range(0, len(tokens), _CHUNK):
         _, cache = model.run_with_cache(tokens[start : start + _CHUNK], names_filter=list(names))
@@ -110,8 +115,10 @@ def _ablation_source(
         donor = torch.empty_like(order)
         donor[order] = order.roll(1)  # a cycle through the batch: nobody is their own donor
         return {name: torch.cat(pieces)[donor] for name, pieces in kept.items()}
-    mean = {name: torch.cat(pieces).sum(dim=0, keepdim=True) / len(tokens) for name, pieces in kept.items()}
-    return {name: (torch.zeros_like(z) if method == "zero" else z).to(model.W_U.dtype) for name, z in mean.items()}
+    return {
+        name: (torch.cat(pieces).sum(dim=0, keepdim=True) / len(tokens)).to(model.W_U.dtype)
+        for name, pieces in kept.items()
+    }
 
 
 @dataclass(frozen=True)

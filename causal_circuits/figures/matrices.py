@@ -20,8 +20,8 @@ from causal_circuits.figures.style import (
     check_square,
     new_axes,
     to_numpy,
-    true_cells,
 )
+from causal_circuits.graphs import attention_cells
 from causal_circuits.recording import TrainingRecord
 
 SEQUENTIAL, DIVERGING = "Blues", "RdBu_r"
@@ -31,7 +31,7 @@ _FRAME_INCHES = 2.05
 def plot_attention_and_graph(
     attention: Matrix, graph: nx.DiGraph, ax: Axes | None = None, title: str = "Attention and the true graph"
 ) -> Axes:
-    """One heat map cell for each attention weight, one open square for each true edge (`true_cells`).
+    """One heat map cell for each attention weight, one open square for each true edge (`attention_cells`).
 
     Args:
         attention: [query_pos, key_pos], weights in 0 .. 1; nothing is drawn above the diagonal.
@@ -162,7 +162,7 @@ def _heat_map(ax: Axes, values: np.ndarray, lower: float, upper: float, colours:
 
 def _outline_true_edges(ax: Axes, graph: nx.DiGraph, colour: str, thin: float = 1.0) -> None:
     """One open square a true edge, with a white rim so that it shows on any cell."""
-    cells = true_cells(graph)
+    cells = attention_cells(graph)
     squares = [Rectangle((key - 0.5, query - 0.5), 1.0, 1.0) for query, key in cells]
     width = thin * float(np.clip(30 / max(graph.number_of_nodes(), 1), 0.5, 1.6))
     outlines = PatchCollection(squares, facecolor="none", edgecolor=colour, linewidth=width, zorder=3)

@@ -26,8 +26,8 @@ from causal_circuits.figures.style import (
     check_square,
     new_axes,
     to_numpy,
-    true_cells,
 )
+from causal_circuits.graphs import attention_cells
 from causal_circuits.heads import HeadScores
 from causal_circuits.recording import TrainingRecord
 
@@ -95,7 +95,7 @@ def plot_gradient_and_information(
     for matrix in (drawn, predicted):
         check_square(matrix, graph)
     is_edge = np.zeros_like(drawn, dtype=bool)
-    for query, key in true_cells(graph):
+    for query, key in attention_cells(graph):
         is_edge[query, key] = True
     below = np.tril(np.ones_like(is_edge), -1)
     for chosen, style, name in (

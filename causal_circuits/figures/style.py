@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from causal_circuits.graphs import has_query, n_ctx_of, parents_of
+from causal_circuits.graphs import n_ctx_of
 
 BLACK, GREY = "#000000", "#6E6E6E"
 ORANGE, SKY, GREEN, BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
@@ -44,21 +44,6 @@ def figure_of(figure_or_axes: Figure | Axes) -> Figure:
 def to_numpy(values: Tensor | np.ndarray) -> Float[np.ndarray, "..."]:
     """The same numbers as a float64 array."""
     return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
-
-
-def true_cells(graph: nx.DiGraph) -> list[tuple[int, int]]:
-    """The (query, key) = (child, parent) cells of the true edges in an [n_ctx, n_ctx] matrix, row by row.
-
-    The given edge query -> target has no cell. In a graph without a query the last row is the one that the
-    prediction is read from, so it shows the target's parents (as in `heads.parent_mask`).
-
-    >>> from causal_circuits.graphs import chain_graph, ngram_graph
-    >>> true_cells(chain_graph(4)), true_cells(ngram_graph(3, order=2))
-    ([(1, 0), (2, 1)], [(2, 1), (2, 2)])
-    """
-    last = n_ctx_of(graph) - 1
-    cells = [(child, parent) for child in range(last) for parent in parents_of(graph, child)]
-    return cells if has_query(graph) else cells + [(last, parent) for parent in parents_of(graph, last + 1)]
 
 
 def check_square(matrix: np.ndarray, graph: nx.DiGraph | None = None) -> None:

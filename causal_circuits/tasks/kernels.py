@@ -8,7 +8,7 @@ the gammas behind a Dirichlet draw underflow unless they are taken in log space.
 import numpy as np
 from jaxtyping import Float, Int
 
-# Below this concentration a float64 gamma can underflow to zero often enough to matter (P ~ tiny ** alpha).
+# Below this concentration a float32 gamma underflows often enough to matter (P is about 1e-38 ** alpha an entry).
 LOG_SPACE_BELOW = 0.09
 
 

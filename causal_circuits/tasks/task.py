@@ -29,7 +29,7 @@ Seed = int | Sequence[int] | np.random.SeedSequence
 # Sequences are drawn in pieces of this many, each with its own random stream: the result is the same for
 # any number of threads, and a piece's arrays stay in the second-level cache.
 PIECE = 512
-MAX_KERNEL_ENTRIES = 2**28
+MAX_KERNEL_ENTRIES = 2**22  # of one kernel
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +73,10 @@ class InContextTask:
         if self.root_law == "stationary" and max(self.in_degrees, default=1) > 1:
             raise ValueError("roots='stationary' needs at most one parent a position: use 'uniform' or 'shared'")
         for in_degree in self.in_degrees:
-            if self.d_vocab ** (in_degree + 1) > MAX_KERNEL_ENTRIES // 64:
+            if self.d_vocab ** (in_degree + 1) > MAX_KERNEL_ENTRIES:
                 raise ValueError(
                     f"a kernel with {in_degree} parents over {self.d_vocab} tokens has d_vocab ** (n_parents + 1) = "
-                    f"{self.d_vocab ** (in_degree + 1):,} entries; the limit is {MAX_KERNEL_ENTRIES // 64:,}: "
+                    f"{self.d_vocab ** (in_degree + 1):,} entries; the limit is {MAX_KERNEL_ENTRIES:,}: "
                     "use fewer parents or tokens"
                 )
         _ = self.alphas, self.given_kernels, self.given_laws  # validated where they are made
