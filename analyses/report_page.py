@@ -18,6 +18,8 @@ def draw_figures(findings: Findings) -> dict[str, Any]:
     f, graph = findings, findings.task.graph
     predicted = cc.score_gradient_of(f.information.value)
     adjacency = cc.parent_mask(f.task).float()
+    effect = f.knock_out.effect[0].clone()
+    effect[-1] = float("nan")  # the query's row has no parent, and its effects would drown the others' colours
     return {
         "loss": figures.plot_loss(f.record, reference_lines(f), test_loss=f.test_loss),
         "graph": figures.plot_graph_comparison(graph, f.found),
@@ -47,7 +49,7 @@ def draw_figures(findings: Findings) -> dict[str, Any]:
         "ablation": figures.plot_ablation([(what, r.method, share_of_gain(f, r)) for what, r in f.ablations]),
         "adjacency": figures.plot_matrix(adjacency, graph, title="The true graph", label="1 at an edge"),
         "knock_out": figures.plot_matrix(
-            f.knock_out.effect[0],
+            effect,
             graph,
             title="Loss when one entry is cut",
             label="nats above the whole model",
@@ -199,7 +201,7 @@ def sections(findings: Findings, folder: Path, command: str) -> list[figures.Sec
             "What breaks when an edge is cut",
             f"Cutting one attention entry at a time, true edges (outlined) are told from all others with AUROC "
             f"{f.auroc():.3f}; in the rows of roots the model may use an entry that is no edge, because a root's token "
-            "tells about the kernel too.",
+            "tells about the kernel too. The query's row, which has no parent, is left blank.",
             "knock_out",
             "adjacency",
         ),

@@ -231,4 +231,11 @@ def _grouped_bars(ax: Axes, groups: Sequence[str], series: dict[str, list[float]
     ax.set_ylim(low - (0.12 if low < 0 else 0.0) * (high - low), high + 0.3 * (high - low))
     ax.axhline(0, color=BLACK, linewidth=0.8)
     ax.set_xticks(centres, groups)
-    ax.legend(loc="upper center", ncols=min(len(series), 4), frameon=False, fontsize=SMALL)
+    ax.legend(
+        loc="upper center",
+        ncols=min(len(series), 4),
+        frameon=False,
+        columnspacing=1.0,
+        handlelength=1.2,
+        fontsize=SMALL,
+    )
