@@ -88,7 +88,7 @@ def test_resampling_follows_its_seed_and_global_randomness_is_left_alone() -> No
 def test_ablation_in_several_pieces_is_ablation_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch, _ = case((2, 1), n=23)
     whole = {method: cc.ablate_heads(model, batch, [(0, 1), (1, 0)], method) for method in cc.ABLATION_METHODS}
-    monkeypatch.setattr("causal_circuits.interventions._CHUNK", 5)
+    monkeypatch.setattr("causal_circuits.interventions.ablation.CHUNK", 5)
     for method, expected in whole.items():
         found = cc.ablate_heads(model, batch, [(0, 1), (1, 0)], method)
         assert found.loss == pytest.approx(expected.loss, rel=1e-6)

@@ -12,13 +12,13 @@ Two questions, answered by two kinds of evidence:
 """
 
 from dataclasses import dataclass
-from math import erfc, sqrt
 
 import networkx as nx
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_circuits.discovery.testing import holm, upper_tail
 from causal_circuits.graphs import attention_cells
 from causal_circuits.information import Information, estimate_gradient
 from causal_circuits.models import HookedTransformer, check_model, live_heads
@@ -161,7 +161,7 @@ def _judge(
     else:
         information = [float(gradient.value[child, parent]) for parent, child, *_ in proposals]
         errors = [float(gradient.standard_error[child, parent]) for parent, child, *_ in proposals]
-        p_values = holm([_upper_tail(g / e) if e > 0 else 1.0 for g, e in zip(information, errors, strict=True)])
+        p_values = holm([upper_tail(g / e) if e > 0 else 1.0 for g, e in zip(information, errors, strict=True)])
     largest = max((g for g in information if g == g), default=float("nan"))
     candidates = []
     for (parent, child, head, weight, margin), g, p in zip(proposals, information, p_values, strict=True):
@@ -178,25 +178,6 @@ def _judge(
             accepted, reason = True, f"attention {weight:.2f}, {share:.0%} of the best edge's information"
         candidates.append(CandidateEdge(parent, child, head, weight, margin, g, share, p, accepted, reason))
     return candidates
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """Holm's step-down correction: family-wise adjusted p-values, in the order given.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    adjusted, running = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = running
-    return adjusted
-
-
-def _upper_tail(z: float) -> float:
-    """P(N(0, 1) > z)."""
-    return 0.5 * erfc(z / sqrt(2))
 
 
 def edge_auroc(score: Float[Tensor, "query_pos key_pos"], true: nx.DiGraph, *, children_only: bool = False) -> float:

@@ -1,0 +1,6 @@
+"""Read causal graphs back out: from layer-1 attention, with a confidence for each edge."""
+
+from causal_circuits.discovery.attention import CandidateEdge, edge_auroc, extract_graph, mean_attention
+from causal_circuits.discovery.testing import holm
+
+__all__ = ["CandidateEdge", "edge_auroc", "extract_graph", "holm", "mean_attention"]
