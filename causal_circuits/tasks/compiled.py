@@ -1,95 +1,220 @@
-"""The sampler's inner loop, compiled by numba: gammas and uniform numbers in, tokens out, one sequence after another.
+# mypy: ignore-errors
+# (numba types the kernels; to mypy the operators of a compiled vector mean nothing)
+"""The sampler, compiled: random numbers, kernels, stationary laws and tokens of a batch, one sequence after another.
 
-It computes what `kernels.py` computes a batch at a time, from the same random numbers, so a seed gives the same
-sequences with and without numba. It holds no lock of the interpreter, so batches can be drawn beside training.
+Every number of a sequence is a function of the seed's key, the sequence's place in its batch, and what it is for
+(`simd.philox`), so a batch is the same for any number of threads, and a longer batch begins with the shorter one.
+`draws.py` makes the same draws in numpy, for machines without numba; this file needs it.
 """
 
 from functools import cache
 from inspect import unwrap  # numba compiles the function itself, not a run-time type check around it
 
+import numba
 import numpy as np
-from jaxtyping import Float, Int
 
-try:
-    import numba
-except ImportError:  # the extra "fast" is not installed
-    numba = None
+from causal_circuits.simd.philox import random_vectors, uniform
+from causal_circuits.simd.vectors import (
+    LANES,
+    any_less,
+    choose_less,
+    count_less,
+    count_up,
+    exp,
+    fma,
+    gather,
+    inlined,
+    keep_first,
+    larger,
+    largest_of,
+    load,
+    log,
+    repeat,
+    root,
+    splat,
+    store,
+    sum_of,
+)
+from causal_circuits.tasks.draws import FOR_GAMMAS, FOR_TOKENS, SINE, SPARE, TINY
 
 
-def available() -> bool:
-    """Whether numba is installed."""
-    return numba is not None
+@inlined
+def propose(entry, attempt, sequence, purpose, key, d, c):
+    """One attempt at Gamma(d + 1/3) / d, lane by lane: 3 log(1 + c x), 1 where it is kept, and a number for the power."""
+    w0, w1, w2, w3 = random_vectors(entry, repeat(attempt), repeat(sequence), repeat(purpose), key[0], key[1])
+    turn = uniform(w1) - 0.5
+    square = turn * turn
+    sine = splat(SINE[5])
+    for power in range(4, -1, -1):
+        sine = fma(sine, square, splat(SINE[power]))
+    x = root(log(uniform(w0)) * -2.0) * (sine * turn)
+    base = fma(c, x, splat(1.0))
+    inside = choose_less(0.0, base, base, splat(1.0))
+    log_v = log(inside) * 3.0
+    bound = fma(d, (log_v - inside * inside * inside) + 1.0, x * x * 0.5)
+    kept = choose_less(log(uniform(w2)), bound, splat(1.0), splat(0.0))
+    return log_v, choose_less(0.0, base, kept, splat(0.0)), w3
 
 
-def sample_forest(
-    gammas: Float[np.ndarray, "batch row token"],
-    uniforms: Float[np.ndarray, "batch n_ctx"],
-    queries: Int[np.ndarray, " batch"],
-    parents: Int[np.ndarray, " n_ctx"],
-    target_parent: int,
-) -> tuple[Int[np.ndarray, "batch n_ctx"], Float[np.ndarray, "batch token"]]:
-    """Tokens and target rows for kernels whose rows are the gammas, normalised in place; roots ~ stationary law.
+@inlined
+def log_gammas(constants, n, sequence, purpose, key, out, pending):
+    """Logs of Gamma(alpha[e]) draws, e < n: see `draws.log_gammas` for the method. `pending` is scratch, int32."""
+    n_pending = 0
+    for at in range(0, n, LANES):
+        log_v, kept, word = propose(
+            count_up() + at, 0, sequence, purpose, key, load(constants[1], at), load(constants[2], at)
+        )
+        power = fma(log(uniform(word)), load(constants[3], at), load(constants[4], at))
+        store(out, at, power + log_v)
+        if any_less(kept, 0.5):
+            store(out, n + LANES, power)
+            store(out, n + 2 * LANES, kept)
+            for lane in range(min(LANES, n - at)):
+                if out[n + 2 * LANES + lane] < 0.5:
+                    out[at + lane] = out[n + LANES + lane]
+                    pending[n_pending] = at + lane
+                    n_pending += 1
+    attempt = 0
+    while n_pending > 0:
+        attempt += 1
+        n_left = 0
+        for at in range(0, n_pending, LANES):
+            entry = load(pending, at)
+            log_v, kept, _ = propose(
+                entry, attempt, sequence, purpose, key, gather(constants[1], 0, entry), gather(constants[2], 0, entry)
+            )
+            store(out, n + LANES, log_v)
+            store(out, n + 2 * LANES, kept)
+            for lane in range(min(LANES, n_pending - at)):
+                e = pending[at + lane]
+                if out[n + 2 * LANES + lane] < 0.5:
+                    pending[n_left] = e
+                    n_left += 1
+                else:
+                    out[e] += out[n + LANES + lane]
+        n_pending = n_left
 
-    Args:
-        gammas: float32, every row with a positive sum.
-        uniforms: float32, one a position.
-        queries: the token of the last position where ``parents`` says -2.
-        parents: of each position; -1 for a root, -2 for the query.
-        target_parent: the position that names the target's row.
-    """
-    tokens = np.empty(uniforms.shape, dtype=np.int64)
-    targets = np.empty((len(gammas), gammas.shape[1]), dtype=np.float32)
-    _kernel()(gammas, uniforms, queries, parents, target_parent, tokens, targets)
-    return tokens, targets
+
+@inlined
+def normalize_row(logs, at, n_tok, kernel, cumulative, to):
+    """A row of probabilities from log gammas, none of them zero, and its cumulative law, infinite from where it is 1."""
+    top = splat(-np.inf)
+    for v in range(0, n_tok, LANES):
+        top = larger(keep_first(load(logs, at + v), n_tok - v, -np.inf), top)
+    largest, total = largest_of(top), splat(0.0)
+    for v in range(0, n_tok, LANES):
+        value = keep_first(exp(load(logs, at + v) - largest) + TINY, n_tok - v, 0.0)
+        store(kernel, to + v, value)
+        total = total + value
+    z = np.float32(1.0) / sum_of(total)
+    for v in range(0, n_tok, LANES):
+        store(kernel, to + v, load(kernel, to + v) * z)
+    accumulate(kernel, to, n_tok, cumulative, to)
+
+
+@inlined
+def accumulate(law, at, n_tok, cumulative, to):
+    """Running sums of a law, infinite from where they reach the last: rounding leaves no draw without a token."""
+    running = np.float32(0.0)
+    for t in range(n_tok):
+        running += law[at + t]
+        cumulative[to + t] = running
+    for v in range(0, n_tok, LANES):
+        value = keep_first(load(cumulative, to + v), n_tok - v, np.inf)
+        store(cumulative, to + v, choose_less(value, running, value, splat(np.inf)))
+
+
+@inlined
+def stationary_law(kernel, n_tok, wide, work, law):
+    """Grassmann, Taksar & Heyman (1985), in float64: see `kernels.stationary_law`."""
+    for s in range(n_tok):
+        for t in range(n_tok):
+            work[s, t] = kernel[s * wide + t]
+    for k in range(n_tok - 1, 0, -1):
+        leaving = 0.0
+        for t in range(k):
+            leaving += work[k, t]
+        leaving = 1.0 / leaving
+        for s in range(k):
+            factor = work[s, k] * leaving
+            work[s, k] = factor
+            for t in range(k):
+                work[s, t] += factor * work[k, t]
+    work[0, 0] = 1.0  # from here on the diagonal holds the law
+    mass = 1.0
+    for k in range(1, n_tok):
+        value = 0.0
+        for s in range(k):
+            value += work[s, s] * work[s, k]
+        work[k, k] = value
+        mass += value
+    for t in range(n_tok):
+        law[t] = work[t, t] / mass
+
+
+@inlined
+def find(cumulative, at, n_tok, number):
+    """How many entries of a cumulative row are not above the number: the token it stands for."""
+    below = 0
+    for v in range(0, n_tok, LANES):
+        below += LANES - count_less(number, load(cumulative, at + v))
+    return below
 
 
 @cache
-def _kernel():  # type: ignore[no-untyped-def]  # numba's dispatcher has no useful static type
+def sampler():  # numba's dispatcher has no useful static type
+    """The compiled `_sample`."""
     return numba.njit(nogil=True, cache=True, error_model="numpy")(unwrap(_sample))
 
 
-def _sample(gammas, uniforms, queries, parents, target_parent, tokens, targets):  # type: ignore[no-untyped-def]
-    n_batch, n_states, _ = gammas.shape
-    work, cumulative = np.empty((n_states, n_states), np.float64), np.empty((n_states, n_states), np.float32)
-    law, root_cumulative = np.empty(n_states, np.float64), np.empty(n_states, np.float32)
-    for b in range(n_batch):
-        kernel = gammas[b]
-        for s in range(n_states):
-            total = np.float32(0.0)
-            for t in range(n_states):
-                total += kernel[s, t]
-            running = np.float32(0.0)
-            for t in range(n_states):
-                kernel[s, t] /= total
-                running += kernel[s, t]
-                cumulative[s, t] = running
-                work[s, t] = kernel[s, t]
-        for k in range(n_states - 1, 0, -1):  # Grassmann, Taksar & Heyman: see kernels.stationary_law
-            leaving = 0.0
-            for t in range(k):
-                leaving += work[k, t]
-            for s in range(k):
-                work[s, k] /= leaving
-                for t in range(k):
-                    work[s, t] += work[s, k] * work[k, t]
-        law[0] = 1.0
-        mass = 1.0
-        for k in range(1, n_states):
-            law[k] = 0.0
-            for s in range(k):
-                law[k] += law[s] * work[s, k]
-            mass += law[k]
-        running = np.float32(0.0)
-        for t in range(n_states):
-            running += np.float32(law[t] / mass)
-            root_cumulative[t] = running
-        for i in range(len(parents)):
-            if parents[i] == -2:
-                tokens[b, i] = queries[b]
-                continue
-            row = root_cumulative if parents[i] == -1 else cumulative[tokens[b, parents[i]]]
-            token = 0
-            while token < n_states - 1 and uniforms[b, i] >= row[token] and row[token] < row[n_states - 1]:
-                token += 1
-            tokens[b, i] = token
-        targets[b] = kernel[tokens[b, target_parent]]
+def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens, targets):
+    """Fill tokens [n, n_ctx] and targets [n, d_vocab] with sequences start, start + 1, ... of a stream.
+
+    Args:
+        alpha: rows alpha, d, c, 1 / alpha, log d of `draws.gamma_constants`; one column an entry of all kernels together.
+        first_row: [n_parents] -> first row of that in-degree's kernel among all rows.
+        parents, degrees: of every position, and last of the target; degree -1 is the query.
+        n_roots_law: 0 uniform roots, 1 the stationary law of the one-parent kernel, 2 a Dirichlet draw: the last row.
+        key: two 32-bit words.
+    """
+    n_tok, n_ctx = targets.shape[1], tokens.shape[1]
+    wide = (n_tok + LANES - 1) // LANES * LANES
+    n_entries = alpha.shape[1] - SPARE
+    n_rows = n_entries // n_tok
+    logs, pending = np.zeros(n_entries + 3 * LANES, np.float32), np.zeros(n_entries + LANES, np.int32)
+    kernel, cumulative = np.zeros((n_rows + 1) * wide, np.float32), np.zeros((n_rows + 2) * wide, np.float32)
+    work, law = np.empty((n_tok, n_tok), np.float64), np.zeros(n_tok, np.float32)
+    numbers = np.zeros(n_ctx + LANES, np.float32)
+    root_row, last = n_rows - 1 if n_roots_law == 2 else n_rows, n_ctx - 1
+    for t in range(n_tok):
+        law[t] = np.float32(1.0 / n_tok)
+    accumulate(law, 0, n_tok, cumulative, n_rows * wide)
+    for b in range(len(tokens)):
+        sequence, high = start + b, (start + b) >> 32
+        log_gammas(alpha, n_entries, sequence, FOR_GAMMAS + 256 * high, key, logs, pending)
+        for row in range(n_rows):
+            normalize_row(logs, row * n_tok, n_tok, kernel, cumulative, row * wide)
+        if n_roots_law == 1:
+            stationary_law(kernel, n_tok, wide, work, law)
+            accumulate(law, 0, n_tok, cumulative, n_rows * wide)
+        query = 0
+        for at in range(0, n_ctx, LANES):
+            w0, w1, _, _ = random_vectors(
+                count_up() + at, repeat(0), repeat(sequence), repeat(FOR_TOKENS + 256 * high), key[0], key[1]
+            )
+            store(numbers, at, uniform(w1))
+            if at + LANES >= n_ctx:
+                query = min(int(numbers[last] * n_tok), n_tok - 1)
+            store(numbers, at, uniform(w0))
+        for i in range(n_ctx + 1):
+            row, n_parents = 0, degrees[i]
+            for k in range(n_parents):
+                row = row * n_tok + tokens[b, parents[i, k]]
+            row = root_row if n_parents == 0 else first_row[n_parents] + row
+            if i == n_ctx:
+                for t in range(n_tok):
+                    targets[b, t] = kernel[row * wide + t]
+            elif n_parents < 0:
+                tokens[b, i] = query
+            else:
+                tokens[b, i] = find(cumulative, row * wide, n_tok, numbers[i])

@@ -6,10 +6,10 @@ model that predicts well has to find, in context, transitions that match the tar
 that it must know which position is whose parent (Nichani, Damian & Lee 2024, tasks 1 and 2).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import networkx as nx
@@ -18,16 +18,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_circuits import simd
 from causal_circuits.graphs import has_query, n_ctx_of, parents_of, validate_graph
-from causal_circuits.tasks import compiled as _compiled
+from causal_circuits.tasks import draws as _draws
 from causal_circuits.tasks import kernels as _kernels
 from causal_circuits.tasks.batch import Batch, check_tokens
 
 Roots = Literal["stationary", "uniform", "shared"]
 Seed = int | Sequence[int] | np.random.SeedSequence
 
-# Sequences are drawn in pieces of this many, each with its own random stream: the result is the same for
-# any number of threads, and a piece's arrays stay in the second-level cache.
+# Sequences are drawn in pieces of this many: the result is the same for any number of threads, and a piece's arrays
+# stay in the second-level cache.
 PIECE = 512
 MAX_KERNEL_ENTRIES = 2**22  # of one kernel
 
@@ -155,23 +156,30 @@ class InContextTask:
         Args:
             n: number of sequences, at least 1.
             seed: an integer or a sequence of integers (such as ``(run_seed, step)``).
-            n_threads: pieces of 512 sequences drawn side by side.
+            n_threads: parts of a large batch drawn side by side.
         """
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
             raise ValueError(f"the number of sequences must be a positive integer: got {n!r}")
-        sizes = [PIECE] * (n // PIECE) + ([n % PIECE] if n % PIECE else [])
         try:
             sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
         except (TypeError, ValueError) as error:
             raise ValueError(f"seed must be a non-negative integer or a sequence of them: got {seed!r}") from error
-        generators = [np.random.Generator(np.random.SFC64(child)) for child in sequence.spawn(len(sizes))]
-        if len(sizes) == 1 or n_threads <= 1:
-            pieces = [self._sample_piece(size, generator) for size, generator in zip(sizes, generators, strict=True)]
+        tokens = np.empty((n, self.n_ctx), dtype=np.int64)
+        target_probs = np.empty((n, self.d_vocab), dtype=np.float32)
+        if self.counts:
+            draw: Callable[[slice], None] = partial(
+                self._fill_by_counting, _draws.key_of(sequence), tokens, target_probs
+            )
+        else:
+            streams = sequence.spawn(-(-n // PIECE))
+            draw = partial(self._fill_from_streams, streams, tokens, target_probs)
+        pieces = [slice(start, min(start + PIECE, n)) for start in range(0, n, PIECE)]
+        if len(pieces) <= 2 or n_threads <= 1:
+            for piece in pieces:
+                draw(piece)
         else:
             with ThreadPoolExecutor(n_threads) as pool:
-                pieces = list(pool.map(self._sample_piece, sizes, generators))
-        tokens = np.concatenate([piece[0] for piece in pieces])
-        target_probs = np.concatenate([piece[1] for piece in pieces])
+                list(pool.map(draw, pieces))
         return Batch(torch.from_numpy(tokens), torch.from_numpy(target_probs))
 
     def draw_kernels(
@@ -216,17 +224,54 @@ class InContextTask:
         parents = {position: parents_of(self.graph, position) for position in range(self.n_ctx)}
         return [(child, above) for child, above in parents.items() if above]
 
-    def _sample_piece(self, n: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and target rows of `n` sequences."""
-        if self._compiles:
-            gammas = _kernels.draw_gammas(generator, self.alphas[1], n)
-            uniforms, queries = self._draw_uniforms(n, generator)
-            return _compiled.sample_forest(gammas, uniforms, queries, self._parent_codes, self.target_parents[0])
+    @cached_property
+    def counts(self) -> bool:
+        """Whether every random number is a function of (seed, sequence): Dirichlet kernels, alpha not tiny."""
+        return self.kernels is None and min(float(a.min()) for a in self.alphas.values()) >= _kernels.LOG_SPACE_BELOW
+
+    def _fill_by_counting(self, key: _draws.Key, tokens: np.ndarray, target_probs: np.ndarray, piece: slice) -> None:
+        """Fill the rows of a piece: compiled where numba is installed, the same draws in numpy elsewhere."""
+        if simd.available():
+            from causal_circuits.tasks.compiled import sampler  # needs numba
+
+            plan, words = self._sampling_plan, np.array(key, np.uint32)
+            sampler()(*plan, words, piece.start, tokens[piece], target_probs[piece])
+            return
+        sequences = np.arange(piece.start, piece.stop)
+        logs = _draws.log_gammas(self._sampling_plan[0][:, : -_draws.SPARE], sequences, key)
+        rows = _draws.rows_of(logs.reshape(len(sequences), -1, self.d_vocab))
+        bounds = np.cumsum([self.d_vocab**k for k in self.in_degrees])
+        kernels = dict(zip(self.in_degrees, np.split(rows, bounds, axis=1), strict=False))
+        laws: dict[Roots, Callable[[], np.ndarray]] = {
+            "stationary": lambda: _kernels.stationary_law(kernels[1]),
+            "uniform": lambda: np.full((len(rows), self.d_vocab), 1.0 / self.d_vocab),
+            "shared": lambda: rows[:, -1],
+        }
+        numbers, query_numbers = _draws.token_numbers(self.n_ctx, sequences, key)
+        queries = np.minimum((query_numbers * np.float32(self.d_vocab)).astype(np.int64), self.d_vocab - 1)
+        self._fill(kernels, laws[self.root_law](), numbers, queries, tokens[piece], target_probs[piece])
+
+    def _fill_from_streams(
+        self, streams: list[np.random.SeedSequence], tokens: np.ndarray, target_probs: np.ndarray, piece: slice
+    ) -> None:
+        """Fill the rows of a piece from a random stream of its own: kernels of the user's, or tiny concentrations."""
+        generator, n = np.random.Generator(np.random.SFC64(streams[piece.start // PIECE])), piece.stop - piece.start
         kernels, law = self.draw_kernels(n, generator)
+        uniforms = generator.random(size=(n, self.n_ctx), dtype=np.float32)
+        self._fill(kernels, law, uniforms, generator.integers(self.d_vocab, size=n), tokens[piece], target_probs[piece])
+
+    def _fill(
+        self,
+        kernels: dict[int, np.ndarray],
+        law: np.ndarray,
+        uniforms: np.ndarray,
+        queries: np.ndarray,
+        tokens: np.ndarray,
+        target_probs: np.ndarray,
+    ) -> None:
+        """Tokens and targets from kernels, root laws, a uniform number for each token, and the queries' tokens."""
         cumulative = {k: _kernels.cumulative_rows(kernel) for k, kernel in kernels.items()}
-        uniforms, queries = self._draw_uniforms(n, generator)
-        sequence = np.arange(n)
-        tokens = np.empty((n, self.n_ctx), dtype=np.int64)
+        sequence = np.arange(len(tokens))
         root_law = _kernels.cumulative_rows(law.astype(np.float32)[:, None])
         for root in self.root_positions:
             tokens[:, root] = _kernels.inverse_cdf(root_law, uniforms[:, root])
@@ -236,31 +281,26 @@ class InContextTask:
             row = self.kernel_row(tokens[:, parents]) + sequence * self.d_vocab ** len(parents)
             tokens[:, child] = _kernels.inverse_cdf(cumulative[len(parents)].take(row, axis=0), uniforms[:, child])
         target_row = self.kernel_row(tokens[:, self.target_parents])
-        return tokens, kernels[len(self.target_parents)][sequence, target_row]
-
-    def _draw_uniforms(self, n: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """A uniform number for every token, and the queries' tokens."""
-        uniforms = generator.random(size=(n, self.n_ctx), dtype=np.float32)
-        return uniforms, generator.integers(self.d_vocab, size=n)
+        target_probs[:] = kernels[len(self.target_parents)][sequence, target_row]
 
     @cached_property
-    def _compiles(self) -> bool:
-        """Whether the compiled sampler covers this task: the paper's forests, drawn from a Dirichlet prior."""
-        return (
-            _compiled.available()
-            and self.kernels is None
-            and self.in_degrees == (1,)
-            and self.root_law == "stationary"
-            and float(self.alphas[1].min()) >= _kernels.LOG_SPACE_BELOW
-        )
-
-    @cached_property
-    def _parent_codes(self) -> np.ndarray:
-        """The parent of each position, -1 for a root and -2 for the query."""
-        codes = [next(iter(parents_of(self.graph, position)), -1) for position in range(self.n_ctx)]
+    def _sampling_plan(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+        """What the compiled sampler has to know of the task: see `compiled._sample`."""
+        alphas = [self.alphas[k].ravel() for k in self.in_degrees]
+        if self.root_law == "shared":
+            alphas.append(np.full(self.d_vocab, float(np.mean(np.asarray(self.alpha)))))
+        most = max(self.in_degrees)
+        first_row, row = np.zeros(most + 1, np.int64), 0
+        for k in self.in_degrees:
+            first_row[k], row = row, row + self.d_vocab**k
+        parents, degrees = np.zeros((self.n_ctx + 1, most), np.int64), np.zeros(self.n_ctx + 1, np.int64)
+        for node in range(self.n_ctx + 1):
+            above = parents_of(self.graph, node)
+            parents[node, : len(above)], degrees[node] = above, len(above)
         if self.has_query:
-            codes[-1] = -2
-        return np.array(codes)
+            degrees[self.n_ctx - 1] = -1
+        roots = {"uniform": 0, "stationary": 1, "shared": 2}[self.root_law]
+        return _draws.gamma_constants(np.concatenate(alphas), _draws.SPARE), first_row, parents, degrees, roots
 
     def kernel_row(self, parent_tokens: np.ndarray) -> np.ndarray:
         """The row of the flattened kernel that parents' tokens [..., n_parents] name."""

@@ -1,0 +1,86 @@
+"""The sampler's random numbers in numpy: kernels and uniforms of a batch, each a function of (key, sequence, purpose).
+
+`compiled.py` draws the same numbers in a compiled loop, up to the last bits of a logarithm.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from causal_circuits.simd.philox import random_words
+
+Key = tuple[int, int]
+
+# What the fourth word of a counter says the number is for.
+FOR_GAMMAS, FOR_TOKENS = 0, 1
+# No probability is smaller than this share of its row's largest: a row of zeros, or a token never left, has no law.
+TINY = np.float32(1e-37)
+# Columns that `gamma_constants` has to spare: compiled code reads whole vectors.
+SPARE = 16
+# sin(pi t) = t (SINE[0] + SINE[1] t^2 + ...) on [-1/2, 1/2], to 2e-7: the Taylor series of sin(pi t).
+SINE = tuple(np.float32((-1) ** n * np.pi ** (2 * n + 1) / float(np.prod(np.arange(1.0, 2 * n + 2)))) for n in range(6))
+
+
+def key_of(seed: np.random.SeedSequence) -> Key:
+    """The two words that a seed comes down to."""
+    first, second = seed.generate_state(2)
+    return int(first), int(second)
+
+
+def gamma_constants(alpha: Float[np.ndarray, " entry"], spare: int = 0) -> Float[np.ndarray, "5 _"]:
+    """What drawing Gamma(alpha) needs, once for all draws: alpha, d, c, 1 / alpha, log d; `spare` columns of ones."""
+    alpha = np.append(alpha, np.ones(spare))
+    d = alpha + 2.0 / 3.0
+    return np.stack([alpha, d, 1.0 / np.sqrt(9.0 * d), 1.0 / alpha, np.log(d)]).astype(np.float32)
+
+
+def log_gammas(
+    constants: Float[np.ndarray, "5 entry"], sequences: Int[np.ndarray, " batch"], key: Key
+) -> Float[np.ndarray, "batch entry"]:
+    """Logs of Gamma(alpha[e]) draws for every sequence and entry: Marsaglia & Tsang (2000), a rejection method.
+
+    With d = alpha + 2/3, c = 1 / sqrt(9 d), x normal and v = (1 + c x)^3, d v has the law of Gamma(alpha + 1) if it is kept
+    when log u < x^2 / 2 + d (1 - v + log v); times U^(1 / alpha) it has that of Gamma(alpha), and in logs nothing
+    underflows. x is sqrt(-2 log u1) sin(pi (u2 - 1/2)), half of Box & Muller's pair.
+    """
+    _, d, c, inverse, log_d = constants
+    n_entries = len(d)
+    result = np.empty((len(sequences), n_entries), np.float32)
+    log_power = np.empty_like(result)
+    row, entry = (index.ravel() for index in np.indices(result.shape))
+    attempt = 0
+    while len(row):
+        words = random_words((entry, np.uint32(attempt), *_place(sequences[row], FOR_GAMMAS)), key)
+        u1, u2, u3, u4 = (uniform(word) for word in words)
+        x = np.sqrt(np.float32(-2.0) * np.log(u1)) * np.sin(np.float32(np.pi) * (u2 - np.float32(0.5)))
+        base = 1 + c[entry] * x
+        log_v = 3 * np.log(np.where(base > 0, base, 1))
+        kept = (base > 0) & (np.log(u3) < x * x / 2 + d[entry] * (log_v - base**3 + 1))
+        result[row[kept], entry[kept]] = log_v[kept]
+        if attempt == 0:
+            log_power[row, entry] = np.log(u4)
+        row, entry, attempt = row[~kept], entry[~kept], attempt + 1
+    return log_d + result + log_power * inverse
+
+
+def _place(sequences: np.ndarray, purpose: int) -> tuple[np.ndarray, np.ndarray]:
+    """The last two words of a counter: the sequence's place in its stream, and what the number is for."""
+    return sequences & 0xFFFFFFFF, purpose + 256 * (sequences >> 32)
+
+
+def uniform(words: "np.ndarray") -> Float[np.ndarray, "..."]:
+    """Random words as float32 numbers in (0, 1): the upper 24 bits, at the middle of their interval."""
+    return ((words >> np.uint32(8)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-24)
+
+
+def rows_of(logs: Float[np.ndarray, "batch row token"]) -> Float[np.ndarray, "batch row token"]:
+    """Rows of probabilities from log gammas, none of them zero."""
+    rows = np.exp(logs - logs.max(axis=-1, keepdims=True)) + TINY
+    return rows / rows.sum(axis=-1, keepdims=True, dtype=np.float32)
+
+
+def token_numbers(
+    n_ctx: int, sequences: Int[np.ndarray, " batch"], key: Key
+) -> tuple[Float[np.ndarray, "batch n_ctx"], Float[np.ndarray, " batch"]]:
+    """A uniform number for every token, and one for the query's."""
+    words = random_words((np.arange(n_ctx), np.uint32(0), *_place(sequences[:, None], FOR_TOKENS)), key)
+    return uniform(words[0]), uniform(words[1][:, -1])
