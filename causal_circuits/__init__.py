@@ -65,7 +65,15 @@ from causal_circuits.tasks import (
     reference_losses,
     unigram,
 )
-from causal_circuits.training import Stage, TrainConfig, default_stages, evaluate, take_snapshot, train
+from causal_circuits.training import (
+    Stage,
+    TrainConfig,
+    default_stages,
+    evaluate,
+    take_snapshot,
+    train,
+    train_ensemble,
+)
 
 __version__ = "0.1.0"
 
@@ -131,6 +139,7 @@ __all__ = [
     "slots",
     "take_snapshot",
     "train",
+    "train_ensemble",
     "unigram",
     "validate_graph",
     "warm_start",

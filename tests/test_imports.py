@@ -12,9 +12,10 @@ PACKAGE = ROOT / "causal_circuits"
 
 ALLOWED: dict[str, set[str]] = {
     "graphs": set(),
-    "tasks": {"graphs"},
+    "simd": set(),
+    "tasks": {"graphs", "simd"},
     "information": {"graphs", "tasks"},
-    "models": {"graphs"},
+    "models": {"graphs", "simd"},
     "recording": {"models"},
     "training": {"tasks", "models", "recording"},
     "heads": {"graphs", "models", "tasks"},

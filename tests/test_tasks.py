@@ -12,10 +12,11 @@ import torch
 from assertions import assert_refused, assert_within_sampling_error
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import beta, kstest
 from test_graphs import dag_parents, forest_parents
 
 import causal_circuits as cc
-from causal_circuits.tasks import kernels
+from causal_circuits.tasks import compiled, kernels
 
 CYCLE = np.roll(np.eye(4), 1, axis=1)  # token t is always followed by t + 1: a chain of period 4
 KERNEL = np.array([[0.7, 0.2, 0.1], [0.05, 0.05, 0.9], [0.3, 0.6, 0.1]])
@@ -174,17 +175,66 @@ def test_the_seed_alone_decides_the_batch(n: int, seed: int, n_threads: int) -> 
     assert torch.equal(one.target_probs, other.target_probs)
 
 
-@given(parents=forest_parents(), d_vocab=st.integers(2, 12), alpha=st.floats(0.1, 5), seed=st.integers(0, 1000))
-def test_compiled_and_vectorised_sampling_give_the_same_batch(
-    parents: list, d_vocab: int, alpha: float, seed: int
+def assert_the_same_without_numba(task: cc.InContextTask, n: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tokens and targets, but where a logarithm's last bit moves a draw across a boundary."""
+    compiled = task.sample(n, seed=seed)
+    with monkeypatch.context() as without_numba:
+        without_numba.setattr("causal_circuits.simd.available", lambda: False)
+        vectorised = task.sample(n, seed=seed)
+    equal = (compiled.tokens == vectorised.tokens).all(dim=1)
+    assert equal.double().mean() > 1 - 3 / n
+    assert torch.allclose(compiled.target_probs[equal], vectorised.target_probs[equal], atol=1e-5)
+
+
+@pytest.mark.parametrize("d_vocab", [2, 8, 9, 16, 17, 40])
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 30.0])
+def test_a_seed_gives_the_same_sequences_without_numba(
+    d_vocab: int, alpha: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graph = cc.graph_from_parents(parents)
-    compiled, vectorised = (cc.InContextTask(graph, d_vocab=d_vocab, alpha=alpha) for _ in range(2))
-    assert compiled._compiles
-    vectorised.__dict__["_compiles"] = False  # as on a machine without numba
-    one, other = compiled.sample(600, seed=seed), vectorised.sample(600, seed=seed)
-    assert torch.equal(one.tokens, other.tokens)
-    assert torch.allclose(one.target_probs, other.target_probs, atol=1e-6)
+    task = cc.InContextTask(cc.random_forest(12, seed=d_vocab), d_vocab=d_vocab, alpha=alpha)
+    assert_the_same_without_numba(task, 700, 3, monkeypatch)
+
+
+@pytest.mark.parametrize("roots", ["uniform", "shared"])
+def test_dags_too_are_the_same_without_numba(roots: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = cc.graph_from_parents([[], [0], [0, 1], [1], [], [2, 3], [0, 2, 3], [4, 6]])
+    task = cc.InContextTask(graph, d_vocab=3, alpha=0.5, roots=roots)
+    assert_the_same_without_numba(task, 700, 3, monkeypatch)
+
+
+def test_a_longer_batch_begins_with_the_shorter_one(chain_task: cc.InContextTask) -> None:
+    longer, draw = chain_task.sample(1500, seed=5), chain_task.stream(5)
+    assert torch.equal(chain_task.sample(700, seed=5).tokens, longer.tokens[:700])
+    assert torch.equal(draw(300, 600).tokens, longer.tokens[600:900])
+    far = 2**32 - 3  # the place is a 64-bit number
+    assert not torch.equal(draw(6, far).tokens[3:], longer.tokens[:3])
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 7.0])
+def test_kernel_entries_have_the_law_of_a_dirichlet(alpha: float) -> None:
+    """An entry of a row of 4 is Beta(alpha, 3 alpha); the Kolmogorov-Smirnov distance of 40,000 draws from it."""
+    probs = cc.InContextTask(cc.chain_graph(3), d_vocab=4, alpha=alpha).sample(40_000, seed=1).target_probs
+    for token in (0, 3):
+        assert kstest(probs[:, token].double().numpy(), beta(alpha, 3 * alpha).cdf).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("d_vocab", [2, 3, 20, 100])
+@pytest.mark.parametrize("alpha", [0.1, 1.0])
+def test_compiled_stationary_laws_equal_linear_algebra(d_vocab: int, alpha: float) -> None:
+    """Nearly reducible kernels included: the law the compiled sampler draws roots from, in float64 to 1e-6."""
+    generator = np.random.default_rng(d_vocab)
+    kernels = generator.dirichlet(np.full(d_vocab, alpha), size=(20, d_vocab)) + 1e-12
+    kernels[:5] = 1e-6 * kernels[:5] + (1 - 1e-6) * np.eye(d_vocab)  # nearly absorbing, every state
+    kernels /= kernels.sum(axis=-1, keepdims=True)
+    for kernel in kernels:
+        work, law = np.empty((d_vocab, d_vocab)), np.zeros(d_vocab, np.float32)
+        compiled.stationary_law(kernel.ravel().astype(np.float32), d_vocab, d_vocab, work, law)
+        rates = kernel.astype(np.float32).astype(np.float64)
+        np.fill_diagonal(rates, 0.0)
+        np.fill_diagonal(rates, -rates.sum(axis=1))  # of the kernel as it was passed, without a cancelling subtraction
+        system = np.vstack([rates.T / np.abs(rates).max(), np.ones(d_vocab)])
+        expected = np.linalg.lstsq(system, np.append(np.zeros(d_vocab), 1.0), rcond=None)[0]
+        assert np.abs(law - expected).max() < 1e-6
 
 
 def test_different_seeds_give_different_batches(chain_task: cc.InContextTask) -> None:

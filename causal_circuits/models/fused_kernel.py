@@ -142,7 +142,7 @@ def add_outer(x, x_stride, n_k, y, y_stride, n_columns, n_rows, out, out_stride,
 @inlined
 def scores(first, h, i, x, x_at, token_row, sizes, out, at):
     """Row i of layer 0's scores, head h, for keys 0 .. i, minus infinity up to whole vectors; returns the largest."""
-    n_ctx, n_tok, m1, m2 = sizes
+    n_ctx, n_tok = sizes[0], sizes[1]
     d0 = n_ctx + n_tok
     by_query_token, by_query_position = (h * d0 + x[x_at + i]) * d0, (h * d0 + n_tok + i) * d0
     for v in range(0, n_tok, LANES):
@@ -215,7 +215,7 @@ def mix_rows(weights, rows, at, n, stride, out):
 @inlined
 def add_rows_by_token(rows, at, stride, x, x_at, h, sizes, one_hot, sums, by_position, by_both):
     """Sum each row of score gradients over keys by the key's token; add it to the two tables with token columns."""
-    n_ctx, n_tok, m1, m2 = sizes
+    n_ctx, n_tok = sizes[0], sizes[1]
     wide = padded(n_tok)
     if wide > MAX_ONE_HOT:
         for i in range(n_ctx):
@@ -250,7 +250,7 @@ def add_rows_by_token(rows, at, stride, x, x_at, h, sizes, one_hot, sums, by_pos
 @inlined
 def write_block(values, at, x, x_at, sizes, one_hot, out, out_at):
     """A vector over positions as a residual block: summed by token, then as it is."""
-    n_ctx, n_tok, m1, m2 = sizes
+    n_ctx, n_tok = sizes[0], sizes[1]
     by_token(values, at, x, x_at, n_ctx, n_tok, one_hot, out, out_at)
     for v in range(0, n_ctx, LANES):
         store(out, out_at + n_tok + v, load(values, at + v))

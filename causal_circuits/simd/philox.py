@@ -1,8 +1,8 @@
 # mypy: ignore-errors
 """Philox4x32-7 random numbers: word number `counter` of a stream, without the words before it.
 
-Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); with seven rounds it passes BigCrush.
-A counter of four 32-bit words and a key of two give four random words, so the numbers of a sequence depend on
+Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); with seven rounds it passes
+BigCrush. A counter of four 32-bit words and a key of two give four random words, so the numbers of a sequence depend on
 nothing but the seed and the sequence's place in its batch: not on threads, vector widths, or what is drawn beside it.
 """
 
@@ -17,7 +17,7 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 def random_words(
-    counter: tuple[UInt32[np.ndarray, "..."], ...], key: tuple[int, int]
+    counter: "tuple[np.ndarray | np.unsignedinteger, ...]", key: tuple[int, int]
 ) -> tuple[UInt32[np.ndarray, "..."], ...]:
     """Four arrays of random words for four arrays of counter words (of shapes that broadcast).
 

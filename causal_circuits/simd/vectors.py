@@ -2,9 +2,9 @@
 # (numba types what stands here; to mypy the operators of a compiled vector mean nothing)
 """Vectors of numbers inside numba kernels: SIMD that is written down rather than hoped for.
 
-A compiled loop over an array becomes SIMD code if the compiler can prove that nothing overlaps; in a kernel with a dozen
-arrays it cannot. So kernels here name their vectors. A vector has `LANES` lanes (8 float32, 16 where the processor has
-AVX-512), lives in a register, and LLVM turns it into whatever instructions the machine has::
+A compiled loop over an array becomes SIMD code if the compiler can prove that nothing overlaps; in a kernel with a
+dozen arrays it cannot. So kernels here name their vectors. A vector has `LANES` lanes (8 float32, 16 where the
+processor has AVX-512), lives in a register, and LLVM turns it into whatever instructions the machine has::
 
     total = zeros()
     for v in range(0, n, LANES):

@@ -40,7 +40,7 @@ from causal_circuits.tasks.draws import FOR_GAMMAS, FOR_TOKENS, SINE, SPARE, TIN
 
 @inlined
 def propose(entry, attempt, sequence, purpose, key, d, c):
-    """One attempt at Gamma(d + 1/3) / d, lane by lane: 3 log(1 + c x), 1 where it is kept, and a number for the power."""
+    """One attempt at Gamma(d + 1/3) / d, lane by lane: 3 log(1 + c x), 1 where it is kept, bits for the power."""
     w0, w1, w2, w3 = random_vectors(entry, repeat(attempt), repeat(sequence), repeat(purpose), key[0], key[1])
     turn = uniform(w1) - 0.5
     square = turn * turn
@@ -97,7 +97,7 @@ def log_gammas(constants, n, sequence, purpose, key, out, pending):
 
 @inlined
 def normalize_row(logs, at, n_tok, kernel, cumulative, to):
-    """A row of probabilities from log gammas, none of them zero, and its cumulative law, infinite from where it is 1."""
+    """A row of probabilities from log gammas, none of them zero, and its running sums."""
     top = splat(-np.inf)
     for v in range(0, n_tok, LANES):
         top = larger(keep_first(load(logs, at + v), n_tok - v, -np.inf), top)
@@ -171,7 +171,7 @@ def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens,
     """Fill tokens [n, n_ctx] and targets [n, d_vocab] with sequences start, start + 1, ... of a stream.
 
     Args:
-        alpha: rows alpha, d, c, 1 / alpha, log d of `draws.gamma_constants`; one column an entry of all kernels together.
+        alpha: rows alpha, d, c, 1 / alpha, log d of `draws.gamma_constants`; a column an entry of all kernels.
         first_row: [n_parents] -> first row of that in-degree's kernel among all rows.
         parents, degrees: of every position, and last of the target; degree -1 is the query.
         n_roots_law: 0 uniform roots, 1 the stationary law of the one-parent kernel, 2 a Dirichlet draw: the last row.

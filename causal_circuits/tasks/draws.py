@@ -38,8 +38,8 @@ def log_gammas(
 ) -> Float[np.ndarray, "batch entry"]:
     """Logs of Gamma(alpha[e]) draws for every sequence and entry: Marsaglia & Tsang (2000), a rejection method.
 
-    With d = alpha + 2/3, c = 1 / sqrt(9 d), x normal and v = (1 + c x)^3, d v has the law of Gamma(alpha + 1) if it is kept
-    when log u < x^2 / 2 + d (1 - v + log v); times U^(1 / alpha) it has that of Gamma(alpha), and in logs nothing
+    With d = alpha + 2/3, c = 1 / sqrt(9 d), x normal and v = (1 + c x)^3, d v has the law of Gamma(alpha + 1) if it is
+    kept when log u < x^2 / 2 + d (1 - v + log v); times U^(1 / alpha) it has that of Gamma(alpha), and in logs nothing
     underflows. x is sqrt(-2 log u1) sin(pi (u2 - 1/2)), half of Box & Muller's pair.
     """
     _, d, c, inverse, log_d = constants

@@ -26,6 +26,7 @@ from causal_circuits.tasks.batch import Batch, check_tokens
 
 Roots = Literal["stationary", "uniform", "shared"]
 Seed = int | Sequence[int] | np.random.SeedSequence
+Filler = Callable[[np.ndarray, np.ndarray, int], None]
 
 # Sequences are drawn in pieces of this many: the result is the same for any number of threads, and a piece's arrays
 # stay in the second-level cache.
@@ -160,27 +161,42 @@ class InContextTask:
         """
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
             raise ValueError(f"the number of sequences must be a positive integer: got {n!r}")
+        tokens = np.empty((n, self.n_ctx), dtype=np.int64)
+        target_probs = np.empty((n, self.d_vocab), dtype=np.float32)
+        fill, pieces = self.filler(seed), [slice(start, min(start + PIECE, n)) for start in range(0, n, PIECE)]
+        if len(pieces) <= 2 or n_threads <= 1:
+            for piece in pieces:
+                fill(tokens[piece], target_probs[piece], piece.start)
+        else:
+            with ThreadPoolExecutor(n_threads) as pool:
+                list(pool.map(lambda piece: fill(tokens[piece], target_probs[piece], piece.start), pieces))
+        return Batch(torch.from_numpy(tokens), torch.from_numpy(target_probs))
+
+    def filler(self, seed: Seed) -> Filler:
+        """A function (tokens, target_probs, first) that fills arrays with a seed's sequences from a place on.
+
+        Where `counts` holds, the stream is the same however it is cut into calls; elsewhere each call draws from a
+        stream of its own, named by (seed, place).
+        """
         try:
             sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
         except (TypeError, ValueError) as error:
             raise ValueError(f"seed must be a non-negative integer or a sequence of them: got {seed!r}") from error
-        tokens = np.empty((n, self.n_ctx), dtype=np.int64)
-        target_probs = np.empty((n, self.d_vocab), dtype=np.float32)
         if self.counts:
-            draw: Callable[[slice], None] = partial(
-                self._fill_by_counting, _draws.key_of(sequence), tokens, target_probs
-            )
-        else:
-            streams = sequence.spawn(-(-n // PIECE))
-            draw = partial(self._fill_from_streams, streams, tokens, target_probs)
-        pieces = [slice(start, min(start + PIECE, n)) for start in range(0, n, PIECE)]
-        if len(pieces) <= 2 or n_threads <= 1:
-            for piece in pieces:
-                draw(piece)
-        else:
-            with ThreadPoolExecutor(n_threads) as pool:
-                list(pool.map(draw, pieces))
-        return Batch(torch.from_numpy(tokens), torch.from_numpy(target_probs))
+            return partial(self._fill_by_counting, _draws.key_of(sequence))
+        return partial(self._fill_from_stream, sequence)
+
+    def stream(self, seed: Seed) -> Callable[[int, int], Batch]:
+        """A function (n, first) -> `n` sequences of a seed's stream from its place `first` on, on one thread."""
+        fill = self.filler(seed)
+
+        def draw(n: int, first: int) -> Batch:
+            tokens = np.empty((n, self.n_ctx), dtype=np.int64)
+            target_probs = np.empty((n, self.d_vocab), dtype=np.float32)
+            fill(tokens, target_probs, first)
+            return Batch(torch.from_numpy(tokens), torch.from_numpy(target_probs))
+
+        return draw
 
     def draw_kernels(
         self, n: int, generator: np.random.Generator
@@ -229,15 +245,15 @@ class InContextTask:
         """Whether every random number is a function of (seed, sequence): Dirichlet kernels, alpha not tiny."""
         return self.kernels is None and min(float(a.min()) for a in self.alphas.values()) >= _kernels.LOG_SPACE_BELOW
 
-    def _fill_by_counting(self, key: _draws.Key, tokens: np.ndarray, target_probs: np.ndarray, piece: slice) -> None:
-        """Fill the rows of a piece: compiled where numba is installed, the same draws in numpy elsewhere."""
+    def _fill_by_counting(self, key: _draws.Key, tokens: np.ndarray, target_probs: np.ndarray, first: int) -> None:
+        """Sequences `first`, `first` + 1, ... of a stream: compiled where numba is installed, in numpy elsewhere."""
         if simd.available():
             from causal_circuits.tasks.compiled import sampler  # needs numba
 
             plan, words = self._sampling_plan, np.array(key, np.uint32)
-            sampler()(*plan, words, piece.start, tokens[piece], target_probs[piece])
+            sampler()(*plan, words, first, tokens, target_probs)
             return
-        sequences = np.arange(piece.start, piece.stop)
+        sequences = np.arange(first, first + len(tokens))
         logs = _draws.log_gammas(self._sampling_plan[0][:, : -_draws.SPARE], sequences, key)
         rows = _draws.rows_of(logs.reshape(len(sequences), -1, self.d_vocab))
         bounds = np.cumsum([self.d_vocab**k for k in self.in_degrees])
@@ -249,16 +265,17 @@ class InContextTask:
         }
         numbers, query_numbers = _draws.token_numbers(self.n_ctx, sequences, key)
         queries = np.minimum((query_numbers * np.float32(self.d_vocab)).astype(np.int64), self.d_vocab - 1)
-        self._fill(kernels, laws[self.root_law](), numbers, queries, tokens[piece], target_probs[piece])
+        self._fill(kernels, laws[self.root_law](), numbers, queries, tokens, target_probs)
 
-    def _fill_from_streams(
-        self, streams: list[np.random.SeedSequence], tokens: np.ndarray, target_probs: np.ndarray, piece: slice
+    def _fill_from_stream(
+        self, seed: np.random.SeedSequence, tokens: np.ndarray, target_probs: np.ndarray, first: int
     ) -> None:
-        """Fill the rows of a piece from a random stream of its own: kernels of the user's, or tiny concentrations."""
-        generator, n = np.random.Generator(np.random.SFC64(streams[piece.start // PIECE])), piece.stop - piece.start
+        """Sequences from a random stream of this call: kernels of the user's, or tiny concentrations."""
+        stream = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, first))
+        generator, n = np.random.Generator(np.random.SFC64(stream)), len(tokens)
         kernels, law = self.draw_kernels(n, generator)
         uniforms = generator.random(size=(n, self.n_ctx), dtype=np.float32)
-        self._fill(kernels, law, uniforms, generator.integers(self.d_vocab, size=n), tokens[piece], target_probs[piece])
+        self._fill(kernels, law, uniforms, generator.integers(self.d_vocab, size=n), tokens, target_probs)
 
     def _fill(
         self,

@@ -1,0 +1,22 @@
+"""Training: a task, a model and a recipe in; a TrainingRecord out. One loop for single models and for ensembles.
+
+The step is computed by the fused numba kernel where it applies (two layers, float32, CPU, no hook attached), by the
+structured forward with autograd everywhere else. Both give the same gradients.
+"""
+
+from causal_circuits.training.loop import train, train_ensemble
+from causal_circuits.training.recipe import Stage, TrainConfig, default_stages
+from causal_circuits.training.steps import evaluate, gradient_step, mean_loss, take_snapshot, trainable_parameters
+
+__all__ = [
+    "Stage",
+    "TrainConfig",
+    "default_stages",
+    "evaluate",
+    "gradient_step",
+    "mean_loss",
+    "take_snapshot",
+    "train",
+    "train_ensemble",
+    "trainable_parameters",
+]

@@ -1,0 +1,195 @@
+"""The two ways to run a training: step by step through a model's own forward, or many models at once on the fused step.
+
+A run holds the weights while it lasts. Both kinds draw the same sequences for the same configuration, step by step.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from causal_circuits.models import HookedTransformer
+from causal_circuits.models.fused import kernel_for, live_weights, sizes_of
+from causal_circuits.recording import RecordAt, Snapshot
+from causal_circuits.tasks import Batch, InContextTask
+from causal_circuits.training.recipe import OPTIMIZERS, SCHEDULES, Stage, TrainConfig
+from causal_circuits.training.steps import gradient_step, take_snapshot, trainable_parameters
+
+# Ends the seed of every training stream: a test set drawn with sample(seed=0) is not the first batch of a run.
+_TRAINING_STREAM = 2402_14735
+
+
+class StructuredRun:
+    """One model, any depth, device, precision and hooks: the structured or the plain forward, and autograd."""
+
+    path = "structured"
+
+    def __init__(self, model: HookedTransformer, task: InContextTask, config: TrainConfig) -> None:
+        self._model, self._config = model, config
+        self._draw = task.stream((config.seed, _TRAINING_STREAM))
+        self._pool = ThreadPoolExecutor(1)
+        self._updates = _updates(trainable_parameters(model), config.stages)
+        self._step = 0
+        self._ahead = [self._pool.submit(self._draw_batch, step) for step in range(2)]
+
+    def _draw_batch(self, step: int) -> Batch:
+        size, weight = self._config.batch_size, self._model.W_U
+        return self._draw(size, step * size).to(weight.device, weight.dtype)
+
+    def snapshots(self, step: int, record: RecordAt) -> list[Snapshot]:
+        """The state of the model, measured on the batch of this step."""
+        return [take_snapshot(self._model, self._ahead[0].result(), step, record)]
+
+    def gradients(self) -> "np.ndarray":
+        """Set the gradients of this step; its loss, [1]."""
+        loss = gradient_step(self._model, self._ahead.pop(0).result())
+        self._step += 1
+        self._ahead.append(self._pool.submit(self._draw_batch, self._step + 1))
+        return np.array([loss])
+
+    def update(self) -> None:
+        """One step of the optimiser."""
+        next(self._updates).step()
+
+    def close(self) -> None:
+        """Stop drawing; leave no gradients behind."""
+        self._pool.shutdown(cancel_futures=True)
+        self._model.zero_grad(set_to_none=True)
+
+
+class FusedRun:
+    """One or many models of the same sizes on the fused step: weights, gradients and data in stacks, [member, ...].
+
+    Every thread takes its share of the members, or of the batch when there are few, first for the gradient and then for
+    the next step's data; the optimiser runs meanwhile. Members whose stages are equal share one optimiser.
+    """
+
+    path = "fused"
+
+    def __init__(
+        self,
+        models: Sequence[HookedTransformer],
+        tasks: Sequence[InContextTask],
+        configs: Sequence[TrainConfig],
+        n_threads: int,
+    ) -> None:
+        order = sorted(range(len(models)), key=lambda i: (str(configs[i].stages), i))  # equal stages side by side
+        self._models, self._configs = [models[i] for i in order], [configs[i] for i in order]
+        self._tasks, self._place = [tasks[i] for i in order], np.argsort(order)
+        n, size, first = len(models), configs[0].batch_size, self._tasks[0]
+        self._kernel = kernel_for(sizes_of(models[0]), n * size * configs[0].steps)
+        self._fills = [t.filler((c.seed, _TRAINING_STREAM)) for t, c in zip(self._tasks, self._configs, strict=True)]
+        self._tokens = np.empty((n, size, first.n_ctx), np.int64)
+        self._targets = np.empty((n, size, first.d_vocab), np.float32)
+        self._weights = [torch.stack(stack) for stack in zip(*map(live_weights, self._models), strict=True)]
+        parts = 1 if n % n_threads == 0 or n > 4 * n_threads else min(n_threads, size)
+        bounds = [size * part // parts for part in range(parts + 1)]
+        self._jobs = [(m, slice(a, b)) for m in range(n) for a, b in pairwise(bounds)]
+        self._sums = [np.zeros((len(self._jobs), *weight.shape[1:]), np.float32) for weight in self._weights]
+        self._losses = np.zeros(len(self._jobs))
+        self._attention = np.empty((len(self._jobs), 0, 0, 0), np.float32)
+        self._gradients = [
+            torch.from_numpy(stack if parts == 1 else np.empty(weight.shape, np.float32))
+            for stack, weight in zip(self._sums, self._weights, strict=True)
+        ]
+        self._pool, self._n_threads = ThreadPoolExecutor(n_threads), n_threads
+        self._groups = [_updates(leaves, stages) for leaves, stages in self._leaves()]
+        self._step = 0
+        self._data = self._share_out(self._fill)
+
+    def _leaves(self) -> Iterator[tuple[dict[str, torch.nn.Parameter], tuple[Stage, ...]]]:
+        """For each run of members with equal stages, their part of every stack as parameters with gradients."""
+        stages = [config.stages for config in self._configs]
+        changes = [i for i in range(1, len(stages)) if stages[i] != stages[i - 1]]
+        for start, end in pairwise([0, *changes, len(stages)]):
+            leaves = {}
+            for name, weight, gradient in zip(("W_Q.0", "W_Q.1", "W_U"), self._weights, self._gradients, strict=True):
+                if name in trainable_parameters(self._models[start]):
+                    leaves[name] = torch.nn.Parameter(weight[start:end])
+                    leaves[name].grad = gradient[start:end]
+            yield leaves, stages[start]
+
+    def _share_out(self, work: Callable[[int], None]) -> list["Future[None]"]:
+        """Start the work on every job, a share for each thread."""
+
+        def share(thread: int) -> None:
+            for job in range(thread, len(self._jobs), self._n_threads):
+                work(job)
+
+        return [self._pool.submit(share, thread) for thread in range(min(self._n_threads, len(self._jobs)))]
+
+    def _fill(self, job: int) -> None:
+        """Draw a job's sequences of the step to come."""
+        (member, rows), size = self._jobs[job], self._configs[0].batch_size
+        if not self._tasks[member].counts:  # drawn whole, from one stream a batch
+            if rows.start:
+                return
+            rows = slice(0, size)
+        self._fills[member](self._tokens[member, rows], self._targets[member, rows], self._step * size + rows.start)
+
+    def _differentiate(self, job: int) -> None:
+        """Gradient and loss of a job's sequences."""
+        member, rows = self._jobs[job]
+        share = np.float32(1.0 / self._configs[0].batch_size)
+        first, second, unembed = (weight[member].numpy() for weight in self._weights)
+        sums = self._sums[0][job], self._sums[1][job], self._sums[2][job]
+        batch = self._tokens[member, rows], self._targets[member, rows]
+        loss = self._kernel(*batch, (first, second, unembed), sums, self._attention[job], share)
+        self._losses[job] = loss * float(share)
+
+    def gradients(self) -> "np.ndarray":
+        """The gradients of this step in the stacks; the loss of every member, [member]."""
+        for future in self._data:
+            future.result()
+        for future in self._share_out(self._differentiate):
+            future.result()
+        self._step += 1
+        self._data = self._share_out(self._fill)
+        n = len(self._models)
+        if len(self._jobs) > n:
+            for stack, gradient in zip(self._sums, self._gradients, strict=True):
+                np.sum(stack.reshape(n, -1, *stack.shape[1:]), axis=1, out=gradient.numpy())
+        return self._losses.reshape(n, -1).sum(axis=1)[self._place]
+
+    def update(self) -> None:
+        """One step of every optimiser."""
+        for group in self._groups:
+            next(group).step()
+
+    def snapshots(self, step: int, record: RecordAt) -> list[Snapshot]:
+        """The state of every member, measured on its batch of this step."""
+        for future in self._data:
+            future.result()
+        self._write_back()
+        taken = []
+        for member in self._place:
+            batch = Batch(torch.from_numpy(self._tokens[member]), torch.from_numpy(self._targets[member]))
+            taken.append(take_snapshot(self._models[member], batch, step, record))
+        return taken
+
+    def _write_back(self) -> None:
+        for member, model in enumerate(self._models):
+            for live, stack in zip(live_weights(model), self._weights, strict=True):
+                live.copy_(stack[member])
+
+    def close(self) -> None:
+        """Stop drawing; give the models their weights."""
+        self._pool.shutdown(cancel_futures=True)
+        self._write_back()
+
+
+def _updates(parameters: dict[str, torch.nn.Parameter], stages: Sequence[Stage]) -> Iterator[torch.optim.Optimizer]:
+    """The optimiser of every step, stage after stage, its learning rate set."""
+    for stage in stages:
+        chosen: list[Tensor] = [parameters[name] for name in stage.train or parameters]
+        options: dict[str, Any] = {"lr": stage.learning_rate, "weight_decay": stage.weight_decay}
+        optimizer = OPTIMIZERS[stage.optimizer](chosen, **options)
+        for step in range(stage.steps):
+            rate = stage.learning_rate * SCHEDULES[stage.schedule](step / stage.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            yield optimizer

@@ -1,0 +1,64 @@
+"""One step and its measurements: the gradient by the fastest path that honours every hook, the loss, a snapshot."""
+
+import torch
+from torch import Tensor
+
+from causal_circuits.models import HookedTransformer, log_probs
+from causal_circuits.models.fused import can_fuse, fused_step
+from causal_circuits.recording import RecordAt, Snapshot, watch_attention
+from causal_circuits.tasks import Batch
+
+
+def gradient_step(model: HookedTransformer, batch: Batch) -> float:
+    """Set the gradient of the mean loss on a batch, by the fastest path that honours every hook; return the loss."""
+    if can_fuse(model):
+        return fused_step(model, batch.tokens, batch.target_probs).loss
+    model.zero_grad(set_to_none=True)
+    loss = mean_loss(model, batch)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return float(loss.detach())
+
+
+def mean_loss(model: HookedTransformer, batch: Batch) -> Tensor:
+    """Mean soft-label cross-entropy at the last position, nats; a scalar that can be differentiated."""
+    return -(batch.target_probs * log_probs(model, batch.tokens)).sum(dim=-1).mean()
+
+
+@torch.no_grad()
+def evaluate(model: HookedTransformer, batch: Batch, chunk: int = 2048) -> Tensor:
+    """The loss of every sequence of a batch, float64 [batch], nats; `chunk` sequences at a time."""
+    batch = batch.to(model.W_U.device, model.W_U.dtype)
+    pieces = [batch[start : start + chunk] for start in range(0, len(batch), chunk)]
+    return torch.cat(
+        [-(piece.target_probs * log_probs(model, piece.tokens)).sum(dim=-1).double() for piece in pieces]
+    ).cpu()
+
+
+def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record: RecordAt | None = None) -> Snapshot:
+    """Attention and score gradients of one batch by hooks; a pass of its own, so it does not touch the training."""
+    record = record or RecordAt()
+    frozen = [block.attn.W_Q for block in model.blocks if not block.attn.W_Q.requires_grad]
+    try:
+        for parameter in frozen:  # a frozen layer's scores have gradients too
+            parameter.requires_grad_(True)
+        with watch_attention(model) as watched:
+            loss = mean_loss(model, batch)
+            if record.score_gradients:
+                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    model.zero_grad(set_to_none=True)
+    return Snapshot(
+        step=step,
+        loss=float(loss.detach()),
+        attention=watched.attention().cpu() if record.attention else None,
+        score_gradients=watched.score_gradients().cpu() if record.score_gradients else None,
+    )
+
+
+def trainable_parameters(model: HookedTransformer) -> dict[str, torch.nn.Parameter]:
+    """What can be trained, under the names that a Stage uses: "W_Q.0", "W_Q.1", ..., "W_U"."""
+    named = {f"W_Q.{layer}": block.attn.W_Q for layer, block in enumerate(model.blocks)}
+    named["W_U"] = model.unembed.W_U
+    return {name: parameter for name, parameter in named.items() if parameter.requires_grad}

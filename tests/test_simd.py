@@ -1,0 +1,137 @@
+"""Vectors inside kernels against numpy, and Philox against the published answers."""
+
+import math
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from causal_circuits.simd import philox, vectors
+from causal_circuits.simd.vectors import LANES
+
+
+@numba.njit
+def _apply(name, a, b, out):
+    for v in range(0, len(a), LANES):
+        x, y = vectors.load(a, v), vectors.load(b, v)
+        if name == 0:
+            vectors.store(out, v, x + y * 2.0 - 1.0)
+        elif name == 1:
+            vectors.store(out, v, vectors.exp(x))
+        elif name == 2:
+            vectors.store(out, v, vectors.log(x))
+        elif name == 3:
+            vectors.store(out, v, vectors.fma(3.0, x, y))
+        elif name == 4:
+            vectors.store(out, v, vectors.choose_less(x, y, x, vectors.splat(7.0)))
+        elif name == 5:
+            vectors.store(out, v, vectors.larger(x, y))
+        elif name == 6:
+            vectors.store(out, v, vectors.keep_first(x, 3, -1.0))
+        else:
+            vectors.store(out, v, vectors.root(x))
+
+
+def apply(name: int, a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
+    n = len(a)
+    pad = np.ones(-(-n // LANES) * LANES, np.float32)
+    first, second, out = pad.copy(), pad.copy(), pad.copy()
+    first[:n] = a
+    second[:n] = a if b is None else b
+    _apply(name, first, second, out)
+    return out[:n]
+
+
+def test_lane_by_lane() -> None:
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=(2, 3 * LANES)).astype(np.float32)
+    assert np.allclose(apply(0, a, b), a + 2 * b - 1, rtol=1e-6)
+    assert np.allclose(apply(3, a, b), 3 * a + b, atol=1e-6)
+    assert np.array_equal(apply(4, a, b), np.where(a < b, a, 7))
+    assert np.array_equal(apply(5, a, b), np.maximum(a, b))
+    assert np.array_equal(apply(6, a), np.where(np.arange(len(a)) % LANES < 3, a, -1))
+    assert np.allclose(apply(7, np.abs(a)), np.sqrt(np.abs(a)), rtol=1e-6)
+
+
+def test_exponential() -> None:
+    x = np.linspace(-87, 88, 100_000).astype(np.float32)
+    assert np.abs(apply(1, x) / np.exp(x.astype(np.float64)) - 1).max() < 3e-7
+    ends = apply(1, np.array([-np.inf, -100, -87.5, 0.0, np.nan], np.float32))
+    assert (ends[:4] == [0, 0, 0, 1]).all()
+    assert np.isnan(ends[4])
+
+
+def test_logarithm() -> None:
+    x = np.concatenate([np.geomspace(1e-37, 1e37, 50_000), 1 + np.linspace(-0.3, 0.5, 50_000)]).astype(np.float32)
+    expected = np.log(x.astype(np.float64))
+    assert (np.abs(apply(2, x) - expected) <= 1.2e-7 * np.maximum(np.abs(expected), 0.3)).all()
+
+
+@pytest.mark.parametrize("size", [1, LANES, LANES + 1, 2 * LANES, 2 * LANES + 1, 100])
+def test_looking_up(size: int) -> None:
+    @numba.njit
+    def look_up(table, index, out, size):
+        low, high = vectors.load(table, 0), vectors.load(table, LANES)
+        vectors.store(out, 0, vectors.look_up_in(low, high, table, 0, vectors.load(index, 0), size))
+
+    generator = np.random.default_rng(size)
+    table = generator.normal(size=size + 2 * LANES).astype(np.float32)
+    index = generator.integers(size, size=LANES).astype(np.int32)
+    out = np.empty(LANES, np.float32)
+    look_up(table, index, out, size)
+    assert np.array_equal(out, table[index])
+
+
+def test_sums_maxima_and_counts() -> None:
+    @numba.njit
+    def reduce(a, bound):
+        x = vectors.load(a, 0)
+        return vectors.sum_of(x), vectors.largest_of(x), vectors.count_less(x, bound), vectors.any_less(x, bound)
+
+    a = np.random.default_rng(1).normal(size=LANES).astype(np.float32)
+    for bound in (-10.0, 0.0, 10.0):
+        total, largest, count, some = reduce(a, bound)
+        assert math.isclose(total, a.sum(), abs_tol=1e-5)
+        assert largest == a.max()
+        assert (count, some) == ((a < bound).sum(), (a < bound).any())
+
+
+def test_philox_gives_the_published_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kat_vectors of Random123 (Salmon et al. 2011), philox4x32 with 7 and with 10 rounds."""
+    ones = (0xFFFFFFFF,) * 4
+    pi = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
+    answers = {
+        (7, (0, 0, 0, 0), (0, 0)): (0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48),
+        (10, (0, 0, 0, 0), (0, 0)): (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8),
+        (10, ones, (0xFFFFFFFF, 0xFFFFFFFF)): (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
+        (10, pi, (0xA4093822, 0x299F31D0)): (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    }
+    for (rounds, counter, key), expected in answers.items():
+        monkeypatch.setattr(philox, "ROUNDS", rounds)
+        words = philox.random_words(tuple(np.uint32(word) for word in counter), key)
+        assert tuple(int(word) for word in words) == expected
+
+
+@given(counter=st.tuples(*[st.integers(0, 2**32 - 1)] * 4), key=st.tuples(*[st.integers(0, 2**32 - 1)] * 2))
+def test_compiled_philox_equals_the_one_in_numpy(counter: tuple, key: tuple) -> None:
+    out = np.empty((4, LANES), np.int32)
+    lanes = (counter[0] + np.arange(LANES, dtype=np.uint64)).astype(np.uint32)
+    _draw(lanes.view(np.int32), np.array(counter, np.uint32), np.array(key, np.uint32), out)
+    expected = philox.random_words((lanes, *(np.uint32(word) for word in counter[1:])), key)
+    assert np.array_equal(out.view(np.uint32), np.stack(expected))
+
+
+@numba.njit
+def _draw(lanes, counter, key, out):
+    words = philox.random_vectors(
+        vectors.load(lanes, 0),
+        vectors.repeat(counter[1]),
+        vectors.repeat(counter[2]),
+        vectors.repeat(counter[3]),
+        key[0],
+        key[1],
+    )
+    for word in range(4):
+        vectors.store(out, word * LANES, words[word])
