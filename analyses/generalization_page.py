@@ -143,8 +143,8 @@ def sections(families: Rows, worst: Rows, arguments: argparse.Namespace) -> list
         ),
         (
             "Excess over each family's own edge posterior",
-            f"Trained at alpha {arguments.alpha:g} alone; the edge posterior of a family is told the family. Drawn over contexts "
-            "that hold every token: where one is absent the reduced model says 0, and its loss is log(1e-9).",
+            f"Trained at alpha {arguments.alpha:g} alone; the edge posterior of a family is told the family. Drawn over "
+            "contexts that hold every token: where one is absent the reduced model says 0, and its loss is log(1e-9).",
             ["excess", "excess_by_length"],
             figures.table_html(list(families), caption="Every model on every family, nats"),
         ),

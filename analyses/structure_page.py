@@ -116,7 +116,7 @@ def sections(sums: Rows, has_pc: bool) -> list[tuple[str, str, Sequence[str], st
     told = {
         "pooled prompts": "A fresh kernel in every sequence: positions of a prompt share a hidden cause, and pooled "
         "tables no longer obey the data processing inequality.",
-        "one fixed kernel": "The same kernel behind all sequences: the setting that the classical methods are made for.",
+        "one fixed kernel": "The same kernel behind all sequences: what the classical methods are made for.",
     }
     found = [
         (

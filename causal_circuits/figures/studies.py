@@ -84,6 +84,9 @@ def plot_curves(
         ax.plot(x, y, linewidth=1.4, markersize=4.5, label=name, **style)  # type: ignore[arg-type]
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    places = sorted({x for curve in curves.values() for x, _ in curve})
+    if len(places) <= 6:
+        _ticks_at(ax, places)
     if log_y:
         ax.set_yscale("log")
     for name, level in (levels or {}).items():
