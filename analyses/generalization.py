@@ -24,7 +24,8 @@ from collections.abc import Callable
 
 from command_line import base_parser
 
-QUICK = {"lengths": [8, 16], "seeds": 1, "full_up_to": 8, "steps": [60, 60], "kernels": 64, "test": 256, "rounds": 4}
+QUICK = {"lengths": [8, 16], "seeds": 1, "full_up_to": 8, "steps": [60, 60], "kernels": 64, "test": 256}
+QUICK_SEARCH = {"starts": 6, "rounds": 2}
 
 
 def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -45,11 +46,12 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     )
     parser.add_argument("--kernels", type=int, default=512, help="kernels that stand for a family (default 512)")
     parser.add_argument("--test", type=int, default=1024, help="test sequences a family (default 1024)")
+    parser.add_argument("--starts", type=int, default=48, help="random kernels the search starts from (default 48)")
     parser.add_argument("--rounds", type=int, default=40, help="of the search for the worst kernel (default 40)")
     parser.add_argument("--quick", action="store_true", help="two lengths, one seed, a short search: seconds")
     arguments = parser.parse_args()
     if arguments.quick:
-        vars(arguments).update(QUICK)
+        vars(arguments).update(QUICK | QUICK_SEARCH)
     return parser, arguments
 
 
@@ -93,7 +95,7 @@ def measure_families(
                 # where a token is absent the reduced model says 0, and its loss is log(1e-9)
                 "share_with_all_tokens": float(whole.double().mean()),
                 "excess_with_all_tokens": float((losses - posterior)[whole].mean()),
-                **uniform_errors(model, task, kernels[:16], seed=arguments.seed + 7),
+                **uniform_errors(model, task, kernels[: max(2, arguments.kernels // 32)], seed=arguments.seed + 7),
             }
         )
     return rows
@@ -171,7 +173,7 @@ def measure_worst(
             )
 
         worst = cc.worst_kernel(
-            score, task.d_vocab, gamma=arguments.gamma, n_start=48, n_rounds=arguments.rounds, seed=seed
+            score, task.d_vocab, gamma=arguments.gamma, n_start=arguments.starts, n_rounds=arguments.rounds, seed=seed
         )
         rows.append(
             {
@@ -198,7 +200,7 @@ def main() -> int:
     import causal_circuits as cc
 
     try:
-        check_counts(arguments, seeds=1, steps=1, kernels=16, test=16, rounds=0, lengths=3)
+        check_counts(arguments, seeds=1, steps=1, kernels=16, test=16, starts=1, rounds=0, lengths=3)
         check_lengths(arguments.lengths)
         cc.bounded_below(cc.kernel_family("sticky", 1, arguments.d_vocab), arguments.gamma)
         make_graph = graph_maker(arguments.graph)

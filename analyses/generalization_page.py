@@ -36,6 +36,7 @@ def finish(arguments: argparse.Namespace, command: str, families: Rows, worst: R
         "exponents": {name: None if law is None else asdict(law) for name, law in laws.items()},
         "families": list(families),
         "worst_kernels": list(worst),
+        "parting": parting(points, laws, arguments),
     }
     write_study(
         arguments,
@@ -44,7 +45,7 @@ def finish(arguments: argparse.Namespace, command: str, families: Rows, worst: R
         draw(families, points, laws, longest),
         title="Kernels that training never drew",
         verdict=verdict(families, worst, laws, longest),
-        sections=sections(families, worst, arguments),
+        sections=sections(families, worst, content["parting"], arguments),
     )
     return table(families, points, laws, longest, arguments)
 
@@ -127,7 +128,28 @@ def verdict(families: Rows, worst: Rows, laws: dict[str, PowerLaw | None], longe
     return checks
 
 
-def sections(families: Rows, worst: Rows, arguments: argparse.Namespace) -> list[tuple[str, str, Sequence[str], str]]:
+def parting(points: dict[str, Any], laws: dict[str, PowerLaw | None], arguments: argparse.Namespace) -> list[str]:
+    """What the theorem leaves open and this run shows, in sentences with numbers."""
+    worst, own = "worst kernel found, |f - pi~|", "worst kernel found, |f - pi^|"
+    longest = max(n_ctx for n_ctx, _ in points[worst])
+    rarest = longest * arguments.gamma / arguments.d_vocab
+    return [
+        f"The theorem gives no useful rate: the largest |f - pi~| found scales as n_ctx^({laws[worst]}), its last step "
+        "near the -1/2 of counting noise.",
+        f"Uniform convergence is slow because the worst kernels starve the query's token: with entries of only "
+        f"{arguments.gamma:g} / {arguments.d_vocab} it may occur {rarest:.1f} times in {longest} positions, and no "
+        "predictor can count what it has not seen; the edge posterior's error on the same kernels says how much of "
+        "the error is of this kind.",
+        f"The model's own part, its distance to the frequencies pi^, scales as n_ctx^({laws[own]}): a match of finite "
+        "strength mixes them with the token frequencies of the whole context, which takes over when matches are few.",
+        "pi~ is read as the new kernel; distances to the frequencies pi^ are given beside it, so that either reading of "
+        "the theorem can be checked.",
+    ]
+
+
+def sections(
+    families: Rows, worst: Rows, said: Sequence[str], arguments: argparse.Namespace
+) -> list[tuple[str, str, Sequence[str], str]]:
     """The evidence, picture by picture."""
     return [
         (
@@ -143,10 +165,16 @@ def sections(families: Rows, worst: Rows, arguments: argparse.Namespace) -> list
         ),
         (
             "Excess over each family's own edge posterior",
-            f"Trained at alpha {arguments.alpha:g} alone; the edge posterior of a family is told the family. Drawn over "
-            "contexts that hold every token: where one is absent the reduced model says 0, and its loss is log(1e-9).",
+            f"Trained at alpha {arguments.alpha:g} alone; the edge posterior of a family is told the family. Drawn "
+            "over contexts that hold every token: where one is absent the reduced model says 0, and loses -log(1e-9).",
             ["excess", "excess_by_length"],
             figures.table_html(list(families), caption="Every model on every family, nats"),
+        ),
+        (
+            "Where theorem and measurement part",
+            "In sentences, with the numbers of this run.",
+            [],
+            figures.table_html([{"what": text} for text in said], caption="Theorem and measurement"),
         ),
     ]
 

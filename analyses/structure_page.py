@@ -10,6 +10,7 @@ from studies import write_study
 from causal_circuits import figures
 
 Rows = Sequence[dict[str, Any]]
+COUNTS = ("edges", "parents_proposed", "edges_found", "false_edges")
 SETTINGS = ("pooled prompts", "one fixed kernel")
 
 
@@ -40,10 +41,7 @@ def summed(rows: Rows) -> list[dict[str, Any]]:
             "method": method,
             "sequences": sequences,
             "graphs": len(group),
-            **{
-                name: sum(r[name] for r in group)
-                for name in ("edges", "parents_proposed", "edges_found", "false_edges")
-            },
+            **{name: sum(row[name] for row in group) for name in COUNTS},
             "mean_shd": sum(row["shd"] for row in group) / len(group),
             "seconds_a_graph": sum(row["seconds"] for row in group) / len(group),
         }
@@ -62,12 +60,7 @@ def draw(sums: Rows) -> dict[str, Any]:
     for setting in SETTINGS:
         for name, (label, value) in values.items():
             curves = {
-                method: [
-                    (row["sequences"], value(row))
-                    for row in sums
-                    if (row["setting"], row["method"]) == (setting, method)
-                ]
-                for method in METHODS
+                method: [(row["sequences"], value(row)) for row in rows_of(sums, setting, method)] for method in METHODS
             }
             plots[f"{name}_{setting.replace(' ', '_')}"] = figures.plot_curves(
                 {method: curve for method, curve in curves.items() if curve},
@@ -78,11 +71,14 @@ def draw(sums: Rows) -> dict[str, Any]:
     return plots
 
 
+def rows_of(sums: Rows, setting: str, method: str) -> list[dict[str, Any]]:
+    """The rows of one setting and method, one a number of sequences."""
+    return [row for row in sums if (row["setting"], row["method"]) == (setting, method)]
+
+
 def at(sums: Rows, setting: str, method: str, sequences: int) -> dict[str, Any]:
     """One row of the summary."""
-    return next(
-        row for row in sums if (row["setting"], row["method"], row["sequences"]) == (setting, method, sequences)
-    )
+    return next(row for row in rows_of(sums, setting, method) if row["sequences"] == sequences)
 
 
 def verdict(sums: Rows, most: int) -> list[figures.Check]:
@@ -135,7 +131,7 @@ def table(sums: Rows, arguments: argparse.Namespace, has_pc: bool) -> str:
     lines = []
     for setting in SETTINGS:
         for method in METHODS:
-            rows = [row for row in sums if (row["setting"], row["method"]) == (setting, method)]
+            rows = rows_of(sums, setting, method)
             if rows:
                 row = max(rows, key=lambda row: row["sequences"])
                 lines.append(
