@@ -24,7 +24,7 @@ from collections.abc import Callable
 
 from command_line import base_parser
 
-QUICK = {"lengths": [8, 16], "seeds": 1, "full_up_to": 8, "steps": [60, 60], "kernels": 64, "test": 256}
+QUICK = {"lengths": [8, 20], "seeds": 1, "full_up_to": 8, "steps": [60, 60], "kernels": 64, "test": 256}
 QUICK_SEARCH = {"starts": 6, "rounds": 2}
 
 

@@ -142,8 +142,8 @@ def parting(points: dict[str, Any], laws: dict[str, PowerLaw | None], arguments:
         "the error is of this kind.",
         f"The model's own part, its distance to the frequencies pi^, scales as n_ctx^({laws[own]}): a match of finite "
         "strength mixes them with the token frequencies of the whole context, which takes over when matches are few.",
-        "pi~ is read as the new kernel; distances to the frequencies pi^ are given beside it, so that either reading of "
-        "the theorem can be checked.",
+        "pi~ is read as the new kernel; distances to the frequencies pi^ are given beside it, so that either reading "
+        "of the theorem can be checked.",
     ]
 
 

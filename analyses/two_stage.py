@@ -21,7 +21,7 @@ import time
 
 from command_line import base_parser, read_figure_9
 
-QUICK = {"lengths": [8, 16], "seeds": 1, "steps": [60, 60], "batch_size": 128, "test": 1024, "figure_9": 2}
+QUICK = {"lengths": [8, 20], "seeds": 1, "steps": [60, 60], "batch_size": 128, "test": 1024, "figure_9": 2}
 
 
 def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:

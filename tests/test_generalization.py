@@ -161,7 +161,7 @@ def test_generalization_runs_and_writes_its_numbers(tmp_path, capsys, monkeypatc
     assert {row["family"] for row in rows} == set(cc.KERNEL_FAMILIES)
     assert {(row["model"], row["n_ctx"]) for row in rows} == {
         ("reduced, gradient descent", 8),
-        ("reduced, gradient descent", 16),
+        ("reduced, gradient descent", 20),
         ("full, Adam", 8),
     }
     for row in rows:
