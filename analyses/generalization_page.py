@@ -134,8 +134,8 @@ def parting(points: dict[str, Any], laws: dict[str, PowerLaw | None], arguments:
     longest = max(n_ctx for n_ctx, _ in points[worst])
     rarest = longest * arguments.gamma / arguments.d_vocab
     return [
-        f"The theorem gives no useful rate: the largest |f - pi~| found scales as n_ctx^({laws[worst]}), its last step "
-        "near the -1/2 of counting noise.",
+        f"The theorem says that f converges; here the largest |f - pi~| found scales as n_ctx^({laws[worst]}), where "
+        "counting noise alone gives -1/2 once every token is seen often.",
         f"Uniform convergence is slow because the worst kernels starve the query's token: with entries of only "
         f"{arguments.gamma:g} / {arguments.d_vocab} it may occur {rarest:.1f} times in {longest} positions, and no "
         "predictor can count what it has not seen; the edge posterior's error on the same kernels says how much of "

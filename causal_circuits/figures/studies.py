@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, LogFormatter, NullFormatter, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from causal_circuits.figures.style import BLACK, GREY, SERIES, SMALL, new_axes
 
@@ -33,7 +33,7 @@ def plot_scaling(
         ylabel, xlabel: with units.
         bound: (name, prefactor, exponent) of a line to compare with, drawn dotted.
     """
-    ax = new_axes(ax, 6.8, 4.4)
+    ax = new_axes(ax, 6.4, 5.0)
     lengths = sorted({x for series in points.values() for x, _ in series})
     ends = np.array([min(lengths), max(lengths)])
     for k, (name, series) in enumerate(points.items()):
@@ -47,11 +47,11 @@ def plot_scaling(
     if bound is not None:
         ax.plot(ends, bound[1] * ends ** bound[2], color=BLACK, linewidth=1.0, linestyle=":", label=bound[0])
     ax.set_xscale("log")
-    _plain_numbers_on_log_y(ax)
+    _log_y(ax)
     _ticks_at(ax, lengths)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
-    _legend_outside(ax)
+    _legend_outside(ax, below=True)
     return ax
 
 
@@ -88,7 +88,7 @@ def plot_curves(
     if len(places) <= 6:
         _ticks_at(ax, places)
     if log_y:
-        _plain_numbers_on_log_y(ax)
+        _log_y(ax)
     for name, level in (levels or {}).items():
         ax.axhline(level, color=GREY, linewidth=0.9, linestyle=":", zorder=0)
         ax.annotate(name, (0.01, level), xycoords=("axes fraction", "data"), va="bottom", fontsize=SMALL, color=GREY)
@@ -146,16 +146,17 @@ def _ticks_at(ax: Axes, lengths: Sequence[float]) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend_outside(ax: Axes) -> None:
-    """A legend where it hides nothing: to the right of the axes, or below them if its words are long."""
-    place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
-    if max((len(label) for label in ax.get_legend_handles_labels()[1]), default=0) > 42:
-        place = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.16)}
-    ax.legend(**place, frameon=False, fontsize=SMALL)  # type: ignore[arg-type]
+def _legend_outside(ax: Axes, *, below: bool = False) -> None:
+    """A legend where it hides nothing: to the right of the axes, or below them where names are long."""
+    if below:
+        ax.legend(loc="upper left", bbox_to_anchor=(0.0, -0.16), frameon=False, fontsize=SMALL)
+    else:
+        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=SMALL)
 
 
-def _plain_numbers_on_log_y(ax: Axes) -> None:
-    """0.2 and 0.05 rather than powers of ten; small ticks are labelled where there is room."""
+def _log_y(ax: Axes) -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5 of each decade."""
     ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(LogFormatter())
-    ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.2, 0.5)))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
