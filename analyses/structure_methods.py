@@ -80,11 +80,14 @@ def by_gradient(data: cc.Batch, level: float) -> tuple[Edges, Edges]:
     g = cc.estimate_gradient(data.tokens, data.target_probs)
     value, error = g.value.numpy(), g.standard_error.numpy()
     proposed = row_maxima(value[:-1, :-1])
-    z = {edge: value[edge[::-1]] / max(error[edge[::-1]], 1e-300) for edge in proposed}
-    p_values = dict(zip(z, cc.discovery.holm([0.5 * erfc(score / sqrt(2)) for score in z.values()]), strict=True))
+    tails = {
+        (j, i): 0.5 * erfc(value[i, j] / max(error[i, j], 1e-300) / sqrt(2))
+        for i in range(len(value) - 1)
+        for j in range(i)
+    }
     largest = max(value[child, parent] for parent, child in proposed)
-    accepted = {e for e in proposed if p_values[e] < level and value[e[::-1]] >= MIN_SHARE * largest}
-    return proposed, accepted
+    strong = {(parent, child) for parent, child in proposed if value[child, parent] >= MIN_SHARE * largest}
+    return proposed, strong & significant(tails, level)
 
 
 def with_labels(data: cc.Batch, seed: int) -> cc.Batch:
@@ -108,11 +111,19 @@ def by_information(tokens: torch.Tensor, d_vocab: int, level: float) -> tuple[Ed
     """The earlier position with the largest pooled mutual information; kept if the G-test rejects independence."""
     information = cc.pooled_mutual_information(tokens, d_vocab)
     proposed = row_maxima(information)
-    ordered = sorted(proposed)
-    degrees = (d_vocab - 1) ** 2
-    p_values = [chi_squared_tail(2 * len(tokens) * information[child, parent], degrees) for parent, child in ordered]
-    adjusted = cc.discovery.holm(p_values)
-    return proposed, {edge for edge, p in zip(ordered, adjusted, strict=True) if p < level}
+    degrees, twice_n = (d_vocab - 1) ** 2, 2 * len(tokens)
+    tails = {
+        (j, i): chi_squared_tail(twice_n * information[i, j], degrees)
+        for i in range(len(information))
+        for j in range(i)
+    }
+    return proposed, proposed & significant(tails, level)
+
+
+def significant(p_values: dict[tuple[int, int], float], level: float) -> Edges:
+    """The pairs whose p-value, Holm-adjusted over all pairs (maxima are picked from them), is below the level."""
+    adjusted = cc.discovery.holm(list(p_values.values()))
+    return {pair for pair, p in zip(p_values, adjusted, strict=True) if p < level}
 
 
 def row_maxima(values: np.ndarray) -> Edges:
