@@ -11,18 +11,19 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocat
 
 from causal_circuits.figures.style import BLACK, GREY, SERIES, SMALL, new_axes
 
-Points = Sequence[tuple[float, float]]
+Number = float | int
+Points = Sequence[tuple[Number, Number]]
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINE_STYLES = ("-", "--", "-.", ":")
 
 
 def plot_scaling(
     points: Mapping[str, Points],
-    fits: Mapping[str, tuple[float, float]],
+    fits: Mapping[str, tuple[Number, Number]],
     *,
     ylabel: str,
     xlabel: str = "context length n_ctx",
-    bound: tuple[str, float, float] | None = None,
+    bound: tuple[str, Number, Number] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Measurements against length on two logarithmic axes, each series with its fitted power law and exponent.
@@ -61,7 +62,7 @@ def plot_curves(
     xlabel: str,
     ylabel: str,
     log_y: bool = False,
-    levels: Mapping[str, float] | None = None,
+    levels: Mapping[str, Number] | None = None,
     title: str | None = None,
     legend: bool = True,
     ax: Axes | None = None,
@@ -102,10 +103,10 @@ def plot_curves(
 
 
 def plot_groups(
-    values: Mapping[str, Mapping[str, float]],
+    values: Mapping[str, Mapping[str, Number]],
     *,
     xlabel: str,
-    levels: Mapping[str, float] | None = None,
+    levels: Mapping[str, Number] | None = None,
     log_x: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
@@ -138,7 +139,7 @@ def plot_groups(
     return ax
 
 
-def _ticks_at(ax: Axes, lengths: Sequence[float]) -> None:
+def _ticks_at(ax: Axes, lengths: Sequence[Number]) -> None:
     """Ticks at the lengths that were measured, and nowhere else."""
     ax.xaxis.set_major_locator(FixedLocator(list(lengths)))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
