@@ -111,8 +111,8 @@ def sections(sums: Rows, has_pc: bool) -> list[tuple[str, str, Sequence[str], st
     """The evidence, picture by picture."""
     told = {
         "pooled prompts": "A fresh kernel in every sequence: positions of a prompt share a hidden cause, and pooled "
-        "tables no longer obey the data processing inequality. Read PC's parents beside its false edges: it links nearly "
-        "every pair.",
+        "tables no longer obey the data processing inequality. Read PC's parents beside its false edges: it links "
+        "nearly every pair.",
         "one fixed kernel": "The same kernel behind all sequences: what the classical methods are made for.",
     }
     found = [
