@@ -23,3 +23,19 @@ def run_analysis(name: str, flags: Sequence[object], monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
     with unchecked_types():
         return module.main()
+
+
+def assert_refused_in_one_line(
+    name: str,
+    flags: Sequence[object],
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The script ends with status 2 and one line on stderr that holds the reason."""
+    with pytest.raises(SystemExit) as stopped:
+        run_analysis(name, flags, monkeypatch)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert reason in error
+    assert error.count("\n") == 1

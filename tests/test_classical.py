@@ -11,7 +11,7 @@ import torch
 from assertions import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
-from scripts import analysis_module, run_analysis
+from scripts import analysis_module, assert_refused_in_one_line, run_analysis
 
 import causal_circuits as cc
 
@@ -174,9 +174,4 @@ def test_pc_finds_the_skeleton_of_one_kernel_where_it_is_installed(methods) -> N
     ],
 )
 def test_structure_learning_refuses_in_one_line(flags, reason, tmp_path, capsys, monkeypatch) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        run_analysis("structure_learning", [*flags, "--out", tmp_path], monkeypatch)
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2
-    assert reason in error
-    assert error.count("\n") == 1
+    assert_refused_in_one_line("structure_learning", [*flags, "--out", tmp_path], reason, capsys, monkeypatch)

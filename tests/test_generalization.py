@@ -9,7 +9,7 @@ import torch
 from assertions import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
-from scripts import run_analysis
+from scripts import assert_refused_in_one_line, run_analysis
 
 import causal_circuits as cc
 
@@ -187,9 +187,4 @@ def test_generalization_runs_and_writes_its_numbers(tmp_path, capsys, monkeypatc
     ],
 )
 def test_generalization_refuses_in_one_line(flags, reason, tmp_path, capsys, monkeypatch) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        run_analysis("generalization", [*flags, "--out", tmp_path], monkeypatch)
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2
-    assert reason in error
-    assert error.count("\n") == 1
+    assert_refused_in_one_line("generalization", [*flags, "--out", tmp_path], reason, capsys, monkeypatch)

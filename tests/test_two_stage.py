@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripts import analysis_module, run_analysis
+from scripts import analysis_module, assert_refused_in_one_line, run_analysis
 
 import causal_circuits as cc
 
@@ -151,12 +151,7 @@ def test_two_stage_runs_and_writes_its_numbers(tmp_path, capsys, monkeypatch) ->
     ],
 )
 def test_two_stage_refuses_in_one_line(flags, reason, tmp_path, capsys, monkeypatch) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        run_analysis("two_stage", [*flags, "--out", tmp_path], monkeypatch)
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2
-    assert reason in error
-    assert error.count("\n") == 1
+    assert_refused_in_one_line("two_stage", [*flags, "--out", tmp_path], reason, capsys, monkeypatch)
 
 
 def test_the_graphs_of_figure_9_are_forests_with_182_edges() -> None:
