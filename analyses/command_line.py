@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -48,6 +49,15 @@ def make_parser(description: str, name: str, d_vocab: int, n_ctx: int | None) ->
         "--steps", type=int, default=2000, help="training steps of 1,024 fresh sequences (default 2000)"
     )
     return parser
+
+
+def parse(parser: OneLineParser, quick: Mapping[str, object]) -> argparse.Namespace:
+    """The flags, with smaller defaults under --quick; what the user names still counts."""
+    arguments = parser.parse_args()
+    if arguments.quick:
+        parser.set_defaults(**quick)
+        arguments = parser.parse_args()
+    return arguments
 
 
 def read_figure_9(path: Path = FIGURE_9) -> list[list[int]]:

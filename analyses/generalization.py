@@ -22,14 +22,22 @@ import shlex
 import sys
 from collections.abc import Callable
 
-from command_line import base_parser
+from command_line import base_parser, parse
 
-QUICK = {"lengths": [8, 20], "seeds": 1, "full_up_to": 8, "steps": [60, 60], "kernels": 64, "test": 256}
-QUICK_SEARCH = {"starts": 6, "rounds": 2}
+QUICK = {
+    "lengths": [8, 20],
+    "seeds": 1,
+    "full_up_to": 8,
+    "steps": [60, 60],
+    "kernels": 64,
+    "test": 256,
+    "starts": 6,
+    "rounds": 2,
+}
 
 
 def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The flags; --quick overrides sizes."""
+    """The flags."""
     parser = base_parser(__doc__ or "", "generalization")
     lengths = [10, 20, 40, 80, 160]
     parser.add_argument("--lengths", type=int, nargs="+", default=lengths, metavar="T", help="default 10 20 40 80 160")
@@ -49,10 +57,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--starts", type=int, default=48, help="random kernels the search starts from (default 48)")
     parser.add_argument("--rounds", type=int, default=40, help="of the search for the worst kernel (default 40)")
     parser.add_argument("--quick", action="store_true", help="two lengths, one seed, a short search: seconds")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        vars(arguments).update(QUICK | QUICK_SEARCH)
-    return parser, arguments
+    return parser, parse(parser, QUICK)
 
 
 def trained(variant: object, task: object, arguments: argparse.Namespace, seed: int) -> object:

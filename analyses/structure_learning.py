@@ -17,13 +17,13 @@ import argparse
 import shlex
 import sys
 
-from command_line import base_parser, read_figure_9
+from command_line import base_parser, parse, read_figure_9
 
 QUICK = {"sizes": [500, 2000], "graphs": 2, "pc_graphs": 1, "pc_size": 500, "steps": 40}
 
 
 def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The flags; --quick overrides sizes."""
+    """The flags."""
     parser = base_parser(__doc__ or "", "structure_learning")
     sizes = [300, 1000, 3000, 10_000, 20_000]
     parser.add_argument(
@@ -37,10 +37,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--pc-graphs", type=int, default=3, help="graphs that PC is run on (default 3: it is slow)")
     parser.add_argument("--pc-size", type=int, default=3000, help="most sequences PC is given (default 3000)")
     parser.add_argument("--quick", action="store_true", help="two graphs, two sizes: seconds")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        vars(arguments).update(QUICK)
-    return parser, arguments
+    return parser, parse(parser, QUICK)
 
 
 def fixed_kernel(d_vocab: int, seed: int) -> object:

@@ -4,7 +4,6 @@ Not a script.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -46,12 +45,6 @@ def check_lengths(lengths: Sequence[int]) -> None:
     """Different lengths, two or more: one length has no rate."""
     if len(set(lengths)) < 2 or len(set(lengths)) < len(lengths):
         raise ValueError(f"--lengths must name at least two different context lengths: got {list(lengths)}")
-
-
-def say(arguments: argparse.Namespace, text: str) -> None:
-    """A line of progress on stderr, unless --quiet."""
-    if not arguments.quiet:
-        print(text, file=sys.stderr, flush=True)
 
 
 def means_by(rows: Sequence[Mapping[str, Any]], key: str, value: str, **only: object) -> list[tuple[float, float]]:

@@ -19,13 +19,13 @@ import shlex
 import sys
 import time
 
-from command_line import base_parser, read_figure_9
+from command_line import base_parser, parse, read_figure_9
 
 QUICK = {"lengths": [8, 20], "seeds": 1, "steps": [60, 60], "batch_size": 128, "test": 1024, "figure_9": 1}
 
 
 def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The flags; --quick overrides sizes."""
+    """The flags."""
     parser = base_parser(__doc__ or "", "two_stage")
     lengths = [10, 20, 40, 80, 160]
     parser.add_argument("--lengths", type=int, nargs="+", default=lengths, metavar="T", help="default 10 20 40 80 160")
@@ -40,10 +40,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--test", type=int, default=4096, help="test sequences (default 4096)")
     parser.add_argument("--figure-9", type=int, default=20, metavar="N", help="graphs of Figure 9 (default 20: all)")
     parser.add_argument("--quick", action="store_true", help="two lengths, one seed, one graph: seconds")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        vars(arguments).update(QUICK)
-    return parser, arguments
+    return parser, parse(parser, QUICK)
 
 
 def measure_lengths(arguments: argparse.Namespace, make_graph: object, bar: object) -> list[dict[str, object]]:

@@ -161,3 +161,14 @@ def test_the_graphs_of_figure_9_are_forests_with_182_edges() -> None:
     assert len(graphs) == 20
     assert {len(graph) for graph in graphs} == {21}
     assert sum(len(cc.latent_edges(graph)) for graph in graphs) == 182
+
+
+def test_quick_shrinks_the_defaults_and_leaves_what_was_asked_for(monkeypatch) -> None:
+    import sys
+
+    import two_stage
+
+    monkeypatch.setattr(sys, "argv", ["two_stage.py", "--quick", "--lengths", "9", "11"])
+    _, arguments = two_stage.parse_arguments()
+    assert arguments.lengths == [9, 11]
+    assert arguments.seeds == 1
