@@ -95,7 +95,7 @@ def _train_only(weights: torch.nn.Parameter, rows: slice, n_columns: int) -> Non
     """Gradients of all entries of W_Q but those of one block of head 0 are zero, so no optimiser moves them."""
     mask = torch.zeros_like(weights)
     mask[0, rows, :n_columns] = 1.0
-    weights.register_hook(lambda gradient: gradient * mask.to(gradient.device))  # type: ignore[no-untyped-call]
+    weights.register_hook(lambda gradient: gradient * mask.to(gradient))  # type: ignore[no-untyped-call]
 
 
 def warm_start(model: HookedTransformer, scale: float = 2.0) -> HookedTransformer:
