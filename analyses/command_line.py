@@ -4,11 +4,14 @@ Not a script.
 """
 
 import argparse
+import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
+FIGURE_9 = Path(__file__).parent / "figure9_graphs.json"
 BEGAN = time.perf_counter()  # before the imports that take seconds: the wall time reported is the user's
 
 
@@ -22,9 +25,18 @@ class OneLineParser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def make_parser(description: str, name: str, d_vocab: int, n_ctx: int | None) -> OneLineParser:
-    """The flags that both scripts have."""
+def base_parser(description: str, name: str) -> OneLineParser:
+    """The flags that every script has."""
     parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="fixes data, evaluation and every number (default 0)")
+    parser.add_argument("--out", type=Path, default=Path("out") / name, metavar="DIR", help=f"default out/{name}")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the table")
+    return parser
+
+
+def make_parser(description: str, name: str, d_vocab: int, n_ctx: int | None) -> OneLineParser:
+    """The flags of the scripts that train one model on one graph."""
+    parser = base_parser(description, name)
     shown = f"default {n_ctx}" if n_ctx else "default 20, or what the parents file says"
     parser.add_argument(
         "--d-vocab", type=int, default=d_vocab, metavar="S", help=f"number of tokens (default {d_vocab})"
@@ -33,10 +45,24 @@ def make_parser(description: str, name: str, d_vocab: int, n_ctx: int | None) ->
         "--n-ctx", type=int, default=n_ctx, metavar="T", help=f"context length, query included ({shown})"
     )
     parser.add_argument("--alpha", type=float, default=0.1, help="Dirichlet concentration of the kernels (default 0.1)")
-    parser.add_argument("--seed", type=int, default=0, help="fixes data, evaluation and every number (default 0)")
     parser.add_argument(
         "--steps", type=int, default=2000, help="training steps of 1,024 fresh sequences (default 2000)"
     )
-    parser.add_argument("--out", type=Path, default=Path("out") / name, metavar="DIR", help=f"default out/{name}")
-    parser.add_argument("--quiet", action="store_true", help="no progress, only the table")
     return parser
+
+
+def parse(parser: OneLineParser, quick: Mapping[str, object]) -> argparse.Namespace:
+    """The flags, with smaller defaults under --quick; what the user names still counts."""
+    arguments = parser.parse_args()
+    if arguments.quick:
+        parser.set_defaults(**quick)
+        arguments = parser.parse_args()
+    return arguments
+
+
+def read_figure_9(path: Path = FIGURE_9) -> list[list[int]]:
+    """The parents of the 20 forests of the paper's Figure 9 (-1: a root), n_ctx 20.
+
+    The paper does not print them: re-derived from the seed of the authors' notebook.
+    """
+    return [graph["parents"] for graph in json.loads(path.read_text())["graphs"]]

@@ -158,6 +158,11 @@ def write(findings: Findings, arguments: argparse.Namespace, command: str) -> No
     findings.seconds = time.perf_counter() - BEGAN
     content = results(findings, arguments, command)
     write_page(findings, content, command, out / "report.html")
+    write_results(content, out)
+
+
+def write_results(content: dict[str, object], out: Path) -> None:
+    """results.json, the whole new one or the old one: never half of it."""
     partial = out / "results.json.part"
     partial.write_text(json.dumps(json_values(content), indent=2, allow_nan=False) + "\n")
     os.replace(partial, out / "results.json")

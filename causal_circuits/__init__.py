@@ -6,7 +6,9 @@ ICML 2024). In the order in which data flows::
     graphs -> tasks -> models -> training -> heads / discovery / interventions / information -> figures
 """
 
+from causal_circuits.classical import chow_liu_tree, pooled_mutual_information
 from causal_circuits.discovery import CandidateEdge, edge_auroc, extract_graph, mean_attention
+from causal_circuits.generalization import WorstKernel, prediction_errors, worst_kernel
 from causal_circuits.graphs import (
     GraphRecovery,
     chain_graph,
@@ -55,13 +57,16 @@ from causal_circuits.models import (
 )
 from causal_circuits.recording import RecordAt, Snapshot, TrainingRecord, watch_attention
 from causal_circuits.tasks import (
+    KERNEL_FAMILIES,
     Batch,
     InContextTask,
     ReferenceLosses,
     best_unigram_loss,
+    bounded_below,
     cross_entropy,
     edge_posterior,
     exact_bayes,
+    kernel_family,
     reference_losses,
     unigram,
 )
@@ -79,6 +84,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ABLATION_METHODS",
+    "KERNEL_FAMILIES",
     "AblationResult",
     "Batch",
     "CandidateEdge",
@@ -96,11 +102,14 @@ __all__ = [
     "Stage",
     "TrainConfig",
     "TrainingRecord",
+    "WorstKernel",
     "ablate_heads",
     "attention_block",
     "best_unigram_loss",
+    "bounded_below",
     "chain_graph",
     "chi_squared_information",
+    "chow_liu_tree",
     "compare_graphs",
     "copying_score",
     "cross_entropy",
@@ -118,6 +127,7 @@ __all__ = [
     "graph_parents",
     "has_query",
     "induction_mask",
+    "kernel_family",
     "knock_out_edges",
     "latent_edges",
     "live_heads",
@@ -130,7 +140,9 @@ __all__ = [
     "parents_of",
     "patch_activations",
     "plant_circuit",
+    "pooled_mutual_information",
     "predicted_gradient",
+    "prediction_errors",
     "random_forest",
     "reduced_transformer",
     "reference_losses",
@@ -144,4 +156,5 @@ __all__ = [
     "validate_graph",
     "warm_start",
     "watch_attention",
+    "worst_kernel",
 ]

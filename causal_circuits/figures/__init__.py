@@ -9,6 +9,7 @@ from causal_circuits.figures.matrices import plot_attention_and_graph, plot_film
 from causal_circuits.figures.plots import plot_ablation, plot_gradient_and_information, plot_head_scores, plot_loss
 from causal_circuits.figures.rendering import figure_html, save_figure
 from causal_circuits.figures.report import Check, Section, attention_html, report_html, table_html, write_report
+from causal_circuits.figures.studies import plot_curves, plot_groups, plot_scaling
 
 __all__ = [
     "AttentionView",
@@ -20,12 +21,15 @@ __all__ = [
     "figure_html",
     "plot_ablation",
     "plot_attention_and_graph",
+    "plot_curves",
     "plot_film_strip",
     "plot_gradient_and_information",
     "plot_graph_comparison",
+    "plot_groups",
     "plot_head_scores",
     "plot_loss",
     "plot_matrix",
+    "plot_scaling",
     "position_labels",
     "report_html",
     "save_figure",

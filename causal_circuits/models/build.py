@@ -86,7 +86,16 @@ def reduced_transformer(
     model.unembed.W_U.data[named["L1H0.token"].slice] = tokens
     _freeze(model)
     model.unembed.W_U.requires_grad_(False)
+    _train_only(first.W_Q, named["position"].slice, n_ctx)
+    _train_only(second.W_Q, named["token"].slice, d_vocab)
     return model
+
+
+def _train_only(weights: torch.nn.Parameter, rows: slice, n_columns: int) -> None:
+    """Gradients of all entries of W_Q but those of one block of head 0 are zero, so no optimiser moves them."""
+    mask = torch.zeros_like(weights)
+    mask[0, rows, :n_columns] = 1.0
+    weights.register_hook(lambda gradient: gradient * mask.to(gradient))  # type: ignore[no-untyped-call]
 
 
 def warm_start(model: HookedTransformer, scale: float = 2.0) -> HookedTransformer:

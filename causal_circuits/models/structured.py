@@ -26,12 +26,15 @@ PROBABILITY_FLOOR = 1e-9
 def logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
     """The model's output at the last position, by the fastest forward that honours every attached hook.
 
-    Disentangled models take the structured forward unless a hook sits on a point it does not serve (it serves
+    Models of ours take the structured forward unless a hook sits on a point it does not serve (it serves
     ``hook_pattern``); everything else takes the plain one. For the reduced model the output is a probability
     vector: see `log_probs`.
     """
-    if has_layout(model) and layout_of(model).kind == "disentangled" and not _has_other_hooks(model):
-        return structured_logits(model, tokens)
+    if has_layout(model) and not _has_other_hooks(model):
+        if layout_of(model).kind == "disentangled":
+            return structured_logits(model, tokens)
+        if _only_a1_and_a2(model):
+            return reduced_probs(model, tokens)
     return model(tokens, return_type="logits")[:, -1]
 
 
@@ -58,6 +61,41 @@ def structured_logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx
             mixing += [head if mix is None else head @ mix for head in heads for mix in mixing]
     residual = torch.cat([half for row in last_rows for half in (row @ one_hot, row)], dim=-1)
     return residual[:, 0] @ model.unembed.W_U + model.unembed.b_U
+
+
+def reduced_probs(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
+    """The reduced model's f = X^T softmax( softmax(mask A1) X A2^T x_T ), by look-ups and one product.
+
+    Layer 1's pattern is the same for every sequence, so the score of key j is sum_k P[j, k] A2[x_T, x_k]: one row
+    times one matrix a sequence, n_ctx times less work than copying tokens first. Only A1 and A2 get gradients.
+    """
+    layout, (first, second) = layout_of(model), (block.attn for block in model.blocks)
+    _check_tokens(layout, tokens)
+    a1, a2 = _a1_and_a2(model)
+    pattern = torch.softmax(_mask(a1[None, None]), dim=-1)
+    if not any(attn.hook_pattern.fwd_hooks or attn.hook_pattern.bwd_hooks for attn in (first, second)):
+        reach = a2[tokens[:, -1]].gather(1, tokens)
+        last = torch.softmax(reach @ pattern[0, 0].T, dim=-1)
+    else:
+        pattern = first.hook_pattern(pattern.repeat(len(tokens), 1, 1, 1))
+        one_hot = torch.nn.functional.one_hot(tokens, layout.d_vocab).to(a1.dtype)
+        scores = a2[tokens] @ (pattern[:, 0] @ one_hot).mT
+        last = second.hook_pattern(torch.softmax(_mask(scores[:, None]), dim=-1))[:, 0, -1]
+    return torch.zeros(len(tokens), layout.d_vocab, dtype=a1.dtype, device=a1.device).scatter_add(1, tokens, last)
+
+
+def _a1_and_a2(model: HookedTransformer) -> tuple[Tensor, Tensor]:
+    """The two blocks of the reduced model: A1 [n_ctx, n_ctx] and A2 [d_vocab, d_vocab]."""
+    layout = layout_of(model)
+    named, first, second = layout.slots(), model.blocks[0].attn.W_Q, model.blocks[1].attn.W_Q
+    return first[0, named["position"].slice, : layout.n_ctx], second[0, named["token"].slice, : layout.d_vocab]
+
+
+@torch.no_grad()
+def _only_a1_and_a2(model: HookedTransformer) -> bool:
+    """Whether nothing else of the reduced model's query weights has been written to."""
+    blocks, whole = _a1_and_a2(model), [block.attn.W_Q for block in model.blocks]
+    return all(int(a.count_nonzero()) == int(w.count_nonzero()) for a, w in zip(blocks, whole, strict=True))
 
 
 def _pattern(

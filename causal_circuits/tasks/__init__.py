@@ -1,6 +1,7 @@
 """In-context tasks drawn from a causal graph, and the predictors that a model is measured against."""
 
 from causal_circuits.tasks.batch import Batch
+from causal_circuits.tasks.families import KERNEL_FAMILIES, bounded_below, kernel_family
 from causal_circuits.tasks.predictors import (
     ExactBayes,
     ReferenceLosses,
@@ -14,14 +15,17 @@ from causal_circuits.tasks.predictors import (
 from causal_circuits.tasks.task import InContextTask
 
 __all__ = [
+    "KERNEL_FAMILIES",
     "Batch",
     "ExactBayes",
     "InContextTask",
     "ReferenceLosses",
     "best_unigram_loss",
+    "bounded_below",
     "cross_entropy",
     "edge_posterior",
     "exact_bayes",
+    "kernel_family",
     "reference_losses",
     "unigram",
 ]

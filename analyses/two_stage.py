@@ -1,0 +1,196 @@
+"""Claim: Algorithm 1 learns the graph in stage 1 and the induction in stage 2, at rates no worse than Theorem 1's.
+
+Stage 1 moves layer 1's attention alone (the paper's A1) while layer 2 is beta0 times the identity; stage 2 moves layer
+2 alone. In the paper's reduced model by gradient descent, as in the theorem, and by Adam; in the full disentangled
+transformer by Adam. Measured at several context lengths and seeds, and after stage 1 on the 20 graphs of Figure 9:
+
+    1 - softmax(A1)_{i, p(i)}    theorem: O(1 / n_ctx)
+    loss - L*, L* the entropy    theorem: a power of the (effective) length
+
+    python analyses/two_stage.py                                  # about five minutes
+    python analyses/two_stage.py --lengths 20 40 80 --seeds 5 --graph forest
+    python analyses/two_stage.py --quick                          # seconds; too short to show the rates
+
+DIR gets report.html (look at this), results.json and figures/.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+
+from command_line import base_parser, parse, read_figure_9
+
+QUICK = {"lengths": [8, 20], "seeds": 1, "steps": [60, 60], "batch_size": 128, "test": 1024, "figure_9": 1}
+
+
+def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """The flags."""
+    parser = base_parser(__doc__ or "", "two_stage")
+    lengths = [10, 20, 40, 80, 160]
+    parser.add_argument("--lengths", type=int, nargs="+", default=lengths, metavar="T", help="default 10 20 40 80 160")
+    parser.add_argument("--seeds", type=int, default=3, help="runs at each length (default 3)")
+    parser.add_argument("--graph", default="chain", metavar="NAME", help="chain, pairs or forest (default chain)")
+    parser.add_argument("--d-vocab", type=int, default=3, metavar="S", help="number of tokens (default 3)")
+    parser.add_argument("--alpha", type=float, default=1.0, help="Dirichlet concentration (default 1: uniform rows)")
+    parser.add_argument(
+        "--steps", type=int, nargs=2, default=[100, 200], metavar="N", help="of stage 1 and 2 (default 100 200)"
+    )
+    parser.add_argument("--batch-size", type=int, default=512, help="sequences a step (default 512)")
+    parser.add_argument("--test", type=int, default=4096, help="test sequences (default 4096)")
+    parser.add_argument("--figure-9", type=int, default=20, metavar="N", help="graphs of Figure 9 (default 20: all)")
+    parser.add_argument("--quick", action="store_true", help="two lengths, one seed, one graph: seconds")
+    return parser, parse(parser, QUICK)
+
+
+def measure_lengths(arguments: argparse.Namespace, make_graph: object, bar: object) -> list[dict[str, object]]:
+    """One row for each variant, length and seed."""
+    from algorithm_1 import VARIANTS
+
+    import causal_circuits as cc
+
+    rows = []
+    for n_ctx in arguments.lengths:
+        task = cc.InContextTask(make_graph(n_ctx), d_vocab=arguments.d_vocab, alpha=arguments.alpha)
+        for index in range(arguments.seeds):
+            for variant in VARIANTS:
+                rows.append(measure_run(variant, task, arguments, seed=arguments.seed + index))
+                bar.update()
+    return rows
+
+
+def measure_run(variant: object, task: object, arguments: argparse.Namespace, seed: int) -> dict[str, object]:
+    """Both stages of one run; attention after stage 1, loss gap after stage 2."""
+    from algorithm_1 import SEED_STRIDE, empty_model, first_stage, parent_attention, run_stage, second_stage
+
+    import causal_circuits as cc
+
+    began, (first, second), n_ctx = time.perf_counter(), arguments.steps, task.n_ctx
+    model = empty_model(variant, task)
+    watched = cc.RecordAt.log_spaced(12).within(first) if variant.reduced else ()
+    record = run_stage(
+        model,
+        task,
+        first_stage(variant, task, first),
+        beta0=variant.beta0,
+        batch_size=arguments.batch_size,
+        seed=seed,
+        record_steps=watched,
+    )
+    # A1's softmax is the same for all sequences; in the full model attention is averaged over some.
+    tokens = task.sample(16 if variant.reduced else 128, seed=(seed, 3)).tokens
+    missed = 1.0 - parent_attention(cc.mean_attention(model, tokens)[0, 0], task).double()
+    run_stage(
+        model,
+        task,
+        second_stage(variant, second),
+        beta0=None,
+        batch_size=arguments.batch_size,
+        seed=seed + SEED_STRIDE,
+    )
+    test = task.sample(arguments.test, seed=(seed, 2))
+    entropy = float(cc.cross_entropy(test.target_probs, test.target_probs).mean())
+    trajectory = (
+        []
+        if record.attention is None
+        else [
+            [step, float(1 - parent_attention(attention[0, 0], task).mean())]
+            for step, attention in zip(record.steps, record.attention, strict=True)
+        ]
+    )
+    return {
+        "variant": variant.name,
+        "n_ctx": n_ctx,
+        "seed": seed,
+        "missed_attention": float(missed.mean()),
+        "most_missed_attention": float(missed.max()),
+        "loss_gap": float(cc.evaluate(model, test).mean()) - entropy,
+        "edge_posterior_gap": task.bayes_loss(test) - entropy,
+        "match_strength": match_strength(model) if variant.reduced else float("nan"),
+        "share_without_some_token": share_without_some_token(test.tokens, task.d_vocab),
+        "trajectory": trajectory,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def match_strength(model: object) -> float:
+    """Mean diagonal minus mean off-diagonal entry of A2: how much more a matching token scores than another."""
+    import causal_circuits as cc
+
+    d_vocab = model.cfg.d_vocab
+    a2 = model.blocks[1].attn.W_Q[0, cc.slots(model)["token"].slice, :d_vocab].detach().double()
+    diagonal = float(a2.trace())
+    return diagonal / d_vocab - (float(a2.sum()) - diagonal) / (d_vocab * (d_vocab - 1))
+
+
+def share_without_some_token(tokens: object, d_vocab: int) -> float:
+    """The share of contexts (query included) in which some token does not occur: there the reduced model says 0."""
+    seen = [(tokens == token).any(dim=1) for token in range(d_vocab)]
+    return 1.0 - float(sum(s.double() for s in seen).eq(d_vocab).double().mean())
+
+
+def measure_figure_9(arguments: argparse.Namespace, bar: object) -> list[dict[str, object]]:
+    """Attention to the parents after stage 1 alone, on the paper's 20 forests at (d_vocab 3, n_ctx 20, alpha .1)."""
+    from algorithm_1 import VARIANTS, empty_model, first_stage, parent_attention, run_stage
+
+    import causal_circuits as cc
+
+    rows = []
+    for index, parents in enumerate(read_figure_9()[: arguments.figure_9]):
+        task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=3, alpha=0.1)
+        tokens = task.sample(2048, seed=(arguments.seed, 4, index)).tokens
+        for variant in VARIANTS:
+            model = empty_model(variant, task)
+            stage = first_stage(variant, task, 100)
+            run_stage(model, task, stage, beta0=variant.beta0, batch_size=1024, seed=arguments.seed)
+            pattern = cc.mean_attention(model, tokens[: 16 if variant.reduced else 2048])[0, 0]
+            attention = parent_attention(pattern, task)
+            rows.append(
+                {
+                    "graph": index,
+                    "variant": variant.name,
+                    "edges": len(attention),
+                    "mean_parent_attention": float(attention.mean()),
+                    "min_parent_attention": float(attention.min()),
+                    "parents_row_maximum": sum(
+                        int(pattern[child, :child].argmax()) == parent for parent, child in cc.latent_edges(task.graph)
+                    ),
+                }
+            )
+            bar.update()
+    return rows
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser, arguments = parse_arguments()
+    from algorithm_1 import VARIANTS  # after parsing: torch takes seconds to import
+    from recover_and_prove import check_writable
+    from studies import check_counts, check_lengths, graph_maker
+    from tqdm.auto import tqdm
+    from two_stage_page import finish
+
+    import causal_circuits as cc
+
+    try:
+        check_counts(arguments, seeds=1, steps=1, batch_size=1, test=2, figure_9=0, lengths=3)
+        check_lengths(arguments.lengths)
+        make_graph = graph_maker(arguments.graph)
+        for n_ctx in arguments.lengths:
+            cc.InContextTask(make_graph(n_ctx), d_vocab=arguments.d_vocab, alpha=arguments.alpha)
+            if not cc.latent_edges(make_graph(n_ctx)):
+                raise ValueError(f"--graph {arguments.graph} has no edge at n_ctx {n_ctx}: choose a longer context")
+        check_writable(arguments.out)
+    except ValueError as error:
+        parser.error(str(error))
+    n_runs = len(VARIANTS) * (len(arguments.lengths) * arguments.seeds + min(arguments.figure_9, 20))
+    with tqdm(total=n_runs, desc="Algorithm 1", unit="run", disable=True if arguments.quiet else None) as bar:
+        figure_9 = measure_figure_9(arguments, bar)
+        lengths = measure_lengths(arguments, make_graph, bar)
+    command = f"python analyses/{parser.prog} " + shlex.join(sys.argv[1:])
+    print(finish(arguments, command.strip(), lengths, figure_9))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

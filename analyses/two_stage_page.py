@@ -1,0 +1,242 @@
+"""What `two_stage.py` makes of its measurements: rates with intervals, table, figures, page. Not a script."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from algorithm_1 import GRADIENT_DESCENT, VARIANTS
+from power_laws import PowerLaw, fit_power_law
+from studies import means_by, write_study
+
+from causal_circuits import figures
+
+Rows = Sequence[dict[str, Any]]
+QUANTITIES = {
+    "missed_attention": "1 - attention to the parent, mean over edges, after stage 1",
+    "loss_gap": "loss - entropy, after stage 2 (nats)",
+}
+THEOREM = {
+    "missed_attention": "softmax(A1)_{i, p(i)} >= 1 - O(1 / n_ctx)",
+    "loss_gap": "loss - L* falls like a power of the (effective) length",
+}
+PAPER_SETTING = "d_vocab 3, n_ctx 20, alpha .1"
+AUTHORS = 0.8366  # mean parent attention the authors' notebook prints for Figure 9 (SGD, all parameters at once)
+
+
+def finish(arguments: argparse.Namespace, command: str, lengths: Rows, figure_9: Rows) -> str:
+    """Fit, draw, write; returns the table."""
+    laws = fitted(lengths, arguments.seed)
+    content = {
+        "theorem": THEOREM,
+        "exponents": {
+            name: {quantity: None if law is None else asdict(law) for quantity, law in of_variant.items()}
+            for name, of_variant in laws.items()
+        },
+        "parting": parting(lengths, laws),
+        "lengths": list(lengths),
+        "figure_9": list(figure_9),
+        "figure_9_summary": figure_9_summary(figure_9),
+    }
+    write_study(
+        arguments,
+        command,
+        content,
+        draw(lengths, figure_9, laws),
+        title="Two stages of gradient descent: what Theorem 1 promises and what is measured",
+        verdict=verdict(lengths, laws, content["figure_9_summary"]),
+        sections=sections(lengths, figure_9, content["parting"]),
+    )
+    return table(lengths, laws, content["figure_9_summary"], arguments)
+
+
+def fitted(lengths: Rows, seed: int) -> dict[str, dict[str, PowerLaw | None]]:
+    """A power law for each variant and quantity, and one for the edge posterior's loss gap."""
+    laws: dict[str, dict[str, PowerLaw | None]] = {}
+    for variant in VARIANTS:
+        rows = [row for row in lengths if row["variant"] == variant.name]
+        at = [row["n_ctx"] for row in rows]
+        laws[variant.name] = {name: fit_power_law(at, [row[name] for row in rows], seed=seed) for name in QUANTITIES}
+    rows = [row for row in lengths if row["variant"] == VARIANTS[0].name]  # the same test sets for all variants
+    gaps = [row["edge_posterior_gap"] for row in rows]
+    laws["edge posterior"] = {"loss_gap": fit_power_law([row["n_ctx"] for row in rows], gaps, seed=seed)}
+    return laws
+
+
+def figure_9_summary(figure_9: Rows) -> dict[str, dict[str, float]]:
+    """For each variant: the least mean attention over graphs, and how many graphs reach .99."""
+    summary = {}
+    for variant in VARIANTS:
+        rows = [row for row in figure_9 if row["variant"] == variant.name]
+        if rows:
+            means = [row["mean_parent_attention"] for row in rows]
+            summary[variant.name] = {
+                "graphs": len(rows),
+                "graphs_at_least_99": sum(mean >= 0.99 for mean in means),
+                "mean": sum(means) / len(means),
+                "least_graph": min(means),
+                "least_edge": min(row["min_parent_attention"] for row in rows),
+                "parents_row_maximum": sum(row["parents_row_maximum"] for row in rows),
+                "edges": sum(row["edges"] for row in rows),
+            }
+    return summary
+
+
+def largest_ratio(lengths: Rows, variant: str) -> float:
+    """The largest n_ctx (1 - attention) over lengths (means over seeds): bounded if the theorem's rate holds."""
+    return max(n_ctx * missed for n_ctx, missed in means_by(lengths, "n_ctx", "missed_attention", variant=variant))
+
+
+def parting(lengths: Rows, laws: dict[str, dict[str, PowerLaw | None]]) -> list[str]:
+    """Where theorem and measurement part, in sentences with numbers."""
+    said = []
+    for variant in VARIANTS:
+        law = laws[variant.name]["missed_attention"]
+        said.append(
+            f"{variant.name}: 1 - attention scales as n_ctx^({law}), and n_ctx (1 - attention) is at most "
+            f"{largest_ratio(lengths, variant.name):.2f}; the theorem asks for exponent -1 or a bounded product."
+        )
+    said.append(
+        "Under gradient descent 1 - attention decays like 1 / (step size x steps x information), so its power of n_ctx "
+        "is the step size's: .3 d_vocab n_ctx^2 gives -1. Adam's steps do not depend on n_ctx, and neither does its "
+        "rate owe anything to the theorem."
+    )
+    first, last = (
+        next(row for row in lengths if row["variant"] == GRADIENT_DESCENT.name and row["n_ctx"] == n_ctx)
+        for n_ctx in (min(r["n_ctx"] for r in lengths), max(r["n_ctx"] for r in lengths))
+    )
+    said.append(
+        f"The loss gap falls as n_ctx^({laws[GRADIENT_DESCENT.name]['loss_gap']}) in the reduced model, the edge "
+        f"posterior's own as n_ctx^({laws['edge posterior']['loss_gap']}): a power, as the theorem says, and at the "
+        "long end close to -1, the rate of counting. Much of the short contexts' gap is log(1e-9) on tokens that do "
+        f"not occur: some token is absent from {first['share_without_some_token']:.1%} of contexts at n_ctx "
+        f"{first['n_ctx']} and from {last['share_without_some_token']:.1%} at {last['n_ctx']}."
+    )
+    said.append(
+        f"Stage 2 ends with a match {first['match_strength']:.2f} stronger than a mismatch at n_ctx {first['n_ctx']} "
+        f"and {last['match_strength']:.2f} at {last['n_ctx']}: it grows with the logarithm of the length, because a "
+        "finite match keeps the average over all positions as a prior, whose best weight falls with the length."
+    )
+    said.append("The full model reads out through a softmax of a linear map of counts, which no scale makes exact.")
+    return said
+
+
+def draw(lengths: Rows, figure_9: Rows, laws: dict[str, dict[str, PowerLaw | None]]) -> dict[str, Any]:
+    """Every figure by the name of its file."""
+    plots = {}
+    for quantity, label in QUANTITIES.items():
+        points = {v.name: [(r["n_ctx"], r[quantity]) for r in lengths if r["variant"] == v.name] for v in VARIANTS}
+        if quantity == "loss_gap":
+            points["edge posterior"] = means_by(lengths, "n_ctx", "edge_posterior_gap")
+        found = {name: laws[name][quantity] for name in points}
+        fits = {name: (law.prefactor, law.exponent) for name, law in found.items() if law is not None}
+        bound = ("1 / n_ctx", 1.0, -1.0) if quantity == "missed_attention" else None
+        plots[quantity] = figures.plot_scaling(points, fits, ylabel=label.replace(", ", "\n", 1), bound=bound)
+    curves = {
+        f"n_ctx {row['n_ctx']}": [(max(step, 1), missed) for step, missed in row["trajectory"] if step]
+        for row in lengths
+        if row["variant"] == GRADIENT_DESCENT.name and row["seed"] == lengths[0]["seed"]
+    }
+    plots["stage_1"] = figures.plot_curves(
+        curves, xlabel="step of gradient descent", ylabel="1 - attention to the parent", log_y=True
+    )
+    strength = {v.name: means_by(lengths, "n_ctx", "match_strength", variant=v.name) for v in VARIANTS if v.reduced}
+    plots["match_strength"] = figures.plot_curves(
+        strength, xlabel="context length n_ctx", ylabel="A2: mean diagonal - mean off-diagonal"
+    )
+    if figure_9:
+        attention = {
+            v.name: {f"graph {r['graph']}": r["mean_parent_attention"] for r in figure_9 if r["variant"] == v.name}
+            for v in VARIANTS
+        }
+        levels = {".99": 0.99, "authors' joint SGD, mean": AUTHORS}
+        plots["figure_9"] = figures.plot_groups(attention, xlabel="mean attention to the parent", levels=levels)
+    return plots
+
+
+def verdict(lengths: Rows, laws: dict[str, Any], summary: dict[str, dict[str, float]]) -> list[figures.Check]:
+    """The claims, each with the numbers that decide it."""
+    checks = [
+        figures.Check(
+            of["graphs_at_least_99"] == of["graphs"],
+            f"{name}: after stage 1 the mean attention to the parent is at least .99 on every Figure-9 graph",
+            f"{of['graphs_at_least_99']:.0f} of {of['graphs']:.0f} graphs; least {of['least_graph']:.4f}, "
+            f"least edge {of['least_edge']:.3f}",
+        )
+        for name, of in summary.items()
+    ]
+    for variant in VARIANTS:
+        largest = largest_ratio(lengths, variant.name)
+        checks.append(
+            figures.Check(
+                largest <= 1.0,
+                f"{variant.name}: 1 - attention to the parent is at most 1 / n_ctx at every length",
+                f"largest n_ctx (1 - attention) {largest:.3f}; exponent {laws[variant.name]['missed_attention']}",
+            )
+        )
+        law = laws[variant.name]["loss_gap"]
+        checks.append(
+            figures.Check(
+                law is not None and law.high < 0,
+                f"{variant.name}: the loss gap falls with the length, its exponent's interval below zero",
+                f"exponent {law}",
+            )
+        )
+    return checks
+
+
+def sections(lengths: Rows, figure_9: Rows, said: Sequence[str]) -> list[tuple[str, str, Sequence[str], str]]:
+    """The evidence, picture by picture."""
+    shown = [{k: v for k, v in row.items() if k not in ("trajectory", "seconds")} for row in lengths]
+    parted = figures.table_html([{"where they part": text} for text in said], caption="Theorem and measurement")
+    found = [
+        (
+            "Attention to the parent against length",
+            f"Theorem 1: {THEOREM['missed_attention']}; the dotted line is 1 / n_ctx.",
+            ["missed_attention", "stage_1"],
+            "",
+        ),
+        (
+            "The loss gap against length",
+            f"Theorem 1: {THEOREM['loss_gap']}; the edge posterior is the best that counting edges can do.",
+            ["loss_gap", "match_strength"],
+            "",
+        ),
+        ("Where theorem and measurement part", "In sentences, with the numbers of this run.", [], parted),
+    ]
+    if figure_9:
+        found.insert(
+            0,
+            (
+                "Stage 1 on the graphs of Figure 9",
+                f"{PAPER_SETTING}, 100 steps of 1,024 sequences on layer 1's attention alone.",
+                ["figure_9"],
+                figures.table_html(list(figure_9), caption="After stage 1"),
+            ),
+        )
+    found.append(("Every run", "One row a variant, length and seed.", [], figures.table_html(shown, caption="Runs")))
+    return found
+
+
+def table(lengths: Rows, laws: dict[str, Any], summary: dict[str, Any], arguments: argparse.Namespace) -> str:
+    """The short table that ends a run."""
+    lines = []
+    for name, of in summary.items():
+        lines.append(
+            f"figure 9    {name:25s} mean attention {of['mean']:.4f}, least graph {of['least_graph']:.4f}; "
+            f"{of['graphs_at_least_99']:.0f} of {of['graphs']:.0f} graphs at .99 or more"
+        )
+    for variant in VARIANTS:
+        of_variant = means_by(lengths, "n_ctx", "missed_attention", variant=variant.name)
+        values = ", ".join(f"{n_ctx:.0f}: {missed:.2g}" for n_ctx, missed in of_variant)
+        lines.append(
+            f"attention   {variant.name:25s} 1 - a at {values}; exponent {laws[variant.name]['missed_attention']}"
+        )
+    gaps = {v.name: means_by(lengths, "n_ctx", "loss_gap", variant=v.name) for v in VARIANTS}
+    gaps["edge posterior"] = means_by(lengths, "n_ctx", "edge_posterior_gap")
+    for name, series in gaps.items():
+        values = ", ".join(f"{n_ctx:.0f}: {gap:.3g}" for n_ctx, gap in series)
+        lines.append(f"loss gap    {name:25s} {values}; exponent {laws[name]['loss_gap']}")
+    lines.append(f"theorem     {THEOREM['missed_attention']}; {THEOREM['loss_gap']}")
+    lines.append(f"look at     {arguments.out / 'report.html'}")
+    return "\n".join(lines)
