@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,29 +34,37 @@ class RecordAt:
         steps: the steps; those beyond the end of training are passed over.
         attention: patterns of every layer, averaged over the batch.
         score_gradients: gradients of the mean loss with respect to attention scores, summed over the batch.
+        layers: of which layers; None takes all. Layer 0 alone is a by-product of the fused step and costs next to
+            nothing, so that every step can be recorded; anything else takes a pass of its own with hooks.
+        folder: where the arrays grow as memory-mapped ``.npy`` files, for records larger than memory; None keeps
+            them in memory.
     """
 
     steps: tuple[int, ...] | None = None
     n_log_spaced: int = 12
     attention: bool = True
     score_gradients: bool = True
+    layers: tuple[int, ...] | None = None
+    folder: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
+        if self.layers is not None and (not self.layers or min(self.layers) < 0):
+            raise ValueError(f"layers must name layers, numbered from 0: got {self.layers}; None records all of them")
         if self.steps is not None and any(step < 0 for step in self.steps):
             raise ValueError(f"recorded steps must be 0 or more: got {min(self.steps)}")
         if self.n_log_spaced < 2:
             raise ValueError(f"n_log_spaced must be at least 2 (the first and the last step): got {self.n_log_spaced}")
 
     @classmethod
-    def every(cls, interval: int, until: int) -> "RecordAt":
-        """Every `interval` steps, from 0 to `until`.
+    def every(cls, interval: int, until: int, **kwargs: Any) -> "RecordAt":
+        """Every `interval` steps, from 0 to `until`; `kwargs` say what and where, as in the class.
 
         >>> RecordAt.every(50, until=200).steps
         (0, 50, 100, 150, 200)
         """
         if interval < 1:
             raise ValueError(f"the interval between records must be at least 1 step: got {interval}")
-        return cls(steps=tuple(range(0, until + 1, interval)))
+        return cls(steps=tuple(range(0, until + 1, interval)), **kwargs)
 
     @classmethod
     def log_spaced(cls, n: int = 12) -> "RecordAt":
@@ -170,8 +179,8 @@ class _Watched:
 
 
 @contextmanager
-def watch_attention(model: HookedTransformer) -> Iterator[_Watched]:
-    """Within the context, forward and backward passes leave every layer's pattern and its gradient behind.
+def watch_attention(model: HookedTransformer, layers: Sequence[int] | None = None) -> Iterator[_Watched]:
+    """Within the context, forward and backward passes leave layers' patterns and their gradients behind (None: all).
 
     Works with the plain and the structured forward. The hooks are gone afterwards, also after an exception; hooks
     that were there before stay.
@@ -197,9 +206,10 @@ def watch_attention(model: HookedTransformer) -> Iterator[_Watched]:
 
         return keep
 
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
-    forward_hooks = [(name, forward(layer)) for layer, name in enumerate(names)]
-    backward_hooks = [(name, backward(layer)) for layer, name in enumerate(names)]
+    watched_layers = range(model.cfg.n_layers) if layers is None else layers
+    names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in watched_layers}
+    forward_hooks = [(name, forward(layer)) for layer, name in names.items()]
+    backward_hooks = [(name, backward(layer)) for layer, name in names.items()]
     with model.hooks(fwd_hooks=forward_hooks, bwd_hooks=backward_hooks):
         yield watched
 
@@ -209,13 +219,41 @@ def to_plain(config: object) -> dict[str, object]:
     return json.loads(json.dumps(asdict(config)))  # type: ignore[call-overload, no-any-return]
 
 
-def stack_snapshots(snapshots: Sequence[Snapshot]) -> dict[str, object]:
-    """The arrays of a TrainingRecord from its snapshots."""
-    attention = [s.attention for s in snapshots if s.attention is not None]
-    gradients = [s.score_gradients for s in snapshots if s.score_gradients is not None]
-    return {
-        "steps": tuple(s.step for s in snapshots),
-        "recorded_losses": torch.tensor([s.loss for s in snapshots], dtype=torch.float64),
-        "attention": torch.stack(attention) if attention else None,
-        "score_gradients": torch.stack(gradients) if gradients else None,
-    }
+class SnapshotStore:
+    """The arrays of a record while it grows: in memory, or as memory-mapped files of a folder."""
+
+    def __init__(self, n_records: int, folder: str | os.PathLike[str] | None) -> None:
+        self._n, self._folder = n_records, None if folder is None else Path(folder)
+        self._steps: list[int] = []
+        self._losses: list[float] = []
+        self._arrays: dict[str, np.ndarray] = {}
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, snapshot: Snapshot) -> None:
+        """Keep one snapshot."""
+        for name in ("attention", "score_gradients"):
+            value = getattr(snapshot, name)
+            if value is not None:
+                if name not in self._arrays:
+                    self._arrays[name] = self._new(name, (self._n, *value.shape), value.numpy().dtype)
+                self._arrays[name][len(self._steps)] = value.numpy()
+        self._steps.append(snapshot.step)
+        self._losses.append(snapshot.loss)
+
+    def _new(self, name: str, shape: tuple[int, ...], dtype: "np.dtype") -> np.ndarray:
+        if self._folder is None:
+            return np.empty(shape, dtype)
+        return np.lib.format.open_memmap(self._folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of a TrainingRecord that were measured."""
+        return {
+            "steps": tuple(self._steps),
+            "recorded_losses": torch.tensor(self._losses, dtype=torch.float64),
+            "attention": self._tensor("attention"),
+            "score_gradients": self._tensor("score_gradients"),
+        }
+
+    def _tensor(self, name: str) -> Tensor | None:
+        return torch.from_numpy(self._arrays[name]) if name in self._arrays else None

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import oracles
 import pytest
 import torch
@@ -155,3 +156,48 @@ def test_damaged_records_are_refused(record: cc.TrainingRecord, tmp_path: Path) 
     (tmp_path / "record.json").write_text(json.dumps(plain))
     (tmp_path / "record.safetensors").write_bytes(b"nothing")
     assert_refused(lambda: cc.TrainingRecord.load(tmp_path), "record.safetensors")
+
+
+@pytest.mark.parametrize("n_heads", [(1, 1), (2, 1), (1, 2)], ids=str)
+def test_the_fused_step_records_layer_0_as_hooks_do(n_heads: tuple[int, int]) -> None:
+    """Every step, the last state included: attention and score gradients without a pass of their own."""
+    task = cc.InContextTask(cc.pairs_graph(6), d_vocab=4, alpha=0.3)
+    config, every = cc.TrainConfig.joint(6, 0.1, batch_size=40), tuple(range(7))
+    records = []
+    for layers in (None, (0,)):
+        model = cc.disentangled_transformer(4, 6, n_heads, init_scale=0.3, seed=2)
+        records.append(cc.train(model, task, config, record=cc.RecordAt(steps=every, layers=layers)))
+    hooks, own = records
+    assert own.path == "fused"
+    assert own.attention.shape == (7, 1, max(n_heads), 6, 6)
+    assert torch.allclose(own.attention[:, 0], hooks.attention[:, 0], atol=1e-6)
+    assert_close(own.score_gradients[:, 0], hooks.score_gradients[:, 0], 1e-5)
+    assert torch.allclose(own.recorded_losses, hooks.recorded_losses, rtol=1e-6)
+    assert torch.equal(own.losses, hooks.losses)
+
+
+def test_one_layer_is_recorded_on_every_path(random_model: cc.models.HookedTransformer) -> None:
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=4)
+    batch = task.sample(30, seed=1)
+    both = cc.take_snapshot(random_model, batch)
+    for layer in (0, 1):
+        one = cc.take_snapshot(random_model, batch, record=cc.RecordAt(layers=(layer,)))
+        assert torch.allclose(one.attention[0], both.attention[layer], atol=1e-6)
+        assert_close(one.score_gradients[0], both.score_gradients[layer], 1e-5)
+    assert_refused(lambda: cc.RecordAt(layers=()), "layers", "None")
+
+
+def test_a_record_can_grow_on_disk(tmp_path: Path) -> None:
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=4)
+    config = cc.TrainConfig.joint(5, 0.1, batch_size=8)
+    kept = [
+        cc.train(cc.disentangled_transformer(4, 6), task, config, record=cc.RecordAt.every(1, until=5, folder=folder))
+        for folder in (None, tmp_path / "grows")
+    ]
+    assert torch.equal(kept[0].attention, kept[1].attention)
+    assert torch.equal(kept[0].score_gradients, kept[1].score_gradients)
+    on_disk = np.load(tmp_path / "grows" / "score_gradients.npy", mmap_mode="r")
+    assert (on_disk == kept[0].score_gradients.numpy()).all()
+    models = [cc.disentangled_transformer(4, 6) for _ in range(2)]
+    cc.train_ensemble(models, [task] * 2, [config] * 2, record=cc.RecordAt.every(1, until=5, folder=tmp_path / "many"))
+    assert {path.name for path in (tmp_path / "many").iterdir()} == {"member_000", "member_001"}

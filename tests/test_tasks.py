@@ -227,8 +227,11 @@ def test_compiled_stationary_laws_equal_linear_algebra(d_vocab: int, alpha: floa
     kernels[:5] = 1e-6 * kernels[:5] + (1 - 1e-6) * np.eye(d_vocab)  # nearly absorbing, every state
     kernels /= kernels.sum(axis=-1, keepdims=True)
     for kernel in kernels:
-        work, law = np.empty((d_vocab, d_vocab)), np.zeros(d_vocab, np.float32)
-        compiled.stationary_law(kernel.ravel().astype(np.float32), d_vocab, d_vocab, work, law)
+        wide = -(-d_vocab // 16) * 16
+        padded, work = np.zeros((2, d_vocab * wide + 16), np.float32)
+        padded[: d_vocab * wide].reshape(d_vocab, wide)[:, :d_vocab] = kernel
+        mass, law = np.zeros(d_vocab), np.zeros(d_vocab, np.float32)
+        compiled.stationary_law(padded, d_vocab, wide, work, mass, law)
         rates = kernel.astype(np.float32).astype(np.float64)
         np.fill_diagonal(rates, 0.0)
         np.fill_diagonal(rates, -rates.sum(axis=1))  # of the kernel as it was passed, without a cancelling subtraction

@@ -35,7 +35,7 @@ from causal_circuits.simd.vectors import (
     store,
     sum_of,
 )
-from causal_circuits.tasks.draws import FOR_GAMMAS, FOR_TOKENS, SINE, SPARE, TINY
+from causal_circuits.tasks.draws import FOR_GAMMAS, FOR_TOKENS, SINE, SMALL, SPARE, TINY
 
 
 @inlined
@@ -57,21 +57,22 @@ def propose(entry, attempt, sequence, purpose, key, d, c):
 
 
 @inlined
-def log_gammas(constants, n, sequence, purpose, key, out, pending):
-    """Logs of Gamma(alpha[e]) draws, e < n: see `draws.log_gammas` for the method. `pending` is scratch, int32."""
-    n_pending = 0
+def draw_gammas(constants, n, sequence, purpose, key, logs, gammas, pending):
+    """Gamma(alpha[e]) draws, e < n, and their logs: see `draws.log_gammas` for the method. `pending` is scratch."""
+    n_pending, spare = 0, n + LANES
     for at in range(0, n, LANES):
         log_v, kept, word = propose(
             count_up() + at, 0, sequence, purpose, key, load(constants[1], at), load(constants[2], at)
         )
         power = fma(log(uniform(word)), load(constants[3], at), load(constants[4], at))
-        store(out, at, power + log_v)
+        store(logs, at, power + log_v)
+        store(gammas, at, exp(power + log_v))
         if any_less(kept, 0.5):
-            store(out, n + LANES, power)
-            store(out, n + 2 * LANES, kept)
+            store(logs, spare, power)
+            store(logs, spare + LANES, kept)
             for lane in range(min(LANES, n - at)):
-                if out[n + 2 * LANES + lane] < 0.5:
-                    out[at + lane] = out[n + LANES + lane]
+                if logs[spare + LANES + lane] < 0.5:
+                    logs[at + lane] = logs[spare + lane]
                     pending[n_pending] = at + lane
                     n_pending += 1
     attempt = 0
@@ -80,35 +81,43 @@ def log_gammas(constants, n, sequence, purpose, key, out, pending):
         n_left = 0
         for at in range(0, n_pending, LANES):
             entry = load(pending, at)
-            log_v, kept, _ = propose(
-                entry, attempt, sequence, purpose, key, gather(constants[1], 0, entry), gather(constants[2], 0, entry)
-            )
-            store(out, n + LANES, log_v)
-            store(out, n + 2 * LANES, kept)
+            d, c = gather(constants[1], 0, entry), gather(constants[2], 0, entry)
+            log_v, kept, _ = propose(entry, attempt, sequence, purpose, key, d, c)
+            total = gather(logs, 0, entry) + log_v
+            store(logs, spare, total)
+            store(logs, spare + LANES, kept)
+            store(logs, spare + 2 * LANES, exp(total))
             for lane in range(min(LANES, n_pending - at)):
                 e = pending[at + lane]
-                if out[n + 2 * LANES + lane] < 0.5:
+                if logs[spare + LANES + lane] < 0.5:
                     pending[n_left] = e
                     n_left += 1
                 else:
-                    out[e] += out[n + LANES + lane]
+                    logs[e], gammas[e] = logs[spare + lane], logs[spare + 2 * LANES + lane]
         n_pending = n_left
 
 
 @inlined
-def normalize_row(logs, at, n_tok, kernel, cumulative, to):
-    """A row of probabilities from log gammas, none of them zero, and its running sums."""
-    top = splat(-np.inf)
+def normalize_row(logs, gammas, at, n_tok, kernel, cumulative, to):
+    """A row of probabilities from gammas, none of them zero, and its running sums."""
+    total = splat(0.0)
     for v in range(0, n_tok, LANES):
-        top = larger(keep_first(load(logs, at + v), n_tok - v, -np.inf), top)
-    largest, total = largest_of(top), splat(0.0)
+        total = total + keep_first(load(gammas, at + v) + TINY, n_tok - v, 0.0)
+    sum_of_row = sum_of(total)
+    if sum_of_row < SMALL:  # the whole row underflowed: go back to the logs
+        top = splat(-np.inf)
+        for v in range(0, n_tok, LANES):
+            top = larger(keep_first(load(logs, at + v), n_tok - v, -np.inf), top)
+        largest, total = largest_of(top), splat(0.0)
+        for v in range(0, n_tok, LANES):
+            value = exp(load(logs, at + v) - largest)
+            for lane in range(min(LANES, n_tok - v)):
+                gammas[at + v + lane] = np.exp(logs[at + v + lane] - largest)
+            total = total + keep_first(value + TINY, n_tok - v, 0.0)
+        sum_of_row = sum_of(total)
+    z = np.float32(1.0) / sum_of_row
     for v in range(0, n_tok, LANES):
-        value = keep_first(exp(load(logs, at + v) - largest) + TINY, n_tok - v, 0.0)
-        store(kernel, to + v, value)
-        total = total + value
-    z = np.float32(1.0) / sum_of(total)
-    for v in range(0, n_tok, LANES):
-        store(kernel, to + v, load(kernel, to + v) * z)
+        store(kernel, to + v, keep_first(load(gammas, at + v) + TINY, n_tok - v, 0.0) * z)
     accumulate(kernel, to, n_tok, cumulative, to)
 
 
@@ -125,31 +134,35 @@ def accumulate(law, at, n_tok, cumulative, to):
 
 
 @inlined
-def stationary_law(kernel, n_tok, wide, work, law):
-    """Grassmann, Taksar & Heyman (1985), in float64: see `kernels.stationary_law`."""
-    for s in range(n_tok):
-        for t in range(n_tok):
-            work[s, t] = kernel[s * wide + t]
+def stationary_law(kernel, n_tok, wide, work, mass, law):
+    """Grassmann, Taksar & Heyman (1985): see `kernels.stationary_law`. No subtraction, so float32 keeps its digits.
+
+    `kernel` and `work` have rows of whole vectors; `mass` is float64 scratch, since weights of states that are hardly
+    ever left may be larger than a float32.
+    """
+    for at in range(0, n_tok * wide, LANES):
+        store(work, at, load(kernel, at))
     for k in range(n_tok - 1, 0, -1):
-        leaving = 0.0
-        for t in range(k):
-            leaving += work[k, t]
-        leaving = 1.0 / leaving
+        total = splat(0.0)
+        for v in range(0, k, LANES):
+            total = total + keep_first(load(work, k * wide + v), k - v, 0.0)
+        leaving = np.float32(1.0) / sum_of(total)
         for s in range(k):
-            factor = work[s, k] * leaving
-            work[s, k] = factor
-            for t in range(k):
-                work[s, t] += factor * work[k, t]
-    work[0, 0] = 1.0  # from here on the diagonal holds the law
-    mass = 1.0
+            factor = work[s * wide + k] * leaving
+            for v in range(0, k, LANES):  # columns from k on hold the factors of states that have gone
+                row = keep_first(load(work, k * wide + v), k - v, 0.0)
+                store(work, s * wide + v, fma(factor, row, load(work, s * wide + v)))
+            work[s * wide + k] = factor
+    mass[0] = 1.0
+    everything = 1.0
     for k in range(1, n_tok):
         value = 0.0
         for s in range(k):
-            value += work[s, s] * work[s, k]
-        work[k, k] = value
-        mass += value
+            value += mass[s] * work[s * wide + k]
+        mass[k] = value
+        everything += value
     for t in range(n_tok):
-        law[t] = work[t, t] / mass
+        law[t] = mass[t] / everything
 
 
 @inlined
@@ -181,9 +194,10 @@ def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens,
     wide = (n_tok + LANES - 1) // LANES * LANES
     n_entries = alpha.shape[1] - SPARE
     n_rows = n_entries // n_tok
-    logs, pending = np.zeros(n_entries + 3 * LANES, np.float32), np.zeros(n_entries + LANES, np.int32)
+    logs, pending = np.zeros(n_entries + 5 * LANES, np.float32), np.zeros(n_entries + LANES, np.int32)
+    gammas = np.zeros(n_entries + 2 * LANES, np.float32)
     kernel, cumulative = np.zeros((n_rows + 1) * wide, np.float32), np.zeros((n_rows + 2) * wide, np.float32)
-    work, law = np.empty((n_tok, n_tok), np.float64), np.zeros(n_tok, np.float32)
+    work, mass, law = np.zeros(n_tok * wide + LANES, np.float32), np.zeros(n_tok), np.zeros(n_tok, np.float32)
     numbers = np.zeros(n_ctx + LANES, np.float32)
     root_row, last = n_rows - 1 if n_roots_law == 2 else n_rows, n_ctx - 1
     for t in range(n_tok):
@@ -191,11 +205,11 @@ def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens,
     accumulate(law, 0, n_tok, cumulative, n_rows * wide)
     for b in range(len(tokens)):
         sequence, high = start + b, (start + b) >> 32
-        log_gammas(alpha, n_entries, sequence, FOR_GAMMAS + 256 * high, key, logs, pending)
+        draw_gammas(alpha, n_entries, sequence, FOR_GAMMAS + 256 * high, key, logs, gammas, pending)
         for row in range(n_rows):
-            normalize_row(logs, row * n_tok, n_tok, kernel, cumulative, row * wide)
+            normalize_row(logs, gammas, row * n_tok, n_tok, kernel, cumulative, row * wide)
         if n_roots_law == 1:
-            stationary_law(kernel, n_tok, wide, work, law)
+            stationary_law(kernel, n_tok, wide, work, mass, law)
             accumulate(law, 0, n_tok, cumulative, n_rows * wide)
         query = 0
         for at in range(0, n_ctx, LANES):

@@ -12,8 +12,9 @@ Key = tuple[int, int]
 
 # What the fourth word of a counter says the number is for.
 FOR_GAMMAS, FOR_TOKENS = 0, 1
-# No probability is smaller than this share of its row's largest: a row of zeros, or a token never left, has no law.
-TINY = np.float32(1e-37)
+# Added to every gamma: a row of zeros, or a token never left, has no law. Rows that sum to less than SMALL have
+# underflowed and are scaled by their largest entry first.
+TINY, SMALL = np.float32(1e-37), np.float32(1e-25)
 # Columns that `gamma_constants` has to spare: compiled code reads whole vectors.
 SPARE = 16
 # sin(pi t) = t (SINE[0] + SINE[1] t^2 + ...) on [-1/2, 1/2], to 2e-7: the Taylor series of sin(pi t).
@@ -74,7 +75,10 @@ def uniform(words: "np.ndarray") -> Float[np.ndarray, "..."]:
 
 def rows_of(logs: Float[np.ndarray, "batch row token"]) -> Float[np.ndarray, "batch row token"]:
     """Rows of probabilities from log gammas, none of them zero."""
-    rows = np.exp(logs - logs.max(axis=-1, keepdims=True)) + TINY
+    rows = np.exp(logs)
+    small = rows.sum(axis=-1) < SMALL
+    rows[small] = np.exp(logs[small] - logs[small].max(axis=-1, keepdims=True))
+    rows += TINY
     return rows / rows.sum(axis=-1, keepdims=True, dtype=np.float32)
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from tqdm.auto import tqdm
 
 from causal_circuits.models import HookedTransformer, layout_of, warm_start
 from causal_circuits.models.fused import can_fuse
-from causal_circuits.recording import RecordAt, Snapshot, TrainingRecord, stack_snapshots, to_plain
+from causal_circuits.recording import RecordAt, Snapshot, SnapshotStore, TrainingRecord, to_plain
 from causal_circuits.tasks import InContextTask
 from causal_circuits.training.recipe import TrainConfig
 from causal_circuits.training.runs import FusedRun, StructuredRun
@@ -88,23 +89,33 @@ def _run(
 ) -> list[TrainingRecord]:
     n_steps, began = configs[0].steps, time.perf_counter()
     recorded, losses = set(record.within(n_steps)), np.empty((n_steps, len(models)))
-    snapshots: list[list[Snapshot]] = []
+    stores = _stores(record, len(models), len(recorded))
+
+    def keep(snapshots: list[Snapshot]) -> None:
+        for store, snapshot in zip(stores, snapshots, strict=True):
+            store.add(snapshot)
+
     bar = tqdm(total=n_steps, desc="training", unit="step", disable=None if progress is None else not progress)
     with _torch_threads(fused) as n_threads, bar:
         run = FusedRun(models, tasks, configs, n_threads) if fused else StructuredRun(models[0], tasks[0], configs[0])
         try:
+            on_the_way = run.records_by_itself(record)
             for step in range(n_steps):
-                if step in recorded:
-                    snapshots.append(run.snapshots(step, record))
-                losses[step] = run.gradients()
+                if step in recorded and not on_the_way:
+                    keep(run.snapshots(step, record))
+                losses[step] = run.gradients(record if step in recorded else None)
+                if step in recorded and isinstance(run, FusedRun) and on_the_way:
+                    keep(run.own_snapshots(step, losses[step], record))
                 if not np.isfinite(losses[step]).all():
                     _raise_divergence(losses[step], step, configs)
                 run.update()
                 bar.update()
                 if step % 20 == 19:
                     bar.set_postfix(loss=f"{losses[step].mean():.3f}", refresh=False)
-            if n_steps in recorded:
-                snapshots.append(run.snapshots(n_steps, record))
+            if n_steps in recorded and isinstance(run, FusedRun) and on_the_way:
+                keep(run.own_snapshots(n_steps, run.gradients(record), record))
+            elif n_steps in recorded:
+                keep(run.snapshots(n_steps, record))
         finally:
             run.close()
     seconds = time.perf_counter() - began
@@ -115,10 +126,17 @@ def _run(
             seconds=seconds,
             sequences_per_s=n_steps * config.batch_size * len(models) / seconds,
             path=run.path,
-            **stack_snapshots([snapshot[member] for snapshot in snapshots]),  # type: ignore[arg-type]
+            **stores[member].fields(),
         )
         for member, config in enumerate(configs)
     ]
+
+
+def _stores(record: RecordAt, n_members: int, n_records: int) -> list[SnapshotStore]:
+    """Where the snapshots of each member go; members of an ensemble have a subfolder each."""
+    if record.folder is None or n_members == 1:
+        return [SnapshotStore(n_records, record.folder) for _ in range(n_members)]
+    return [SnapshotStore(n_records, Path(record.folder) / f"member_{i:03d}") for i in range(n_members)]
 
 
 def _raise_divergence(losses: "np.ndarray", step: int, configs: list[TrainConfig]) -> None:

@@ -28,6 +28,10 @@ class StructuredRun:
 
     path = "structured"
 
+    def records_by_itself(self, record: RecordAt) -> bool:
+        """Whether `gradients` leaves the record behind: never on this path."""
+        return False
+
     def __init__(self, model: HookedTransformer, task: InContextTask, config: TrainConfig) -> None:
         self._model, self._config = model, config
         self._draw = task.stream((config.seed, _TRAINING_STREAM))
@@ -44,8 +48,8 @@ class StructuredRun:
         """The state of the model, measured on the batch of this step."""
         return [take_snapshot(self._model, self._ahead[0].result(), step, record)]
 
-    def gradients(self) -> "np.ndarray":
-        """Set the gradients of this step; its loss, [1]."""
+    def gradients(self, record: RecordAt | None = None) -> "np.ndarray":
+        """Set the gradients of this step; its loss, [1]. Nothing is recorded on the way."""
         loss = gradient_step(self._model, self._ahead.pop(0).result())
         self._step += 1
         self._ahead.append(self._pool.submit(self._draw_batch, self._step + 1))
@@ -85,29 +89,34 @@ class FusedRun:
         self._fills = [t.filler((c.seed, _TRAINING_STREAM)) for t, c in zip(self._tasks, self._configs, strict=True)]
         self._tokens = np.empty((n, size, first.n_ctx), np.int64)
         self._targets = np.empty((n, size, first.d_vocab), np.float32)
-        self._weights = [torch.stack(stack) for stack in zip(*map(live_weights, self._models), strict=True)]
+        shapes = [weight.shape for weight in live_weights(models[0])]
+        flat_weights, self._weights = _stacks(n, shapes)
+        for member, model in enumerate(self._models):
+            for stack, weight in zip(self._weights, live_weights(model), strict=True):
+                stack[member] = weight
         parts = 1 if n % n_threads == 0 or n > 4 * n_threads else min(n_threads, size)
         bounds = [size * part // parts for part in range(parts + 1)]
         self._jobs = [(m, slice(a, b)) for m in range(n) for a, b in pairwise(bounds)]
-        self._sums = [np.zeros((len(self._jobs), *weight.shape[1:]), np.float32) for weight in self._weights]
+        flat_sums, self._sums = _stacks(len(self._jobs), shapes)
+        flat_gradients, self._gradients = (flat_sums, self._sums) if parts == 1 else _stacks(n, shapes)
         self._losses = np.zeros(len(self._jobs))
-        self._attention = np.empty((len(self._jobs), 0, 0, 0), np.float32)
-        self._gradients = [
-            torch.from_numpy(stack if parts == 1 else np.empty(weight.shape, np.float32))
-            for stack, weight in zip(self._sums, self._weights, strict=True)
-        ]
+        self._no_pattern = self._attention = np.empty((len(self._jobs), 0, 0, 0), np.float32)
         self._pool, self._n_threads = ThreadPoolExecutor(n_threads), n_threads
-        self._groups = [_updates(leaves, stages) for leaves, stages in self._leaves()]
+        self._groups = [
+            _updates(leaves, stages, fused=True) for leaves, stages in self._leaves(flat_weights, flat_gradients)
+        ]
         self._step = 0
         self._data = self._share_out(self._fill)
 
-    def _leaves(self) -> Iterator[tuple[dict[str, torch.nn.Parameter], tuple[Stage, ...]]]:
+    def _leaves(
+        self, weights: list[Tensor], gradients: list[Tensor]
+    ) -> Iterator[tuple[dict[str, torch.nn.Parameter], tuple[Stage, ...]]]:
         """For each run of members with equal stages, their part of every stack as parameters with gradients."""
         stages = [config.stages for config in self._configs]
         changes = [i for i in range(1, len(stages)) if stages[i] != stages[i - 1]]
         for start, end in pairwise([0, *changes, len(stages)]):
             leaves = {}
-            for name, weight, gradient in zip(("W_Q.0", "W_Q.1", "W_U"), self._weights, self._gradients, strict=True):
+            for name, weight, gradient in zip(("W_Q.0", "W_Q.1", "W_U"), weights, gradients, strict=True):
                 if name in trainable_parameters(self._models[start]):
                     leaves[name] = torch.nn.Parameter(weight[start:end])
                     leaves[name].grad = gradient[start:end]
@@ -136,13 +145,27 @@ class FusedRun:
         member, rows = self._jobs[job]
         share = np.float32(1.0 / self._configs[0].batch_size)
         first, second, unembed = (weight[member].numpy() for weight in self._weights)
-        sums = self._sums[0][job], self._sums[1][job], self._sums[2][job]
+        d_first, d_second, d_unembed = (stack[job].numpy() for stack in self._sums)
         batch = self._tokens[member, rows], self._targets[member, rows]
-        loss = self._kernel(*batch, (first, second, unembed), sums, self._attention[job], share)
+        loss = self._kernel(
+            *batch, (first, second, unembed), (d_first, d_second, d_unembed), self._attention[job], share
+        )
         self._losses[job] = loss * float(share)
 
-    def gradients(self) -> "np.ndarray":
-        """The gradients of this step in the stacks; the loss of every member, [member]."""
+    def records_by_itself(self, record: RecordAt) -> bool:
+        """Whether `gradients` leaves the record behind: layer 0's scores are what the fused step differentiates."""
+        return record.layers == (0,)
+
+    def gradients(self, record: RecordAt | None = None) -> "np.ndarray":
+        """The gradients of this step in the stacks; the loss of every member, [member].
+
+        With `record`, layer 0's attention is kept too, for `own_snapshots`.
+        """
+        n_ctx, _, n_heads, _ = sizes_of(self._models[0])
+        if record is not None and record.attention:
+            self._attention = np.empty((len(self._jobs), n_heads, n_ctx, n_ctx), np.float32)
+        else:
+            self._attention = self._no_pattern
         for future in self._data:
             future.result()
         for future in self._share_out(self._differentiate):
@@ -152,7 +175,7 @@ class FusedRun:
         n = len(self._models)
         if len(self._jobs) > n:
             for stack, gradient in zip(self._sums, self._gradients, strict=True):
-                np.sum(stack.reshape(n, -1, *stack.shape[1:]), axis=1, out=gradient.numpy())
+                torch.sum(stack.unflatten(0, (n, -1)), dim=1, out=gradient)
         return self._losses.reshape(n, -1).sum(axis=1)[self._place]
 
     def update(self) -> None:
@@ -171,6 +194,26 @@ class FusedRun:
             taken.append(take_snapshot(self._models[member], batch, step, record))
         return taken
 
+    def own_snapshots(self, step: int, losses: "np.ndarray", record: RecordAt) -> list[Snapshot]:
+        """Layer 0 of every member, as the last call of `gradients` saw it."""
+        n, (n_ctx, n_tok, n_live, _) = len(self._models), sizes_of(self._models[0])
+        shape = (n, 1, self._models[0].cfg.n_heads, n_ctx, n_ctx)  # dead heads attend uniformly and have no gradient
+        attention = (torch.ones(n_ctx, n_ctx).tril() / torch.arange(1, n_ctx + 1)[:, None]).expand(shape).clone()
+        if record.attention:
+            summed = self._attention.reshape(n, -1, *self._attention.shape[1:]).sum(axis=1)
+            attention[:, 0, :n_live] = torch.from_numpy(summed)
+        gradients = torch.zeros(shape)
+        gradients[:, 0, :n_live] = self._gradients[0][:, :, n_tok:, n_tok:]
+        return [
+            Snapshot(
+                step=step,
+                loss=float(losses[i]),
+                attention=attention[member] if record.attention else None,
+                score_gradients=gradients[member] if record.score_gradients else None,
+            )
+            for i, member in enumerate(self._place)
+        ]
+
     def _write_back(self) -> None:
         for member, model in enumerate(self._models):
             for live, stack in zip(live_weights(model), self._weights, strict=True):
@@ -182,11 +225,24 @@ class FusedRun:
         self._write_back()
 
 
-def _updates(parameters: dict[str, torch.nn.Parameter], stages: Sequence[Stage]) -> Iterator[torch.optim.Optimizer]:
-    """The optimiser of every step, stage after stage, its learning rate set."""
+def _stacks(n: int, shapes: Sequence[torch.Size]) -> tuple[list[Tensor], list[Tensor]]:
+    """Zeros for n members: flat [n, size] with rows of whole vectors, and the views [n, *shape] of what counts in them.
+
+    The optimiser works on the flat rows; without the padding an entry's place in the stack would decide whether it is
+    updated by a vector instruction or by the scalar rest of the loop, which round differently.
+    """
+    sizes = [shape.numel() for shape in shapes]
+    flat = [torch.zeros(n, -(-size // 64) * 64) for size in sizes]
+    return flat, [f[:, :size].unflatten(1, shape) for f, size, shape in zip(flat, sizes, shapes, strict=True)]
+
+
+def _updates(
+    parameters: dict[str, torch.nn.Parameter], stages: Sequence[Stage], fused: bool = False
+) -> Iterator[torch.optim.Optimizer]:
+    """The optimiser of every step, stage after stage, its learning rate set; `fused` is torch's, one pass a tensor."""
     for stage in stages:
         chosen: list[Tensor] = [parameters[name] for name in stage.train or parameters]
-        options: dict[str, Any] = {"lr": stage.learning_rate, "weight_decay": stage.weight_decay}
+        options: dict[str, Any] = {"lr": stage.learning_rate, "weight_decay": stage.weight_decay, "fused": fused}
         optimizer = OPTIMIZERS[stage.optimizer](chosen, **options)
         for step in range(stage.steps):
             rate = stage.learning_rate * SCHEDULES[stage.schedule](step / stage.steps)

@@ -41,7 +41,7 @@ def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record:
     try:
         for parameter in frozen:  # a frozen layer's scores have gradients too
             parameter.requires_grad_(True)
-        with watch_attention(model) as watched:
+        with watch_attention(model, record.layers) as watched:
             loss = mean_loss(model, batch)
             if record.score_gradients:
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
