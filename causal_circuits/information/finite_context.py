@@ -1,0 +1,163 @@
+"""The gradient of layer 1's attention at a finite context length, exact to first order in beta0.
+
+At A1 = 0, A2 = beta0 I the reduced model predicts with the frequencies mu_hat of the *whole sequence*, query included.
+To first order in beta0, with T = n_ctx, S = d_vocab and h_j = 1[x_j = x_T],
+
+    -dL/da_ij = beta0 / (S T) G_ij,        G_ij = S E[ (pi(x_i | x_T) / mu_hat(x_i) - m) h_j ],
+
+where m is the probability that pi(. | x_T) gives to tokens that occur. For T -> infinity mu_hat -> mu, m -> 1 and G is
+the paper's g (`predicted_gradient`); at finite T it is smaller, and it is this G that a gradient measures.
+
+The mean of 1 / N over the number N of occurrences of a token looks intractable and is not: E[1 / N; B] is the integral
+over t in 0 .. 1 of E[t^(N-1); B], and for a forest E[t^N; x_i = a, x_j = s] is a product of messages, because a forest
+whose tokens are weighted one by one is again a Markov forest, with tilted kernels. The integrand is a polynomial in t,
+so Gauss-Legendre quadrature is exact up to a tolerance chosen beforehand. Only the kernel is averaged by Monte Carlo.
+"""
+
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from causal_circuits.graphs import parents_of
+from causal_circuits.information import pair_laws
+from causal_circuits.information.exact import Information, check_stationary_forest
+from causal_circuits.information.tilted_forest import tilt
+from causal_circuits.tasks import Batch, InContextTask
+
+_CHUNK = 4096  # sequences
+_CONTROL_KERNELS = 2**15
+_MOST_NUMBERS = 2**23  # held at once in the pair laws of tilted forests
+
+
+def finite_context_gradient(task: InContextTask, n_kernels: int = 512, seed: int = 0) -> Information:
+    """G_ij of the module's text: what minus the gradient of layer 1's attention weights is, times d_vocab n_ctx / beta0.
+
+    `score_gradient_of(G)` times beta0 / (d_vocab n_ctx) is minus the gradient of the reduced model's attention scores
+    for beta0 -> 0, diagonal and query row included, at any context length. Tends to `predicted_gradient` as n_ctx
+    grows. Forests with a query and stationary roots only.
+
+    >>> from causal_circuits import chain_graph, predicted_gradient
+    >>> task = InContextTask(chain_graph(8), d_vocab=3, alpha=1.0)
+    >>> ratio = finite_context_gradient(task).value[2, 1] / predicted_gradient(task).value[2, 1]
+    >>> 0.5 < ratio < 0.9           # a context of 8 is short
+    tensor(True)
+    """
+    check_stationary_forest(task)
+    if not task.has_query:
+        raise ValueError("the finite-context gradient needs a graph with a query: this one's target has other parents")
+    kernels, law = pair_laws.draw(task, n_kernels, seed)
+    size = task.n_ctx**2 * task.d_vocab * (len(quadrature(task.n_ctx)[0]) + 1)
+    chunk = max(1, _MOST_NUMBERS // size)
+    pieces = [
+        _of_kernels(task, kernels[1][start : start + chunk], law[start : start + chunk])
+        for start in range(0, n_kernels, chunk)
+    ]
+    many, many_laws = pair_laws.draw(task, _CONTROL_KERNELS, seed + 1)
+    value, error = _controlled(np.concatenate(pieces), _edge(kernels[1], law), _edge(many[1], many_laws))
+    return Information(torch.from_numpy(value), torch.from_numpy(error), n_kernels)
+
+
+def _edge(pi: Float[np.ndarray, "kernel token token"], law: Float[np.ndarray, "kernel token"]) -> np.ndarray:
+    """The chi-squared information of parent and child: sum pi(a | s)^2 mu(s) / mu(a) - 1, one number a kernel."""
+    ratio = np.divide(pi**2, law[:, None, :], out=np.zeros_like(pi), where=law[:, None, :] > 0)
+    return np.einsum("ksa,ks->k", ratio, law) - 1.0
+
+
+def _controlled(values: np.ndarray, few: np.ndarray, many: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error of `values` [kernel, ...] with the edge's information as control variate.
+
+    How informative a kernel is explains most of the spread between kernels, and its mean is cheap to know well.
+    """
+    spread = few - few.mean()
+    slope = np.tensordot(spread, values, axes=1) / max(float(spread @ spread), 1e-300)
+    left = values - spread.reshape(-1, *[1] * (values.ndim - 1)) * slope
+    variance = left.var(axis=0) / (len(few) - 1) + slope**2 * many.var() / len(many)
+    return left.mean(axis=0) + slope * (many.mean() - few.mean()), np.sqrt(variance)
+
+
+def measured_gradient(
+    tokens: Int[Tensor, "batch n_ctx"],
+    target_probs: Float[Tensor, "batch d_vocab"],
+    of: Literal["weights", "scores"] = "weights",
+) -> Information:
+    """Minus the gradient of the reduced model's layer 1 on a batch, for beta0 -> 0, times d_vocab n_ctx / beta0.
+
+    The closed form of what one backward pass gives at A1 = 0, A2 = beta0 I, with the standard error over sequences
+    that a backward pass does not give: the mean of d_vocab (y(x_i) / mu_hat(x_i) - m) h_j for attention *weights*; for
+    *scores* h_j less its mean over k <= i, divided by i + 1. Zero above the diagonal.
+
+    Args:
+        tokens: sequences with the query last.
+        target_probs: the row of the kernel that the query names, or one-hot labels.
+        of: what the gradient is taken with respect to.
+    """
+    if of not in ("weights", "scores"):
+        raise ValueError(f"a gradient is taken of 'weights' or 'scores': got {of!r}")
+    Batch(tokens, target_probs).check(target_probs.shape[-1])
+    n, n_ctx = tokens.shape
+    totals = torch.zeros(2, n_ctx, n_ctx, dtype=torch.float64)
+    visible = torch.arange(1, n_ctx + 1, dtype=torch.float64)
+    for start in range(0, n, _CHUNK):
+        x, y = tokens[start : start + _CHUNK].cpu(), target_probs[start : start + _CHUNK].cpu().double()
+        counts = torch.zeros_like(y).scatter_add_(1, x, torch.ones(x.shape, dtype=torch.float64))
+        child = torch.gather(n_ctx * y / counts.clamp(min=1), 1, x) - (y * (counts > 0)).sum(dim=1, keepdim=True)
+        child = y.shape[1] * child
+        hit = (x == x[:, -1:]).double()
+        mean_hit = hit.cumsum(dim=1) / visible if of == "scores" else torch.zeros_like(hit)
+        child = child / visible if of == "scores" else child
+        squares = child.square()
+        totals[0] += child.T @ hit - (child * mean_hit).sum(dim=0)[:, None]
+        totals[1] += squares.T @ hit - 2 * (squares * mean_hit).T @ hit
+        totals[1] += (squares * mean_hit.square()).sum(dim=0)[:, None]
+    mean, square = totals.tril() / n
+    error = ((square - mean.square()).clamp(min=0) / max(n - 1, 1)).sqrt()
+    return Information(mean, error, n, "sequences")
+
+
+@lru_cache(maxsize=64)
+def quadrature(n_ctx: int, tolerance: float = 1e-7) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights on 0 .. 1 that integrate t^(N-1) to 1 / N within a relative `tolerance` for N = 1 .. n_ctx.
+
+    >>> nodes, weights = quadrature(100)
+    >>> abs(float((weights * nodes**99).sum()) * 100 - 1) < 1e-7
+    True
+    """
+    counts = np.arange(1, n_ctx + 1)
+    for n_nodes in range(1, n_ctx // 2 + 2):
+        nodes, weights = np.polynomial.legendre.leggauss(n_nodes)
+        nodes, weights = (nodes + 1) / 2, weights / 2
+        integrals = (weights * nodes ** (counts[:, None] - 1)).sum(axis=1)
+        if np.abs(integrals * counts - 1).max() < tolerance:
+            break
+    return nodes, weights
+
+
+def _of_kernels(
+    task: InContextTask, pi: Float[np.ndarray, "kernel token token"], law: Float[np.ndarray, "kernel token"]
+) -> Float[np.ndarray, "kernel n_ctx n_ctx"]:
+    """G of every kernel: for each token a, the sequences in which x_i = a, by the number of their a's."""
+    n_ctx, d_vocab, last = task.n_ctx, task.d_vocab, task.n_ctx - 1
+    parents = [next(iter(parents_of(task.graph, position)), -1) for position in range(last)]
+    nodes, weights = quadrature(n_ctx)
+    found = np.zeros((len(pi), n_ctx, n_ctx))
+    for a in range(d_vocab):
+        forest = tilt(parents, pi, law, a, np.concatenate([[0.0], nodes]))
+        absent, total = forest.total[:, 0], forest.total[:, 1:] * weights  # E[t^count] at t = 0, and times the weights
+        queries = np.arange(d_vocab) == a  # the query itself is one more a if it is a
+        power = np.where(queries[:, None], 1.0, 1.0 / nodes)  # t^(N-1), N the count of a's in context and query
+        reach = n_ctx * np.einsum("kq,sq,ks->kqs", total, power, pi[:, :, a])
+        found[:, :last, :last] += np.einsum("kqijs,kqs->kij", forest.pair_laws()[:, 1:], reach, optimize=True)
+        marginal = forest.marginals  # [kernel, node, position, token]
+        found[:, last, :last] += n_ctx * pi[:, a, a, None] * np.einsum("kq,kqj->kj", total, marginal[:, 1:, :, a])
+        found[:, last, last] += n_ctx * pi[:, a, a] * total.sum(axis=1)
+        others = np.where(queries, 0.0, pi[:, :, a])  # pi(a | s) for queries s that are not a
+        missed = np.einsum("ks,k,kjs->kj", others, absent, marginal[:, 0])
+        found[:, :, :last] += missed[:, None, :]
+        found[:, last, last] += others.sum(axis=1) * absent
+    found[:, :, :last] -= 1.0  # m would be 1 if no token were missing
+    found[:, last, last] -= d_vocab
+    return np.tril(found)
