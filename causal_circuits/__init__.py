@@ -6,7 +6,15 @@ ICML 2024). In the order in which data flows::
     graphs -> tasks -> models -> training -> heads / discovery / interventions / information -> figures
 """
 
-from causal_circuits.discovery import CandidateEdge, edge_auroc, extract_graph, mean_attention
+from causal_circuits.discovery import (
+    CandidateEdge,
+    Position,
+    RecoveredGraph,
+    edge_auroc,
+    extract_graph,
+    mean_attention,
+    recover_graph,
+)
 from causal_circuits.graphs import (
     GraphRecovery,
     chain_graph,
@@ -25,8 +33,13 @@ from causal_circuits.graphs import (
 from causal_circuits.heads import HeadScores, copying_score, detect_induction_heads, induction_mask, parent_mask
 from causal_circuits.information import (
     Information,
+    InformationEstimate,
     chi_squared_information,
     estimate_gradient,
+    estimate_information,
+    finite_context_gradient,
+    measured_gradient,
+    mutual_information,
     predicted_gradient,
     score_gradient_of,
 )
@@ -78,10 +91,13 @@ __all__ = [
     "HeadScores",
     "InContextTask",
     "Information",
+    "InformationEstimate",
     "KnockOut",
     "Layout",
     "PatchingResult",
+    "Position",
     "RecordAt",
+    "RecoveredGraph",
     "ReferenceLosses",
     "Slot",
     "Snapshot",
@@ -102,9 +118,11 @@ __all__ = [
     "edge_auroc",
     "edge_posterior",
     "estimate_gradient",
+    "estimate_information",
     "evaluate",
     "exact_bayes",
     "extract_graph",
+    "finite_context_gradient",
     "graph_from_digraph",
     "graph_from_parents",
     "graph_parents",
@@ -116,6 +134,8 @@ __all__ = [
     "load_model",
     "log_probs",
     "mean_attention",
+    "measured_gradient",
+    "mutual_information",
     "ngram_graph",
     "pairs_graph",
     "parent_mask",
@@ -124,6 +144,7 @@ __all__ = [
     "plant_circuit",
     "predicted_gradient",
     "random_forest",
+    "recover_graph",
     "reduced_transformer",
     "reference_losses",
     "save_model",

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 
 from causal_circuits.discovery.testing import bernstein_p_value, bernstein_sample_size
@@ -99,7 +100,7 @@ class EdgeScores:
         self.score, self.expected = np.zeros((n_positions, n_positions)), np.zeros(n_positions)
         self._bound = 0.0
         for piece in self._pieces():
-            self.score += piece.child.T @ piece.hit / len(tokens)
+            self.score += _summed(piece.child, piece.hit) / len(tokens)
             self.expected += (piece.sharpness * piece.hit).sum(axis=0) / len(tokens)
             largest = np.abs(piece.child).max(axis=1) * piece.hit.max(axis=1)
             self._bound = max(self._bound, float(largest.max()))
@@ -126,7 +127,7 @@ class EdgeScores:
         for piece in self._pieces():
             at_best, hit, squares = piece.hit[:, best], piece.hit, piece.child**2
             square += np.einsum("ni,ni->i", squares, at_best**2)[:, None]
-            square += squares.T @ hit**2 - 2 * (squares * at_best).T @ hit
+            square += _summed(squares, hit**2) - 2 * _summed(squares * at_best, hit)
         mean = np.take_along_axis(self.score, best[:, None], axis=1) - self.score
         return self._contrasts(mean, square / len(self.tokens))
 
@@ -135,8 +136,8 @@ class EdgeScores:
         mean, square = np.zeros_like(self.score), np.zeros_like(self.score)
         for piece in self._pieces():
             missing = piece.sharpness - piece.child
-            mean += missing.T @ piece.hit
-            square += (missing**2).T @ piece.hit**2
+            mean += _summed(missing, piece.hit)
+            square += _summed(missing**2, piece.hit**2)
         n = len(self.tokens)
         return self._contrasts(mean / n, square / n)
 
@@ -144,7 +145,7 @@ class EdgeScores:
         """The threshold less u_ij."""
         square = np.zeros_like(self.score)
         for piece in self._pieces():
-            square += (piece.child**2).T @ piece.hit**2
+            square += _summed(piece.child**2, piece.hit**2)
         centred = square / len(self.tokens) - self.score**2
         return Contrasts(threshold - self.score, self._unbiased(centred), 2 * self._bound, self.n)
 
@@ -172,3 +173,10 @@ class EdgeScores:
 
     def _unbiased(self, variance: np.ndarray) -> np.ndarray:
         return np.clip(variance, 0.0, None) * self.n / max(self.n - 1, 1)
+
+
+def _summed(
+    rows: Float[np.ndarray, "sequence position"], columns: Float[np.ndarray, "sequence position"]
+) -> Float[np.ndarray, "position position"]:
+    """sum over sequences of rows[:, i] columns[:, j]: torch's product keeps to torch's number of threads."""
+    return (torch.from_numpy(rows).T @ torch.from_numpy(columns)).numpy()
