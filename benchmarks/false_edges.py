@@ -82,7 +82,9 @@ def chained_query(draw: Draw) -> Draw:
     """A Markov chain that runs through the query: the query is not drawn on its own."""
     task, n = draw.task, len(draw.tokens)
     chain = cc.graph_from_parents([[], *([i] for i in range(task.n_ctx))])
-    batch = cc.InContextTask(chain, d_vocab=task.d_vocab, alpha=task.alpha).sample(n, seed=int(draw.rng.integers(2**31)))
+    batch = cc.InContextTask(chain, d_vocab=task.d_vocab, alpha=task.alpha).sample(
+        n, seed=int(draw.rng.integers(2**31))
+    )
     truth = cc.InContextTask(cc.chain_graph(task.n_ctx), d_vocab=task.d_vocab)
     return Draw(truth, batch.tokens.numpy(), batch.target_probs.numpy(), draw.rng)
 
@@ -159,7 +161,9 @@ def judge(draw: Draw) -> dict[str, object]:
 
 def summary(name: str, rows: list[dict[str, object]]) -> str:
     """One line of the table."""
-    total = {key: sum(int(row[key]) for row in rows) for key in ("edges", "found", "false_edges", "undecided", "positions")}
+    total = {
+        key: sum(int(row[key]) for row in rows) for key in ("edges", "found", "false_edges", "undecided", "positions")
+    }
     wrong_edges, wrong_roots = (sum(bool(row[key]) for row in rows) for key in ("false_edges", "false_roots"))
     return (
         f"{name:24s} {len(rows):6d} {wrong_edges:12d} {wrong_roots:12d} "

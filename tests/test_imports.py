@@ -13,7 +13,7 @@ PACKAGE = ROOT / "causal_circuits"
 ALLOWED: dict[str, set[str]] = {
     "graphs": set(),
     "tasks": {"graphs"},
-    "information": {"graphs", "tasks"},
+    "information": {"graphs", "tasks", "recording"},
     "models": {"graphs"},
     "recording": {"models"},
     "training": {"tasks", "models", "recording"},

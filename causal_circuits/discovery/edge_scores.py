@@ -7,18 +7,18 @@ target (probabilities or a one-hot label),
 
     u_ij = mean over sequences of a_i h_j,        a_i = d_vocab y(x_i).
 
-If pi has stationary law mu, the query is uniform and x_i is independent of x_j given pi, then E u_ij = E |mu|^2 = c: one
-constant for all such pairs, at any context length. So **the row of a root is flat**. If p is the parent of i,
+If pi has stationary law mu, the query is uniform and x_i is independent of x_j given pi, then E u_ij = E |mu|^2 = c:
+one constant for all such pairs, at any context length. So **the row of a root is flat**. If p is the parent of i,
 
     E u_ip - c = E sum_s mu(s) |pi(. | s) - mu|^2,
 
 the information of the edge in the Euclidean in place of the chi-squared metric: the same for every edge of a task; and
 for any other earlier position j, which reaches i only through p, data processing (Jensen and Cauchy-Schwarz, given pi)
-makes E u_ij at most E u_ip. Under an edge x_i is drawn from y whenever h_j = 1, so that the score an edge must have is known
-without knowing any edge: E u_ip = E[ d_vocab |y|^2 h_p ].
+makes E u_ij at most E u_ip. Under an edge x_i is drawn from y whenever h_j = 1, so that the score an edge must have is
+known without knowing any edge: E u_ip = E[ d_vocab |y|^2 h_p ].
 
-From a_i may be subtracted any function of y: it shifts whole rows, and removes most of the noise. A non-uniform query is
-weighted by one over its frequency.
+From a_i may be subtracted any function of y: it shifts whole rows, and removes most of the noise. A non-uniform query
+is weighted by one over its frequency.
 """
 
 from collections.abc import Iterator
@@ -178,5 +178,5 @@ class EdgeScores:
 def _summed(
     rows: Float[np.ndarray, "sequence position"], columns: Float[np.ndarray, "sequence position"]
 ) -> Float[np.ndarray, "position position"]:
-    """sum over sequences of rows[:, i] columns[:, j]: torch's product keeps to torch's number of threads."""
+    """Sum over sequences of rows[:, i] columns[:, j]: torch's product keeps to torch's number of threads."""
     return (torch.from_numpy(rows).T @ torch.from_numpy(columns)).numpy()

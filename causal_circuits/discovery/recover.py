@@ -12,6 +12,8 @@ from typing import Literal
 
 import networkx as nx
 import numpy as np
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from causal_circuits.discovery.edge_scores import EdgeScores
@@ -62,6 +64,9 @@ class RecoveredGraph:
     Attributes:
         graph: over n_ctx positions and the target; edges carry "weight", "p_value" and "sequences_needed".
         positions: the verdict on each position before the query.
+        weights: float64 [n_ctx, n_ctx]; the score of every pair, row child, column parent, on a scale where 0 is an
+            independent pair and 1 an edge; NaN if that scale is unknown, 0 where nothing is tested.
+        p_values: the same shape; of "not the parent", Holm-corrected over all pairs; 1 where nothing is tested.
         n_sequences: given.
         n_independent: how many of them count as independent (copies do not).
         sequences_needed: about how many would make a typical edge certain; inf if the targets do not say.
@@ -71,6 +76,8 @@ class RecoveredGraph:
 
     graph: nx.DiGraph
     positions: tuple[Position, ...]
+    weights: Float[Tensor, "n_ctx n_ctx"]
+    p_values: Float[Tensor, "n_ctx n_ctx"]
     n_sequences: int
     n_independent: int
     sequences_needed: float
@@ -126,12 +133,12 @@ def recover_graph(
     scores = EdgeScores(data.tokens, data.targets, data.n_independent)
     usable = np.array([position not in why_not for position in range(data.n_ctx - 1)])
     test = edge_tests(scores, usable, level, data.probabilities)
-    positions = tuple(
-        _verdict(position, test, data, why_not.get(position), level, min_share) for position in range(data.n_ctx - 1)
-    )
+    positions = tuple(_verdict(position, test, data, why_not, level, min_share) for position in range(data.n_ctx - 1))
     return RecoveredGraph(
         graph=_graph(positions, data),
         positions=positions,
+        weights=torch.from_numpy(np.pad(test.weight, (0, 1))),
+        p_values=torch.from_numpy(np.pad(test.p_value, (0, 1), constant_values=1.0)),
         n_sequences=len(data.tokens),
         n_independent=data.n_independent,
         sequences_needed=max(test.edge_sequences_needed, MIN_SEQUENCES),
@@ -141,16 +148,19 @@ def recover_graph(
 
 
 def _verdict(
-    i: int, test: EdgeTest, data: UserData, why_not: str | None, level: float, min_share: float
+    i: int, test: EdgeTest, data: UserData, why_not: dict[int, str], level: float, min_share: float
 ) -> Position:
     """What the tests say of position i."""
-    best, share, needed = int(test.best[i]), float(test.share[i]), float(test.sequences_needed[i])
+    best, needed, p_root = int(test.best[i]), float(test.sequences_needed[i]), float(test.p_root[i])
+    share = float(test.weight[i, best]) if best >= 0 else float("nan")
     p_value = float(test.p_value[i, best]) if best >= 0 else 1.0
-    p_root = float(test.p_root[i])
     enough = data.n_independent >= MIN_SEQUENCES
     verdict: Verdict = "undecided"
-    if why_not is not None:
-        reason = why_not
+    hidden = [j for j in why_not if j < i and not data.constant[j]]  # a constant is outside the forest
+    if i in why_not:
+        reason = why_not[i]
+    elif best < 0 and hidden:
+        reason = f"position {hidden[0]}, which nothing can be said of, may be its parent"
     elif best < 0:
         verdict, reason = "root", "no earlier position to be a parent"
     elif not enough:
@@ -159,6 +169,8 @@ def _verdict(
         verdict, reason = "child", f"parent {best}: p = {p_value:.2g}, {share:.0%} of an edge's score"
     elif p_value < level:
         reason = f"position {best} stands out (p = {p_value:.2g}) with only {share:.0%} of an edge's score"
+    elif p_root < level and hidden:
+        reason = f"a root (p = {p_root:.2g}) unless position {hidden[0]}, which nothing can be said of, is its parent"
     elif p_root < level:
         verdict, reason = "root", f"no earlier position has the score of an edge (p = {p_root:.2g})"
     else:

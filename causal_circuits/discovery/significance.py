@@ -23,10 +23,10 @@ class EdgeTest:
 
     Attributes:
         p_value: Holm-corrected over all entries j < i; 1 elsewhere.
+        weight: (score - background) / (an edge's score - background): 1 at an edge, 0 at an independent pair; NaN if an
+            edge's score is not known, 0 where nothing is tested.
         best: the candidate parent of each position, -1 where there is none.
         rival: the position that comes closest to it, -1 where there is none.
-        share: (score - background) / (an edge's score - background) of the candidate: 1 at an edge, 0 at an independent
-            pair, NaN if an edge's score is not known.
         p_root: of "it has a parent", Holm-corrected over positions; NaN where it cannot be tested.
         sequences_needed: at which the candidate's corrected p-value would reach the level, if its score stayed; inf if
             it never would.
@@ -34,9 +34,9 @@ class EdgeTest:
     """
 
     p_value: Float[np.ndarray, "position position"]
+    weight: Float[np.ndarray, "position position"]
     best: Int[np.ndarray, " position"]
     rival: Int[np.ndarray, " position"]
-    share: Float[np.ndarray, " position"]
     p_root: Float[np.ndarray, " position"]
     sequences_needed: Float[np.ndarray, " position"]
     edge_sequences_needed: float
@@ -74,8 +74,7 @@ def edge_tests(
     found = has_key & (p_value.min(axis=1) < level)
     edge_score = _edge_scores(scores, best, found, probabilities)
     gap = edge_score - background
-    top = masked[np.arange(n), best]
-    share = np.divide(top - background, gap, out=np.full(n, np.nan), where=has_key & (gap > 0))
+    weight = np.divide(scores.score - background, gap, out=np.full((n, n), np.nan), where=gap > 0)
     spread = contrasts.variance[rivals].mean() if rivals.any() else np.nan
     typical = float(np.nanmean(gap)) if np.isfinite(gap).any() else 0.0
     edge_needed = contrasts.typical_sample_size(typical, float(spread), level / n_entries)
@@ -83,7 +82,7 @@ def edge_tests(
         p_value=p_value,
         best=np.where(has_key, best, -1),
         rival=np.where(rivals.any(axis=1), rival, -1),
-        share=share,
+        weight=np.where(earlier, weight, 0.0),
         p_root=_roots(scores, earlier, has_key, background, edge_score, probabilities),
         sequences_needed=np.where(has_key, sizes, np.inf),
         edge_sequences_needed=edge_needed,
@@ -109,9 +108,9 @@ def _background(scores: EdgeScores, rivals: np.ndarray, earlier: np.ndarray) -> 
 
 
 def _edge_scores(scores: EdgeScores, best: np.ndarray, found: np.ndarray, probabilities: bool) -> np.ndarray:
-    """The score that an edge from each row's candidate must have; for labels, the median of the edges found."""
+    """The score that an edge from each position must have; for labels, the median of the edges found."""
     if probabilities:
-        return scores.expected[best]
+        return scores.expected
     tops = scores.score[np.flatnonzero(found), best[found]]
     return np.full(len(best), np.median(tops) if len(tops) else np.nan)
 
@@ -129,7 +128,7 @@ def _roots(
     if probabilities:
         falls_short = scores.against_edge()
     elif np.isfinite(edge_score).all():
-        falls_short = scores.below((background + float(edge_score[0])) / 2)
+        falls_short = scores.below((background + float(edge_score.max())) / 2)
     else:
         return p_root
     raw = np.where(earlier, falls_short.p_values(), 0.0).max(axis=1)

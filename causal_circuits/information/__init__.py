@@ -1,5 +1,14 @@
 """Information between positions and the gradient it predicts: exact, at finite context, estimated, compared."""
 
+from causal_circuits.information.comparison import (
+    Formation,
+    GradientComparison,
+    Rival,
+    closest_rivals,
+    compare_gradient,
+    edge_formation,
+    through_softmax,
+)
 from causal_circuits.information.estimate import InformationEstimate, estimate_gradient, estimate_information
 from causal_circuits.information.exact import (
     Information,
@@ -11,9 +20,15 @@ from causal_circuits.information.exact import (
 from causal_circuits.information.finite_context import finite_context_gradient, measured_gradient
 
 __all__ = [
+    "Formation",
+    "GradientComparison",
     "Information",
     "InformationEstimate",
+    "Rival",
     "chi_squared_information",
+    "closest_rivals",
+    "compare_gradient",
+    "edge_formation",
     "estimate_gradient",
     "estimate_information",
     "finite_context_gradient",
@@ -21,4 +36,5 @@ __all__ = [
     "mutual_information",
     "predicted_gradient",
     "score_gradient_of",
+    "through_softmax",
 ]

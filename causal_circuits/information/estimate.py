@@ -85,7 +85,7 @@ def estimate_information(
     resampled = np.tensordot(drawn, corrected, axes=1) / (drawn @ sizes)[:, None, None]
     lower, upper = np.quantile(resampled, [level / 2, 1 - level / 2], axis=0)
     mean, plain = corrected.sum(axis=0) / len(tokens), sums[0].sum(axis=0) / len(tokens)
-    return InformationEstimate(*(_square(m) for m in (mean, lower, upper, plain)), level, len(tokens))
+    return InformationEstimate(_square(mean), _square(lower), _square(upper), _square(plain), level, len(tokens))
 
 
 def _plug_in(x: Tensor, y: Tensor, part: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ def chi_squared_information(task: InContextTask, n_kernels: int = 4096, seed: in
     >>> information.value[2, 1].item()      # 1 and 2 share no ancestor
     0.0
     """
-    bias = (task.d_vocab - 1) ** 2  # of the plug-in estimate from n sequences, times n
+    bias = float(task.d_vocab - 1) ** 2  # of the plug-in estimate from n sequences, times n
     return _average(task, n_kernels, seed, _chi_squared, bias)
 
 
@@ -69,7 +69,7 @@ def mutual_information(task: InContextTask, n_kernels: int = 4096, seed: int = 0
     At most log(1 + chi-squared) for each kernel, and 0 for the same pairs. Methods as in `chi_squared_information`.
 
     >>> from causal_circuits import chain_graph
-    >>> information = mutual_information(InContextTask(chain_graph(5), d_vocab=2, kernels=[[0.5, 0.5], [0.5, 0.5]]))
+    >>> information = mutual_information(InContextTask(chain_graph(5), d_vocab=2, kernels=np.full((2, 2), 0.5)))
     >>> information.value.abs().max().item() < 1e-12
     True
     """
