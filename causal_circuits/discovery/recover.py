@@ -174,7 +174,8 @@ def _verdict(
     elif p_root < level:
         verdict, reason = "root", f"no earlier position has the score of an edge (p = {p_root:.2g})"
     else:
-        needed = max(needed if np.isfinite(needed) else 0.0, test.edge_sequences_needed)
+        if not (share >= MIN_SHARE and np.isfinite(needed)):  # an edge would be found, or excluded, with so many
+            needed = test.edge_sequences_needed
         about = f"about {needed:,.0f} sequences are needed" if np.isfinite(needed) else "no number of sequences may do"
         reason = f"cannot tell from {data.n_independent:,} sequences: {about}"
     return Position(

@@ -13,6 +13,7 @@ Array = Tensor | np.ndarray | Sequence
 
 _MOST_NUMBERS = 2**28  # of one-hot labels
 _WRONG_WITH = 1e-4  # the p-value (Bonferroni) at which an assumption counts as contradicted
+_PASSED_OVER = 0.01  # share of copies, below which no warning is given; they never count as evidence
 _LEAST_SHARE = 0.02  # of the usual mean, below which a deviation is passed over
 _LEAST_DISTANCE = 0.1  # total variation between a position's token frequencies and the others', below which none is
 
@@ -146,7 +147,7 @@ def unusable_positions(data: UserData) -> tuple[dict[int, str], list[str]]:
     if data.constant[-1]:
         for position in range(context.shape[1]):
             why.setdefault(position, "the query (last token) never varies: nothing singles out a parent")
-    if data.n_independent < len(data.tokens):
+    if len(data.tokens) - data.n_independent > _PASSED_OVER * len(data.tokens):
         warnings.append(
             f"{len(data.tokens) - data.n_independent:,} of {len(data.tokens):,} sequences are copies of others and do "
             "not count as evidence"

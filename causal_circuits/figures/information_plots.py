@@ -6,7 +6,7 @@ from textwrap import fill
 import networkx as nx
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from causal_circuits.discovery import RecoveredGraph
 from causal_circuits.figures.style import (
@@ -163,6 +163,7 @@ def plot_recovery(recovered: RecoveredGraph, ax: Axes | None = None) -> Axes:
         for p in positions:
             place = (p.position, float(np.nan_to_num(p.weight)))
             ax.annotate(f"{p.candidate}", place, (0, 6), textcoords="offset points", ha="center", fontsize=SMALL - 1)
+    ax.xaxis.set_major_locator(MaxNLocator(20, integer=True))
     ax.set_xlabel("position (the number above a point is its candidate parent)")
     ax.set_ylabel("score: 0 independent, 1 an edge")
     ax.margins(y=0.18)
