@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import causal_circuits as cc
 
-KERNEL_BUDGET = 4e9  # multiplications spent on G: fewer kernels for longer contexts and larger vocabularies
+KERNEL_BUDGET = 8e9  # multiplications spent on G: fewer kernels for longer contexts and larger vocabularies
 CHECK_BETA_0 = 1e-3  # layer 2's scale in the model whose backward pass is compared with the closed form
 FOREST_SEQUENCES = 50_000
 TRAINING_STEPS = 600
@@ -89,9 +89,9 @@ class Agreement:
 def measure_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> Agreement:
     """Every part, in order."""
     seed, n = arguments.seed, arguments.sequences
-    say("1/5  the closed form of the gradient against a backward pass")
+    say("1/4  the closed form of the gradient against a backward pass")
     difference = backward_pass_difference(seed)
-    say("2/5  measured gradients beside g and G")
+    say("2/4  measured gradients beside g and G, and against the number of sequences")
     wanted = [
         (graph, d_vocab, alpha, n_ctx)
         for graph in arguments.graph
@@ -99,19 +99,19 @@ def measure_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> Ag
         for alpha in arguments.alpha
         for n_ctx in arguments.n_ctx
     ]
-    settings, example = [], {}
+    settings, sweep, example = [], [], {}
+    swept = (max(arguments.n_ctx[:3]), max(arguments.alpha))
     hidden = arguments.quiet or not sys.stderr.isatty()
     for index, (graph, d_vocab, alpha, n_ctx) in enumerate(tqdm(wanted, disable=hidden)):
         task = cc.InContextTask(make_graph(graph, n_ctx, seed), d_vocab=d_vocab, alpha=alpha)
         setting, matrices = measure_setting(task, graph, n, (seed, index))
         settings.append(setting)
+        if (n_ctx, alpha) == swept:
+            sweep += against_sequences(setting, matrices)
         example = matrices if not example or (n_ctx == 20 and graph == "forest") else example
-    say("3/5  the same against the number of sequences")
-    largest = [s for s in settings if s.n_ctx == max(arguments.n_ctx[:3]) and s.alpha == max(arguments.alpha)]
-    sweep = [point for setting in largest for point in against_sequences(setting, n, seed)]
-    say("4/5  row maxima of random forests")
+    say("3/4  row maxima of random forests")
     forests = [check_forest(seed + k) for k in tqdm(range(arguments.forests), disable=hidden)]
-    say("5/5  a training run")
+    say("4/4  a training run")
     return Agreement(settings, sweep, forests, difference, train_and_watch(seed, arguments.quick), example)
 
 
@@ -125,7 +125,7 @@ def make_graph(name: str, n_ctx: int, seed: int) -> nx.DiGraph:
 def n_kernels_for(task: cc.InContextTask) -> int:
     """As many kernels for G as the budget allows."""
     cost = task.n_ctx**2.5 * task.d_vocab**3
-    return int(np.clip(KERNEL_BUDGET / (20 * cost), 12, 512))
+    return int(np.clip(KERNEL_BUDGET / (20 * cost), 16, 512))
 
 
 def measure_setting(task: cc.InContextTask, name: str, n: int, seed: tuple[int, int]) -> tuple[Setting, dict[str, Any]]:
@@ -148,7 +148,7 @@ def measure_setting(task: cc.InContextTask, name: str, n: int, seed: tuple[int, 
         rivals_beaten=sum(rival.excess > 0 for rival in rivals),
         n_rivals=len(rivals),
     )
-    return setting, {"task": task, "measured": measured["weights"], "g": g, "finite": finite}
+    return setting, {"task": task, "batch": batch, "measured": measured["weights"], "g": g, "finite": finite}
 
 
 def three_comparisons(
@@ -164,14 +164,10 @@ def three_comparisons(
     }
 
 
-def against_sequences(setting: Setting, n: int, seed: int) -> list[dict[str, Any]]:
-    """Correlations of one task from a few sequences up to `n`: noise falls, the finite-context bias stays."""
-    task = cc.InContextTask(
-        make_graph(setting.graph, setting.n_ctx, seed), d_vocab=setting.d_vocab, alpha=setting.alpha
-    )
-    batch = task.sample(n, seed=(seed, 10_000))
-    g = cc.predicted_gradient(task, n_kernels=16_384, seed=seed)
-    finite = cc.finite_context_gradient(task, n_kernels=n_kernels_for(task), seed=seed)
+def against_sequences(setting: Setting, matrices: dict[str, Any]) -> list[dict[str, Any]]:
+    """Correlations of one task from a few sequences up to all: noise falls, the finite-context bias stays."""
+    batch, g, finite, task = (matrices[name] for name in ("batch", "g", "finite", "task"))
+    n = len(batch)
     points = []
     for count in np.unique(np.geomspace(min(1000, n), n, 6).round().astype(int)).tolist():
         measured = cc.measured_gradient(batch.tokens[:count], batch.target_probs[:count])

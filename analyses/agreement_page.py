@@ -78,6 +78,7 @@ def draw_figures(measured: Agreement, folder: Path) -> None:
                 "context length n_ctx",
                 f"{what} of measured on predicted",
                 title=f"The {what} on g tends to 1 as contexts grow; on G it is 1 up to noise",
+                group_size=2,
             ),
             folder / f"{quantity}_against_n_ctx",
         )
@@ -87,6 +88,7 @@ def draw_figures(measured: Agreement, folder: Path) -> None:
             "sequences in one gradient",
             "correlation of measured and predicted",
             title="Noise falls with the number of sequences; what is left on g is the short context",
+            group_size=2,
         ),
         folder / "correlation_against_sequences",
     )

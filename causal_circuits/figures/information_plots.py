@@ -89,20 +89,25 @@ def plot_agreement(
     ylabel: str,
     ax: Axes | None = None,
     title: str | None = None,
+    group_size: int = 1,
 ) -> Axes:
     """A line for each series over a logarithmic axis, beside the horizontal line at 1 that all should reach.
 
     Args:
         series: name -> (x values, y values), such as context lengths and slopes.
         xlabel, ylabel: with units.
+        group_size: so many series in a row share a colour and a marker and differ in line style.
     """
     if not series:
         raise ValueError("an agreement figure needs at least one series: got none")
     ax = new_axes(ax, 6.4, 4.2)
     ax.axhline(1.0, color=BLACK, linewidth=0.8, linestyle=":", zorder=0)
     for k, (name, (x, y)) in enumerate(series.items()):
-        style = _STYLES[k // len(SERIES) % len(_STYLES)]
-        ax.plot(x, y, style, marker=_MARKERS[k % 6], color=SERIES[k % len(SERIES)], markersize=5, label=name)
+        group, member = divmod(k, group_size)
+        colour, marker = SERIES[group % len(SERIES)], _MARKERS[group % len(_MARKERS)]
+        filled = colour if member == 0 else "white"
+        style = _STYLES[member % len(_STYLES)]
+        ax.plot(x, y, style, marker=marker, color=colour, markerfacecolor=filled, markersize=5, label=name)
     ticks = sorted({float(value) for x, _ in series.values() for value in x})
     ax.set_xscale("log")
     ax.set_xticks(ticks)
@@ -112,7 +117,7 @@ def plot_agreement(
     ax.set_ylabel(ylabel)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=SMALL)
     if title is not None:
-        ax.set_title(fill(title, 60))
+        ax.set_title(fill(title, 46))
     return ax
 
 
@@ -140,7 +145,7 @@ def plot_edge_formation(formation: Formation, ax: Axes | None = None) -> Axes:
     ax.set_ylim(min(0.0, *(value for value in agreement if np.isfinite(value)), 0.0) - 0.02, 1.02)
     ax.set_xlabel("training step (log scale; the first point is step 0)")
     ax.set_ylabel("attention to the parent, or correlation")
-    ax.legend(loc="best", frameon=False, fontsize=SMALL)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=SMALL)
     return ax
 
 

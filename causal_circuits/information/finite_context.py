@@ -57,26 +57,38 @@ def finite_context_gradient(task: InContextTask, n_kernels: int = 512, seed: int
         for start in range(0, n_kernels, chunk)
     ]
     many, many_laws = pair_laws.draw(task, _CONTROL_KERNELS, seed + 1)
-    value, error = _controlled(np.concatenate(pieces), _edge(kernels[1], law), _edge(many[1], many_laws))
+    few = _edge_informations(kernels[1], law, task.n_ctx)
+    value, error = _controlled(np.concatenate(pieces), few, _edge_informations(many[1], many_laws, task.n_ctx))
     return Information(torch.from_numpy(value), torch.from_numpy(error), n_kernels)
 
 
-def _edge(pi: Float[np.ndarray, "kernel token token"], law: Float[np.ndarray, "kernel token"]) -> np.ndarray:
-    """The chi-squared information of parent and child: sum pi(a | s)^2 mu(s) / mu(a) - 1, one number a kernel."""
-    ratio = np.divide(pi**2, law[:, None, :], out=np.zeros_like(pi), where=law[:, None, :] > 0)
-    return np.einsum("ksa,ks->k", ratio, law) - 1.0
+def _edge_informations(
+    pi: Float[np.ndarray, "kernel token token"], law: Float[np.ndarray, "kernel token"], n_ctx: int
+) -> Float[np.ndarray, "kernel control"]:
+    """How informative parent and child are: sum mu(s) (pi(a | s) - mu(a))^2 / (mu(a) + d) for d = 1/T, 1 and 1/100 T.
+
+    Small d gives the chi-squared, large d the Euclidean information; a context of T tokens sees something between.
+    """
+    square = np.einsum("ks,ksa->ka", law, (pi - law[:, None, :]) ** 2)
+    return np.stack([(square / (law + d)).sum(axis=1) for d in (1 / n_ctx, 1.0, 0.01 / n_ctx)], axis=1)
 
 
-def _controlled(values: np.ndarray, few: np.ndarray, many: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard error of `values` [kernel, ...] with the edge's information as control variate.
+def _controlled(
+    values: np.ndarray, few: Float[np.ndarray, "kernel control"], many: Float[np.ndarray, "kernel control"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error of `values` [kernel, ...] with informations of the kernels as control variates.
 
     How informative a kernel is explains most of the spread between kernels, and its mean is cheap to know well.
     """
-    spread = few - few.mean()
-    slope = np.tensordot(spread, values, axes=1) / max(float(spread @ spread), 1e-300)
-    left = values - spread.reshape(-1, *[1] * (values.ndim - 1)) * slope
-    variance = left.var(axis=0) / (len(few) - 1) + slope**2 * many.var() / len(many)
-    return left.mean(axis=0) + slope * (many.mean() - few.mean()), np.sqrt(variance)
+    n = len(few)
+    few, many = (controls[:, : max(1, n // 16)] for controls in (few, many))
+    flat = values.reshape(n, -1)
+    features = np.concatenate([np.ones((n, 1)), few - many.mean(axis=0)], axis=1)
+    slopes = np.linalg.lstsq(features, flat, rcond=None)[0]  # the constant is the mean at the controls' own means
+    left = flat - features @ slopes
+    variance = (left**2).sum(axis=0) / max(n - features.shape[1], 1) / n
+    variance += (slopes[1:] ** 2 * (many.var(axis=0) / len(many))[:, None]).sum(axis=0)
+    return slopes[0].reshape(values.shape[1:]), np.sqrt(variance).reshape(values.shape[1:])
 
 
 def measured_gradient(

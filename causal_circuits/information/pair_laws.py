@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import networkx as nx
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from causal_circuits.graphs import parents_of
 from causal_circuits.tasks import InContextTask
@@ -125,7 +125,12 @@ def sampled(
         yield counts.transpose(0, 2, 1, 3)[below][None].astype(np.float64) / SAMPLED_SEQUENCES
 
 
-def _sample(task: InContextTask, kernels: Kernels, law: Laws, generator: np.random.Generator) -> np.ndarray:
+def _sample(
+    task: InContextTask,
+    kernels: dict[int, Float[np.ndarray, "row token"]],
+    law: Float[np.ndarray, " token"],
+    generator: np.random.Generator,
+) -> Int[np.ndarray, "sequence n_ctx"]:
     """Sequences from one kernel, position by position through the inverse of its cumulative rows."""
     tokens = np.empty((SAMPLED_SEQUENCES, task.n_ctx), dtype=np.int64)
     for position in range(task.n_ctx):
