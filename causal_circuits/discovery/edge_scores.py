@@ -31,6 +31,7 @@ from jaxtyping import Float, Int
 from causal_circuits.discovery.testing import bernstein_p_value, bernstein_sample_size
 
 _CHUNK = 8192  # sequences
+_LEAST_BOUND = 1e-3  # of terms that are of order one: what is smaller by far is rounding
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class EdgeScores:
         self._offset = self._fit_offset()
         n_positions = tokens.shape[1] - 1
         self.score, self.expected = np.zeros((n_positions, n_positions)), np.zeros(n_positions)
-        self._bound = 0.0
+        self._bound = _LEAST_BOUND
         for piece in self._pieces():
             self.score += _summed(piece.child, piece.hit) / len(tokens)
             self.expected += (piece.sharpness * piece.hit).sum(axis=0) / len(tokens)

@@ -70,7 +70,7 @@ def edge_tests(
     p_value = np.ones((n, n))
     p_value[np.flatnonzero(has_key), best[has_key]] = raw[has_key]
     p_value[earlier] = holm(p_value[earlier].tolist())
-    background = _background(scores, rivals, earlier)
+    background = _background(scores, rivals, earlier, best)
     found = has_key & (p_value.min(axis=1) < level)
     edge_score = _edge_scores(scores, best, found, probabilities)
     gap = edge_score - background
@@ -100,11 +100,18 @@ def _single_key(scores: EdgeScores, child: int, parent: int, usable: np.ndarray,
     return min(1.0, n_tests * float(p_values.min())), float(np.concatenate(sizes).min())
 
 
-def _background(scores: EdgeScores, rivals: np.ndarray, earlier: np.ndarray) -> float:
-    """The score of an independent pair: the median over all entries that are not their row's maximum."""
+def _background(scores: EdgeScores, rivals: np.ndarray, earlier: np.ndarray, best: np.ndarray) -> float:
+    """The score of an independent pair: the median over all entries that are not their row's maximum.
+
+    Of a single pair, the score it would have if it were independent (`EdgeScores.of_first_pair`).
+    """
     if rivals.any():
         return float(np.median(scores.score[rivals]))
-    return float(scores.score[earlier].min()) if earlier.any() else 0.0
+    if not earlier.any():
+        return 0.0
+    child = int(np.flatnonzero(earlier.any(axis=1))[0])
+    _, match = scores.of_first_pair(child, int(best[child]), np.zeros(0, dtype=np.int64))
+    return float(scores.score[child, best[child]] - match.mean[0, 0])
 
 
 def _edge_scores(scores: EdgeScores, best: np.ndarray, found: np.ndarray, probabilities: bool) -> np.ndarray:

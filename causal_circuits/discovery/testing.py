@@ -5,6 +5,9 @@ from math import erfc, sqrt
 import numpy as np
 
 
+_ROUNDING = 1e-12  # of the bound: a mean below it is a zero that rounding has touched
+
+
 def holm(p_values: list[float]) -> list[float]:
     """Holm's step-down correction: family-wise adjusted p-values, in the order given.
 
@@ -35,7 +38,7 @@ def bernstein_p_value(mean: np.ndarray, variance: np.ndarray, bound: float, n: i
     >>> bool(1e-4 < p[0] < 1e-1), float(p[1])
     (True, 1.0)
     """
-    t = np.clip(mean, 0.0, None)
+    t = np.where(mean > _ROUNDING * bound, mean, 0.0)
     exponent = np.divide(n * t**2, 2 * (variance + bound * t / 3), out=np.zeros_like(t), where=t > 0)
     return np.exp(-exponent)
 
@@ -46,6 +49,6 @@ def bernstein_sample_size(mean: np.ndarray, variance: np.ndarray, bound: float, 
     >>> bernstein_sample_size(np.array([0.1]), np.array([1.0]), bound=3.0, p_value=1e-3).round()
     array([1520.])
     """
-    t = np.clip(mean, 0.0, None)
+    t = np.where(mean > _ROUNDING * bound, mean, 0.0)
     needed = 2 * (variance + bound * t / 3) * np.log(1 / p_value)
     return np.divide(needed, t**2, out=np.full_like(needed, np.inf), where=t > 0)

@@ -156,6 +156,7 @@ def unusable_positions(data: UserData) -> tuple[dict[int, str], list[str]]:
         kept = np.array([position not in why for position in range(context.shape[1])])
         for position in _off_law(data, kept):
             why[position] = "its token frequencies differ from the other positions'"
+            kept[position] = False
         tied = _tied_to_query(data, kept)
         if tied:
             warnings.append(

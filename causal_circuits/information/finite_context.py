@@ -74,7 +74,7 @@ def _edge_informations(
 
 
 def _controlled(
-    values: np.ndarray, few: Float[np.ndarray, "kernel control"], many: Float[np.ndarray, "kernel control"]
+    values: np.ndarray, few: Float[np.ndarray, "kernel control"], many: Float[np.ndarray, "drawn control"]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error of `values` [kernel, ...] with informations of the kernels as control variates.
 
