@@ -4,7 +4,6 @@ from math import erfc, sqrt
 
 import numpy as np
 
-
 _ROUNDING = 1e-12  # of the bound: a mean below it is a zero that rounding has touched
 
 

@@ -84,7 +84,7 @@ def plot_gradient_vs_information(
 
 
 def plot_agreement(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    series: Mapping[str, tuple[Sequence[int | float], Sequence[int | float]]],
     xlabel: str,
     ylabel: str,
     ax: Axes | None = None,
