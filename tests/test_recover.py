@@ -62,6 +62,25 @@ def test_labels_recover_what_probabilities_do_with_more_sequences():
     assert found.conclusive
 
 
+def test_labels_written_as_one_hots_are_labels():
+    batch = drawn(FIGURE_9[1], 2000)
+    labels = labels_of(batch)
+    plain = cc.recover_graph(batch.tokens, labels)
+    one_hot = cc.recover_graph(batch.tokens, torch.nn.functional.one_hot(labels, 3).double())
+    assert [p.verdict for p in one_hot.positions] == [p.verdict for p in plain.positions]
+    torch.testing.assert_close(one_hot.p_values, plain.p_values)
+
+
+@pytest.mark.parametrize("n", [500, 8000])
+def test_targets_that_are_somebodys_guess_make_no_false_roots(n):
+    """Smoothed labels: probabilities, but not the law that children were drawn from."""
+    for index in range(4):
+        batch = drawn(FIGURE_9[index], n, alpha=1.0)
+        smooth = 0.8 * torch.nn.functional.one_hot(labels_of(batch), 3).double() + 0.2 / 3
+        found = cc.recover_graph(batch.tokens, smooth)
+        assert_no_false_claim(found, FIGURE_9[index])
+
+
 def test_edges_carry_their_certainty():
     batch = drawn(FIGURE_9[0], 4000)
     found = cc.recover_graph(batch.tokens, batch.target_probs)

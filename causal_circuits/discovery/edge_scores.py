@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from causal_circuits.discovery.testing import bernstein_p_value, bernstein_sample_size
 
@@ -57,11 +57,16 @@ class Contrasts:
         """Sequences at which the p-value would be this small."""
         return bernstein_sample_size(self.mean, self.variance, self.bound, p_value)
 
-    def typical_sample_size(self, mean: float, variance: float, p_value: float) -> float:
-        """The same for one difference of the given mean and variance; inf if either is not known or not positive."""
-        if not (mean > 0 and np.isfinite(variance)):
+    def only(self, chosen: Bool[np.ndarray, "row key"]) -> "Contrasts":
+        """Those of the chosen cells, as one row."""
+        return Contrasts(self.mean[chosen][None], self.variance[chosen][None], self.bound, self.n)
+
+    def typical_sample_size(self, mean: float, p_value: float) -> float:
+        """The sample size for one difference of the given mean and the average variance; inf if that is not known."""
+        if not (mean > 0 and self.variance.size):
             return float("inf")
-        return float(bernstein_sample_size(np.array([mean]), np.array([variance]), self.bound, p_value)[0])
+        spread = np.array([self.variance.mean()])
+        return float(bernstein_sample_size(np.array([mean]), spread, self.bound, p_value)[0])
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from causal_circuits.discovery.edge_scores import EdgeScores
+from causal_circuits.discovery.edge_scores import Contrasts, EdgeScores
 from causal_circuits.discovery.testing import holm
+
+_CALIBRATED = (0.5, 2.0)  # the median share of their expected score between which edges found bear it out
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,23 @@ class EdgeTest:
     edge_sequences_needed: float
 
 
+@dataclass(frozen=True)
+class _Cells:
+    """Which entries are tested: usable pairs j < i, each row's largest (0 where there is none), and all the others."""
+
+    earlier: Bool[np.ndarray, "position position"]
+    best: Int[np.ndarray, " position"]
+    rivals: Bool[np.ndarray, "position position"]
+
+    @property
+    def has_key(self) -> Bool[np.ndarray, " position"]:
+        return np.asarray(self.earlier.any(axis=1))
+
+    @property
+    def n_entries(self) -> int:
+        return max(int(self.earlier.sum()), 1)
+
+
 def edge_tests(
     scores: EdgeScores, usable: Bool[np.ndarray, " position"], level: float, probabilities: bool
 ) -> EdgeTest:
@@ -51,42 +70,59 @@ def edge_tests(
         scores: of the sequences.
         usable: positions that may be a parent or a child.
         level: family-wise error, for the sample sizes and for roots of labelled data.
-        probabilities: whether targets are probabilities, so that the score of an edge is known beforehand.
+        probabilities: whether targets are probabilities, so that the score of an edge is known beforehand. Where the
+            edges found contradict that score, targets are no laws of what was drawn (a model's guesses, say) and are
+            treated like labels.
     """
     n = len(usable)
-    earlier = np.tril(np.ones((n, n), dtype=bool), -1) & usable & usable[:, None]
-    n_entries = max(int(earlier.sum()), 1)
-    masked = np.where(earlier, scores.score, -np.inf)
-    has_key = earlier.any(axis=1)
-    best = np.where(has_key, masked.argmax(axis=1), 0)
-    rivals = earlier.copy()
-    rivals[np.arange(n), best] = False
-    contrasts = scores.against_rivals(best)
-    against = np.where(rivals, contrasts.p_values(), 0.0)
-    needed = np.where(rivals, contrasts.sample_sizes(level / n_entries), 0.0)
-    raw, sizes, rival = against.max(axis=1), needed.max(axis=1), against.argmax(axis=1)
-    for child in np.flatnonzero(has_key & ~rivals.any(axis=1)):
-        raw[child], sizes[child] = _single_key(scores, int(child), int(best[child]), usable, level / n_entries)
+    cells = _cells(scores, usable)
+    raw, sizes, rival, spread = _against_rivals(scores, cells, usable, level)
     p_value = np.ones((n, n))
-    p_value[np.flatnonzero(has_key), best[has_key]] = raw[has_key]
-    p_value[earlier] = holm(p_value[earlier].tolist())
-    background = _background(scores, rivals, earlier, best)
-    found = has_key & (p_value.min(axis=1) < level)
-    edge_score = _edge_scores(scores, best, found, probabilities)
+    p_value[np.flatnonzero(cells.has_key), cells.best[cells.has_key]] = raw[cells.has_key]
+    p_value[cells.earlier] = holm(p_value[cells.earlier].tolist())
+    found = np.flatnonzero(cells.has_key & (p_value.min(axis=1) < level))
+    background, tops = _background(scores, cells), scores.score[found, cells.best[found]]
+    if probabilities and len(found):
+        shares = (tops - background) / np.maximum(scores.expected[cells.best[found]] - background, 1e-12)
+        probabilities = bool(_CALIBRATED[0] <= np.median(shares) <= _CALIBRATED[1])
+    labelled = np.full(n, np.median(tops) if len(found) else np.nan)
+    edge_score = scores.expected if probabilities else labelled
     gap = edge_score - background
     weight = np.divide(scores.score - background, gap, out=np.full((n, n), np.nan), where=gap > 0)
-    spread = contrasts.variance[rivals].mean() if rivals.any() else np.nan
     typical = float(np.nanmean(gap)) if np.isfinite(gap).any() else 0.0
-    edge_needed = contrasts.typical_sample_size(typical, float(spread), level / n_entries)
     return EdgeTest(
         p_value=p_value,
-        best=np.where(has_key, best, -1),
-        rival=np.where(rivals.any(axis=1), rival, -1),
-        weight=np.where(earlier, weight, 0.0),
-        p_root=_roots(scores, earlier, has_key, background, edge_score, probabilities),
-        sequences_needed=np.where(has_key, sizes, np.inf),
-        edge_sequences_needed=edge_needed,
+        weight=np.where(cells.earlier, weight, 0.0),
+        best=np.where(cells.has_key, cells.best, -1),
+        rival=np.where(cells.rivals.any(axis=1), rival, -1),
+        p_root=_roots(scores, cells, background, edge_score, probabilities),
+        sequences_needed=np.where(cells.has_key, sizes, np.inf),
+        edge_sequences_needed=spread.typical_sample_size(typical, level / cells.n_entries),
     )
+
+
+def _cells(scores: EdgeScores, usable: Bool[np.ndarray, " position"]) -> _Cells:
+    n = len(usable)
+    earlier = np.tril(np.ones((n, n), dtype=bool), -1) & usable & usable[:, None]
+    best = np.where(earlier.any(axis=1), np.where(earlier, scores.score, -np.inf).argmax(axis=1), 0)
+    rivals = earlier.copy()
+    rivals[np.arange(n), best] = False
+    return _Cells(earlier, best, rivals)
+
+
+def _against_rivals(
+    scores: EdgeScores, cells: _Cells, usable: Bool[np.ndarray, " position"], level: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Contrasts]:
+    """For each row's largest entry: p-value, sample size, closest rival; and the contrasts with rivals themselves."""
+    contrasts = scores.against_rivals(cells.best)
+    against = np.where(cells.rivals, contrasts.p_values(), 0.0)
+    needed = np.where(cells.rivals, contrasts.sample_sizes(level / cells.n_entries), 0.0)
+    raw, sizes = against.max(axis=1), needed.max(axis=1)
+    for child in np.flatnonzero(cells.has_key & ~cells.rivals.any(axis=1)).tolist():
+        parent = int(cells.best[child])
+        raw[child], sizes[child] = _single_key(scores, child, parent, usable, level / cells.n_entries)
+    spread = contrasts.only(cells.rivals)
+    return raw, sizes, np.where(cells.rivals, contrasts.mean, np.inf).argmin(axis=1), spread
 
 
 def _single_key(scores: EdgeScores, child: int, parent: int, usable: np.ndarray, level: float) -> tuple[float, float]:
@@ -100,44 +136,32 @@ def _single_key(scores: EdgeScores, child: int, parent: int, usable: np.ndarray,
     return min(1.0, n_tests * float(p_values.min())), float(np.concatenate(sizes).min())
 
 
-def _background(scores: EdgeScores, rivals: np.ndarray, earlier: np.ndarray, best: np.ndarray) -> float:
+def _background(scores: EdgeScores, cells: _Cells) -> float:
     """The score of an independent pair: the median over all entries that are not their row's maximum.
 
     Of a single pair, the score it would have if it were independent (`EdgeScores.of_first_pair`).
     """
-    if rivals.any():
-        return float(np.median(scores.score[rivals]))
-    if not earlier.any():
+    if cells.rivals.any():
+        return float(np.median(scores.score[cells.rivals]))
+    if not cells.earlier.any():
         return 0.0
-    child = int(np.flatnonzero(earlier.any(axis=1))[0])
-    _, match = scores.of_first_pair(child, int(best[child]), np.zeros(0, dtype=np.int64))
-    return float(scores.score[child, best[child]] - match.mean[0, 0])
-
-
-def _edge_scores(scores: EdgeScores, best: np.ndarray, found: np.ndarray, probabilities: bool) -> np.ndarray:
-    """The score that an edge from each position must have; for labels, the median of the edges found."""
-    if probabilities:
-        return scores.expected
-    tops = scores.score[np.flatnonzero(found), best[found]]
-    return np.full(len(best), np.median(tops) if len(tops) else np.nan)
+    child = int(np.flatnonzero(cells.has_key)[0])
+    parent = int(cells.best[child])
+    _, match = scores.of_first_pair(child, parent, np.zeros(0, dtype=np.int64))
+    return float(scores.score[child, parent] - match.mean[0, 0])
 
 
 def _roots(
-    scores: EdgeScores,
-    earlier: np.ndarray,
-    has_key: np.ndarray,
-    background: float,
-    edge_score: np.ndarray,
-    probabilities: bool,
-) -> np.ndarray:
+    scores: EdgeScores, cells: _Cells, background: float, edge_score: np.ndarray, probabilities: bool
+) -> Float[np.ndarray, " position"]:
     """p-values of "this position has a parent"; for labels an edge is taken to reach halfway to those found."""
-    p_root = np.full(len(has_key), np.nan)
+    p_root = np.full(len(cells.best), np.nan)
     if probabilities:
         falls_short = scores.against_edge()
     elif np.isfinite(edge_score).all():
         falls_short = scores.below((background + float(edge_score.max())) / 2)
     else:
         return p_root
-    raw = np.where(earlier, falls_short.p_values(), 0.0).max(axis=1)
-    p_root[has_key] = holm(raw[has_key].tolist())
+    raw = np.where(cells.earlier, falls_short.p_values(), 0.0).max(axis=1)
+    p_root[cells.has_key] = holm(raw[cells.has_key].tolist())
     return p_root

@@ -11,6 +11,7 @@ from causal_circuits.discovery.testing import bernstein_p_value
 
 Array = Tensor | np.ndarray | Sequence
 
+_SAME = 1e-6  # laws of random kernels are not all equally sharp; labels in disguise are
 _MOST_NUMBERS = 2**28  # of one-hot labels
 _WRONG_WITH = 1e-4  # the p-value (Bonferroni) at which an assumption counts as contradicted
 _PASSED_OVER = 0.01  # share of copies, below which no warning is given; they never count as evidence
@@ -25,7 +26,7 @@ class UserData:
     Attributes:
         tokens: [sequence, n_ctx].
         targets: [sequence, d_vocab], rows with sum one; labels as one-hots.
-        probabilities: whether targets were given as probabilities.
+        probabilities: whether targets are probabilities; rows that are all equally sharp are taken for labels.
         n_independent: sequences, copies not counted.
     """
 
@@ -69,6 +70,7 @@ def read_data(tokens: Array, targets: Array, d_vocab: int | None) -> UserData:
                 f"[{array.min()}, {array.max()}]; give d_vocab if there are more tokens"
             )
     y = _probabilities(y) if probabilities else _one_hot(y, d_vocab)
+    probabilities = probabilities and bool(np.ptp((y**2).sum(axis=1)) > _SAME)  # else labels: as one-hots, or smoothed
     return UserData(x, y, probabilities, _count_independent(x, y, probabilities))
 
 
