@@ -14,7 +14,7 @@ position the joint laws come from `causal_circuits.information.pair_laws`: enume
 few, sampling elsewhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,14 +85,21 @@ def predicted_gradient(task: InContextTask, n_kernels: int = 4096, seed: int = 0
     symmetric prior and is left at zero here.
     """
     check_stationary_forest(task)
-    kernels, law = pair_laws.draw(task, n_kernels, seed)
+    mean, error = np.zeros((2, task.n_ctx, task.n_ctx))
+    for cells, values in gradient_of_kernels(task, *pair_laws.draw(task, n_kernels, seed)):
+        _fill(mean, error, cells, values)
+    return Information(torch.from_numpy(mean), torch.from_numpy(error), n_kernels)
+
+
+def gradient_of_kernels(
+    task: InContextTask, kernels: pair_laws.Kernels, law: pair_laws.Laws
+) -> Iterator[tuple[list[tuple[int, int]], Float[np.ndarray, " kernel"]]]:
+    """(pairs i > j that share a value of g, that value for every kernel); other pairs have zero."""
     pi = kernels[1]
     ratio = np.divide(pi, law[:, None, :], out=np.zeros_like(pi), where=law[:, None, :] > 0)
     independent = law[:, :, None] * law[:, None, :]
-    mean, error = np.zeros((2, task.n_ctx, task.n_ctx))
     for cells, joint in pair_laws.propagated(task, kernels, law):
-        _fill(mean, error, cells, np.einsum("nst,nts->n", ratio, joint - independent))
-    return Information(torch.from_numpy(mean), torch.from_numpy(error), n_kernels)
+        yield cells, np.einsum("nst,nts->n", ratio, joint - independent)
 
 
 def score_gradient_of(g: Float[Tensor, "n_ctx n_ctx"]) -> Float[Tensor, "n_ctx n_ctx"]:

@@ -24,12 +24,19 @@ from torch import Tensor
 
 from causal_circuits.graphs import parents_of
 from causal_circuits.information import pair_laws
-from causal_circuits.information.exact import Information, check_stationary_forest
+from causal_circuits.information.exact import (
+    Information,
+    check_stationary_forest,
+    gradient_of_kernels,
+    predicted_gradient,
+)
 from causal_circuits.information.tilted_forest import tilt
 from causal_circuits.tasks import Batch, InContextTask
 
 _CHUNK = 4096  # sequences
 _CONTROL_KERNELS = 2**15
+_LIMIT_KERNELS = 2**13
+_STEEPEST = 2.0  # G follows g, damped: a steeper regression is an accident of few kernels
 _MOST_NUMBERS = 2**23  # held at once in the pair laws of tilted forests
 
 
@@ -56,10 +63,15 @@ def finite_context_gradient(task: InContextTask, n_kernels: int = 512, seed: int
         _of_kernels(task, kernels[1][start : start + chunk], law[start : start + chunk])
         for start in range(0, n_kernels, chunk)
     ]
+    values = np.concatenate(pieces)
+    limit = np.zeros_like(values)
+    for cells, of_kernels in gradient_of_kernels(task, kernels, law):
+        rows, columns = zip(*cells, strict=True)
+        limit[:, rows, columns] = of_kernels[:, None]
     many, many_laws = pair_laws.draw(task, _CONTROL_KERNELS, seed + 1)
     few = _edge_informations(kernels[1], law, task.n_ctx)
-    value, error = _controlled(np.concatenate(pieces), few, _edge_informations(many[1], many_laws, task.n_ctx))
-    return Information(torch.from_numpy(value), torch.from_numpy(error), n_kernels)
+    controls = few - _edge_informations(many[1], many_laws, task.n_ctx).mean(axis=0)
+    return _controlled(values, limit, controls, predicted_gradient(task, _LIMIT_KERNELS, seed + 2))
 
 
 def _edge_informations(
@@ -74,21 +86,32 @@ def _edge_informations(
 
 
 def _controlled(
-    values: np.ndarray, few: Float[np.ndarray, "kernel control"], many: Float[np.ndarray, "drawn control"]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard error of `values` [kernel, ...] with informations of the kernels as control variates.
+    values: Float[np.ndarray, "kernel n_ctx n_ctx"],
+    limit: Float[np.ndarray, "kernel n_ctx n_ctx"],
+    controls: Float[np.ndarray, "kernel control"],
+    exact: Information,
+) -> Information:
+    """The mean over kernels of `values`, made precise by what is known better: informations of edges, and g itself.
 
-    How informative a kernel is explains most of the spread between kernels, and its mean is cheap to know well.
+    How informative a kernel is explains most of the spread between kernels at an edge; elsewhere `limit`, the g of the
+    same kernels, does, whose mean is `exact`. It is regressed on where the former explain less than half of it, with
+    a bounded slope: far apart in a chain, rare kernels hold nearly all of g, and few draws say nothing of them.
     """
-    n = len(few)
-    few, many = (controls[:, : max(1, n // 16)] for controls in (few, many))
-    flat = values.reshape(n, -1)
-    features = np.concatenate([np.ones((n, 1)), few - many.mean(axis=0)], axis=1)
-    slopes = np.linalg.lstsq(features, flat, rcond=None)[0]  # the constant is the mean at the controls' own means
-    left = flat - features @ slopes
-    variance = (left**2).sum(axis=0) / max(n - features.shape[1], 1) / n
-    variance += (slopes[1:] ** 2 * (many.var(axis=0) / len(many))[:, None]).sum(axis=0)
-    return slopes[0].reshape(values.shape[1:]), np.sqrt(variance).reshape(values.shape[1:])
+    n = len(values)
+    features = np.concatenate([np.ones((n, 1)), controls[:, : max(1, n // 16)]], axis=1)
+    solve = np.linalg.pinv(features)
+    flat, known = values.reshape(n, -1), limit.reshape(n, -1)
+    fits = [solve @ numbers for numbers in (flat, known)]  # at the controls' own means, the constants are the means
+    left, left_known = flat - features @ fits[0], known - features @ fits[1]
+    power = (left_known**2).sum(axis=0)
+    unexplained = power > 0.5 * ((known - known.mean(axis=0)) ** 2).sum(axis=0)  # at an edge, the controls said it all
+    slope = np.divide((left * left_known).sum(axis=0), power, out=np.zeros_like(power), where=unexplained & (power > 0))
+    slope = slope.clip(-_STEEPEST, _STEEPEST)
+    mean = fits[0][0] + slope * (exact.value.numpy().ravel() - fits[1][0])
+    rest = ((left - slope * left_known) ** 2).sum(axis=0) / max(n - features.shape[1] - 1, 1)
+    error = np.sqrt(rest / n + (slope * exact.standard_error.numpy().ravel()) ** 2)
+    shape = values.shape[1:]
+    return Information(torch.from_numpy(mean.reshape(shape)), torch.from_numpy(error.reshape(shape)), n)
 
 
 def measured_gradient(
