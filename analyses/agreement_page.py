@@ -11,14 +11,16 @@ from causal_circuits import figures
 def table(measured: Agreement, content: dict[str, Any], out: Path) -> str:
     """The short table that ends a run."""
     lines = [
-        "graph   d_vocab alpha n_ctx |  on g: corr slope |  on G: corr slope | G on g: corr slope | noise | error of G | parents"
+        "graph   d_vocab alpha n_ctx |  on g: corr slope |  on G: corr slope | G on g: corr slope | noise "
+        "| error of G | parents"
     ]
     for setting in measured.settings:
         row = setting.row()
         lines.append(
             f"{row['graph']:7s} {row['d_vocab']:7d} {row['alpha']:5.2g} {row['n_ctx']:5d} "
             f"|  {row['corr g']:10.4f} {row['slope g']:5.3f} |  {row['corr G']:10.4f} {row['slope G']:5.3f} "
-            f"|  {row['G on g: corr']:10.4f} {row['G on g: slope']:5.3f} | {row['noise']:5.3f} | {row['error of G']:10.1%} | {row['parents first']}"
+            f"|  {row['G on g: corr']:10.4f} {row['G on g: slope']:5.3f} | {row['noise']:5.3f} "
+            f"| {row['error of G']:10.1%} | {row['parents first']}"
         )
     lines += [
         forest_line(measured),
