@@ -303,13 +303,13 @@ def test_half_contexts_correct_most_of_the_bias_where_tokens_are_common():
 
 def test_bootstrap_intervals_are_as_wide_as_the_spread_over_fresh_data():
     task = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=1.0)
-    runs = [task.sample(1000, seed=seed) for seed in range(40)]
+    runs = [task.sample(1000, seed=seed) for seed in range(30)]
     estimates = [cc.estimate_information(run.tokens, run.target_probs, n_splits=1, seed=7) for run in runs]
     below = torch.ones(6, 6, dtype=torch.bool).tril(-1)
     below[-1] = False
     spread = torch.stack([estimate.value[below] for estimate in estimates]).std(dim=0)
     width = torch.stack([(estimate.upper - estimate.lower)[below] for estimate in estimates]).mean(dim=0)
-    assert ((width / (2 * 1.96 * spread)) - 1).abs().max() < 0.35  # a deviation from 40 runs is off by a tenth
+    assert ((width / (2 * 1.96 * spread)) - 1).abs().max() < 0.4  # a deviation from 30 runs is off by an eighth
 
 
 def test_estimates_refuse_what_they_cannot_do():

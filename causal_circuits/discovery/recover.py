@@ -176,7 +176,7 @@ def _verdict(
     else:
         if not (share >= MIN_SHARE and np.isfinite(needed)):  # an edge would be found, or excluded, with so many
             needed = test.edge_sequences_needed
-        about = f"about {needed:,.0f} sequences are needed" if np.isfinite(needed) else "no number of sequences may do"
+        about = f"about {needed:,.0f} sequences are needed" if np.isfinite(needed) else "how many would do is not known"
         reason = f"cannot tell from {data.n_independent:,} sequences: {about}"
     return Position(
         position=i,
