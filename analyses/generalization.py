@@ -198,7 +198,7 @@ def main() -> int:
     parser, arguments = parse_arguments()
     from algorithm_1 import FULL_ADAM, GRADIENT_DESCENT  # after parsing: torch takes seconds to import
     from generalization_page import finish
-    from recover_and_prove import check_writable
+    from results_file import check_writable
     from studies import check_counts, check_lengths, graph_maker
     from tqdm.auto import tqdm
 

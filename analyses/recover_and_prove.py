@@ -4,15 +4,11 @@ Not a script. The job itself is `findings.run`, the page is `report_page.write_p
 """
 
 import argparse
-import json
-import os
-import platform
 import shlex
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
 
@@ -20,6 +16,7 @@ import networkx as nx
 from command_line import BEGAN, OneLineParser
 from findings import Findings, run, share_of_gain
 from report_page import draw_figures, write_page
+from results_file import check_writable, versions, write_results
 
 import causal_circuits as cc
 from causal_circuits import figures
@@ -48,17 +45,6 @@ def run_from_arguments(
     write(findings, arguments, command.strip())  # sets findings.seconds
     print(table(findings, arguments.out))
     return 0
-
-
-def check_writable(folder: Path) -> None:
-    """Make the folder if it is missing; a ValueError if nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"--out must be a folder that can be written to: {folder}: {error.strerror}") from error
 
 
 def results(findings: Findings, arguments: argparse.Namespace, command: str) -> dict[str, object]:
@@ -111,17 +97,6 @@ def results(findings: Findings, arguments: argparse.Namespace, command: str) -> 
     }
 
 
-def versions() -> dict[str, str]:
-    """Versions of everything that decides a number."""
-    found = {"python": platform.python_version(), "causal_circuits": cc.__version__}
-    for package in ("torch", "transformer-lens", "numpy", "networkx", "numba", "circuitsvis", "matplotlib"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
 def table(findings: Findings, out: Path) -> str:
     """The short table that ends a run."""
     f, (on_edges, elsewhere) = findings, findings.effects
@@ -159,21 +134,3 @@ def write(findings: Findings, arguments: argparse.Namespace, command: str) -> No
     content = results(findings, arguments, command)
     write_page(findings, content, command, out / "report.html")
     write_results(content, out)
-
-
-def write_results(content: dict[str, object], out: Path) -> None:
-    """results.json, the whole new one or the old one: never half of it."""
-    partial = out / "results.json.part"
-    partial.write_text(json.dumps(json_values(content), indent=2, allow_nan=False) + "\n")
-    os.replace(partial, out / "results.json")
-
-
-def json_values(value: object) -> object:
-    """NaN and infinities as null: JSON has no word for them."""
-    if isinstance(value, dict):
-        return {key: json_values(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_values(item) for item in value]
-    if isinstance(value, float) and not -float("inf") < value < float("inf"):
-        return None
-    return value

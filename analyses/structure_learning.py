@@ -91,7 +91,7 @@ def measure_graph(index: int, graph: object, arguments: argparse.Namespace, pc: 
 def main() -> int:
     """Run from the command line."""
     parser, arguments = parse_arguments()
-    from recover_and_prove import check_writable  # after parsing: torch takes seconds to import
+    from results_file import check_writable  # after parsing: torch takes seconds to import
     from structure_methods import MISSING, load_pc
     from structure_page import finish
     from studies import check_counts

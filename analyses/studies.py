@@ -11,7 +11,7 @@ from typing import Any
 
 import networkx as nx
 from command_line import BEGAN
-from recover_and_prove import json_values, versions, write_results
+from results_file import json_values, versions, write_results
 
 import causal_circuits as cc
 from causal_circuits import figures

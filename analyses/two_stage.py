@@ -165,7 +165,7 @@ def main() -> int:
     """Run from the command line."""
     parser, arguments = parse_arguments()
     from algorithm_1 import VARIANTS  # after parsing: torch takes seconds to import
-    from recover_and_prove import check_writable
+    from results_file import check_writable
     from studies import check_counts, check_lengths, graph_maker
     from tqdm.auto import tqdm
     from two_stage_page import finish

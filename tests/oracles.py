@@ -216,3 +216,52 @@ def mul_score(pattern: Tensor, mask: Tensor) -> float:
     """sum(att * mask) / sum(att) over one pattern."""
     inside = sum(float(pattern[i, j]) for i, j in product(range(len(pattern)), repeat=2) if mask[i, j])
     return inside / float(pattern.sum())
+
+
+def sequence_probabilities(parents: Parents, kernels: dict[int, np.ndarray], law: np.ndarray):
+    """(tokens, probability) of every sequence: roots from `law`, others from the kernel of their number of parents."""
+    for tokens in product(range(len(law)), repeat=len(parents)):
+        probability = 1.0
+        for child, above in enumerate(parents):
+            where = tuple(tokens[i] for i in above)
+            probability *= kernels[len(above)][where][tokens[child]] if above else law[tokens[child]]
+        yield tokens, probability
+
+
+def pair_laws(parents: Parents, kernels: dict[int, np.ndarray], law: np.ndarray) -> np.ndarray:
+    """P(x_i = a, x_j = b) for all pairs, [i, j, a, b], by summing over every sequence."""
+    n, d_vocab = len(parents), len(law)
+    joint = np.zeros((n, n, d_vocab, d_vocab))
+    for tokens, probability in sequence_probabilities(parents, kernels, law):
+        for i, j in product(range(n), repeat=2):
+            joint[i, j, tokens[i], tokens[j]] += probability
+    return joint
+
+
+def first_order_gradient(tokens: Sequence[int], target: Sequence[float]) -> np.ndarray:
+    """d_vocab (y(x_i) / mu_hat(x_i) - m) 1[x_j = x_T] of one sequence, [i, j], j <= i; mu_hat counts all of it."""
+    n_ctx, d_vocab = len(tokens), len(target)
+    present = sum(target[a] for a in set(tokens))
+    gradient = np.zeros((n_ctx, n_ctx))
+    for i in range(n_ctx):
+        for j in range(i + 1):
+            if tokens[j] == tokens[-1]:
+                gradient[i, j] = d_vocab * (target[tokens[i]] / (list(tokens).count(tokens[i]) / n_ctx) - present)
+    return gradient
+
+
+def expected_first_order_gradient(parents: Parents, kernel: np.ndarray, law: np.ndarray) -> np.ndarray:
+    """Its expectation over every sequence of a forest and every query, uniform."""
+    total, d_vocab = 0.0, len(law)
+    for context, probability in sequence_probabilities(parents, {1: kernel}, law):
+        for query in range(d_vocab):
+            total = total + probability / d_vocab * first_order_gradient((*context, query), kernel[query])
+    return total
+
+
+def edge_score(tokens: np.ndarray, targets: np.ndarray, child: int, parent: int, query_weight: np.ndarray) -> float:
+    """mean over sequences of d_vocab y(x_child) 1[x_parent = query] / (d_vocab times the query's frequency)."""
+    total = 0.0
+    for x, y in zip(tokens, targets, strict=True):
+        total += len(y) * y[x[child]] * (x[parent] == x[-1]) * query_weight[x[-1]]
+    return total / len(tokens)

@@ -3,26 +3,19 @@
 import itertools
 
 import numpy as np
+import oracles
 import pytest
 import torch
+from assertions import assert_refused, assert_within_sampling_error
 from hypothesis import given
 from hypothesis import strategies as st
 
 import causal_circuits as cc
+from causal_circuits.information import finite_context, pair_laws, tilted_forest
 
 
-def enumerated_pair_laws(graph, kernel: np.ndarray, law: np.ndarray) -> np.ndarray:
-    """P(x_i = a, x_j = b) for all pairs [i, j, a, b], by summing over every sequence of tokens."""
-    n_positions, n_tokens = cc.graphs.n_ctx_of(graph) - 1, len(law)
-    joint = np.zeros((n_positions, n_positions, n_tokens, n_tokens))
-    for tokens in itertools.product(range(n_tokens), repeat=n_positions):
-        probability = 1.0
-        for position in range(n_positions):
-            parents = cc.parents_of(graph, position)
-            probability *= kernel[tokens[parents[0]], tokens[position]] if parents else law[tokens[position]]
-        for i, j in itertools.product(range(n_positions), repeat=2):
-            joint[i, j, tokens[i], tokens[j]] += probability
-    return joint
+def parents_before_query(graph) -> list[tuple[int, ...]]:
+    return [cc.parents_of(graph, position) for position in range(graph.number_of_nodes() - 2)]
 
 
 def random_kernel(seed: int, n_tokens: int) -> np.ndarray:
@@ -35,7 +28,7 @@ def test_both_quantities_equal_enumeration_over_all_sequences(seed, n_tokens):
     kernel = random_kernel(seed, n_tokens)
     task = cc.InContextTask(graph, d_vocab=n_tokens, kernels=kernel)
     law = task.given_laws[0]
-    joint = enumerated_pair_laws(graph, kernel, law)
+    joint = oracles.pair_laws(parents_before_query(graph), {1: kernel}, law)
     chi_squared, gradient = cc.chi_squared_information(task, n_kernels=2), cc.predicted_gradient(task, n_kernels=2)
     for i in range(5):
         for j in range(i):
@@ -134,8 +127,193 @@ def test_gradient_of_the_reduced_model_is_proportional_to_the_prediction():
     assert 0.65 < scale < 1.0  # THEORY: .76 at this context length, tending to 1
 
 
-def test_information_needs_a_forest_with_stationary_roots():
-    with pytest.raises(ValueError, match="at most one parent"):
-        cc.chi_squared_information(cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2))
-    with pytest.raises(ValueError, match="roots='uniform'"):
-        cc.predicted_gradient(cc.InContextTask(cc.chain_graph(6), d_vocab=2, roots="uniform"))
+def test_the_predicted_gradient_needs_a_forest_with_stationary_roots():
+    uniform = cc.InContextTask(cc.chain_graph(6), d_vocab=2, roots="uniform")
+    for predict in (cc.predicted_gradient, cc.finite_context_gradient):
+        assert_refused(lambda p=predict: p(cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2)), "at most one parent")
+        assert_refused(lambda p=predict: p(uniform), "roots='uniform'")
+    assert_refused(lambda: cc.predicted_gradient(cc.InContextTask(cc.chain_graph(6)), n_kernels=1), "at least 2")
+
+
+@pytest.mark.parametrize("flip", [0.02, 0.3, 0.5, 0.9])
+def test_both_informations_of_a_symmetric_channel_have_closed_forms(flip):
+    kernel = np.array([[1 - flip, flip], [flip, 1 - flip]])
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=2, kernels=kernel)
+    chi_squared, mutual = cc.chi_squared_information(task, 2).value, cc.mutual_information(task, 2).value
+    for i, j in itertools.combinations(range(4, -1, -1), 2):
+        memory = (1 - 2 * flip) ** (i - j)  # kernels are held in float32 on the way, hence the tolerance
+        entropy = sum(-p * np.log(p) for p in ((1 + memory) / 2, (1 - memory) / 2))
+        assert chi_squared[i, j].item() == pytest.approx(memory**2, abs=1e-6)
+        assert mutual[i, j].item() == pytest.approx(np.log(2) - entropy, abs=1e-6)
+
+
+@given(seed=st.integers(0, 10_000), d_vocab=st.integers(2, 5))
+def test_mutual_information_is_positive_where_chi_squared_is_and_at_most_its_log(seed, d_vocab):
+    graph = cc.random_forest(8, 0.4, seed=seed)
+    task = cc.InContextTask(graph, d_vocab=d_vocab, kernels=random_kernel(seed, d_vocab))
+    chi_squared, mutual = cc.chi_squared_information(task, 2).value, cc.mutual_information(task, 2).value
+    related = pair_laws.path_lengths(graph, 8)
+    for i, j in itertools.product(range(8), repeat=2):
+        if (i, j) not in related:
+            assert mutual[i, j] == chi_squared[i, j] == 0
+        else:
+            assert -1e-12 < mutual[i, j] <= chi_squared[i, j].log1p() + 1e-12
+    for parent, child in cc.latent_edges(graph):  # data processing: through the parent only
+        assert mutual[child, :child].max() <= mutual[child, parent] + 1e-9
+
+
+def dag_task(roots: str = "uniform") -> tuple[cc.InContextTask, dict[int, np.ndarray]]:
+    rng = np.random.default_rng(5)
+    kernels = {k: rng.dirichlet(np.ones(2), size=(2,) * k) for k in (1, 2)}
+    graph = cc.graph_from_parents([[], [0], [0, 1], [2], [1, 3], [3, 4]])
+    return cc.InContextTask(graph, d_vocab=2, kernels=kernels, roots=roots), kernels
+
+
+def test_information_in_a_dag_equals_enumeration_and_says_so():
+    task, kernels = dag_task()
+    parents = [cc.parents_of(task.graph, position) for position in range(5)]
+    joint = oracles.pair_laws(parents, kernels, np.full(2, 0.5))
+    chi_squared, mutual = cc.chi_squared_information(task, 2), cc.mutual_information(task, 2)
+    assert chi_squared.method == mutual.method == "enumeration"
+    for i in range(5):
+        for j in range(i):
+            independent = np.outer(joint[i, j].sum(axis=1), joint[i, j].sum(axis=0))
+            expected = ((joint[i, j] - independent) ** 2 / independent).sum()
+            assert chi_squared.value[i, j].item() == pytest.approx(expected, abs=1e-6)
+            expected = (joint[i, j] * np.log(joint[i, j] / independent)).sum()
+            assert mutual.value[i, j].item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("quantity", [cc.chi_squared_information, cc.mutual_information])
+def test_sampled_information_agrees_with_enumeration(monkeypatch, quantity):
+    task = cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2, alpha=0.5)
+    exact = quantity(task, 256)
+    monkeypatch.setattr(pair_laws, "MOST_ENUMERATED", 0)
+    sampled = quantity(task, 256)  # the same kernels, from the same seed
+    assert (exact.method, sampled.method) == ("enumeration", "sampling")
+    below = torch.ones(6, 6, dtype=torch.bool).tril(-1)
+    assert (sampled.value - exact.value)[below].abs().max() < 0.003  # of values up to .5
+    assert_within_sampling_error(sampled.value[below], exact.value[below], sampled.standard_error[below] + 1e-3)
+
+
+def test_roots_off_the_stationary_law_are_propagated_with_their_depth():
+    kernel = random_kernel(3, 3)
+    graph = cc.graph_from_parents([None, 0, 1, 1, 2])
+    task = cc.InContextTask(graph, d_vocab=3, kernels=kernel, roots="uniform")
+    joint = oracles.pair_laws(parents_before_query(graph), {1: kernel}, np.full(3, 1 / 3))
+    found = cc.chi_squared_information(task, 2).value
+    for i in range(5):
+        for j in range(i):
+            independent = np.outer(joint[i, j].sum(axis=1), joint[i, j].sum(axis=0))
+            assert found[i, j].item() == pytest.approx(((joint[i, j] - independent) ** 2 / independent).sum(), abs=1e-6)
+
+
+@given(seed=st.integers(0, 10_000), n_tokens=st.integers(2, 3))
+def test_the_finite_context_gradient_equals_enumeration_over_sequences_and_queries(seed, n_tokens):
+    graph = cc.random_forest(5, 0.3, seed=seed)
+    kernel = random_kernel(seed, n_tokens)
+    task = cc.InContextTask(graph, d_vocab=n_tokens, kernels=kernel)
+    expected = oracles.expected_first_order_gradient(parents_before_query(graph), kernel, task.given_laws[0])
+    np.testing.assert_allclose(cc.finite_context_gradient(task, n_kernels=2).value, expected, atol=3e-6)
+
+
+def test_a_forest_without_weight_is_not_tilted():
+    pi = random_kernel(2, 3)[None]
+    law = np.array([oracles.stationary_law(pi[0])])
+    forest = tilted_forest.tilt([-1, 0, 0, 2, -1], pi, law, token=1, nodes=np.array([1.0]))
+    np.testing.assert_allclose(forest.total, 1.0)
+    np.testing.assert_allclose(forest.marginals[0, 0], np.repeat(law, 5, axis=0), atol=1e-12)
+    joint = oracles.pair_laws([(), (0,), (0,), (2,), ()], {1: pi[0]}, law[0])
+    for i in range(5):
+        for j in range(i + 1):
+            np.testing.assert_allclose(forest.pair_laws()[0, 0, i, j], joint[i, j, 1], atol=1e-12)
+
+
+@pytest.mark.parametrize("n_ctx", [2, 7, 50, 200])
+def test_quadrature_integrates_every_power_that_can_occur(n_ctx):
+    nodes, weights = finite_context.quadrature(n_ctx)
+    for count in range(1, n_ctx + 1):
+        assert (weights * nodes ** (count - 1)).sum() == pytest.approx(1 / count, rel=1e-6)
+    assert len(nodes) <= n_ctx // 2 + 1
+
+
+def test_the_measured_gradient_is_its_formula_summed_by_hand():
+    batch = cc.InContextTask(cc.random_forest(6, 0.3, seed=4), d_vocab=3).sample(9, seed=1)
+    each = [
+        oracles.first_order_gradient(tokens, target)
+        for tokens, target in zip(batch.tokens.tolist(), batch.target_probs.tolist(), strict=True)
+    ]
+    measured = cc.measured_gradient(batch.tokens, batch.target_probs)
+    np.testing.assert_allclose(measured.value, np.mean(each, axis=0), atol=1e-6)
+    np.testing.assert_allclose(measured.standard_error, np.std(each, axis=0, ddof=0) / 8**0.5, atol=1e-6)
+
+
+def test_the_measured_gradient_is_what_hooks_record_for_a_small_second_layer():
+    task = cc.InContextTask(cc.random_forest(9, 0.4, seed=1), d_vocab=4, alpha=0.3)
+    batch = task.sample(300, seed=0).to("cpu", torch.float64)
+    differences = []
+    for scale in (1e-2, 1e-3):
+        model = cc.warm_start(cc.reduced_transformer(4, 9, dtype=torch.float64), scale)
+        recorded = -cc.take_snapshot(model, batch).score_gradients[0, 0].double() * 4 * 9 / scale
+        closed = cc.measured_gradient(batch.tokens, batch.target_probs, "scores").value
+        differences.append(((recorded - closed).abs().max() / closed.abs().max()).item())
+    assert differences[1] < 2e-3
+    assert differences[1] < differences[0] / 5  # first order in the scale
+
+
+@pytest.mark.parametrize(("d_vocab", "alpha", "n_kernels"), [(3, 0.1, 2048), (10, 1.0, 128)])
+def test_the_finite_context_prediction_closes_the_gap_that_the_limit_leaves(d_vocab, alpha, n_kernels):
+    task = cc.InContextTask(cc.random_forest(20, 0.5, seed=1), d_vocab=d_vocab, alpha=alpha)
+    batch = task.sample(60_000, seed=2)
+    measured = cc.measured_gradient(batch.tokens, batch.target_probs)
+    finite, limit = cc.finite_context_gradient(task, n_kernels), cc.predicted_gradient(task)
+    on_finite = cc.compare_gradient(measured.value, finite.value, task.graph, standard_error=measured.standard_error)
+    on_limit = cc.compare_gradient(measured.value, limit.value, task.graph)
+    assert on_finite.slope == pytest.approx(1.0, abs=0.03)
+    assert on_finite.correlation > 0.995
+    assert on_limit.slope < 0.9  # THEORY: .53 and .85 on other forests
+    assert on_finite.variance_explained + on_finite.noise_share > 0.995  # what is not explained is noise
+    below = torch.ones(20, 20, dtype=torch.bool).tril(-1)
+    error = (measured.standard_error**2 + finite.standard_error**2).sqrt()
+    assert_within_sampling_error(measured.value[below], finite.value[below], error[below])
+
+
+def test_the_finite_context_gradient_tends_to_the_limit_like_one_over_n_ctx():
+    scaled = []
+    for n_ctx in (40, 80, 160):
+        graph = cc.graph_from_parents([None, 0, 1, *[None] * (n_ctx - 4)])
+        task = cc.InContextTask(graph, d_vocab=2, kernels=np.array([[0.8, 0.2], [0.4, 0.6]]))
+        edge = cc.finite_context_gradient(task, n_kernels=2).value[2, 1] - cc.predicted_gradient(task, 2).value[2, 1]
+        scaled.append(n_ctx * edge.item())
+    assert scaled[2] != 0
+    assert abs(scaled[1] / scaled[2] - 1) < 0.6 * abs(scaled[0] / scaled[1] - 1) < 0.05
+
+
+def test_half_contexts_correct_most_of_the_bias_where_tokens_are_common():
+    task = cc.InContextTask(cc.pairs_graph(20), d_vocab=10, alpha=0.1)
+    batch = task.sample(20_000, seed=0)
+    estimate, exact = cc.estimate_information(batch.tokens, batch.target_probs), cc.predicted_gradient(task).value
+    rows, columns = zip(*[(child, parent) for parent, child in cc.latent_edges(task.graph)], strict=True)
+    plain, corrected = estimate.uncorrected[rows, columns].mean(), estimate.value[rows, columns].mean()
+    truth = exact[rows, columns].mean()
+    assert truth - corrected < 0.5 * (truth - plain)
+    assert (estimate.lower <= estimate.value).all()
+    assert (estimate.value <= estimate.upper).all()
+
+
+def test_bootstrap_intervals_are_as_wide_as_the_spread_over_fresh_data():
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=1.0)
+    runs = [task.sample(1000, seed=seed) for seed in range(30)]
+    estimates = [cc.estimate_information(run.tokens, run.target_probs, n_splits=1, seed=7) for run in runs]
+    below = torch.ones(6, 6, dtype=torch.bool).tril(-1)
+    below[-1] = False
+    spread = torch.stack([estimate.value[below] for estimate in estimates]).std(dim=0)
+    width = torch.stack([(estimate.upper - estimate.lower)[below] for estimate in estimates]).mean(dim=0)
+    assert ((width / (2 * 1.96 * spread)) - 1).abs().max() < 0.4  # a deviation from 30 runs is off by an eighth
+
+
+def test_estimates_refuse_what_they_cannot_do():
+    batch = cc.InContextTask(cc.chain_graph(6), d_vocab=3).sample(8, seed=0)
+    assert_refused(lambda: cc.estimate_information(batch.tokens, batch.target_probs, level=1.0), "level", "0.05")
+    assert_refused(lambda: cc.estimate_information(batch.tokens[:1], batch.target_probs[:1]), "at least 2")
+    assert_refused(lambda: cc.measured_gradient(batch.tokens, batch.target_probs, "logits"), "'weights' or 'scores'")

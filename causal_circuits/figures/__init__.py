@@ -3,8 +3,14 @@
 This folder is the one door to matplotlib and to CircuitsVis. Figures compute nothing and change no global style.
 """
 
-from causal_circuits.figures.arcs import plot_graph_comparison
+from causal_circuits.figures.arcs import plot_graph_comparison, plot_recovered_graph
 from causal_circuits.figures.attention_view import AttentionView, attention_view, circuits_vis_bundle, position_labels
+from causal_circuits.figures.information_plots import (
+    plot_agreement,
+    plot_edge_formation,
+    plot_gradient_vs_information,
+    plot_recovery,
+)
 from causal_circuits.figures.matrices import plot_attention_and_graph, plot_film_strip, plot_matrix
 from causal_circuits.figures.plots import plot_ablation, plot_gradient_and_information, plot_head_scores, plot_loss
 from causal_circuits.figures.rendering import figure_html, save_figure
@@ -20,15 +26,20 @@ __all__ = [
     "circuits_vis_bundle",
     "figure_html",
     "plot_ablation",
+    "plot_agreement",
     "plot_attention_and_graph",
     "plot_curves",
+    "plot_edge_formation",
     "plot_film_strip",
     "plot_gradient_and_information",
+    "plot_gradient_vs_information",
     "plot_graph_comparison",
     "plot_groups",
     "plot_head_scores",
     "plot_loss",
     "plot_matrix",
+    "plot_recovered_graph",
+    "plot_recovery",
     "plot_scaling",
     "position_labels",
     "report_html",

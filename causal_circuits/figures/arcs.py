@@ -5,6 +5,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
+from causal_circuits.discovery import RecoveredGraph
 from causal_circuits.figures.style import BLACK, GREY, MODEL, SMALL, TRUE_EDGE, new_axes
 from causal_circuits.graphs import compare_graphs, has_query, latent_edges, n_ctx_of
 
@@ -95,3 +96,25 @@ def _frame(ax: Axes, n_ctx: int, above: Edges, below: Edges) -> None:
         ax.spines[side].set_visible(False)
     ax.set_xlabel("position (edges run from left, the parent, to right, the child)")
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=SMALL)
+
+
+def plot_recovered_graph(recovered: RecoveredGraph, ax: Axes | None = None) -> Axes:
+    """An arc for each edge found in a user's sequences; positions that the data cannot decide carry a question mark.
+
+    Args:
+        recovered: what `recover_graph` returns.
+    """
+    graph, undecided = recovered.graph, recovered.undecided
+    n_ctx = n_ctx_of(graph)
+    ax = new_axes(ax, float(np.clip(0.3 * n_ctx + 2, 6.0, 11.0)), 3.6)
+    edges = latent_edges(graph)
+    _draw_arcs(ax, edges, "edge found", colour=MODEL, style="-", width=1.8)
+    _draw_arcs(ax, {(n_ctx - 1, n_ctx)}, "given", colour=GREY, style="-", width=0.8)
+    _draw_nodes(ax, graph)
+    if undecided:
+        label = f"undecided ({len(undecided)})"
+        ax.plot(undecided, [0] * len(undecided), "o", mfc="white", mec=TRUE_EDGE, markersize=9, zorder=4, label=label)
+        for position in undecided:
+            ax.annotate("?", (position, 0), ha="center", va="center", fontsize=SMALL - 1, color=TRUE_EDGE, zorder=5)
+    _frame(ax, n_ctx, edges, set())
+    return ax

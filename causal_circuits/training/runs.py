@@ -175,7 +175,7 @@ class FusedRun:
         n = len(self._models)
         if len(self._jobs) > n:
             for stack, gradient in zip(self._sums, self._gradients, strict=True):
-                torch.sum(stack.unflatten(0, (n, -1)), dim=1, out=gradient)
+                torch.sum(stack.view(n, -1, *stack.shape[1:]), dim=1, out=gradient)
         return self._losses.reshape(n, -1).sum(axis=1)[self._place]
 
     def update(self) -> None:
@@ -233,7 +233,7 @@ def _stacks(n: int, shapes: Sequence[torch.Size]) -> tuple[list[Tensor], list[Te
     """
     sizes = [shape.numel() for shape in shapes]
     flat = [torch.zeros(n, -(-size // 64) * 64) for size in sizes]
-    return flat, [f[:, :size].unflatten(1, shape) for f, size, shape in zip(flat, sizes, shapes, strict=True)]
+    return flat, [f[:, :size].view(n, *shape) for f, size, shape in zip(flat, sizes, shapes, strict=True)]
 
 
 def _updates(

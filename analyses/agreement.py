@@ -1,0 +1,233 @@
+"""What `gradient_information.py` measures: settings, sample sizes, random forests, a training run. Not a script."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import causal_circuits as cc
+
+KERNEL_BUDGET = 2e10  # multiplications spent on G: fewer kernels for longer contexts and larger vocabularies
+CHECK_BETA_0 = 1e-3  # layer 2's scale in the model whose backward pass is compared with the closed form
+FOREST_SEQUENCES = 50_000
+TRAINING_STEPS = 600
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One task measured: three comparisons for attention weights and for scores.
+
+    `by_g` compares the measured gradient with g, `by_finite` with G, `bias` G with g (no noise in it).
+    """
+
+    graph: str
+    d_vocab: int
+    alpha: float
+    n_ctx: int
+    n_sequences: int
+    edge_information: float
+    prediction_error: float
+    weights: dict[str, cc.GradientComparison]
+    scores: dict[str, cc.GradientComparison]
+    rivals_beaten: int
+    n_rivals: int
+
+    def row(self) -> dict[str, object]:
+        """The numbers of the table."""
+        by_g, by_finite, bias = (self.weights[name] for name in ("by_g", "by_finite", "bias"))
+        return {
+            "graph": self.graph,
+            "d_vocab": self.d_vocab,
+            "alpha": self.alpha,
+            "n_ctx": self.n_ctx,
+            "corr g": by_g.correlation,
+            "slope g": by_g.slope,
+            "corr G": by_finite.correlation,
+            "slope G": by_finite.slope,
+            "G on g: corr": bias.correlation,
+            "G on g: slope": bias.slope,
+            "noise": by_g.noise_share,
+            "error of G": self.prediction_error,
+            "parents first": f"{sum(r == 1 for r in by_g.parent_ranks)}/{len(by_g.parent_ranks)}",
+        }
+
+
+@dataclass
+class Agreement:
+    """Everything measured, and what the pictures are drawn from."""
+
+    settings: list[Setting]
+    against_sequences: list[dict[str, Any]]
+    forests: list[dict[str, Any]]
+    backward_pass_difference: float
+    formation: cc.Formation
+    example: dict[str, Any]
+
+    def as_json(self) -> dict[str, object]:
+        """Every number as JSON values."""
+        return {
+            "settings": [asdict(setting) for setting in self.settings],
+            "against_sequences": self.against_sequences,
+            "forests": self.forests,
+            "backward_pass_difference": self.backward_pass_difference,
+            "training": {
+                "steps": list(self.formation.steps),
+                "correlation": [comparison.correlation for comparison in self.formation.comparisons],
+                "rows_right": [comparison.rows_right for comparison in self.formation.comparisons],
+                "edges": [list(edge) for edge in self.formation.edges],
+                "formed_at": list(self.formation.formed_at),
+                "information": self.formation.information.tolist(),
+                "order_agreement": self.formation.order_agreement,
+            },
+        }
+
+
+def measure_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> Agreement:
+    """Every part, in order."""
+    seed, n = arguments.seed, arguments.sequences
+    say("1/4  the closed form of the gradient against a backward pass")
+    difference = backward_pass_difference(seed)
+    say("2/4  measured gradients beside g and G, and against the number of sequences")
+    wanted = [
+        (graph, d_vocab, alpha, n_ctx)
+        for graph in arguments.graph
+        for d_vocab in arguments.d_vocab
+        for alpha in arguments.alpha
+        for n_ctx in arguments.n_ctx
+    ]
+    settings, sweep, example = [], [], {}
+    swept = (max(arguments.n_ctx[:3]), max(arguments.alpha))
+    hidden = arguments.quiet or not sys.stderr.isatty()
+    for index, (graph, d_vocab, alpha, n_ctx) in enumerate(tqdm(wanted, disable=hidden)):
+        task = cc.InContextTask(make_graph(graph, n_ctx, seed), d_vocab=d_vocab, alpha=alpha)
+        setting, matrices = measure_setting(task, graph, n, (seed, index))
+        settings.append(setting)
+        if (n_ctx, alpha) == swept:
+            sweep += against_sequences(setting, matrices)
+        if not example or (graph, n_ctx, alpha) == ("forest", min(arguments.n_ctx), min(arguments.alpha)):
+            example = matrices  # where theory and measurement are furthest apart
+    say("3/4  row maxima of random forests")
+    forests = [check_forest(seed + k) for k in tqdm(range(arguments.forests), disable=hidden)]
+    say("4/4  a training run")
+    return Agreement(settings, sweep, forests, difference, train_and_watch(seed, arguments.quick), example)
+
+
+def make_graph(name: str, n_ctx: int, seed: int) -> nx.DiGraph:
+    """The graph of a name; forests have their own for every context length."""
+    if name == "forest":
+        return cc.random_forest(n_ctx, 0.5, seed=seed + n_ctx)
+    return cc.chain_graph(n_ctx) if name == "chain" else cc.pairs_graph(n_ctx)
+
+
+def n_kernels_for(task: cc.InContextTask) -> int:
+    """As many kernels for G as the budget allows; more where kernels are sharp and differ more from each other."""
+    cost = 20 * task.n_ctx**2.5 * task.d_vocab**3 * min(float(task.alpha), 1.0) ** 0.5
+    return int(np.clip(KERNEL_BUDGET / cost, 16, 4096))
+
+
+def measure_setting(task: cc.InContextTask, name: str, n: int, seed: tuple[int, int]) -> tuple[Setting, dict[str, Any]]:
+    """The measured gradient of one task beside both predictions."""
+    batch = task.sample(n, seed=seed)
+    g = cc.predicted_gradient(task, n_kernels=16_384, seed=seed[0])
+    finite = cc.finite_context_gradient(task, n_kernels=n_kernels_for(task), seed=seed[0])
+    measured = {of: cc.measured_gradient(batch.tokens, batch.target_probs, of) for of in ("weights", "scores")}
+    rivals = cc.closest_rivals(measured["weights"].value, task.graph)
+    parent, child = min(cc.latent_edges(task.graph))
+    setting = Setting(
+        graph=name,
+        d_vocab=task.d_vocab,
+        alpha=float(task.alpha),
+        n_ctx=task.n_ctx,
+        n_sequences=n,
+        edge_information=float(g.value[child, parent]),
+        prediction_error=float(finite.standard_error[child, parent] / finite.value[child, parent].abs()),
+        weights=three_comparisons(measured["weights"], g, finite, task.graph, "weights"),
+        scores=three_comparisons(measured["scores"], g, finite, task.graph, "scores"),
+        rivals_beaten=sum(rival.excess > 0 for rival in rivals),
+        n_rivals=len(rivals),
+    )
+    return setting, {"task": task, "batch": batch, "measured": measured["weights"], "g": g, "finite": finite}
+
+
+def three_comparisons(
+    measured: cc.Information, g: cc.Information, finite: cc.Information, graph: nx.DiGraph, of: str
+) -> dict[str, cc.GradientComparison]:
+    """Measured with g (the paper), measured with G (noise only), G with g (the short context only)."""
+    through = cc.score_gradient_of if of == "scores" else (lambda matrix: matrix)
+    error = measured.standard_error
+    return {
+        "by_g": cc.compare_gradient(measured.value, g.value, graph, of=of, standard_error=error),
+        "by_finite": cc.compare_gradient(measured.value, finite.value, graph, of=of, standard_error=error),
+        "bias": cc.compare_gradient(through(finite.value), g.value, graph, of=of),
+    }
+
+
+def against_sequences(setting: Setting, matrices: dict[str, Any]) -> list[dict[str, Any]]:
+    """Correlations of one task from a few sequences up to all: noise falls, the finite-context bias stays."""
+    batch, g, finite, task = (matrices[name] for name in ("batch", "g", "finite", "task"))
+    n = len(batch)
+    points = []
+    for count in np.unique(np.geomspace(min(1000, n), n, 6).round().astype(int)).tolist():
+        measured = cc.measured_gradient(batch.tokens[:count], batch.target_probs[:count])
+        compared = three_comparisons(measured, g, finite, task.graph, "weights")
+        points.append(
+            {
+                "graph": setting.graph,
+                "d_vocab": setting.d_vocab,
+                "alpha": setting.alpha,
+                "n_ctx": setting.n_ctx,
+                "n_sequences": count,
+                **{f"correlation_{name}": value.correlation for name, value in compared.items()},
+                **{f"slope_{name}": value.slope for name, value in compared.items()},
+                "noise_share": compared["by_g"].noise_share,
+            }
+        )
+    return points
+
+
+def check_forest(seed: int) -> dict[str, Any]:
+    """One gradient of a random forest of random size: how many parents are the largest entry of their row."""
+    rng = np.random.default_rng((seed, 50))
+    n_ctx, d_vocab = int(rng.integers(10, 61)), int(rng.integers(2, 13))
+    alpha = float(rng.choice([0.1, 0.3, 1.0]))
+    graph = cc.random_forest(n_ctx, 0.5, seed=rng)
+    batch = cc.InContextTask(graph, d_vocab=d_vocab, alpha=alpha).sample(FOREST_SEQUENCES, seed=(seed, 51))
+    measured = cc.measured_gradient(batch.tokens, batch.target_probs)
+    ranks = cc.compare_gradient(measured.value, measured.value, graph).parent_ranks
+    found = cc.recover_graph(batch.tokens, batch.target_probs)
+    recovery = cc.compare_graphs(graph, found.graph)
+    return {
+        "seed": seed,
+        "n_ctx": n_ctx,
+        "d_vocab": d_vocab,
+        "alpha": alpha,
+        "edges": len(ranks),
+        "parents_first": sum(rank == 1 for rank in ranks),
+        "recovered": len(ranks) - len(recovery.missing),
+        "false_edges": len(recovery.false),
+    }
+
+
+def backward_pass_difference(seed: int) -> float:
+    """Relative difference of the closed form and TransformerLens hooks on the reduced model (float64, small beta0)."""
+    task = cc.InContextTask(cc.random_forest(12, 0.5, seed=seed), d_vocab=4, alpha=0.3)
+    batch = task.sample(512, seed=seed).to("cpu", torch.float64)
+    model = cc.warm_start(cc.reduced_transformer(4, 12, dtype=torch.float64), CHECK_BETA_0)
+    recorded = -cc.take_snapshot(model, batch).score_gradients[0, 0].double() * 4 * 12 / CHECK_BETA_0
+    closed = cc.measured_gradient(batch.tokens, batch.target_probs, "scores").value
+    return float((recorded - closed).abs().max() / closed.abs().max())
+
+
+def train_and_watch(seed: int, quick: bool) -> cc.Formation:
+    """Train the two-layer model on a forest and compare every recorded gradient with g."""
+    task = cc.InContextTask(make_graph("forest", 20, seed), d_vocab=3, alpha=0.1)
+    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx)
+    config = cc.TrainConfig(stages=cc.default_stages(200 if quick else TRAINING_STEPS), seed=seed)
+    record = cc.train(model, task, config, record=cc.RecordAt.log_spaced(20), progress=False)
+    return cc.edge_formation(record, cc.predicted_gradient(task).value, task.graph)

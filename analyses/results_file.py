@@ -1,0 +1,65 @@
+"""What every script writes down: the command, versions, and results.json, whole or not at all. Not a script."""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import causal_circuits as cc
+
+
+def say(quiet: bool) -> Callable[[str], None]:
+    """A function that prints progress on stderr, or nothing."""
+    return (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
+
+
+def result_header(program: str, arguments: argparse.Namespace) -> dict[str, object]:
+    """The command, its flags and the versions of everything that decides a number."""
+    flags = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    command = f"python analyses/{program} {shlex.join(sys.argv[1:])}".strip()
+    return {"command": command, "config": flags, "versions": versions()}
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder if it is missing; a ValueError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"--out must be a folder that can be written to: {folder}: {error.strerror}") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that decides a number."""
+    found = {"python": platform.python_version(), "causal_circuits": cc.__version__}
+    for package in ("torch", "transformer-lens", "numpy", "networkx", "numba", "circuitsvis", "matplotlib"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def write_results(content: dict[str, object], out: Path) -> None:
+    """results.json, the whole new one or the old one: never half of it."""
+    partial = out / "results.json.part"
+    partial.write_text(json.dumps(json_values(content), indent=2, allow_nan=False) + "\n")
+    os.replace(partial, out / "results.json")
+
+
+def json_values(value: object) -> object:
+    """NaN and infinities as null: JSON has no word for them."""
+    if isinstance(value, dict):
+        return {key: json_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_values(item) for item in value]
+    if isinstance(value, float) and not -float("inf") < value < float("inf"):
+        return None
+    return value

@@ -1,0 +1,89 @@
+"""Read a user's arrays from .npz or .safetensors, checked before anything is allocated. Not a script."""
+
+import zipfile
+from collections.abc import Callable, Iterable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NAMES = ("tokens", "target_probs", "labels")
+MOST_BYTES = 2**32  # of one array
+
+
+def read_arrays(path: Path) -> dict[str, Any]:
+    """`tokens` and one of `target_probs` and `labels`; a ValueError in one line that says what is wrong instead."""
+    if not path.is_file():
+        raise ValueError(f"DATA must name a readable file: {path} is not one")
+    try:
+        arrays = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+    except OSError as error:
+        raise ValueError(f"DATA must be readable: {path}: {error.strerror or error}") from error
+    return arrays
+
+
+def _wanted(names: Iterable[str], path: Path) -> list[str]:
+    held = list(names)
+    if "tokens" not in held or not {"target_probs", "labels"} & set(held):
+        raise ValueError(
+            f"{path} must hold tokens and target_probs or labels: it holds {', '.join(sorted(held)) or 'nothing'}"
+        )
+    if {"target_probs", "labels"} <= set(held):
+        raise ValueError(f"{path} holds target_probs and labels: leave one out")
+    return [name for name in NAMES if name in held]
+
+
+def _check_size(name: str, shape: Iterable[int], item_bytes: int, path: Path) -> None:
+    sizes = list(shape)
+    if prod(sizes) * item_bytes > MOST_BYTES:
+        raise ValueError(
+            f"{name} in {path} has shape {sizes}, more than {MOST_BYTES // 2**30} GiB: take fewer sequences"
+        )
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            names = _wanted(members, path)
+            for name in names:
+                _check_header(archive, members[name], name, path)
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in names}
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{path} is not a readable .npz file: {error}") from error
+
+
+def _check_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, path: Path) -> None:
+    """Refuse pickled objects, and shapes that are too large or that the file does not fill."""
+    with archive.open(info) as stream:
+        version = np.lib.format.read_magic(stream)
+        readers: dict[tuple[int, int], Callable] = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        if version not in readers:
+            raise ValueError(f"{name} in {path} has .npy version {version}: save it with numpy.savez")
+        shape, _, dtype = readers[version](stream)
+        header = stream.tell()
+    if dtype.hasobject:
+        raise ValueError(
+            f"{name} in {path} holds Python objects (ragged rows?): it must be one rectangular array of numbers"
+        )
+    _check_size(name, shape, dtype.itemsize, path)
+    if prod(shape) * dtype.itemsize != info.file_size - header:
+        raise ValueError(f"{name} in {path} says shape {list(shape)} but holds {info.file_size - header:,} bytes")
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as archive:
+            names = _wanted(archive.keys(), path)
+            for name in names:
+                _check_size(name, archive.get_slice(name).get_shape(), 8, path)
+            return {name: archive.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error

@@ -1,0 +1,215 @@
+"""Sequences of a user's own: checked, brought into one form, and searched for what no conclusion can rest on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from causal_circuits.discovery.testing import bernstein_p_value
+
+Array = Tensor | np.ndarray | Sequence
+
+_SAME = 1e-6  # laws of random kernels are not all equally sharp; labels in disguise are
+_MOST_NUMBERS = 2**28  # of one-hot labels
+_WRONG_WITH = 1e-4  # the p-value (Bonferroni) at which an assumption counts as contradicted
+_PASSED_OVER = 0.01  # share of copies, below which no warning is given; they never count as evidence
+_LEAST_SHARE = 0.02  # of the usual mean, below which a deviation is passed over
+_LEAST_DISTANCE = 0.1  # total variation between a position's token frequencies and the others', below which none is
+
+
+@dataclass(frozen=True)
+class UserData:
+    """Sequences that passed every check.
+
+    Attributes:
+        tokens: [sequence, n_ctx].
+        targets: [sequence, d_vocab], rows with sum one; labels as one-hots.
+        probabilities: whether targets are probabilities; rows that are all equally sharp are taken for labels.
+        n_independent: sequences, copies not counted.
+    """
+
+    tokens: Int[np.ndarray, "sequence n_ctx"]
+    targets: Float[np.ndarray, "sequence d_vocab"]
+    probabilities: bool
+    n_independent: int
+
+    @property
+    def n_ctx(self) -> int:
+        """Length of the sequences, query included."""
+        return self.tokens.shape[1]
+
+    @property
+    def constant(self) -> Bool[np.ndarray, " n_ctx"]:
+        """Positions whose token is the same in every sequence."""
+        return (self.tokens == self.tokens[0]).all(axis=0)
+
+
+def read_data(tokens: Array, targets: Array, d_vocab: int | None) -> UserData:
+    """Arrays, tensors or lists as `UserData`; a ValueError that names rule, value and remedy if they are unsound."""
+    x = _array(tokens, "tokens", 2, "[sequences, n_ctx]", integers=True)
+    if x.shape[1] < 2:
+        raise ValueError(f"sequences need a context and a query, n_ctx of at least 2: got shape {list(x.shape)}")
+    y = _array(targets, "targets", (1, 2), "[sequences, d_vocab] (probabilities) or [sequences] (labels)")
+    if len(x) != len(y):
+        raise ValueError(f"tokens and targets must be equally many: got {len(x)} and {len(y)} sequences")
+    probabilities = y.ndim == 2
+    if not probabilities:
+        y = _array(targets, "labels", 1, "[sequences]", integers=True)
+    width = y.shape[1] if probabilities else int(max(x.max(), y.max())) + 1
+    d_vocab = width if d_vocab is None else d_vocab
+    if d_vocab < 2 or (probabilities and d_vocab != width):
+        raise ValueError(
+            f"d_vocab must be at least 2 and the width of the target probabilities: got {d_vocab}, {width}"
+        )
+    for name, array in (("tokens", x), *(() if probabilities else (("labels", y),))):
+        if array.min() < 0 or array.max() >= d_vocab:
+            raise ValueError(
+                f"{name} must lie in the vocabulary 0 .. {d_vocab - 1}: got values in "
+                f"[{array.min()}, {array.max()}]; give d_vocab if there are more tokens"
+            )
+    y = _probabilities(y) if probabilities else _one_hot(y, d_vocab)
+    probabilities = probabilities and bool(np.ptp((y**2).sum(axis=1)) > _SAME)  # else labels: as one-hots, or smoothed
+    return UserData(x, y, probabilities, _count_independent(x, y, probabilities))
+
+
+def _array(values: Array, name: str, ndim: int | tuple[int, ...], shape: str, integers: bool = False) -> np.ndarray:
+    """A numpy array of numbers with the right number of axes, of size one or more."""
+    try:
+        if isinstance(values, Tensor):  # numpy knows no bfloat16
+            values = values.detach().cpu().double() if values.is_floating_point() else values.detach().cpu()
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a rectangular array {shape}: got ragged rows; cut or pad them") from error
+    if array.dtype.kind not in "iufb":
+        raise ValueError(f"{name} must be numbers {shape}: got an array of {array.dtype}")
+    if array.ndim not in (ndim if isinstance(ndim, tuple) else (ndim,)) or array.size == 0:
+        raise ValueError(f"{name} must be {shape} and not empty: got shape {list(array.shape)}")
+    if integers:
+        if array.dtype.kind not in "iu":
+            raise ValueError(
+                f"{name} must be integers {shape}: got {array.dtype}; convert them if they are whole numbers"
+            )
+        return array.astype(np.int64)
+    return array
+
+
+def _one_hot(y: np.ndarray, d_vocab: int) -> Float[np.ndarray, "sequence d_vocab"]:
+    if len(y) * d_vocab > _MOST_NUMBERS:
+        raise ValueError(
+            f"labels over a vocabulary of {d_vocab:,} make {len(y) * d_vocab:,} numbers, more than {_MOST_NUMBERS:,}: "
+            "number the tokens that occur from 0, or take fewer sequences"
+        )
+    one_hot = np.zeros((len(y), d_vocab))
+    one_hot[np.arange(len(y)), y] = 1.0
+    return one_hot
+
+
+def _probabilities(y: np.ndarray) -> Float[np.ndarray, "sequence d_vocab"]:
+    y = y.astype(np.float64)
+    off = np.abs(y.sum(axis=1) - 1)
+    if not np.all(off <= 1e-3) or y.min() < 0:  # NaN is never <= anything
+        worst = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
+        raise ValueError(
+            "target probabilities must not be negative or NaN and each row must sum to 1: row "
+            f"{worst} sums to {y[worst].sum():.6g}, least entry {y.min():.3g}; divide by the row sums"
+        )
+    return y / y.sum(axis=1, keepdims=True)
+
+
+def _count_independent(x: np.ndarray, y: np.ndarray, probabilities: bool) -> int:
+    """The number of different (tokens, target) rows where copies cannot be chance, else the number of rows.
+
+    With probabilities of a kernel of its own for every sequence two equal rows are a copy. Where targets take few
+    values, rows repeat by chance, and only the absence of any single row gives copying away.
+    """
+    rows = np.concatenate([x.astype(np.float64), y], axis=1)
+    counts = np.unique(_hashed(rows), return_counts=True)[1]
+    n_targets = len(np.unique(_hashed(y)))
+    continuous = probabilities and n_targets > len(counts) / 2
+    possible = float(y.shape[1]) ** x.shape[1]
+    copied = (counts == 1).sum() == 0 and len(counts) < possible / 2
+    return len(counts) if continuous or copied else len(x)
+
+
+def _hashed(rows: np.ndarray) -> np.ndarray:
+    """One number a row, different for different rows but for a chance of about n^2 / 2^53."""
+    weights = np.random.default_rng(0).normal(size=(rows.shape[1], 1))
+    return (rows @ weights)[:, 0]
+
+
+def unusable_positions(data: UserData) -> tuple[dict[int, str], list[str]]:
+    """(position -> why nothing can be concluded about it, warnings about the whole)."""
+    context = data.tokens[:, :-1]
+    why: dict[int, str] = {}
+    warnings: list[str] = []
+    for position in np.flatnonzero(data.constant[:-1]).tolist():
+        why[position] = f"its token is always {context[0, position]}: a constant says nothing"
+    if data.constant[-1]:
+        for position in range(context.shape[1]):
+            why.setdefault(position, "the query (last token) never varies: nothing singles out a parent")
+    if len(data.tokens) - data.n_independent > _PASSED_OVER * len(data.tokens):
+        warnings.append(
+            f"{len(data.tokens) - data.n_independent:,} of {len(data.tokens):,} sequences are copies of others and do "
+            "not count as evidence"
+        )
+    if data.n_independent >= 2:
+        kept = np.array([position not in why for position in range(context.shape[1])])
+        for position in _off_law(data, kept):
+            why[position] = "its token frequencies differ from the other positions'"
+            kept[position] = False
+        tied = _tied_to_query(data, kept)
+        if tied:
+            warnings.append(
+                f"position {tied[0]} equals the query (last token) more or less often than others do: the query is not "
+                "drawn on its own, or tokens do not follow the kernel's stationary law; nothing can be concluded"
+            )
+            for position in range(context.shape[1]):
+                why.setdefault(position, "the query or the roots are not drawn as the test assumes")
+            return why, warnings
+    return why, warnings + [f"position {position}: {reason}" for position, reason in sorted(why.items())]
+
+
+def _off_law(data: UserData, kept: Bool[np.ndarray, " position"]) -> list[int]:
+    """Positions whose token frequencies differ from the other positions' (the stationary law is the same for all)."""
+    d_vocab = data.targets.shape[1]
+    n, n_positions = data.tokens[:, :-1].shape
+    cells = (data.tokens[:, :-1] + d_vocab * np.arange(n_positions)).ravel()
+    frequency = np.bincount(cells, minlength=n_positions * d_vocab).reshape(n_positions, d_vocab) / n
+    off = _differs(frequency, frequency * (1 - frequency), kept, data.n_independent)
+    if off.any():
+        off &= np.abs(frequency - np.median(frequency[kept], axis=0)).sum(axis=1) / 2 > _LEAST_DISTANCE
+    return np.flatnonzero(off).tolist()
+
+
+def _tied_to_query(data: UserData, kept: Bool[np.ndarray, " position"]) -> list[int]:
+    """Positions that equal the query more or less often than the others do, overall or where the target is special.
+
+    1[x_j = query], times how sharp the target is or how probable it makes a repetition, has the same mean at
+    every position if the query is drawn independently of the context.
+    """
+    context, query, y = data.tokens[:, :-1], data.tokens[:, -1:], data.targets
+    equal = context == query
+    off = np.zeros(context.shape[1], dtype=bool)
+    for factor in (np.ones((len(y), 1)), np.take_along_axis(y, query, axis=1), (y**2).sum(axis=1, keepdims=True)):
+        feature = equal * factor
+        mean, variance = feature.mean(axis=0)[:, None], feature.var(axis=0)[:, None]
+        off |= _differs(mean, variance, kept, data.n_independent)
+    return np.flatnonzero(off).tolist()
+
+
+def _differs(
+    mean: Float[np.ndarray, "position feature"],
+    variance: Float[np.ndarray, "position feature"],
+    kept: Bool[np.ndarray, " position"],
+    n: int,
+) -> Bool[np.ndarray, " position"]:
+    """Which of the kept positions have a mean off the usual one, significantly and by more than a fiftieth of it."""
+    if kept.sum() < 3:
+        return np.zeros(len(kept), dtype=bool)
+    usual = np.median(mean[kept], axis=0)
+    distance = np.abs(mean - usual)
+    p_value = bernstein_p_value(distance, np.maximum(variance, np.median(variance[kept], axis=0)), 1.0, n)
+    off = (p_value * p_value.size < _WRONG_WITH) & (distance > _LEAST_SHARE * usual)
+    return kept & off.any(axis=1)

@@ -1,0 +1,40 @@
+"""Information between positions and the gradient it predicts: exact, at finite context, estimated, compared."""
+
+from causal_circuits.information.comparison import (
+    Formation,
+    GradientComparison,
+    Rival,
+    closest_rivals,
+    compare_gradient,
+    edge_formation,
+    through_softmax,
+)
+from causal_circuits.information.estimate import InformationEstimate, estimate_gradient, estimate_information
+from causal_circuits.information.exact import (
+    Information,
+    chi_squared_information,
+    mutual_information,
+    predicted_gradient,
+    score_gradient_of,
+)
+from causal_circuits.information.finite_context import finite_context_gradient, measured_gradient
+
+__all__ = [
+    "Formation",
+    "GradientComparison",
+    "Information",
+    "InformationEstimate",
+    "Rival",
+    "chi_squared_information",
+    "closest_rivals",
+    "compare_gradient",
+    "edge_formation",
+    "estimate_gradient",
+    "estimate_information",
+    "finite_context_gradient",
+    "measured_gradient",
+    "mutual_information",
+    "predicted_gradient",
+    "score_gradient_of",
+    "through_softmax",
+]

@@ -1,0 +1,255 @@
+"""Theory beside measurement: how well a gradient matches what information predicts, at one step or over training.
+
+The softmax stands between attention weights, whose gradient is proportional to g, and attention scores, whose gradient
+hooks record: at attention P, dS_ij = P_ij (g_ij - sum_k P_ik g_ik). At uniform causal attention that is
+`score_gradient_of(g)`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import networkx as nx
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_circuits.graphs import attention_cells, has_query, n_ctx_of, parents_of
+from causal_circuits.information.exact import score_gradient_of
+from causal_circuits.recording import TrainingRecord
+
+Matrix = Float[Tensor, "n_ctx n_ctx"]
+Of = Literal["weights", "scores"]
+_FORMED = 0.5  # attention to the parent from which an edge counts as formed
+
+
+@dataclass(frozen=True)
+class GradientComparison:
+    """Minus a gradient against its prediction, over all pairs j < i (the query's row left out).
+
+    Attributes:
+        correlation: Pearson's.
+        slope: of the least-squares line through the origin, measured on predicted; 1 where both are in one unit.
+        parent_ranks: for each true edge, the rank of the parent in its row of the measured gradient; 1 is the largest.
+        rows_right: the share of children whose row's largest entry is the parent.
+        variance_explained: of the measured gradient by the best multiple of the prediction plus a constant.
+        variance_explained_without_jacobian: the same by g itself, not put through the softmax; equal for weights.
+        noise_share: mean squared standard error over the variance of the measured entries; NaN if no error was given.
+            What a perfect prediction would leave unexplained.
+    """
+
+    correlation: float
+    slope: float
+    parent_ranks: tuple[int, ...]
+    rows_right: float
+    variance_explained: float
+    variance_explained_without_jacobian: float
+    noise_share: float
+
+
+def compare_gradient(
+    measured: Matrix,
+    predicted: Matrix,
+    graph: nx.DiGraph,
+    *,
+    of: Of = "weights",
+    attention: Matrix | None = None,
+    standard_error: Matrix | None = None,
+) -> GradientComparison:
+    """Compare minus a gradient of layer 1 with the g that predicts it.
+
+    Args:
+        measured: minus the gradient with respect to attention weights or scores; multiply that of the reduced model by
+            d_vocab n_ctx / beta0 to give the slope a meaning.
+        predicted: g, as `predicted_gradient` or `finite_context_gradient` gives it.
+        graph: the true graph.
+        of: "weights" compares as it is, "scores" puts `predicted` through the softmax first.
+        attention: the pattern at which a score gradient was taken; None is uniform causal attention.
+        standard_error: of `measured`.
+
+    >>> from causal_circuits import InContextTask, chain_graph, predicted_gradient
+    >>> task = InContextTask(chain_graph(6), d_vocab=3, alpha=1.0)
+    >>> g = predicted_gradient(task).value
+    >>> round(compare_gradient(2 * g, g, task.graph).slope, 6)
+    2.0
+    """
+    n_ctx = n_ctx_of(graph)
+    if not measured.shape == predicted.shape == (n_ctx, n_ctx):
+        raise ValueError(
+            f"gradient and prediction must be [n_ctx, n_ctx] over the graph's {n_ctx} positions: "
+            f"got {list(measured.shape)} and {list(predicted.shape)}"
+        )
+    mapped = predicted.double() if of == "weights" else through_softmax(predicted.double(), attention)
+    below = torch.ones(n_ctx, n_ctx, dtype=torch.bool).tril(-1)
+    if has_query(graph):
+        below[-1] = False
+    x, y, plain = (matrix.double()[below].numpy() for matrix in (mapped, measured, predicted))
+    ranks = _parent_ranks(measured, graph)
+    errors = None if standard_error is None else standard_error.double()[below].numpy()
+    correlation = _correlation(x, y)
+    return GradientComparison(
+        correlation=correlation,
+        slope=float(x @ y / (x @ x)) if x @ x > 0 else float("nan"),
+        parent_ranks=ranks,
+        rows_right=float(np.mean([rank == 1 for rank in ranks])) if ranks else float("nan"),
+        variance_explained=correlation**2,
+        variance_explained_without_jacobian=_correlation(plain, y) ** 2,
+        noise_share=float("nan") if errors is None or y.var() == 0 else float((errors**2).mean() / y.var()),
+    )
+
+
+def through_softmax(g: Matrix, attention: Matrix | None = None) -> Matrix:
+    """The gradient of attention scores, P_ij (g_ij - sum_k P_ik g_ik); uniform causal attention if P is None."""
+    if attention is None:
+        return score_gradient_of(g)
+    pattern = attention.to(g.dtype)
+    return pattern * (g - (pattern * g).sum(dim=-1, keepdim=True))
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.corrcoef(x, y)[0, 1]) if len(x) > 1 and x.std() > 0 and y.std() > 0 else float("nan")
+
+
+def _parent_ranks(measured: Matrix, graph: nx.DiGraph) -> tuple[int, ...]:
+    """The rank of every parent among the earlier positions of its row, ties counting against it."""
+    cells = [cell for cell in attention_cells(graph) if cell[1] < cell[0]]
+    return tuple(int((measured[i, :i] >= measured[i, j]).sum()) for i, j in cells)
+
+
+@dataclass(frozen=True)
+class Formation:
+    """How the agreement evolves over training, and in which order edges form.
+
+    Attributes:
+        steps: recorded steps.
+        comparisons: at each of them, of the score gradient at that step's own attention.
+        edges: (parent, child).
+        attention: [record, edge]; attention from child to parent, mean over the batch.
+        formed_at: for each edge the first recorded step from which on that attention stays at .5 or more, else None.
+        information: [edge]; the pull on the edge's score at the start, g through the uniform softmax.
+        order_agreement: Spearman's rank correlation of `information` and earliness; edges never formed come last; NaN
+            with fewer than two edges or no differences.
+    """
+
+    steps: tuple[int, ...]
+    comparisons: tuple[GradientComparison, ...]
+    edges: tuple[tuple[int, int], ...]
+    attention: Float[Tensor, "record edge"]
+    formed_at: tuple[int | None, ...]
+    information: Float[Tensor, " edge"]
+    order_agreement: float
+
+
+def edge_formation(
+    record: TrainingRecord, predicted: Matrix, graph: nx.DiGraph, *, layer: int = 0, head: int = 0
+) -> Formation:
+    """Compare every recorded score gradient with g, and see which edges form first.
+
+    Args:
+        record: of a run that recorded attention and score gradients.
+        predicted: g of the task.
+        graph: the true graph.
+        layer, head: whose.
+    """
+    if record.attention is None or record.score_gradients is None:
+        raise ValueError(
+            "edge formation needs recorded attention and score gradients: train with "
+            "RecordAt(attention=True, score_gradients=True)"
+        )
+    patterns, gradients = record.attention[:, layer, head], record.score_gradients[:, layer, head]
+    comparisons = tuple(
+        compare_gradient(-gradient, predicted, graph, of="scores", attention=pattern)
+        for pattern, gradient in zip(patterns, gradients, strict=True)
+    )
+    cells = attention_cells(graph)
+    rows, columns = [i for i, _ in cells], [j for _, j in cells]
+    attention = patterns[:, rows, columns]
+    pull = score_gradient_of(predicted)[rows, columns]
+    formed_at = tuple(_formed(record.steps, weights) for weights in attention.T)
+    return Formation(
+        steps=record.steps,
+        comparisons=comparisons,
+        edges=tuple((j, i) for i, j in cells),
+        attention=attention,
+        formed_at=formed_at,
+        information=pull,
+        order_agreement=_order_agreement(pull.numpy(), formed_at),
+    )
+
+
+def _formed(steps: tuple[int, ...], weights: Tensor) -> int | None:
+    """The first step from which on the attention stays at one half or more."""
+    below = (weights < _FORMED).nonzero()
+    first = int(below[-1]) + 1 if len(below) else 0
+    return steps[first] if first < len(steps) else None
+
+
+def _order_agreement(pull: np.ndarray, formed_at: tuple[int | None, ...]) -> float:
+    late = np.array([np.inf if step is None else step for step in formed_at])
+    return _correlation(_ranks(pull), -_ranks(late)) if len(late) > 1 else float("nan")
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Mean ranks, ties sharing theirs."""
+    return (values[:, None] > values).sum(axis=1) + 0.5 * (values[:, None] == values).sum(axis=1)
+
+
+Relation = Literal["ancestor", "sibling", "uncle", "other relative", "unrelated"]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The earlier position that comes closest to a child's parent.
+
+    Attributes:
+        child, parent, position: the edge and its rival.
+        relation: what the rival is to the child.
+        excess: the parent's value less the rival's; negative if data processing is violated.
+        standard_errors: excess over the root of both squared standard errors; NaN without errors.
+    """
+
+    child: int
+    parent: int
+    position: int
+    relation: Relation
+    excess: float
+    standard_errors: float
+
+
+def closest_rivals(value: Matrix, graph: nx.DiGraph, standard_error: Matrix | None = None) -> tuple[Rival, ...]:
+    """For every child with two earlier positions or more: the position other than its parent with the largest value.
+
+    The data processing check: information about a child cannot be larger at an ancestor, a sibling or an uncle than at
+    its parent, through whom all of it comes. For graphs with at most one parent a position.
+
+    >>> from causal_circuits import InContextTask, graph_from_parents, predicted_gradient
+    >>> task = InContextTask(graph_from_parents([None, 0, 0, 1]), d_vocab=3, alpha=1.0)
+    >>> [(rival.child, rival.relation) for rival in closest_rivals(predicted_gradient(task).value, task.graph)]
+    [(2, 'sibling'), (3, 'uncle')]
+    """
+    rivals = []
+    for child, parent in attention_cells(graph):
+        if child < 2:
+            continue
+        row = value[child, :child].clone()
+        row[parent] = -torch.inf
+        position = int(row.argmax())
+        excess, error = float(value[child, parent] - row[position]), float("nan")
+        if standard_error is not None:
+            error = excess / float(standard_error[child, [parent, position]].square().sum().sqrt())
+        rivals.append(Rival(child, parent, position, _relation(graph, child, position), excess, error))
+    return tuple(rivals)
+
+
+def _relation(graph: nx.DiGraph, child: int, other: int) -> Relation:
+    line = [child]
+    while parents_of(graph, line[-1]):
+        line.append(parents_of(graph, line[-1])[0])
+    above = parents_of(graph, other)
+    if other in line:
+        return "ancestor"
+    if above and above[0] == line[1 if len(line) > 1 else 0]:
+        return "sibling"
+    if above and above[0] in line[2:]:
+        return "uncle"
+    return "other relative" if nx.ancestors(graph, other) & set(line) else "unrelated"

@@ -1,0 +1,198 @@
+"""The gradient of layer 1's attention at a finite context length, exact to first order in beta0.
+
+At A1 = 0, A2 = beta0 I the reduced model predicts with the frequencies mu_hat of the *whole sequence*, query included.
+To first order in beta0, with T = n_ctx, S = d_vocab and h_j = 1[x_j = x_T],
+
+    -dL/da_ij = beta0 / (S T) G_ij,        G_ij = S E[ (pi(x_i | x_T) / mu_hat(x_i) - m) h_j ],
+
+where m is the probability that pi(. | x_T) gives to tokens that occur. For T -> infinity mu_hat -> mu, m -> 1 and G is
+the paper's g (`predicted_gradient`); at finite T it is smaller, and it is this G that a gradient measures.
+
+The mean of 1 / N over the number N of occurrences of a token looks intractable and is not: E[1 / N; B] is the integral
+over t in 0 .. 1 of E[t^(N-1); B], and for a forest E[t^N; x_i = a, x_j = s] is a product of messages, because a forest
+whose tokens are weighted one by one is again a Markov forest, with tilted kernels. The integrand is a polynomial in t,
+so Gauss-Legendre quadrature is exact up to a tolerance chosen beforehand. Only the kernel is averaged by Monte Carlo.
+"""
+
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from causal_circuits.graphs import parents_of
+from causal_circuits.information import pair_laws
+from causal_circuits.information.exact import (
+    Information,
+    check_stationary_forest,
+    gradient_of_kernels,
+    predicted_gradient,
+)
+from causal_circuits.information.tilted_forest import tilt
+from causal_circuits.tasks import Batch, InContextTask
+
+_CHUNK = 4096  # sequences
+_CONTROL_KERNELS = 2**15
+_LIMIT_KERNELS = 2**13
+_STEEPEST = 2.0  # G follows g, damped: a steeper regression is an accident of few kernels
+_MOST_NUMBERS = 2**23  # held at once in the pair laws of tilted forests
+
+
+def finite_context_gradient(task: InContextTask, n_kernels: int = 512, seed: int = 0) -> Information:
+    """G_ij of the module's text: minus the gradient of layer 1's attention weights, times d_vocab n_ctx / beta0.
+
+    `score_gradient_of(G)` times beta0 / (d_vocab n_ctx) is minus the gradient of the reduced model's attention scores
+    for beta0 -> 0, diagonal and query row included, at any context length. Tends to `predicted_gradient` as n_ctx
+    grows. Forests with a query and stationary roots only.
+
+    >>> from causal_circuits import chain_graph, predicted_gradient
+    >>> task = InContextTask(chain_graph(8), d_vocab=3, alpha=0.1)        # a short context
+    >>> ratio = finite_context_gradient(task).value[2, 1] / predicted_gradient(task).value[2, 1]
+    >>> 0.3 < ratio.item() < 0.9
+    True
+    """
+    check_stationary_forest(task)
+    if not task.has_query:
+        raise ValueError("the finite-context gradient needs a graph with a query: this one's target has other parents")
+    kernels, law = pair_laws.draw(task, n_kernels, seed)
+    size = task.n_ctx**2 * task.d_vocab * (len(quadrature(task.n_ctx)[0]) + 1)
+    chunk = max(1, _MOST_NUMBERS // size)
+    pieces = [
+        _of_kernels(task, kernels[1][start : start + chunk], law[start : start + chunk])
+        for start in range(0, n_kernels, chunk)
+    ]
+    values = np.concatenate(pieces)
+    limit = np.zeros_like(values)
+    for cells, of_kernels in gradient_of_kernels(task, kernels, law):
+        rows, columns = zip(*cells, strict=True)
+        limit[:, rows, columns] = of_kernels[:, None]
+    many, many_laws = pair_laws.draw(task, _CONTROL_KERNELS, seed + 1)
+    few = _edge_informations(kernels[1], law, task.n_ctx)
+    controls = few - _edge_informations(many[1], many_laws, task.n_ctx).mean(axis=0)
+    return _controlled(values, limit, controls, predicted_gradient(task, _LIMIT_KERNELS, seed + 2))
+
+
+def _edge_informations(
+    pi: Float[np.ndarray, "kernel token token"], law: Float[np.ndarray, "kernel token"], n_ctx: int
+) -> Float[np.ndarray, "kernel control"]:
+    """How informative parent and child are: sum mu(s) (pi(a | s) - mu(a))^2 / (mu(a) + d) for d = 1/T, 1 and 1/100 T.
+
+    Small d gives the chi-squared, large d the Euclidean information; a context of T tokens sees something between.
+    """
+    square = np.einsum("ks,ksa->ka", law, (pi - law[:, None, :]) ** 2)
+    return np.stack([(square / (law + d)).sum(axis=1) for d in (1 / n_ctx, 1.0, 0.01 / n_ctx)], axis=1)
+
+
+def _controlled(
+    values: Float[np.ndarray, "kernel n_ctx n_ctx"],
+    limit: Float[np.ndarray, "kernel n_ctx n_ctx"],
+    controls: Float[np.ndarray, "kernel control"],
+    exact: Information,
+) -> Information:
+    """The mean over kernels of `values`, made precise by what is known better: informations of edges, and g itself.
+
+    How informative a kernel is explains most of the spread between kernels at an edge; elsewhere `limit`, the g of the
+    same kernels, does, whose mean is `exact`. It is regressed on where the former explain less than half of it, with
+    a bounded slope: far apart in a chain, rare kernels hold nearly all of g, and few draws say nothing of them.
+    """
+    n = len(values)
+    features = np.concatenate([np.ones((n, 1)), controls[:, : max(1, n // 16)]], axis=1)
+    solve = np.linalg.pinv(features)
+    flat, known = values.reshape(n, -1), limit.reshape(n, -1)
+    fits = [solve @ numbers for numbers in (flat, known)]  # at the controls' own means, the constants are the means
+    left, left_known = flat - features @ fits[0], known - features @ fits[1]
+    power = (left_known**2).sum(axis=0)
+    unexplained = power > 0.5 * ((known - known.mean(axis=0)) ** 2).sum(axis=0)  # at an edge, the controls said it all
+    slope = np.divide((left * left_known).sum(axis=0), power, out=np.zeros_like(power), where=unexplained & (power > 0))
+    slope = slope.clip(-_STEEPEST, _STEEPEST)
+    mean = fits[0][0] + slope * (exact.value.numpy().ravel() - fits[1][0])
+    rest = ((left - slope * left_known) ** 2).sum(axis=0) / max(n - features.shape[1] - 1, 1)
+    error = np.sqrt(rest / n + (slope * exact.standard_error.numpy().ravel()) ** 2)
+    shape = values.shape[1:]
+    return Information(torch.from_numpy(mean.reshape(shape)), torch.from_numpy(error.reshape(shape)), n)
+
+
+def measured_gradient(
+    tokens: Int[Tensor, "batch n_ctx"],
+    target_probs: Float[Tensor, "batch d_vocab"],
+    of: Literal["weights", "scores"] = "weights",
+) -> Information:
+    """Minus the gradient of the reduced model's layer 1 on a batch, for beta0 -> 0, times d_vocab n_ctx / beta0.
+
+    The closed form of what one backward pass gives at A1 = 0, A2 = beta0 I, with the standard error over sequences
+    that a backward pass does not give: the mean of d_vocab (y(x_i) / mu_hat(x_i) - m) h_j for attention *weights*; for
+    *scores* h_j less its mean over k <= i, divided by i + 1. Zero above the diagonal.
+
+    Args:
+        tokens: sequences with the query last.
+        target_probs: the row of the kernel that the query names, or one-hot labels.
+        of: what the gradient is taken with respect to.
+    """
+    if of not in ("weights", "scores"):
+        raise ValueError(f"a gradient is taken of 'weights' or 'scores': got {of!r}")
+    Batch(tokens, target_probs).check(target_probs.shape[-1])
+    n, n_ctx = tokens.shape
+    totals = torch.zeros(2, n_ctx, n_ctx, dtype=torch.float64)
+    visible = torch.arange(1, n_ctx + 1, dtype=torch.float64)
+    for start in range(0, n, _CHUNK):
+        x, y = tokens[start : start + _CHUNK].cpu(), target_probs[start : start + _CHUNK].cpu().double()
+        counts = torch.zeros_like(y).scatter_add_(1, x, torch.ones(x.shape, dtype=torch.float64))
+        child = torch.gather(n_ctx * y / counts.clamp(min=1), 1, x) - (y * (counts > 0)).sum(dim=1, keepdim=True)
+        child = y.shape[1] * child
+        hit = (x == x[:, -1:]).double()
+        mean_hit = hit.cumsum(dim=1) / visible if of == "scores" else torch.zeros_like(hit)
+        child = child / visible if of == "scores" else child
+        squares = child.square()
+        totals[0] += child.T @ hit - (child * mean_hit).sum(dim=0)[:, None]
+        totals[1] += squares.T @ hit - 2 * (squares * mean_hit).T @ hit
+        totals[1] += (squares * mean_hit.square()).sum(dim=0)[:, None]
+    mean, square = totals.tril() / n
+    error = ((square - mean.square()).clamp(min=0) / max(n - 1, 1)).sqrt()
+    return Information(mean, error, n, "sequences")
+
+
+@lru_cache(maxsize=64)
+def quadrature(n_ctx: int, tolerance: float = 1e-7) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights on 0 .. 1 that integrate t^(N-1) to 1 / N within a relative `tolerance` for N = 1 .. n_ctx.
+
+    >>> nodes, weights = quadrature(100)
+    >>> abs(float((weights * nodes**99).sum()) * 100 - 1) < 1e-7
+    True
+    """
+    counts = np.arange(1, n_ctx + 1)
+    for n_nodes in range(1, n_ctx // 2 + 2):
+        nodes, weights = np.polynomial.legendre.leggauss(n_nodes)
+        nodes, weights = (nodes + 1) / 2, weights / 2
+        integrals = (weights * nodes ** (counts[:, None] - 1)).sum(axis=1)
+        if np.abs(integrals * counts - 1).max() < tolerance:
+            break
+    return nodes, weights
+
+
+def _of_kernels(
+    task: InContextTask, pi: Float[np.ndarray, "kernel token token"], law: Float[np.ndarray, "kernel token"]
+) -> Float[np.ndarray, "kernel n_ctx n_ctx"]:
+    """G of every kernel: for each token a, the sequences in which x_i = a, by the number of their a's."""
+    n_ctx, d_vocab, last = task.n_ctx, task.d_vocab, task.n_ctx - 1
+    parents = [next(iter(parents_of(task.graph, position)), -1) for position in range(last)]
+    nodes, weights = quadrature(n_ctx)
+    found = np.zeros((len(pi), n_ctx, n_ctx))
+    for a in range(d_vocab):
+        forest = tilt(parents, pi, law, a, np.concatenate([[0.0], nodes]))
+        absent, total = forest.total[:, 0], forest.total[:, 1:] * weights  # E[t^count] at t = 0, and times the weights
+        queries = np.arange(d_vocab) == a  # the query itself is one more a if it is a
+        power = np.where(queries[:, None], 1.0, 1.0 / nodes)  # t^(N-1), N the count of a's in context and query
+        reach = n_ctx * np.einsum("kq,sq,ks->kqs", total, power, pi[:, :, a])
+        found[:, :last, :last] += np.einsum("kqijs,kqs->kij", forest.pair_laws()[:, 1:], reach, optimize=True)
+        marginal = forest.marginals  # [kernel, node, position, token]
+        found[:, last, :last] += n_ctx * pi[:, a, a, None] * np.einsum("kq,kqj->kj", total, marginal[:, 1:, :, a])
+        found[:, last, last] += n_ctx * pi[:, a, a] * total.sum(axis=1)
+        others = np.where(queries, 0.0, pi[:, :, a])  # pi(a | s) for queries s that are not a
+        missed = np.einsum("ks,k,kjs->kj", others, absent, marginal[:, 0])
+        found[:, :, :last] += missed[:, None, :]
+        found[:, last, last] += others.sum(axis=1) * absent
+    found[:, :, :last] -= 1.0  # m would be 1 if no token were missing
+    found[:, last, last] -= d_vocab
+    return np.tril(found)

@@ -1,0 +1,146 @@
+"""Joint laws of two positions given the kernels: along paths, by enumeration, or by sampling.
+
+Axes: ``kernel``, then the tokens of the later position i (s') and of the earlier position j (s).
+"""
+
+from collections.abc import Iterator
+
+import networkx as nx
+import numpy as np
+from jaxtyping import Float, Int
+
+from causal_circuits.graphs import parents_of
+from causal_circuits.tasks import InContextTask
+
+MOST_ENUMERATED = 2**13  # sequences, d_vocab ** n_ctx, that are summed over one by one
+MOST_SAMPLED_KERNELS = 256
+SAMPLED_SEQUENCES = 4096  # from each kernel
+_MOST_NUMBERS = 2**24  # held at once
+
+Kernels = dict[int, Float[np.ndarray, "kernel row token"]]
+Laws = Float[np.ndarray, "kernel token"]
+
+
+def draw(task: InContextTask, n_kernels: int, seed: int) -> tuple[Kernels, Laws]:
+    """Kernels of the task's prior and the laws of root tokens, float64, rows with sum one."""
+    if n_kernels < 2:
+        raise ValueError(f"an average over kernels needs at least 2 of them: got n_kernels={n_kernels}")
+    kernels, law = task.draw_kernels(n_kernels, np.random.default_rng(seed))
+    exact = {k: kernel.astype(np.float64) for k, kernel in kernels.items()}
+    return {k: kernel / kernel.sum(axis=-1, keepdims=True) for k, kernel in exact.items()}, law.astype(np.float64)
+
+
+def propagated(
+    task: InContextTask, kernels: Kernels, law: Laws
+) -> Iterator[tuple[list[tuple[int, int]], Float[np.ndarray, "kernel token token"]]]:
+    """(pairs i > j that share a joint law, that law), for the pairs of a forest with a common ancestor.
+
+    The law depends on three numbers only: how deep the lowest common ancestor lies (irrelevant if roots are
+    stationary) and how far i and j lie below it.
+    """
+    pi = kernels.get(1)
+    if pi is None:
+        return
+    same: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
+    for cell, (depth, below_i, below_j) in path_lengths(task.graph, task.n_ctx).items():
+        key = (0 if task.root_law == "stationary" else depth, below_i, below_j)
+        same.setdefault(key, []).append(cell)
+    powers = [np.broadcast_to(np.eye(task.d_vocab), pi.shape)]
+    for _ in range(max((max(key) for key in same), default=0)):
+        powers.append(powers[-1] @ pi)
+    for (depth, below_i, below_j), cells in same.items():
+        at_ancestor = np.einsum("na,nas->ns", law, powers[depth])
+        from_i = (at_ancestor[:, :, None] * powers[below_i]).transpose(0, 2, 1)
+        yield cells, from_i @ powers[below_j]
+
+
+def path_lengths(graph: nx.DiGraph, n_ctx: int) -> dict[tuple[int, int], tuple[int, int, int]]:
+    """For i > j with a common ancestor: the lowest one's depth, and how many steps below it each lies.
+
+    Other pairs are independent given the kernel.
+
+    >>> from causal_circuits import chain_graph
+    >>> path_lengths(chain_graph(5), 5)[3, 1]
+    (1, 2, 0)
+    """
+    lines: list[dict[int, int]] = []  # for each position, its ancestors (itself included) and the steps up to them
+    for position in range(n_ctx):
+        line = {position: 0}
+        for parent in parents_of(graph, position):
+            line |= {ancestor: steps + 1 for ancestor, steps in lines[parent].items()}
+        lines.append(line)
+    lengths = {}
+    for i in range(n_ctx):
+        for j in range(i):
+            common = lines[i].keys() & lines[j].keys()
+            if common:
+                lowest = min(common, key=lambda ancestor: lines[i][ancestor])
+                lengths[i, j] = len(lines[lowest]) - 1, lines[i][lowest], lines[j][lowest]
+    return lengths
+
+
+def enumerated(
+    task: InContextTask, kernels: Kernels, law: Laws, seed: int
+) -> Iterator[Float[np.ndarray, "kernel pair token token"]]:
+    """Joint laws of all pairs (in the order of `numpy.tril_indices`), by summing over every sequence of tokens."""
+    n_ctx, d_vocab = task.n_ctx, task.d_vocab
+    tokens = np.stack(np.unravel_index(np.arange(d_vocab**n_ctx), (d_vocab,) * n_ctx), axis=1)
+    chunk = max(1, _MOST_NUMBERS // len(tokens))
+    for start in range(0, len(law), chunk):
+        piece = {k: kernel[start : start + chunk] for k, kernel in kernels.items()}
+        probability = np.ones((len(law[start : start + chunk]), len(tokens)))
+        for position in range(n_ctx):
+            probability *= _conditional(task, piece, law[start : start + chunk], tokens, position)
+        cube = probability.reshape(-1, *(d_vocab,) * n_ctx)
+        pairs = []
+        for i, j in zip(*np.tril_indices(n_ctx, -1), strict=True):
+            summed = cube.sum(axis=tuple(1 + k for k in range(n_ctx) if k not in (i, j)))
+            pairs.append(summed.transpose(0, 2, 1))  # axes were (x_j, x_i), since j < i
+        yield np.stack(pairs, axis=1)
+
+
+def _conditional(
+    task: InContextTask, kernels: Kernels, law: Laws, tokens: np.ndarray, position: int
+) -> Float[np.ndarray, "kernel sequence"]:
+    """P(the token at `position` | its parents' tokens) for every kernel and sequence."""
+    parents = parents_of(task.graph, position)
+    if task.has_query and position == task.n_ctx - 1:
+        return np.full((len(law), len(tokens)), 1.0 / task.d_vocab)
+    if not parents:
+        return law[:, tokens[:, position]]
+    return kernels[len(parents)][:, task.kernel_row(tokens[:, parents]), tokens[:, position]]
+
+
+def sampled(
+    task: InContextTask, kernels: Kernels, law: Laws, seed: int
+) -> Iterator[Float[np.ndarray, "kernel pair token token"]]:
+    """Relative frequencies of all pairs of tokens in `SAMPLED_SEQUENCES` sequences drawn from each kernel."""
+    generator = np.random.default_rng((seed, 1))
+    below = np.tril_indices(task.n_ctx, -1)
+    for index in range(len(law)):
+        one = {k: kernel[index] for k, kernel in kernels.items()}
+        tokens = _sample(task, one, law[index], generator)
+        one_hot = np.eye(task.d_vocab, dtype=np.float32)[tokens].reshape(SAMPLED_SEQUENCES, -1)
+        counts = (one_hot.T @ one_hot).reshape(task.n_ctx, task.d_vocab, task.n_ctx, task.d_vocab)
+        yield counts.transpose(0, 2, 1, 3)[below][None].astype(np.float64) / SAMPLED_SEQUENCES
+
+
+def _sample(
+    task: InContextTask,
+    kernels: dict[int, Float[np.ndarray, "row token"]],
+    law: Float[np.ndarray, " token"],
+    generator: np.random.Generator,
+) -> Int[np.ndarray, "sequence n_ctx"]:
+    """Sequences from one kernel, position by position through the inverse of its cumulative rows."""
+    tokens = np.empty((SAMPLED_SEQUENCES, task.n_ctx), dtype=np.int64)
+    for position in range(task.n_ctx):
+        parents = parents_of(task.graph, position)
+        if task.has_query and position == task.n_ctx - 1:
+            rows = np.full((1, task.d_vocab), 1.0 / task.d_vocab)
+        elif not parents:
+            rows = law[None]
+        else:
+            rows = kernels[len(parents)][task.kernel_row(tokens[:, parents])]
+        uniforms = generator.random((SAMPLED_SEQUENCES, 1))
+        tokens[:, position] = np.minimum((uniforms > rows.cumsum(axis=1)).sum(axis=1), task.d_vocab - 1)
+    return tokens
