@@ -32,12 +32,18 @@ from causal_circuits.information import (
 )
 from causal_circuits.interventions import (
     ABLATION_METHODS,
+    KNOCK_OUT_METHODS,
+    METRICS,
     AblationResult,
     KnockOut,
     PatchingResult,
+    Scrubbed,
     ablate_heads,
+    ablate_slots,
     knock_out_edges,
     patch_activations,
+    patch_paths,
+    scrub_hypothesis,
 )
 from causal_circuits.models import (
     Layout,
@@ -71,6 +77,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ABLATION_METHODS",
+    "KNOCK_OUT_METHODS",
+    "METRICS",
     "AblationResult",
     "Batch",
     "CandidateEdge",
@@ -83,12 +91,14 @@ __all__ = [
     "PatchingResult",
     "RecordAt",
     "ReferenceLosses",
+    "Scrubbed",
     "Slot",
     "Snapshot",
     "Stage",
     "TrainConfig",
     "TrainingRecord",
     "ablate_heads",
+    "ablate_slots",
     "attention_block",
     "best_unigram_loss",
     "chain_graph",
@@ -121,6 +131,7 @@ __all__ = [
     "parent_mask",
     "parents_of",
     "patch_activations",
+    "patch_paths",
     "plant_circuit",
     "predicted_gradient",
     "random_forest",
@@ -128,6 +139,7 @@ __all__ = [
     "reference_losses",
     "save_model",
     "score_gradient_of",
+    "scrub_hypothesis",
     "slots",
     "take_snapshot",
     "train",

@@ -208,7 +208,7 @@ def test_only_the_edges_of_a_planted_circuit_are_of_use() -> None:
 
 def test_bad_knock_outs_are_refused() -> None:
     model, batch, _ = case((2, 1))
-    assert_refused(lambda: cc.knock_out_edges(model, batch, method="mean"), "'zero' or 'renormalize'", "'mean'")
+    assert_refused(lambda: cc.knock_out_edges(model, batch, method="noise"), "zero, renormalize, mean", "'noise'")
     assert_refused(lambda: cc.knock_out_edges(model, batch, layer=2), "2 layers", "2")
     assert_refused(lambda: cc.knock_out_edges(model, batch, entries=[(0, 1, 2)]), "key <= query", "(1, 2)")
     assert_refused(lambda: cc.knock_out_edges(model, batch, entries=[(0, 5, 2)]), "< 5", "(5, 2)")
