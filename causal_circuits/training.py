@@ -138,6 +138,7 @@ def train(
     *,
     record: RecordAt | None = None,
     progress: bool | None = None,
+    on_record: Callable[[int, HookedTransformer], None] | None = None,
 ) -> TrainingRecord:
     """Train a model of ours in place on fresh sequences of a task.
 
@@ -147,6 +148,7 @@ def train(
         config: stages, batch size, warm start and seed; the default is the recipe of `default_stages`.
         record: which steps to record; the default is twelve, dense at the start.
         progress: show a bar; None shows it on a terminal only.
+        on_record: called with (step, model) at every recorded step, to measure the model or keep its weights.
 
     Raises:
         ValueError: model and task do not fit, or a stage names an unknown parameter.
@@ -173,6 +175,8 @@ def train(
                 batch = next(batches)
                 if step in recorded:
                     snapshots.append(take_snapshot(model, batch, step, record))
+                    if on_record is not None:
+                        on_record(step, model)
                 losses.append(gradient_step(model, batch, n_threads))
                 if losses[-1] != losses[-1] or losses[-1] == float("inf"):
                     raise FloatingPointError(
@@ -186,6 +190,8 @@ def train(
                     bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
         if config.steps in recorded:
             snapshots.append(take_snapshot(model, next(batches), step, record))
+            if on_record is not None:
+                on_record(step, model)
     seconds = time.perf_counter() - began
     model.zero_grad(set_to_none=True)
     return TrainingRecord(

@@ -126,14 +126,14 @@ def patch_paths(
     _check_pairs(clean, corrupted)
     if not model.cfg.attn_only:
         raise ValueError("patch_paths follows attention alone: this model has MLPs; use patch_activations")
-    paths = [_checked_path(model, path) for path in (_default_paths(model) if paths is None else paths)]
-    if not paths:
+    checked = [_checked_path(model, path) for path in (_default_paths(model) if paths is None else paths)]
+    if not checked:
         raise ValueError("patch_paths needs at least one path: got none")
     with _separate_inputs(model):
         runs = [_Run(model, tokens) for tokens in (clean, corrupted)]
-        rows = [[float(metric(_along(path, *runs)))] for path in paths]
+        rows = [[float(metric(_along(path, *runs)))] for path in checked]
     return PatchingResult(
-        names=tuple(" -> ".join(path) for path in paths),
+        names=tuple(" -> ".join(path) for path in checked),
         metric=torch.tensor(rows),
         clean=float(metric(log_probs(model, clean))),
         corrupted=float(metric(log_probs(model, corrupted))),

@@ -113,7 +113,7 @@ class _Donor:
         """The next sequence, in a random order, among those with the same tokens at `positions`."""
         order = torch.randperm(len(self.tokens), generator=self.generator).to(self.tokens.device)
         if self.agree and positions:
-            _, group = self.tokens[:, list(positions)].unique(dim=0, return_inverse=True)
+            _, group = self.tokens[:, list(positions)].unique(dim=0, return_inverse=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         else:
             group = torch.zeros_like(order)
         return _next_in_group(order[group[order].argsort(stable=True)], group)
