@@ -5,7 +5,7 @@ With C the circuit, M the whole model, m the mean cost (Wang et al. 2022, "Inter
 * **faithful**: C does what M does. f = (m(none) - m(C)) / (m(none) - m(M)), bootstrapped over sequences.
 * **complete**: nothing else does it too. For random K within C, |m(C - K) - m(M - K)|: where C falls, M must fall.
 * **minimal**: every edge is needed. m(C - e) - m(C) > 0 for each e, Holm-corrected over edges.
-* **sufficient** for its size: better than random circuits with as many edges; p = (1 + #at least as good) / (1 + n).
+* **sufficient** for its size: better than other, random circuits as large; p = (1 + #at least as good) / (1 + n).
 """
 
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ class CircuitProof:
             largest.
         edges: every edge's worth.
         random_costs: mean costs of random circuits of the same size.
-        sufficiency_p: the circuit's rank among them, as a p-value.
+        sufficiency_p: the circuit's rank among them, as a p-value; NaN if it is the whole model.
         criteria: the four, in order.
     """
 
@@ -143,8 +143,9 @@ def prove_circuit(
     interval = _bootstrap(empty, full, own, n_bootstrap, generator)
     gaps = _completeness_gaps(model, mask, n_random, generator) / at_stake
     edges = _needed_edges(model, mask, own, level)
-    random_costs = model.costs(_random_circuits(mask, n_random, generator)).mean(dim=-1)
-    p = float((1 + (random_costs <= own.mean()).sum()) / (1 + n_random))
+    others = _random_circuits(mask, n_random, generator)
+    random_costs = model.costs(others).mean(dim=-1) if len(others) else torch.empty(0, dtype=torch.float64)
+    p = float((1 + (random_costs <= own.mean()).sum()) / (1 + len(others))) if len(others) else float("nan")
     return CircuitProof(
         circuit=tuple(edge.edge for edge in edges),
         cost=float(own.mean()),
@@ -202,9 +203,11 @@ def _needed_edges(
 
 
 def _random_circuits(mask: Bool[Tensor, " edge"], n: int, generator: torch.Generator) -> Bool[Tensor, "circuit edge"]:
-    """Random circuits with as many edges as this one."""
-    order = torch.rand(n, len(mask), generator=generator).argsort(dim=-1)
-    return order.argsort(dim=-1) < int(mask.sum())
+    """Random circuits with as many edges as this one, itself left out: none, if it is the whole model."""
+    if bool(mask.all()):
+        return mask[None][:0]
+    tried = torch.rand(4 * n, len(mask), generator=generator).argsort(dim=-1).argsort(dim=-1) < int(mask.sum())
+    return tried[(tried != mask).any(dim=-1)][:n]
 
 
 def _judge(
@@ -235,5 +238,11 @@ def _judge(
             f"{len(edges) - len(idle)} of {len(edges)} edges are needed (Holm, level {level})"
             + (f"; not shown for {', '.join(idle)}" if idle else ""),
         ),
-        Criterion("sufficient", p <= level, f"random circuits of its size are as good with p = {p:.3g}"),
+        Criterion(
+            "sufficient",
+            not p > level,
+            "there is no other circuit of its size"
+            if p != p
+            else f"other circuits of its size are as good with p = {p:.3g}",
+        ),
     )

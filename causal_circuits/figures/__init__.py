@@ -5,6 +5,13 @@ This folder is the one door to matplotlib and to CircuitsVis. Figures compute no
 
 from causal_circuits.figures.arcs import plot_graph_comparison
 from causal_circuits.figures.attention_view import AttentionView, attention_view, circuits_vis_bundle, position_labels
+from causal_circuits.figures.circuits import (
+    plot_benchmark,
+    plot_circuit,
+    plot_formation,
+    plot_frontier,
+    plot_needed_edges,
+)
 from causal_circuits.figures.matrices import plot_attention_and_graph, plot_film_strip, plot_matrix
 from causal_circuits.figures.plots import plot_ablation, plot_gradient_and_information, plot_head_scores, plot_loss
 from causal_circuits.figures.rendering import figure_html, save_figure
@@ -20,12 +27,17 @@ __all__ = [
     "figure_html",
     "plot_ablation",
     "plot_attention_and_graph",
+    "plot_benchmark",
+    "plot_circuit",
     "plot_film_strip",
+    "plot_formation",
+    "plot_frontier",
     "plot_gradient_and_information",
     "plot_graph_comparison",
     "plot_head_scores",
     "plot_loss",
     "plot_matrix",
+    "plot_needed_edges",
     "position_labels",
     "report_html",
     "save_figure",
