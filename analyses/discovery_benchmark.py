@@ -1,16 +1,16 @@
 """Claim: only methods that cut things and look find the latent graph; a low loss is no sign of it.
 
-Seven discovery methods on models whose truth is known edge by edge. *Planted*: the circuit is written by hand. *Trained*:
-by the default recipe, which learns the graph. *Decoy*: trained by Adam at 0.1 from zero, which predicts as well without
-the graph. Every method scores every attention entry of layer 1 - held to the graph - and every edge between heads - held
-to the best circuit of every size, found by trying all of them.
+Seven discovery methods on models whose truth is known edge by edge. *Planted*: the circuit is written by hand.
+*Trained*: by the default recipe, which learns the graph. *Decoy*: trained by Adam at 0.1 from zero, which predicts as
+well without the graph. Every method scores every attention entry of layer 1 - held to the graph - and every edge between
+heads - held to the best circuit of every size, found by trying all of them.
 
     python analyses/discovery_benchmark.py                    # 4 graphs x 3 kinds of model x 2 seeds
     python analyses/discovery_benchmark.py --graphs chain --models planted decoy --seeds 1
     python analyses/discovery_benchmark.py --quick            # seconds: small and few, to see that it runs
 
-Interrupted, it goes on where it stopped when started again with the same flags and DIR. DIR gets results.json (a row for
-each method, graph, model and seed), figures/benchmark.png and .svg, and report.html.
+Interrupted, it goes on where it stopped when started again with the same flags and DIR. DIR gets results.json (a row
+for each method, graph, model and seed), figures/benchmark.png and .svg, and report.html.
 """
 
 import argparse

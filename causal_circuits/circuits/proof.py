@@ -241,8 +241,6 @@ def _judge(
         Criterion(
             "sufficient",
             not p > level,
-            "there is no other circuit of its size"
-            if p != p
-            else f"other circuits of its size are as good with p = {p:.3g}",
+            f"other circuits of its size are as good with p = {p:.3g}" if p == p else "no other circuit has its size",
         ),
     )
