@@ -2,8 +2,8 @@
 
 Seven discovery methods on models whose truth is known edge by edge. *Planted*: the circuit is written by hand.
 *Trained*: by the default recipe, which learns the graph. *Decoy*: trained by Adam at 0.1 from zero, which predicts as
-well without the graph. Every method scores every attention entry of layer 1 - held to the graph - and every edge between
-heads - held to the best circuit of every size, found by trying all of them.
+well without the graph. Every method scores every attention entry of layer 1, which is held to the graph, and every edge
+between heads, which is held to the best circuit of every size, found by trying all of them.
 
     python analyses/discovery_benchmark.py                    # 4 graphs x 3 kinds of model x 2 seeds
     python analyses/discovery_benchmark.py --graphs chain --models planted decoy --seeds 1
