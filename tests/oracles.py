@@ -265,3 +265,57 @@ def edge_score(tokens: np.ndarray, targets: np.ndarray, child: int, parent: int,
     for x, y in zip(tokens, targets, strict=True):
         total += len(y) * y[x[child]] * (x[parent] == x[-1]) * query_weight[x[-1]]
     return total / len(tokens)
+
+
+def slot_ranges(d_vocab: int, n_ctx: int, n_heads: Sequence[int]) -> dict[str, slice]:
+    """Name and coordinates of every slot: a head appends a copy of everything it read, token half before position half.
+
+    Layer 1's copy of the tokens that head 0 of layer 0 wrote is "L1H0.L0H0.token", and so on.
+    """
+    blocks = [""]
+    for layer, heads in enumerate(n_heads):
+        blocks = blocks + [f"L{layer}H{head}.{block}" for head in range(heads) for block in blocks]
+    ranges, start = {}, 0
+    for block in blocks:
+        for half, width in (("token", d_vocab), ("position", n_ctx)):
+            ranges[block + half] = slice(start, start + width)
+            start += width
+    return ranges
+
+
+def circuit_forward(
+    attention: Attention,
+    readout: Tensor,
+    embedding: Tensor,
+    slots: dict[str, slice],
+    arrives: Callable[[str, str, Tensor], Tensor] = lambda slot, reader, own: own,
+) -> tuple[Tensor, Tensor]:
+    """Logits and the final residual stream, when `arrives(slot, reader, own value)` is what each reader gets.
+
+    Readers are "L0H0.q", "L0H0.k", "L0H0.v", ..., "logits"; `embedding` is [batch, n_ctx, d_vocab + n_ctx].
+    """
+    h, n_ctx = embedding, embedding.shape[1]
+    future = torch.ones(n_ctx, n_ctx, dtype=torch.bool).triu(1)
+
+    def read(reader: str) -> Tensor:
+        parts = [arrives(slot, reader, h[..., where]) for slot, where in slots.items() if where.stop <= h.shape[-1]]
+        return torch.cat([part.expand(len(h), n_ctx, -1) for part in parts], dim=-1)
+
+    for layer, heads in enumerate(attention):
+        written = []
+        for head, a in enumerate(heads):
+            q, k, v = (read(f"L{layer}H{head}.{name}") for name in "qkv")
+            scores = torch.einsum("bid,de,bje->bij", q, a, k)
+            pattern = torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1)
+            written.append(torch.einsum("bij,bjd->bid", pattern, v))
+        h = torch.cat([h, *written], dim=-1)
+    return read("logits")[:, -1] @ readout, h
+
+
+def embedding_of(tokens: Tensor, d_vocab: int) -> Tensor:
+    """[x, e] of a batch, float64."""
+    batch, n_ctx = tokens.shape
+    embedding = torch.zeros(batch, n_ctx, d_vocab + n_ctx, dtype=torch.float64)
+    for b, i in product(range(batch), range(n_ctx)):
+        embedding[b, i, tokens[b, i]] = embedding[b, i, d_vocab + i] = 1.0
+    return embedding

@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "heads": {"graphs", "models", "tasks"},
     "interventions": {"graphs", "models", "tasks"},
     "discovery": {"graphs", "tasks", "information", "models", "recording", "heads", "interventions"},
+    "circuits": {"graphs", "tasks", "models", "recording", "training", "interventions", "discovery"},
     "figures": {
         "graphs",
         "tasks",
@@ -35,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
         "heads",
         "interventions",
         "discovery",
+        "circuits",
     },
 }
 DOORS = {"transformer_lens": {"models"}, "matplotlib": {"figures"}, "circuitsvis": {"figures"}}

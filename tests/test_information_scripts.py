@@ -68,9 +68,10 @@ def test_recovery_writes_the_graph_and_a_page(recovery):
     assert "4 edges, 3 roots, 0 undecided" in done.stdout
     results = json.loads((folder / "out" / "results.json").read_text())
     graph = results["graph"]
-    assert graph["found_parents"] == PARENTS
-    assert graph["p_values"][0] is graph["weights"][0] is None  # the first position has no candidate
-    for parent, p_value, weight in zip(PARENTS[1:], graph["p_values"][1:], graph["weights"][1:], strict=True):
+    assert graph["found_parents"] == [*PARENTS, None]
+    for ends in (0, -1):  # the first position and the query have no candidate
+        assert graph["p_values"][ends] is graph["weights"][ends] is None
+    for parent, p_value, weight in zip(PARENTS[1:], graph["p_values"][1:-1], graph["weights"][1:-1], strict=True):
         assert (p_value < 0.05) == (parent is not None)
         assert weight == pytest.approx(float(parent is not None), abs=0.3)
     assert results["data"]["n_sequences"] == 4000

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformer_lens import patching
 
 import causal_circuits as cc
+from causal_circuits.interventions import KNOCK_OUT_METHODS, other_positions
 from causal_circuits.models import HookedTransformer, live_heads
 
 HEADS = [(1, 1), (2, 1), (1, 2)]
@@ -208,7 +209,7 @@ def test_only_the_edges_of_a_planted_circuit_are_of_use() -> None:
 
 def test_bad_knock_outs_are_refused() -> None:
     model, batch, _ = case((2, 1))
-    assert_refused(lambda: cc.knock_out_edges(model, batch, method="mean"), "'zero' or 'renormalize'", "'mean'")
+    assert_refused(lambda: cc.knock_out_edges(model, batch, method="noise"), "zero, renormalize, mean", "'noise'")
     assert_refused(lambda: cc.knock_out_edges(model, batch, layer=2), "2 layers", "2")
     assert_refused(lambda: cc.knock_out_edges(model, batch, entries=[(0, 1, 2)]), "key <= query", "(1, 2)")
     assert_refused(lambda: cc.knock_out_edges(model, batch, entries=[(0, 5, 2)]), "< 5", "(5, 2)")
@@ -395,3 +396,218 @@ def test_a_users_own_hook_survives_and_counts() -> None:
     n_fired = len(fired)
     model(batch.tokens)
     assert len(fired) == n_fired + 1
+
+
+# ---- more counterfactuals, metrics and slots
+
+
+@pytest.mark.parametrize("method", KNOCK_OUT_METHODS)
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("n_heads", [(2, 1), (1, 2)], ids=str)
+def test_the_closed_form_equals_hooks(n_heads: tuple[int, int], layer: int, method: str) -> None:
+    model, batch, _ = case(n_heads, n=7)
+    closed, hooked = (
+        cc.knock_out_edges(model, batch, layer=layer, method=method, path=path) for path in ("closed_form", "hooks")
+    )
+    assert (closed.path, hooked.path) == ("closed_form", "hooks")
+    assert torch.allclose(closed.effect, hooked.effect, atol=2e-6, equal_nan=True)
+    assert torch.allclose(closed.standard_error, hooked.standard_error, atol=2e-6, equal_nan=True)
+    assert closed.effect.nan_to_num().abs().max() > 1e-4
+
+
+def test_the_closed_form_stays_exact_at_saturated_softmaxes() -> None:
+    task = cc.InContextTask(cc.random_forest(8, 0.3, seed=1), d_vocab=3)
+    model, batch = cc.plant_circuit(task.graph, d_vocab=3, attention_scale=60.0, match_scale=90.0), task.sample(40)
+    closed, hooked = (cc.knock_out_edges(model, batch, path=path).effect for path in ("closed_form", "hooks"))
+    assert closed[0][torch.ones(8, 8).tril().bool()].isfinite().all()
+    assert torch.allclose(closed, hooked, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("method", ["mean", "resample", "permute"])
+def test_entries_are_replaced_by_what_the_method_says(method: str) -> None:
+    """Two sequences: a mean is their mean, another sequence's is the other's; three keys: a permuted entry moves."""
+    model, batch, weights = case((1, 1), n=2)
+    pattern = oracles.disentangled_forward(*weights, batch.tokens, 3).patterns[0, 0].detach()
+    row = {
+        "mean": lambda: torch.cat([pattern[:, 1, :1].mean().expand(2, 1), pattern[:, 1, 1:]], dim=1),
+        "resample": lambda: torch.cat([pattern[:, 1, :1].flip(0), pattern[:, 1, 1:]], dim=1),
+        "permute": lambda: torch.cat([pattern[:, 1, :2].flip(1), pattern[:, 1, 2:]], dim=1),
+    }[method]()
+
+    def edit(layer: int, head: int, own: Tensor) -> Tensor:
+        own = own.clone()
+        if layer == 0:
+            own[:, 1] = row
+        return own
+
+    logits = oracles.disentangled_forward(*weights, batch.tokens, 3, edit_pattern=edit).logits
+    after = oracles.cross_entropies(logits, batch.target_probs).detach().mean()
+    found = cc.knock_out_edges(model, batch, entries=[(0, 1, 0)], method=method)
+    expected = float(after - oracle_losses(weights, batch).mean())
+    assert float(found.effect[0, 1, 0]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_heads_and_slots_can_be_read_at_other_positions() -> None:
+    """Permuting is a law-abiding shuffle: it keeps each sequence's values, and the circuit that needs places breaks."""
+    donors = other_positions(50, 6, seed=0)
+    assert donors.sort(dim=1).values.equal(torch.arange(6).expand(50, 6))
+    assert (donors != torch.arange(6)).all()
+    task = cc.InContextTask(cc.chain_graph(8), d_vocab=3, alpha=0.1)
+    model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(300)
+    with assert_given_back(model):
+        heads = cc.ablate_heads(model, batch, [(0, 0)], "permute")
+        names = cc.ablate_slots(model, batch, ["position"], "permute")
+        same = cc.ablate_slots(model, batch, ["position"], "resample")
+        unread = cc.ablate_slots(model, batch, ["L0H0.position"], "permute", layer=1)
+    assert heads.loss > heads.baseline_loss + 0.1
+    assert names.loss > names.baseline_loss + 0.1
+    assert same.loss == pytest.approx(same.baseline_loss, abs=1e-6), "another sequence has the same positions"
+    assert unread.loss == pytest.approx(unread.baseline_loss, abs=1e-6), "nobody reads where a token was copied from"
+    assert names.slots == ("position",)
+
+
+@pytest.mark.parametrize("method", ["zero", "mean"])
+def test_slot_ablation_equals_loops(method: str) -> None:
+    model, batch, weights = case((2, 1))
+    where, slots = cc.slots(model)["L0H1.token"].slice, oracles.slot_ranges(3, 5, (2, 1))
+    assert slots["L0H1.token"] == where
+    stream = oracles.circuit_forward(*weights, oracles.embedding_of(batch.tokens, 3), slots)[1].detach()
+    value = stream[..., where].mean(dim=(0, 1)) * (method == "mean")
+
+    def arrives(slot: str, reader: str, own: Tensor) -> Tensor:
+        return value.expand_as(own) if slot == "L0H1.token" else own
+
+    logits, _ = oracles.circuit_forward(*weights, oracles.embedding_of(batch.tokens, 3), slots, arrives)
+    expected = oracles.cross_entropies(logits, batch.target_probs).detach().mean()
+    found = cc.ablate_slots(model, batch, ["L0H1.token"], method, layer=1)
+    assert found.loss == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("metric", cc.METRICS)
+def test_effects_have_one_sign_by_every_metric(metric: str) -> None:
+    """Without its induction head a planted model is worse by every metric, whichever way the metric points."""
+    task = cc.InContextTask(cc.chain_graph(10), d_vocab=3, alpha=0.1)
+    model, batch = cc.plant_circuit(task.graph, d_vocab=3, readout_scale=2.0), task.sample(1500)
+    ablated = cc.ablate_heads(model, batch, [(1, 0)], "zero", metric=metric, task=task)
+    higher_is_better = metric in ("logit_difference", "accuracy")
+    assert (ablated.loss < ablated.baseline_loss) == higher_is_better
+    assert ablated.metric == metric
+
+
+@pytest.mark.parametrize("metric", cc.METRICS)
+def test_the_two_ways_of_knocking_out_agree_by_every_metric(metric: str) -> None:
+    model, batch, _ = case((2, 1), n=9)
+    task = cc.InContextTask(cc.chain_graph(5), d_vocab=3)
+    closed, hooked = (
+        cc.knock_out_edges(model, batch, metric=metric, task=task, path=path) for path in ("closed_form", "hooks")
+    )
+    assert torch.allclose(closed.effect, hooked.effect, atol=1e-5, equal_nan=True)
+    assert closed.metric == metric
+    assert closed.baseline_loss == pytest.approx(hooked.baseline_loss, abs=1e-5)
+    if metric == "kl_to_model":
+        assert (closed.effect.nan_to_num() >= -1e-6).all(), "the untouched model is nearest to itself"
+
+
+# ---- path patching
+
+
+def test_path_patching_equals_the_slow_forward() -> None:
+    """Along each path readers get the path's value; everything else is the corrupted run's."""
+    model, clean, corrupted = pair()
+    weights, slots = oracles.weights_of(model, 3, 5, (2, 1)), oracles.slot_ranges(3, 5, (2, 1))
+    with assert_given_back(model):
+        found = cc.patch_paths(model, clean, corrupted, first_token_log_prob)
+    assert not model.cfg.use_split_qkv_input
+    base = oracles.circuit_forward(*weights, oracles.embedding_of(corrupted, 3), slots)[1].detach()
+    moved = 0
+    for name, value in zip(found.names, found.metric[:, 0].tolist(), strict=True):
+        path = name.split(" -> ")
+        edges = set(zip([path[0], *(node.split(".")[0] for node in path[1:-1])], path[1:], strict=True))
+
+        def arrives(slot: str, reader: str, own: Tensor, edges: set[tuple[str, str]] = edges) -> Tensor:
+            sender = slot.split(".")[0] if "." in slot else "embed"
+            return own if (sender, reader) in edges else base[..., slots[slot]]
+
+        logits, _ = oracles.circuit_forward(*weights, oracles.embedding_of(clean, 3), slots, arrives)
+        expected = float(first_token_log_prob(logits.detach().log_softmax(dim=-1)))
+        assert value == pytest.approx(expected, abs=2e-6), name
+        moved += abs(value - found.corrupted) > 1e-4
+    assert moved > 5
+
+
+def test_a_path_from_a_head_and_a_path_of_everything() -> None:
+    model, clean, corrupted = pair()
+    same = cc.patch_paths(model, corrupted, corrupted, first_token_log_prob)
+    assert torch.allclose(same.metric, torch.tensor(same.corrupted), atol=1e-6), "patching a run with itself"
+    one = cc.patch_paths(model, clean, corrupted, first_token_log_prob, paths=[("L1H0", "logits")])
+    written = cc.patch_activations(
+        model, clean, corrupted, first_token_log_prob, names=["blocks.1.attn.hook_z"], by_position=False
+    )
+    assert float(one.metric) == pytest.approx(float(written.metric), abs=1e-6)
+
+
+def test_bad_paths_are_named() -> None:
+    model, clean, corrupted = pair()
+
+    def patch(*path: str) -> None:
+        cc.patch_paths(model, clean, corrupted, first_token_log_prob, paths=[path])
+
+    assert_refused(lambda: patch("token", "logits"), "no sender 'token'", "embed, L0H0")
+    assert_refused(lambda: patch("embed", "L2H0.q", "logits"), "no node 'L2H0.q'", "L1H0.v")
+    assert_refused(lambda: patch("embed", "L1H0.q"), "'logits' at the end")
+    assert_refused(lambda: patch("L1H0", "L0H0.q", "logits"), "later and later layers")
+    assert_refused(lambda: cc.patch_paths(model, clean[:0], corrupted[:0], first_token_log_prob), "empty batch")
+    assert_refused(lambda: cc.patch_paths(model, clean, corrupted, first_token_log_prob, paths=[]), "at least one path")
+    with assert_given_back(model), pytest.raises(RuntimeError, match="on purpose"):
+        cc.patch_paths(model, clean, corrupted, fail)
+    assert not model.cfg.use_split_qkv_input
+
+
+# ---- causal scrubbing
+
+
+def test_a_true_hypothesis_costs_nothing_and_a_false_one_does() -> None:
+    for graph in (cc.chain_graph(8), cc.random_forest(8, 0.3, seed=1), cc.ngram_graph(8, order=2)):
+        task = cc.InContextTask(graph, d_vocab=3, alpha=0.1)
+        model, batch = cc.plant_circuit(graph, d_vocab=3), task.sample(500)
+        for claim in ("copy", "match", "both"):
+            with assert_given_back(model):
+                scrubbed = cc.scrub_hypothesis(model, batch, task, claim)
+            assert scrubbed.recovered == pytest.approx(1.0, abs=1e-4)
+            assert scrubbed.random_loss > scrubbed.baseline_loss + 0.05
+    other = cc.InContextTask(cc.pairs_graph(8), d_vocab=3, alpha=0.1)
+    model, batch = cc.plant_circuit(cc.chain_graph(8), d_vocab=3), other.sample(500)
+    assert cc.scrub_hypothesis(model, batch, other, "copy").recovered < 0.9
+
+
+def test_donors_agree_where_they_must() -> None:
+    from causal_circuits.interventions.scrubbing import _Donor
+
+    tokens = torch.randint(3, (400, 6), generator=torch.Generator().manual_seed(0))
+    donor = _Donor(tokens, torch.Generator().manual_seed(1), agree=True)
+    for positions in ((), (2,), (1, 4)):
+        rows = donor(positions)
+        assert rows.sort().values.equal(torch.arange(400)), "everybody gives once"
+        assert (rows != torch.arange(400)).all()
+        assert tokens[rows][:, list(positions)].equal(tokens[:, list(positions)])
+
+
+def test_bad_requests_are_named() -> None:
+    model, batch, _ = case((2, 1))
+    task = cc.InContextTask(cc.chain_graph(5), d_vocab=3)
+    assert_refused(lambda: cc.scrub_hypothesis(model, batch, task, "all"), "copy, match, both", "'all'")
+    one_layer = cc.disentangled_transformer(3, 5, (1,))
+    assert_refused(lambda: cc.scrub_hypothesis(one_layer, batch, task), "two layers", "1")
+    assert_refused(lambda: cc.ablate_slots(model, batch, ["mlp"]), "no slot 'mlp'", "L0H1.token")
+    assert_refused(lambda: cc.ablate_slots(model, batch, []), "at least one slot")
+    assert_refused(lambda: cc.ablate_slots(model, batch, ["token"], layer=3), "0 .. 2", "3")
+    assert_refused(lambda: cc.ablate_heads(model, batch, [(0, 0)], metric="f1"), "loss, kl_to_model", "'f1'")
+    assert_refused(lambda: cc.knock_out_edges(model, batch, metric="kl_to_posterior"), "task=")
+    assert_refused(lambda: cc.knock_out_edges(model, batch, path="fast"), "auto, closed_form, hooks", "'fast'")
+    nan = lambda log_probs: log_probs[..., 0] * float("nan")  # noqa: E731  # a metric
+    assert_refused(lambda: cc.knock_out_edges(model, batch, metric=nan), "NaN for 5 of 5")
+    model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: pattern)
+    assert_refused(lambda: cc.knock_out_edges(model, batch, path="closed_form"), "has a hook", "path='hooks'")
+    model.reset_hooks()
+    del model.hook_dict["blocks.0.attn.hook_pattern"]
+    assert_refused(lambda: cc.knock_out_edges(model, batch), "no hook 'blocks.0.attn.hook_pattern'")

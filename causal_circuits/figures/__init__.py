@@ -5,6 +5,13 @@ This folder is the one door to matplotlib and to CircuitsVis. Figures compute no
 
 from causal_circuits.figures.arcs import plot_graph_comparison, plot_recovered_graph
 from causal_circuits.figures.attention_view import AttentionView, attention_view, circuits_vis_bundle, position_labels
+from causal_circuits.figures.circuits import (
+    plot_benchmark,
+    plot_circuit,
+    plot_formation,
+    plot_frontier,
+    plot_needed_edges,
+)
 from causal_circuits.figures.information_plots import (
     plot_agreement,
     plot_edge_formation,
@@ -28,9 +35,13 @@ __all__ = [
     "plot_ablation",
     "plot_agreement",
     "plot_attention_and_graph",
+    "plot_benchmark",
+    "plot_circuit",
     "plot_curves",
     "plot_edge_formation",
     "plot_film_strip",
+    "plot_formation",
+    "plot_frontier",
     "plot_gradient_and_information",
     "plot_gradient_vs_information",
     "plot_graph_comparison",
@@ -38,6 +49,7 @@ __all__ = [
     "plot_head_scores",
     "plot_loss",
     "plot_matrix",
+    "plot_needed_edges",
     "plot_recovered_graph",
     "plot_recovery",
     "plot_scaling",

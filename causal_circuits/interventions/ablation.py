@@ -1,30 +1,44 @@
-"""Ablate heads: zero, mean or another sequence's output in place of what they write, and measure the loss."""
+"""Ablate heads or residual slots: put zeros, a mean, another sequence's or another position's value in their place."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_circuits.interventions.measure import CHUNK, check, sequence_losses, standard_error
-from causal_circuits.models import HookedTransformer, check_head
-from causal_circuits.tasks import Batch
+from causal_circuits.interventions.measure import (
+    CHUNK,
+    check,
+    check_hooks,
+    other_positions,
+    other_sequences,
+    predictions,
+    standard_error,
+)
+from causal_circuits.interventions.metrics import Metric, make_cost
+from causal_circuits.models import HookedTransformer, check_head, log_probs, slots
+from causal_circuits.tasks import Batch, InContextTask
 
-AblationMethod = Literal["zero", "mean", "resample"]
-ABLATION_METHODS: tuple[AblationMethod, ...] = ("zero", "mean", "resample")
+AblationMethod = Literal["zero", "mean", "resample", "permute"]
+ABLATION_METHODS: tuple[AblationMethod, ...] = get_args(AblationMethod)
+_Sites = Mapping[str, Sequence[int | slice]]  # hook name -> what to overwrite on its third axis
+_Source = Callable[[str, Tensor, slice], Tensor]  # hook name, its activation, rows of the batch -> what to write
 
 
 @dataclass(frozen=True)
 class AblationResult:
-    """The loss with some heads ablated, against the untouched model on the same sequences.
+    """The loss (or another metric) with some heads or slots ablated, against the untouched model on the same sequences.
 
     Attributes:
-        heads: (layer, head) pairs that were ablated together.
-        method: "zero", "mean" or "resample".
-        loss, baseline_loss: mean cross-entropy with and without the ablation, nats.
+        heads: (layer, head) pairs that were ablated together; empty where slots were.
+        method: "zero", "mean", "resample" or "permute".
+        loss, baseline_loss: mean of the metric with and without the ablation; cross-entropy in nats by default.
         standard_error: of their paired difference.
+        slots: the residual slots that were ablated together.
+        metric: what was measured.
     """
 
     heads: tuple[tuple[int, int], ...]
@@ -32,6 +46,8 @@ class AblationResult:
     loss: float
     baseline_loss: float
     standard_error: float
+    slots: tuple[str, ...] = ()
+    metric: str = "loss"
 
     def share_of_gain_lost(self, reference_loss: float) -> float:
         """The loss increase as a share of the gain, reference loss minus baseline loss; NaN without a gain."""
@@ -39,13 +55,14 @@ class AblationResult:
         return (self.loss - self.baseline_loss) / gain if gain > 0 else float("nan")
 
 
-@torch.no_grad()
 def ablate_heads(
     model: HookedTransformer,
     batch: Batch,
     heads: Sequence[tuple[int, int]],
     method: AblationMethod = "mean",
     *,
+    metric: Metric = "loss",
+    task: InContextTask | None = None,
     seed: int = 0,
 ) -> AblationResult:
     """Replace what heads write (``hook_z``) and measure the loss.
@@ -55,8 +72,11 @@ def ablate_heads(
         batch: sequences and targets.
         heads: (layer, head) pairs, ablated together.
         method: "zero"; "mean": each head's own output averaged over the batch, position by position;
-            "resample": its output on another sequence of the batch.
-        seed: of the resampling.
+            "resample": its output on another sequence of the batch; "permute": its output at another position of the
+            same sequence.
+        metric: "loss" (nats), another of `METRICS`, or a function of log-probabilities, one number a sequence.
+        task: what the metric "kl_to_posterior" needs.
+        seed: of resampling and permuting.
     """
     check(model, batch)
     heads = tuple((int(layer), int(head)) for layer, head in heads)
@@ -64,52 +84,132 @@ def ablate_heads(
         raise ValueError("ablate_heads needs at least one (layer, head): got none")
     for layer, head in heads:
         check_head(model, layer, head)
+    names = sorted({f"blocks.{layer}.attn.hook_z" for layer, _ in heads})
+    sites = {name: [head for layer, head in heads if name == f"blocks.{layer}.attn.hook_z"] for name in names}
+    before, after = _costs_before_and_after(model, batch, sites, method, metric, task, seed)
+    return _result(heads, (), method, metric, before, after)
+
+
+def ablate_slots(
+    model: HookedTransformer,
+    batch: Batch,
+    names: Sequence[str],
+    method: AblationMethod = "mean",
+    *,
+    layer: int = 0,
+    metric: Metric = "loss",
+    task: InContextTask | None = None,
+    seed: int = 0,
+) -> AblationResult:
+    """Replace residual slots where layer `layer` begins to read them, for it and every later reader.
+
+    ``ablate_slots(model, batch, ["position"], "permute")`` gives every position the name of another one: the
+    counterfactual that clean and corrupted *tokens* can never be, since both have the same positions.
+
+    Args:
+        model: one of ours.
+        batch: sequences and targets.
+        names: of slots (`slots(model)`), ablated together.
+        method: "zero"; "mean": over sequences *and positions* (over sequences alone a position's name is its own mean);
+            "resample": another sequence's; "permute": another position's.
+        layer: 0 .. n_layers; n_layers is the final residual stream, which the read-out reads.
+        metric, task, seed: as in `ablate_heads`.
+    """
+    check(model, batch)
+    known, n_layers = slots(model), model.cfg.n_layers
+    if not names:
+        raise ValueError(f"ablate_slots needs at least one slot: got none; the model has {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no slot {name!r} in this model; it has {', '.join(known)}")
+    if not 0 <= layer <= n_layers:
+        raise ValueError(f"layer must lie in 0 .. {n_layers} ({n_layers} is the final residual stream): got {layer}")
+    hook = f"blocks.{layer}.hook_resid_pre" if layer < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
+    sites = {hook: [known[name].slice for name in names]}
+    before, after = _costs_before_and_after(model, batch, sites, method, metric, task, seed)
+    return _result((), tuple(names), method, metric, before, after)
+
+
+def _result(
+    heads: tuple[tuple[int, int], ...],
+    slot_names: tuple[str, ...],
+    method: AblationMethod,
+    metric: Metric,
+    before: Tensor,
+    after: Tensor,
+) -> AblationResult:
+    name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
+    error = standard_error(after - before)
+    return AblationResult(heads, method, float(after.mean()), float(before.mean()), error, slot_names, name)
+
+
+@torch.no_grad()
+def _costs_before_and_after(
+    model: HookedTransformer,
+    batch: Batch,
+    sites: _Sites,
+    method: AblationMethod,
+    metric: Metric,
+    task: InContextTask | None,
+    seed: int,
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """The metric of every sequence without and with the replacement."""
     if method not in ABLATION_METHODS:
         raise ValueError(f"method must be one of {', '.join(ABLATION_METHODS)}: got {method!r}")
-    if method == "resample" and len(batch) < 2:
-        raise ValueError("resample ablation needs at least 2 sequences to take another one's output: got 1")
-    names = sorted({f"blocks.{layer}.attn.hook_z" for layer, _ in heads})
-    source = _ablation_source(model, batch.tokens, names, method, seed)
-    baseline, losses = [], []
+    check_hooks(model, list(sites))
+    cost = make_cost(metric, batch, model=model, task=task)
+    replacement = _replacement(model, batch.tokens, sites, method, seed)
+    before = predictions(model, batch.tokens)
+    after = []
     for start in range(0, len(batch), CHUNK):
-        piece, rows = batch[start : start + CHUNK], slice(start, start + CHUNK)
+        rows = slice(start, start + CHUNK)
 
-        def overwrite(z: Tensor, hook: Any, rows: slice = rows) -> Tensor:
-            z = z.clone()
-            for layer, head in heads:
-                if layer == hook.layer():
-                    replacement = source[f"blocks.{layer}.attn.hook_z"]
-                    z[:, :, head] = (replacement[rows] if method == "resample" else replacement)[:, :, head]
-            return z
+        def overwrite(activation: Tensor, hook: object, name: str, rows: slice = rows) -> Tensor:
+            written, activation = replacement(name, activation, rows), activation.clone()
+            for where in sites[name]:
+                activation[:, :, where] = written[:, :, where]
+            return activation
 
-        baseline.append(sequence_losses(model, piece))
-        with model.hooks(fwd_hooks=[(name, overwrite) for name in names]):
-            losses.append(sequence_losses(model, piece))
-    before, after = torch.cat(baseline), torch.cat(losses)
-    return AblationResult(heads, method, float(after.mean()), float(before.mean()), standard_error(after - before))
+        with model.hooks(fwd_hooks=[(name, partial(overwrite, name=name)) for name in sites]):
+            after.append(log_probs(model, batch.tokens[rows]))
+    return cost.sign * cost(before), cost.sign * cost(torch.cat(after))
 
 
-def _ablation_source(
-    model: HookedTransformer, tokens: Tensor, names: Sequence[str], method: AblationMethod, seed: int
-) -> dict[str, Float[Tensor, "batch pos head_index d_head"]]:
-    """What to write in place of z: zeros, the batch mean (both with one row), or another sequence's z."""
+def _replacement(model: HookedTransformer, tokens: Tensor, sites: _Sites, method: AblationMethod, seed: int) -> _Source:
+    """What to write in place of an activation [batch, pos, ...]."""
     if method == "zero":
-        return {
-            name: torch.zeros(1, 1, model.cfg.n_heads, 1, dtype=model.W_U.dtype, device=model.W_U.device)
-            for name in names
-        }
-    kept: dict[str, list[Tensor]] = {name: [] for name in names}
-    for start in range(0, len(tokens), CHUNK):
-        _, cache = model.run_with_cache(tokens[start : start + CHUNK], names_filter=list(names))
-        for name in names:
-            z = cache[name]
-            kept[name].append(z if method == "resample" else z.double().sum(dim=0, keepdim=True))
+        return lambda name, activation, rows: torch.zeros_like(activation)
+    if method == "permute":
+        donor = other_positions(len(tokens), tokens.shape[1], seed).to(tokens.device)
+        return lambda name, activation, rows: activation[
+            torch.arange(len(activation), device=tokens.device)[:, None], donor[rows]
+        ]
     if method == "resample":
-        order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
-        donor = torch.empty_like(order)
-        donor[order] = order.roll(1)  # a cycle through the batch: nobody is their own donor
-        return {name: torch.cat(pieces)[donor] for name, pieces in kept.items()}
+        others, own = other_sequences(len(tokens), seed).to(tokens.device), _activations(model, tokens, sites)
+        return lambda name, activation, rows: own[name][others[rows]]
+    means = _means(model, tokens, sites)
+    return lambda name, activation, rows: means[name].expand_as(activation)
+
+
+def _activations(model: HookedTransformer, tokens: Tensor, sites: _Sites) -> dict[str, Tensor]:
+    """The untouched activations of all sequences."""
+    kept: dict[str, list[Tensor]] = {name: [] for name in sites}
+    for start in range(0, len(tokens), CHUNK):
+        _, cache = model.run_with_cache(tokens[start : start + CHUNK], names_filter=list(sites))
+        for name in sites:
+            kept[name].append(cache[name])
+    return {name: torch.cat(pieces) for name, pieces in kept.items()}
+
+
+def _means(model: HookedTransformer, tokens: Tensor, sites: _Sites) -> dict[str, Tensor]:
+    """The mean of each activation over sequences; of the residual stream over positions too."""
+    totals: dict[str, Tensor] = {}
+    for start in range(0, len(tokens), CHUNK):
+        for name, activation in _activations(model, tokens[start : start + CHUNK], sites).items():
+            summed = activation.double().sum(dim=0, keepdim=True)
+            totals[name] = totals[name] + summed if name in totals else summed
+    means = {name: (total / len(tokens)).to(model.W_U.dtype) for name, total in totals.items()}
     return {
-        name: (torch.cat(pieces).sum(dim=0, keepdim=True) / len(tokens)).to(model.W_U.dtype)
-        for name, pieces in kept.items()
+        name: mean if name.endswith("hook_z") else mean.mean(dim=1, keepdim=True).expand_as(mean)
+        for name, mean in means.items()
     }

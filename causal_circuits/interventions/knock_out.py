@@ -1,31 +1,39 @@
 """Cut single attention entries, one at a time, and measure what each costs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import groupby
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_circuits.interventions.measure import check, sequence_losses
-from causal_circuits.models import HookedTransformer, check_head, live_heads
-from causal_circuits.tasks import Batch
+from causal_circuits.interventions.closed_form import ChangedRows, has_closed_form
+from causal_circuits.interventions.measure import CHUNK, check, check_hooks, other_sequences
+from causal_circuits.interventions.metrics import Metric, make_cost
+from causal_circuits.models import HookedTransformer, check_head, live_heads, log_probs
+from causal_circuits.tasks import Batch, InContextTask
 
-KnockOutMethod = Literal["zero", "renormalize"]
+KnockOutMethod = Literal["zero", "renormalize", "mean", "resample", "permute"]
+KNOCK_OUT_METHODS: tuple[KnockOutMethod, ...] = get_args(KnockOutMethod)
+Path = Literal["auto", "closed_form", "hooks"]
+_Row = tuple[int, int, list[int]]  # head, query_pos, the key positions to cut
 
 
 @dataclass(frozen=True)
 class KnockOut:
-    """What cutting single attention entries does to the loss.
+    """What cutting single attention entries does to the loss, or to another metric.
 
     Attributes:
         layer: the layer whose pattern was cut.
-        effect: [head_index, query_pos, key_pos]; loss with the entry cut minus loss without, nats (positive: the
-            entry was of use); NaN where nothing was cut.
+        effect: [head_index, query_pos, key_pos]; how much worse the metric is with the entry cut (for the loss: loss
+            with minus loss without, nats; positive: the entry was of use); NaN where nothing was cut.
         standard_error: of each effect, over sequences.
         attention: the pattern averaged over the same sequences.
-        baseline_loss: of the untouched model.
+        baseline_loss: the metric of the untouched model.
+        metric: what was measured.
+        path: "closed_form" or "hooks".
     """
 
     layer: int
@@ -33,6 +41,8 @@ class KnockOut:
     standard_error: Float[Tensor, "head_index query_pos key_pos"]
     attention: Float[Tensor, "head_index query_pos key_pos"]
     baseline_loss: float
+    metric: str = "loss"
+    path: str = "hooks"
 
 
 @torch.no_grad()
@@ -43,80 +53,166 @@ def knock_out_edges(
     layer: int = 0,
     entries: Sequence[tuple[int, int, int]] | None = None,
     method: KnockOutMethod = "zero",
+    metric: Metric = "loss",
+    task: InContextTask | None = None,
+    path: Path = "auto",
     copies: int = 8192,
+    seed: int = 0,
 ) -> KnockOut:
-    """Cut single attention entries, one at a time, and measure the loss: all of them in a few batched passes.
+    """Cut single attention entries, one at a time, and measure the loss.
+
+    Two-layer disentangled models without hooks are answered in closed form (`closed_form`), all entries in well under
+    a second; any other HookedTransformer by hooks, many entries in one pass. Both give the same numbers.
 
     Args:
         model: any HookedTransformer.
         batch: sequences and targets; a thousand sequences give effects to about 0.01 nats.
         layer: whose pattern is cut.
         entries: (head, query_pos, key_pos) triples; None takes every causal entry of every live head.
-        method: "zero" cuts the entry and leaves the rest of its row; "renormalize" gives its weight to the rest.
+        method: "zero" cuts the entry and leaves the rest of its row; "renormalize" gives its weight to the rest;
+            "mean" puts its mean over the batch in its place; "resample" its weight in another sequence; "permute"
+            exchanges it with another entry of its row, drawn anew for each sequence.
+        metric: "loss" (nats), another of `METRICS`, or a function of log-probabilities, one number a sequence.
+        task: what the metric "kl_to_posterior" needs.
+        path: "auto", or one of the two ways by name.
         copies: sequences times entries that are run at once (memory grows with it).
+        seed: of resampling and permuting.
     """
-    if method not in ("zero", "renormalize"):
-        raise ValueError(f"method must be 'zero' or 'renormalize': got {method!r}")
-    check(model, batch)
+    if method not in KNOCK_OUT_METHODS:
+        raise ValueError(f"method must be one of {', '.join(KNOCK_OUT_METHODS)}: got {method!r}")
+    if path not in get_args(Path):
+        raise ValueError(f"path must be one of {', '.join(get_args(Path))}: got {path!r}")
     if copies < 1:
         raise ValueError(f"copies must be at least 1: got {copies}; 8192 is the default")
-    n_ctx = batch.tokens.shape[1]
+    check(model, batch)
+    rows = _rows(model, layer, entries, batch.tokens.shape[1])
+    check_hooks(model, [f"blocks.{layer}.attn.hook_pattern"])
+    path = _choose_path(model, path)
+    cost = make_cost(metric, batch, model=model, task=task)
+    patterns, untouched = _patterns_and_predictions(model, batch.tokens, layer)
+    baseline = cost(untouched)
+    change, predict = _Change(patterns, method, seed), _predictor(model, batch.tokens, layer, path)
+    heads = max(head for at, head in live_heads(model) if at == layer) + 1
+    effect, error = (torch.full((heads, *patterns.shape[2:]), torch.nan, dtype=torch.float64) for _ in range(2))
+    for head, query, keys in rows:
+        per_pass = max(1, copies // min(len(batch), CHUNK))
+        for first in range(0, len(keys), per_pass):
+            some = keys[first : first + per_pass]
+            harm = cost(predict(head, query, change.of_row(head, query, some))) - baseline
+            effect[head, query, some] = harm.mean(dim=-1).cpu()
+            error[head, query, some] = (harm.std(dim=-1, correction=1).nan_to_num(0.0) / len(batch) ** 0.5).cpu()
+    return KnockOut(
+        layer=layer,
+        effect=effect.float(),
+        standard_error=error.float(),
+        attention=patterns[:, :heads].double().mean(dim=0).float().cpu(),
+        baseline_loss=float(cost.sign * baseline.mean()),
+        metric=cost.name,
+        path=path,
+    )
+
+
+def _rows(
+    model: HookedTransformer, layer: int, entries: Sequence[tuple[int, int, int]] | None, n_ctx: int
+) -> list[_Row]:
+    """The entries to cut, each once, gathered by head and query."""
     heads = [head for at, head in live_heads(model) if at == layer]
     if not heads:
         raise ValueError(f"layer must be one of the model's {model.cfg.n_layers} layers: got {layer}")
     if entries is None:
         entries = [(head, i, j) for head in heads for i in range(n_ctx) for j in range(i + 1)]
-    entries = list(dict.fromkeys(entries))  # an entry named twice is cut once
     for head, i, j in entries:
         check_head(model, layer, head)
         if not 0 <= j <= i < n_ctx:
             raise ValueError(f"an attention entry (query, key) needs 0 <= key <= query < {n_ctx}: got ({i}, {j})")
-    shape = (max(heads) + 1, n_ctx, n_ctx)
-    total, squares = (torch.full(shape, torch.nan, dtype=torch.float64) for _ in range(2))
-    for head, i, j in entries:
-        total[head, i, j] = squares[head, i, j] = 0.0
-    attention = torch.zeros(shape, dtype=torch.float64)
-    baseline_total, width = 0.0, min(len(batch), copies)
-    for start in range(0, len(batch), width):
-        piece = batch[start : start + width]
-        baseline, pattern = _losses_and_pattern(model, piece, layer)
-        baseline_total += float(baseline.sum())
-        attention += pattern[:, : shape[0]].double().sum(dim=0).cpu()
-        per_pass = max(1, copies // len(piece))
-        for first in range(0, len(entries), per_pass):
-            some = entries[first : first + per_pass]
-            effects = _losses_with_entries_cut(model, piece, layer, some, method) - baseline
-            for (head, i, j), effect in zip(some, effects, strict=True):
-                total[head, i, j] += float(effect.sum())
-                squares[head, i, j] += float((effect**2).sum())
-    n = len(batch)
-    mean = total / n
-    error = ((squares / n - mean**2).clamp(min=0) / max(n - 1, 1)).sqrt()
-    return KnockOut(layer, mean.float(), error.float(), (attention / n).float(), baseline_total / n)
+    in_rows = groupby(sorted(set(entries)), key=lambda entry: entry[:2])
+    return [(head, query, [key for _, _, key in row]) for (head, query), row in in_rows]
 
 
-def _losses_with_entries_cut(
-    model: HookedTransformer, batch: Batch, layer: int, entries: Sequence[tuple[int, int, int]], method: KnockOutMethod
-) -> Float[Tensor, "entry batch"]:
-    """One pass over a copy of the batch for each entry."""
-    head, query, key = (torch.tensor(axis) for axis in zip(*entries, strict=True))
-    which = torch.arange(len(entries))
-
-    def cut(pattern: Tensor, hook: object) -> Tensor:
-        copies = pattern.clone().view(len(entries), len(batch), *pattern.shape[1:])
-        copies[which, :, head, query, key] = 0.0
-        if method == "renormalize":
-            rows = copies[which, :, head, query]
-            copies[which, :, head, query] = rows / rows.sum(dim=-1, keepdim=True).clamp(min=1e-30)
-        return copies.view(pattern.shape)
-
-    repeated = Batch(batch.tokens.repeat(len(entries), 1), batch.target_probs.repeat(len(entries), 1))
-    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", cut)]):
-        return sequence_losses(model, repeated).view(len(entries), len(batch))
+def _choose_path(model: HookedTransformer, path: Path) -> Path:
+    if path == "closed_form" and not has_closed_form(model):
+        raise ValueError(
+            "the closed form is for two-layer disentangled models without hooks: this model is another, or has a hook; "
+            "use path='hooks', or model.reset_hooks()"
+        )
+    return path if path != "auto" else "closed_form" if has_closed_form(model) else "hooks"
 
 
-def _losses_and_pattern(model: HookedTransformer, batch: Batch, layer: int) -> tuple[Tensor, Tensor]:
+class _Change:
+    """What cutting an entry adds to its row of attention."""
+
+    def __init__(
+        self, patterns: Float[Tensor, "batch head_index query_pos key_pos"], method: KnockOutMethod, seed: int
+    ) -> None:
+        self.patterns, self.method, n = patterns, method, len(patterns)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.donor = other_sequences(n, seed) if method == "resample" else None
+
+    def of_row(self, head: int, query: int, keys: list[int]) -> Float[Tensor, "entry batch key_pos"]:
+        """For each key the change of the whole row when the entry (query, key) is cut."""
+        row, which = self.patterns[:, head, query], torch.arange(len(keys))
+        cut, weight = row.new_zeros(len(keys), *row.shape), row[:, keys].T
+        if self.method == "renormalize":
+            cut[which, :, keys] = -weight
+            rest = row + cut
+            return rest / rest.sum(dim=-1, keepdim=True).clamp(min=1e-30) - row
+        if self.method == "permute":
+            other = torch.randint(max(query, 1), weight.shape, generator=self.generator).to(row.device)
+            other = (other + (other >= torch.tensor(keys, device=row.device)[:, None])).clamp(max=query)
+            difference = row.expand(len(keys), -1, -1).gather(-1, other[..., None])[..., 0] - weight
+            cut.scatter_(-1, other[..., None], -difference[..., None])
+            cut[which, :, keys] += difference
+            return cut
+        cut[which, :, keys] = self._replacement(row, weight, head, query, keys) - weight
+        return cut
+
+    def _replacement(self, row: Tensor, weight: Tensor, head: int, query: int, keys: list[int]) -> Tensor:
+        if self.method == "mean":
+            return row[:, keys].double().mean(dim=0).to(row.dtype)[:, None]
+        if self.donor is not None:
+            return self.patterns[self.donor, head, query][:, keys].T
+        return torch.zeros_like(weight)
+
+
+_Predict = Callable[[int, int, Tensor], Tensor]  # head, query_pos, change [entry batch key] -> log-probabilities
+
+
+def _predictor(model: HookedTransformer, tokens: Tensor, layer: int, path: Path) -> _Predict:
+    """A function that predicts for every sequence with a row changed, one way or the other."""
+    if path == "closed_form":
+        changed = [(rows, ChangedRows(model, tokens[rows])) for rows in _chunks(len(tokens))]
+        return lambda head, query, change: torch.cat(
+            [piece.log_probs(layer, head, query, change[:, rows]) for rows, piece in changed], dim=1
+        )
+
+    def by_hooks(head: int, query: int, change: Tensor) -> Tensor:
+        pieces = [(tokens[rows], change[:, rows]) for rows in _chunks(len(tokens))]
+        return torch.cat([_with_row_changed(model, some, layer, head, query, by) for some, by in pieces], dim=1)
+
+    return by_hooks
+
+
+def _chunks(n: int) -> Iterator[slice]:
+    return (slice(start, start + CHUNK) for start in range(0, n, CHUNK))
+
+
+def _with_row_changed(
+    model: HookedTransformer, tokens: Tensor, layer: int, head: int, query: int, change: Tensor
+) -> Float[Tensor, "entry batch d_vocab"]:
+    """One pass over a copy of the sequences for each change."""
+
+    def add(pattern: Tensor, hook: object) -> Tensor:
+        pattern = pattern.clone()
+        pattern[:, head, query] += change.flatten(0, 1)
+        return pattern
+
+    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", add)]):
+        return log_probs(model, tokens.repeat(len(change), 1)).view(*change.shape[:2], -1)
+
+
+def _patterns_and_predictions(model: HookedTransformer, tokens: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    """The untouched patterns of a layer and log-probabilities, of all sequences."""
     kept: list[Tensor] = []
     with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", lambda pattern, hook: kept.append(pattern))]):
-        losses = sequence_losses(model, batch)
-    return losses, kept[0]
+        predicted = [log_probs(model, tokens[rows]) for rows in _chunks(len(tokens))]
+    return torch.cat(kept), torch.cat(predicted)

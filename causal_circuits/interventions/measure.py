@@ -1,6 +1,7 @@
-"""What every intervention needs: the loss of each sequence, checked input, a standard error."""
+"""What every intervention needs: checked input, other sequences and positions to borrow from, a standard error."""
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.models import HookedTransformer, check_model, log_probs
@@ -9,15 +10,48 @@ from causal_circuits.tasks import Batch
 CHUNK = 2048
 
 
-def sequence_losses(model: HookedTransformer, batch: Batch) -> Float[Tensor, " batch"]:
-    """Cross-entropy of every sequence, float64, with whatever hooks are attached."""
-    return -(batch.target_probs * log_probs(model, batch.tokens)).sum(dim=-1).double()
+def predictions(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
+    """Log-probabilities at the last position, `CHUNK` sequences at a time, with whatever hooks are attached."""
+    return torch.cat([log_probs(model, tokens[start : start + CHUNK]) for start in range(0, len(tokens), CHUNK)])
 
 
 def check(model: HookedTransformer, batch: Batch) -> None:
     """Raise a ValueError unless the batch is sound and fits the model."""
     batch.check(model.cfg.d_vocab)
     check_model(model, batch.target_probs.shape[1], batch.tokens.shape[1])
+
+
+def check_hooks(model: HookedTransformer, names: list[str]) -> None:
+    """Raise a ValueError unless the model has every one of these hooks."""
+    unknown = [name for name in names if name not in model.hook_dict]
+    if unknown:
+        raise ValueError(f"the model has no hook {unknown[0]!r}; it has {', '.join(model.hook_dict)}")
+
+
+def other_sequences(n: int, seed: int) -> Int[Tensor, " batch"]:
+    """For each of n sequences another one to borrow from: a cycle through all in random order, so nobody is their own.
+
+    >>> sorted(other_sequences(4, seed=0).tolist())
+    [0, 1, 2, 3]
+    """
+    if n < 2:
+        raise ValueError(f"resampling needs at least 2 sequences to take another one's value: got {n}")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    donor = torch.empty_like(order)
+    donor[order] = order.roll(1)
+    return donor
+
+
+def other_positions(n: int, n_ctx: int, seed: int) -> Int[Tensor, "batch pos"]:
+    """For each position of each sequence another position: a random cycle through all of them, sequence by sequence.
+
+    >>> sorted(other_positions(1, 3, seed=0)[0].tolist())
+    [0, 1, 2]
+    """
+    if n_ctx < 2:
+        raise ValueError(f"permuting positions needs at least 2 of them: got {n_ctx}")
+    order = torch.rand(n, n_ctx, generator=torch.Generator().manual_seed(seed)).argsort(dim=-1)
+    return torch.empty_like(order).scatter_(1, order, order.roll(1, dims=1))
 
 
 def standard_error(values: Tensor) -> float:

@@ -1,13 +1,23 @@
-"""Activation patching: a corrupted run with one activation taken from the clean run."""
+"""Patch one run into another: whole activations, or only what flows along one path.
 
-from collections.abc import Callable, Sequence
+*Activation patching* takes an activation from the clean run into the corrupted one; everything behind it changes.
+*Path patching* (Wang et al. 2022, "Interpretability in the Wild", section 3.1) sends one sender's value along one path
+and freezes everything off the path, so it tells which *reader* a head writes for.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causal_circuits.models import HookedTransformer, log_probs
+from causal_circuits.interventions.measure import check_hooks
+from causal_circuits.models import HookedTransformer, live_heads, log_probs
+
+Score = Callable[[Float[Tensor, "batch d_vocab"]], Tensor | float]
 
 
 @dataclass(frozen=True)
@@ -15,7 +25,7 @@ class PatchingResult:
     """Metrics of a corrupted run with activations of the clean run patched in.
 
     Attributes:
-        names: the hook names, in the order of `metric`'s rows.
+        names: the hook names, or the paths, in the order of `metric`'s rows.
         metric: [name, pos], or [name, 1] when all positions were patched at once.
         clean, corrupted: the metric of the two untouched runs.
     """
@@ -36,7 +46,7 @@ def patch_activations(
     model: HookedTransformer,
     clean: Int[Tensor, "batch n_ctx"],
     corrupted: Int[Tensor, "batch n_ctx"],
-    metric: Callable[[Float[Tensor, "batch d_vocab"]], Tensor | float],
+    metric: Score,
     *,
     names: Sequence[str] | None = None,
     by_position: bool = True,
@@ -51,19 +61,14 @@ def patch_activations(
             attention output ``hook_z`` of every layer.
         by_position: patch one position at a time; otherwise all at once.
     """
-    if clean.shape != corrupted.shape:
-        raise ValueError(
-            f"clean and corrupted must be pairs of equal shape: {list(clean.shape)}, {list(corrupted.shape)}"
-        )
+    _check_pairs(clean, corrupted)
     if names is None:
         names = [
             f"blocks.{layer}.{what}"
             for layer in range(model.cfg.n_layers)
             for what in ("hook_resid_pre", "attn.hook_z")
         ]
-    unknown = [name for name in names if name not in model.hook_dict]
-    if unknown:
-        raise ValueError(f"the model has no hook {unknown[0]!r}; it has {', '.join(model.hook_dict)}")
+    check_hooks(model, list(names))
     _, cache = model.run_with_cache(clean, names_filter=list(names))
     positions: list[slice] = [slice(i, i + 1) for i in range(clean.shape[1])] if by_position else [slice(None)]
 
@@ -83,3 +88,150 @@ def patch_activations(
         clean=float(metric(log_probs(model, clean))),
         corrupted=float(metric(log_probs(model, corrupted))),
     )
+
+
+@torch.no_grad()
+def patch_paths(
+    model: HookedTransformer,
+    clean: Int[Tensor, "batch n_ctx"],
+    corrupted: Int[Tensor, "batch n_ctx"],
+    metric: Score,
+    *,
+    paths: Sequence[Sequence[str]] | None = None,
+) -> PatchingResult:
+    """Path patching: run the corrupted sequences, with the clean run's value sent along one path and nowhere else.
+
+    Along a path (sender, reader, ..., "logits") the sender has its clean value; every head on the way is computed
+    anew from what the path brings it and the corrupted rest; everything off the path stays corrupted.
+
+    Args:
+        model: any attention-only HookedTransformer.
+        clean, corrupted: tokens, row by row the pairs.
+        metric: log-probabilities at the last position -> a scalar.
+        paths: each begins with "embed" or a head ("L0H0"), goes on through heads' inputs ("L1H0.k": the keys of head 0
+            of layer 1) and ends with "logits"; the default is every path of two heads or fewer from the embedding.
+
+    Returns:
+        One row a path, named with arrows ("embed -> L0H0.v -> L1H0.k -> logits"). The model's settings for separate
+        query, key and value inputs, which this needs, are given back as they were.
+
+    >>> from causal_circuits import chain_graph, plant_circuit
+    >>> model, generator = plant_circuit(chain_graph(6), d_vocab=3), torch.Generator().manual_seed(0)
+    >>> clean, corrupted = torch.randint(3, (2, 64, 6), generator=generator)
+    >>> paths = [("embed", "L0H0.v", "L1H0.k", "logits"), ("embed", "L0H0.k", "L1H0.k", "logits")]
+    >>> result = patch_paths(model, clean, corrupted, lambda log_probs: log_probs[:, 0].mean(), paths=paths)
+    >>> [abs(change) > 1e-4 for change in (result.metric[:, 0] - result.corrupted).tolist()]  # what, not where
+    [True, False]
+    """
+    _check_pairs(clean, corrupted)
+    if not model.cfg.attn_only:
+        raise ValueError("patch_paths follows attention alone: this model has MLPs; use patch_activations")
+    checked = [_checked_path(model, path) for path in (_default_paths(model) if paths is None else paths)]
+    if not checked:
+        raise ValueError("patch_paths needs at least one path: got none")
+    with _separate_inputs(model):
+        runs = [_Run(model, tokens) for tokens in (clean, corrupted)]
+        rows = [[float(metric(_along(path, *runs)))] for path in checked]
+    return PatchingResult(
+        names=tuple(" -> ".join(path) for path in checked),
+        metric=torch.tensor(rows),
+        clean=float(metric(log_probs(model, clean))),
+        corrupted=float(metric(log_probs(model, corrupted))),
+    )
+
+
+class _Run:
+    """A run of some tokens, with what each sender writes into the residual stream."""
+
+    def __init__(self, model: HookedTransformer, tokens: Tensor) -> None:
+        self.model, self.tokens = model, tokens
+        z = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
+        _, self.cache = model.run_with_cache(tokens, names_filter=["blocks.0.hook_resid_pre", *z])
+
+    def written(self, sender: str) -> Float[Tensor, "batch pos d_model"]:
+        if sender == "embed":
+            return self.cache["blocks.0.hook_resid_pre"]
+        layer, head = _head(sender)
+        return self.cache[f"blocks.{layer}.attn.hook_z"][:, :, head] @ self.model.W_O[layer, head]
+
+    def head_output(self, reader: str, change: Tensor) -> Float[Tensor, "batch pos d_model"]:
+        """What a head writes when `change` is added to one of its inputs."""
+        (layer, head), kind, kept = _head(reader), reader[-1], []
+
+        def add(value: Tensor, hook: object) -> Tensor:
+            value = value.clone()
+            value[:, :, head] += change
+            return value
+
+        hooks = [
+            (f"blocks.{layer}.hook_{kind}_input", add),
+            (f"blocks.{layer}.attn.hook_z", lambda z, hook: kept.append(z[:, :, head])),
+        ]
+        with self.model.hooks(fwd_hooks=hooks):
+            self.model(self.tokens, return_type=None)
+        return kept[0] @ self.model.W_O[layer, head]
+
+    def log_probs(self, change: Tensor) -> Float[Tensor, "batch d_vocab"]:
+        """The prediction when `change` is added to the final residual stream."""
+        name = f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post"
+        with self.model.hooks(fwd_hooks=[(name, lambda value, hook: value + change)]):
+            return log_probs(self.model, self.tokens)
+
+
+def _along(path: tuple[str, ...], clean: _Run, corrupted: _Run) -> Float[Tensor, "batch d_vocab"]:
+    change = clean.written(path[0]) - corrupted.written(path[0])
+    for reader in path[1:-1]:
+        change = corrupted.head_output(reader, change) - corrupted.written(reader[:-2])
+    return corrupted.log_probs(change)
+
+
+@contextmanager
+def _separate_inputs(model: HookedTransformer) -> Iterator[None]:
+    """Within the context queries, keys and values have inputs of their own (`hook_q_input`, ...)."""
+    before = model.cfg.use_split_qkv_input
+    model.set_use_split_qkv_input(True)
+    try:
+        yield
+    finally:
+        model.set_use_split_qkv_input(before)
+
+
+def _head(name: str) -> tuple[int, int]:
+    """(layer, head) of "L1H0" or "L1H0.k"."""
+    layer, _, head = name.split(".")[0].removeprefix("L").partition("H")
+    return int(layer), int(head)
+
+
+def _default_paths(model: HookedTransformer) -> list[tuple[str, ...]]:
+    """Every path from the embedding to the logits through at most two heads."""
+    heads = live_heads(model)
+    inputs = [f"L{layer}H{head}.{kind}" for layer, head in heads for kind in "qkv"]
+    pairs = [(first, second) for first in inputs for second in inputs if _head(first)[0] < _head(second)[0]]
+    return [("embed", *middle, "logits") for middle in [(), *((one,) for one in inputs), *pairs]]
+
+
+def _checked_path(model: HookedTransformer, path: Sequence[str]) -> tuple[str, ...]:
+    """The path, or a ValueError that says what a path is made of."""
+    heads = live_heads(model)
+    senders = ["embed", *(f"L{layer}H{head}" for layer, head in heads)]
+    readers = [f"L{layer}H{head}.{kind}" for layer, head in heads for kind in "qkv"]
+    if isinstance(path, str) or len(path) < 2 or path[-1] != "logits":
+        raise ValueError(f"a path is a sender, heads' inputs, and 'logits' at the end: got {path!r}")
+    if path[0] not in senders:
+        raise ValueError(f"no sender {path[0]!r} in this model; it has {', '.join(senders)}")
+    for reader in path[1:-1]:
+        if reader not in readers:
+            raise ValueError(f"no node {reader!r} in this model; a path goes through {', '.join(readers)}")
+    layers = [-1 if path[0] == "embed" else _head(path[0])[0], *(_head(reader)[0] for reader in path[1:-1])]
+    if any(earlier >= later for earlier, later in pairwise(layers)):
+        raise ValueError(f"a path goes through later and later layers: got {' -> '.join(path)}")
+    return tuple(path)
+
+
+def _check_pairs(clean: Tensor, corrupted: Tensor) -> None:
+    if clean.shape != corrupted.shape:
+        raise ValueError(
+            f"clean and corrupted must be pairs of equal shape: {list(clean.shape)}, {list(corrupted.shape)}"
+        )
+    if len(clean) == 0:
+        raise ValueError("patching needs at least one pair of sequences: got an empty batch")

@@ -23,9 +23,10 @@ from causal_circuits.models.build import (
 )
 from causal_circuits.models.files import load_model, save_model
 from causal_circuits.models.layout import Layout, Slot, has_layout, layout_of, slots
-from causal_circuits.models.structured import log_probs, logits, structured_logits
+from causal_circuits.models.structured import PROBABILITY_FLOOR, log_probs, logits, structured_logits
 
 __all__ = [
+    "PROBABILITY_FLOOR",
     "HookedTransformer",
     "Layout",
     "Slot",

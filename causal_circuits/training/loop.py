@@ -1,7 +1,7 @@
 """One training loop: tasks, models and configurations in; a TrainingRecord for each out."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from causal_circuits.training.recipe import TrainConfig
 from causal_circuits.training.runs import FusedRun, StructuredRun
 from causal_circuits.training.steps import trainable_parameters
 
+OnRecord = Callable[[int, HookedTransformer], None]
+
 
 def train(
     model: HookedTransformer,
@@ -25,6 +27,7 @@ def train(
     *,
     record: RecordAt | None = None,
     progress: bool | None = None,
+    on_record: OnRecord | None = None,
 ) -> TrainingRecord:
     """Train a model of ours in place on fresh sequences of a task.
 
@@ -34,12 +37,14 @@ def train(
         config: stages, batch size, warm start and seed; the default is the recipe of `default_stages`.
         record: which steps to record; the default is twelve, dense at the start.
         progress: show a bar; None shows it on a terminal only.
+        on_record: called with (step, model) at every recorded step, to measure the model or keep its weights.
 
     Raises:
         ValueError: model and task do not fit, or a stage names an unknown parameter.
         FloatingPointError: the loss is no longer a number; the message names the step and what to try.
     """
-    return train_ensemble([model], [task], [config or TrainConfig()], record=record, progress=progress)[0]
+    configs = [config or TrainConfig()]
+    return train_ensemble([model], [task], configs, record=record, progress=progress, on_record=on_record)[0]
 
 
 def train_ensemble(
@@ -49,6 +54,7 @@ def train_ensemble(
     *,
     record: RecordAt | None = None,
     progress: bool | None = None,
+    on_record: OnRecord | None = None,
 ) -> list[TrainingRecord]:
     """Train many models in place, side by side: graphs, seeds or hyper-parameters; each as if it were trained alone.
 
@@ -59,7 +65,7 @@ def train_ensemble(
         models: of the same sizes.
         tasks: one for each model.
         configs: one for each model; number of steps and batch size must agree, everything else may differ.
-        record, progress: as in `train`.
+        record, progress, on_record: as in `train`; on_record is called for one member after the other.
 
     >>> from causal_circuits import InContextTask, chain_graph, disentangled_transformer
     >>> models = [disentangled_transformer(d_vocab=3, n_ctx=4) for _ in range(2)]
@@ -74,9 +80,9 @@ def train_ensemble(
         if config.warm_start is not None:
             warm_start(model, config.warm_start)
     if all(can_fuse(model) for model in models):
-        return _run(list(models), list(tasks), list(configs), record, progress, fused=True)
+        return _run(list(models), list(tasks), list(configs), record, progress, on_record, fused=True)
     members = zip(models, tasks, configs, strict=True)
-    return [_run([m], [t], [c], record, progress, fused=False)[0] for m, t, c in members]
+    return [_run([m], [t], [c], record, progress, on_record, fused=False)[0] for m, t, c in members]
 
 
 def _run(
@@ -85,6 +91,7 @@ def _run(
     configs: list[TrainConfig],
     record: RecordAt,
     progress: bool | None,
+    on_record: OnRecord | None,
     fused: bool,
 ) -> list[TrainingRecord]:
     n_steps, began = configs[0].steps, time.perf_counter()
@@ -92,8 +99,11 @@ def _run(
     stores = _stores(record, len(models), len(recorded))
 
     def keep(snapshots: list[Snapshot]) -> None:
-        for store, snapshot in zip(stores, snapshots, strict=True):
+        for store, snapshot, model in zip(stores, snapshots, models, strict=True):
             store.add(snapshot)
+            if on_record is not None:
+                run.write_back()
+                on_record(snapshot.step, model)
 
     bar = tqdm(total=n_steps, desc="training", unit="step", disable=None if progress is None else not progress)
     with _torch_threads(fused) as n_threads, bar:

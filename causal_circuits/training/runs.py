@@ -55,6 +55,9 @@ class StructuredRun:
         self._ahead.append(self._pool.submit(self._draw_batch, self._step + 1))
         return np.array([loss])
 
+    def write_back(self) -> None:
+        """Nothing to do: the model itself is trained."""
+
     def update(self) -> None:
         """One step of the optimiser."""
         next(self._updates).step()
@@ -187,7 +190,7 @@ class FusedRun:
         """The state of every member, measured on its batch of this step."""
         for future in self._data:
             future.result()
-        self._write_back()
+        self.write_back()
         taken = []
         for member in self._place:
             batch = Batch(torch.from_numpy(self._tokens[member]), torch.from_numpy(self._targets[member]))
@@ -214,7 +217,8 @@ class FusedRun:
             for i, member in enumerate(self._place)
         ]
 
-    def _write_back(self) -> None:
+    def write_back(self) -> None:
+        """Give the models the weights as they are now."""
         for member, model in enumerate(self._models):
             for live, stack in zip(live_weights(model), self._weights, strict=True):
                 live.copy_(stack[member])
@@ -222,7 +226,7 @@ class FusedRun:
     def close(self) -> None:
         """Stop drawing; give the models their weights."""
         self._pool.shutdown(cancel_futures=True)
-        self._write_back()
+        self.write_back()
 
 
 def _stacks(n: int, shapes: Sequence[torch.Size]) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,0 +1,251 @@
+"""The job of `discovery_benchmark.py`: a unit is one graph, kind of model and seed; it gives a row for each method.
+
+Not a script. After each unit everything so far is written down, so that an interrupted run can go on.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import networkx as nx
+import torch
+from command_line import BEGAN, OneLineParser
+from recover_and_prove import check_writable, versions
+from tqdm import tqdm
+
+import causal_circuits as cc
+from causal_circuits import circuits, figures
+
+Row = dict[str, Any]
+Unit = tuple[str, str, int]
+NOT_CONFIG = ("out", "quiet", "quick")
+
+
+def run_from_arguments(parser: OneLineParser, arguments: argparse.Namespace) -> int:
+    """Check the arguments, do the units that are not done yet, print the table."""
+    try:
+        check(arguments)
+        check_writable(arguments.out)
+        rows = rows_so_far(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    done = {(row["graph"], row["model"], row["seed"]) for row in rows}
+    todo = [unit for unit in units(arguments) if unit not in done]
+    command = f"python analyses/{parser.prog} {shlex.join(sys.argv[1:])}".strip()
+    bar = tqdm(todo, desc="benchmark", unit="model", disable=arguments.quiet or not sys.stderr.isatty())
+    for unit in bar:
+        bar.set_postfix_str(" ".join(map(str, unit)))
+        rows += measure(*unit, arguments)
+        write(rows, arguments, command)
+    write(rows, arguments, command)
+    draw(rows, arguments, command)
+    print(table(rows, arguments.out))
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise a ValueError that names the flag, the value and the remedy."""
+    from discovery_benchmark import GRAPHS, MODELS
+
+    arguments.methods = list(circuits.METHODS) if arguments.methods is None else arguments.methods
+    for flag, given, known in (
+        ("--graphs", arguments.graphs, GRAPHS),
+        ("--models", arguments.models, MODELS),
+        ("--methods", arguments.methods, circuits.METHODS),
+    ):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise ValueError(f"{flag} must be of {', '.join(known)}: got {unknown[0]!r}")
+    least = {"seeds": 1, "seed": 0, "steps": 2, "sequences": 8, "frontier_sequences": 8, "max_edges": 1, "n_ctx": 4}
+    for name, value in least.items():
+        if getattr(arguments, name) < value:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {value}: got {getattr(arguments, name)}")
+    cc.InContextTask(cc.chain_graph(arguments.n_ctx), d_vocab=arguments.d_vocab, alpha=arguments.alpha).alphas  # noqa: B018  # checks them
+
+
+def units(arguments: argparse.Namespace) -> Iterator[Unit]:
+    """Every graph, kind of model and seed."""
+    seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+    return product(arguments.graphs, arguments.models, seeds)
+
+
+def make_graph(name: str, n_ctx: int, seed: int) -> nx.DiGraph:
+    """The graph of a name; two-parent: every position has the two before it as parents."""
+    if name == "two-parent":
+        return cc.ngram_graph(n_ctx, order=2)
+    graphs = {"chain": cc.chain_graph, "pairs": cc.pairs_graph}
+    return graphs[name](n_ctx) if name in graphs else cc.random_forest(n_ctx, 0.4, seed=seed + 1)
+
+
+def make_model(kind: str, task: cc.InContextTask, steps: int, seed: int) -> Any:
+    """A planted, trained or decoy model; as many heads in layer 1 as a position has parents."""
+    if kind == "planted":
+        return cc.plant_circuit(task.graph, task.d_vocab)
+    n_heads = max(task.in_degrees)
+    init_scale = 0.02 if n_heads > 1 and kind == "trained" else 0.0  # alike at the start, heads would stay alike
+    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, (n_heads, 1), init_scale=init_scale, seed=seed)
+    recipe = cc.TrainConfig(stages=cc.default_stages(steps), seed=seed)
+    if kind == "decoy":
+        recipe = cc.TrainConfig.joint(steps, 0.1, warm_start=None, seed=seed)
+    cc.train(model, task, recipe, record=cc.RecordAt(steps=()), progress=False)
+    return model
+
+
+def measure(graph_name: str, kind: str, seed: int, arguments: argparse.Namespace) -> list[Row]:
+    """One row for each method."""
+    graph = make_graph(graph_name, arguments.n_ctx, seed)
+    task = cc.InContextTask(graph, d_vocab=arguments.d_vocab, alpha=arguments.alpha)
+    model = make_model(kind, task, arguments.steps, seed)
+    test = task.sample(8192, seed=(seed, 2))
+    loss = float(cc.evaluate(model, test).mean())
+    parts = circuits.entry_model(model, task.sample(arguments.sequences, seed=(seed, 3)), seed=seed)
+    few = task.sample(arguments.frontier_sequences, seed=(seed, 5))
+    whole = circuits.circuit_model(model, few, seed=seed)
+    edges = [circuits.discover(whole, method, seed=seed) for method in arguments.methods]
+    frontier = circuits.oracle_frontier(whole, max_edges=arguments.max_edges)
+    if not frontier.exact:  # then regret is measured against the best circuit that anybody found
+        tried = [found.circuit(size) for found in edges for size in range(len(whole) + 1)]
+        frontier = frontier.with_circuits(whole, torch.stack(tried))
+    rows = []
+    for method, of_edges in zip(arguments.methods, edges, strict=True):
+        found = circuits.discover(parts, method, seed=seed)
+        scores = circuits.score_against_graph(parts.matrices(found.score), graph)
+        ranking = circuits.rank(whole, of_edges, frontier)
+        rows.append(
+            {
+                "method": method,
+                "graph": graph_name,
+                "model": kind,
+                "seed": seed,
+                "auroc": scores.auroc,
+                "auprc": scores.auprc,
+                "shd": scores.shd,
+                "exact_parent_rate": scores.exact_parent_rate,
+                "regret": ranking.mean_regret,
+                "seconds": found.seconds,
+                "auroc_children": scores.auroc_children,
+                "regret_is_exact": frontier.exact,
+                "frontier_seconds": frontier.seconds,
+                "loss": loss,
+                "excess_over_edge_posterior": loss - task.bayes_loss(test),
+                "parents": cc.graph_parents(graph),
+            }
+        )
+    return rows
+
+
+def rows_so_far(arguments: argparse.Namespace) -> list[Row]:
+    """The rows of an interrupted run; a ValueError if the folder holds a run with other flags."""
+    path = arguments.out / "results.json"
+    if not path.exists():
+        return []
+    try:
+        before = json.loads(path.read_text())
+        rows, flags = before["rows"], before["config"]
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--out must be empty or hold a run of this benchmark: {path}: {error!r}") from error
+    for name, value in config(arguments).items():
+        if name in ("graphs", "models", "seeds", "seed"):
+            continue  # more units may be asked for
+        if flags.get(name) != value:
+            raise ValueError(
+                f"--out holds a run with {name} = {flags.get(name)!r}, now {value!r}: choose another folder, or "
+                f"delete {path}"
+            )
+    wanted = set(units(arguments))
+    return [row for row in rows if (row["graph"], row["model"], row["seed"]) in wanted]
+
+
+def config(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The flags that decide numbers."""
+    return {name: value for name, value in vars(arguments).items() if name not in NOT_CONFIG}
+
+
+def write(rows: list[Row], arguments: argparse.Namespace, command: str) -> None:
+    """results.json, in one piece."""
+    content = {
+        "command": command,
+        "config": config(arguments),
+        "versions": versions(),
+        "rows": rows,
+        "timing": {"wall_s": time.perf_counter() - BEGAN},
+    }
+    part = arguments.out / "results.json.part"
+    part.write_text(json.dumps(circuits.plain_values(content), indent=2, allow_nan=False) + "\n")
+    os.replace(part, arguments.out / "results.json")
+
+
+def draw(rows: list[Row], arguments: argparse.Namespace, command: str) -> None:
+    """The figure and the page."""
+    folder = arguments.out / "figures"
+    figures.save_figure(figures.plot_benchmark(rows), folder / "benchmark")
+    sentence = (
+        "A dot for each graph and seed, a bar at the mean: how well a method's scores of attention entries match the "
+        "latent graph, and how far its circuits are from the best of their size."
+    )
+    shown = figures.figure_html(folder / "benchmark", alt=sentence)
+    columns = ("graph", "model", "seed", "method", "auroc", "auprc", "shd", "exact_parent_rate", "regret", "seconds")
+    listed = figures.table_html([{name: row[name] for name in columns} for row in rows], caption="Every row")
+    figures.write_report(
+        arguments.out / "report.html",
+        title="Which methods find the circuit?",
+        verdict=verdict(rows),
+        sections=[
+            figures.Section("Methods, held to the truth", sentence, shown, command),
+            figures.Section(
+                "Every number", "Regret in nats; seconds are those of scoring all entries.", listed, command
+            ),
+        ],
+        meta={"command": command, "wall time": f"{time.perf_counter() - BEGAN:.1f} s", **versions()},
+    )
+
+
+def verdict(rows: list[Row]) -> list[figures.Check]:
+    """What the rows say about planted circuits, and about decoys."""
+    checks = []
+    exact = [row for row in rows if row["method"] == "exact"]
+    planted = [row for row in exact if row["model"] == "planted"]
+    if planted:
+        least = min(row["auroc"] for row in planted)
+        checks.append(
+            figures.Check(
+                least == 1.0, "On planted circuits exact knock-out finds every edge", f"AUROC {least:.3f} at least"
+            )
+        )
+    rates = {kind: [row["exact_parent_rate"] for row in exact if row["model"] == kind] for kind in ("trained", "decoy")}
+    if all(rates.values()):
+        trained, decoy = fmean(rates["trained"]), fmean(rates["decoy"])
+        checks.append(
+            figures.Check(
+                trained > decoy,
+                "Exact knock-out tells a model that learned the graph from one that only predicts well",
+                f"parents are the entries that cost most in {trained:.0%} of rows (trained), {decoy:.0%} (decoy)",
+            )
+        )
+    return checks
+
+
+def table(rows: list[Row], out: Path) -> str:
+    """Means over graphs and seeds, a line for each kind of model and method."""
+    columns = ("auroc", "auprc", "shd", "exact_parent_rate", "regret", "seconds")
+    lines = ["model    method                 AUROC  AUPRC    SHD  exact parents  regret  seconds"]
+    for kind, method in dict.fromkeys((row["model"], row["method"]) for row in rows):
+        some = [row for row in rows if (row["model"], row["method"]) == (kind, method)]
+        mean = {name: fmean(row[name] for row in some) for name in columns}
+        lines.append(
+            f"{kind:8s} {method:21s} {mean['auroc']:6.3f} {mean['auprc']:6.3f} {mean['shd']:6.1f} "
+            f"{mean['exact_parent_rate']:14.0%} {mean['regret']:7.4f} {mean['seconds']:8.3f}"
+        )
+    for kind in dict.fromkeys(row["model"] for row in rows):
+        excess = fmean(row["excess_over_edge_posterior"] for row in rows if row["model"] == kind)
+        lines.append(f"{kind:8s} test loss {excess:+.4f} nats from the edge posterior")
+    lines.append(f"look at  {out / 'report.html'}")
+    return "\n".join(lines)

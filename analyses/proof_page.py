@@ -1,0 +1,164 @@
+"""The figures and the page of `circuit_proof.py`, in the order in which a doubter would ask.
+
+Not a script. Every section says in one sentence what its picture shows.
+"""
+
+from pathlib import Path
+
+from prove_one import Evidence
+from recover_and_prove import versions
+
+from causal_circuits import figures
+
+
+def write_page(evidence: Evidence, command: str, out: Path) -> None:
+    """Save every figure and write the page."""
+    e, folder = evidence, out / "figures"
+    for name, figure in draw_figures(e).items():
+        figures.save_figure(figure, folder / name)
+    figures.write_report(
+        out / "report.html",
+        title=f"Which circuit is this, and is it one? ({e.task.graph.graph.get('name', 'forest')})",
+        verdict=verdict(e),
+        sections=sections(e, folder, command),
+        meta={"task": repr(e.task), "command": command, "wall time": f"{e.seconds:.1f} s", **versions()},
+    )
+
+
+def draw_figures(evidence: Evidence) -> dict[str, object]:
+    """Every figure by the name of its file."""
+    e, graph = evidence, evidence.task.graph
+    effect = e.knock_out.effect.amax(dim=0).clone()
+    if e.task.has_query:
+        effect[-1] = float("nan")  # the query's row has no parent, and its effects would drown the others' colours
+    drawn = {
+        "circuit": figures.plot_circuit(e.whole.graph, e.whole.mask(e.proof.circuit)),
+        "frontier": figures.plot_frontier(e.frontier, e.rankings),
+        "needed_edges": figures.plot_needed_edges(e.proof),
+        "knock_out": figures.plot_matrix(
+            effect,
+            graph,
+            title="Loss when one entry of layer 1 is cut",
+            label="nats above the whole model",
+            diverging=True,
+        ),
+        "attention": figures.plot_attention_and_graph(e.knock_out.attention.amax(dim=0), graph),
+    }
+    if e.formation is not None:
+        drawn["formation"] = figures.plot_formation(e.formation)
+    return drawn
+
+
+def verdict(evidence: Evidence) -> list[figures.Check]:
+    """The claims, each with the number that decides it."""
+    e, scores, both = evidence, evidence.graph_scores, evidence.scrubbed[-1]
+    claims = {
+        "faithful": "The circuit does what the whole model does",
+        "complete": "Nothing outside the circuit does the same",
+        "minimal": "Every edge of the circuit is needed",
+        "sufficient": "No random circuit of its size is as good",
+    }
+    return [
+        figures.Check(
+            all(check.passed for check in e.checks),
+            "The tools obey their own laws on this model",
+            "; ".join(f"{check.law}: off by {check.error:.1e}" for check in e.checks),
+        ),
+        *(figures.Check(c.passed, claims[c.name], c.reason) for c in e.proof.criteria),
+        figures.Check(
+            e.encodes_graph,
+            "The attention entries that matter are the latent graph",
+            f"cut one by one, the parents are the entries that cost most in {scores.exact_parent_rate:.0%} of the rows "
+            f"with parents; AUROC {scores.auroc:.3f}",
+        ),
+        figures.Check(
+            both.recovered >= 0.9,
+            "Causal scrubbing leaves the paper's hypothesis standing: head 0.h copies parent h, head 1.0 matches",
+            f"it keeps {both.recovered:.3f} of the loss that free resampling destroys",
+        ),
+    ]
+
+
+def sections(evidence: Evidence, folder: Path, command: str) -> list[figures.Section]:
+    """The evidence, picture by picture."""
+    e = evidence
+
+    def section(title: str, sentence: str, *names: str, more: str = "") -> figures.Section:
+        shown = [figures.figure_html(folder / name, alt=f"{title}: {sentence}") for name in names]
+        return figures.Section(title, sentence, "".join(shown) + more, command)
+
+    found = [
+        section(
+            "The circuit",
+            f"The smallest circuit that keeps 99% of what the best of {e.frontier.n_circuits:,} circuits gains: "
+            f"{len(e.proof.circuit)} of {len(e.whole)} edges.",
+            "circuit",
+        ),
+        section(
+            "Each edge's worth",
+            "Each edge cut alone, on sequences that the search has not seen; filled dots pass Holm's correction.",
+            "needed_edges",
+        ),
+        section(
+            "The best circuits, and what the methods find",
+            "The thick line is the least cost of any circuit with so many edges; the other lines take a method's "
+            "highest-scoring edges, so the gap is its regret.",
+            "frontier",
+            more=figures.table_html(method_rows(e), caption="Seven methods against the frontier and against the graph"),
+        ),
+        section(
+            "The entries that matter, and the graph",
+            "Layer 1's attention, and what cutting each entry costs; true edges are outlined. A model that predicts by "
+            "other means has a low loss and no match here.",
+            "attention",
+            "knock_out",
+        ),
+        section(
+            "Causal scrubbing",
+            "Everything that the paper's hypothesis calls irrelevant is resampled; what remains of the loss is the "
+            "hypothesis's share.",
+            more=figures.table_html(scrub_rows(e), caption="Loss with only the hypothesis kept, nats"),
+        ),
+    ]
+    if e.formation is not None:
+        found.append(
+            section(
+                "When each edge began to matter",
+                "Attention on each edge and what cutting it costs, at twelve steps of training; dotted lines mark the "
+                "first step from which an edge stays at half of its final value.",
+                "formation",
+            )
+        )
+    return found
+
+
+def method_rows(evidence: Evidence) -> list[dict[str, object]]:
+    """One row for each method."""
+    return [
+        {
+            "method": ranking.method,
+            "mean regret (nats)": ranking.mean_regret,
+            "CPR": ranking.cpr,
+            "CMD": ranking.cmd,
+            "AUROC": scores.auroc,
+            "AUPRC": scores.auprc,
+            "structural Hamming distance": scores.shd,
+            "exact parents": f"{scores.exact_parent_rate:.0%}",
+            "seconds": found.seconds,
+        }
+        for ranking, (found, scores) in zip(evidence.rankings, evidence.entries, strict=True)
+    ]
+
+
+def scrub_rows(evidence: Evidence) -> list[dict[str, object]]:
+    """One row for each claim."""
+    return [
+        {
+            "claim": scrubbed.claim,
+            "loss": scrubbed.loss,
+            "whole model": scrubbed.baseline_loss,
+            "free resampling": scrubbed.random_loss,
+            "share kept": round(scrubbed.recovered, 3),
+        }
+        for scrubbed in evidence.scrubbed
+    ]

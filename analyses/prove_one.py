@@ -1,0 +1,223 @@
+"""The job of `circuit_proof.py`: check, search, prove, compare, scrub, and hold to the graph.
+
+Not a script. `run` is the job, in order; `Evidence` is what it found; `proof_page.py` shows it.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import networkx as nx
+import torch
+from command_line import BEGAN, OneLineParser
+from recover_and_prove import check_writable, versions
+
+import causal_circuits as cc
+from causal_circuits import circuits
+
+KEEPS = 0.99  # the circuit is the smallest that keeps this share of what the best circuit gains
+COUNTERFACTUAL = "mean"
+
+
+@dataclass
+class Evidence:
+    """Everything that one run found out."""
+
+    task: cc.InContextTask
+    model: object
+    checks: tuple[circuits.SelfCheck, ...]
+    frontier: circuits.Frontier
+    whole: circuits.CircuitModel
+    proof: circuits.CircuitProof
+    discoveries: list[circuits.Discovery]
+    rankings: list[circuits.Ranking]
+    entries: list[tuple[circuits.Discovery, circuits.GraphScores]]
+    knock_out: cc.KnockOut
+    scrubbed: list[cc.Scrubbed]
+    formation: circuits.Formation | None
+    edge_posterior: float
+    seconds: float = 0.0
+
+    @property
+    def graph_scores(self) -> circuits.GraphScores:
+        """Exact knock-out effects held to the graph."""
+        return self.entries[0][1]
+
+    @property
+    def encodes_graph(self) -> bool:
+        """Whether in nearly every row with parents the entries that matter most are the parents."""
+        return self.graph_scores.exact_parent_rate >= 0.9
+
+
+def run_from_arguments(
+    parser: OneLineParser, arguments: argparse.Namespace, make_graph: Callable[[argparse.Namespace], nx.DiGraph]
+) -> int:
+    """Check the arguments, run the job, print the table; bad input ends in one line and status 2."""
+    try:
+        if arguments.steps < 2 or arguments.seed < 0:
+            raise ValueError(
+                f"--steps must be at least 2 and --seed 0 or more: got {arguments.steps}, {arguments.seed}"
+            )
+        if arguments.sequences < 8:
+            raise ValueError(f"--sequences must be at least 8: got {arguments.sequences}")
+        if arguments.model is not None and arguments.decoy:
+            raise ValueError("--decoy trains a model and --model loads one: choose one of them")
+        graph = make_graph(arguments)
+        task = cc.InContextTask(graph, d_vocab=arguments.d_vocab, alpha=arguments.alpha)
+        model = None if arguments.model is None else cc.load_model(arguments.model)
+        if model is not None:
+            cc.models.check_model(model, task.d_vocab, task.n_ctx)
+        if not cc.latent_edges(graph):
+            raise ValueError("the graph has no edge between context positions: there is nothing to prove")
+        check_writable(arguments.out)
+    except ValueError as error:
+        parser.error(str(error))
+    evidence = run(task, model, arguments)
+    command = f"python analyses/{parser.prog} " + shlex.join(sys.argv[1:])
+    write(evidence, arguments, command.strip())
+    print(table(evidence, arguments.out))
+    return 0
+
+
+def run(task: cc.InContextTask, model: object | None, arguments: argparse.Namespace) -> Evidence:
+    """Train if need be, check, search, prove, compare, scrub, hold to the graph."""
+    say = (lambda text: None) if arguments.quiet else (lambda text: print(text, file=sys.stderr, flush=True))
+    seed, progress = arguments.seed, False if arguments.quiet else None
+    formation = None
+    if model is None:
+        say(f"{task!r}\n1/6  training, and measuring every edge at twelve steps")
+        model = cc.disentangled_transformer(task.d_vocab, task.n_ctx)
+        formation = circuits.watch_formation(
+            model, task, _config(arguments), batch=task.sample(512, seed=(seed, 4)), seed=seed, progress=progress
+        )
+    proving, searching = (
+        task.sample(arguments.sequences, seed=(seed, 3)),
+        task.sample(arguments.sequences // 8, seed=(seed, 5)),
+    )
+    say("2/6  the tools' own laws, on this model")
+    checks = circuits.self_checks(model, proving[:256], counterfactual=COUNTERFACTUAL, seed=seed)
+    say("3/6  the best circuit of every size")
+    small = circuits.circuit_model(model, searching, counterfactual=COUNTERFACTUAL, seed=seed)
+    frontier = circuits.oracle_frontier(small, progress=not arguments.quiet and sys.stderr.isatty())
+    say("4/6  the proof, on fresh sequences")
+    whole = circuits.circuit_model(model, proving, counterfactual=COUNTERFACTUAL, seed=seed)
+    proof = circuits.prove_circuit(whole, frontier.masks[chosen_size(frontier)], seed=seed)
+    say("5/6  seven methods against the best circuits and against the graph")
+    discoveries = [circuits.discover(small, method, seed=seed) for method in circuits.METHODS]
+    parts = circuits.entry_model(model, proving, seed=seed)
+    entries = [circuits.discover(parts, method, seed=seed) for method in circuits.METHODS]
+    say("6/6  causal scrubbing of the paper's hypothesis")
+    return Evidence(
+        task=task,
+        model=model,
+        checks=checks,
+        frontier=frontier,
+        whole=whole,
+        proof=proof,
+        discoveries=discoveries,
+        rankings=[circuits.rank(small, found, frontier) for found in discoveries],
+        entries=[(found, circuits.score_against_graph(parts.matrices(found.score), task.graph)) for found in entries],
+        knock_out=cc.knock_out_edges(model, proving),
+        scrubbed=[cc.scrub_hypothesis(model, proving, task, claim, seed=seed) for claim in ("copy", "match", "both")],
+        formation=formation,
+        edge_posterior=task.bayes_loss(proving),
+    )
+
+
+def _config(arguments: argparse.Namespace) -> cc.TrainConfig:
+    """The default recipe, or the one whose models predict without the graph: Adam at 0.1 on everything, from zero."""
+    if arguments.decoy:
+        return cc.TrainConfig.joint(arguments.steps, 0.1, warm_start=None, seed=arguments.seed)
+    return cc.TrainConfig(stages=cc.default_stages(arguments.steps), seed=arguments.seed)
+
+
+def chosen_size(frontier: circuits.Frontier) -> int:
+    """The smallest size that keeps `KEEPS` of what the best circuit gains over none."""
+    cost = frontier.cost
+    enough = cost <= cost[0] - KEEPS * (cost[0] - cost.min())
+    return max(1, int(torch.nonzero(enough)[0]))
+
+
+def results(evidence: Evidence, arguments: argparse.Namespace, command: str) -> dict[str, object]:
+    """Every number of the table, and the evidence behind it, as JSON values."""
+    e = evidence
+    flags = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    return {
+        "command": command,
+        "config": {**flags, "n_ctx": e.task.n_ctx, "parents": cc.graph_parents(e.task.graph)},
+        "versions": versions(),
+        "loss": {"whole": e.proof.full_cost, "edge_posterior": e.edge_posterior, "circuit": e.proof.cost},
+        "self_checks": e.checks,
+        "proof": {**circuits.plain_values(e.proof), "proved": e.proof.proved, "verdict": e.proof.verdict},
+        "frontier": e.frontier,
+        "methods": [
+            {
+                "method": ranking.method,
+                "mean_regret": ranking.mean_regret,
+                "cpr": ranking.cpr,
+                "cmd": ranking.cmd,
+                "score": found.score,
+                "entries": scores,
+            }
+            for found, ranking, (_, scores) in zip(e.discoveries, e.rankings, e.entries, strict=True)
+        ],
+        "encodes_graph": e.encodes_graph,
+        "scrubbing": [{**circuits.plain_values(s), "recovered": s.recovered} for s in e.scrubbed],
+        "formation": e.formation
+        and {
+            "steps": e.formation.steps,
+            "attention_onset": e.formation.attention_onset,
+            "causal_onset": e.formation.causal_onset,
+            "attention": e.formation.attention,
+            "effect": e.formation.effect,
+        },
+        "timing": {"wall_s": e.seconds, "frontier_s": e.frontier.seconds, "circuits": e.frontier.n_circuits},
+    }
+
+
+def table(evidence: Evidence, out: Path) -> str:
+    """The short table that ends a run."""
+    e, proof = evidence, evidence.proof
+    lines = [
+        f"laws        {sum(check.passed for check in e.checks)} of {len(e.checks)} self-checks hold",
+        f"search      the best of {e.frontier.n_circuits:,} circuits for every size, in {e.frontier.seconds:.1f} s",
+        f"verdict     {proof.verdict}",
+        f"circuit     keeps {proof.faithfulness:.3f} [{proof.interval[0]:.3f}, {proof.interval[1]:.3f}] of the gain; "
+        f"loss {proof.cost:.4f}, whole model {proof.full_cost:.4f}, edge posterior {e.edge_posterior:.4f}",
+    ]
+    for ranking, (_, scores) in zip(e.rankings, e.entries, strict=True):
+        lines.append(
+            f"{ranking.method:21s} regret {ranking.mean_regret:7.4f} nats; on the graph: AUROC {scores.auroc:.3f}, "
+            f"AUPRC {scores.auprc:.3f}, exact parents {scores.exact_parent_rate:.0%}"
+        )
+    shares = ", ".join(f"{s.claim} {s.recovered:.3f}" for s in e.scrubbed)
+    answer = "yes" if e.encodes_graph else "NO: it predicts by other means"
+    lines += [
+        f"scrubbing   share of the loss that the hypothesis keeps: {shares}",
+        f"the graph   are the entries that matter the latent graph? {answer}",
+        f"look at     {out / 'report.html'}",
+    ]
+    return "\n".join(lines)
+
+
+def write(evidence: Evidence, arguments: argparse.Namespace, command: str) -> None:
+    """Model, circuit, figures, report and, last, results.json."""
+    from proof_page import write_page
+
+    out: Path = arguments.out
+    if arguments.model is None:
+        cc.save_model(evidence.model, out / "model")
+    circuit = evidence.whole.mask(evidence.proof.circuit)
+    circuits.export_circuit(out, evidence.whole, circuit, evidence.discoveries, evidence.proof)
+    evidence.seconds = time.perf_counter() - BEGAN
+    write_page(evidence, command, out)
+    evidence.seconds = time.perf_counter() - BEGAN
+    content = circuits.plain_values(results(evidence, arguments, command))
+    (out / "results.json.part").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    os.replace(out / "results.json.part", out / "results.json")

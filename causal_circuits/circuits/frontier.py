@@ -1,0 +1,210 @@
+"""The best circuit of every size, by trying all of them: what any discovery method can at most reach.
+
+With one head in each of two layers a model has 19 edges and 2^19 circuits; at the granularity of slots 26 and 2^26.
+Two facts make the search smaller and leave it exact:
+
+* an edge into a head that nothing in the circuit reads changes nothing, so circuits with such dead edges are others
+  over again (`is_alive`): of 2^26 circuits 2.1e7 are different;
+* an edge whose block of the weights is zero, or whose sender is the same in the counterfactual, changes nothing in any
+  circuit (`inert_edges`): a planted model keeps about ten edges.
+
+Where more than `max_edges` are left, the ones that matter most when cut from the whole model are enumerated, and the
+frontier says what it is then: `exact` is false and no circuit is better than `floor`.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from causal_circuits.circuits.evaluate import COPIES, CircuitModel
+from causal_circuits.circuits.graph import INPUTS, LOGITS, Edge
+
+MAX_EDGES = 19
+CODES = 2**18  # circuits that are written out as bits at once
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The least cost of every size of circuit.
+
+    Attributes:
+        edges: the axis of `masks`.
+        cost: [size], float64; mean cost of the best circuit with at most 0, 1, 2, ... edges.
+        masks: [size, edge]; that circuit, without dead edges.
+        exact: whether no circuit of this model can be better.
+        floor: no circuit has a lower cost: the least cost itself where the search was exact, else what the metric
+            allows (for the loss: the entropy of the targets).
+        n_circuits: circuits that the search covered.
+        n_evaluated: different ones among them.
+        seconds: wall time.
+    """
+
+    edges: tuple[Edge, ...]
+    cost: Float[Tensor, " size"]
+    masks: Bool[Tensor, "size edge"]
+    exact: bool
+    floor: float
+    n_circuits: int
+    n_evaluated: int
+    seconds: float
+
+    @property
+    def best_size(self) -> int:
+        """The least size whose cost is, to a millionth, the least of all."""
+        return int((self.cost <= self.cost.min() + 1e-6).nonzero()[0])
+
+    def with_circuits(self, model: CircuitModel, masks: Bool[Tensor, "circuit edge"]) -> "Frontier":
+        """The frontier with circuits found elsewhere taken in: for a search that was not exact, the best known."""
+        found, sizes = model.costs(masks).mean(dim=-1), masks.sum(dim=-1)
+        cost, best = self.cost.clone(), self.masks.clone()
+        for size in range(len(cost)):
+            fits = torch.where(sizes <= size, found, torch.inf)
+            if fits.min() < cost[size]:
+                cost[size], best[size] = fits.min(), masks[fits.argmin()]
+        return replace(self, cost=cost, masks=best)
+
+    def circuit(self, size: int) -> list[Edge]:
+        """The edges of the best circuit with at most `size` edges."""
+        return [edge for edge, keep in zip(self.edges, self.masks[size].tolist(), strict=True) if keep]
+
+
+def oracle_frontier(model: CircuitModel, *, max_edges: int = MAX_EDGES, progress: bool = False) -> Frontier:
+    """The best circuit of every size: exact, by enumeration, where that is possible.
+
+    Args:
+        model: what to find circuits of. A few hundred sequences are enough to rank circuits.
+        max_edges: how many edges are enumerated at most, 1 to 30. 19 covers two layers of one head each; 26 the same
+            with the slots of head outputs apart (then take few sequences).
+        progress: show a bar on stderr.
+
+    >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
+    >>> from causal_circuits.circuits import circuit_model
+    >>> task = InContextTask(chain_graph(5), d_vocab=3, alpha=0.1)
+    >>> model = circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(20), granularity="slot")
+    >>> frontier = oracle_frontier(model)
+    >>> frontier.exact, frontier.n_evaluated < 2**9, ("token", "L0H0.v") in frontier.circuit(frontier.best_size)
+    (True, True, True)
+    """
+    if not 1 <= max_edges <= 30:
+        raise ValueError(f"max_edges must lie in 1 .. 30: got {max_edges}; {MAX_EDGES} is the default")
+    began = time.perf_counter()
+    free, exact = _edges_to_enumerate(model, max_edges)
+    cost = torch.full((len(model.edges) + 1,), torch.inf, dtype=torch.float64)
+    masks = torch.zeros(len(cost), len(model.edges), dtype=torch.bool)
+    n_evaluated = 0
+    with tqdm(total=2 ** len(free), desc="circuits", unit_scale=True, disable=not progress) as bar:
+        for covered, piece in _different_circuits(model, free):
+            costs, sizes = model.costs(piece).mean(dim=-1), piece.sum(dim=-1)
+            for size in sizes.unique().tolist():  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                best = int(torch.where(sizes == size, costs, torch.inf).argmin())
+                if costs[best] < cost[size]:
+                    cost[size], masks[size] = costs[best], piece[best]
+            n_evaluated += len(piece)
+            bar.update(covered)
+    for size in range(1, len(cost)):  # at most so many edges
+        if cost[size - 1] <= cost[size]:
+            cost[size], masks[size] = cost[size - 1], masks[size - 1]
+    return Frontier(
+        edges=model.edges,
+        cost=cost,
+        masks=masks,
+        exact=exact,
+        floor=float(cost.min()) if exact else _floor(model),
+        n_circuits=2 ** len(free),
+        n_evaluated=n_evaluated,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def inert_edges(model: CircuitModel) -> Bool[Tensor, " edge"]:
+    """The edges that change nothing in any circuit: zero weights, or a sender that the counterfactual leaves alone.
+
+    Backwards from the logits: a slot is of use if a reader of use has a weight on it that is not zero.
+    """
+    weights, inert = model.weights, torch.ones(len(model.edges), dtype=torch.bool)
+    used = {slot for slot, block in weights.readout.items() if bool(block.any())}
+    for slot, edge in weights.reads[LOGITS]:
+        inert[edge] &= slot not in used
+    for layer in reversed(range(model.layout.n_layers)):
+        heads = [f"L{layer}H{head}" for head in range(model.layout.n_heads[layer])]
+        asked: set[str] = set()
+        for head in heads:
+            if not any(slot.startswith(f"{head}.") for slot in used):
+                continue
+            rows = weights.attention[head]
+            for name in INPUTS:
+                for slot, edge in weights.reads[f"{head}.{name}"]:
+                    if name == "v":
+                        is_used = f"{head}.{slot}" in used
+                    elif name == "q":
+                        is_used = bool(rows[slot].any())
+                    else:
+                        is_used = any(bool(block[:, weights.columns[slot]].any()) for block in rows.values())
+                    if is_used:
+                        inert[edge] = False
+                        asked.add(slot)
+        used |= asked
+    same = {slot for slot, value in model.inputs.items() if bool((value == model.corrupted[slot]).all())}
+    for edge, (sender, _) in enumerate(model.edges):
+        inert[edge] |= sender in same
+    return inert
+
+
+def is_alive(model: CircuitModel, masks: Bool[np.ndarray, "circuit edge"]) -> Bool[np.ndarray, "circuit edge"]:
+    """Which edges of each circuit lead, through the circuit, to the logits."""
+    heard: dict[str, np.ndarray] = {}  # slot -> circuits in which something alive reads it
+    alive = np.zeros_like(masks)
+
+    def hear(reader: str, when: np.ndarray | bool) -> None:
+        for slot, edge in model.weights.reads[reader]:
+            alive[:, edge] |= masks[:, edge] & when
+            heard[slot] = heard.get(slot, np.zeros(len(masks), dtype=bool)) | (masks[:, edge] & when)
+
+    hear(LOGITS, True)
+    for layer in reversed(range(model.layout.n_layers)):
+        for head in (f"L{layer}H{head}" for head in range(model.layout.n_heads[layer])):
+            written = {slot: when for slot, when in heard.items() if slot.startswith(f"{head}.")}
+            anything = np.logical_or.reduce(list(written.values())) if written else np.zeros(len(masks), dtype=bool)
+            hear(f"{head}.q", anything)
+            hear(f"{head}.k", anything)
+            for slot, edge in model.weights.reads[f"{head}.v"]:
+                when = masks[:, edge] & written.get(f"{head}.{slot}", np.zeros(len(masks), dtype=bool))
+                alive[:, edge] |= when
+                heard[slot] = heard.get(slot, np.zeros(len(masks), dtype=bool)) | when
+    return alive
+
+
+def _edges_to_enumerate(model: CircuitModel, max_edges: int) -> tuple[list[int], bool]:
+    """The edges that are not inert, and whether these are all; if too many, those that hurt or help most when cut."""
+    free = (~inert_edges(model)).nonzero()[:, 0].tolist()
+    if len(free) <= max_edges:
+        return free, True
+    effect = model.effects().abs()
+    return sorted(sorted(free, key=lambda edge: -float(effect[edge]))[:max_edges]), False
+
+
+def _different_circuits(model: CircuitModel, free: Sequence[int]) -> Iterator[tuple[int, Bool[Tensor, "circuit edge"]]]:
+    """All circuits over some edges without dead ones, piece by piece, and how many circuits each piece stands for."""
+    n, width = len(free), max(1, COPIES // len(model.batch))
+    for start in range(0, 2**n, CODES):
+        codes = np.arange(start, min(start + CODES, 2**n))
+        masks = np.zeros((len(codes), len(model.edges)), dtype=bool)
+        masks[:, list(free)] = (codes[:, None] >> np.arange(n - 1, -1, -1)) & 1  # early edges change least often
+        kept = masks[(is_alive(model, masks) == masks).all(axis=1)]
+        pieces = [kept[first : first + 16 * width] for first in range(0, len(kept), 16 * width)]
+        for number, piece in enumerate(pieces):
+            yield (len(codes) if number == 0 else 0), torch.from_numpy(piece)
+
+
+def _floor(model: CircuitModel) -> float:
+    """The least cost that the metric allows."""
+    target = model.batch.target_probs.double()
+    entropy = -float(torch.special.xlogy(target, target).sum(dim=-1).mean())
+    floors = {"loss": entropy, "kl_to_model": 0.0, "kl_to_posterior": 0.0, "accuracy": -1.0}
+    return floors.get(model.cost.name, -float("inf"))

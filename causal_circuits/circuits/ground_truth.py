@@ -1,0 +1,128 @@
+"""Hold scores of attention entries to the latent graph: the truth that no other benchmark of circuits has.
+
+Every entry (i, j) of layer 0 is an edge of the graph or it is not. A model that predicts well by another way - a
+*decoy* - has the same loss and other entries, so these numbers, not the loss, say whether the graph is what it learned.
+"""
+
+from dataclasses import dataclass
+
+import networkx as nx
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from causal_circuits.graphs import attention_cells, has_query, n_ctx_of
+
+
+@dataclass(frozen=True)
+class GraphScores:
+    """How well scores of entries tell the edges of the graph from all other entries.
+
+    Attributes:
+        auroc: the probability that an edge scores above another entry, ties counting half.
+        auprc: the area under precision against recall: the average precision over edges, ties taken as a block.
+        shd: structural Hamming distance between the graph and the one drawn from as many top-scoring entries as there
+            are edges: missing and false ones together; half of a tie at the cut-off counts by its share.
+        exact_parent_rate: the share of rows with parents whose k parents are the row's k highest scores, without a tie.
+        auroc_children: the AUROC over rows with parents alone; in a root's row a trained model may use entries that are
+            no edges, because a root's token tells about the kernel too.
+        n_edges: edges.
+    """
+
+    auroc: float
+    auprc: float
+    shd: float
+    exact_parent_rate: float
+    auroc_children: float
+    n_edges: int
+
+
+def score_against_graph(
+    score: Float[Tensor, "head_index query_pos key_pos"] | Float[Tensor, "query_pos key_pos"], graph: nx.DiGraph
+) -> GraphScores:
+    """Hold scores of layer 0's entries to the graph; several heads count by their largest score.
+
+    The entries are those a layer could need: all causal ones, less the query's row where there is a query, whose
+    attention answers to nothing. Without a query the last row stands for the target's parents (`attention_cells`).
+
+    Raises:
+        ValueError: scores over other positions than the graph's, or NaN among them.
+
+    >>> from causal_circuits import chain_graph
+    >>> score_against_graph(torch.diag(torch.ones(3), -1), chain_graph(4))
+    GraphScores(auroc=1.0, auprc=1.0, shd=0.0, exact_parent_rate=1.0, auroc_children=1.0, n_edges=2)
+    """
+    best = score.amax(dim=0) if score.ndim == 3 else score
+    is_edge, counted = edge_cells(graph)
+    if best.shape != is_edge.shape:
+        raise ValueError(
+            f"scores and graph must cover the same positions: {list(best.shape)} against n_ctx {n_ctx_of(graph)}"
+        )
+    if bool(best[counted].isnan().any()):
+        raise ValueError("every entry must have a score: found NaN; score all of a layer's entries, not a choice")
+    if not bool((is_edge & counted).any()):
+        raise ValueError("the graph has no edge between context positions: there is nothing to tell apart")
+    values, truth = best[counted].double().numpy(), is_edge[counted].numpy()
+    with_parents = counted & is_edge.any(dim=1, keepdim=True)
+    rows = with_parents.any(dim=1).nonzero()[:, 0].tolist()
+    return GraphScores(
+        auroc=auroc(values, truth),
+        auprc=average_precision(values, truth),
+        shd=_hamming_distance(values, truth),
+        exact_parent_rate=float(np.mean([_is_exact(best[row, : row + 1], is_edge[row, : row + 1]) for row in rows])),
+        auroc_children=auroc(best[with_parents].double().numpy(), is_edge[with_parents].numpy()),
+        n_edges=int(truth.sum()),
+    )
+
+
+def edge_cells(graph: nx.DiGraph) -> tuple[Bool[Tensor, "query_pos key_pos"], Bool[Tensor, "query_pos key_pos"]]:
+    """Which entries are edges, and which are counted at all."""
+    n_ctx = n_ctx_of(graph)
+    is_edge = torch.zeros(n_ctx, n_ctx, dtype=torch.bool)
+    for cell in attention_cells(graph):
+        is_edge[cell] = True
+    counted = torch.ones(n_ctx, n_ctx, dtype=torch.bool).tril()
+    counted[-1] = not has_query(graph)
+    return is_edge, counted
+
+
+def auroc(values: Float[np.ndarray, " entry"], truth: Bool[np.ndarray, " entry"]) -> float:
+    """The probability that a true entry scores above another, ties counting half; NaN if one kind is missing.
+
+    >>> auroc(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
+    0.5
+    """
+    yes, no = np.sort(values[truth]), np.sort(values[~truth])
+    if not len(yes) or not len(no):
+        return float("nan")
+    below, up_to = np.searchsorted(no, yes, side="left"), np.searchsorted(no, yes, side="right")
+    return float((below + up_to).mean() / (2 * len(no)))
+
+
+def average_precision(values: Float[np.ndarray, " entry"], truth: Bool[np.ndarray, " entry"]) -> float:
+    """Precision averaged over true entries, from the highest score down; entries of equal score come in one step.
+
+    >>> average_precision(np.array([3.0, 2.0, 1.0]), np.array([True, False, True])).__round__(3)
+    0.833
+    """
+    levels = np.unique(values)[::-1]
+    taken = np.array([(values >= level).sum() for level in levels])
+    hits = np.array([truth[values >= level].sum() for level in levels])
+    gained = np.diff(hits, prepend=0)
+    return float((gained * hits / taken).sum() / truth.sum())
+
+
+def _hamming_distance(values: np.ndarray, truth: np.ndarray) -> float:
+    """Edges missing and false when as many entries are drawn as there are edges; a tie at the cut-off by its share."""
+    n_edges = int(truth.sum())
+    cut_off = np.sort(values)[-n_edges]
+    above, tied = values > cut_off, values == cut_off
+    hits = truth[above].sum() + (n_edges - above.sum()) * truth[tied].mean()
+    return float(2 * (n_edges - hits))
+
+
+def _is_exact(row: Tensor, is_edge: Tensor) -> bool:
+    """Whether the k parents of a row are its k highest scores."""
+    others = row[~is_edge]
+    return not len(others) or bool(row[is_edge].min() > others.max())

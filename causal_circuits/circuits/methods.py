@@ -1,0 +1,196 @@
+"""Seven ways to say which parts of a model matter, behind one signature, so that they can be held to the truth.
+
+Each takes a `CircuitModel` (parts: edges between heads) or an `EntryModel` (parts: attention entries) and gives every
+part a score; higher means more needed, in units of the cost where the method has units. `discover` is the front door.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from causal_circuits.circuits.gradients import Difference
+
+MethodName = Literal["exact", "attention", "gradient_x_attention", "eap", "eap_ig", "acdc", "random"]
+METHODS: tuple[MethodName, ...] = get_args(MethodName)
+
+
+@runtime_checkable
+class Parts(Protocol):
+    """What a discovery method needs to know of a model."""
+
+    @property
+    def edges(self) -> tuple[object, ...]:
+        """The parts, in the order of a forward pass."""
+
+    @property
+    def full(self) -> Bool[Tensor, " edge"]:
+        """All of them."""
+
+    def __len__(self) -> int: ...
+    def costs(self, masks: Bool[Tensor, "circuit edge"]) -> Float[Tensor, "circuit batch"]:
+        """The cost with some parts only."""
+
+    def effects(self) -> Float[Tensor, " edge"]:
+        """The exact effect of cutting each part alone."""
+
+    def attention(self) -> Float[Tensor, " edge"]:
+        """How much attention says for each part."""
+
+    def gradient_times_attention(self) -> Float[Tensor, " edge"]:
+        """Attention times the cost's derivative by it."""
+
+    def attributions(self, points: tuple[float, ...], difference: str) -> Float[Tensor, " edge"]:
+        """First-order effects from gradients averaged over points between two runs."""
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What one method says about the parts of one model.
+
+    Attributes:
+        method: its name.
+        edges: the parts.
+        score: [edge], float64; higher: more needed.
+        seconds: wall time.
+    """
+
+    method: MethodName
+    edges: tuple[object, ...]
+    score: Float[Tensor, " edge"]
+    seconds: float
+
+    def circuit(self, size: int) -> Bool[Tensor, " edge"]:
+        """The mask of the `size` parts with the highest scores (ties: the later part of the forward pass first)."""
+        if not 0 <= size <= len(self.edges):
+            raise ValueError(f"a circuit of these parts has 0 .. {len(self.edges)} of them: got {size}")
+        order = sorted(range(len(self.edges)), key=lambda part: (-float(self.score[part]), -part))
+        mask = torch.zeros(len(self.edges), dtype=torch.bool)
+        mask[order[:size]] = True
+        return mask
+
+    def above(self, threshold: float) -> Bool[Tensor, " edge"]:
+        """The mask of the parts that score more than a threshold."""
+        return self.score > threshold
+
+
+def discover(
+    model: Parts,
+    method: MethodName = "exact",
+    *,
+    steps: int = 5,
+    threshold: float = 0.01,
+    difference: Difference = "pairs",
+    seed: int = 0,
+) -> Discovery:
+    """Score every part of a model by one of seven methods.
+
+    Args:
+        model: a `CircuitModel` or an `EntryModel`; its metric is the one that every method uses.
+        method: see the functions of this module, one for each.
+        steps: of EAP-IG.
+        threshold: of ACDC, in units of the cost.
+        difference: what EAP and EAP-IG compare the clean run with: "pairs", as published, a run on other tokens; or
+            "counterfactual", what `model` puts in place of what is cut.
+        seed: of "random".
+
+    >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
+    >>> from causal_circuits.circuits import circuit_model
+    >>> task = InContextTask(chain_graph(6), d_vocab=3, alpha=0.1)
+    >>> model = circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(500))
+    >>> exact, eap = discover(model, "exact"), discover(model, "eap")
+    >>> where = model.edges.index(("position", "L0H0.k"))
+    >>> exact.score[where].item() > 0.01, abs(eap.score[where].item()) < 1e-6     # no pair of token runs sees positions
+    (True, True)
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}: got {method!r}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1: got {steps}; 5 is EAP-IG's default")
+    ways: dict[MethodName, Callable[[], Tensor]] = {
+        "exact": lambda: exact_knock_out(model),
+        "attention": lambda: attention_weight(model),
+        "gradient_x_attention": lambda: gradient_times_attention(model),
+        "eap": lambda: edge_attribution_patching(model, difference),
+        "eap_ig": lambda: edge_attribution_patching_ig(model, steps, difference),
+        "acdc": lambda: acdc(model, threshold),
+        "random": lambda: random_scores(model, seed),
+    }
+    began = time.perf_counter()
+    score = ways[method]().detach().double().cpu()
+    return Discovery(method, tuple(model.edges), score, time.perf_counter() - began)
+
+
+def exact_knock_out(model: Parts) -> Float[Tensor, " edge"]:
+    """The cost without a part minus the cost with it, everything else whole: activation patching of one edge at a time.
+
+    Exact for every part alone; blind to parts that stand in for each other.
+    """
+    return model.effects()
+
+
+def attention_weight(model: Parts) -> Float[Tensor, " edge"]:
+    """How much attention there is: what one sees by looking at patterns.
+
+    Of an entry: its mean weight. Of an edge between heads: how far the patterns of the heads at its ends are from
+    uniform (mean total variation distance; the smaller of two); an edge that touches no head scores 0. Attention
+    knows heads, not which of their inputs matter.
+    """
+    return model.attention()
+
+
+def gradient_times_attention(model: Parts) -> Float[Tensor, " edge"]:
+    """Minus weight times the cost's derivative by it: gradient x input (Shrikumar et al. 2016) at the pattern.
+
+    Of an entry: to first order the effect of cutting it. Of an edge between heads: the sum of |weight x derivative|
+    over the entries of the heads at its ends (the smaller of two), the head importance of Michel et al. 2019.
+    """
+    return model.gradient_times_attention()
+
+
+def edge_attribution_patching(model: Parts, difference: Difference = "pairs") -> Float[Tensor, " edge"]:
+    """EAP (Syed et al. 2023): (corrupted - clean value of the sender) . derivative by the reader's input, clean run.
+
+    One backward pass for all parts. Wrong where the cost is not linear on the way: at a saturated softmax the
+    derivative is near zero, and its sign need not be the effect's; and zero for whatever is the same in both runs.
+    """
+    return model.attributions((1.0,), difference)
+
+
+def edge_attribution_patching_ig(
+    model: Parts, steps: int = 5, difference: Difference = "pairs"
+) -> Float[Tensor, " edge"]:
+    """EAP-IG, inputs (Hanna et al. 2024): the derivative averaged along the line between the two runs' embeddings.
+
+    At k / steps of the way from the corrupted to the clean embeddings, k = 0 .. steps - 1, as in the authors' code.
+    """
+    return model.attributions(tuple(k / steps for k in range(steps)), difference)
+
+
+def acdc(model: Parts, threshold: float = 0.01) -> Float[Tensor, " edge"]:
+    """ACDC (Conmy et al. 2023): walk from the logits backwards; cut a part for good if the cost rises by less.
+
+    The score of a part is the rise at its turn, so the parts kept are those that score `threshold` or more.
+    """
+    if not threshold > 0:
+        raise ValueError(f"ACDC's threshold must be positive: got {threshold}; 0.01 nats is the default")
+    mask, rise = model.full.clone(), torch.zeros(len(model), dtype=torch.float64)
+    current = float(model.costs(mask[None]).mean())
+    for part in reversed(range(len(model))):
+        mask[part] = False
+        without = float(model.costs(mask[None]).mean())
+        rise[part] = without - current
+        if rise[part] >= threshold:
+            mask[part] = True
+        else:
+            current = without
+    return rise
+
+
+def random_scores(model: Parts, seed: int = 0) -> Float[Tensor, " edge"]:
+    """Uniform random numbers: what any method has to beat."""
+    return torch.rand(len(model), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -1,0 +1,77 @@
+"""How far a method's circuits are from the best of their size, and how much of the model they keep."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_circuits.circuits.evaluate import CircuitModel
+from causal_circuits.circuits.frontier import Frontier
+from causal_circuits.circuits.methods import Discovery
+
+MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The circuits that a method builds up from its highest score down, one for every size.
+
+    Attributes:
+        method: its name.
+        cost: [size]; mean cost of the `size` highest-scoring edges.
+        regret: [size]; that minus the least cost of any circuit with at most as many edges.
+        faithfulness: [size]; f = (cost of none - cost) / (cost of none - cost of all); 1 is the whole model.
+    """
+
+    method: str
+    cost: Float[Tensor, " size"]
+    regret: Float[Tensor, " size"]
+    faithfulness: Float[Tensor, " size"]
+
+    @property
+    def mean_regret(self) -> float:
+        """The regret averaged over every size, in units of the cost (nats)."""
+        return float(self.regret.mean())
+
+    @property
+    def cpr(self) -> float:
+        """MIB's circuit performance ratio: the mean of f over every size (their grid is too coarse here)."""
+        return float(self.faithfulness.mean())
+
+    @property
+    def cmd(self) -> float:
+        """MIB's circuit-model distance: the mean of |1 - f| over every size."""
+        return float((1 - self.faithfulness).abs().mean())
+
+    def on_mib_grid(self) -> dict[float, float]:
+        """F at MIB's fractions of edges, rounded down to a number of edges."""
+        n_edges = len(self.cost) - 1
+        return {fraction: float(self.faithfulness[int(fraction * n_edges)]) for fraction in MIB_FRACTIONS}
+
+
+def rank(model: CircuitModel, discovery: Discovery, frontier: Frontier) -> Ranking:
+    """The circuits of a method, held to the best of their size.
+
+    Args:
+        model: the one that the frontier was found with.
+        discovery: a method's scores of the same edges.
+        frontier: from `oracle_frontier`.
+
+    >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
+    >>> from causal_circuits.circuits import circuit_model, discover, oracle_frontier
+    >>> task = InContextTask(chain_graph(5), d_vocab=3, alpha=0.1)
+    >>> model = circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(100))
+    >>> frontier = oracle_frontier(model)
+    >>> exact, eap = (rank(model, discover(model, name), frontier) for name in ("exact", "eap"))
+    >>> exact.mean_regret < eap.mean_regret
+    True
+    """
+    if discovery.edges != model.edges or frontier.edges != model.edges:
+        raise ValueError(
+            "model, discovery and frontier must be of the same edges: these are of different models or granularities"
+        )
+    masks = torch.stack([discovery.circuit(size) for size in range(len(model) + 1)])
+    cost = model.costs(masks).mean(dim=-1)
+    at_stake = cost[0] - cost[-1]
+    return Ranking(discovery.method, cost, cost - frontier.cost, (cost[0] - cost) / at_stake)

@@ -1,0 +1,196 @@
+"""Circuits as matplotlib axes: the graph, the frontier and each method's distance from it, formation, the benchmark."""
+
+from collections.abc import Mapping, Sequence
+
+import networkx as nx
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from causal_circuits.circuits import CircuitProof, Formation, Frontier, Ranking, circuit_edges, circuit_mask
+from causal_circuits.circuits.graph import Circuit
+from causal_circuits.figures.style import BLACK, BLUE, GREY, MODEL, SERIES, SKY, SMALL, TRUE_EDGE, new_axes, to_numpy
+
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_FAINT = "#C8C8C8"
+
+
+def plot_circuit(graph: nx.DiGraph, circuit: Circuit, ax: Axes | None = None, title: str = "") -> Axes:
+    """The model from the embeddings (left) to the logits (right); edges of the circuit thick, all others faint.
+
+    Args:
+        graph: from `circuit_graph`.
+        circuit: a part of it.
+        title: of the axes.
+    """
+    places = _places(graph)
+    width = 1 + max(x for x, _ in places.values())
+    ax = new_axes(ax, 1.75 * width + 0.6, 4.0)
+    edges = circuit_edges(graph)
+    kept = circuit_mask(edges, circuit).tolist()
+    inside = [(a, b) for a, b, kind in graph.edges(data="kind") if kind == "inside"]
+    for edge in inside:
+        _arrow(ax, places, edge, GREY, 1.0, ":")
+    for edge, keep in sorted(zip(edges, kept, strict=True), key=lambda pair: pair[1]):
+        _arrow(ax, places, edge, BLUE if keep else _FAINT, 2.0 if keep else 0.6, "-")
+    in_use = {node for edge, keep in zip(edges, kept, strict=True) if keep for node in edge}
+    for node, (x, y) in places.items():
+        shown = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": BLACK if node in in_use else _FAINT}
+        ax.text(x, y, node, ha="center", va="center", bbox=shown, color=BLACK if node in in_use else GREY, zorder=4)
+    ax.set_xlim(-0.55, width - 0.45)
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_axis_off()
+    handles = [
+        Line2D([], [], color=BLUE, linewidth=2, label=f"in the circuit ({sum(kept)})"),
+        Line2D([], [], color=_FAINT, linewidth=1, label=f"not in it ({len(kept) - sum(kept)})"),
+        Line2D([], [], color=GREY, linestyle=":", label="inside a head"),
+    ]
+    ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False, fontsize=SMALL)
+    if title:
+        ax.set_title(title)
+    return ax
+
+
+def plot_frontier(frontier: Frontier, rankings: Sequence[Ranking] = (), ax: Axes | None = None) -> Axes:
+    """The least cost for every number of edges, and the cost of each method's circuits: the gap is its regret.
+
+    Args:
+        frontier: from `oracle_frontier`; drawn as a thick line.
+        rankings: from `rank`; drawn each with a marker of its own, and named with its mean regret.
+    """
+    ax = new_axes(ax, 7.2, 4.4)
+    sizes = np.arange(len(frontier.cost))
+    name = "the best of all circuits" if frontier.exact else "the best circuit found"
+    ax.plot(sizes, to_numpy(frontier.cost), color=BLACK, linewidth=2.6, label=name, zorder=3)
+    for k, ranking in enumerate(rankings):
+        (line,) = ax.plot(sizes, to_numpy(ranking.cost), color=SERIES[k % 6], marker=_MARKERS[k % 7], markersize=4.5)
+        line.set_linewidth(1.0)
+        line.set_linestyle("-" if k < 6 else "--")
+        line.set_label(f"{ranking.method.replace('_', ' ')} {ranking.mean_regret:.3f}")
+    ax.set_xlabel("edges in the circuit (at most)")
+    ax.set_ylabel("cost (for the loss: nats)")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=SMALL, title="method, mean regret")
+    return ax
+
+
+def plot_needed_edges(proof: CircuitProof, ax: Axes | None = None) -> Axes:
+    """What the circuit loses with each of its edges cut, with two standard errors; hollow: not shown to be needed."""
+    ax = new_axes(ax, 6.4, 0.34 * len(proof.edges) + 1.3)
+    for row, edge in enumerate(proof.edges):
+        filled = BLUE if edge.needed else "white"
+        ax.errorbar(
+            edge.effect, row, xerr=2 * edge.standard_error, fmt="o", color=BLUE, mfc=filled, capsize=3, markersize=6
+        )
+    ax.axvline(0, color=GREY, linewidth=0.8)
+    ax.set_yticks(range(len(proof.edges)), [" → ".join(edge.edge) for edge in proof.edges])
+    ax.invert_yaxis()
+    ax.set_xlabel("cost of the circuit without the edge, above its cost (for the loss: nats)")
+    return ax
+
+
+def plot_formation(formation: Formation, axes: Sequence[Axes] | None = None) -> Figure:
+    """Attention on each edge of the latent graph, and what cutting it costs, at every recorded step; means are thick.
+
+    Args:
+        formation: from `watch_formation`.
+        axes: two axes to draw in, or None for a new figure.
+    """
+    if axes is None:
+        figure = Figure(figsize=(9.6, 3.8), layout="constrained")
+        axes = list(figure.subplots(1, 2))
+    steps = np.array(formation.steps) + 1
+    drawn = (
+        (axes[0], formation.attention, formation.attention_onset, "mean attention on the edge"),
+        (axes[1], formation.effect, formation.causal_onset, "cost of cutting the edge (nats)"),
+    )
+    for ax, curves, onsets, label in drawn:
+        values = to_numpy(curves)
+        ax.plot(steps, values[:, :1], color=SKY, linewidth=0.8, label="one edge")
+        ax.plot(steps, values[:, 1:], color=SKY, linewidth=0.8)
+        ax.plot(steps, values.mean(axis=1), color=MODEL, linewidth=2.4, label="mean over edges")
+        for number, at in enumerate(to_numpy(onsets)[np.isfinite(to_numpy(onsets))]):
+            label_once = "onset of an edge" if number == 0 else None
+            ax.axvline(at + 1, color=TRUE_EDGE, linewidth=0.7, linestyle=":", label=label_once)
+        ax.set_xscale("log")
+        ax.set_xlabel("training step + 1 (log scale)")
+        ax.set_ylabel(label)
+        ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False, fontsize=SMALL)
+    found = axes[0].get_figure(root=True)
+    assert isinstance(found, Figure)
+    return found
+
+
+def plot_benchmark(
+    rows: Sequence[Mapping[str, object]], quantities: Sequence[str] = ("auroc", "exact_parent_rate", "regret")
+) -> Figure:
+    """One panel a quantity: a dot for each graph and seed, a bar at the mean, for every method and kind of model.
+
+    Args:
+        rows: with the keys `method`, `model` and the quantities; None where a quantity was not measured.
+        quantities: what to draw, from top to bottom.
+    """
+    if not rows:
+        raise ValueError("a benchmark figure needs at least one row: got none")
+    methods = list(dict.fromkeys(str(row["method"]) for row in rows))
+    models = list(dict.fromkeys(str(row["model"]) for row in rows))
+    figure = Figure(figsize=(1.25 * len(methods) + 1.6, 2.3 * len(quantities) + 0.6), layout="constrained")
+    panels = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, quantity in zip(panels, quantities, strict=True):
+        for m, model in enumerate(models):
+            for x, method in enumerate(methods):
+                values = _values(rows, method, model, quantity)
+                where = x + (m - (len(models) - 1) / 2) * 0.26
+                jitter = np.linspace(-0.07, 0.07, len(values)) if len(values) > 1 else np.zeros(len(values))
+                ax.plot(where + jitter, values, _MARKERS[m], color=SERIES[m], alpha=0.55, markersize=4)
+                if len(values):
+                    ax.plot([where - 0.1, where + 0.1], [values.mean()] * 2, color=BLACK, linewidth=1.8)
+        ax.set_ylabel(quantity.replace("_", " ") + (" (nats)" if quantity == "regret" else ""))
+        ax.grid(axis="y", linewidth=0.4)
+        if quantity.startswith("au") or quantity.endswith("rate"):
+            ax.set_ylim(-0.05, 1.05)
+    panels[-1].set_xticks(range(len(methods)), [method.replace("_", " ") for method in methods])
+    handles = [
+        Line2D([], [], marker=_MARKERS[m], color=SERIES[m], linestyle="", label=model) for m, model in enumerate(models)
+    ]
+    handles.append(Line2D([], [], color=BLACK, linewidth=1.8, label="mean"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    return figure
+
+
+def _values(rows: Sequence[Mapping[str, object]], method: str, model: str, quantity: str) -> np.ndarray:
+    found = [row.get(quantity) for row in rows if row["method"] == method and row["model"] == model]
+    return np.array([float(value) for value in found if isinstance(value, int | float)], dtype=np.float64)
+
+
+def _places(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
+    """A column for each stage of the forward pass, its nodes spread from top to bottom."""
+    columns: dict[int, list[str]] = {}
+    for node, facts in graph.nodes(data=True):
+        column = 2 * facts["layer"] + (1 if facts["kind"] == "reader" else 2)
+        columns.setdefault(column, []).append(node)
+    places = {}
+    for column, nodes in columns.items():
+        for row, node in enumerate(nodes):
+            places[node] = (float(column), 1 - (row + 0.5) / len(nodes))
+    return places
+
+
+def _arrow(
+    ax: Axes, places: Mapping[str, tuple[float, float]], edge: tuple[str, str], colour: str, width: float, style: str
+) -> None:
+    """An arrow; the further it reaches, the more it bends, so that it passes the columns between."""
+    (x0, _), (x1, _) = places[edge[0]], places[edge[1]]
+    bend = 0.0 if x1 - x0 <= 1 else 0.1 + 0.02 * (x1 - x0)
+    arrow = {
+        "arrowstyle": "-|>",
+        "color": colour,
+        "linewidth": width,
+        "linestyle": style,
+        "connectionstyle": f"arc3,rad={-bend if places[edge[0]][1] >= 0.5 else bend}",
+        "shrinkA": 16,
+        "shrinkB": 16,
+    }
+    ax.annotate("", places[edge[1]], places[edge[0]], arrowprops=arrow, zorder=2 if width < 1.5 else 3)

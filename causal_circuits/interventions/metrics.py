@@ -1,0 +1,98 @@
+"""What an intervention is judged by: five metrics of a prediction, and one sign for all of them.
+
+A *cost* is a metric turned so that lower is better. The *effect* of an intervention is how much it raises the cost,
+sequence by sequence: positive means that what was broken was of use, whatever the metric.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_circuits.models import HookedTransformer, log_probs
+from causal_circuits.tasks import Batch, InContextTask
+
+MetricName = Literal["loss", "kl_to_model", "kl_to_posterior", "logit_difference", "accuracy"]
+METRICS: tuple[MetricName, ...] = get_args(MetricName)
+Predictions = Float[Tensor, "*copies batch d_vocab"]
+Metric = MetricName | Callable[[Predictions], Float[Tensor, "*copies batch"]]
+_HIGHER_IS_BETTER = ("logit_difference", "accuracy")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A metric of log-probabilities at the last position, turned so that lower is better.
+
+    Attributes:
+        name: of the metric.
+        sign: 1 where the metric itself is better when lower, -1 where it is better when higher.
+        metric: log-probabilities [..., batch, d_vocab] -> one number a sequence.
+    """
+
+    name: str
+    sign: int
+    metric: Callable[[Predictions], Float[Tensor, "*copies batch"]]
+
+    def __call__(self, predictions: Predictions) -> Float[Tensor, "*copies batch"]:
+        """The cost of every sequence, float64; a ValueError where it is not a number."""
+        values = self.sign * self.metric(predictions).double()
+        if bool(values.isnan().any()):
+            raise ValueError(
+                f"the metric {self.name!r} must be a number for every sequence: it is NaN for "
+                f"{int(values.isnan().sum())} of {values.numel()}; check the model's weights and the targets"
+            )
+        return values
+
+
+def make_cost(
+    metric: Metric, batch: Batch, *, model: HookedTransformer | None = None, task: InContextTask | None = None
+) -> Cost:
+    """The cost that a metric's name (or your own function) stands for, on the sequences of a batch.
+
+    Args:
+        metric: "loss": soft-label cross-entropy, nats. "kl_to_model": KL(untouched model || prediction), nats.
+            "kl_to_posterior": KL(edge posterior || prediction), nats; needs the task. "logit_difference": the logit of
+            the likeliest target minus the mean logit of the others. "accuracy": 1 where the likeliest token is the
+            likeliest target. Or a function of log-probabilities [..., batch, d_vocab] that gives one number a
+            sequence, lower being better.
+        batch: sequences and targets.
+        model: whose untouched prediction "kl_to_model" compares with.
+        task: whose edge posterior "kl_to_posterior" compares with.
+
+    >>> batch = Batch(torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.5]]))
+    >>> make_cost("loss", batch)(torch.tensor([[0.5, 0.5]]).log()).item()
+    0.6931471824645996
+    """
+    if callable(metric):
+        return Cost(getattr(metric, "__name__", "metric"), 1, metric)
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, or a function: got {metric!r}")
+    return Cost(metric, -1 if metric in _HIGHER_IS_BETTER else 1, _metric(metric, batch, model, task))
+
+
+def _metric(
+    name: MetricName, batch: Batch, model: HookedTransformer | None, task: InContextTask | None
+) -> Callable[[Predictions], Float[Tensor, "*copies batch"]]:
+    target = batch.target_probs
+    best = torch.nn.functional.one_hot(target.argmax(dim=-1), target.shape[-1]).to(target.dtype)
+    if name == "loss":
+        return lambda predictions: -(target * predictions).sum(dim=-1)
+    if name == "accuracy":
+        return lambda predictions: (predictions.argmax(dim=-1) == target.argmax(dim=-1)).to(predictions.dtype)
+    if name == "logit_difference":
+        contrast = best - (1 - best) / max(target.shape[-1] - 1, 1)
+        return lambda predictions: (contrast * predictions).sum(dim=-1)
+    if name == "kl_to_model":
+        if model is None:
+            raise ValueError("metric 'kl_to_model' compares with the untouched model: pass model=")
+        with torch.no_grad():
+            reference = log_probs(model, batch.tokens)
+        return lambda predictions: (reference.exp() * (reference - predictions)).sum(dim=-1)
+    if task is None:
+        raise ValueError("metric 'kl_to_posterior' needs the task whose edge posterior it compares with: pass task=")
+    posterior = task.bayes_predictor(batch.tokens).to(target.device)
+    entropy = torch.special.xlogy(posterior, posterior).sum(dim=-1)
+    return lambda predictions: entropy - (posterior * predictions.double()).sum(dim=-1)

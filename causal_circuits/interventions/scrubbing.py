@@ -1,0 +1,193 @@
+"""Causal scrubbing of the paper's circuit: resample everything that the stated hypothesis says does not matter.
+
+The hypothesis (Nichani, Damian & Lee 2024, section 4; the method: Chan et al. 2022, "Causal scrubbing") has two claims:
+
+* **copy**: head 0.h writes at position i nothing but the token of i's parent number h. So its output there may be
+  replaced by its output in any other sequence with the same token at that parent.
+* **match**: head 1.0 asks with the target's parents' tokens, is answered with the tokens of each position's parents,
+  and reports the token of the position itself. So its query, each key and each value may be replaced by those of any
+  sequences that agree in just these tokens, and what reaches the logits past the head may come from anywhere.
+
+A claim that is true costs nothing: the loss stays. The measure is the loss recovered against scrubbing without any
+agreement (every donor drawn freely), which destroys what the circuit is for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from causal_circuits.graphs import parents_of
+from causal_circuits.interventions.measure import check, predictions, standard_error
+from causal_circuits.interventions.metrics import Metric, make_cost
+from causal_circuits.models import HookedTransformer, live_heads, log_probs
+from causal_circuits.tasks import Batch, InContextTask
+
+Claim = Literal["copy", "match", "both"]
+_Donors = Int[Tensor, "batch pos"]
+
+
+@dataclass(frozen=True)
+class Scrubbed:
+    """What is left of a model's loss when only the hypothesis is kept.
+
+    Attributes:
+        claim: "copy", "match" or "both".
+        loss: mean metric with everything else resampled.
+        standard_error: of its paired difference from the untouched model.
+        random_loss: the same with donors drawn freely.
+        baseline_loss: the untouched model.
+        recovered: (random - scrubbed) / (random - untouched): 1 if the claim is all there is to it, 0 if it is empty.
+    """
+
+    claim: Claim
+    loss: float
+    standard_error: float
+    random_loss: float
+    baseline_loss: float
+
+    @property
+    def recovered(self) -> float:
+        """The share of the loss that the claim keeps; NaN where free donors do no harm."""
+        at_stake = self.random_loss - self.baseline_loss
+        return (self.random_loss - self.loss) / at_stake if at_stake else float("nan")
+
+
+@torch.no_grad()
+def scrub_hypothesis(
+    model: HookedTransformer,
+    batch: Batch,
+    task: InContextTask,
+    claim: Claim = "both",
+    *,
+    metric: Metric = "loss",
+    seed: int = 0,
+) -> Scrubbed:
+    """Causal scrubbing of "head 0.h copies the token of parent h; head 1.0 matches it with the query".
+
+    Args:
+        model: any two-layer HookedTransformer whose heads are meant in this order.
+        batch: sequences and targets: a thousand or more, so that donors that agree can be found. (A sequence
+            that nobody agrees with is its own donor.)
+        task: its graph says who the parents are.
+        claim: which of the two claims, or both.
+        metric: "loss" (nats), another of `METRICS`, or a function of log-probabilities, one number a sequence.
+        seed: of the donors.
+
+    >>> from causal_circuits import chain_graph, plant_circuit
+    >>> task = InContextTask(chain_graph(6), d_vocab=3, alpha=0.1)
+    >>> scrubbed = scrub_hypothesis(plant_circuit(task.graph, d_vocab=3), task.sample(500), task)
+    >>> round(scrubbed.recovered, 3)
+    1.0
+    """
+    check(model, batch)
+    task.check_tokens(batch.tokens)
+    if claim not in get_args(Claim):
+        raise ValueError(f"claim must be one of {', '.join(get_args(Claim))}: got {claim!r}")
+    if model.cfg.n_layers != 2:
+        raise ValueError(f"the hypothesis is about two layers: this model has {model.cfg.n_layers}")
+    cost, generator = make_cost(metric, batch, model=model, task=task), torch.Generator().manual_seed(seed)
+    agreeing, free = (_Donor(batch.tokens, generator, agree=agree) for agree in (True, False))
+    untouched = cost(predictions(model, batch.tokens))
+    scrubbed, random = (cost(_scrubbed_predictions(model, batch.tokens, task, claim, d)) for d in (agreeing, free))
+    return Scrubbed(
+        claim=claim,
+        loss=float(cost.sign * scrubbed.mean()),
+        standard_error=standard_error(scrubbed - untouched),
+        random_loss=float(cost.sign * random.mean()),
+        baseline_loss=float(cost.sign * untouched.mean()),
+    )
+
+
+class _Donor:
+    """Draws, for every sequence, another one that agrees with it in the tokens at some positions."""
+
+    def __init__(self, tokens: Int[Tensor, "batch n_ctx"], generator: torch.Generator, agree: bool) -> None:
+        self.tokens, self.generator, self.agree = tokens, generator, agree
+
+    def __call__(self, positions: tuple[int, ...]) -> Int[Tensor, " batch"]:
+        """The next sequence, in a random order, among those with the same tokens at `positions`."""
+        order = torch.randperm(len(self.tokens), generator=self.generator).to(self.tokens.device)
+        if self.agree and positions:
+            _, group = self.tokens[:, list(positions)].unique(dim=0, return_inverse=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        else:
+            group = torch.zeros_like(order)
+        return _next_in_group(order[group[order].argsort(stable=True)], group)
+
+    def at_positions(self, agree_at: Callable[[int], tuple[int, ...]], n_ctx: int) -> _Donors:
+        """A donor for each position of each sequence."""
+        return torch.stack([self(agree_at(i)) for i in range(n_ctx)], dim=1)
+
+
+def _next_in_group(by_group: Tensor, group: Tensor) -> Int[Tensor, " batch"]:
+    """Each sequence's successor in its group, around in a circle; `by_group` lists the sequences group by group."""
+    sizes = group.bincount()
+    ends = sizes.cumsum(0)
+    following = torch.arange(1, len(by_group) + 1, device=by_group.device)
+    is_last = following == ends[group[by_group]]
+    following = torch.where(is_last, (ends - sizes)[group[by_group]], following)
+    donor = torch.empty_like(by_group)
+    donor[by_group] = by_group[following]
+    return donor
+
+
+def _scrubbed_predictions(
+    model: HookedTransformer, tokens: Tensor, task: InContextTask, claim: Claim, donor: _Donor
+) -> Float[Tensor, "batch d_vocab"]:
+    """The prediction with everything that the claim leaves open taken from donors."""
+    hooks: list[tuple[str, Callable[..., Tensor | None]]] = []
+    if claim in ("copy", "both"):
+        hooks.append(("blocks.0.attn.hook_z", partial(_take_heads, donors=_copy_donors(model, task, donor))))
+    if claim in ("match", "both"):
+        hooks += _match_hooks(task, donor)
+    with model.hooks(fwd_hooks=hooks):
+        return log_probs(model, tokens)  # in one piece: donors are rows of the same batch
+
+
+def _copy_donors(model: HookedTransformer, task: InContextTask, donor: _Donor) -> dict[int, _Donors]:
+    """For each head of layer 0 and each position, a sequence with the same token at that head's parent."""
+    target = task.graph.number_of_nodes() - 1
+
+    def parent(position: int, head: int) -> tuple[int, ...]:
+        is_read_out = position == task.n_ctx - 1 and not task.has_query
+        return parents_of(task.graph, target if is_read_out else position)[head : head + 1]
+
+    heads = [head for layer, head in live_heads(model) if layer == 0]
+    return {head: donor.at_positions(partial(parent, head=head), task.n_ctx) for head in heads}
+
+
+def _take_heads(z: Tensor, hook: object, donors: dict[int, _Donors]) -> Tensor:
+    z, positions = z.clone(), torch.arange(z.shape[1], device=z.device)
+    for head, rows in donors.items():
+        z[:, :, head] = z[rows, positions, head]
+    return z
+
+
+def _match_hooks(task: InContextTask, donor: _Donor) -> list[tuple[str, Callable[..., Tensor | None]]]:
+    """Queries, keys and values of layer 1 from donors that agree in what is matched; the direct path from anywhere."""
+    n_ctx, asked = task.n_ctx, tuple(task.target_parents)
+    keys = donor.at_positions(lambda i: parents_of(task.graph, i), n_ctx)
+    values = donor.at_positions(lambda i: (i,), n_ctx)
+    queries = donor.at_positions(lambda i: asked if i == n_ctx - 1 else (), n_ctx)
+    anyone, entered = donor(()), list[Tensor]()
+
+    def take(activation: Tensor, hook: object, rows: _Donors) -> Tensor:
+        return activation[rows, torch.arange(n_ctx, device=activation.device)]
+
+    def remember(residual: Tensor, hook: object) -> None:
+        entered.append(residual)
+
+    def from_anyone(residual: Tensor, hook: object) -> Tensor:
+        return residual - entered[0] + entered[0][anyone]
+
+    return [
+        ("blocks.1.hook_resid_pre", remember),
+        ("blocks.1.attn.hook_q", partial(take, rows=queries)),
+        ("blocks.1.attn.hook_k", partial(take, rows=keys)),
+        ("blocks.1.attn.hook_v", partial(take, rows=values)),
+        ("blocks.1.hook_resid_post", from_anyone),
+    ]

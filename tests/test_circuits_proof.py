@@ -1,0 +1,302 @@
+"""The frontier against brute force, proofs of true and of false circuits, scores against graphs, formation, export."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+from assertions import assert_refused
+from hypothesis import given
+from hypothesis import strategies as st
+from test_circuits_evaluate import case
+
+import causal_circuits as cc
+from causal_circuits import circuits, figures
+
+CHAIN = cc.chain_graph(8)
+
+
+@cache
+def planted() -> circuits.CircuitModel:
+    task = cc.InContextTask(CHAIN, d_vocab=3, alpha=0.1)
+    model = cc.plant_circuit(CHAIN, d_vocab=3, readout_scale=2.0)
+    return circuits.circuit_model(model, task.sample(800, seed=1))
+
+
+# ---- the frontier
+
+
+def test_the_frontier_is_the_minimum_over_all_circuits() -> None:
+    """Every one of 2^19 circuits of a model without a zero weight, one sequence, tried without any shortcut."""
+    model, batch = case((1, 1), n=2)
+    whole = circuits.circuit_model(model, batch, counterfactual="resample")
+    frontier = circuits.oracle_frontier(whole, max_edges=8)
+    assert not frontier.exact  # resampled tokens leave position edges without effect; 13 others are left, 8 are tried
+    chosen = sorted({edge for mask in frontier.masks for edge in mask.nonzero()[:, 0].tolist()})
+    effect = whole.effects().abs()
+    free = sorted(
+        sorted((~circuits.inert_edges(whole)).nonzero()[:, 0].tolist(), key=lambda edge: -float(effect[edge]))[:8]
+    )
+    assert set(chosen) <= set(free)
+    masks = torch.zeros(2**8, 19, dtype=torch.bool)
+    masks[:, free] = (torch.arange(2**8)[:, None] >> torch.arange(8)) % 2 == 1
+    costs, sizes = whole.costs(masks).mean(dim=-1), masks.sum(dim=-1)
+    for size in range(20):
+        assert float(frontier.cost[size]) == pytest.approx(float(costs[sizes <= size].min()), abs=1e-12)
+        assert whole.mean_cost(frontier.masks[size]) == pytest.approx(float(frontier.cost[size]), abs=1e-12)
+    assert frontier.floor <= float(frontier.cost.min())
+    assert frontier.n_circuits == 2**8 > frontier.n_evaluated
+
+
+def test_dead_and_inert_edges_change_nothing() -> None:
+    """What the search leaves out is what makes no difference, in random circuits of a random and of a planted model."""
+    from causal_circuits.circuits.frontier import is_alive
+
+    model, batch = case((2, 1))
+    for whole in (
+        circuits.circuit_model(model, batch, granularity="slot"),
+        circuits.circuit_model(model, batch, counterfactual="resample"),
+        planted(),
+    ):
+        masks = torch.rand(60, len(whole), generator=torch.Generator().manual_seed(0)) < 0.5
+        alive = torch.from_numpy(is_alive(whole, masks.numpy()))
+        assert not (alive & ~masks).any()
+        assert (masks & ~alive).any()
+        assert torch.allclose(whole.costs(alive), whole.costs(masks), atol=1e-6)
+        assert torch.allclose(whole.costs(masks & ~circuits.inert_edges(whole)), whole.costs(masks), atol=1e-6)
+    assert int((~circuits.inert_edges(planted())).sum()) == 9
+
+
+def test_the_planted_circuit_is_the_frontiers_optimum() -> None:
+    for name, graph in {"chain": CHAIN, "two parents": cc.ngram_graph(6, order=2)}.items():
+        task = cc.InContextTask(graph, d_vocab=3, alpha=0.1)
+        for granularity in ("head", "slot") if name == "chain" else ("head",):
+            model = cc.plant_circuit(graph, d_vocab=3, readout_scale=2.0)
+            whole = circuits.circuit_model(model, task.sample(150), granularity=granularity)
+            frontier = circuits.oracle_frontier(whole)
+            used = ~circuits.inert_edges(whole)
+            assert frontier.exact
+            assert frontier.best_size == int(used.sum()), name
+            assert frontier.masks[frontier.best_size].equal(used)
+            assert float(frontier.cost[-1]) == pytest.approx(whole.mean_cost(whole.full), abs=1e-6)
+            assert frontier.floor == float(frontier.cost.min())
+
+
+def test_regret_is_zero_for_the_best_and_never_negative() -> None:
+    frontier = circuits.oracle_frontier(planted())
+    rankings = {}
+    for method in circuits.METHODS:
+        rankings[method] = circuits.rank(planted(), circuits.discover(planted(), method), frontier)
+        assert (rankings[method].regret >= -1e-9).all()
+        assert rankings[method].faithfulness[[0, -1]].tolist() == pytest.approx([0.0, 1.0])
+    exact = rankings["exact"]
+    assert float(exact.regret[9]) == pytest.approx(0.0, abs=1e-6)
+    assert exact.mean_regret < min(rankings[name].mean_regret for name in ("attention", "eap", "eap_ig", "random"))
+    assert exact.on_mib_grid()[1.0] == pytest.approx(1.0)
+    better = frontier.with_circuits(planted(), planted().full[None])
+    assert better.cost.equal(frontier.cost)
+    slot = circuits.circuit_model(cc.plant_circuit(CHAIN, d_vocab=3), planted().batch, granularity="slot")
+    assert_refused(lambda: circuits.rank(slot, circuits.discover(slot, "random"), frontier), "the same edges")
+    assert_refused(lambda: circuits.oracle_frontier(planted(), max_edges=0), "1 .. 30", "0")
+
+
+# ---- proof
+
+
+def test_the_true_circuit_is_proved_and_false_ones_are_not() -> None:
+    whole = planted()
+    true = ~circuits.inert_edges(whole)
+    proof = circuits.prove_circuit(whole, true, n_random=150)
+    assert proof.proved, proof.verdict
+    assert proof.interval[0] <= proof.faithfulness <= proof.interval[1]
+    assert len(proof.circuit) == 9
+    one_less, one_more = true.clone(), true.clone()
+    one_less[whole.edges.index(("position", "L0H0.k"))] = False
+    one_more[whole.edges.index(("token", "logits"))] = True
+    failed = {
+        name: [c.name for c in circuits.prove_circuit(whole, circuit, n_random=150).criteria if not c.passed]
+        for name, circuit in {"one less": one_less, "one more": one_more, "everything": whole.full}.items()
+    }
+    assert "faithful" in failed["one less"]
+    assert failed["one more"] == ["minimal"]
+    assert failed["everything"] == ["minimal"]
+    assert "token -> logits" in circuits.prove_circuit(whole, one_more, n_random=150).verdict
+
+
+def test_a_circuit_with_a_stand_in_outside_is_not_complete() -> None:
+    """Two heads that do the same: one of them is half the story, and knock-outs within it show that."""
+    model = cc.plant_circuit(CHAIN, d_vocab=3, n_heads=(1, 2))
+    block = model.blocks[1].attn.W_Q.data
+    block[1] = block[0]
+    named = cc.slots(model)
+    model.unembed.W_U.data[named["L1H1.token"].slice] = model.W_U[named["L1H0.token"].slice]
+    model.unembed.W_U.data /= 2
+    whole = circuits.circuit_model(model, planted().batch[:250])
+    both = circuits.prove_circuit(whole, ~circuits.inert_edges(whole), n_random=150)
+    half = circuits.prove_circuit(
+        whole, [edge for edge in both.circuit if not any("L1H1" in node for node in edge)], n_random=150
+    )
+    passed = {criterion.name: criterion.passed for criterion in half.criteria}
+    assert not passed["complete"]
+    assert half.incompleteness > 3 * both.incompleteness
+
+
+def test_unprovable_requests_are_named() -> None:
+    whole = planted()
+    assert_refused(lambda: circuits.prove_circuit(whole, []), "at least one edge")
+    assert_refused(lambda: circuits.prove_circuit(whole, whole.full, n_random=10), "n_random", "10")
+    untrained = circuits.circuit_model(cc.disentangled_transformer(3, 8), planted().batch)
+    assert_refused(lambda: circuits.prove_circuit(untrained, untrained.full), "nothing is at stake")
+
+
+# ---- scores against the graph
+
+
+def slow_scores(score: torch.Tensor, graph: nx.DiGraph, cells: set[tuple[int, int]], rows: range) -> dict[str, float]:
+    """Pair by pair and edge by edge, for scores without ties."""
+    entries = [(i, j) for i in rows for j in range(i + 1)]
+    yes, no = [float(score[c]) for c in entries if c in cells], [float(score[c]) for c in entries if c not in cells]
+    ordered = sorted(entries, key=lambda cell: -float(score[cell]))
+    precisions = [sum(c in cells for c in ordered[: k + 1]) / (k + 1) for k, c in enumerate(ordered) if c in cells]
+    drawn = set(ordered[: len(cells)])
+    children = sorted({i for i, _ in cells})
+    exact = 0
+    for i in children:
+        own = {j for k, j in cells if k == i}
+        best = sorted(range(i + 1), key=lambda j: -float(score[i, j]))[: len(own)]
+        exact += set(best) == own
+    return {
+        "auroc": float(np.mean([a > b for a in yes for b in no])),
+        "auprc": float(np.mean(precisions)),
+        "shd": float(len(drawn ^ cells)),
+        "exact_parent_rate": exact / len(children),
+    }
+
+
+@given(st.integers(0, 10_000), st.sampled_from(["forest", "two parents"]))
+def test_scores_against_the_graph_equal_the_slow_count(seed: int, kind: str) -> None:
+    graph = cc.random_forest(7, 0.3, seed=seed) if kind == "forest" else cc.ngram_graph(6, order=2)
+    if not cc.latent_edges(graph):
+        return
+    n_ctx = graph.number_of_nodes() - 1
+    score = torch.randn(n_ctx, n_ctx, generator=torch.Generator().manual_seed(seed))
+    last = n_ctx - 1
+    cells = {(child, parent) for parent, child in graph.edges if child < last}
+    if kind == "two parents":  # the last row is read for the target
+        cells |= {(last, parent) for parent in graph.predecessors(n_ctx)}
+    expected = slow_scores(score, graph, cells, range(last if kind == "forest" else n_ctx))
+    found = circuits.score_against_graph(score, graph)
+    for name, value in expected.items():
+        assert getattr(found, name) == pytest.approx(value), name
+    if kind == "forest":
+        assert found.auroc == pytest.approx(cc.edge_auroc(score, graph))
+        assert found.auroc_children == pytest.approx(cc.edge_auroc(score, graph, children_only=True), nan_ok=True)
+
+
+def test_ties_are_worth_what_guessing_is() -> None:
+    scores = circuits.score_against_graph(torch.zeros(8, 8), CHAIN)
+    n_entries = sum(range(1, 8))
+    assert scores.auroc == 0.5
+    assert scores.auprc == pytest.approx(6 / n_entries)
+    assert scores.shd == pytest.approx(2 * (6 - 36 / n_entries))
+    assert scores.exact_parent_rate == 0.0
+
+
+def test_scores_that_do_not_fit_are_named() -> None:
+    assert_refused(lambda: circuits.score_against_graph(torch.zeros(7, 7), CHAIN), "[7, 7]", "n_ctx 8")
+    assert_refused(lambda: circuits.score_against_graph(torch.full((8, 8), torch.nan), CHAIN), "found NaN")
+    roots = cc.graph_from_parents([None, None, None])
+    assert_refused(lambda: circuits.score_against_graph(torch.zeros(4, 4), roots), "no edge between")
+
+
+# ---- trained models and decoys
+
+
+def test_a_decoy_is_told_from_a_model_that_learned_the_graph() -> None:
+    """Figure 9's graph 0: Adam at .1 from zero reaches the loss of the edge posterior and knows none of the parents."""
+    parents = [-1, -1, 0, 2, -1, 1, -1, -1, 6, 5, -1, 8, -1, 10, -1, -1, 7, -1, -1]
+    task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=3, alpha=0.1)
+    recipes = {
+        "trained": cc.TrainConfig(stages=cc.default_stages(300)),
+        "decoy": cc.TrainConfig.joint(800, 0.1, warm_start=None),
+    }
+    test, rates = task.sample(2000, seed=3), {}
+    for name, recipe in recipes.items():
+        model = cc.disentangled_transformer(3, 20)
+        cc.train(model, task, recipe, record=cc.RecordAt(steps=()), progress=False)
+        assert float(cc.evaluate(model, test).mean()) < task.bayes_loss(test) + 0.02
+        scores = circuits.score_against_graph(cc.knock_out_edges(model, test).effect, task.graph)
+        rates[name] = (scores.exact_parent_rate, scores.auroc)
+    assert rates["trained"][0] >= 0.9
+    assert rates["decoy"][0] <= 0.5
+    assert rates["trained"][1] > rates["decoy"][1] + 0.2
+
+
+def test_formation_ends_where_training_ends() -> None:
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=0.1)
+    model, batch = cc.disentangled_transformer(3, 6), task.sample(400, seed=1)
+    config = cc.TrainConfig(stages=cc.default_stages(120), batch_size=256)
+    found = circuits.watch_formation(
+        model, task, config, record=cc.RecordAt(steps=(0, 10, 120)), batch=batch, progress=False
+    )
+    cut = cc.knock_out_edges(model, batch)
+    assert found.steps == (0, 10, 120)
+    assert found.cells == ((1, 0), (2, 1), (3, 2), (4, 3))
+    for row, (i, j) in enumerate(found.cells):
+        assert float(found.effect[-1, row]) == pytest.approx(float(cut.effect[0, i, j]), abs=1e-6)
+        assert float(found.attention[-1, row]) == pytest.approx(float(cut.attention[0, i, j]), abs=1e-6)
+    assert found.circuit_effect.shape == (3, 19)
+    assert set(found.attention_onset.tolist()) <= {0.0, 10.0, 120.0}
+    assert len(found.record.losses) == 120
+    again = circuits.onset_interval([found.attention_onset, found.attention_onset])
+    assert again.low == again.mean == again.high == pytest.approx(float(found.attention_onset.mean()))
+    assert_refused(lambda: circuits.onset_interval([]), "at least one run")
+
+
+# ---- export and figures
+
+
+def test_exports_hold_the_same_circuit(tmp_path: Path) -> None:
+    whole, true = planted(), ~circuits.inert_edges(planted())
+    found = [circuits.discover(whole, method) for method in ("exact", "eap")]
+    proof = circuits.prove_circuit(whole, true, n_random=120)
+    paths = circuits.export_circuit(tmp_path / "out", whole, true, found, proof)
+    assert sorted(path.name for path in paths) == ["circuit.csv", "circuit.graphml", "circuit.json"]
+    kept = {edge for edge, keep in zip(whole.edges, true.tolist(), strict=True) if keep}
+    content = json.loads((tmp_path / "out" / "circuit.json").read_text())
+    assert {(row["sender"], row["reader"]) for row in content["edges"] if row["in_circuit"]} == kept
+    assert content["proof"]["faithfulness"] == pytest.approx(proof.faithfulness)
+    graph = nx.read_graphml(tmp_path / "out" / "circuit.graphml")
+    assert {edge for edge, keep in nx.get_edge_attributes(graph, "in_circuit").items() if keep} == kept
+    scores = nx.get_edge_attributes(graph, "exact")
+    frame = circuits.circuit_frame(whole, true, found)
+    assert list(frame.columns) == ["sender", "reader", "in_circuit", "exact", "eap"]
+    for row in frame.itertuples():
+        assert scores[row.sender, row.reader] == pytest.approx(row.exact)
+    assert_refused(lambda: circuits.plain_values(object()), "numbers, text, tensors")
+
+
+def test_figures_draw_what_they_are_given() -> None:
+    whole, true = planted(), ~circuits.inert_edges(planted())
+    drawn = figures.plot_circuit(whole.graph, true)
+    assert {text.get_text() for text in drawn.texts} >= set(whole.graph.nodes)
+    assert "in the circuit (9)" in [text.get_text() for text in drawn.get_legend().get_texts()]
+    frontier = circuits.oracle_frontier(whole)
+    ranking = circuits.rank(whole, circuits.discover(whole, "exact"), frontier)
+    lines = figures.plot_frontier(frontier, [ranking]).lines
+    assert np.allclose(lines[0].get_ydata(), frontier.cost)
+    assert np.allclose(lines[1].get_ydata(), ranking.cost)
+    proof = circuits.prove_circuit(whole, true, n_random=120)
+    assert len(figures.plot_needed_edges(proof).get_yticklabels()) == 9
+    rows = [
+        {"method": method, "model": model, "auroc": 0.5, "exact_parent_rate": 1.0, "regret": None}
+        for method in ("exact", "eap")
+        for model in ("planted", "decoy")
+    ]
+    assert [ax.get_ylabel() for ax in figures.plot_benchmark(rows).axes] == [
+        "auroc", "exact parent rate", "regret (nats)"
+    ]  # fmt: skip
+    assert_refused(lambda: figures.plot_benchmark([]), "at least one row")
