@@ -107,10 +107,29 @@ def warm_start(model: HookedTransformer, scale: float = 2.0) -> HookedTransforme
     if layout.kind == "reduced":
         second[0, named["token"].slice, : layout.d_vocab] = identity
         return model
+    for copier in range(layout.n_heads[0]):
+        for block in match_blocks(model, copier):
+            block.copy_(identity)
+    return warm_readout(model, scale)
+
+
+def match_blocks(model: HookedTransformer, copier: int) -> list[Tensor]:
+    """Where layer 1 compares what head `copier` of layer 0 copied to the query with what it copied to the keys.
+
+    Views into ``W_Q[1]``, [d_vocab, d_vocab], one for each head of layer 1. With one copying head the query's own
+    token is compared, as in the paper; with several it is the copy, because the last row holds the target's parents.
+    """
+    layout, named = layout_of(model), layout_of(model).slots()
+    key = named[f"L0H{copier}.token"].slice
+    query = named["token"].slice if layout.n_heads[0] == 1 else key
+    return [model.blocks[1].attn.W_Q.data[head, query, key] for head in range(layout.n_heads[1])]
+
+
+def warm_readout(model: HookedTransformer, scale: float) -> HookedTransformer:
+    """Let W_U read the token that the last layer attends to, `scale` logits in all, in place; returns the model."""
+    layout, named = layout_of(model), layout_of(model).slots()
+    identity = scale * torch.eye(layout.d_vocab, dtype=model.W_U.dtype, device=model.W_U.device)
     for head in range(layout.n_heads[1]):
-        for copier in range(layout.n_heads[0]):
-            asked = named["token"] if layout.n_heads[0] == 1 else named[f"L0H{copier}.token"]
-            second[head, asked.slice, named[f"L0H{copier}.token"].slice] = identity
         model.unembed.W_U.data[named[f"L1H{head}.token"].slice] = identity / layout.n_heads[1]
     return model
 
