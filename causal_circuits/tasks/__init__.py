@@ -11,6 +11,7 @@ from causal_circuits.tasks.predictors import (
     reference_losses,
     unigram,
 )
+from causal_circuits.tasks.subsets import subset_loss, subset_losses, subset_predictor
 from causal_circuits.tasks.task import InContextTask
 
 __all__ = [
@@ -23,5 +24,8 @@ __all__ = [
     "edge_posterior",
     "exact_bayes",
     "reference_losses",
+    "subset_loss",
+    "subset_losses",
+    "subset_predictor",
     "unigram",
 ]
