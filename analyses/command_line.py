@@ -22,7 +22,7 @@ class OneLineParser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def make_parser(description: str, name: str, d_vocab: int, n_ctx: int | None) -> OneLineParser:
+def make_parser(description: str, name: str, d_vocab: int, n_ctx: int | None, steps: int = 2000) -> OneLineParser:
     """The flags that both scripts have."""
     parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     shown = f"default {n_ctx}" if n_ctx else "default 20, or what the parents file says"
@@ -35,7 +35,7 @@ def make_parser(description: str, name: str, d_vocab: int, n_ctx: int | None) ->
     parser.add_argument("--alpha", type=float, default=0.1, help="Dirichlet concentration of the kernels (default 0.1)")
     parser.add_argument("--seed", type=int, default=0, help="fixes data, evaluation and every number (default 0)")
     parser.add_argument(
-        "--steps", type=int, default=2000, help="training steps of 1,024 fresh sequences (default 2000)"
+        "--steps", type=int, default=steps, help=f"training steps of 1,024 fresh sequences (default {steps})"
     )
     parser.add_argument("--out", type=Path, default=Path("out") / name, metavar="DIR", help=f"default out/{name}")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the table")

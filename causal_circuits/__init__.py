@@ -6,7 +6,20 @@ ICML 2024). In the order in which data flows::
     graphs -> tasks -> models -> training -> heads / discovery / interventions / information -> figures
 """
 
-from causal_circuits.discovery import CandidateEdge, edge_auroc, extract_graph, mean_attention
+from causal_circuits.conditional_information import (
+    ConditionalInformation,
+    Matches,
+    conditional_information,
+    exact_conditional_information,
+)
+from causal_circuits.discovery import (
+    CandidateEdge,
+    FurtherParent,
+    HeadReport,
+    edge_auroc,
+    extract_graph,
+    mean_attention,
+)
 from causal_circuits.graphs import (
     GraphRecovery,
     chain_graph,
@@ -63,9 +76,13 @@ from causal_circuits.tasks import (
     edge_posterior,
     exact_bayes,
     reference_losses,
+    subset_loss,
+    subset_losses,
+    subset_predictor,
     unigram,
 )
 from causal_circuits.training import Stage, TrainConfig, default_stages, evaluate, take_snapshot, train
+from causal_circuits.turns import PairGain, Turn, TurnConfig, pair_gain, take_turn, train_in_turns
 
 __version__ = "0.1.0"
 
@@ -74,12 +91,17 @@ __all__ = [
     "AblationResult",
     "Batch",
     "CandidateEdge",
+    "ConditionalInformation",
+    "FurtherParent",
     "GraphRecovery",
+    "HeadReport",
     "HeadScores",
     "InContextTask",
     "Information",
     "KnockOut",
     "Layout",
+    "Matches",
+    "PairGain",
     "PatchingResult",
     "RecordAt",
     "ReferenceLosses",
@@ -88,12 +110,15 @@ __all__ = [
     "Stage",
     "TrainConfig",
     "TrainingRecord",
+    "Turn",
+    "TurnConfig",
     "ablate_heads",
     "attention_block",
     "best_unigram_loss",
     "chain_graph",
     "chi_squared_information",
     "compare_graphs",
+    "conditional_information",
     "copying_score",
     "cross_entropy",
     "default_stages",
@@ -104,6 +129,7 @@ __all__ = [
     "estimate_gradient",
     "evaluate",
     "exact_bayes",
+    "exact_conditional_information",
     "extract_graph",
     "graph_from_digraph",
     "graph_from_parents",
@@ -117,6 +143,7 @@ __all__ = [
     "log_probs",
     "mean_attention",
     "ngram_graph",
+    "pair_gain",
     "pairs_graph",
     "parent_mask",
     "parents_of",
@@ -129,8 +156,13 @@ __all__ = [
     "save_model",
     "score_gradient_of",
     "slots",
+    "subset_loss",
+    "subset_losses",
+    "subset_predictor",
     "take_snapshot",
+    "take_turn",
     "train",
+    "train_in_turns",
     "unigram",
     "validate_graph",
     "warm_start",

@@ -217,8 +217,8 @@ def take_turn(
     step = (rows / top.clamp(min=1e-30)[:, None]).clamp(0.0, 1.0) * clear[:, None]
     block.copy_(config.attention * step.to(block.dtype))
     block[-1, best] = config.attention
-    for query_key in match_blocks(model, head):
-        query_key.copy_(config.match * torch.eye(layout.d_vocab, dtype=block.dtype))
+    for block_of_match in match_blocks(model, head, by_copy=True):
+        block_of_match.copy_(config.match * torch.eye(layout.d_vocab, dtype=block.dtype))
     return Turn(head, best, support, rows, start)
 
 

@@ -126,15 +126,17 @@ def warm_start(model: HookedTransformer, scale: float = 2.0) -> HookedTransforme
     return model if layout.kind == "reduced" else warm_readout(model, scale)
 
 
-def match_blocks(model: HookedTransformer, copier: int) -> list[Tensor]:
+def match_blocks(model: HookedTransformer, copier: int, *, by_copy: bool | None = None) -> list[Tensor]:
     """Where layer 1 compares what head `copier` of layer 0 copied to the query with what it copied to the keys.
 
     Views into ``W_Q[1]``, [d_vocab, d_vocab], one for each head of layer 1. With one copying head the query's own
     token is compared, as in the paper; with several it is the copy, because the last row holds the target's parents.
+    `by_copy` decides otherwise.
     """
     layout, named = layout_of(model), layout_of(model).slots()
     key = named[f"L0H{copier}.token"].slice
-    query = named["token"].slice if layout.n_heads[0] == 1 else key
+    compare_copies = layout.n_heads[0] > 1 if by_copy is None else by_copy
+    query = key if compare_copies else named["token"].slice
     if layout.kind == "reduced":
         key = slice(copier * layout.d_vocab, (copier + 1) * layout.d_vocab)
     return [model.blocks[1].attn.W_Q.data[head, query, key] for head in range(layout.n_heads[1])]
