@@ -129,7 +129,7 @@ def find(
 ) -> MultiHeadFindings:
     """Train, read, explain, prove; and once more with a single head."""
     say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
-    n_test, n_proof, n_data = (4096, 128, 8192) if quick else (16_384, 512, 20_000)
+    n_test, n_proof, n_data = (4096, 256, 8192) if quick else (16_384, 1024, 8192)
     progress = False if quiet else None
     seed = config.seed
 
@@ -149,8 +149,8 @@ def find(
 
     say("4/5  the proof: cut every attention entry of every head, ablate every head")
     proof = task.sample(n_proof, seed=(seed, 3))
-    knock_out = cc.knock_out_edges(model, proof)
-    ablations = [cc.ablate_heads(model, test[:2048], [head], "mean") for head in cc.live_heads(model)]
+    knock_out = cc.knock_out_edges(model, proof, entries=entries_in_use(cc.mean_attention(model, proof.tokens)[0], n_heads[0]))
+    ablations = [cc.ablate_heads(model, proof, [head], "mean") for head in cc.live_heads(model)]
     missing = explain_missing(task, model, found, given, test[:4096])
 
     say("5/5  the same task with a single head")
@@ -179,6 +179,12 @@ def find(
         seed=seed,
         seconds=time.perf_counter() - BEGAN,
     )
+
+
+def entries_in_use(attention: torch.Tensor, n_heads: int) -> list[tuple[int, int, int]]:
+    """(head, query, key) of every entry with at least 1% of its row's attention: cutting less cannot cost much."""
+    used = (attention[:n_heads] >= 0.01).nonzero().tolist()
+    return [(head, query, key) for head, query, key in used]
 
 
 def true_matches(task: cc.InContextTask, number: int) -> cc.Matches:

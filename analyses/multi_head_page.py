@@ -113,7 +113,8 @@ def knock_out_rows(f: MultiHeadFindings) -> list[dict[str, object]]:
         effect = f.knock_out.effect[report.head]
         own = {(min(child, last), parent) for parent, child in report.edges}
         cut = [float(effect[cell]) for cell in own]
-        others = [float(effect[i, j]) for i in range(last + 1) for j in range(i + 1) if (i, j) not in own]
+        cells = [(i, j) for i in range(last + 1) for j in range(i + 1) if (i, j) not in own]
+        others = [float(effect[cell].nan_to_num(0.0)) for cell in cells]  # entries hardly in use were not cut
         rows.append(
             {
                 "head": f"L0H{report.head}",
@@ -189,8 +190,10 @@ def draw_figures(f: MultiHeadFindings) -> dict[str, Any]:
         drawn[f"attention_{name}"] = figures.plot_attention_and_graph(
             f.attention[0, report.head], graph, title=f"{name} {report.role}"
         )
+        effect = f.knock_out.effect[report.head].clone()
+        effect[-1] = float("nan")  # the target's row serves every prediction: it would drown the others' colours
         drawn[f"knock_out_{name}"] = figures.plot_matrix(
-            f.knock_out.effect[report.head], graph, title=f"Loss when one entry of {name} is cut",
+            effect, graph, title=f"Loss when one entry of {name} is cut",
             label="nats above the whole model", diverging=True,
         )
     for turn in f.turns:
@@ -314,7 +317,8 @@ def sections(f: MultiHeadFindings, folder: Path, command: str) -> list[figures.S
         ),
         section(
             "What breaks when an entry is cut",
-            "Cutting one attention entry of one head at a time; its own edges are what hurts.",
+            "Cutting one attention entry of one head at a time; its own edges are what hurts. Entries with less than 1% of "
+            "their row's attention were not cut; the last row, which every prediction needs, is in the table only.",
             *(f"knock_out_{name}" for name in heads),
             more=figures.table_html(knock_out_rows(f), caption="Per-head, per-edge knock-out, nats"),
         ),

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_circuits.models import HookedTransformer, layout_of, match_blocks, warm_readout
-from causal_circuits.recording import RecordAt, TrainingRecord, join_records, watch_attention
+from causal_circuits.recording import RecordAt, TrainingRecord, join_records
 from causal_circuits.tasks import Batch, InContextTask
 from causal_circuits.training import Stage, TrainConfig, mean_loss, train
 
@@ -97,7 +97,7 @@ class TurnConfig:
     attention: float = 8.0
     batch_size: int = 1024
     seed: int = 0
-    n_sequences: int = 16_384
+    n_sequences: int = 8192
 
     def __post_init__(self) -> None:
         for name in ("steps", "settle", "batch_size", "n_sequences"):
@@ -244,11 +244,14 @@ def pair_gain(model: HookedTransformer, batch: Batch, chunk: int = 1024) -> Pair
 def _last_score_gradients(model: HookedTransformer, batch: Batch) -> Float[Tensor, "batch key_pos"]:
     """dL/ds of every sequence, L its own loss and s the scores of the last layer's last query, summed over heads."""
     batch = batch.to(model.W_U.device, model.W_U.dtype)
-    kept = [(parameter, parameter.grad) for parameter in model.parameters()]
-    with watch_attention(model) as watched:
-        (mean_loss(model, batch) * len(batch)).backward()  # type: ignore[no-untyped-call]
-    for parameter, gradient in kept:
-        parameter.grad = gradient
-    last = max(watched.patterns)
-    pattern, gradient = watched.patterns[last][:, :, -1], watched.pattern_gradients[last][:, :, -1]
+    kept: list[Tensor] = []
+
+    def cut(pattern: Tensor, hook: object) -> Tensor:  # what lies before the pattern needs no gradient
+        kept.append(pattern.detach().requires_grad_())
+        return kept[0]
+
+    with torch.enable_grad(), model.hooks(fwd_hooks=[(f"blocks.{model.cfg.n_layers - 1}.attn.hook_pattern", cut)]):
+        loss = mean_loss(model, batch) * len(batch)
+    (gradient,) = torch.autograd.grad(loss, kept)
+    pattern, gradient = kept[0].detach()[:, :, -1], gradient[:, :, -1]
     return (pattern * (gradient - (gradient * pattern).sum(dim=-1, keepdim=True))).sum(dim=1).cpu()

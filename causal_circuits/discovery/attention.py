@@ -21,7 +21,7 @@ from causal_circuits.discovery.several_heads import FurtherParent, HeadReport, j
 from causal_circuits.discovery.testing import holm, upper_tail
 from causal_circuits.graphs import attention_cells
 from causal_circuits.information import Information, estimate_gradient
-from causal_circuits.models import HookedTransformer, check_model, live_heads
+from causal_circuits.models import HookedTransformer, check_model, live_heads, log_probs
 from causal_circuits.recording import watch_attention
 from causal_circuits.tasks import Batch, InContextTask
 
@@ -40,7 +40,7 @@ def mean_attention(
     for start in range(0, len(tokens), chunk):
         piece = tokens[start : start + chunk].to(model.W_U.device)
         with watch_attention(model) as watched:
-            model(piece, return_type=None)
+            log_probs(model, piece)
         summed = watched.attention().double().cpu() * len(piece)
         total = summed if total is None else total + summed
     if total is None:

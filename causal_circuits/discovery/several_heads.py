@@ -10,11 +10,15 @@ is an edge if that lift
 * is at least DOMINANT of the best in its row, over all keys and all t that no other head has: what is inherited from
   a true parent is less than the parent itself.
 
+A row may be swapped: its heads attend to its parents, but the one that has t for the target takes the parent that goes
+with t'. Which t each key of a row stands for is therefore decided row by row, by what the tokens say.
+
 The same lift, given what *all* heads match, shows parents that no head carries.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from statistics import median
 
 import torch
@@ -31,6 +35,8 @@ MIN_SHARE = 0.45
 DOMINANT = 0.9
 # A further parent is reported where, over all rows, some t has this share of what the heads on duty have.
 FURTHER_SHARE = 0.5
+# A row counts as swapped if another order of its keys is better by so many standard errors.
+SWAPPED = 4.0
 # Lifts are large: with so many sequences the least of the edges above was 17 standard errors from zero.
 N_SEQUENCES = 8192
 
@@ -86,18 +92,22 @@ def judge_heads(
     """
     n_ctx, tokens, target_probs = attention.shape[-1], tokens[:N_SEQUENCES], target_probs[:N_SEQUENCES]
     copies = [_matches(pattern, min_weight) for pattern in attention]
+    stands = _stands_for(copies, tokens, target_probs)
+    slots = {t: _slot(t, copies, stands) for t in sorted({own.last_key for own in copies})}
+    lifts = {
+        t: conditional_information(tokens, target_probs, [slot for other, slot in slots.items() if other != t])
+        for t in slots
+    }
     candidates: list[CandidateEdge] = []
-    lifts: list[ConditionalInformation] = []
-    for index in range(len(copies)):
-        others = [m for m in copies if m.last_key != copies[index].last_key]
-        lifts.append(conditional_information(tokens, target_probs, others))
-        candidates += _proposals(attention[index], heads[index], copies[index], others, lifts[index], min_weight)
+    for index, head in enumerate(heads):
+        candidates += _proposals(attention[index], head, copies[index], stands[index], lifts, min_weight)
     candidates = _judge(candidates, level)
     candidates += [
-        _last_row(attention[i], heads[i], copies[i], lifts[i], candidates, copies, min_weight) for i in range(len(heads))
+        _last_row(attention[i], heads[i], copies[i], stands[i], lifts, candidates, min_weight)
+        for i in range(len(heads))
     ]
     reports = [_report(candidates, attention[i], head, copies[i], n_ctx) for i, head in enumerate(heads)]
-    return candidates, reports, _further_parents(candidates, reports, copies, lifts, heads, tokens, target_probs)
+    return candidates, reports, _further_parents(candidates, slots, stands, heads, tokens, target_probs)
 
 
 def _matches(pattern: Tensor, min_weight: float) -> Matches:
@@ -108,24 +118,60 @@ def _matches(pattern: Tensor, min_weight: float) -> Matches:
     return Matches(int(keys[-1]), (*chosen, -1))
 
 
+def _stands_for(copies: Sequence[Matches], tokens: Tensor, target_probs: Tensor) -> list[list[int]]:
+    """For each head and row, the t that its key goes with: the head's own, unless the row is plainly swapped."""
+    stands = [[own.last_key] * len(own.keys) for own in copies]
+    for row in range(len(copies[0].keys)):
+        active = [i for i, own in enumerate(copies) if own.keys[row] >= 0]
+        own_t = [copies[i].last_key for i in active]
+        if len(active) < 2 or len(set(own_t)) < len(active):
+            continue
+        keys = [copies[i].keys[row] for i in active]
+        ratio = target_probs.shape[-1] * torch.gather(target_probs, 1, tokens[:, [row]])[:, 0]
+        evidence = {order: _evidence(ratio, tokens, keys, order) for order in permutations(own_t)}
+        best = max(evidence, key=lambda order: evidence[order])
+        if evidence[best] > evidence[tuple(own_t)] + SWAPPED:
+            for index, t in zip(active, best, strict=True):
+                stands[index][row] = t
+    return stands
+
+
+def _evidence(ratio: Tensor, tokens: Tensor, keys: Sequence[int], last_keys: Sequence[int]) -> float:
+    """How many standard errors E[w | every key holds the token of its t] lies above E[w]."""
+    held = ratio[(tokens[:, list(keys)] == tokens[:, list(last_keys)]).all(dim=1)]
+    if len(held) < 8:
+        return 0.0
+    return float((held.mean() - ratio.mean()) / (held.std() / len(held) ** 0.5).clamp(min=1e-9))
+
+
+def _slot(t: int, copies: Sequence[Matches], stands: Sequence[Sequence[int]]) -> Matches:
+    """What all heads together match with t: in each row the key that stands for it, if any."""
+    keys = [-1] * len(copies[0].keys)
+    for own, stand in zip(copies, stands, strict=True):
+        for row, key in enumerate(own.keys):
+            if stand[row] == t and keys[row] < 0:
+                keys[row] = key
+    return Matches(t, tuple(keys))
+
+
 def _proposals(
     pattern: Tensor,
     head: int,
     own: Matches,
-    others: Sequence[Matches],
-    lift: ConditionalInformation,
+    stands: Sequence[int],
+    lifts: dict[int, ConditionalInformation],
     min_weight: float,
 ) -> list[CandidateEdge]:
-    """Every row's largest entry with its lift at the head's t; the verdict is still open where attention is clear."""
+    """Every row's largest entry with its lift at its t; the verdict is still open where attention is clear."""
     proposals = []
-    free = torch.ones(lift.value.shape[2], dtype=torch.bool)
-    free[[other.last_key for other in others]] = False
     for child in range(1, len(pattern) - 1):
         parent = int(pattern[child, : child + 1].argmax())
         top = pattern[child, : child + 1].sort(descending=True).values
         weight, margin = float(top[0]), float(top[0] - top[1])
-        value = float(lift.value[child, parent, own.last_key])
-        error = float(lift.standard_error[child, parent, own.last_key])
+        t, lift = stands[child], lifts[stands[child]]
+        free = torch.ones(len(pattern), dtype=torch.bool)
+        free[[other for other in lifts if other != t]] = False
+        value, error = float(lift.value[child, parent, t]), float(lift.standard_error[child, parent, t])
         best = float(lift.value[child][:, free].max())
         if parent == child:
             reason = "attends to itself, which is no parent"
@@ -166,14 +212,16 @@ def _last_row(
     pattern: Tensor,
     head: int,
     own: Matches,
-    lift: ConditionalInformation,
+    stands: Sequence[int],
+    lifts: dict[int, ConditionalInformation],
     candidates: Sequence[CandidateEdge],
-    copies: Sequence[Matches],
     min_weight: float,
 ) -> CandidateEdge:
     """Whether the head's t is a parent of the target: the t that explains most of what its rows tell."""
-    n_ctx = len(pattern)
-    edges = [(c.child, c.parent) for c in candidates if c.head == head and c.accepted]
+    n_ctx, lift = len(pattern), lifts[own.last_key]
+    edges = [
+        (c.child, c.parent) for c in candidates if c.head == head and c.accepted and stands[c.child] == own.last_key
+    ]
     top = pattern[-1].sort(descending=True).values
     weight, margin = float(top[0]), float(top[0] - top[1])
     rows, keys = [child for child, _ in edges], [parent for _, parent in edges]
@@ -182,7 +230,7 @@ def _last_row(
     value = float(total[own.last_key])
     mean = value / max(len(edges), 1)
     p = upper_tail(value / float(variance[own.last_key]) ** 0.5) if edges else 1.0
-    free = [t for t in range(n_ctx) if t == own.last_key or t not in {other.last_key for other in copies}]
+    free = [t for t in range(n_ctx) if t == own.last_key or t not in lifts]
     if weight < min_weight:
         accepted, reason = False, f"attention {weight:.2f} is below {min_weight:g}"
     elif not edges:
@@ -211,41 +259,39 @@ def _report(
 
 def _further_parents(
     candidates: Sequence[CandidateEdge],
-    reports: Sequence[HeadReport],
-    copies: Sequence[Matches],
-    lifts: Sequence[ConditionalInformation],
+    slots: dict[int, Matches],
+    stands: Sequence[Sequence[int]],
     heads: Sequence[int],
     tokens: Tensor,
     target_probs: Tensor,
 ) -> list[FurtherParent]:
     """Positions t, in order of evidence, that explain rows beyond what the heads on duty match."""
-    duty = [i for i, report in enumerate(reports) if report.edges]
-    carried = [
-        sum(c.information for c in candidates if c.head == heads[i] and c.accepted and c.child < len(tokens[0]))
-        for i in duty
-    ]
+    n_ctx = tokens.shape[1]
+    rows_of: dict[int, dict[int, float]] = {t: {} for t in slots}
+    for c in candidates:
+        if c.accepted and c.child < n_ctx:
+            rows_of[stands[list(heads).index(c.head)][c.child]][c.child] = c.information
+    carried = [sum(rows.values()) for rows in rows_of.values() if rows]
     level = sum(carried) / len(carried) if carried else 0.0
-    given, found = [_accepted_matches(copies[i], heads[i], candidates) for i in duty], []
-    used = {match.last_key for match in given}
+    given = [
+        Matches(t, tuple(key if row in rows_of[t] else -1 for row, key in enumerate(slot.keys)))
+        for t, slot in slots.items()
+        if rows_of[t]
+    ]
+    found: list[FurtherParent] = []
     while level > 0 and len(found) < 4:
         rest = conditional_information(tokens, target_probs, given)
         clear = rest.value * (rest.value > 5.0 * rest.standard_error)
         clear[-1] = 0.0
-        clear[:, :, list(used)] = 0.0
+        clear[:, :, [match.last_key for match in given]] = 0.0
         best, keys = clear.max(dim=1)
         total = best.sum(dim=0)
         t = int(total.argmax())
         if float(total[t]) < FURTHER_SHARE * level:
             break
         usual = float(best[:, t][best[:, t] > 0].median())
-        rows = [i for i in range(len(best)) if best[i, t] >= MIN_SHARE * usual > 0]
-        keys_at = tuple(int(keys[i, t]) if i in rows else -1 for i in range(len(best)))
-        found.append(FurtherParent(t, tuple((keys_at[i], i) for i in rows), float(total[t]) / level))
-        given, used = [*given, Matches(t, keys_at)], {*used, t}
+        rows = [row for row in range(n_ctx) if best[row, t] >= MIN_SHARE * usual > 0]
+        keys_at = tuple(int(keys[row, t]) if row in rows else -1 for row in range(n_ctx))
+        found.append(FurtherParent(t, tuple((keys_at[row], row) for row in rows), float(total[t]) / level))
+        given.append(Matches(t, keys_at))
     return found
-
-
-def _accepted_matches(own: Matches, head: int, candidates: Sequence[CandidateEdge]) -> Matches:
-    """A head's matches, rows without an accepted edge left out."""
-    kept = {c.child for c in candidates if c.head == head and c.accepted}
-    return Matches(own.last_key, tuple(key if row in kept else -1 for row, key in enumerate(own.keys)))
