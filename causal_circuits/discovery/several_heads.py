@@ -34,7 +34,7 @@ from causal_circuits.discovery.testing import holm, upper_tail
 MIN_SHARE = 0.45
 DOMINANT = 0.9
 # A further parent is reported where, over all rows, some t has this share of what the heads on duty have.
-FURTHER_SHARE = 0.5
+FURTHER_SHARE = 0.6
 # A row counts as swapped if another order of its keys is better by so many standard errors.
 SWAPPED = 4.0
 # Lifts are large: with so many sequences the least of the edges above was 17 standard errors from zero.
@@ -67,7 +67,7 @@ class FurtherParent:
     Attributes:
         last_key: the position t, a parent of the target by the data.
         edges: (parent, child) in the rows where t explains something that the heads do not.
-        share: total lift of t, given the heads, over the mean total lift of a head on duty.
+        share: total lift of t, given the heads, over the largest total lift of a head.
     """
 
     last_key: int
@@ -94,20 +94,21 @@ def judge_heads(
     copies = [_matches(pattern, min_weight) for pattern in attention]
     stands = _stands_for(copies, tokens, target_probs)
     slots = {t: _slot(t, copies, stands) for t in sorted({own.last_key for own in copies})}
-    lifts = {
-        t: conditional_information(tokens, target_probs, [slot for other, slot in slots.items() if other != t])
-        for t in slots
-    }
+    lifts = _lifts_given_the_rest(slots, (), tokens, target_probs)
+    further = _further_parents(slots, lifts, tokens, target_probs)
+    if further:  # what no head carries is known all the same
+        lifts = _lifts_given_the_rest(slots, [_of_further(f, n_ctx) for f in further], tokens, target_probs)
+    taken = {*slots, *(f.last_key for f in further)}
     candidates: list[CandidateEdge] = []
     for index, head in enumerate(heads):
-        candidates += _proposals(attention[index], head, copies[index], stands[index], lifts, min_weight)
+        candidates += _proposals(attention[index], head, copies[index], stands[index], lifts, taken, min_weight)
     candidates = _judge(candidates, level)
     candidates += [
-        _last_row(attention[i], heads[i], copies[i], stands[i], lifts, candidates, min_weight)
+        _last_row(attention[i], heads[i], copies[i], stands[i], lifts, taken, candidates, min_weight)
         for i in range(len(heads))
     ]
     reports = [_report(candidates, attention[i], head, copies[i], n_ctx) for i, head in enumerate(heads)]
-    return candidates, reports, _further_parents(candidates, slots, stands, heads, tokens, target_probs)
+    return candidates, reports, further
 
 
 def _matches(pattern: Tensor, min_weight: float) -> Matches:
@@ -160,6 +161,7 @@ def _proposals(
     own: Matches,
     stands: Sequence[int],
     lifts: dict[int, ConditionalInformation],
+    taken: set[int],
     min_weight: float,
 ) -> list[CandidateEdge]:
     """Every row's largest entry with its lift at its t; the verdict is still open where attention is clear."""
@@ -170,7 +172,7 @@ def _proposals(
         weight, margin = float(top[0]), float(top[0] - top[1])
         t, lift = stands[child], lifts[stands[child]]
         free = torch.ones(len(pattern), dtype=torch.bool)
-        free[[other for other in lifts if other != t]] = False
+        free[[other for other in taken if other != t]] = False
         value, error = float(lift.value[child, parent, t]), float(lift.standard_error[child, parent, t])
         best = float(lift.value[child][:, free].max())
         if parent == child:
@@ -214,6 +216,7 @@ def _last_row(
     own: Matches,
     stands: Sequence[int],
     lifts: dict[int, ConditionalInformation],
+    taken: set[int],
     candidates: Sequence[CandidateEdge],
     min_weight: float,
 ) -> CandidateEdge:
@@ -230,7 +233,7 @@ def _last_row(
     value = float(total[own.last_key])
     mean = value / max(len(edges), 1)
     p = upper_tail(value / float(variance[own.last_key]) ** 0.5) if edges else 1.0
-    free = [t for t in range(n_ctx) if t == own.last_key or t not in lifts]
+    free = [t for t in range(n_ctx) if t == own.last_key or t not in taken]
     if weight < min_weight:
         accepted, reason = False, f"attention {weight:.2f} is below {min_weight:g}"
     elif not edges:
@@ -257,32 +260,28 @@ def _report(
     return HeadReport(head, own.last_key, float(pattern[-1, own.last_key]), edges, role)
 
 
+def _lifts_given_the_rest(
+    slots: dict[int, Matches], further: Sequence[Matches], tokens: Tensor, target_probs: Tensor
+) -> dict[int, ConditionalInformation]:
+    """For each t the lift of every pair, given what the other heads match and what no head does."""
+    return {
+        t: conditional_information(
+            tokens, target_probs, [*(slot for other, slot in slots.items() if other != t), *further]
+        )
+        for t in slots
+    }
+
+
 def _further_parents(
-    candidates: Sequence[CandidateEdge],
-    slots: dict[int, Matches],
-    stands: Sequence[Sequence[int]],
-    heads: Sequence[int],
-    tokens: Tensor,
-    target_probs: Tensor,
+    slots: dict[int, Matches], lifts: dict[int, ConditionalInformation], tokens: Tensor, target_probs: Tensor
 ) -> list[FurtherParent]:
-    """Positions t, in order of evidence, that explain rows beyond what the heads on duty match."""
+    """Positions t, in order of evidence, that explain rows beyond what the heads match."""
     n_ctx = tokens.shape[1]
-    rows_of: dict[int, dict[int, float]] = {t: {} for t in slots}
-    for c in candidates:
-        if c.accepted and c.child < n_ctx:
-            rows_of[stands[list(heads).index(c.head)][c.child]][c.child] = c.information
-    carried = [sum(rows.values()) for rows in rows_of.values() if rows]
-    level = sum(carried) / len(carried) if carried else 0.0
-    given = [
-        Matches(t, tuple(key if row in rows_of[t] else -1 for row, key in enumerate(slot.keys)))
-        for t, slot in slots.items()
-        if rows_of[t]
-    ]
-    found: list[FurtherParent] = []
+    carried = [_clear(lifts[t])[range(n_ctx), slot.keys, t].sum() for t, slot in slots.items()]
+    level = float(max(carried))
+    given, found = list(slots.values()), []
     while level > 0 and len(found) < 4:
-        rest = conditional_information(tokens, target_probs, given)
-        clear = rest.value * (rest.value > 5.0 * rest.standard_error)
-        clear[-1] = 0.0
+        clear = _clear(conditional_information(tokens, target_probs, given))
         clear[:, :, [match.last_key for match in given]] = 0.0
         best, keys = clear.max(dim=1)
         total = best.sum(dim=0)
@@ -290,8 +289,19 @@ def _further_parents(
         if float(total[t]) < FURTHER_SHARE * level:
             break
         usual = float(best[:, t][best[:, t] > 0].median())
-        rows = [row for row in range(n_ctx) if best[row, t] >= MIN_SHARE * usual > 0]
-        keys_at = tuple(int(keys[row, t]) if row in rows else -1 for row in range(n_ctx))
-        found.append(FurtherParent(t, tuple((keys_at[row], row) for row in rows), float(total[t]) / level))
-        given.append(Matches(t, keys_at))
+        edges = tuple((int(keys[row, t]), row) for row in range(n_ctx) if best[row, t] >= MIN_SHARE * usual)
+        found.append(FurtherParent(t, edges, float(total[t]) / level))
+        given.append(_of_further(found[-1], n_ctx))
     return found
+
+
+def _clear(lift: ConditionalInformation) -> Tensor:
+    """Lifts beyond doubt; zero elsewhere and in the last row, whose child no head can serve."""
+    clear = lift.value * (lift.value > 5.0 * lift.standard_error)
+    clear[-1] = 0.0
+    return clear
+
+
+def _of_further(further: FurtherParent, n_ctx: int) -> Matches:
+    keys = {child: parent for parent, child in further.edges}
+    return Matches(further.last_key, tuple(keys.get(row, -1) for row in range(n_ctx)))
