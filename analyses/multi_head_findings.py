@@ -149,7 +149,9 @@ def find(
 
     say("4/5  the proof: cut every attention entry of every head, ablate every head")
     proof = task.sample(n_proof, seed=(seed, 3))
-    knock_out = cc.knock_out_edges(model, proof, entries=entries_in_use(cc.mean_attention(model, proof.tokens)[0], n_heads[0]))
+    knock_out = cc.knock_out_edges(
+        model, proof, entries=entries_in_use(cc.mean_attention(model, proof.tokens)[0], n_heads[0])
+    )
     ablations = [cc.ablate_heads(model, proof, [head], "mean") for head in cc.live_heads(model)]
     missing = explain_missing(task, model, found, given, test[:4096])
 
@@ -228,7 +230,9 @@ def explain_missing(
         number, change = above.index(parent), float("nan")
         if len(above) != k:
             lift = 0.0
-            reason = f"its child has {len(above)} parents, the target {k}: their kernels are independent, it tells nothing"
+            reason = (
+                f"its child has {len(above)} parents, the target {k}: their kernels are independent, it tells nothing"
+            )
         elif child == target:
             lift, reason = float("nan"), "no head's last row attends to it: the query's own token can be read directly"
         elif parent == task.target_parents[number]:
@@ -237,7 +241,7 @@ def explain_missing(
             lift = float(given[number].value[child, parent, task.target_parents[number]])
             keys = row_keys(found, child)
             if same_event(keys, dict(zip(task.target_parents, above, strict=True))):
-                reason = f"the heads attend to {sorted(set(keys.values()))} instead, which match in exactly the same sequences"
+                reason = f"the heads attend to {sorted(set(keys.values()))} instead: the same sequences match"
             else:
                 change = loss_if_carried(task, model, found, child, batch)
                 use = "is of more use to the model as it is" if change > 0 else "was not learned"
@@ -265,9 +269,7 @@ def same_event(found: dict[int, int], true: dict[int, int]) -> bool:
 
 
 @torch.no_grad()
-def loss_if_carried(
-    task: cc.InContextTask, model: object, found: nx.DiGraph, child: int, batch: cc.Batch
-) -> float:
+def loss_if_carried(task: cc.InContextTask, model: object, found: nx.DiGraph, child: int, batch: cc.Batch) -> float:
     """How much the loss changes when a row attends to its true parents, each by the head that has its t."""
     above = dict(zip(task.target_parents, cc.parents_of(task.graph, child), strict=True))
     heads = {head.head: above[head.last_key] for head in found.graph["heads"] if head.last_key in above}

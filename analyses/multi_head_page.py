@@ -49,7 +49,12 @@ def results(f: MultiHeadFindings, arguments: argparse.Namespace, command: str) -
         "information": information_rows(f),
         "knock_out": knock_out_rows(f),
         "ablation": [
-            {"head": head_name(r.heads), "loss": r.loss, "baseline": r.baseline_loss, "standard_error": r.standard_error}
+            {
+                "head": head_name(r.heads),
+                "loss": r.loss,
+                "baseline": r.baseline_loss,
+                "standard_error": r.standard_error,
+            }
             for r in f.ablations
         ],
         "single_head": {
@@ -138,14 +143,15 @@ def auroc(above: list[float], below: list[float]) -> float:
 def table(f: MultiHeadFindings, out: Path) -> str:
     """The short table that ends a run."""
     lines = [
-        f"graph       {len(f.recovered)} of {len(f.edges)} edges found, {len(f.false)} false; {len(f.hidden)} more lead "
-        "into the last position, whose row stands for the target",
+        f"graph       {len(f.recovered)} of {len(f.edges)} edges found, {len(f.false)} false; {len(f.hidden)} more "
+        "lead into the last position, whose row stands for the target",
         f"loss        {f.test_loss:.4f} = edge posterior {f.references.edge_posterior:.4f} {f.excess:+.4f} nats",
         "lines       " + ", ".join(f"{name_of(which)} {loss:.4f}" for which, loss in f.partial.items()),
     ]
     for row in knock_out_rows(f):
         lines.append(
-            f"head {row['head']}   {row['role']}; cutting one of its edges costs {row['effect of its edges']:.4f} nats, "
+            f"head {row['head']}   {row['role']}; cutting one of its edges costs "
+            f"{row['effect of its edges']:.4f} nats, "
             f"another entry {row['effect of other entries']:.4f} (AUROC {row['AUROC, own edges']:.3f})"
         )
     lines += [f"missing     {edge.parent} -> {edge.child}: {edge.reason}" for edge in f.missing[:6]]
@@ -193,13 +199,19 @@ def draw_figures(f: MultiHeadFindings) -> dict[str, Any]:
         effect = f.knock_out.effect[report.head].clone()
         effect[-1] = float("nan")  # the target's row serves every prediction: it would drown the others' colours
         drawn[f"knock_out_{name}"] = figures.plot_matrix(
-            effect, graph, title=f"Loss when one entry of {name} is cut",
-            label="nats above the whole model", diverging=True,
+            effect,
+            graph,
+            title=f"Loss when one entry of {name} is cut",
+            label="nats above the whole model",
+            diverging=True,
         )
     for turn in f.turns:
         drawn[f"turn_L0H{turn.head}"] = figures.plot_matrix(
-            turn.gain, graph, title=f"Turn of L0H{turn.head}: gain with its last row on {turn.last_key}",
-            label="nats a unit of score", diverging=True,
+            turn.gain,
+            graph,
+            title=f"Turn of L0H{turn.head}: gain with its last row on {turn.last_key}",
+            label="nats a unit of score",
+            diverging=True,
         )
     return drawn
 
@@ -247,7 +259,7 @@ def verdict(f: MultiHeadFindings) -> list[figures.Check]:
         figures.Check(
             f.excess <= 0.05,
             "It predicts about as well as the posterior that knows the edges (within 0.05 nats)",
-            f"test loss {f.test_loss:.4f}, edge posterior {f.references.edge_posterior:.4f}, excess {f.excess:+.4f} nats",
+            f"test loss {f.test_loss:.4f}, edge posterior {f.references.edge_posterior:.4f}, excess {f.excess:+.4f}",
         ),
         figures.Check(
             len({head.last_key for head in on_duty}) == len(f.task.target_parents),
@@ -292,8 +304,8 @@ def sections(f: MultiHeadFindings, folder: Path, command: str) -> list[figures.S
         ),
         section(
             "The union graph",
-            f"{len(f.recovered)} of {len(f.edges)} edges were found and {len(f.false)} false ones drawn; {len(f.hidden)} "
-            "more lead into the last position and cannot be seen in attention.",
+            f"{len(f.recovered)} of {len(f.edges)} edges were found and {len(f.false)} false ones drawn; "
+            f"{len(f.hidden)} more lead into the last position and cannot be seen in attention.",
             "graph",
             more=missing + figures.table_html(edge_rows(f), caption="Every edge found, and who carries it"),
         ),
@@ -306,8 +318,8 @@ def sections(f: MultiHeadFindings, folder: Path, command: str) -> list[figures.S
         section(
             "What each head was given in its turn",
             "Minus the mixed second derivative of the loss: what it gains where the head attends from child to parent, "
-            "given what the heads before it carry. The first head sees one parent's information alone, the next what is "
-            "left.",
+            "given what the heads before it carry. The first head sees one parent's information alone, the next "
+            "what is left.",
             *(f"turn_{name}" for name in heads),
             more=figures.table_html(
                 information_rows(f),
@@ -317,8 +329,8 @@ def sections(f: MultiHeadFindings, folder: Path, command: str) -> list[figures.S
         ),
         section(
             "What breaks when an entry is cut",
-            "Cutting one attention entry of one head at a time; its own edges are what hurts. Entries with less than 1% of "
-            "their row's attention were not cut; the last row, which every prediction needs, is in the table only.",
+            "Cutting one attention entry of one head at a time; its own edges are what hurts. Entries with less than 1% "
+            "of their row's attention were not cut; the last row, which every prediction needs, is in the table only.",
             *(f"knock_out_{name}" for name in heads),
             more=figures.table_html(knock_out_rows(f), caption="Per-head, per-edge knock-out, nats"),
         ),

@@ -8,7 +8,7 @@ w_i = d_vocab y(x_i), the *lift* of a pair (j, t) at child i, given a set M of o
 With M empty it is what the first-order gradient sees: one parent alone. Given the parents that other heads carry, it
 is what a further head can gain. If tokens were uniform and independent and rows Dirichlet(alpha), a match of m of the
 k parents would give E[w] = 1 + (d_vocab rho - 1) d_vocab^(m - k), rho = (alpha + 1) / (d_vocab alpha + 1): every parent
-that is known multiplies what the next one tells by d_vocab. So the first head sees the least, and the last one the most.
+that is known multiplies what the next one tells by d_vocab: the first head sees the least, and the last one the most.
 
 A position that is no parent tells nothing once the parents are given; alone it may, through the parents.
 """
@@ -123,12 +123,12 @@ def exact_conditional_information(
 
 
 def enumerate_sequences(task: InContextTask, n_kernels: int = 64, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Every sequence with the target's row and its probability, for each of some kernels: [n, n_ctx], [n, d_vocab], [n].
+    """Every sequence with the target's row and its probability, for each kernel: [n, n_ctx], [n, d_vocab], [n].
 
     All of the kernels the user gave, or `n_kernels` draws of the prior.
     """
     if task.given_kernels is not None:
-        kernels = {k: kernel for k, kernel in task.given_kernels.items()}
+        kernels = dict(task.given_kernels)
         n = len(next(iter(kernels.values())))
         law = task.given_laws if task.given_laws is not None else np.full((n, task.d_vocab), 1 / task.d_vocab)
     else:
@@ -180,9 +180,12 @@ def _lift(sums: Tensor, alone: Tensor, n: int) -> ConditionalInformation:
     )
     rest_square = (alone[2][:, None, None] - sums[2]) / rest_share.clamp(min=1e-300)
     rest_variance = (rest_square - rest_mean.square()).clamp(min=0)
-    error = part * (
-        pair_variance / (n * pair_share).clamp(min=1e-300) + rest_variance / (n * rest_share).clamp(min=1e-300)
-    ).sqrt()
+    error = (
+        part
+        * (
+            pair_variance / (n * pair_share).clamp(min=1e-300) + rest_variance / (n * rest_share).clamp(min=1e-300)
+        ).sqrt()
+    )
     few = (n * pair_share < 2) | (n * rest_share < 2)
     earlier = torch.ones(sums.shape[1:3], dtype=torch.bool).tril(-1)[:, :, None]
     value = torch.where(held & earlier, pair_mean - mean[:, None, None], torch.zeros_like(pair_mean))

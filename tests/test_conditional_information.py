@@ -26,7 +26,9 @@ def test_exact_lifts_equal_plain_loops() -> None:
         for child, key, last_key in product(range(5), range(5), range(5)):
             expected = 0.0
             if key < child:
-                held = [(matches[0].keys[child], matches[0].last_key)] if matches and matches[0].keys[child] >= 0 else []
+                held = (
+                    [(matches[0].keys[child], matches[0].last_key)] if matches and matches[0].keys[child] >= 0 else []
+                )
                 expected = oracles.lift(PARENTS, KERNEL, child, key, last_key, held)
             assert float(found[child, key, last_key]) == pytest.approx(expected, abs=1e-6)
 

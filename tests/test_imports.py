@@ -21,7 +21,16 @@ ALLOWED: dict[str, set[str]] = {
     "turns": {"tasks", "models", "recording", "training"},
     "heads": {"graphs", "models", "tasks"},
     "interventions": {"graphs", "models", "tasks"},
-    "discovery": {"graphs", "tasks", "information", "conditional_information", "models", "recording", "heads", "interventions"},
+    "discovery": {
+        "graphs",
+        "tasks",
+        "information",
+        "conditional_information",
+        "models",
+        "recording",
+        "heads",
+        "interventions",
+    },
     "figures": {
         "graphs",
         "tasks",

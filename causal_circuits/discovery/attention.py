@@ -104,20 +104,18 @@ def extract_graph(
         )
     else:
         candidates = _judge(_proposals(attention[heads], has_query, n_ctx), gradient, min_weight, level)
-    graph = nx.DiGraph(
-        roots_tested=batch is not None, candidates=candidates, heads=reports, further_parents=further
-    )
+    graph = nx.DiGraph(roots_tested=batch is not None, candidates=candidates, heads=reports, further_parents=further)
     graph.add_nodes_from(range(n_ctx + 1))
     if has_query:
         graph.add_edge(n_ctx - 1, n_ctx)
     for edge in sorted((c for c in candidates if c.accepted), key=lambda c: c.weight):
         facts = ("weight", "margin", "head", "information", "information_share", "p_value")
-        carriers = (*graph.edges[edge.parent, edge.child].get("heads", ()), edge.head) if graph.has_edge(
-            edge.parent, edge.child
-        ) else (edge.head,)
-        graph.add_edge(
-            edge.parent, edge.child, heads=carriers, **{fact: getattr(edge, fact) for fact in facts}
+        carriers = (
+            (*graph.edges[edge.parent, edge.child].get("heads", ()), edge.head)
+            if graph.has_edge(edge.parent, edge.child)
+            else (edge.head,)
         )
+        graph.add_edge(edge.parent, edge.child, heads=carriers, **{fact: getattr(edge, fact) for fact in facts})
     return graph
 
 

@@ -246,9 +246,7 @@ def _last_row(
     return CandidateEdge(own.last_key, n_ctx, head, weight, margin, mean, 1.0 if edges else 0.0, p, accepted, reason)
 
 
-def _report(
-    candidates: Sequence[CandidateEdge], pattern: Tensor, head: int, own: Matches, n_ctx: int
-) -> HeadReport:
+def _report(candidates: Sequence[CandidateEdge], pattern: Tensor, head: int, own: Matches, n_ctx: int) -> HeadReport:
     edges = tuple((c.parent, c.child) for c in candidates if c.head == head and c.accepted)
     within = sum(child < n_ctx for _, child in edges)
     if not edges:

@@ -27,7 +27,7 @@ def subset_predictor(
     """Smoothed frequencies of what followed the target's tokens at the parents numbered `which` (from 0, by position).
 
     (pseudo_count + counts) / (d_vocab pseudo_count + n), counts over positions with as many parents as the target whose
-    parents numbered `which` hold the tokens of the target's. All parents and pseudo_count alpha give the edge posterior;
+    parents numbered `which` hold the tokens of the target's. All parents and pseudo_count alpha are the edge posterior;
     none gives frequencies of all children.
 
     >>> from causal_circuits import ngram_graph
@@ -66,9 +66,7 @@ def _subset_counts(task: InContextTask, tokens: Tensor, which: Sequence[int]) ->
     task.check_tokens(tokens)
     in_degree = len(task.target_parents)
     if len(set(which)) != len(which) or any(not 0 <= number < in_degree for number in which):
-        raise ValueError(
-            f"parent numbers must differ and lie in 0 .. {in_degree - 1} (the target has {in_degree}): got {list(which)}"
-        )
+        raise ValueError(f"parent numbers must differ and lie in 0 .. {in_degree - 1} of the target: got {list(which)}")
     counts = torch.zeros(len(tokens), task.d_vocab, dtype=torch.float64)
     children = [i for i in range(task.n_ctx) if task.graph.in_degree(i) == in_degree]
     if not children:
