@@ -329,7 +329,7 @@ def sections(f: MultiHeadFindings, folder: Path, command: str) -> list[figures.S
         ),
         section(
             "What breaks when an entry is cut",
-            "Cutting one attention entry of one head at a time; its own edges are what hurts. Entries with less than 1% "
+            "Cutting one attention entry of one head at a time; its own edges are what hurts. Entries of less than 1% "
             "of their row's attention were not cut; the last row, which every prediction needs, is in the table only.",
             *(f"knock_out_{name}" for name in heads),
             more=figures.table_html(knock_out_rows(f), caption="Per-head, per-edge knock-out, nats"),

@@ -136,7 +136,9 @@ def train_in_turns(
         raise ValueError(
             f"steps must exceed settle x heads = {config.settle} x {n_heads}: got {config.steps}; lower settle"
         )
-    recorded, records, turns = record.within(config.steps), [], []
+    recorded = record.within(config.steps)
+    records: list[TrainingRecord] = []
+    turns: list[Turn] = []
     _reset(model, config.readout)
     for head in range(n_heads):
         start = head * config.settle

@@ -277,7 +277,8 @@ def _further_parents(
     n_ctx = tokens.shape[1]
     carried = [_clear(lifts[t])[range(n_ctx), slot.keys, t].sum() for t, slot in slots.items()]
     level = float(max(carried))
-    given, found = list(slots.values()), []
+    given = list(slots.values())
+    found: list[FurtherParent] = []
     while level > 0 and len(found) < 4:
         clear = _clear(conditional_information(tokens, target_probs, given))
         clear[:, :, [match.last_key for match in given]] = 0.0
