@@ -82,7 +82,7 @@ def heads_of(text: str | None, n_parents: int) -> tuple[int, int]:
 
 def main() -> int:
     """Run from the command line."""
-    parser = make_parser(__doc__ or "", "multi_head", d_vocab=5, n_ctx=None, steps=4000)
+    parser = make_parser(__doc__ or "", "multi_head", d_vocab=5, n_ctx=None, steps=6000)
     parser.add_argument("--ngram", type=int, metavar="K", help="K-grams: K - 1 parents, the positions just before")
     parser.add_argument("--parents", type=Path, metavar="FILE", help="a JSON list of lists of parents")
     parser.add_argument("--heads", metavar="K,M", help="heads of the two layers (default: one a parent, 1)")

@@ -180,12 +180,11 @@ def _lift(sums: Tensor, alone: Tensor, n: int) -> ConditionalInformation:
     )
     rest_square = (alone[2][:, None, None] - sums[2]) / rest_share.clamp(min=1e-300)
     rest_variance = (rest_square - rest_mean.square()).clamp(min=0)
-    error = (
-        part
-        * (
-            pair_variance / (n * pair_share).clamp(min=1e-300) + rest_variance / (n * rest_share).clamp(min=1e-300)
-        ).sqrt()
+    variance = part.square() * (
+        pair_variance / (n * pair_share).clamp(min=1e-300) + rest_variance / (n * rest_share).clamp(min=1e-300)
     )
+    of_part = part * (1 - part) / (n * share).clamp(min=1e-300)[:, None, None]  # the shares are estimated too
+    error = (variance + of_part * (pair_mean - rest_mean).square()).sqrt()
     few = (n * pair_share < 2) | (n * rest_share < 2)
     earlier = torch.ones(sums.shape[1:3], dtype=torch.bool).tril(-1)[:, :, None]
     value = torch.where(held & earlier, pair_mean - mean[:, None, None], torch.zeros_like(pair_mean))

@@ -88,7 +88,7 @@ class TurnConfig:
         n_sequences: from which G is estimated, each turn.
     """
 
-    steps: int = 4000
+    steps: int = 6000
     settle: int = 60
     settle_rate: float = 0.03
     learning_rate: float = 0.05

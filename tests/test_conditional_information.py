@@ -68,8 +68,9 @@ def test_each_parent_known_multiplies_what_the_next_one_tells(alpha: float) -> N
 def test_a_root_and_a_child_of_another_kernel_tell_nothing() -> None:
     task = cc.InContextTask(cc.graph_from_parents([[], [0], [], [], [2, 3]]), d_vocab=2, alpha=0.3)
     lift = cc.exact_conditional_information(task, n_kernels=4096).value
-    assert lift[2].abs().max() < 1e-6  # a root, independent of the target's row given any other tokens
-    assert lift[1].abs().max() < 0.03  # its kernel is drawn apart from the target's
+    monte_carlo = 4.5 * 2**0.5 / 4096**0.5  # w lies in 0 .. 2 with mean 1: 4.5 errors of a mean over kernels, at most
+    assert lift[2].abs().max() < monte_carlo  # a root
+    assert lift[1].abs().max() < monte_carlo  # a child, but its kernel is drawn apart from the target's
 
 
 def test_bad_matches_are_refused() -> None:

@@ -61,7 +61,7 @@ def test_the_first_gain_points_at_the_targets_parents_and_the_second_at_what_is_
     ("parents", "d_vocab"),
     [
         ([[], [], *([i - 2, i - 1] for i in range(2, 13))], 3),
-        ([[], [], [], *([i - 3, i - 2, i - 1] for i in range(3, 13))], 2),
+        ([[], [], [], *([i - 3, i - 2, i - 1] for i in range(3, 25))], 3),
         (MIXED, 3),
     ],
     ids=["3-gram", "4-gram", "mixed"],
@@ -71,7 +71,7 @@ def test_heads_in_turn_learn_every_edge_that_tells_something(parents: list[list[
     task = cc.InContextTask(graph, d_vocab=d_vocab)
     k = len(task.target_parents)
     model = cc.disentangled_transformer(d_vocab, task.n_ctx, (k, 1))
-    config = cc.TurnConfig(steps=40 * k + 60, settle=40, batch_size=512)
+    config = cc.TurnConfig(steps=40 * k + 20, settle=40, batch_size=512)
     record, turns = cc.train_in_turns(model, task, config, record=cc.RecordAt(steps=()), progress=False)
     assert {turn.last_key for turn in turns} == set(task.target_parents)
     found = cc.extract_graph(model, task, n_sequences=8192)
