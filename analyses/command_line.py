@@ -34,7 +34,7 @@ def base_parser(description: str, name: str) -> OneLineParser:
     return parser
 
 
-def make_parser(description: str, name: str, d_vocab: int, n_ctx: int | None) -> OneLineParser:
+def make_parser(description: str, name: str, d_vocab: int, n_ctx: int | None, steps: int = 2000) -> OneLineParser:
     """The flags of the scripts that train one model on one graph."""
     parser = base_parser(description, name)
     shown = f"default {n_ctx}" if n_ctx else "default 20, or what the parents file says"
@@ -46,7 +46,7 @@ def make_parser(description: str, name: str, d_vocab: int, n_ctx: int | None) ->
     )
     parser.add_argument("--alpha", type=float, default=0.1, help="Dirichlet concentration of the kernels (default 0.1)")
     parser.add_argument(
-        "--steps", type=int, default=2000, help="training steps of 1,024 fresh sequences (default 2000)"
+        "--steps", type=int, default=steps, help=f"training steps of 1,024 fresh sequences (default {steps})"
     )
     return parser
 

@@ -257,3 +257,27 @@ class SnapshotStore:
 
     def _tensor(self, name: str) -> Tensor | None:
         return torch.from_numpy(self._arrays[name]) if name in self._arrays else None
+
+
+def join_records(records: Sequence[TrainingRecord], config: object) -> TrainingRecord:
+    """The record of runs that followed one another, steps counted through; `config` is what was asked for in all."""
+    if not records:
+        raise ValueError("joining records needs at least one: got none")
+    starts = np.cumsum([0, *(len(record.losses) for record in records[:-1])])
+    joined = {name: [getattr(record, name) for record in records] for name in records[0]._tensors()}
+    tensors = {
+        name: torch.cat([value for value in values if value is not None])
+        if any(value is not None for value in values)
+        else None
+        for name, values in joined.items()
+    }
+    seconds = sum(record.seconds for record in records)
+    drawn = sum(record.sequences_per_s * record.seconds for record in records)
+    return TrainingRecord(
+        steps=tuple(int(start) + step for start, record in zip(starts, records, strict=True) for step in record.steps),
+        config=to_plain(config),
+        seconds=seconds,
+        sequences_per_s=drawn / seconds,
+        path=records[-1].path,
+        **tensors,  # type: ignore[arg-type]
+    )

@@ -319,3 +319,34 @@ def embedding_of(tokens: Tensor, d_vocab: int) -> Tensor:
     for b, i in product(range(batch), range(n_ctx)):
         embedding[b, i, tokens[b, i]] = embedding[b, i, d_vocab + i] = 1.0
     return embedding
+
+
+def lift(
+    parents: Parents,
+    kernel: np.ndarray,
+    child: int,
+    key: int,
+    last_key: int,
+    held: Sequence[tuple[int, int]] = (),
+) -> float:
+    """E[w | x_key = x_last_key and all of `held`] - E[w | all of `held`], w = d_vocab y(x_child), by summing sequences.
+
+    Roots are uniform, all others follow `kernel`; the last entry of `parents` is the target's.
+    """
+    *context, target = parents
+    d_vocab = kernel.shape[-1]
+    sums = {True: [0.0, 0.0], False: [0.0, 0.0]}
+    for tokens in product(range(d_vocab), repeat=len(context)):
+        probability = 1.0
+        for position, above in enumerate(context):
+            row = kernel[tuple(tokens[i] for i in above)] if above else np.full(d_vocab, 1 / d_vocab)
+            probability *= row[tokens[position]]
+        if all(tokens[a] == tokens[b] for a, b in held):
+            w = d_vocab * kernel[tuple(tokens[i] for i in target)][tokens[child]]
+            total = sums[tokens[key] == tokens[last_key]]
+            total[0] += probability
+            total[1] += probability * w
+    both = [sums[True][i] + sums[False][i] for i in range(2)]
+    if sums[True][0] == 0.0:
+        return 0.0
+    return sums[True][1] / sums[True][0] - both[1] / both[0]

@@ -11,17 +11,17 @@ Two questions, answered by two kinds of evidence:
   a root's row.
 """
 
-from dataclasses import dataclass
-
 import networkx as nx
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_circuits.discovery.candidates import CandidateEdge
+from causal_circuits.discovery.several_heads import FurtherParent, HeadReport, judge_heads
 from causal_circuits.discovery.testing import holm, upper_tail
 from causal_circuits.graphs import attention_cells
 from causal_circuits.information import Information, estimate_gradient
-from causal_circuits.models import HookedTransformer, check_model, live_heads
+from causal_circuits.models import HookedTransformer, check_model, live_heads, log_probs
 from causal_circuits.recording import watch_attention
 from causal_circuits.tasks import Batch, InContextTask
 
@@ -29,34 +29,6 @@ from causal_circuits.tasks import Batch, InContextTask
 # 6-60, alpha .1-1, 20,000 sequences) true edges carried at least .44, the largest entry of a root's row at most .15
 # (benchmarks/edge_information.py).
 MIN_INFORMATION_SHARE = 0.3
-
-
-@dataclass(frozen=True)
-class CandidateEdge:
-    """One proposal of the attention, and what became of it.
-
-    Attributes:
-        parent, child: positions (child n_ctx is the target).
-        head: of layer 0.
-        weight: attention from child to parent, averaged over sequences.
-        margin: weight minus the row's next largest entry.
-        information: the estimated g at this entry; NaN where it was not estimated.
-        information_share: information divided by the largest among all candidates.
-        p_value: one-sided, against "no information"; Holm-corrected over candidates.
-        accepted: whether it is an edge of the extracted graph.
-        reason: why, in words.
-    """
-
-    parent: int
-    child: int
-    head: int
-    weight: float
-    margin: float
-    information: float
-    information_share: float
-    p_value: float
-    accepted: bool
-    reason: str
 
 
 @torch.no_grad()
@@ -68,7 +40,7 @@ def mean_attention(
     for start in range(0, len(tokens), chunk):
         piece = tokens[start : start + chunk].to(model.W_U.device)
         with watch_attention(model) as watched:
-            model(piece, return_type=None)
+            log_probs(model, piece)
         summed = watched.attention().double().cpu() * len(piece)
         total = summed if total is None else total + summed
     if total is None:
@@ -100,8 +72,12 @@ def extract_graph(
         A graph over ``n_ctx`` positions and the target. Edges carry "weight", "margin", "head", "information",
         "information_share" and "p_value"; ``graph.graph["candidates"]`` lists every `CandidateEdge`, the rejected ones
         with their reason. Without task and batch, uniform random tokens are used and roots cannot be told apart:
-        ``graph.graph["roots_tested"]`` is False and a warning belongs with any figure made of it. The same holds for
-        tasks without a query, whose last row stands for the target's parents.
+        ``graph.graph["roots_tested"]`` is False and a warning belongs with any figure made of it.
+
+        Of a task without a query, whose last row stands for the target's parents, the graph is the union over heads
+        (`causal_circuits.discovery.several_heads`); an edge that several heads carry has the strongest one as "head"
+        and all of them as "heads". ``graph.graph["heads"]`` says what each head carries (`HeadReport`), and
+        ``graph.graph["further_parents"]`` what none does (`FurtherParent`): more parents than heads, for one.
     """
     if not 0 < min_weight <= 1:
         raise ValueError(f"min_weight must lie in (0, 1]: got {min_weight}")
@@ -120,15 +96,26 @@ def extract_graph(
         gradient = estimate_gradient(batch.tokens, batch.target_probs) if has_query else None
     attention = mean_attention(model, tokens)[0]
     heads = [head for layer, head in live_heads(model) if layer == 0]
-    proposals = _proposals(attention[heads], has_query, n_ctx)
-    candidates = _judge(proposals, gradient, min_weight, level)
-    graph = nx.DiGraph(roots_tested=gradient is not None, candidates=candidates)
+    reports: list[HeadReport] = []
+    further: list[FurtherParent] = []
+    if batch is not None and not has_query:
+        candidates, reports, further = judge_heads(
+            attention[heads], batch.tokens, batch.target_probs, heads, min_weight, level
+        )
+    else:
+        candidates = _judge(_proposals(attention[heads], has_query, n_ctx), gradient, min_weight, level)
+    graph = nx.DiGraph(roots_tested=batch is not None, candidates=candidates, heads=reports, further_parents=further)
     graph.add_nodes_from(range(n_ctx + 1))
     if has_query:
         graph.add_edge(n_ctx - 1, n_ctx)
     for edge in sorted((c for c in candidates if c.accepted), key=lambda c: c.weight):
         facts = ("weight", "margin", "head", "information", "information_share", "p_value")
-        graph.add_edge(edge.parent, edge.child, **{fact: getattr(edge, fact) for fact in facts})
+        carriers = (
+            (*graph.edges[edge.parent, edge.child].get("heads", ()), edge.head)
+            if graph.has_edge(edge.parent, edge.child)
+            else (edge.head,)
+        )
+        graph.add_edge(edge.parent, edge.child, heads=carriers, **{fact: getattr(edge, fact) for fact in facts})
     return graph
 
 

@@ -9,6 +9,12 @@ from causal_circuits.information.comparison import (
     edge_formation,
     through_softmax,
 )
+from causal_circuits.information.conditional import (
+    ConditionalInformation,
+    Matches,
+    conditional_information,
+    exact_conditional_information,
+)
 from causal_circuits.information.estimate import InformationEstimate, estimate_gradient, estimate_information
 from causal_circuits.information.exact import (
     Information,
@@ -20,17 +26,21 @@ from causal_circuits.information.exact import (
 from causal_circuits.information.finite_context import finite_context_gradient, measured_gradient
 
 __all__ = [
+    "ConditionalInformation",
     "Formation",
     "GradientComparison",
     "Information",
     "InformationEstimate",
+    "Matches",
     "Rival",
     "chi_squared_information",
     "closest_rivals",
     "compare_gradient",
+    "conditional_information",
     "edge_formation",
     "estimate_gradient",
     "estimate_information",
+    "exact_conditional_information",
     "finite_context_gradient",
     "measured_gradient",
     "mutual_information",

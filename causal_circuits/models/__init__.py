@@ -17,8 +17,10 @@ from causal_circuits.models.build import (
     check_model,
     disentangled_transformer,
     live_heads,
+    match_blocks,
     plant_circuit,
     reduced_transformer,
+    warm_readout,
     warm_start,
 )
 from causal_circuits.models.files import load_model, save_model
@@ -40,10 +42,12 @@ __all__ = [
     "load_model",
     "log_probs",
     "logits",
+    "match_blocks",
     "plant_circuit",
     "reduced_transformer",
     "save_model",
     "slots",
     "structured_logits",
+    "warm_readout",
     "warm_start",
 ]

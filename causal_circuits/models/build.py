@@ -61,7 +61,12 @@ def disentangled_transformer(
 
 
 def reduced_transformer(
-    d_vocab: int = 10, n_ctx: int = 20, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    d_vocab: int = 10,
+    n_ctx: int = 20,
+    n_heads: Sequence[int] = (1, 1),
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> HookedTransformer:
     """The paper's reduced model (section 4): A1 over positions, A2 over tokens, a probability vector as output.
 
@@ -69,20 +74,33 @@ def reduced_transformer(
     A2^T's transpose, A2, in the token slot; what it returns in place of logits *is* f, so use
     `causal_circuits.models.log_probs` for its predictions. Only these two blocks are trained.
 
+    With k heads in layer 0 (``n_heads=(k, 1)``) each has its own A1, and since the last row holds the target's parents,
+    head h's copy at the key is compared with its copy at the query:
+
+        f = X^T softmax( sum_h z_h A2_h^T z_h,T ),      z_h = softmax(mask A1_h) X;
+
+    A2_h is ``W_Q[1, 0]`` from slot L0Hh.token to the coordinates d_vocab h .. d_vocab (h + 1) - 1.
+
     >>> reduced_transformer(d_vocab=3, n_ctx=4)(torch.tensor([[0, 1, 2, 0]]))[0, -1].sum().item()
     1.0
     """
-    _check_sizes(d_vocab, n_ctx, (1, 1))
-    layout = Layout("reduced", int(d_vocab), int(n_ctx), (1, 1))
-    model = _empty_transformer(layout, d_head=max(d_vocab, n_ctx), dtype=dtype, device=device)
+    _check_sizes(d_vocab, n_ctx, n_heads)
+    if len(n_heads) != 2 or n_heads[1] != 1:
+        raise ValueError(f"a reduced model has one head in layer 1, n_heads = (k, 1): got {tuple(n_heads)}")
+    layout = Layout("reduced", int(d_vocab), int(n_ctx), (int(n_heads[0]), 1))
+    d_head = max(d_vocab * layout.n_heads[0], n_ctx)
+    model = _empty_transformer(layout, d_head=d_head, dtype=dtype, device=device)
     named = layout.slots()
     tokens, positions = torch.eye(d_vocab, dtype=dtype), torch.eye(n_ctx, dtype=dtype)
     first, second = model.blocks[0].attn, model.blocks[1].attn
-    first.W_K.data[0, named["position"].slice, :n_ctx] = positions
-    second.W_K.data[0, named["L0H0.token"].slice, :d_vocab] = tokens
-    for attn, written in ((first, "L0H0.token"), (second, "L1H0.token")):
-        attn.W_V.data[0, named["token"].slice, :d_vocab] = tokens
-        attn.W_O.data[0, :d_vocab, named[written].slice] = tokens
+    for head in range(layout.n_heads[0]):
+        copied = named[f"L0H{head}.token"].slice
+        first.W_K.data[head, named["position"].slice, :n_ctx] = positions
+        second.W_K.data[0, copied, head * d_vocab : (head + 1) * d_vocab] = tokens
+        first.W_V.data[head, named["token"].slice, :d_vocab] = tokens
+        first.W_O.data[head, :d_vocab, copied] = tokens
+    second.W_V.data[0, named["token"].slice, :d_vocab] = tokens
+    second.W_O.data[0, :d_vocab, named["L1H0.token"].slice] = tokens
     model.unembed.W_U.data[named["L1H0.token"].slice] = tokens
     _freeze(model)
     model.unembed.W_U.requires_grad_(False)
@@ -110,16 +128,34 @@ def warm_start(model: HookedTransformer, scale: float = 2.0) -> HookedTransforme
         raise ValueError(
             f"warm_start is defined for two layers: this model has {layout.n_layers}; train with warm_start=None"
         )
-    named = layout.slots()
     identity = scale * torch.eye(layout.d_vocab, dtype=model.W_U.dtype, device=model.W_U.device)
-    second = model.blocks[1].attn.W_Q.data
+    for copier in range(layout.n_heads[0]):
+        for block in match_blocks(model, copier):
+            block.copy_(identity)
+    return model if layout.kind == "reduced" else warm_readout(model, scale)
+
+
+def match_blocks(model: HookedTransformer, copier: int, *, by_copy: bool | None = None) -> list[Tensor]:
+    """Where layer 1 compares what head `copier` of layer 0 copied to the query with what it copied to the keys.
+
+    Views into ``W_Q[1]``, [d_vocab, d_vocab], one for each head of layer 1. With one copying head the query's own
+    token is compared, as in the paper; with several it is the copy, because the last row holds the target's parents.
+    `by_copy` decides otherwise.
+    """
+    layout, named = layout_of(model), layout_of(model).slots()
+    key = named[f"L0H{copier}.token"].slice
+    compare_copies = layout.n_heads[0] > 1 if by_copy is None else by_copy
+    query = key if compare_copies else named["token"].slice
     if layout.kind == "reduced":
-        second[0, named["token"].slice, : layout.d_vocab] = identity
-        return model
+        key = slice(copier * layout.d_vocab, (copier + 1) * layout.d_vocab)
+    return [model.blocks[1].attn.W_Q.data[head, query, key] for head in range(layout.n_heads[1])]
+
+
+def warm_readout(model: HookedTransformer, scale: float) -> HookedTransformer:
+    """Let W_U read the token that the last layer attends to, `scale` logits in all, in place; returns the model."""
+    layout, named = layout_of(model), layout_of(model).slots()
+    identity = scale * torch.eye(layout.d_vocab, dtype=model.W_U.dtype, device=model.W_U.device)
     for head in range(layout.n_heads[1]):
-        for copier in range(layout.n_heads[0]):
-            asked = named["token"] if layout.n_heads[0] == 1 else named[f"L0H{copier}.token"]
-            second[head, asked.slice, named[f"L0H{copier}.token"].slice] = identity
         model.unembed.W_U.data[named[f"L1H{head}.token"].slice] = identity / layout.n_heads[1]
     return model
 

@@ -61,7 +61,7 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
         if config["kind"] not in ("disentangled", "reduced"):
             raise ValueError(f"unknown kind {config['kind']!r}")
         if config["kind"] == "reduced":
-            model = reduced_transformer(**sizes)
+            model = reduced_transformer(n_heads=config["n_heads"], **sizes)
         else:
             model = disentangled_transformer(n_heads=config["n_heads"], **sizes)
         weights = load_file(folder / WEIGHTS)

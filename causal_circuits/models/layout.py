@@ -67,7 +67,7 @@ class Layout:
     def width(self, layer: int) -> int:
         """Width of the residual stream that layer `layer` reads; `width(len(n_heads))` is d_model."""
         if self.kind == "reduced":
-            return 3 * self.d_vocab + self.n_ctx
+            return (2 + self.n_heads[0]) * self.d_vocab + self.n_ctx
         return self.d_block * self.n_blocks(layer)
 
     @property
@@ -90,7 +90,8 @@ class Layout:
         return slots
 
     def _reduced_slots(self) -> dict[str, Slot]:
-        sizes = {"token": self.d_vocab, "position": self.n_ctx, "L0H0.token": self.d_vocab, "L1H0.token": self.d_vocab}
+        copies = [f"L0H{head}.token" for head in range(self.n_heads[0])] + ["L1H0.token"]
+        sizes = {"token": self.d_vocab, "position": self.n_ctx, **dict.fromkeys(copies, self.d_vocab)}
         slots, start = {}, 0
         for name, size in sizes.items():
             block, _, half = name.rpartition(".")

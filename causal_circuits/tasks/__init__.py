@@ -12,6 +12,7 @@ from causal_circuits.tasks.predictors import (
     reference_losses,
     unigram,
 )
+from causal_circuits.tasks.subsets import subset_loss, subset_losses, subset_predictor
 from causal_circuits.tasks.task import InContextTask
 
 __all__ = [
@@ -27,5 +28,8 @@ __all__ = [
     "exact_bayes",
     "kernel_family",
     "reference_losses",
+    "subset_loss",
+    "subset_losses",
+    "subset_predictor",
     "unigram",
 ]

@@ -31,7 +31,8 @@ Filler = Callable[[np.ndarray, np.ndarray, int], None]
 # Sequences are drawn in pieces of this many: the result is the same for any number of threads, and a piece's arrays
 # stay in the second-level cache.
 PIECE = 512
-MAX_KERNEL_ENTRIES = 2**22  # of one kernel
+# Of one kernel. A piece holds PIECE kernels and their cumulative sums in float32: 0.5 GiB at this limit, a thread.
+MAX_KERNEL_ENTRIES = 2**17
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +79,8 @@ class InContextTask:
             if self.d_vocab ** (in_degree + 1) > MAX_KERNEL_ENTRIES:
                 raise ValueError(
                     f"a kernel with {in_degree} parents over {self.d_vocab} tokens has d_vocab ** (n_parents + 1) = "
-                    f"{self.d_vocab ** (in_degree + 1):,} entries; the limit is {MAX_KERNEL_ENTRIES:,}: "
-                    "use fewer parents or tokens"
+                    f"{self.d_vocab ** (in_degree + 1):,} entries, and {PIECE} sequences are drawn at once; "
+                    f"the limit is {MAX_KERNEL_ENTRIES:,}: use fewer parents or tokens"
                 )
         _ = self.alphas, self.given_kernels, self.given_laws  # validated where they are made
 

@@ -7,16 +7,23 @@ structured forward with autograd everywhere else. Both give the same gradients.
 from causal_circuits.training.loop import train, train_ensemble
 from causal_circuits.training.recipe import Stage, TrainConfig, default_stages
 from causal_circuits.training.steps import evaluate, gradient_step, mean_loss, take_snapshot, trainable_parameters
+from causal_circuits.training.turns import PairGain, Turn, TurnConfig, pair_gain, take_turn, train_in_turns
 
 __all__ = [
+    "PairGain",
     "Stage",
     "TrainConfig",
+    "Turn",
+    "TurnConfig",
     "default_stages",
     "evaluate",
     "gradient_step",
     "mean_loss",
+    "pair_gain",
     "take_snapshot",
+    "take_turn",
     "train",
     "train_ensemble",
+    "train_in_turns",
     "trainable_parameters",
 ]

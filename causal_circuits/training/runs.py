@@ -20,7 +20,7 @@ from causal_circuits.training.recipe import OPTIMIZERS, SCHEDULES, Stage, TrainC
 from causal_circuits.training.steps import gradient_step, take_snapshot, trainable_parameters
 
 # Ends the seed of every training stream: a test set drawn with sample(seed=0) is not the first batch of a run.
-_TRAINING_STREAM = 2402_14735
+TRAINING_STREAM = 2402_14735
 
 
 class StructuredRun:
@@ -34,7 +34,7 @@ class StructuredRun:
 
     def __init__(self, model: HookedTransformer, task: InContextTask, config: TrainConfig) -> None:
         self._model, self._config = model, config
-        self._draw = task.stream((config.seed, _TRAINING_STREAM))
+        self._draw = task.stream((config.seed, TRAINING_STREAM))
         self._pool = ThreadPoolExecutor(1)
         self._updates = _updates(trainable_parameters(model), config.stages)
         self._step = 0
@@ -89,7 +89,7 @@ class FusedRun:
         self._tasks, self._place = [tasks[i] for i in order], np.argsort(order)
         n, size, first = len(models), configs[0].batch_size, self._tasks[0]
         self._kernel = kernel_for(sizes_of(models[0]), n * size * configs[0].steps)
-        self._fills = [t.filler((c.seed, _TRAINING_STREAM)) for t, c in zip(self._tasks, self._configs, strict=True)]
+        self._fills = [t.filler((c.seed, TRAINING_STREAM)) for t, c in zip(self._tasks, self._configs, strict=True)]
         self._tokens = np.empty((n, size, first.n_ctx), np.int64)
         self._targets = np.empty((n, size, first.d_vocab), np.float32)
         shapes = [weight.shape for weight in live_weights(models[0])]

@@ -1,0 +1,287 @@
+"""The job of `multi_head.py`: train in turns, read every head, explain what is missing, prove, fail with one head.
+
+Not a script. `find` is the job, in order; `MultiHeadFindings` is what it found.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+import torch
+from command_line import BEGAN, OneLineParser
+from recover_and_prove import check_writable
+
+import causal_circuits as cc
+
+
+@dataclass(frozen=True)
+class MissingEdge:
+    """A true edge that no head carries, and the reason.
+
+    Attributes:
+        parent, child: of the edge.
+        lift: its information given the other parents of the child, exact zeros included.
+        loss_if_carried: how much the loss changes when the row is made to carry its true parents; NaN if not tried.
+        reason: in words.
+    """
+
+    parent: int
+    child: int
+    lift: float
+    loss_if_carried: float
+    reason: str
+
+
+@dataclass
+class MultiHeadFindings:
+    """Everything that one run found out."""
+
+    task: cc.InContextTask
+    n_heads: tuple[int, int]
+    config: cc.TurnConfig
+    model: object
+    record: cc.TrainingRecord
+    turns: tuple[cc.Turn, ...]
+    references: cc.ReferenceLosses
+    partial: dict[tuple[int, ...], float]
+    test_loss: float
+    found: nx.DiGraph
+    attention: torch.Tensor
+    missing: list[MissingEdge]
+    knock_out: cc.KnockOut
+    ablations: list[cc.AblationResult]
+    alone: cc.ConditionalInformation
+    given: list[cc.ConditionalInformation]
+    single_loss: float
+    single: nx.DiGraph
+    seed: int
+    seconds: float = 0.0
+
+    @property
+    def edges(self) -> list[tuple[int, int]]:
+        """The true edges that attention can show; the last row stands for the target."""
+        return visible_edges(self.task.graph)
+
+    @property
+    def hidden(self) -> list[tuple[int, int]]:
+        """Edges into the last position, whose row is taken by the target's parents."""
+        return sorted(set(self.task.graph.edges) - set(self.edges))
+
+    @property
+    def recovered(self) -> list[tuple[int, int]]:
+        """True edges that some head carries."""
+        return [edge for edge in self.edges if self.found.has_edge(*edge)]
+
+    @property
+    def false(self) -> list[tuple[int, int]]:
+        """Found edges that are not in the graph."""
+        return sorted(set(self.found.edges) - set(self.task.graph.edges))
+
+    @property
+    def excess(self) -> float:
+        """Test loss over the edge posterior, nats."""
+        return self.test_loss - self.references.edge_posterior
+
+
+def visible_edges(graph: nx.DiGraph) -> list[tuple[int, int]]:
+    """(parent, child) of every edge that layer 0's attention can show, the target's included."""
+    target = graph.number_of_nodes() - 1
+    return sorted((p, c) for p, c in graph.edges if c != target - 1)
+
+
+def run_from_arguments(
+    parser: OneLineParser,
+    arguments: argparse.Namespace,
+    make_graph: Callable[[argparse.Namespace], nx.DiGraph],
+    heads_of: Callable[[str | None, int], tuple[int, int]],
+) -> int:
+    """Check the arguments, run the job, print the table; bad input ends in one line and status 2."""
+    try:
+        if arguments.seed < 0:
+            raise ValueError(f"--seed must be 0 or more: got {arguments.seed}")
+        graph = make_graph(arguments)
+        task = cc.InContextTask(graph, d_vocab=arguments.d_vocab, alpha=arguments.alpha)
+        if task.has_query:
+            raise ValueError("this graph gives every position one parent at most, and a query: see causal_graph.py")
+        n_heads = heads_of(arguments.heads, len(task.target_parents))
+        steps = max(arguments.steps // 10, 1) if arguments.quick else arguments.steps
+        if steps < 2 * n_heads[0]:
+            raise ValueError(f"--steps must be at least 2 for each of {n_heads[0]} heads: got {steps}")
+        settle = max(1, min(60, steps // (4 * n_heads[0])))
+        config = cc.TurnConfig(steps=steps, settle=settle, seed=arguments.seed)
+        check_writable(arguments.out)
+    except ValueError as error:
+        parser.error(str(error))
+    findings = find(task, n_heads, config, arguments.quick, arguments.quiet)
+    from multi_head_page import table, write
+
+    write(findings, arguments, f"python analyses/{parser.prog} {shlex.join(sys.argv[1:])}".strip())
+    print(table(findings, arguments.out))
+    return 0
+
+
+def find(
+    task: cc.InContextTask, n_heads: tuple[int, int], config: cc.TurnConfig, quick: bool, quiet: bool
+) -> MultiHeadFindings:
+    """Train, read, explain, prove; and once more with a single head."""
+    say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
+    n_test, n_proof, n_data = (4096, 256, 8192) if quick else (16_384, 1024, 8192)
+    progress = False if quiet else None
+    seed = config.seed
+
+    say(f"{task!r}\n1/5  {n_heads[0]} heads take turns, {config.steps} steps (a first run also compiles, ~10 s)")
+    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, n_heads)
+    record, turns = cc.train_in_turns(model, task, config, progress=progress)
+
+    say("2/5  test loss and the lines to read it against")
+    test = task.sample(n_test, seed=(seed, 2))
+    test_loss = float(cc.evaluate(model, test).mean())
+
+    say("3/5  which head carries which parent, and what information there is")
+    data = task.sample(n_data, seed=(seed, 4))
+    found = cc.extract_graph(model, task, batch=data)
+    attention = cc.mean_attention(model, test.tokens[:4096])
+    alone, given = information_of_true_parents(task, data)
+
+    say("4/5  the proof: cut every attention entry of every head, ablate every head")
+    proof = task.sample(n_proof, seed=(seed, 3))
+    knock_out = cc.knock_out_edges(
+        model, proof, entries=entries_in_use(cc.mean_attention(model, proof.tokens)[0], n_heads[0])
+    )
+    ablations = [cc.ablate_heads(model, proof, [head], "mean") for head in cc.live_heads(model)]
+    missing = explain_missing(task, model, found, given, test[:4096])
+
+    say("5/5  the same task with a single head")
+    lone = cc.disentangled_transformer(task.d_vocab, task.n_ctx, (1, n_heads[1]))
+    shorter = cc.TurnConfig(steps=max(config.steps // 4, config.settle + 1), settle=config.settle, seed=seed)
+    cc.train_in_turns(lone, task, shorter, record=cc.RecordAt(steps=()), progress=progress)
+    return MultiHeadFindings(
+        task=task,
+        n_heads=n_heads,
+        config=config,
+        model=model,
+        record=record,
+        turns=turns,
+        references=cc.reference_losses(task, test, seed=seed),
+        partial=cc.subset_losses(task, test),
+        test_loss=test_loss,
+        found=found,
+        attention=attention,
+        missing=missing,
+        knock_out=knock_out,
+        ablations=ablations,
+        alone=alone,
+        given=given,
+        single_loss=float(cc.evaluate(lone, test).mean()),
+        single=cc.extract_graph(lone, task, batch=data),
+        seed=seed,
+        seconds=time.perf_counter() - BEGAN,
+    )
+
+
+def entries_in_use(attention: torch.Tensor, n_heads: int) -> list[tuple[int, int, int]]:
+    """(head, query, key) of every entry with at least 1% of its row's attention: cutting less cannot cost much."""
+    used = (attention[:n_heads] >= 0.01).nonzero().tolist()
+    return [(head, query, key) for head, query, key in used]
+
+
+def true_matches(task: cc.InContextTask, number: int) -> cc.Matches:
+    """What a head would copy that carries the parents of one number everywhere."""
+    k, last = len(task.target_parents), task.n_ctx - 1
+    above = [cc.parents_of(task.graph, i) for i in range(last)]
+    keys = [parents[number] if len(parents) == k else -1 for parents in above]
+    return cc.Matches(task.target_parents[number], (*keys, -1))
+
+
+def information_of_true_parents(
+    task: cc.InContextTask, data: cc.Batch
+) -> tuple[cc.ConditionalInformation, list[cc.ConditionalInformation]]:
+    """The lift of every pair alone, and for each parent number given the true parents of all others."""
+    data = data[:8192]
+    alone = cc.conditional_information(data.tokens, data.target_probs)
+    numbers = range(len(task.target_parents))
+    given = [
+        cc.conditional_information(
+            data.tokens, data.target_probs, [true_matches(task, other) for other in numbers if other != number]
+        )
+        for number in numbers
+    ]
+    return alone, given
+
+
+def explain_missing(
+    task: cc.InContextTask,
+    model: object,
+    found: nx.DiGraph,
+    given: Sequence[cc.ConditionalInformation],
+    batch: cc.Batch,
+) -> list[MissingEdge]:
+    """Why each visible edge that was not found is missing."""
+    k, target = len(task.target_parents), task.n_ctx
+    explained = []
+    for parent, child in visible_edges(task.graph):
+        if found.has_edge(parent, child):
+            continue
+        above = cc.parents_of(task.graph, child)
+        number, change = above.index(parent), float("nan")
+        if len(above) != k:
+            lift = 0.0
+            reason = (
+                f"its child has {len(above)} parents, the target {k}: their kernels are independent, it tells nothing"
+            )
+        elif child == target:
+            lift, reason = float("nan"), "no head's last row attends to it: the query's own token can be read directly"
+        elif parent == task.target_parents[number]:
+            lift, reason = 0.0, "it is the target's parent too: its match always holds and tells nothing"
+        else:
+            lift = float(given[number].value[child, parent, task.target_parents[number]])
+            keys = row_keys(found, child)
+            if same_event(keys, dict(zip(task.target_parents, above, strict=True))):
+                reason = f"the heads attend to {sorted(set(keys.values()))} instead: the same sequences match"
+            else:
+                change = loss_if_carried(task, model, found, child, batch)
+                use = "is of more use to the model as it is" if change > 0 else "was not learned"
+                reason = f"the row {use}: carrying its parents changes the loss by {change:+.4f} nats"
+        explained.append(MissingEdge(parent, child, lift, change, reason))
+    return explained
+
+
+def row_keys(found: nx.DiGraph, child: int) -> dict[int, int]:
+    """For each head on duty its t, and the position that it attends to in a row."""
+    last_keys = {head.head: head.last_key for head in found.graph["heads"] if head.edges}
+    favourites = {c.head: c.parent for c in found.graph["candidates"] if c.child == child}
+    return {last_keys[head]: parent for head, parent in favourites.items() if head in last_keys}
+
+
+def same_event(found: dict[int, int], true: dict[int, int]) -> bool:
+    """Whether "x_key = x_t for every t" says the same for two assignments of keys: they join the same positions."""
+    if set(found) != set(true):
+        return False
+    first, second = (nx.Graph(list(pairs.items())) for pairs in (found, true))
+    joined = [
+        sorted(sorted(part) for part in nx.connected_components(graph) if len(part) > 1) for graph in (first, second)
+    ]
+    return joined[0] == joined[1]
+
+
+@torch.no_grad()
+def loss_if_carried(task: cc.InContextTask, model: object, found: nx.DiGraph, child: int, batch: cc.Batch) -> float:
+    """How much the loss changes when a row attends to its true parents, each by the head that has its t."""
+    above = dict(zip(task.target_parents, cc.parents_of(task.graph, child), strict=True))
+    heads = {head.head: above[head.last_key] for head in found.graph["heads"] if head.last_key in above}
+
+    def carry(pattern: torch.Tensor, hook: object) -> torch.Tensor:
+        pattern = pattern.clone()
+        for head, parent in heads.items():
+            pattern[:, head, child] = 0.0
+            pattern[:, head, child, parent] = 1.0
+        return pattern
+
+    before = cc.evaluate(model, batch)
+    with model.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", carry)]):
+        after = cc.evaluate(model, batch)
+    return float((after - before).mean())
