@@ -1,6 +1,8 @@
 """How many sequences a second: the sampler, a training step, both end to end, and the plain forwards beside them.
 
 Everything is timed in one process, each figure as the median of repeated runs, so that ratios hold on a noisy machine.
+The fused step is timed with the kernel that long runs compile for their own sizes; `general_train_per_s` is the one
+that serves all sizes.
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --size 10,20,1+1,1024 --out throughput.json
@@ -9,29 +11,17 @@ A size is d_vocab,n_ctx,heads,batch with heads such as 1+1 or 2+1.
 """
 
 import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from measuring import end_to_end, freeze, gradient_on_all_cores, median_seconds, write
 
 import causal_circuits as cc
-from causal_circuits.training import gradient_step, mean_loss
+from causal_circuits.models import fused
+from causal_circuits.training import mean_loss
 
-DEFAULT_SIZES = ["10,20,1+1,1024", "3,20,1+1,1024", "5,32,2+1,1024"]
-
-
-def median_seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median wall time of `run`, after two runs that are not counted."""
-    run(), run()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+DEFAULT_SIZES = ["10,20,1+1,1024", "3,20,1+1,1024", "5,32,2+1,1024", "10,100,1+1,256", "10,200,1+1,128"]
 
 
 def naive_logits(model: object, tokens: torch.Tensor) -> torch.Tensor:
@@ -51,12 +41,11 @@ def naive_logits(model: object, tokens: torch.Tensor) -> torch.Tensor:
     return residual[:, -1] @ model.W_U
 
 
-def measure(d_vocab: int, n_ctx: int, heads: tuple[int, ...], batch_size: int, repeats: int) -> dict[str, object]:
+def measure(d_vocab: int, n_ctx: int, heads: tuple[int, int], batch_size: int, repeats: int) -> dict[str, object]:
     """One row of the table."""
     task = cc.InContextTask(cc.chain_graph(n_ctx), d_vocab=d_vocab, alpha=0.1)
-    batch = task.sample(batch_size)
+    batch, sizes = task.sample(batch_size), (n_ctx, d_vocab, *heads)
     model = cc.warm_start(cc.disentangled_transformer(d_vocab, n_ctx, heads))
-    cc.train(model, task, cc.TrainConfig.joint(5), progress=False)  # compiles
 
     def with_autograd(forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
         model.zero_grad()
@@ -67,26 +56,23 @@ def measure(d_vocab: int, n_ctx: int, heads: tuple[int, ...], batch_size: int, r
         model.zero_grad()
         mean_loss(model, batch).backward()
 
-    large = max(batch_size, 16_384)
-    steps = max(20, 100_000 // batch_size)
-    config = cc.TrainConfig.joint(steps, batch_size=batch_size)
-    end_to_end = [
-        cc.train(model, task, config, record=cc.RecordAt(steps=()), progress=False).sequences_per_s for _ in range(5)
-    ]
-    return {
-        "d_vocab": d_vocab,
-        "n_ctx": n_ctx,
-        "heads": list(heads),
-        "batch": batch_size,
-        "sampler_per_s": large / median_seconds(lambda: task.sample(large), repeats),
-        "train_per_s": batch_size / median_seconds(lambda: gradient_step(model, batch), repeats),
-        "end_to_end_per_s": statistics.median(end_to_end),
-        "structured_torch_per_s": batch_size / median_seconds(structured_step, repeats),
-        "plain_transformer_lens_per_s": batch_size
-        / median_seconds(lambda: with_autograd(lambda tokens: model(tokens)[:, -1]), max(5, repeats // 3)),
-        "naive_einsum_per_s": batch_size
-        / median_seconds(lambda: with_autograd(lambda tokens: naive_logits(model, tokens)), max(5, repeats // 3)),
-    }
+    slow = max(5, repeats // 3)
+    large = max(batch_size, 16_384 * 20 // n_ctx)
+    fused._frozen_sizes.discard(sizes)
+    row: dict[str, object] = {"d_vocab": d_vocab, "n_ctx": n_ctx, "heads": list(heads), "batch": batch_size}
+    row["sampler_per_s"] = large / median_seconds(lambda: task.sample(large), repeats)
+    row["general_train_per_s"] = batch_size / median_seconds(gradient_on_all_cores(model, batch), repeats)
+    freeze(sizes)
+    row["train_per_s"] = batch_size / median_seconds(gradient_on_all_cores(model, batch), repeats)
+    row["end_to_end_per_s"] = end_to_end(task, heads, batch_size, steps=max(20, 4_000_000 // (batch_size * n_ctx)))
+    row["structured_torch_per_s"] = batch_size / median_seconds(structured_step, slow)
+    row["plain_transformer_lens_per_s"] = batch_size / median_seconds(
+        lambda: with_autograd(lambda tokens: model(tokens)[:, -1]), slow
+    )
+    row["naive_einsum_per_s"] = batch_size / median_seconds(
+        lambda: with_autograd(lambda tokens: naive_logits(model, tokens)), slow
+    )
+    return row
 
 
 def main() -> None:
@@ -99,16 +85,16 @@ def main() -> None:
     rows = []
     for size in arguments.size or DEFAULT_SIZES:
         d_vocab, n_ctx, heads, batch = size.split(",")
-        rows.append(measure(int(d_vocab), int(n_ctx), tuple(map(int, heads.split("+"))), int(batch), arguments.repeats))
+        first, second = map(int, heads.split("+"))
+        rows.append(measure(int(d_vocab), int(n_ctx), (first, second), int(batch), arguments.repeats))
         row = rows[-1]
         ratio = row["end_to_end_per_s"] / row["plain_transformer_lens_per_s"]
-        print(f"({d_vocab}, {n_ctx}, heads {heads}, batch {batch})")
+        print(f"(d_vocab {d_vocab}, n_ctx {n_ctx}, heads {heads}, batch {batch})")
         for name, value in row.items():
             if name.endswith("_per_s"):
                 print(f"  {name:30s} {value:>12,.0f}")
         print(f"  end to end / plain TransformerLens forward and backward alone: {ratio:.1f}x", flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"rows": rows, "torch_threads": torch.get_num_threads()}, indent=2) + "\n")
+    write(arguments.out, rows)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from causal_circuits.simd.vectors import (
     count_up,
     exp,
     fma,
-    gather,
     inlined,
     keep_first,
     larger,
@@ -39,61 +38,75 @@ from causal_circuits.tasks.draws import FOR_GAMMAS, FOR_TOKENS, SINE, SMALL, SPA
 
 
 @inlined
-def propose(entry, attempt, sequence, purpose, key, d, c):
-    """One attempt at Gamma(d + 1/3) / d, lane by lane: 3 log(1 + c x), 1 where it is kept, bits for the power."""
-    w0, w1, w2, w3 = random_vectors(entry, repeat(attempt), repeat(sequence), repeat(purpose), key[0], key[1])
-    turn = uniform(w1) - 0.5
-    square = turn * turn
-    sine = splat(SINE[5])
-    for power in range(4, -1, -1):
-        sine = fma(sine, square, splat(SINE[power]))
-    x = root(log(uniform(w0)) * -2.0) * (sine * turn)
-    base = fma(c, x, splat(1.0))
-    inside = choose_less(0.0, base, base, splat(1.0))
-    log_v = log(inside) * 3.0
-    bound = fma(d, (log_v - inside * inside * inside) + 1.0, x * x * 0.5)
-    kept = choose_less(log(uniform(w2)), bound, splat(1.0), splat(0.0))
-    return log_v, choose_less(0.0, base, kept, splat(0.0)), w3
+def propose(entries, n, attempt, sequence, purpose, key, d, c, numbers, log_v, kept):
+    """One attempt at Gamma(d + 1/3) / d for n entries: 3 log(1 + c x), and 1 where it is kept.
+
+    `numbers` is scratch of four rows, the last of which is left holding uniform numbers for the power. Each loop is one
+    short chain of instructions a vector, so that the processor works on several vectors at once.
+    """
+    stride = len(numbers) // 4
+    for at in range(0, n, LANES):
+        w0, w1, w2, w3 = random_vectors(
+            load(entries, at), repeat(attempt), repeat(sequence), repeat(purpose), key[0], key[1]
+        )
+        store(numbers, at, uniform(w0))
+        store(numbers, stride + at, uniform(w1) - 0.5)
+        store(numbers, 2 * stride + at, uniform(w2))
+        store(numbers, 3 * stride + at, uniform(w3))
+    for at in range(0, n, LANES):
+        turn = load(numbers, stride + at)
+        square = turn * turn
+        sine = splat(SINE[5])
+        for power in range(4, -1, -1):
+            sine = fma(sine, square, splat(SINE[power]))
+        store(numbers, at, root(log(load(numbers, at)) * -2.0) * (sine * turn))
+    for at in range(0, n, LANES):
+        base = fma(load(c, at), load(numbers, at), splat(1.0))
+        store(log_v, at, log(choose_less(0.0, base, base, splat(1.0))) * 3.0)
+    for at in range(0, n, LANES):
+        x, three_logs = load(numbers, at), load(log_v, at)
+        base = fma(load(c, at), x, splat(1.0))
+        bound = fma(load(d, at), (three_logs - base * base * base) + 1.0, x * x * 0.5)
+        accepted = choose_less(log(load(numbers, 2 * stride + at)), bound, splat(1.0), splat(0.0))
+        store(kept, at, choose_less(0.0, base, accepted, splat(0.0)))
 
 
 @inlined
-def draw_gammas(constants, n, sequence, purpose, key, logs, gammas, pending):
-    """Gamma(alpha[e]) draws, e < n, and their logs: see `draws.log_gammas` for the method. `pending` is scratch."""
-    n_pending, spare = 0, n + LANES
+def draw_gammas(constants, n, sequence, purpose, key, scratch, pending, logs, gammas):
+    """Gamma(alpha[e]) draws, e < n, and their logs: see `draws.log_gammas` for the method.
+
+    `scratch` has rows numbers (four), log_v, kept, d, c; `pending` has the entries 0, 1, ... and those to draw again.
+    """
+    numbers, log_v, kept, d, c = scratch
+    propose(pending[0], n, 0, sequence, purpose, key, constants[1], constants[2], numbers, log_v, kept)
+    stride, again = len(numbers) // 4, pending[1]
     for at in range(0, n, LANES):
-        log_v, kept, word = propose(
-            count_up() + at, 0, sequence, purpose, key, load(constants[1], at), load(constants[2], at)
-        )
-        power = fma(log(uniform(word)), load(constants[3], at), load(constants[4], at))
-        store(logs, at, power + log_v)
-        store(gammas, at, exp(power + log_v))
-        if any_less(kept, 0.5):
-            store(logs, spare, power)
-            store(logs, spare + LANES, kept)
-            for lane in range(min(LANES, n - at)):
-                if logs[spare + LANES + lane] < 0.5:
-                    logs[at + lane] = logs[spare + lane]
-                    pending[n_pending] = at + lane
+        power = fma(log(load(numbers, 3 * stride + at)), load(constants[3], at), load(constants[4], at))
+        store(logs, at, power + load(log_v, at))
+    n_pending = 0
+    for at in range(0, n, LANES):
+        store(gammas, at, exp(load(logs, at)))
+        if any_less(load(kept, at), 0.5):
+            for e in range(at, min(at + LANES, n)):
+                if kept[e] < 0.5:
+                    logs[e] -= log_v[e]
+                    again[n_pending] = e
                     n_pending += 1
     attempt = 0
     while n_pending > 0:
         attempt += 1
+        for i in range(n_pending):
+            d[i], c[i] = constants[1, again[i]], constants[2, again[i]]
+        propose(again, n_pending, attempt, sequence, purpose, key, d, c, numbers, log_v, kept)
         n_left = 0
-        for at in range(0, n_pending, LANES):
-            entry = load(pending, at)
-            d, c = gather(constants[1], 0, entry), gather(constants[2], 0, entry)
-            log_v, kept, _ = propose(entry, attempt, sequence, purpose, key, d, c)
-            total = gather(logs, 0, entry) + log_v
-            store(logs, spare, total)
-            store(logs, spare + LANES, kept)
-            store(logs, spare + 2 * LANES, exp(total))
-            for lane in range(min(LANES, n_pending - at)):
-                e = pending[at + lane]
-                if logs[spare + LANES + lane] < 0.5:
-                    pending[n_left] = e
-                    n_left += 1
-                else:
-                    logs[e], gammas[e] = logs[spare + lane], logs[spare + 2 * LANES + lane]
+        for i in range(n_pending):
+            e = again[i]
+            if kept[i] < 0.5:
+                again[n_left] = e
+                n_left += 1
+            else:
+                logs[e] += log_v[i]
+                gammas[e] = np.exp(logs[e])
         n_pending = n_left
 
 
@@ -194,8 +207,17 @@ def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens,
     wide = (n_tok + LANES - 1) // LANES * LANES
     n_entries = alpha.shape[1] - SPARE
     n_rows = n_entries // n_tok
-    logs, pending = np.zeros(n_entries + 5 * LANES, np.float32), np.zeros(n_entries + LANES, np.int32)
-    gammas = np.zeros(n_entries + 2 * LANES, np.float32)
+    length = (n_entries + LANES - 1) // LANES * LANES + LANES
+    logs, gammas = np.zeros(length, np.float32), np.zeros(length, np.float32)
+    scratch = (
+        np.zeros(4 * length, np.float32),
+        np.zeros(length, np.float32),
+        np.zeros(length, np.float32),
+        np.ones(length, np.float32),
+        np.ones(length, np.float32),
+    )
+    pending = np.zeros((2, length), np.int32)
+    pending[0] = np.arange(length)
     kernel, cumulative = np.zeros((n_rows + 1) * wide, np.float32), np.zeros((n_rows + 2) * wide, np.float32)
     work, mass, law = np.zeros(n_tok * wide + LANES, np.float32), np.zeros(n_tok), np.zeros(n_tok, np.float32)
     numbers = np.zeros(n_ctx + LANES, np.float32)
@@ -205,7 +227,7 @@ def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens,
     accumulate(law, 0, n_tok, cumulative, n_rows * wide)
     for b in range(len(tokens)):
         sequence, high = start + b, (start + b) >> 32
-        draw_gammas(alpha, n_entries, sequence, FOR_GAMMAS + 256 * high, key, logs, gammas, pending)
+        draw_gammas(alpha, n_entries, sequence, FOR_GAMMAS + 256 * high, key, scratch, pending, logs, gammas)
         for row in range(n_rows):
             normalize_row(logs, gammas, row * n_tok, n_tok, kernel, cumulative, row * wide)
         if n_roots_law == 1:

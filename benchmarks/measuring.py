@@ -1,0 +1,83 @@
+"""What the benchmarks share: medians, the machine in words, the fused step on all cores, JSON. Not a benchmark."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import causal_circuits as cc
+from causal_circuits.models import fused
+
+NO_RECORD = cc.RecordAt(steps=())
+
+
+def median_seconds(run: Callable[[], object], repeats: int) -> float:
+    """Median wall time of `run`, after two runs that are not counted."""
+    run(), run()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def machine() -> dict[str, object]:
+    """Processor, cores, threads and versions."""
+    from importlib.metadata import version
+
+    from causal_circuits.simd.vectors import LANES
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "vector_lanes": LANES,
+        "torch_threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "numpy", "numba")},
+    }
+
+
+def write(path: Path | None, rows: object, **more: object) -> None:
+    """The rows and the machine as JSON, if a file was asked for."""
+    if path is not None:
+        path.write_text(json.dumps({"rows": rows, "machine": machine(), **more}, indent=2) + "\n")
+
+
+def freeze(sizes: fused.Sizes) -> None:
+    """From here on, models of these sizes train with a kernel of their own, as long runs do."""
+    fused.kernel_for(sizes, fused.FREEZE_FROM)
+
+
+def gradient_on_all_cores(model: object, batch: cc.Batch) -> Callable[[], object]:
+    """A function that computes the fused gradient of a batch, the batch shared out over torch's number of threads."""
+    n_threads, n = torch.get_num_threads(), len(batch)
+    weights = tuple(np.ascontiguousarray(weight.numpy()) for weight in fused.live_weights(model))
+    kernel, share, nothing = fused.kernel_for(fused.sizes_of(model)), np.float32(1 / n), np.empty((0, 0, 0), np.float32)
+    tokens, targets = batch.tokens.numpy(), batch.target_probs.numpy()
+    sums = [tuple(np.empty_like(weight) for weight in weights) for _ in range(n_threads)]
+    pool = ThreadPoolExecutor(n_threads)
+
+    def part(thread: int) -> float:
+        rows = slice(n * thread // n_threads, n * (thread + 1) // n_threads)
+        return kernel(tokens[rows], targets[rows], weights, sums[thread], nothing, share)
+
+    return lambda: list(pool.map(part, range(n_threads)))
+
+
+def end_to_end(task: cc.InContextTask, heads: tuple[int, int], batch_size: int, steps: int, repeats: int = 5) -> float:
+    """Median sequences a second of whole trainings: sampling, step, Adam, and the loop around them."""
+    rates = []
+    for repeat in range(repeats + 1):
+        model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, heads)
+        config = cc.TrainConfig.joint(steps if repeat else 3, batch_size=batch_size)
+        rates.append(cc.train(model, task, config, record=NO_RECORD, progress=False).sequences_per_s)
+    return statistics.median(rates[1:])

@@ -1,0 +1,124 @@
+"""How the cost of a training step grows: with n_ctx, d_vocab, heads, batch, and with the members of an ensemble.
+
+Medians in one process; peak memory is that of a process of its own for each size. `order` is the exponent between a
+row and the one before it in the same sweep: 2 in n_ctx means that cost grows with the square.
+
+    python benchmarks/scaling.py --out scaling.json
+"""
+
+import argparse
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+from measuring import NO_RECORD, gradient_on_all_cores, median_seconds, write
+from tqdm import tqdm
+
+import causal_circuits as cc
+
+SWEEPS: dict[str, list[tuple[int, int, tuple[int, int], int]]] = {
+    "n_ctx": [(10, n_ctx, (1, 1), max(16, 10_240 // n_ctx)) for n_ctx in (20, 50, 100, 200, 500, 1000)],
+    "d_vocab": [(d_vocab, 20, (1, 1), 512) for d_vocab in (3, 10, 16, 30, 100)],
+    "heads": [(5, 32, heads, 256) for heads in ((1, 1), (2, 1), (2, 2), (4, 1))],
+    "batch": [(10, 20, (1, 1), batch) for batch in (1, 16, 64, 256, 1024, 4096)],
+}
+PEAK = """
+import resource, sys
+import causal_circuits as cc
+d_vocab, n_ctx, first, second, batch = map(int, sys.argv[1:])
+task = cc.InContextTask(cc.chain_graph(n_ctx), d_vocab=d_vocab, alpha=0.1)
+model = cc.disentangled_transformer(d_vocab, n_ctx, (first, second))
+cc.train(model, task, cc.TrainConfig.joint(3, batch_size=batch), record=cc.RecordAt(steps=()), progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def step_seconds(d_vocab: int, n_ctx: int, heads: tuple[int, int], batch: int, repeats: int) -> float:
+    """Median time of the gradient of one batch on all cores."""
+    task = cc.InContextTask(cc.chain_graph(n_ctx), d_vocab=d_vocab, alpha=0.1)
+    model = cc.warm_start(cc.disentangled_transformer(d_vocab, n_ctx, heads))
+    return median_seconds(gradient_on_all_cores(model, task.sample(batch)), repeats)
+
+
+def peak_megabytes(d_vocab: int, n_ctx: int, heads: tuple[int, int], batch: int) -> float:
+    """Peak resident memory of a process that trains three steps, torch and TransformerLens included."""
+    sizes = [str(value) for value in (d_vocab, n_ctx, *heads, batch)]
+    done = subprocess.run([sys.executable, "-c", PEAK, *sizes], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def sweep(repeats: int) -> list[dict[str, object]]:
+    """Every row of every sweep."""
+    rows: list[dict[str, object]] = []
+    bar = tqdm(total=sum(map(len, SWEEPS.values())), desc="sizes", disable=None)
+    for what, sizes in SWEEPS.items():
+        before: tuple[float, float] | None = None
+        for d_vocab, n_ctx, heads, batch in sizes:
+            seconds = step_seconds(d_vocab, n_ctx, heads, batch, repeats) / batch
+            value = {"n_ctx": n_ctx, "d_vocab": d_vocab, "heads": sum(heads), "batch": batch}[what]
+            order = None if before is None else math.log(seconds / before[1]) / math.log(value / before[0])
+            before = None if what in ("heads", "batch") else (value, seconds)
+            memory = peak_megabytes(d_vocab, n_ctx, heads, batch) if what == "n_ctx" else None
+            rows.append(
+                {
+                    "sweep": what,
+                    "d_vocab": d_vocab,
+                    "n_ctx": n_ctx,
+                    "heads": list(heads),
+                    "batch": batch,
+                    "train_per_s": 1 / seconds,
+                    "order": order,
+                    "peak_mb": memory,
+                }
+            )
+            bar.update()
+    return rows
+
+
+def ensembles(repeats: int) -> list[dict[str, object]]:
+    """Members at once against one alone, in trained sequences a second: large batches and small ones."""
+    rows: list[dict[str, object]] = []
+    task = cc.InContextTask(cc.chain_graph(20), d_vocab=10, alpha=0.1)
+    for batch, steps in ((1024, 40), (64, 200)):
+        rates: dict[int, list[float]] = {1: [], 20: []}
+        for _ in range(repeats):
+            for n in rates:  # in turn, so that a drifting machine does not favour one
+                models = [cc.disentangled_transformer(10, 20) for _ in range(n)]
+                configs = [
+                    cc.TrainConfig.joint(steps if n == 1 else steps // 5, batch_size=batch, seed=i) for i in range(n)
+                ]
+                record = cc.train_ensemble(models, [task] * n, configs, record=NO_RECORD, progress=False)[0]
+                rates[n].append(record.sequences_per_s)
+        single, many = (sorted(rates[n])[repeats // 2] for n in rates)
+        rows.append({"batch": batch, "single_per_s": single, "ensemble_of_20_per_s": many, "ratio": many / single})
+    return rows
+
+
+def main() -> None:
+    """Print the tables; write them if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each figure, default 7")
+    parser.add_argument("--out", type=Path, help="write the rows as JSON")
+    arguments = parser.parse_args()
+    rows = sweep(arguments.repeats)
+    print("sweep    d_vocab n_ctx heads batch     train/s  order  peak MB")
+    for row in rows:
+        order = "" if row["order"] is None else f"{row['order']:.2f}"
+        peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
+        heads = "+".join(map(str, row["heads"]))
+        print(
+            f"{row['sweep']:8s} {row['d_vocab']:7d} {row['n_ctx']:5d} {heads:>5s} {row['batch']:5d} "
+            f"{row['train_per_s']:11,.0f} {order:>6s} {peak:>8s}"
+        )
+    together = ensembles(max(5, arguments.repeats))
+    for row in together:
+        print(
+            f"ensemble of 20, batch {row['batch']}: {row['ensemble_of_20_per_s']:,.0f}/s in total, one alone "
+            f"{row['single_per_s']:,.0f}/s: {row['ratio']:.2f}x"
+        )
+    write(arguments.out, rows, ensembles=together)
+
+
+if __name__ == "__main__":
+    main()
