@@ -183,9 +183,14 @@ class InContextTask:
             sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
         except (TypeError, ValueError) as error:
             raise ValueError(f"seed must be a non-negative integer or a sequence of them: got {seed!r}") from error
-        if self.counts:
+        if not self.counts:
+            return partial(self._fill_from_stream, sequence)
+        if not simd.available():
             return partial(self._fill_by_counting, _draws.key_of(sequence))
-        return partial(self._fill_from_stream, sequence)
+        from causal_circuits.tasks.compiled import sampler  # needs numba
+
+        plan, key, compiled = self._sampling_plan, np.array(_draws.key_of(sequence), np.uint32), sampler()
+        return lambda tokens, target_probs, first: compiled(*plan, key, first, tokens, target_probs)
 
     def stream(self, seed: Seed) -> Callable[[int, int], Batch]:
         """A function (n, first) -> `n` sequences of a seed's stream from its place `first` on, on one thread."""
@@ -247,13 +252,7 @@ class InContextTask:
         return self.kernels is None and min(float(a.min()) for a in self.alphas.values()) >= _kernels.LOG_SPACE_BELOW
 
     def _fill_by_counting(self, key: _draws.Key, tokens: np.ndarray, target_probs: np.ndarray, first: int) -> None:
-        """Sequences `first`, `first` + 1, ... of a stream: compiled where numba is installed, in numpy elsewhere."""
-        if simd.available():
-            from causal_circuits.tasks.compiled import sampler  # needs numba
-
-            plan, words = self._sampling_plan, np.array(key, np.uint32)
-            sampler()(*plan, words, first, tokens, target_probs)
-            return
+        """Sequences `first`, `first` + 1, ... of a stream in numpy: what `compiled.py` does with numba."""
         sequences = np.arange(first, first + len(tokens))
         logs = _draws.log_gammas(self._sampling_plan[0][:, : -_draws.SPARE], sequences, key)
         rows = _draws.rows_of(logs.reshape(len(sequences), -1, self.d_vocab))

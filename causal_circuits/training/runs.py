@@ -3,9 +3,11 @@
 A run holds the weights while it lasts. Both kinds draw the same sequences for the same configuration, step by step.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,10 @@ import torch
 from torch import Tensor
 
 from causal_circuits.models import HookedTransformer
-from causal_circuits.models.fused import kernel_for, live_weights, sizes_of
+from causal_circuits.models.fused import Weights, kernel_for, live_weights, sizes_of
 from causal_circuits.recording import RecordAt, Snapshot
 from causal_circuits.tasks import Batch, InContextTask
+from causal_circuits.tasks.task import Filler
 from causal_circuits.training.recipe import OPTIMIZERS, SCHEDULES, Stage, TrainConfig
 from causal_circuits.training.steps import gradient_step, take_snapshot, trainable_parameters
 
@@ -68,11 +71,24 @@ class StructuredRun:
         self._model.zero_grad(set_to_none=True)
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A thread's piece of work: sequences of one member to differentiate, and to draw for the step to come."""
+
+    batch: tuple[np.ndarray, np.ndarray]
+    weights: Weights
+    sums: Weights
+    drawn: tuple[np.ndarray, np.ndarray]
+    first: int
+    fill: Filler
+
+
 class FusedRun:
     """One or many models of the same sizes on the fused step: weights, gradients and data in stacks, [member, ...].
 
-    Every thread takes its share of the members, or of the batch when there are few, first for the gradient and then for
-    the next step's data; the optimiser runs meanwhile. Members whose stages are equal share one optimiser.
+    Every thread takes its share of the members, or of the batch when there are few: first the gradient, then the next
+    step's sequences, which take the place of those just used. The optimiser runs meanwhile. Members whose stages are
+    equal share one optimiser.
     """
 
     path = "fused"
@@ -89,7 +105,7 @@ class FusedRun:
         self._tasks, self._place = [tasks[i] for i in order], np.argsort(order)
         n, size, first = len(models), configs[0].batch_size, self._tasks[0]
         self._kernel = kernel_for(sizes_of(models[0]), n * size * configs[0].steps)
-        self._fills = [t.filler((c.seed, TRAINING_STREAM)) for t, c in zip(self._tasks, self._configs, strict=True)]
+        self._share = np.float32(1.0 / size)
         self._tokens = np.empty((n, size, first.n_ctx), np.int64)
         self._targets = np.empty((n, size, first.d_vocab), np.float32)
         shapes = [weight.shape for weight in live_weights(models[0])]
@@ -98,10 +114,9 @@ class FusedRun:
             for stack, weight in zip(self._weights, live_weights(model), strict=True):
                 stack[member] = weight
         parts = 1 if n % n_threads == 0 or n > 4 * n_threads else min(n_threads, size)
-        bounds = [size * part // parts for part in range(parts + 1)]
-        self._jobs = [(m, slice(a, b)) for m in range(n) for a, b in pairwise(bounds)]
-        flat_sums, self._sums = _stacks(len(self._jobs), shapes)
+        flat_sums, self._sums = _stacks(n * parts, shapes)
         flat_gradients, self._gradients = (flat_sums, self._sums) if parts == 1 else _stacks(n, shapes)
+        self._jobs = [self._job(member, part, parts) for member in range(n) for part in range(parts)]
         self._losses = np.zeros(len(self._jobs))
         self._no_pattern = self._attention = np.empty((len(self._jobs), 0, 0, 0), np.float32)
         self._pool, self._n_threads = ThreadPoolExecutor(n_threads), n_threads
@@ -109,7 +124,22 @@ class FusedRun:
             _updates(leaves, stages, fused=True) for leaves, stages in self._leaves(flat_weights, flat_gradients)
         ]
         self._step = 0
-        self._data = self._share_out(self._fill)
+        self._at_work = self._start(differentiate=False, step=0)
+
+    def _job(self, member: int, part: int, parts: int) -> "_Job":
+        size, task = self._configs[0].batch_size, self._tasks[member]
+        rows = slice(size * part // parts, size * (part + 1) // parts)
+        drawn = rows if task.counts else slice(0, size if part == 0 else 0)  # other tasks draw a batch from one stream
+        first, second, unembed = (stack[member].numpy() for stack in self._weights)
+        d_first, d_second, d_unembed = (stack[member * parts + part].numpy() for stack in self._sums)
+        return _Job(
+            batch=(self._tokens[member, rows], self._targets[member, rows]),
+            weights=(first, second, unembed),
+            sums=(d_first, d_second, d_unembed),
+            drawn=(self._tokens[member, drawn], self._targets[member, drawn]),
+            first=drawn.start,
+            fill=task.filler((self._configs[member].seed, TRAINING_STREAM)),
+        )
 
     def _leaves(
         self, weights: list[Tensor], gradients: list[Tensor]
@@ -125,35 +155,41 @@ class FusedRun:
                     leaves[name].grad = gradient[start:end]
             yield leaves, stages[start]
 
-    def _share_out(self, work: Callable[[int], None]) -> list["Future[None]"]:
-        """Start the work on every job, a share for each thread."""
+    def _start(self, differentiate: bool, step: int) -> list["Future[None]"]:
+        """Set every thread to work on its share: first the gradients, if asked, then the sequences of `step`."""
+        self._differentiated = [Event() for _ in range(min(self._n_threads, len(self._jobs)))]
 
         def share(thread: int) -> None:
-            for job in range(thread, len(self._jobs), self._n_threads):
-                work(job)
+            mine = range(thread, len(self._jobs), self._n_threads)
+            try:
+                for job in mine if differentiate else ():
+                    self._differentiate(job)
+            finally:
+                self._differentiated[thread].set()
+            if not all(task.counts for task in self._tasks):  # one job draws what several have just used
+                for event in self._differentiated:
+                    event.wait()
+            for job in mine:
+                self._fill(job, step)
 
-        return [self._pool.submit(share, thread) for thread in range(min(self._n_threads, len(self._jobs)))]
+        return [self._pool.submit(share, thread) for thread in range(len(self._differentiated))]
 
-    def _fill(self, job: int) -> None:
-        """Draw a job's sequences of the step to come."""
-        (member, rows), size = self._jobs[job], self._configs[0].batch_size
-        if not self._tasks[member].counts:  # drawn whole, from one stream a batch
-            if rows.start:
-                return
-            rows = slice(0, size)
-        self._fills[member](self._tokens[member, rows], self._targets[member, rows], self._step * size + rows.start)
+    def _finish(self) -> None:
+        """Wait until the sequences of the step to come are drawn."""
+        for future in self._at_work:
+            future.result()
 
-    def _differentiate(self, job: int) -> None:
+    def _fill(self, index: int, step: int) -> None:
+        """Draw a job's sequences of a step."""
+        job = self._jobs[index]
+        if len(job.drawn[0]):
+            job.fill(*job.drawn, step * self._configs[0].batch_size + job.first)
+
+    def _differentiate(self, index: int) -> None:
         """Gradient and loss of a job's sequences."""
-        member, rows = self._jobs[job]
-        share = np.float32(1.0 / self._configs[0].batch_size)
-        first, second, unembed = (weight[member].numpy() for weight in self._weights)
-        d_first, d_second, d_unembed = (stack[job].numpy() for stack in self._sums)
-        batch = self._tokens[member, rows], self._targets[member, rows]
-        loss = self._kernel(
-            *batch, (first, second, unembed), (d_first, d_second, d_unembed), self._attention[job], share
-        )
-        self._losses[job] = loss * float(share)
+        job, share = self._jobs[index], self._share
+        loss = self._kernel(*job.batch, job.weights, job.sums, self._attention[index], share)
+        self._losses[index] = loss * float(share)
 
     def records_by_itself(self, record: RecordAt) -> bool:
         """Whether `gradients` leaves the record behind: layer 0's scores are what the fused step differentiates."""
@@ -169,12 +205,14 @@ class FusedRun:
             self._attention = np.empty((len(self._jobs), n_heads, n_ctx, n_ctx), np.float32)
         else:
             self._attention = self._no_pattern
-        for future in self._data:
-            future.result()
-        for future in self._share_out(self._differentiate):
-            future.result()
+        self._finish()
         self._step += 1
-        self._data = self._share_out(self._fill)
+        self._at_work = self._start(differentiate=True, step=self._step)
+        for event in self._differentiated:
+            event.wait()
+        for future in self._at_work:
+            if future.done():
+                future.result()  # raises what went wrong in a thread
         n = len(self._models)
         if len(self._jobs) > n:
             for stack, gradient in zip(self._sums, self._gradients, strict=True):
@@ -188,8 +226,7 @@ class FusedRun:
 
     def snapshots(self, step: int, record: RecordAt) -> list[Snapshot]:
         """The state of every member, measured on its batch of this step."""
-        for future in self._data:
-            future.result()
+        self._finish()
         self.write_back()
         taken = []
         for member in self._place:
