@@ -21,8 +21,10 @@ from causal_circuits.models.build import (
     reduced_transformer,
     warm_start,
 )
+from causal_circuits.models.equivalence import disentangle, entangle
 from causal_circuits.models.files import load_model, save_model
 from causal_circuits.models.layout import Layout, Slot, has_layout, layout_of, slots
+from causal_circuits.models.ordinary import ordinary_transformer
 from causal_circuits.models.structured import log_probs, logits, structured_logits
 
 __all__ = [
@@ -32,13 +34,16 @@ __all__ = [
     "attention_block",
     "check_head",
     "check_model",
+    "disentangle",
     "disentangled_transformer",
+    "entangle",
     "has_layout",
     "layout_of",
     "live_heads",
     "load_model",
     "log_probs",
     "logits",
+    "ordinary_transformer",
     "plant_circuit",
     "reduced_transformer",
     "save_model",
