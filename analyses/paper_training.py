@@ -53,7 +53,7 @@ class Run:
         step: optimiser steps done.
         losses: [member, step]; the training loss of every step.
         history: what was measured after each segment, with its step.
-        wall_s, cpu_s: spent on it so far, earlier calls included.
+        wall_s, cpu_s: spent on it so far, earlier calls included; with `here`, in this call alone.
     """
 
     recipe: Recipe
@@ -62,6 +62,8 @@ class Run:
     history: list[dict[str, float]] = field(default_factory=list)
     wall_s: float = 0.0
     cpu_s: float = 0.0
+    wall_here_s: float = 0.0
+    cpu_here_s: float = 0.0
 
     @property
     def complete(self) -> bool:
@@ -169,8 +171,9 @@ def progress_bar(run: Run, checkpoint: Path, quiet: bool) -> Any:
 def finish_segment(run: Run, n: int, began: float, cpu: float, measure: Measure, bar: Any) -> None:
     """Count the steps, measure, show."""
     run.step += n
-    run.wall_s += time.perf_counter() - began
-    run.cpu_s += time.process_time() - cpu
+    wall_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
+    run.wall_s, run.wall_here_s = run.wall_s + wall_s, run.wall_here_s + wall_s
+    run.cpu_s, run.cpu_here_s = run.cpu_s + cpu_s, run.cpu_here_s + cpu_s
     run.history.append({"step": run.step, "train_loss": float(run.losses[:, -n:].mean()), **measure()})
     bar.update(n)
     bar.set_postfix(loss=f"{run.history[-1]['train_loss']:.4f}", refresh=False)

@@ -5,6 +5,13 @@ This folder is the one door to matplotlib and to CircuitsVis. Figures compute no
 
 from causal_circuits.figures.arcs import plot_graph_comparison
 from causal_circuits.figures.attention_view import AttentionView, attention_view, circuits_vis_bundle, position_labels
+from causal_circuits.figures.blocks import (
+    WeightBlocks,
+    plot_attention_by_position,
+    plot_attentions,
+    plot_weight_blocks,
+    plot_weight_panels,
+)
 from causal_circuits.figures.matrices import plot_attention_and_graph, plot_film_strip, plot_matrix
 from causal_circuits.figures.plots import plot_ablation, plot_gradient_and_information, plot_head_scores, plot_loss
 from causal_circuits.figures.rendering import figure_html, save_figure
@@ -15,12 +22,15 @@ __all__ = [
     "AttentionView",
     "Check",
     "Section",
+    "WeightBlocks",
     "attention_html",
     "attention_view",
     "circuits_vis_bundle",
     "figure_html",
     "plot_ablation",
     "plot_attention_and_graph",
+    "plot_attention_by_position",
+    "plot_attentions",
     "plot_curves",
     "plot_film_strip",
     "plot_gradient_and_information",
@@ -30,6 +40,8 @@ __all__ = [
     "plot_loss",
     "plot_matrix",
     "plot_scaling",
+    "plot_weight_blocks",
+    "plot_weight_panels",
     "position_labels",
     "report_html",
     "save_figure",
