@@ -124,7 +124,9 @@ def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "loss": fmean(row["loss"] for row in rows),
         "edge_posterior": fmean(row["edge_posterior"] for row in rows),
         "largest_excess": max(row["excess"] for row in rows),
-        "mean_difference_to_recorded": fmean(row["mean_block_attention"] - row["recorded_block_attention"] for row in rows),
+        "mean_difference_to_recorded": fmean(
+            row["mean_block_attention"] - row["recorded_block_attention"] for row in rows
+        ),
         "largest_difference_to_recorded": max(
             abs(row["mean_block_attention"] - row["recorded_block_attention"]) for row in rows
         ),
@@ -168,7 +170,9 @@ def table_row(rows: list[dict[str, Any]], run: Run | None) -> dict[str, str]:
         near = abs(p["mean_block_attention"] - RECORDED_MEAN) < 2 * RECORDED_SD / 20**0.5
         verdict = "agrees" if near and run.complete else "differs" if run.complete else f"at step {run.step:,}"
     elif p["recovered"] == p["edges"] and not p["false_edges"]:
-        verdict = "improves: every parent found" + (", loss below the edge posterior" if p["loss"] < p["edge_posterior"] else "")
+        verdict = "improves: every parent found" + (
+            ", loss below the edge posterior" if p["loss"] < p["edge_posterior"] else ""
+        )
     else:
         verdict = "falls short"
     return {"what": f"{len(rows)} forests, (3, 20)", "ours": ours, "theirs": theirs, "verdict": verdict}

@@ -35,7 +35,10 @@ def figures_5_and_7(job: Job) -> list[dict[str, Any]]:
         "row": table_row(numbers, job, record),
     }
     done = []
-    for figure, plots in (("5", heads_beside_truth(model, task, job)), ("7", weights_and_loss(model, task, content, numbers))):
+    for figure, plots in (
+        ("5", heads_beside_truth(model, task, job)),
+        ("7", weights_and_loss(model, task, content, numbers)),
+    ):
         cc.save_model(model, job.folder(figure) / "models" / "two_parents")
         done.append(finish(job, figure, content, plots, watch, record))
     return done
@@ -127,7 +130,9 @@ def heads_beside_truth(model: Any, task: cc.InContextTask, job: Job) -> dict[str
     }
 
 
-def weights_and_loss(model: Any, task: cc.InContextTask, content: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Any]:
+def weights_and_loss(
+    model: Any, task: cc.InContextTask, content: dict[str, Any], numbers: dict[str, Any]
+) -> dict[str, Any]:
     """Figure 7."""
     curve = figures.plot_curves(
         {"training loss": content["loss_curve"]},
@@ -140,7 +145,9 @@ def weights_and_loss(model: Any, task: cc.InContextTask, content: dict[str, Any]
 
 def table_row(numbers: dict[str, Any], job: Job, run: Run | None) -> dict[str, str]:
     """The line of docs/REPRODUCTION.md."""
-    heads = " ".join("[" + " ".join(f"{weight:.2f}" for weight in head) + "]" for head in numbers["attention_by_head_and_parent"])
+    heads = " ".join(
+        "[" + " ".join(f"{weight:.2f}" for weight in head) + "]" for head in numbers["attention_by_head_and_parent"]
+    )
     ours = (
         f"loss {numbers['loss']:.4f}, edge posterior {numbers['edge_posterior']:.4f} ({numbers['excess']:+.4f} +- "
         f"{numbers['excess_error']:.4f}); {numbers['recovered']} of {numbers['edges']} edges, {numbers['false_edges']} false; "
@@ -148,7 +155,13 @@ def table_row(numbers: dict[str, Any], job: Job, run: Run | None) -> dict[str, s
     )
     if run is not None:
         ours += f"; step {run.step:,} of {run.recipe.steps:,}"
-        verdict = "agrees" if run.complete and numbers["excess"] < 0.02 else "differs" if run.complete else f"at step {run.step:,}"
+        verdict = (
+            "agrees"
+            if run.complete and numbers["excess"] < 0.02
+            else "differs"
+            if run.complete
+            else f"at step {run.step:,}"
+        )
     else:
         whole = numbers["recovered"] == numbers["edges"] and not numbers["false_edges"]
         verdict = "improves: heads part without a plateau" if whole else "heads part; some edges missing or false"

@@ -65,14 +65,17 @@ def figure_8(job: Job) -> dict[str, Any]:
 
 
 def released_bayes(task: cc.InContextTask, tokens: torch.Tensor) -> torch.Tensor:
-    """What the authors' released code calls Bayes: a root's parent -1 indexes the last token, so every root counts as a
-    child of the query's token.
+    """What the authors' released code calls Bayes, float64 [batch, d_vocab].
+
+    There a root's parent is -1, which indexes the last token before the query: where that token equals the query's,
+    every root counts as one of its children.
     """
     roots = torch.nn.functional.one_hot(tokens[:, task.root_positions], task.d_vocab).sum(dim=1).double()
+    counted = roots * (tokens[:, -2] == tokens[:, -1]).double()[:, None]
     children = [i for i in range(task.n_ctx - 1) if task.graph.in_degree(i)]
     parents = [next(iter(task.graph.predecessors(child))) for child in children]
     follows = (tokens[:, parents] == tokens[:, -1:]).double()
-    counts = roots.scatter_add(1, tokens[:, children], follows) + float(task.alpha)
+    counts = counted.scatter_add(1, tokens[:, children], follows) + float(task.alpha)
     return counts / counts.sum(dim=1, keepdim=True)
 
 
@@ -108,7 +111,9 @@ def save_ordinary(model: Any, job: Job) -> None:
     (folder / "model.json").write_text(json.dumps(arguments, indent=2) + "\n")
 
 
-def draw(attention: torch.Tensor, weights: Any, task: cc.InContextTask, run: Any, numbers: dict[str, Any]) -> dict[str, Any]:
+def draw(
+    attention: torch.Tensor, weights: Any, task: cc.InContextTask, run: Any, numbers: dict[str, Any]
+) -> dict[str, Any]:
     """Attention of both layers beside the chain, by position, and the loss against the lines."""
     levels = {name.replace("_", " "): line["loss"] for name, line in numbers["lines"].items()}
     curve = {"test loss": [(entry["step"], entry["test_loss"]) for entry in run.history]}

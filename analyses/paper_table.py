@@ -83,7 +83,9 @@ def section(result: dict[str, Any]) -> str:
         )
     for metric, words in (("block", "the block's softmax"), ("attention", "real attention")):
         edges = result["pooled"][f"unlearned_{metric}"]
-        lines.append(f"\nAt or below one half in {words}: {len(edges)}" + (".\n" if not edges else ": " + listed(edges) + ".\n"))
+        lines.append(
+            f"\nAt or below one half in {words}: {len(edges)}" + (".\n" if not edges else ": " + listed(edges) + ".\n")
+        )
     return "".join(lines)
 
 
@@ -106,7 +108,9 @@ def missing(results: list[dict[str, Any]]) -> str:
         for faithful in (False, True)
         if (figure, faithful) not in have
     ]
-    unfinished = [f"figure {r['figure']} ({'faithful' if r['faithful'] else 'default'})" for r in results if not r["complete"]]
+    unfinished = [
+        f"figure {r['figure']} ({'faithful' if r['faithful'] else 'default'})" for r in results if not r["complete"]
+    ]
     text = "\n## What is not here\n\n"
     text += f"Not run: {', '.join(absent) or 'nothing'}.\n"
     return text + f"Begun and not finished (the row says at which step): {', '.join(unfinished) or 'nothing'}.\n"

@@ -61,9 +61,7 @@ def run_figures(arguments: argparse.Namespace) -> list[dict[str, object]]:
     makers = {"2": figure_2, "5": figures_5_and_7, "6": figure_6, "7": figures_5_and_7, "8": figure_8, "9": figure_9}
     wanted = FIGURES if arguments.figure == "all" else (arguments.figure,)
     deadline = float("inf") if arguments.budget is None else BEGAN + 60 * arguments.budget
-    job = Job(
-        arguments.out, arguments.seed, arguments.faithful, arguments.quick, arguments.quiet, deadline=deadline
-    )
+    job = Job(arguments.out, arguments.seed, arguments.faithful, arguments.quick, arguments.quiet, deadline=deadline)
     done = []
     for make in dict.fromkeys(makers[figure] for figure in wanted):
         if time.perf_counter() >= deadline:
