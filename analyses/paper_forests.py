@@ -6,7 +6,7 @@ from typing import Any
 
 import networkx as nx
 from command_line import FIGURE_9, read_figure_9
-from paper_job import Job, Stopwatch, block_attention, by_position, finish, measure_forest, parent_weights
+from paper_job import Job, Stopwatch, block_attention, finish, measure_forest, parent_weights
 from paper_training import Recipe, Run, train_sgd
 from tqdm.auto import tqdm
 
@@ -161,8 +161,9 @@ def table_row(rows: list[dict[str, Any]], run: Run | None) -> dict[str, str]:
         return {"what": "20 forests", "ours": "no time for a graph", "theirs": theirs, "verdict": "not run"}
     p = pooled(rows)
     ours = (
-        f"{p['recovered']} of {p['edges']} parents, {p['false_edges']} false edges; attention {p['mean_parent_attention']:.4f} "
-        f"(sd {p['sd_parent_attention']:.4f}), block {p['mean_block_attention']:.4f} (sd {p['sd_block_attention']:.4f}); "
+        f"{p['recovered']} of {p['edges']} parents, {p['false_edges']} false edges; attention "
+        f"{p['mean_parent_attention']:.4f} (sd {p['sd_parent_attention']:.4f}), block {p['mean_block_attention']:.4f} "
+        f"(sd {p['sd_block_attention']:.4f}); "
         f"above .5: {p['above_half_attention']} in attention, {p['above_half_block']} in the block; "
         f"loss {p['loss']:.4f}, edge posterior {p['edge_posterior']:.4f}"
     )

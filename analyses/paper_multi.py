@@ -53,7 +53,7 @@ def make_task(job: Job) -> cc.InContextTask:
 
 
 def default_config(job: Job) -> cc.TrainConfig:
-    """From a warm layer 2 the two heads part at once (THEORY.md, "Algorithm 1 and the theorems")."""
+    """From a warm layer 2 the two heads part at once ; from small random weights both settle on one parent."""
     steps, size = (40, 128) if job.quick else (2000, 1024)
     return cc.TrainConfig.joint(steps, 0.03, warm_start=2.0, batch_size=size, seed=job.seed)
 
@@ -150,7 +150,8 @@ def table_row(numbers: dict[str, Any], job: Job, run: Run | None) -> dict[str, s
     )
     ours = (
         f"loss {numbers['loss']:.4f}, edge posterior {numbers['edge_posterior']:.4f} ({numbers['excess']:+.4f} +- "
-        f"{numbers['excess_error']:.4f}); {numbers['recovered']} of {numbers['edges']} edges, {numbers['false_edges']} false; "
+        f"{numbers['excess_error']:.4f}); {numbers['recovered']} of {numbers['edges']} edges, "
+        f"{numbers['false_edges']} false; "
         f"attention [head to parent 1, 2]: {heads}"
     )
     if run is not None:

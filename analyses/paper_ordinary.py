@@ -136,7 +136,8 @@ def table_row(numbers: dict[str, Any], run: Any) -> dict[str, str]:
         words.append(f"{place} the {name.replace('_', ' ')} {line['loss']:.4f} ({difference:+.4f} +- {error:.4f})")
     ours = (
         f"loss {numbers['loss']:.4f}: " + "; ".join(words) + f"; layer 0's attention to the parent "
-        f"{numbers['mean_parent_attention']:.3f} on average, the row's maximum in {numbers['row_maximum_is_parent']} of "
+        f"{numbers['mean_parent_attention']:.3f} on average, the row's maximum in "
+        f"{numbers['row_maximum_is_parent']} of "
         f"{numbers['edges']}; {roles_text(numbers['heads'])}"
     )
     exact = numbers["lines"]["exact_bayes"]

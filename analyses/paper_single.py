@@ -21,7 +21,7 @@ from causal_circuits import figures
 FAITHFUL = Recipe(steps=2**17, learning_rate=1.0, optimizer="sgd", schedule="cosine")
 SMALL_PARENTS = [-1, 0, 0, 1, 2]
 SEGMENT = 1000
-# Figure 2 shows heat maps only: these come from a re-run of the authors' algorithm (THEORY.md, "What the code records").
+# Figure 2 shows heat maps only: these come from an independent re-run of the authors' algorithm, in code of its own.
 RERUN = {"loss at step 8,000": 1.8135, "loss at the end": 1.8056, "mean block attention": 0.737, "least": 0.659}
 
 
@@ -134,7 +134,8 @@ def table_row(figure: str, rows: dict[str, dict[str, Any]], runs: list[Run]) -> 
     """The line of docs/REPRODUCTION.md."""
     parts = [
         f"{name}: {row['recovered']} of {row['edges']} parents, {row['false_edges']} false, attention "
-        f"{row['mean_parent_attention']:.3f} (block {row['mean_block_attention']:.3f}, least {row['min_block_attention']:.3f}), "
+        f"{row['mean_parent_attention']:.3f} (block {row['mean_block_attention']:.3f}, least "
+        f"{row['min_block_attention']:.3f}), "
         f"loss {row['loss']:.4f} (edge posterior {row['edge_posterior']:.4f}); {roles_text(row['heads'])}"
         for name, row in rows.items()
     ]
@@ -151,8 +152,9 @@ def table_row(figure: str, rows: dict[str, dict[str, Any]], runs: list[Run]) -> 
             verdict = "at step " + ", ".join(f"{run.step:,}" for run in runs)
     if figure == "2":
         theirs += (
-            f"; a re-run of their algorithm: loss {RERUN['loss at step 8,000']} at step 8,000, {RERUN['loss at the end']} "
-            f"at the end, block attention {RERUN['mean block attention']} (least {RERUN['least']}), every parent above .5 by 6,000"
+            f"; a re-run of their algorithm: loss {RERUN['loss at step 8,000']} at step 8,000, "
+            f"{RERUN['loss at the end']} at the end, block attention {RERUN['mean block attention']} "
+            f"(least {RERUN['least']}), every parent above .5 by 6,000"
         )
     return {"what": ", ".join(rows), "ours": "; ".join(parts), "theirs": theirs, "verdict": verdict}
 

@@ -1,4 +1,4 @@
-"""docs/REPRODUCTION.md: one row a figure, from the results.json files of the runs and from nothing else. Not a script."""
+"""docs/REPRODUCTION.md: one row a figure, from the results.json files of the runs and nothing else. Not a script."""
 
 import os
 from pathlib import Path

@@ -139,7 +139,7 @@ def train_adamw(
     segment: int,
     measure: Measure,
 ) -> Run:
-    """AdamW on one model, from the checkpoint on, until the end or the deadline: step s trains on sequences of step s."""
+    """AdamW on one model, from the checkpoint on, until the end or the deadline; step s has sequences of its own."""
     identity = identity_of(recipe, seed, segment, [model])
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)

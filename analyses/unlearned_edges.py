@@ -1,16 +1,17 @@
-"""Claim: the edges of Figure 9 that the paper's training leaves unlearned are later siblings, kept slow by the first.
+"""Claim: edges that the paper's training leaves unlearned in Figure 9 are later siblings, held back by the first.
 
-Under joint gradient descent from zero, six of the authors' 182 edges stay below one half; each has a root as parent that
-has an earlier child already. Two explanations, tested against each other by training changed graphs in the paper's way
-(gradient descent, rate 1, all at once):
+Under joint gradient descent from zero, six of the authors' 182 edges stay below one half; each has a root as parent
+that has an earlier child already. What holds them back? Changed graphs are trained in the paper's way (gradient
+descent, rate 1, all at once), each change being what one explanation says should free the edge:
 
-    redundancy   an earlier sibling already copies the parent's token: both match the query in the same sequences, and a
-                 second sample of the same row of the kernel adds little. Then taking the sibling away frees the edge,
-                 moving it behind the edge swaps who is slow, and the parent's being a root does not matter.
-    root         a root's token is drawn otherwise. Then uniform roots, or giving the parent a parent, frees the edge.
+    redundancy   an earlier sibling copies the same token, so both match the query in the same sequences, and a second
+                 sample of the same row adds little: take the sibling away, or move it behind the edge
+    root         a root's token has no cause: give the parent a parent, an earlier position
+    root law     roots follow the kernel's stationary law, so frequent tokens have many witnesses: draw them uniformly
+    control      nothing of the kind: take away the edge of a child that is no sibling
 
-And in the trained models: the gradient of the slow edge, with the sibling's attention row made uniform by a hook, against
-the same done to a row that is no sibling's.
+And in the trained models: the gradient of the slow edge, with the sibling's attention row made uniform by a hook,
+against the same done to a stranger's row.
 
     python analyses/unlearned_edges.py                 # about three minutes
     python analyses/unlearned_edges.py --quick         # seconds; too short to show anything
