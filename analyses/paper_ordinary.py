@@ -19,7 +19,7 @@ FAITHFUL = Recipe(steps=2**12, learning_rate=0.01, optimizer="adamw", schedule="
 DEFAULT = Recipe(steps=2**10, learning_rate=0.01, optimizer="adamw", schedule="cosine", weight_decay=2e-4)
 QUICK = Recipe(steps=6, learning_rate=0.01, optimizer="adamw", schedule="cosine", weight_decay=2e-4, batch_size=64)
 RECORDED_LOSS = 1.762
-N_DRAWS = 1024  # of exact Bayes
+N_EXACT, N_DRAWS = 2048, 256  # sequences and posterior draws of exact Bayes
 
 
 def figure_8(job: Job) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def figure_8(job: Job) -> dict[str, Any]:
         seed=job.seed,
         deadline=job.deadline,
         quiet=job.quiet,
-        segment=3 if job.quick else 128,
+        segment=3 if job.quick else 256 if job.faithful else 128,
         measure=measure,
     )
     save_ordinary(model, job)
@@ -81,7 +81,7 @@ def released_bayes(task: cc.InContextTask, tokens: torch.Tensor) -> torch.Tensor
 
 def against_the_lines(model: Any, task: cc.InContextTask, test: cc.Batch, job: Job) -> dict[str, Any]:
     """The model's loss minus each line on the same sequences, with the standard error of the difference, nats."""
-    sub = test[: 64 if job.quick else 4096]
+    sub = test[: 64 if job.quick else N_EXACT]
     exact = cc.exact_bayes(task, sub.tokens, n_draws=64 if job.quick else N_DRAWS, seed=job.seed)
     losses = cc.evaluate(model, test)
     lines = {

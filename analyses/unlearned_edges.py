@@ -20,7 +20,6 @@ DIR gets results.json, with a section for docs/REPRODUCTION.md, and figures/.
 """
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
@@ -30,6 +29,12 @@ from command_line import base_parser, parse, read_figure_9
 TARGETS = ((7, 2, 17), (9, 0, 11), (10, 1, 11), (12, 0, 18), (17, 0, 8), (18, 2, 18))
 D_VOCAB, ALPHA = 3, 0.1
 SEGMENT = 256
+EXPLANATIONS = {
+    "sibling made a root": 'redundancy, "without the earlier sibling the edge is learned"',
+    "sibling moved behind": 'redundancy, "with the sibling behind it the edge is learned"',
+    "parent given a parent": 'root, "it is the parent\'s having no cause that matters"',
+    "roots uniform": 'root law, "with uniform roots, whose tokens have fewer witnesses, the edge is learned"',
+}
 
 
 def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -166,13 +171,24 @@ def cell(row: dict) -> str:
     return f"{row['block_attention']:.2f} ({when})"
 
 
+def judged(name: str, by: dict[str, list[bool]]) -> str:
+    """Whether a change frees more of the edges than no change and the control do."""
+    share = sum(by[name]) / len(by[name])
+    idle = max(sum(by[other]) / len(by[other]) for other in ("as it is", "a stranger made a root"))
+    freed = f"it frees {sum(by[name])} of {len(by[name])}"
+    return f"holds: {freed}" if share > idle + 0.25 else f"does not hold: {freed}"
+
+
 def verdict(rows: list[dict]) -> str:
     """What came out, counted."""
     by = {}
     for row in rows:
         by.setdefault(row["variant"], []).append(row["block_attention"] > 0.5)
     counted = "; ".join(f"{name}: {sum(learned)} of {len(learned)}" for name, learned in by.items())
-    text = f"\nLearned (above one half): {counted}.\n"
+    text = f"\nLearned (above one half): {counted}.\n\n" + "\n".join(
+        f"* {explanation}: {judged(name, by)}." for name, explanation in EXPLANATIONS.items() if name in by
+    )
+    text += "\n"
     trained = [row for row in rows if "gradient_as_trained" in row]
     ratios = {
         name: [row[f"gradient_{name}"] / row["gradient_as_trained"] for row in trained]
@@ -201,15 +217,16 @@ def main() -> int:
         parser.error(str(error))
     watch = Stopwatch()
     rows = train_variants(arguments)
-    command = f"python analyses/{parser.prog} " + shlex.join(sys.argv[1:])
+    command = f"python analyses/unlearned_edges.py --steps {arguments.steps} --batch-size {arguments.batch_size} "
+    command += f"--targets {arguments.targets} --seed {arguments.seed}"
     flags = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    text = section_text(rows, command.strip(), arguments)
+    text = section_text(rows, command, arguments)
     values: dict[str, dict[str, float]] = {}
     for row in rows:
         values.setdefault(row["variant"], {})[f"graph {row['graph']}, parent {row['parent']}"] = row["block_attention"]
     plot = figures.plot_groups(values, xlabel="block attention of the edge at the end", levels={"one half": 0.5})
     figures.save_figure(plot, arguments.out / "figures" / "unlearned_edges")
-    content = {"command": command.strip(), "config": flags, "versions": versions(), **watch.read(), "rows": rows}
+    content = {"command": command, "config": flags, "versions": versions(), **watch.read(), "rows": rows}
     write_results({**content, "section": text}, arguments.out)
     print(text.strip())
     return 0

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from causal_circuits.figures.matrices import DIVERGING, plot_attention_and_graph
@@ -123,6 +124,7 @@ def plot_attention_by_position(
         )
     ax.axhline(level, color=GREY, linewidth=0.9, linestyle=":", zorder=0)
     ax.set_ylim(-0.02, 1.03)
+    ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     ax.set_xlabel("position of the child")
     ax.set_ylabel("attention to the true parent")
     ax.set_title(fill(title, 70), fontsize=10)
