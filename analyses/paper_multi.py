@@ -165,6 +165,6 @@ def table_row(numbers: dict[str, Any], job: Job, run: Run | None) -> dict[str, s
         )
     else:
         whole = numbers["recovered"] == numbers["edges"] and not numbers["false_edges"]
-        verdict = "improves: heads part without a plateau" if whole else "heads part; some edges missing or false"
+        verdict = "improves: every edge found, none false" if whole else "heads part; some edges missing or false"
     what = "parents ((i-1)//2, i-1), (5, 32), heads (2, 1)"
     return {"what": what, "ours": ours, "theirs": RECORDED, "verdict": verdict}

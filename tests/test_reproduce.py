@@ -200,6 +200,18 @@ def test_changed_graphs_change_what_their_names_say(monkeypatch):
     assert made["roots uniform"] == (parents, "uniform", 5)
 
 
+def test_the_unlearned_edges_script_counts_what_it_trained(tmp_path, monkeypatch):
+    flags = ["--quick", "--quiet", "--seed", 2, "--out", tmp_path]
+    assert run_analysis("unlearned_edges", flags, monkeypatch) == 0
+    found = results(tmp_path)
+    rows = {row["variant"]: row for row in found["rows"]}
+    assert {"as it is", "sibling made a root", "roots uniform", "a stranger made a root"} <= set(rows)
+    assert all(row["curve"][-1] == [20, row["block_attention"]] for row in rows.values())
+    assert rows["as it is"]["gradient_as_trained"] != rows["as it is"]["gradient_sibling_uniform"]
+    assert "Learned (above one half): as it is: 0 of 1" in found["section"]
+    assert (tmp_path / "figures" / "unlearned_edges.svg").is_file()
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
