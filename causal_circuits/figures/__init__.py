@@ -5,6 +5,13 @@ This folder is the one door to matplotlib and to CircuitsVis. Figures compute no
 
 from causal_circuits.figures.arcs import plot_graph_comparison, plot_recovered_graph
 from causal_circuits.figures.attention_view import AttentionView, attention_view, circuits_vis_bundle, position_labels
+from causal_circuits.figures.blocks import (
+    WeightBlocks,
+    plot_attention_by_position,
+    plot_attentions,
+    plot_weight_blocks,
+    plot_weight_panels,
+)
 from causal_circuits.figures.circuits import (
     plot_benchmark,
     plot_circuit,
@@ -28,6 +35,7 @@ __all__ = [
     "AttentionView",
     "Check",
     "Section",
+    "WeightBlocks",
     "attention_html",
     "attention_view",
     "circuits_vis_bundle",
@@ -35,6 +43,8 @@ __all__ = [
     "plot_ablation",
     "plot_agreement",
     "plot_attention_and_graph",
+    "plot_attention_by_position",
+    "plot_attentions",
     "plot_benchmark",
     "plot_circuit",
     "plot_curves",
@@ -53,6 +63,8 @@ __all__ = [
     "plot_recovered_graph",
     "plot_recovery",
     "plot_scaling",
+    "plot_weight_blocks",
+    "plot_weight_panels",
     "position_labels",
     "report_html",
     "save_figure",

@@ -23,8 +23,10 @@ from causal_circuits.models.build import (
     warm_readout,
     warm_start,
 )
+from causal_circuits.models.equivalence import disentangle, entangle
 from causal_circuits.models.files import load_model, save_model
 from causal_circuits.models.layout import Layout, Slot, has_layout, layout_of, slots
+from causal_circuits.models.ordinary import ordinary_transformer
 from causal_circuits.models.structured import PROBABILITY_FLOOR, log_probs, logits, structured_logits
 
 __all__ = [
@@ -35,7 +37,9 @@ __all__ = [
     "attention_block",
     "check_head",
     "check_model",
+    "disentangle",
     "disentangled_transformer",
+    "entangle",
     "has_layout",
     "layout_of",
     "live_heads",
@@ -43,6 +47,7 @@ __all__ = [
     "log_probs",
     "logits",
     "match_blocks",
+    "ordinary_transformer",
     "plant_circuit",
     "reduced_transformer",
     "save_model",

@@ -1,0 +1,116 @@
+"""docs/REPRODUCTION.md: one row a figure, from the results.json files of the runs and nothing else. Not a script."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from paper_job import read_results
+
+FIGURES = ("2", "5", "6", "7", "8", "9")
+HEAD = """# The paper, figure by figure
+
+Every number below was measured by the command in its row; this file is written by
+
+    python analyses/reproduce_paper.py --table docs/REPRODUCTION.md --out {out}
+
+from the `results.json` of each run. "Theirs" is what the authors' code records (or, where it only draws, a re-run of
+their algorithm). *Default* is this package's recipe; *faithful* is the paper's own optimiser, schedule, start and
+number of steps. Attention is the real pattern averaged over test sequences; "block" is the paper's metric, the softmax
+of A1's position block. Losses in nats; (d_vocab, n_ctx) in brackets. Minutes are wall time on a shared machine, CPU
+seconds say what the work cost.
+
+| figure | training | what | ours | theirs | verdict | minutes | CPU s | seed | command |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def write_table(out: Path, path: Path) -> str:
+    """Write the table of what is in `out`; returns a line that says so."""
+    results = [found for folder in folders(out) if (found := read_results(folder)) is not None]
+    text = HEAD.format(out=out) + "".join(line(result) for result in results)
+    text += "".join(section(result) for result in results)
+    six = read_results(out / "unlearned_edges")
+    if six is not None:
+        text += six["section"]
+    text += missing(results)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+    return f"table       {len(results)} rows in {path}"
+
+
+def folders(out: Path) -> list[Path]:
+    """Where the runs of each figure are: default, then faithful."""
+    return [out / f"figure_{figure}{kind}" for figure in FIGURES for kind in ("", "_faithful")]
+
+
+def line(result: dict[str, Any]) -> str:
+    """The row of one run."""
+    row, kind = result["row"], "faithful" if result["faithful"] else "default"
+    kind += " (quick)" if result["quick"] else ""
+    cells = [
+        result["figure"],
+        kind,
+        row["what"],
+        row["ours"],
+        row["theirs"],
+        f"**{row['verdict']}**",
+        f"{result['minutes']:.1f}",
+        f"{result['cpu_s']:.0f}",
+        str(result["seed"]),
+        f"`{result['command']}`",
+    ]
+    return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |\n"
+
+
+def section(result: dict[str, Any]) -> str:
+    """Graph by graph, where a figure has many graphs with a recorded number."""
+    if result["figure"] != "9" or not result["graphs"]:
+        return ""
+    kind = "the paper's training" if result["faithful"] else "our recipe"
+    if result["faithful"] and not result["complete"]:
+        kind += f", at step {result['run']['steps_done']:,} of {result['run']['recipe']['steps']:,}"
+    lines = [
+        f"\n## Figure 9 graph by graph, {kind}\n\n",
+        "| graph | edges | recovered | false | attention | block | theirs (block) | loss | edge posterior |\n",
+        "|---|---|---|---|---|---|---|---|---|\n",
+    ]
+    for row in result["graphs"]:
+        lines.append(
+            f"| {row['graph']} | {row['edges']} | {row['recovered']} | {row['false_edges']} | "
+            f"{row['mean_parent_attention']:.4f} | {row['mean_block_attention']:.4f} | "
+            f"{row['recorded_block_attention']:.4f} | {row['loss']:.4f} | {row['edge_posterior']:.4f} |\n"
+        )
+    for metric, words in (("block", "the block's softmax"), ("attention", "real attention")):
+        edges = result["pooled"][f"unlearned_{metric}"]
+        lines.append(
+            f"\nAt or below one half in {words}: {len(edges)}" + (".\n" if not edges else ": " + listed(edges) + ".\n")
+        )
+    return "".join(lines)
+
+
+def listed(edges: list[dict[str, Any]]) -> str:
+    """Edges in words."""
+    return "; ".join(
+        f"graph {edge['graph']}: {edge['parent']} -> {edge['child']} (block {edge['block']:.2f}, attention "
+        f"{edge['attention']:.2f}, {'root' if edge['parent_is_root'] else 'inner'} parent, earlier children "
+        f"{edge['earlier_children'] or 'none'})"
+        for edge in edges
+    )
+
+
+def missing(results: list[dict[str, Any]]) -> str:
+    """What was not run or not finished, said at the end."""
+    have = {(result["figure"], result["faithful"]) for result in results}
+    absent = [
+        f"figure {figure} ({'faithful' if faithful else 'default'})"
+        for figure in FIGURES
+        for faithful in (False, True)
+        if (figure, faithful) not in have
+    ]
+    unfinished = [
+        f"figure {r['figure']} ({'faithful' if r['faithful'] else 'default'})" for r in results if not r["complete"]
+    ]
+    text = "\n## What is not here\n\n"
+    text += f"Not run: {', '.join(absent) or 'nothing'}.\n"
+    return text + f"Begun and not finished (the row says at which step): {', '.join(unfinished) or 'nothing'}.\n"

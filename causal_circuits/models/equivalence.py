@@ -1,0 +1,136 @@
+"""The paper's equivalence, constructive and in both ways: disentangled against ordinary attention-only transformers.
+
+Claim (section 2 of the paper): a disentangled transformer computes what an attention-only transformer computes, and
+the other way round. Write h for the disentangled residual stream, which keeps every head's output in a slot of its
+own, and x for an ordinary one, which adds them up. Then x = h R_l at layer l, with
+
+    R_0 = [W_E; W_pos],      R_{l+1} = [R_l; R_l W_V^1 W_O^1; ...; R_l W_V^m W_O^m],
+    A_h = (R_l W_Q^h) (R_l W_K^h)^T / scale,      disentangled W_U = R_L W_U.
+
+Biases cost nothing: the token slot is a one-hot, so a constant is a term of every token's row of R.
+
+The way back is a change of basis: a disentangled model is an attention-only transformer already, whose slots a rotation
+of the residual stream hides.
+"""
+
+import torch
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from causal_circuits.models.build import disentangled_transformer
+from causal_circuits.models.layout import Layout, layout_of
+from causal_circuits.models.ordinary import build_transformer
+
+MAX_D_MODEL = 8192  # of the disentangled stream: (d_vocab + n_ctx) (1 + n_heads) ** n_layers
+
+
+@torch.no_grad()
+def disentangle(model: HookedTransformer) -> HookedTransformer:
+    """The disentangled transformer with the same logits, at every position, as an attention-only transformer.
+
+    Exact up to rounding: computed in float64, then stored in the model's own precision. Biases and an attention scale
+    are absorbed.
+
+    Args:
+        model: attention-only, without normalisation, causal, with learned absolute positions ("standard").
+
+    Raises:
+        ValueError: the model has something that a disentangled transformer has not, or is too large.
+
+    >>> from causal_circuits import ordinary_transformer
+    >>> ordinary, tokens = ordinary_transformer(d_vocab=3, n_ctx=4, d_model=6, d_mlp=0), torch.tensor([[0, 1, 2, 0]])
+    >>> torch.allclose(disentangle(ordinary)(tokens), ordinary(tokens), atol=1e-4)
+    True
+    """
+    _check_attention_only(model)
+    cfg, double = model.cfg, torch.float64
+    disentangled = disentangled_transformer(
+        cfg.d_vocab, cfg.n_ctx, (cfg.n_heads,) * cfg.n_layers, dtype=model.W_U.dtype, device=model.W_U.device
+    )
+    width = layout_of(disentangled).width
+    reader = torch.cat([model.W_E, model.W_pos]).to(double)  # R: ordinary residual = disentangled residual times R
+    for layer, block in enumerate(model.blocks):
+        attn = block.attn
+        scale = cfg.attn_scale if cfg.use_attn_scale else 1.0
+        for head in range(cfg.n_heads):
+            query = _plus_constant(reader @ attn.W_Q[head].to(double), attn.b_Q[head], cfg.d_vocab)
+            key = _plus_constant(reader @ attn.W_K[head].to(double), attn.b_K[head], cfg.d_vocab)
+            a = query @ key.T / scale
+            disentangled.blocks[layer].attn.W_Q[head, : width(layer), : width(layer)] = a.to(model.W_U.dtype)
+        moved = [reader @ (attn.W_V[head].to(double) @ attn.W_O[head].to(double)) for head in range(cfg.n_heads)]
+        constant = attn.b_O.to(double) + torch.einsum("hd,hdm->m", attn.b_V.to(double), attn.W_O.to(double))
+        reader = torch.cat([_plus_constant(reader, constant, cfg.d_vocab), *moved])
+    disentangled.unembed.W_U.copy_(_plus_constant(reader @ model.W_U.to(double), model.b_U, cfg.d_vocab))
+    return disentangled
+
+
+@torch.no_grad()
+def entangle(model: HookedTransformer, *, seed: int = 0) -> HookedTransformer:
+    """An ordinary attention-only transformer with the same logits as a disentangled one, its slots rotated away.
+
+    Every weight that reads or writes the residual stream is turned by one random orthogonal matrix: W_E, W_pos and W_O
+    from the right, W_Q, W_K, W_V and W_U from the left by its transpose. No coordinate of the result has a name.
+
+    Args:
+        model: built by `disentangled_transformer`, `plant_circuit` or `disentangle`.
+        seed: of the rotation.
+
+    Raises:
+        ValueError: the model is not disentangled.
+
+    >>> from causal_circuits import plant_circuit, chain_graph
+    >>> planted, tokens = plant_circuit(chain_graph(4), d_vocab=3), torch.tensor([[0, 1, 2, 0]])
+    >>> torch.allclose(entangle(planted)(tokens), planted(tokens), atol=1e-5)
+    True
+    """
+    layout = layout_of(model)
+    if layout.kind != "disentangled":
+        raise ValueError("only a disentangled model can be entangled: this one is reduced; it has no logits to keep")
+    ordinary = build_transformer(model.cfg)
+    generator = torch.Generator().manual_seed(seed)
+    square = torch.randn(model.cfg.d_model, model.cfg.d_model, generator=generator, dtype=torch.float64)
+    turn = torch.linalg.qr(square)[0].to(model.W_U.device)
+
+    def turned(weight: Tensor, *, written: bool) -> Tensor:
+        whole = weight.to(torch.float64)
+        return (whole @ turn if written else turn.T @ whole).to(weight.dtype)
+
+    ordinary.embed.W_E.copy_(turned(model.W_E, written=True))
+    ordinary.pos_embed.W_pos.copy_(turned(model.W_pos, written=True))
+    for own, other in zip(ordinary.blocks, model.blocks, strict=True):
+        for name in ("W_Q", "W_K", "W_V"):
+            getattr(own.attn, name).copy_(turned(getattr(other.attn, name), written=False))
+        own.attn.W_O.copy_(turned(other.attn.W_O, written=True))
+    ordinary.unembed.W_U.copy_(turned(model.W_U, written=False))
+    ordinary.unembed.b_U.copy_(model.b_U)
+    return ordinary
+
+
+def _plus_constant(rows: Tensor, constant: Tensor, d_vocab: int) -> Tensor:
+    """A map on [token | position | ...] plus a constant: added to each token's row, of which every input has one."""
+    rows = rows.clone()
+    rows[:d_vocab] += constant.to(rows.dtype)
+    return rows
+
+
+def _check_attention_only(model: HookedTransformer) -> None:
+    cfg = model.cfg
+    rules = {
+        "attn_only=True": cfg.attn_only,
+        "normalization_type=None": cfg.normalization_type is None,
+        "positional_embedding_type='standard'": cfg.positional_embedding_type == "standard",
+        "attention_dir='causal'": cfg.attention_dir == "causal",
+        "use_local_attn=False": not cfg.use_local_attn,
+        "attn_scores_soft_cap=-1": cfg.attn_scores_soft_cap <= 0,
+        "n_key_value_heads=None": cfg.n_key_value_heads is None,
+        "d_vocab_out=d_vocab": cfg.d_vocab_out == cfg.d_vocab,
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            raise ValueError(f"only attention and learned positions can be disentangled: this model breaks {rule}")
+    d_model = Layout("disentangled", cfg.d_vocab, cfg.n_ctx, (cfg.n_heads,) * cfg.n_layers).width(cfg.n_layers)
+    if d_model > MAX_D_MODEL:
+        raise ValueError(
+            f"a disentangled stream may have at most {MAX_D_MODEL:,} coordinates: (d_vocab + n_ctx) (1 + n_heads) ** "
+            f"n_layers is {d_model:,}; take fewer heads or layers"
+        )

@@ -1,0 +1,86 @@
+"""Ordinary transformers as HookedTransformer configs: the paper's Figure 8, and what its equivalence claim is about.
+
+Nothing here is disentangled: embeddings overlap, heads have value and output matrices, and all of them add into one
+residual stream. Analyses that take any HookedTransformer (attention, heads, ablation, knock-out) take these.
+"""
+
+import warnings
+
+import torch
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+
+def ordinary_transformer(
+    d_vocab: int = 10,
+    n_ctx: int = 20,
+    *,
+    d_model: int = 30,
+    n_layers: int = 2,
+    n_heads: int = 1,
+    d_head: int | None = None,
+    d_mlp: int = 120,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> HookedTransformer:
+    """A transformer without LayerNorm, every weight trained: random learned embeddings, attention, then an MLP.
+
+    The defaults are the paper's Figure 8 (two layers, one head, 30 coordinates). Weights start normal with variance
+    1 / (number of inputs), embeddings standard normal, biases at zero. Attention has the usual 1 / sqrt(d_head).
+
+    Args:
+        d_vocab, n_ctx: tokens and context positions.
+        d_model, n_layers, n_heads: as in TransformerLens.
+        d_head: coordinates of a head; None gives each head all d_model of them.
+        d_mlp: hidden units (ReLU) after each attention layer; 0 makes it attention-only.
+        seed: of the initial weights.
+        dtype, device: of the parameters.
+
+    >>> ordinary_transformer(d_vocab=3, n_ctx=4)(torch.tensor([[0, 1, 2, 0]])).shape
+    torch.Size([1, 4, 3])
+    """
+    for name, value, least in (
+        ("d_vocab", d_vocab, 2),
+        ("n_ctx", n_ctx, 2),
+        ("d_model", d_model, 1),
+        ("n_layers", n_layers, 1),
+        ("n_heads", n_heads, 1),
+        ("d_mlp", d_mlp, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}: got {value}")
+    model = build_transformer(
+        HookedTransformerConfig(
+            n_layers=n_layers,
+            d_model=d_model,
+            n_ctx=n_ctx,
+            d_head=d_model if d_head is None else d_head,
+            n_heads=n_heads,
+            d_vocab=d_vocab,
+            attn_only=d_mlp == 0,
+            d_mlp=d_mlp or None,
+            act_fn="relu",
+            normalization_type=None,
+            init_weights=False,
+            default_prepend_bos=False,
+            dtype=dtype,
+            device=str(device),
+        )
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        weight = name.rpartition(".")[2]
+        if weight.startswith("W_"):
+            n_inputs = 1 if weight in ("W_E", "W_pos") else parameter.shape[-2]
+            parameter.data.copy_(n_inputs**-0.5 * torch.randn(parameter.shape, generator=generator, dtype=dtype))
+    return model
+
+
+def build_transformer(config: HookedTransformerConfig) -> HookedTransformer:
+    """A HookedTransformer with every parameter zero; TransformerLens's notice of its end is not repeated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
+        model = HookedTransformer(config)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    return model

@@ -1,0 +1,225 @@
+"""The paper's figures: a smoke run of all of them, runs that can be interrupted, lines of the released code."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scripts import analysis_module, assert_refused_in_one_line, run_analysis
+
+import causal_circuits as cc
+
+FOLDERS = {f"figure_{n}" for n in "256789"}
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> Path:
+    """Every figure at toy size, and the table."""
+    out = tmp_path_factory.mktemp("paper")
+    with pytest.MonkeyPatch.context() as patch:
+        flags = [
+            "--figure",
+            "all",
+            "--quick",
+            "--quiet",
+            "--seed",
+            1,
+            "--out",
+            out,
+            "--table",
+            out / "docs" / "TABLE.md",
+        ]
+        assert run_analysis("reproduce_paper", flags, patch) == 0
+    return out
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_every_figure_leaves_numbers_pictures_and_models(quick):
+    assert {path.name for path in quick.glob("figure_*")} == FOLDERS
+    for name in FOLDERS:
+        found = results(quick / name)
+        assert {"row", "command", "seed", "versions", "minutes", "cpu_s", "complete"} <= set(found)
+        pictures = {path.suffix for path in (quick / name / "figures").iterdir()}
+        assert pictures == {".png", ".svg"}
+        assert list((quick / name / "models").rglob("model.safetensors"))
+
+
+def test_figure_9_keeps_its_contract(quick):
+    found = results(quick / "figure_9")
+    promised = {"edges", "recovered", "mean_parent_attention", "mean_block_attention", "loss"}
+    assert found["minutes"] > 0
+    assert [row["edges"] for row in found["graphs"]] == [8, 10]  # of the first two graphs in figure9_graphs.json
+    for row in found["graphs"]:
+        assert promised <= set(row)
+        assert 0 <= row["recovered"] <= row["edges"]
+        assert 0 < row["mean_parent_attention"] < 1
+
+
+def test_the_saved_forest_has_the_attention_that_results_report(quick):
+    row = results(quick / "figure_9")["graphs"][0]
+    a1 = cc.load_model(quick / "figure_9" / "models" / "graph_00").W_Q[0, 0, 3:23, 3:23].detach().numpy()
+    for edge in row["parent_attention"]:
+        weights = np.exp(a1[edge["child"], : edge["child"] + 1].astype(np.float64))
+        assert edge["block"] == pytest.approx(weights[edge["parent"]] / weights.sum(), abs=1e-5)
+
+
+def test_the_table_has_a_row_for_each_figure_and_says_what_is_missing(quick):
+    text = (quick / "docs" / "TABLE.md").read_text()
+    for n in "256789":
+        assert f"| {n} | default (quick) |" in text
+        assert f"figure {n} (faithful)" in text.partition("Not run:")[2]
+
+
+def test_a_faithful_run_stops_in_time_and_says_so(tmp_path, capsys, monkeypatch):
+    flags = ["--figure", "9", "--faithful", "--quick", "--quiet", "--budget", 1e-6, "--out", tmp_path]
+    assert run_analysis("reproduce_paper", flags, monkeypatch) == 0
+    assert "no time     left for figure 9" in capsys.readouterr().out
+
+
+@pytest.fixture
+def training(monkeypatch):
+    return analysis_module("paper_training", monkeypatch)
+
+
+def sgd(training, task, checkpoint: Path, recipe, segments: int | None = None) -> torch.Tensor:
+    """W_U after a run by gradient descent in segments of 4 steps, of which only so many fit before the deadline."""
+    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx)
+    done = []
+
+    def measure() -> dict[str, float]:
+        done.append(1)
+        if segments is not None and len(done) > segments:
+            raise KeyboardInterrupt
+        return {}
+
+    common = {"checkpoint": checkpoint, "seed": 3, "deadline": float("inf"), "quiet": True, "segment": 4}
+    training.train_sgd([model], [task], recipe, measure=measure, **common)
+    return model.W_U.detach().clone()
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_an_interrupted_descent_ends_where_an_uninterrupted_one_does(training, chain_task, tmp_path, schedule):
+    recipe = training.Recipe(12, 1.0, "sgd", schedule, batch_size=32)
+    whole = sgd(training, chain_task, tmp_path / "whole" / "run.safetensors", recipe)
+    with pytest.raises(KeyboardInterrupt):
+        sgd(training, chain_task, tmp_path / "cut" / "run.safetensors", recipe, segments=1)
+    assert torch.equal(sgd(training, chain_task, tmp_path / "cut" / "run.safetensors", recipe), whole)
+
+
+def test_a_cosine_in_single_steps_is_the_cosine_of_a_stage(training, chain_task, tmp_path):
+    recipe = training.Recipe(12, 1.0, "sgd", "cosine", batch_size=32)
+    model, other = cc.disentangled_transformer(4, 6), cc.disentangled_transformer(4, 6)
+    common = {"checkpoint": tmp_path / "run.safetensors", "seed": 0, "deadline": float("inf"), "quiet": True}
+    training.train_sgd([model], [chain_task], recipe, segment=12, measure=dict, **common)
+    config = cc.TrainConfig.joint(12, 1.0, optimizer="sgd", warm_start=None, batch_size=32, seed=0)
+    cc.train(other, chain_task, config, progress=False)
+    assert torch.allclose(model.W_U, other.W_U, atol=1e-6)
+    assert torch.allclose(model.W_Q, other.W_Q, atol=1e-6)
+
+
+def test_an_interrupted_adamw_goes_on_with_its_moments(training, chain_task, tmp_path):
+    recipe = training.Recipe(8, 0.01, "adamw", "cosine", 0.1, batch_size=16)
+
+    def run(folder: str, deadline: float, stop_after: int | None = None) -> dict[str, torch.Tensor]:
+        model, calls = cc.ordinary_transformer(4, 6, d_model=5, d_mlp=7), []
+
+        def measure() -> dict[str, float]:
+            calls.append(1)
+            if len(calls) == stop_after:
+                raise KeyboardInterrupt
+            return {}
+
+        path = tmp_path / folder / "run.safetensors"
+        common = {"checkpoint": path, "seed": 1, "deadline": deadline, "quiet": True, "segment": 2}
+        training.train_adamw(model, chain_task, recipe, measure=measure, **common)
+        return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    whole = run("whole", float("inf"))
+    with pytest.raises(KeyboardInterrupt):
+        run("cut", float("inf"), stop_after=3)
+    cut = run("cut", float("inf"))
+    assert all(torch.equal(cut[name], whole[name]) for name in whole)
+
+
+def test_adamw_in_segments_is_torch_adamw_on_the_same_sequences(training, chain_task, tmp_path):
+    recipe = training.Recipe(5, 0.01, "adamw", "cosine", 0.1, batch_size=16)
+    model, other = cc.ordinary_transformer(4, 6, d_model=5), cc.ordinary_transformer(4, 6, d_model=5)
+    common = {"checkpoint": tmp_path / "run.safetensors", "seed": 1, "deadline": float("inf"), "quiet": True}
+    training.train_adamw(model, chain_task, recipe, segment=2, measure=dict, **common)
+    optimizer, draw = torch.optim.AdamW(other.parameters(), lr=1.0, weight_decay=0.1), chain_task.stream((1, 8128))
+    for step in range(5):
+        batch = draw(16, 16 * step)
+        optimizer.zero_grad()
+        (-(batch.target_probs * other(batch.tokens)[:, -1].log_softmax(-1)).sum(-1).mean()).backward()
+        optimizer.param_groups[0]["lr"] = 0.005 * (1 + np.cos(np.pi * step / 5))
+        optimizer.step()
+    for name, parameter in other.named_parameters():
+        assert torch.allclose(dict(model.named_parameters())[name], parameter, atol=1e-6), name
+
+
+def test_a_checkpoint_of_another_run_is_not_taken_up(training, chain_task, tmp_path):
+    path = tmp_path / "run.safetensors"
+    first = sgd(training, chain_task, path, training.Recipe(4, 1.0, "sgd", "constant", batch_size=16))
+    second = sgd(training, chain_task, path, training.Recipe(4, 2.0, "sgd", "constant", batch_size=16))
+    assert not torch.allclose(first, second)
+
+
+def test_the_released_line_counts_roots_where_the_token_before_the_query_equals_it(monkeypatch):
+    ordinary = analysis_module("paper_ordinary", monkeypatch)
+    task = cc.InContextTask(cc.graph_from_parents([None, 0, None, 2]), d_vocab=3, alpha=0.5)
+    tokens = torch.tensor([[0, 1, 2, 2, 2], [0, 1, 2, 0, 2]])  # query 2, roots 0 and 2; one child of a 2: position 3
+    expected = torch.tensor([[0.5 + 1, 0.5, 0.5 + 1 + 1], [0.5 + 1, 0.5, 0.5]], dtype=torch.float64)
+    expected /= expected.sum(dim=1, keepdim=True)
+    assert torch.allclose(ordinary.released_bayes(task, tokens), expected)
+
+
+def test_the_released_line_lies_as_far_above_the_edge_posterior_as_the_authors_code_puts_it(monkeypatch):
+    ordinary = analysis_module("paper_ordinary", monkeypatch)
+    task = cc.InContextTask(cc.chain_graph(20), d_vocab=10, alpha=0.1)
+    batch = task.sample(20_000, seed=0)
+    released = cc.cross_entropy(ordinary.released_bayes(task, batch.tokens), batch.target_probs)
+    difference = released - cc.cross_entropy(task.bayes_predictor(batch.tokens), batch.target_probs)
+    error = float(difference.std()) / len(batch) ** 0.5
+    assert float(difference.mean()) == pytest.approx(1.7765 - 1.7635, abs=4 * error)  # the authors' code: 1.7765
+
+
+def test_changed_graphs_change_what_their_names_say(monkeypatch):
+    unlearned = analysis_module("unlearned_edges", monkeypatch)
+    parents = [-1, -1, 0, 1, -1, 1, -1, 4]
+    made = unlearned.variants(parents, 1, 5)
+    assert made["as it is"] == (parents, None, 5)
+    assert made["sibling made a root"][0] == [-1, -1, 0, -1, -1, 1, -1, 4]
+    assert made["a stranger made a root"][0] == [-1, -1, -1, 1, -1, 1, -1, 4]
+    assert made["sibling moved behind"] == ([-1, -1, 0, -1, -1, 1, 1, 4], None, 5)
+    assert made["sibling moved behind: the sibling"][2] == 6
+    assert made["parent given a parent"][0] == [-1, 0, 0, 1, -1, 1, -1, 4]
+    assert made["roots uniform"] == (parents, "uniform", 5)
+
+
+def test_the_unlearned_edges_script_counts_what_it_trained(tmp_path, monkeypatch):
+    flags = ["--quick", "--quiet", "--seed", 2, "--out", tmp_path]
+    assert run_analysis("unlearned_edges", flags, monkeypatch) == 0
+    found = results(tmp_path)
+    rows = {row["variant"]: row for row in found["rows"]}
+    assert {"as it is", "sibling made a root", "roots uniform", "a stranger made a root"} <= set(rows)
+    assert all(row["curve"][-1] == [20, row["block_attention"]] for row in rows.values())
+    assert rows["as it is"]["gradient_as_trained"] != rows["as it is"]["gradient_sibling_uniform"]
+    assert "Learned (above one half): as it is: 0 of 1" in found["section"]
+    assert (tmp_path / "figures" / "unlearned_edges.svg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ([], "name a --figure"),
+        (["--figure", "3"], "--figure must be one of 2, 5, 6, 7, 8, 9 or all: got '3'"),
+        (["--figure", "2", "--budget", "0"], "--budget must be a positive number of minutes: got 0.0"),
+        (["--figure", "2", "--seed", "-1"], "--seed must be 0 or more: got -1"),
+    ],
+)
+def test_bad_flags_are_refused(flags, reason, tmp_path, capsys, monkeypatch):
+    assert_refused_in_one_line("reproduce_paper", [*flags, "--out", tmp_path], reason, capsys, monkeypatch)
