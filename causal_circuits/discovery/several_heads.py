@@ -1,7 +1,7 @@
 """Several heads, several parents: which head carries which parent of which position, and what no head carries.
 
 Each head of layer 0 proposes, for every row, the position it attends to; its last row proposes a parent of the target,
-t. Attention cannot tell a proposal from a habit, so each is held against data: given what the *other* heads match,
+t, and stands for it unless the other rows plainly go with another one. Attention cannot tell a proposal from a habit, so each is held against data: given what the *other* heads match,
 does it tell more about the child that the head's own key holds the token of t? (`conditional_information`.) A proposal
 is an edge if that lift
 
@@ -53,8 +53,8 @@ class HeadReport:
 
     Attributes:
         head: of layer 0.
-        last_key: the position whose token it copies to the last position.
-        last_weight: with what attention.
+        last_key: the position t that its rows go with: what they copy is of use where it equals the token of t.
+        last_weight: the last row's attention to t; small where layer 1 reads the last position's token directly.
         edges: (parent, child) of every edge it carries; child n_ctx is the target.
         role: in words; "carries nothing" if it has no edge.
     """
@@ -97,7 +97,7 @@ def judge_heads(
         min_weight, level: least attention of an edge, family-wise error of the test.
     """
     n_ctx, tokens, target_probs = attention.shape[-1], tokens[:N_SEQUENCES], target_probs[:N_SEQUENCES]
-    copies = [_matches(pattern, min_weight) for pattern in attention]
+    copies = _by_what_rows_say([_matches(pattern, min_weight) for pattern in attention], tokens, target_probs)
     stands = _stands_for(copies, tokens, target_probs)
     slots = {t: _slot(t, copies, stands) for t in sorted({own.last_key for own in copies})}
     lifts = _lifts_given_the_rest(slots, (), tokens, target_probs)
@@ -123,6 +123,25 @@ def _matches(pattern: Tensor, min_weight: float) -> Matches:
     rows = range(len(pattern) - 1)
     chosen = [int(keys[i]) if weights[i] >= min_weight and keys[i] < i else -1 for i in rows]
     return Matches(int(keys[-1]), (*chosen, -1))
+
+
+def _by_what_rows_say(copies: Sequence[Matches], tokens: Tensor, target_probs: Tensor) -> list[Matches]:
+    """The heads, each with the t that its rows go with, given the other heads; not always its last row's favourite.
+
+    Layer 1 can read the query's own token directly, so the last row of the head that has t = n_ctx - 1 is under no
+    pressure to copy it.
+    """
+    settled, rows = list(copies), list(range(tokens.shape[1]))
+    for _ in range(2):  # the second time round, given better matches
+        for index, own in enumerate(settled):
+            others = [other for other in settled if other.last_key != own.last_key]
+            lift = _clear(conditional_information(tokens, target_probs, others))
+            total = (lift[rows, own.keys] * (torch.tensor(own.keys) >= 0)[:, None]).sum(dim=0)
+            total[[other.last_key for other in others]] = 0.0
+            best = int(total.argmax())
+            if float(total[own.last_key]) < DOMINANT * float(total[best]):
+                settled[index] = Matches(best, own.keys)
+    return settled
 
 
 def _stands_for(copies: Sequence[Matches], tokens: Tensor, target_probs: Tensor) -> list[list[int]]:
@@ -229,6 +248,7 @@ def _last_row(
 ) -> CandidateEdge:
     """Whether the head's t is a parent of the target: the t that explains most of what its rows tell."""
     n_ctx, lift = len(pattern), lifts[own.last_key]
+    favourite = int(pattern[-1].argmax())
     edges = [
         (c.child, c.parent) for c in candidates if c.head == head and c.accepted and stands[c.child] == own.last_key
     ]
@@ -241,7 +261,9 @@ def _last_row(
     mean = value / max(len(edges), 1)
     p = upper_tail(value / float(variance[own.last_key]) ** 0.5) if edges else 1.0
     free = [t for t in range(n_ctx) if t == own.last_key or t not in taken]
-    if weight < min_weight / 2:  # the last row is read with the query's own token at hand, so it may be undecided
+    if favourite != own.last_key and edges:
+        accepted, reason = False, f"the head's rows go with position {own.last_key}, which its last row does not copy"
+    elif weight < min_weight / 2:  # the last row is read with the query's own token at hand, so it may be undecided
         accepted, reason = False, f"attention {weight:.2f} is below {min_weight / 2:g}"
     elif not edges:
         accepted, reason = False, "no row agrees with it"
@@ -250,7 +272,7 @@ def _last_row(
         accepted, reason = False, f"position {best} explains more of what its rows tell"
     else:
         accepted, reason = True, f"attention {weight:.2f}; {len(edges)} rows agree with it"
-    return CandidateEdge(own.last_key, n_ctx, head, weight, margin, mean, 1.0 if edges else 0.0, p, accepted, reason)
+    return CandidateEdge(favourite, n_ctx, head, weight, margin, mean, 1.0 if edges else 0.0, p, accepted, reason)
 
 
 def _report(candidates: Sequence[CandidateEdge], pattern: Tensor, head: int, own: Matches, n_ctx: int) -> HeadReport:
