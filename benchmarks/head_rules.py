@@ -7,7 +7,8 @@ of another kernel's child - where it tells most about its token. `judge_heads` t
 * *missed*: edges of the target's kernel that are rejected, among those that can be seen (not the last row; not a parent
   that is the target's own parent of that number, whose match always holds).
 * *false*: accepted, and no edge. Rows of the target's parents are counted apart ("T").
-* *further*: the total lift of a t that no head has, over the largest of a head: with one head taken away, and with none.
+* *further*: the total lift of a t that no head has, over the largest of a head:
+  with one head taken away, and with none.
 
     python benchmarks/head_rules.py --graphs 120 --out head_rules.json
 """
@@ -71,12 +72,12 @@ def judge(task: cc.InContextTask, seed: int) -> dict[str, float | int]:
                 continue
             counts["edges"] += 1
             counts["missed"] += not c.accepted
-            counts["missed_by_share"] += not c.accepted and "best edge" in c.reason
+            counts["missed_by_share"] += not c.accepted and "usual" in c.reason
             edge_shares.append(c.information_share)
         elif c.parent not in above:
             counts["others"] += 1
             counts["false_in_target_rows" if in_target else "false"] += c.accepted
-            if c.accepted or "best edge" in c.reason:
+            if c.accepted or "usual" in c.reason:
                 (target_row_shares if in_target else other_shares).append(c.information_share)
     _, _, without = rules.judge_heads(attention[:-1], batch.tokens, batch.target_probs, heads[:-1], MIN_WEIGHT, LEVEL)
     return {
