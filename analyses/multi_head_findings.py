@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import networkx as nx
 import torch
 from command_line import BEGAN, OneLineParser
-from recover_and_prove import check_writable
+from results_file import check_writable
 
 import causal_circuits as cc
 

@@ -4,15 +4,13 @@ Not a script.
 """
 
 import argparse
-import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from multi_head_findings import MultiHeadFindings
-from recover_and_prove import json_values, versions
+from results_file import versions, write_results
 
 import causal_circuits as cc
 from causal_circuits import figures
@@ -238,9 +236,7 @@ def write(f: MultiHeadFindings, arguments: argparse.Namespace, command: str) -> 
             **{name: str(number) for name, number in versions().items()},
         },
     )
-    partial = out / "results.json.part"
-    partial.write_text(json.dumps(json_values(content), indent=2, allow_nan=False) + "\n")
-    os.replace(partial, out / "results.json")
+    write_results(content, out)
 
 
 def verdict(f: MultiHeadFindings) -> list[figures.Check]:

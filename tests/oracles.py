@@ -350,3 +350,26 @@ def lift(
     if sums[True][0] == 0.0:
         return 0.0
     return sums[True][1] / sums[True][0] - both[1] / both[0]
+
+
+def subset_counts(
+    parents: Parents, d_vocab: int, tokens: Sequence[int], which: Sequence[int], pseudo_count: float
+) -> list[float]:
+    """Smoothed frequencies of what followed the target's tokens at some of its parents, by plain counting."""
+    *above, target = parents
+    counts = [pseudo_count] * d_vocab
+    for position, own in enumerate(above):
+        if len(own) == len(target) and all(tokens[own[m]] == tokens[target[m]] for m in which):
+            counts[tokens[position]] += 1
+    return [count / sum(counts) for count in counts]
+
+
+def reduced_forward_of_heads(a1: Tensor, a2: Tensor, tokens: Tensor, d_vocab: int) -> Tensor:
+    """f of the reduced model with several heads, [d_vocab]: copies compared head by head, in plain loops."""
+    n = len(tokens)
+    x = torch.eye(d_vocab, dtype=a1.dtype)[tokens]
+    scores = torch.zeros(n, dtype=a1.dtype)
+    for own, match in zip(a1, a2, strict=True):
+        copies = [sum(w * x[j] for j, w in enumerate(torch.softmax(own[i, : i + 1], dim=0))) for i in range(n)]
+        scores += torch.stack([copies[-1] @ match @ copies[i] for i in range(n)])
+    return torch.softmax(scores, dim=0) @ x
