@@ -27,6 +27,7 @@ from causal_circuits import circuits, figures
 Row = dict[str, Any]
 Unit = tuple[str, str, int]
 NOT_CONFIG = ("out", "quiet", "quick")
+COLUMNS = ("auroc", "auprc", "shd", "exact_parent_rate", "regret", "seconds")
 LOW_LOSS = 0.05  # a decoy's loss is at most so many nats above the edge posterior's ...
 BLIND = 0.5  # ... and it pays the parents less than this share of their rows' attention, on average
 
@@ -163,8 +164,8 @@ def no_decoys(rows: list[Row]) -> list[str]:
     """A line for each graph and seed on which the decoy recipe gave no decoy, and why."""
     failed = {(row["graph"], row["seed"]): row for row in rows if row["is_decoy"] is False}
     return [
-        f"no decoy for {graph}, seed {seed}: loss {row['excess_over_edge_posterior']:+.3f} nats from the edge posterior "
-        f"({LOW_LOSS} allowed), attention to the parents {row['attention_to_parents']:.2f} (must be below {BLIND})"
+        f"no decoy for {graph}, seed {seed}: loss {row['excess_over_edge_posterior']:+.3f} nats from the edge "
+        f"posterior ({LOW_LOSS} allowed), attention to the parents {row['attention_to_parents']:.2f} (must be below {BLIND})"
         for (graph, seed), row in failed.items()
     ]
 
@@ -275,12 +276,11 @@ def verdict(rows: list[Row]) -> list[figures.Check]:
 
 def table(rows: list[Row], out: Path) -> str:
     """Means over graphs and seeds, a line for each kind of model and method."""
-    columns = ("auroc", "auprc", "shd", "exact_parent_rate", "regret", "seconds")
     kept = counted(rows)
     lines = ["model    method                 AUROC  AUPRC    SHD  exact parents  regret  seconds"]
     for kind, method in dict.fromkeys((row["model"], row["method"]) for row in kept):
         some = [row for row in kept if (row["model"], row["method"]) == (kind, method)]
-        mean = {name: fmean(row[name] for row in some) for name in columns}
+        mean = {name: fmean(row[name] for row in some) for name in COLUMNS}
         lines.append(
             f"{kind:8s} {method:21s} {mean['auroc']:6.3f} {mean['auprc']:6.3f} {mean['shd']:6.1f} "
             f"{mean['exact_parent_rate']:14.0%} {mean['regret']:7.4f} {mean['seconds']:8.3f}"
