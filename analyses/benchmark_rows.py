@@ -165,7 +165,8 @@ def no_decoys(rows: list[Row]) -> list[str]:
     failed = {(row["graph"], row["seed"]): row for row in rows if row["is_decoy"] is False}
     return [
         f"no decoy for {graph}, seed {seed}: loss {row['excess_over_edge_posterior']:+.3f} nats from the edge "
-        f"posterior ({LOW_LOSS} allowed), attention to the parents {row['attention_to_parents']:.2f} (must be below {BLIND})"
+        f"posterior ({LOW_LOSS} allowed), attention to the parents {row['attention_to_parents']:.2f} "
+        f"(must be below {BLIND})"
         for (graph, seed), row in failed.items()
     ]
 

@@ -9,8 +9,8 @@ the recipe gives no such model the table names the graph, and its rows (is_decoy
 Every method scores every attention entry of layer 1, which is held to the graph, and every edge between heads, which is
 held to the best circuit of every size, found by trying all of them. The entries are scored by the loss, which asks what
 is of *use* (a divergence from the whole model would ask what is used, and roots' rows are used for much). Cutting one
-edge of a planted chain costs 0.003 nats, with a standard error of 0.001 over 1,024 sequences: so few of them give an
-edge in twenty a negative effect, hence 4,096.
+edge of a planted chain costs 0.003 nats, with a standard error of 0.0015 over 1,024 sequences: with so few, some edge
+of a graph often gets a negative effect by chance; hence 4,096.
 
     python analyses/discovery_benchmark.py                    # 4 graphs x 3 kinds of model x 2 seeds
     python analyses/discovery_benchmark.py --graphs chain --models planted decoy --seeds 1

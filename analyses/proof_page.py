@@ -120,8 +120,8 @@ def sections(evidence: Evidence, folder: Path, command: str) -> list[figures.Sec
             "Causal scrubbing",
             "Everything that the paper's hypothesis calls irrelevant is resampled; what remains of the loss is the "
             "hypothesis's share. 'children' holds it to positions with parents, of which the paper speaks. "
-            "'everywhere' also resamples roots, the query's row and the path past layer 1: what is lost only there is what the "
-            "model uses besides the circuit (a root's token, too, tells about the kernel).",
+            "'everywhere' also resamples roots, the query's row and the path past layer 1: what is lost only there is "
+            "what the model uses besides the circuit (a root's token, too, tells about the kernel).",
             more=figures.table_html(scrub_rows(e), caption="Loss with only the hypothesis kept, nats"),
         ),
     ]

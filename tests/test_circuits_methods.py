@@ -178,13 +178,14 @@ def test_the_numbers_of_the_field_on_the_ideal_circuit() -> None:
         corrupted, batch = pairs_of_field(seed)
         whole = circuits.circuit_model(model, batch, counterfactual=corrupted, metric="logit_difference")
         where, row = whole.edges.index(("L0H0", "L1H0.k")), []
-        for method, steps in (("exact", 5), ("eap", 5), ("eap_ig", 5), ("eap_ig", 30)):
+        for method, steps in (("exact", 5), ("eap", 5), ("eap_ig", 5), ("eap_ig", 30))[: 4 if seed < 3 else 3]:
             found = circuits.discover(whole, method, steps=steps, difference="counterfactual")
             row.append(float(found.score[where]))
             if method != "exact":
                 assert abs(float(found.score[whole.edges.index(("position", "L0H0.k"))])) < 1e-6
         values.append(row)
-    exact, eap, five, thirty = torch.tensor(values).T
+    exact, eap, five = torch.tensor([row[:3] for row in values]).T
+    thirty = torch.tensor([row[3] for row in values if len(row) > 3])  # the slow one, on three draws
     assert exact.mean().item() == pytest.approx(1.46, abs=0.3)
     assert five.mean().item() == pytest.approx(0.18, abs=0.15)
     assert thirty.mean().item() == pytest.approx(0.28, abs=0.15)
