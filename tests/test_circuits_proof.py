@@ -221,8 +221,8 @@ def test_a_decoy_is_told_from_a_model_that_learned_the_graph() -> None:
     parents = [-1, -1, 0, 2, -1, 1, -1, -1, 6, 5, -1, 8, -1, 10, -1, -1, 7, -1, -1]
     task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=3, alpha=0.1)
     recipes = {
-        "trained": cc.TrainConfig(stages=cc.default_stages(200), batch_size=512),
-        "decoy": cc.TrainConfig.joint(600, 0.1, warm_start=None, batch_size=512),
+        "trained": cc.TrainConfig(stages=cc.default_stages(300)),
+        "decoy": cc.TrainConfig.joint(800, 0.1, warm_start=None),
     }
     test, rates = task.sample(2000, seed=3), {}
     for name, recipe in recipes.items():
