@@ -27,6 +27,13 @@ def planted(name: str) -> tuple[cc.InContextTask, circuits.EntryModel, circuits.
     return task, circuits.entry_model(model, batch), circuits.circuit_model(model, batch)
 
 
+@cache
+def by_divergence(name: str) -> circuits.CircuitModel:
+    """The same model, judged by KL(whole model || circuit): nonnegative on every sequence, zero if nothing moved."""
+    task, _, whole = planted(name)
+    return circuits.circuit_model(cc.plant_circuit(task.graph, d_vocab=3), whole.batch, metric="kl_to_model")
+
+
 # ---- what the numbers are
 
 
@@ -122,27 +129,44 @@ def test_exact_knock_out_finds_every_edge_of_a_planted_graph(name: str) -> None:
         assert (scores.auroc, scores.auprc, scores.shd, scores.exact_parent_rate) == (1.0, 1.0, 0.0, 1.0)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", ["chain", "pairs", "forest", "two parents"])
+def test_the_divergence_finds_every_planted_edge_at_twenty_positions(name: str, seed: int) -> None:
+    """Where an edge costs 0.003 nats the loss needs thousands of sequences; the divergence has no sign to get wrong."""
+    graphs = {"chain": cc.chain_graph(20), "pairs": cc.pairs_graph(20), "two parents": cc.ngram_graph(20, order=2)}
+    task = cc.InContextTask(graphs.get(name) or cc.random_forest(20, 0.4, seed=seed + 1), d_vocab=3, alpha=0.1)
+    model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(300, seed=(seed, 3))
+    scores = circuits.score_against_graph(cc.knock_out_edges(model, batch, metric="kl_to_model").effect, task.graph)
+    assert (scores.auroc, scores.auprc, scores.shd, scores.exact_parent_rate) == (1.0, 1.0, 0.0, 1.0)
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 def test_no_pair_of_token_runs_sees_the_graph(name: str) -> None:
-    """Layer 0 attends by position: its pattern is the same in both runs, so EAP scores every entry zero."""
+    """Layer 0 attends by position: its pattern is the same in both runs, so EAP scores every entry and edge of it zero.
+
+    That the position edges are used is read off the divergence from the whole model, which no sampling error can turn
+    negative; the gradient methods need the loss, since that divergence has no gradient at the clean run.
+    """
     _, parts, whole = planted(name)
+    used = dict(zip(whole.edges, circuits.discover(by_divergence(name), "exact").score.tolist(), strict=True))
     for method in ("eap", "eap_ig"):
         score = circuits.discover(parts, method).score
         assert score.abs().max() < 1e-6
         edges = dict(zip(whole.edges, circuits.discover(whole, method).score.tolist(), strict=True))
-        exact = dict(zip(whole.edges, circuits.discover(whole, "exact").score.tolist(), strict=True))
         for reader in ("L0H0.q", "L0H0.k"):
-            assert exact["position", reader] > 0.005
+            assert used["position", reader] > 0.01
             assert abs(edges["position", reader]) < 1e-6
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_exact_knock_out_finds_the_planted_circuit(name: str) -> None:
-    """The edges with weights on them are the ones that matter, and no other."""
-    _, _, whole = planted(name)
+    """A prediction moves if and only if an edge with weights on it is cut: the divergence is positive or it is zero."""
+    whole = by_divergence(name)
     used = ~circuits.inert_edges(whole)
-    assert circuits.discover(whole, "exact").above(1e-3).equal(used)
-    assert circuits.discover(whole, "acdc").above(1e-3).equal(used)
+    for method in ("exact", "acdc"):
+        score = circuits.discover(whole, method, **({"threshold": 1e-5} if method == "acdc" else {})).score
+        assert (score[used] > 1e-4).all()
+        assert score[~used].abs().max() < 1e-6
 
 
 def pairs_of_field(seed: int) -> tuple[Tensor, cc.Batch]:
@@ -165,13 +189,14 @@ def test_the_numbers_of_the_field_on_the_ideal_circuit() -> None:
         corrupted, batch = pairs_of_field(seed)
         whole = circuits.circuit_model(model, batch, counterfactual=corrupted, metric="logit_difference")
         where, row = whole.edges.index(("L0H0", "L1H0.k")), []
-        for method, steps in (("exact", 5), ("eap", 5), ("eap_ig", 5), ("eap_ig", 30)):
+        for method, steps in (("exact", 5), ("eap", 5), ("eap_ig", 5), ("eap_ig", 30))[: 4 if seed < 3 else 3]:
             found = circuits.discover(whole, method, steps=steps, difference="counterfactual")
             row.append(float(found.score[where]))
             if method != "exact":
                 assert abs(float(found.score[whole.edges.index(("position", "L0H0.k"))])) < 1e-6
         values.append(row)
-    exact, eap, five, thirty = torch.tensor(values).T
+    exact, eap, five = torch.tensor([row[:3] for row in values]).T
+    thirty = torch.tensor([row[3] for row in values if len(row) > 3])  # the slow one, on three draws
     assert exact.mean().item() == pytest.approx(1.46, abs=0.3)
     assert five.mean().item() == pytest.approx(0.18, abs=0.15)
     assert thirty.mean().item() == pytest.approx(0.28, abs=0.15)

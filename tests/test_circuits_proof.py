@@ -109,21 +109,22 @@ def test_regret_is_zero_for_the_best_and_never_negative() -> None:
 def test_the_true_circuit_is_proved_and_false_ones_are_not() -> None:
     whole = planted()
     true = ~circuits.inert_edges(whole)
-    proof = circuits.prove_circuit(whole, true, n_random=150)
+    proof = circuits.prove_circuit(whole, true, n_random=99)
     assert proof.proved, proof.verdict
     assert proof.interval[0] <= proof.faithfulness <= proof.interval[1]
     assert len(proof.circuit) == 9
     one_less, one_more = true.clone(), true.clone()
     one_less[whole.edges.index(("position", "L0H0.k"))] = False
     one_more[whole.edges.index(("token", "logits"))] = True
-    failed = {
-        name: [c.name for c in circuits.prove_circuit(whole, circuit, n_random=150).criteria if not c.passed]
+    proofs = {
+        name: circuits.prove_circuit(whole, circuit, n_random=99)
         for name, circuit in {"one less": one_less, "one more": one_more, "everything": whole.full}.items()
     }
+    failed = {name: [c.name for c in proof.criteria if not c.passed] for name, proof in proofs.items()}
     assert "faithful" in failed["one less"]
     assert failed["one more"] == ["minimal"]
     assert failed["everything"] == ["minimal"]
-    assert "token -> logits" in circuits.prove_circuit(whole, one_more, n_random=150).verdict
+    assert "token -> logits" in proofs["one more"].verdict
 
 
 def test_a_circuit_with_a_stand_in_outside_is_not_complete() -> None:
@@ -135,9 +136,9 @@ def test_a_circuit_with_a_stand_in_outside_is_not_complete() -> None:
     model.unembed.W_U.data[named["L1H1.token"].slice] = model.W_U[named["L1H0.token"].slice]
     model.unembed.W_U.data /= 2
     whole = circuits.circuit_model(model, planted().batch[:250])
-    both = circuits.prove_circuit(whole, ~circuits.inert_edges(whole), n_random=150)
+    both = circuits.prove_circuit(whole, ~circuits.inert_edges(whole), n_random=99)
     half = circuits.prove_circuit(
-        whole, [edge for edge in both.circuit if not any("L1H1" in node for node in edge)], n_random=150
+        whole, [edge for edge in both.circuit if not any("L1H1" in node for node in edge)], n_random=99
     )
     passed = {criterion.name: criterion.passed for criterion in half.criteria}
     assert not passed["complete"]
@@ -262,7 +263,7 @@ def test_formation_ends_where_training_ends() -> None:
 def test_exports_hold_the_same_circuit(tmp_path: Path) -> None:
     whole, true = planted(), ~circuits.inert_edges(planted())
     found = [circuits.discover(whole, method) for method in ("exact", "eap")]
-    proof = circuits.prove_circuit(whole, true, n_random=120)
+    proof = circuits.prove_circuit(whole, true, n_random=99)
     paths = circuits.export_circuit(tmp_path / "out", whole, true, found, proof)
     assert sorted(path.name for path in paths) == ["circuit.csv", "circuit.graphml", "circuit.json"]
     kept = {edge for edge, keep in zip(whole.edges, true.tolist(), strict=True) if keep}
@@ -289,7 +290,7 @@ def test_figures_draw_what_they_are_given() -> None:
     lines = figures.plot_frontier(frontier, [ranking]).lines
     assert np.allclose(lines[0].get_ydata(), frontier.cost)
     assert np.allclose(lines[1].get_ydata(), ranking.cost)
-    proof = circuits.prove_circuit(whole, true, n_random=120)
+    proof = circuits.prove_circuit(whole, true, n_random=99)
     assert len(figures.plot_needed_edges(proof).get_yticklabels()) == 9
     rows = [
         {"method": method, "model": model, "auroc": 0.5, "exact_parent_rate": 1.0, "regret": None}

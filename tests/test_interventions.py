@@ -575,9 +575,25 @@ def test_a_true_hypothesis_costs_nothing_and_a_false_one_does() -> None:
                 scrubbed = cc.scrub_hypothesis(model, batch, task, claim)
             assert scrubbed.recovered == pytest.approx(1.0, abs=1e-4)
             assert scrubbed.random_loss > scrubbed.baseline_loss + 0.05
-    other = cc.InContextTask(cc.pairs_graph(8), d_vocab=3, alpha=0.1)
+    chain, other = (cc.InContextTask(g, d_vocab=3, alpha=0.1) for g in (cc.chain_graph(8), cc.pairs_graph(8)))
     model, batch = cc.plant_circuit(cc.chain_graph(8), d_vocab=3), other.sample(500)
-    assert cc.scrub_hypothesis(model, batch, other, "copy").recovered < 0.9
+    true, false = (cc.scrub_hypothesis(model, batch, t, "copy", metric="kl_to_model").loss for t in (chain, other))
+    assert true == pytest.approx(0.0, abs=1e-6), "KL to the untouched model: zero if and only if nothing moved"
+    assert false > 0.02
+
+
+def test_scrubbing_children_leaves_alone_what_the_hypothesis_passes_over() -> None:
+    """A planted model that also reads the query's own token directly: only the strict form of the claims sees that."""
+    task = cc.InContextTask(cc.random_forest(10, 0.4, seed=2), d_vocab=3, alpha=0.3)
+    model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(1500, seed=1)
+    with torch.no_grad():
+        model.W_U[cc.slots(model)["token"].slice] += 2.0 * torch.eye(3)
+    for claim in ("copy", "match", "both"):
+        free = cc.scrub_hypothesis(model, batch, task, claim, where="children", metric="kl_to_model")
+        strict = cc.scrub_hypothesis(model, batch, task, claim, metric="kl_to_model")
+        assert free.loss == pytest.approx(0.0, abs=1e-6), "the claims hold to the letter at positions with parents"
+        assert free.random_loss > 0.01
+        assert (strict.loss > 0.01) == (claim != "copy"), "the direct path is none of the copying head's business"
 
 
 def test_donors_agree_where_they_must() -> None:
@@ -596,6 +612,7 @@ def test_bad_requests_are_named() -> None:
     model, batch, _ = case((2, 1))
     task = cc.InContextTask(cc.chain_graph(5), d_vocab=3)
     assert_refused(lambda: cc.scrub_hypothesis(model, batch, task, "all"), "copy, match, both", "'all'")
+    assert_refused(lambda: cc.scrub_hypothesis(model, batch, task, where="roots"), "everywhere, children", "'roots'")
     one_layer = cc.disentangled_transformer(3, 5, (1,))
     assert_refused(lambda: cc.scrub_hypothesis(one_layer, batch, task), "two layers", "1")
     assert_refused(lambda: cc.ablate_slots(model, batch, ["mlp"]), "no slot 'mlp'", "L0H1.token")

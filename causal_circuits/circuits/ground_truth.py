@@ -46,6 +46,12 @@ def score_against_graph(
     The entries are those a layer could need: all causal ones, less the query's row where there is a query, whose
     attention answers to nothing. Without a query the last row stands for the target's parents (`attention_cells`).
 
+    Which effects to score depends on the question. By "loss" an entry matters if it is of *use*; that is what tells a
+    trained model's edges from the entries in roots' rows, but an effect has a sampling error: a planted chain's edge at
+    n_ctx 20 costs 0.003 nats, which over 1,024 sequences is one to two standard errors, so that some edge's effect may
+    come out negative; take 4,096 or more. By "kl_to_model" an entry matters if it is *used*: the effect is at least
+    zero on every sequence, and zero if nothing moves, so a planted circuit is found with certainty.
+
     Raises:
         ValueError: scores over other positions than the graph's, or NaN among them.
 

@@ -8,8 +8,13 @@ The hypothesis (Nichani, Damian & Lee 2024, section 4; the method: Chan et al. 2
   and reports the token of the position itself. So its query, each key and each value may be replaced by those of any
   sequences that agree in just these tokens, and what reaches the logits past the head may come from anywhere.
 
-A claim that is true costs nothing: the loss stays. The measure is the loss recovered against scrubbing without any
-agreement (every donor drawn freely), which destroys what the circuit is for.
+The paper speaks of positions that have parents. Whether that is *all* there is to a model is a question of its own:
+``where="children"`` holds the claims to those positions and leaves everything else as it is; ``where="everywhere"``
+also resamples what the hypothesis passes over in silence - heads at roots and at the query, and the path past layer 1.
+A model trained to the end is found to use these too: a root's token tells about the kernel's stationary law.
+
+A claim that is true costs nothing: the loss stays. The measure is the loss recovered against scrubbing in the same
+places without any agreement (every donor drawn freely), which destroys what the circuit is for.
 """
 
 from collections.abc import Callable
@@ -28,6 +33,7 @@ from causal_circuits.models import HookedTransformer, live_heads, log_probs
 from causal_circuits.tasks import Batch, InContextTask
 
 Claim = Literal["copy", "match", "both"]
+Where = Literal["everywhere", "children"]
 _Donors = Int[Tensor, "batch pos"]
 
 
@@ -37,6 +43,7 @@ class Scrubbed:
 
     Attributes:
         claim: "copy", "match" or "both".
+        where: "everywhere" or "children".
         loss: mean metric with everything else resampled.
         standard_error: of its paired difference from the untouched model.
         random_loss: the same with donors drawn freely.
@@ -45,6 +52,7 @@ class Scrubbed:
     """
 
     claim: Claim
+    where: Where
     loss: float
     standard_error: float
     random_loss: float
@@ -64,6 +72,7 @@ def scrub_hypothesis(
     task: InContextTask,
     claim: Claim = "both",
     *,
+    where: Where = "everywhere",
     metric: Metric = "loss",
     seed: int = 0,
 ) -> Scrubbed:
@@ -75,6 +84,8 @@ def scrub_hypothesis(
             that nobody agrees with is its own donor.)
         task: its graph says who the parents are.
         claim: which of the two claims, or both.
+        where: "everywhere" also tests that the model uses nothing but the circuit; "children" holds the claims to the
+            positions with parents (and to the row that reads the target's parents, where there is no query).
         metric: "loss" (nats), another of `METRICS`, or a function of log-probabilities, one number a sequence.
         seed: of the donors.
 
@@ -88,14 +99,17 @@ def scrub_hypothesis(
     task.check_tokens(batch.tokens)
     if claim not in get_args(Claim):
         raise ValueError(f"claim must be one of {', '.join(get_args(Claim))}: got {claim!r}")
+    if where not in get_args(Where):
+        raise ValueError(f"where must be one of {', '.join(get_args(Where))}: got {where!r}")
     if model.cfg.n_layers != 2:
         raise ValueError(f"the hypothesis is about two layers: this model has {model.cfg.n_layers}")
     cost, generator = make_cost(metric, batch, model=model, task=task), torch.Generator().manual_seed(seed)
-    agreeing, free = (_Donor(batch.tokens, generator, agree=agree) for agree in (True, False))
+    agreeing, free = (_Donor(batch.tokens, generator, agree, where) for agree in (True, False))
     untouched = cost(predictions(model, batch.tokens))
     scrubbed, random = (cost(_scrubbed_predictions(model, batch.tokens, task, claim, d)) for d in (agreeing, free))
     return Scrubbed(
         claim=claim,
+        where=where,
         loss=float(cost.sign * scrubbed.mean()),
         standard_error=standard_error(scrubbed - untouched),
         random_loss=float(cost.sign * random.mean()),
@@ -106,8 +120,10 @@ def scrub_hypothesis(
 class _Donor:
     """Draws, for every sequence, another one that agrees with it in the tokens at some positions."""
 
-    def __init__(self, tokens: Int[Tensor, "batch n_ctx"], generator: torch.Generator, agree: bool) -> None:
-        self.tokens, self.generator, self.agree = tokens, generator, agree
+    def __init__(
+        self, tokens: Int[Tensor, "batch n_ctx"], generator: torch.Generator, agree: bool, where: Where = "everywhere"
+    ) -> None:
+        self.tokens, self.generator, self.agree, self.where = tokens, generator, agree, where
 
     def __call__(self, positions: tuple[int, ...]) -> Int[Tensor, " batch"]:
         """The next sequence, in a random order, among those with the same tokens at `positions`."""
@@ -118,9 +134,12 @@ class _Donor:
             group = torch.zeros_like(order)
         return _next_in_group(order[group[order].argsort(stable=True)], group)
 
-    def at_positions(self, agree_at: Callable[[int], tuple[int, ...]], n_ctx: int) -> _Donors:
-        """A donor for each position of each sequence."""
-        return torch.stack([self(agree_at(i)) for i in range(n_ctx)], dim=1)
+    def at_positions(self, agree_at: Callable[[int], tuple[int, ...]], claimed: Callable[[int], bool]) -> _Donors:
+        """A donor for each position of each sequence; itself, where the hypothesis claims nothing and is not asked."""
+        itself = torch.arange(len(self.tokens), device=self.tokens.device)
+        everywhere = self.where == "everywhere"
+        columns = range(self.tokens.shape[1])
+        return torch.stack([self(agree_at(i)) if everywhere or claimed(i) else itself for i in columns], dim=1)
 
 
 def _next_in_group(by_group: Tensor, group: Tensor) -> Int[Tensor, " batch"]:
@@ -156,8 +175,11 @@ def _copy_donors(model: HookedTransformer, task: InContextTask, donor: _Donor) -
         is_read_out = position == task.n_ctx - 1 and not task.has_query
         return parents_of(task.graph, target if is_read_out else position)[head : head + 1]
 
-    heads = [head for layer, head in live_heads(model) if layer == 0]
-    return {head: donor.at_positions(partial(parent, head=head), task.n_ctx) for head in heads}
+    found = {}
+    for head in [head for layer, head in live_heads(model) if layer == 0]:
+        own = partial(parent, head=head)
+        found[head] = donor.at_positions(own, lambda i, own=own: bool(own(i)))  # type: ignore[misc]
+    return found
 
 
 def _take_heads(z: Tensor, hook: object, donors: dict[int, _Donors]) -> Tensor:
@@ -168,11 +190,18 @@ def _take_heads(z: Tensor, hook: object, donors: dict[int, _Donors]) -> Tensor:
 
 
 def _match_hooks(task: InContextTask, donor: _Donor) -> list[tuple[str, Callable[..., Tensor | None]]]:
-    """Queries, keys and values of layer 1 from donors that agree in what is matched; the direct path from anywhere."""
+    """Queries, keys and values of layer 1 from donors that agree in what is matched; the direct path from anywhere.
+
+    Held to positions with parents, their keys and values alone: the query and the direct path are not theirs.
+    """
     n_ctx, asked = task.n_ctx, tuple(task.target_parents)
-    keys = donor.at_positions(lambda i: parents_of(task.graph, i), n_ctx)
-    values = donor.at_positions(lambda i: (i,), n_ctx)
-    queries = donor.at_positions(lambda i: asked if i == n_ctx - 1 else (), n_ctx)
+
+    def has_parents(position: int) -> bool:
+        return bool(parents_of(task.graph, position))
+
+    keys = donor.at_positions(lambda i: parents_of(task.graph, i), has_parents)
+    values = donor.at_positions(lambda i: (i,), has_parents)
+    queries = donor.at_positions(lambda i: asked if i == n_ctx - 1 else (), lambda i: False)
     anyone, entered = donor(()), list[Tensor]()
 
     def take(activation: Tensor, hook: object, rows: _Donors) -> Tensor:
@@ -184,10 +213,11 @@ def _match_hooks(task: InContextTask, donor: _Donor) -> list[tuple[str, Callable
     def from_anyone(residual: Tensor, hook: object) -> Tensor:
         return residual - entered[0] + entered[0][anyone]
 
-    return [
-        ("blocks.1.hook_resid_pre", remember),
+    taken: list[tuple[str, Callable[..., Tensor | None]]] = [
         ("blocks.1.attn.hook_q", partial(take, rows=queries)),
         ("blocks.1.attn.hook_k", partial(take, rows=keys)),
         ("blocks.1.attn.hook_v", partial(take, rows=values)),
-        ("blocks.1.hook_resid_post", from_anyone),
     ]
+    if donor.where == "children":
+        return taken
+    return [*taken, ("blocks.1.hook_resid_pre", remember), ("blocks.1.hook_resid_post", from_anyone)]
