@@ -126,9 +126,9 @@ def train_in_turns(
         The record of all steps, and what each head was given in its turn.
 
     >>> from causal_circuits import disentangled_transformer, ngram_graph
-    >>> task = InContextTask(ngram_graph(8, order=2), d_vocab=2)
+    >>> task = InContextTask(ngram_graph(8, order=2), d_vocab=3)
     >>> config = TurnConfig(steps=20, settle=5, batch_size=64)
-    >>> _, turns = train_in_turns(disentangled_transformer(2, 8, (2, 1)), task, config, progress=False)
+    >>> _, turns = train_in_turns(disentangled_transformer(3, 8, (2, 1)), task, config, progress=False)
     >>> sorted(turn.last_key for turn in turns)         # the target's parents
     [6, 7]
     """
