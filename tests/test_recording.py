@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import causal_circuits as cc
 from causal_circuits.models import HookedTransformer, logits
+from causal_circuits.training import mean_loss
 
 
 def test_every_and_listed_steps() -> None:
@@ -201,3 +202,18 @@ def test_a_record_can_grow_on_disk(tmp_path: Path) -> None:
     models = [cc.disentangled_transformer(4, 6) for _ in range(2)]
     cc.train_ensemble(models, [task] * 2, [config] * 2, record=cc.RecordAt.every(1, until=5, folder=tmp_path / "many"))
     assert {path.name for path in (tmp_path / "many").iterdir()} == {"member_000", "member_001"}
+
+
+@pytest.mark.parametrize("path", ["structured", "plain"])
+def test_recorded_score_gradients_of_the_reduced_model_are_the_gradient_of_a1(path: str) -> None:
+    """Every sequence has the scores A1, so their gradients, summed over the batch, are that of W_Q's position block."""
+    task = cc.InContextTask(cc.random_forest(8, seed=2), d_vocab=3)
+    batch = task.sample(200, seed=1).to("cpu", torch.float64)
+    model = cc.warm_start(cc.reduced_transformer(3, 8, dtype=torch.float64), 0.5)
+    positions = cc.slots(model)["position"].slice
+    model.blocks[0].attn.W_Q.data[0, positions, :8] = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    if path == "plain":
+        model.add_hook("blocks.0.hook_resid_pre", lambda residual, hook: None)
+    recorded = cc.take_snapshot(model, batch).score_gradients
+    mean_loss(model, batch).backward()
+    assert_close(recorded[0, 0], model.blocks[0].attn.W_Q.grad[0, positions, :8], 1e-6)
