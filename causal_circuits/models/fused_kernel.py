@@ -83,10 +83,10 @@ def add_to(out, at, value):
 
 
 @inlined
-def multiply(x, x_stride, n_rows, k_from, n_k, matrix, m_stride, n_columns, out, out_stride, out_at):
-    """out[c, :] += sum_k x[c, k_from + k] matrix[k, :], for rows c in fours and columns in vectors."""
+def multiply(x, x_stride, n_rows, n_k, matrix, m_stride, n_columns, out, out_stride, out_at):
+    """out[c, :] += sum_k x[c, k] matrix[k, :], for rows c in fours and columns in vectors."""
     for c in range(0, n_rows, 4):
-        x0, o0 = c * x_stride + k_from, c * out_stride + out_at
+        x0, o0 = c * x_stride, c * out_stride + out_at
         x1, x2, x3 = x0 + x_stride, x0 + 2 * x_stride, x0 + 3 * x_stride
         o1, o2, o3 = o0 + out_stride, o0 + 2 * out_stride, o0 + 3 * out_stride
         v = 0
@@ -354,7 +354,6 @@ def batch_gradient(tokens, targets, weights, gradients, attention, share, sizes)
                 features,
                 wide_features,
                 n,
-                0,
                 dense,
                 a2[(m * d1 + d0) * wide_d1 :],
                 wide_d1,
@@ -496,7 +495,7 @@ def batch_gradient(tokens, targets, weights, gradients, attention, share, sizes)
         # ---- dense products of the chunk: gradients of A2, W_U, and of the last row of layer 0
         for m in range(m2):
             qm = q[m * CHUNK * wide_q :]
-            multiply(qm, wide_q, n, 0, d1, a2_t[m * d1 * wide_dense :], wide_dense, dense, d_dense, wide_dense, 0)
+            multiply(qm, wide_q, n, d1, a2_t[m * d1 * wide_dense :], wide_dense, dense, d_dense, wide_dense, 0)
             add_outer(features, wide_features, dense, qm, wide_q, d1, n, d_a2, wide_d1, (m * a2_rows + d0) * wide_d1)
             for b in range(n):
                 for v in range(0, d1, LANES):

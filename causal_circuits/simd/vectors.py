@@ -331,14 +331,19 @@ def from_bits(typingctx, value):
     return floats(integers), generate
 
 
-@intrinsic
-def shift_left(typingctx, value, n):
-    """Integer lanes shifted left."""
+def _shift(name: str):
+    @intrinsic
+    def shift(typingctx, value, n):
+        def generate(context, builder, sig, args):
+            n = _splat(builder, context.cast(builder, args[1], sig.args[1], types.int32))
+            return getattr(builder, name)(args[0], n)
 
-    def generate(context, builder, sig, args):
-        return builder.shl(args[0], _splat(builder, context.cast(builder, args[1], sig.args[1], types.int32)))
+        return integers(integers, n), generate
 
-    return integers(integers, n), generate
+    return shift
+
+
+shift_left, shift_right = _shift("shl"), _shift("lshr")  # integer lanes, taken as unsigned
 
 
 @intrinsic
@@ -419,16 +424,6 @@ def _bitwise(operation, name):
 
 exclusive_or = _bitwise(operator.xor, "xor")
 bits_and = _bitwise(operator.and_, "and_")
-
-
-@intrinsic
-def shift_right(typingctx, value, n):
-    """Unsigned integer lanes shifted right."""
-
-    def generate(context, builder, sig, args):
-        return builder.lshr(args[0], _splat(builder, context.cast(builder, args[1], sig.args[1], types.int32)))
-
-    return integers(integers, n), generate
 
 
 @intrinsic
