@@ -118,7 +118,7 @@ def test_philox_gives_the_published_answers(monkeypatch: pytest.MonkeyPatch) -> 
 def test_compiled_philox_equals_the_one_in_numpy(counter: tuple, key: tuple) -> None:
     out = np.empty((4, LANES), np.int32)
     lanes = (counter[0] + np.arange(LANES, dtype=np.uint64)).astype(np.uint32)
-    _draw(lanes.view(np.int32), np.array(counter, np.uint32), np.array(key, np.uint32), out)
+    _draw(lanes.view(np.int32), np.array(counter, np.uint32), philox.vectors_of_key(key), out)
     expected = philox.random_words((lanes, *(np.uint32(word) for word in counter[1:])), key)
     assert np.array_equal(out.view(np.uint32), np.stack(expected))
 
@@ -130,8 +130,7 @@ def _draw(lanes, counter, key, out):
         vectors.repeat(counter[1]),
         vectors.repeat(counter[2]),
         vectors.repeat(counter[3]),
-        key[0],
-        key[1],
+        key,
     )
     for word in range(4):
         vectors.store(out, word * LANES, words[word])

@@ -22,6 +22,7 @@ from inspect import unwrap  # numba compiles the function itself, not a run-time
 
 import llvmlite.binding
 import numba
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.imputils import lower_builtin
@@ -279,6 +280,21 @@ def gather(typingctx, array, offset, index):
 
 
 @intrinsic
+def scatter(typingctx, array, offset, stride, value):
+    """array[offset + lane * stride] = value, lane by lane, in a float32 array seen as flat memory."""
+
+    def generate(context, builder, sig, args):
+        base = context.make_array(sig.args[0])(context, builder, args[0]).data
+        at, step = (context.cast(builder, args[i], sig.args[i], types.intp) for i in (1, 2))
+        for lane in range(LANES):
+            builder.store(builder.extract_element(args[3], _i32(lane)), builder.gep(base, [at]))
+            at = builder.add(at, step)
+        return context.get_dummy_value()
+
+    return types.void(array, offset, stride, floats), generate
+
+
+@intrinsic
 def _permute(typingctx, table, index):
     def generate(context, builder, sig, args):
         return _call(builder, _PERMUTE, _IR[floats], args[0], args[1])
@@ -331,7 +347,7 @@ def from_bits(typingctx, value):
     return floats(integers), generate
 
 
-def _shift(name: str):
+def _shift(name: str, doc: str):
     @intrinsic
     def shift(typingctx, value, n):
         def generate(context, builder, sig, args):
@@ -340,10 +356,13 @@ def _shift(name: str):
 
         return integers(integers, n), generate
 
+    shift.__doc__ = doc
     return shift
 
 
-shift_left, shift_right = _shift("shl"), _shift("lshr")  # integer lanes, taken as unsigned
+shift_left = _shift("shl", "Integer lanes times 2 ** n.")
+shift_right = _shift("lshr", "Integer lanes, taken as unsigned, divided by 2 ** n.")
+shift_right_signed = _shift("ashr", "Integer lanes divided by 2 ** n and rounded down.")
 
 
 @intrinsic
@@ -368,6 +387,7 @@ def to_floats(typingctx, value):
 
 
 LOG2_E = 1.4426950408889634
+ROOT_HALF = int(np.float32(0.5**0.5).view(np.int32))
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4  # their sum is ln 2; the first has few bits, so n * LN2_HIGH is exact
 
 
@@ -437,6 +457,16 @@ def repeat(typingctx, number):
 
 
 @intrinsic
+def inverse(typingctx, value):
+    """1 / value lane by lane."""
+
+    def generate(context, builder, sig, args):
+        return builder.fdiv(_constant(_IR[floats], 1.0), args[0])
+
+    return floats(value), generate
+
+
+@intrinsic
 def root(typingctx, value):
     """The square root lane by lane."""
 
@@ -450,14 +480,12 @@ def root(typingctx, value):
 def log(x):
     """The natural logarithm lane by lane, to 1e-7, for positive normal numbers.
 
-    x = m 2 ** e with m in [1/sqrt 2, sqrt 2), a polynomial for log m (coefficients: Cephes, logf).
+    x = m 2 ** e with m in [1/sqrt 2, sqrt 2): subtracting the bits of 1/sqrt 2 leaves e on top. Then a polynomial for
+    log m (coefficients: Cephes, logf).
     """
     bits = bits_of(x)
-    mantissa = from_bits(bits_and(bits, 0x007FFFFF) + 0x3F000000)  # in [1/2, 1)
-    exponent = to_floats(shift_right(bits, 23) - 126)
-    low = splat(0.70710678)
-    exponent = choose_less(mantissa, low, exponent - 1.0, exponent)
-    m = choose_less(mantissa, low, mantissa + mantissa, mantissa) - 1.0
+    exponent = shift_right_signed(bits - ROOT_HALF, 23)
+    m, exponent = from_bits(bits - shift_left(exponent, 23)) - 1.0, to_floats(exponent)
     p = fma(m, splat(7.0376836292e-2), splat(-1.1514610310e-1))
     p = fma(p, m, splat(1.1676998740e-1))
     p = fma(p, m, splat(-1.2420140846e-1))
