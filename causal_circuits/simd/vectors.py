@@ -27,7 +27,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic, models, register_jitable, register_model
 
 _FEATURES = llvmlite.binding.get_host_cpu_features()
 LANES = 16 if _FEATURES.get("avx512f") else 8
@@ -39,9 +39,20 @@ _PERMUTE = {8: "llvm.x86.avx2.permps", 16: "llvm.x86.avx512.permvar.sf.512"}[LAN
 FLAGS = ("reassoc", "contract", "arcp", "nsz")
 
 
+# Pieces of kernels are compiled into whoever calls them, without the interpreter's lock. They may not make arrays:
+# without numba's run time (_nrt) none of their arguments is counted, which in a loop over a few dozen numbers would
+# take longer than the numbers.
+PIECE = {"forceinline": True, "nogil": True, "error_model": "numpy", "fastmath": set(FLAGS), "_nrt": False}
+
+
 def inlined(function):
-    """Decorate a piece of a kernel: compiled into whoever calls it, without the interpreter's lock."""
-    return numba.njit(forceinline=True, nogil=True, error_model="numpy", fastmath=set(FLAGS))(unwrap(function))
+    """Decorate a piece of a kernel."""
+    return numba.njit(**PIECE)(unwrap(function))
+
+
+def shared(function):
+    """Decorate a piece of a kernel that Python calls too, uncompiled."""
+    return register_jitable(**PIECE)(unwrap(function))
 
 
 class Lanes(types.Type):
