@@ -16,7 +16,7 @@ from scipy.stats import beta, kstest
 from test_graphs import dag_parents, forest_parents
 
 import causal_circuits as cc
-from causal_circuits.simd.vectors import LANES
+from causal_circuits.simd.lanes import LANES
 from causal_circuits.tasks import compiled, kernels
 
 CYCLE = np.roll(np.eye(4), 1, axis=1)  # token t is always followed by t + 1: a chain of period 4

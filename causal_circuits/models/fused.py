@@ -21,8 +21,6 @@ forward and autograd.
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -109,36 +107,25 @@ def kernel_for(sizes: Sizes, n_sequences: int = 0) -> Kernel:
     One kernel serves all sizes; runs of `FREEZE_FROM` sequences or more get one whose sizes are constants, and so does
     every run of these sizes after that.
     """
+    from causal_circuits.models.fused_kernel import compiled, compiled_for  # needs numba
+
     if sizes in _frozen_sizes or n_sequences >= FREEZE_FROM:
         _frozen_sizes.add(sizes)
-        frozen = _frozen_kernel(sizes)
+        frozen = compiled_for(sizes)
         return lambda *arguments: frozen(*arguments, _memory(sizes))
-    kernel = _general_kernel()
-    return lambda *arguments: kernel(*arguments, _memory(sizes), sizes)
+    general = compiled()
+    return lambda *arguments: general(*arguments, _memory(sizes), sizes)
 
 
 _frozen_sizes: set[Sizes] = set()
 _memories = threading.local()
 
 
-def _memory(sizes: Sizes) -> Any:
+def _memory(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
     """What this thread works in, kept from call to call while the sizes stay the same."""
     from causal_circuits.models.fused_kernel import allocate
 
     if getattr(_memories, "sizes", None) != sizes:
         _memories.arrays, _memories.sizes = allocate(sizes), sizes
-    return _memories.arrays
-
-
-@cache
-def _general_kernel() -> Any:
-    from causal_circuits.models.fused_kernel import compiled
-
-    return compiled()
-
-
-@cache
-def _frozen_kernel(sizes: Sizes) -> Any:
-    from causal_circuits.models.fused_kernel import compiled_for
-
-    return compiled_for(sizes)
+    arrays: tuple[np.ndarray, np.ndarray] = _memories.arrays
+    return arrays

@@ -44,17 +44,9 @@ def key_schedule(key: tuple[int, int]) -> UInt32[np.ndarray, "rounds 2"]:
 
 
 if available():
-    from causal_circuits.simd.vectors import (
-        LANES,
-        exclusive_or,
-        fma,
-        inlined,
-        load,
-        multiply_wide,
-        shift_right,
-        splat,
-        to_floats,
-    )
+    from causal_circuits.simd.integers import exclusive_or, multiply_wide, shift_right, to_floats
+    from causal_circuits.simd.lanes import LANES, inlined
+    from causal_circuits.simd.vectors import fma, load, splat
 
     def vectors_of_key(key: tuple[int, int]) -> Int32[np.ndarray, "_"]:
         """`key_schedule` for `random_vectors`: each word in every lane of a vector."""

@@ -15,21 +15,18 @@ from inspect import unwrap  # numba compiles the function itself, not a run-time
 import numba
 import numpy as np
 
+from causal_circuits.simd.functions import exp, log
+from causal_circuits.simd.integers import count_up, repeat
+from causal_circuits.simd.lanes import LANES, inlined
 from causal_circuits.simd.philox import random_vectors, uniform
 from causal_circuits.simd.vectors import (
-    LANES,
     any_less,
     choose_less,
     count_less,
-    count_up,
-    exp,
     fma,
-    inlined,
     inverse,
     larger,
     load,
-    log,
-    repeat,
     root,
     scatter,
     splat,

@@ -10,7 +10,7 @@ from collections import namedtuple
 import numpy as np
 
 from causal_circuits.models.fused_kernel.tiles import MAX_ONE_HOT, padded
-from causal_circuits.simd.vectors import LANES, inlined, shared
+from causal_circuits.simd.lanes import LANES, inlined, shared
 
 # Sequences whose dense products are done together: a multiple of 4, the height of a tile.
 CHUNK = 16
@@ -51,7 +51,7 @@ def all_sizes(four):
     return Sizes(n_ctx, n_tok, m1, m2, d0, d1, dense, d_model, d_model - d0, *wide)
 
 
-def allocate(four):
+def allocate(four: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Memory for any number of batches, one after the other: float32 numbers and int32 tokens, see `carve`."""
     _, n_numbers, n_tokens = carve(np.empty(0, np.float32), np.empty(0, np.int32), all_sizes(four))
     numbers = np.zeros(n_numbers + LINE, np.float32)

@@ -8,20 +8,9 @@
 import numpy as np
 
 from causal_circuits.models.fused_kernel.tiles import MAX_ONE_HOT, add_to, by_token, padded
-from causal_circuits.simd.vectors import (
-    LANES,
-    exp,
-    fma,
-    inlined,
-    keep_first,
-    larger,
-    largest_of,
-    load,
-    look_up_in,
-    splat,
-    store,
-    sum_of,
-)
+from causal_circuits.simd.functions import exp, look_up_in
+from causal_circuits.simd.lanes import LANES, inlined
+from causal_circuits.simd.vectors import fma, keep_first, larger, largest_of, load, splat, store, sum_of
 
 
 @inlined

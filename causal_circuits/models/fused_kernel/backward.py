@@ -6,7 +6,8 @@ from causal_circuits.models.fused_kernel.arrays import CHUNK
 from causal_circuits.models.fused_kernel.attention import add_rows_by_token
 from causal_circuits.models.fused_kernel.forward import write_outputs
 from causal_circuits.models.fused_kernel.tiles import add_outer, add_to, by_token, dot, multiply, spread
-from causal_circuits.simd.vectors import LANES, fma, inlined, keep_first, load, splat, store
+from causal_circuits.simd.lanes import LANES, inlined
+from causal_circuits.simd.vectors import fma, keep_first, load, splat, store
 
 
 @inlined

@@ -2,6 +2,8 @@
 # (numba types what stands here; to mypy the operators of a compiled vector mean nothing)
 """The gradient of a batch: a chunk of sequences forward and back at a time, sums over all of them."""
 
+from collections.abc import Callable
+from functools import cache
 from inspect import unwrap  # numba compiles the function itself, not a run-time type check around it
 
 import numba
@@ -28,7 +30,7 @@ from causal_circuits.models.fused_kernel.forward import (
     queries_of_layer_1,
     write_outputs,
 )
-from causal_circuits.simd.vectors import FLAGS, inlined
+from causal_circuits.simd.lanes import FLAGS, inlined
 
 
 def batch_gradient(tokens, targets, weights, gradients, attention, share, memory, four):
@@ -70,13 +72,15 @@ def batch_gradient(tokens, targets, weights, gradients, attention, share, memory
     return loss
 
 
-def compiled():
+@cache
+def compiled() -> Callable[..., float]:
     """`batch_gradient` for all sizes."""
     options = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": set(FLAGS), "_nrt": False}
     return numba.njit(**options)(unwrap(batch_gradient))
 
 
-def compiled_for(four):
+@cache
+def compiled_for(four: tuple[int, int, int, int]) -> Callable[..., float]:
     """`batch_gradient` without its last argument: sizes become constants, so loops are unrolled and sums folded."""
     n_ctx, n_tok, m1, m2 = four
     gradient = inlined(batch_gradient)

@@ -7,7 +7,8 @@ import numpy as np
 from causal_circuits.models.fused_kernel.arrays import CHUNK
 from causal_circuits.models.fused_kernel.attention import exponentials, mix_rows, scores, softmax
 from causal_circuits.models.fused_kernel.tiles import add_to, dot, multiply, scale_by, spread, write_block
-from causal_circuits.simd.vectors import LANES, fma, inlined, keep_first, load, splat, store
+from causal_circuits.simd.lanes import LANES, inlined
+from causal_circuits.simd.vectors import fma, keep_first, load, splat, store
 
 
 @inlined

@@ -7,7 +7,9 @@ Arrays are flat and rows are padded to whole vectors (`simd.vectors`). A residua
 token half and written by summing over equal tokens.
 """
 
-from causal_circuits.simd.vectors import LANES, fma, inlined, load, look_up_in, shared, splat, store, sum_of
+from causal_circuits.simd.functions import look_up_in
+from causal_circuits.simd.lanes import LANES, inlined, shared
+from causal_circuits.simd.vectors import fma, load, splat, store, sum_of
 
 # Vocabularies up to this are summed by multiplying with one-hot rows, larger ones entry by entry.
 MAX_ONE_HOT = 2 * LANES
