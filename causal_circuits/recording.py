@@ -129,8 +129,8 @@ class TrainingRecord:
         """Write `record.safetensors` and `record.json` to a folder (made if missing)."""
         tensors = {name: value for name, value in self._tensors().items() if value is not None}
         plain = {name: value for name, value in self.__dict__.items() if name not in self._tensors()}
-        contents = {"record.safetensors": tensor_bytes(tensors), "record.json": json.dumps(plain, indent=2) + "\n"}
-        return write_files(folder, contents)
+        text = json.dumps(plain, indent=2) + "\n"
+        return write_files(folder, {"record.safetensors": tensor_bytes(tensors), "record.json": text})
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "TrainingRecord":

@@ -88,7 +88,7 @@ class State:
     tensors: dict[str, Tensor]
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """The tensors under a name: part("weights") has "0.W_U" for "weights.0.W_U"."""
+        """The tensors under a name, the name taken off: of "weights", "0.W_U" for "weights.0.W_U"."""
         prefix = f"{name}."
         return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from tqdm.auto import tqdm
 
-from causal_circuits.models import HookedTransformer, layout_of, warm_start
+from causal_circuits.models import HookedTransformer, has_layout, layout_of, warm_start
 from causal_circuits.models.fused import can_fuse
 from causal_circuits.recording import RecordAt, Snapshot, TrainingRecord
 from causal_circuits.tasks import InContextTask
@@ -33,7 +33,8 @@ def train(
     """Train a model of ours in place on fresh sequences of a task.
 
     Args:
-        model: disentangled or reduced; moved nowhere, so put it on the device you want.
+        model: disentangled, reduced or ordinary (which has no warm start, and whose stages name its parameters as
+            TransformerLens does); moved nowhere, so put it on the device you want.
         task: where batches come from; its d_vocab and n_ctx must be the model's.
         config: stages, batch size, warm start and seed; the default is the recipe of `default_stages`.
         record: which steps to record; the default is twelve, dense at the start.
@@ -174,7 +175,7 @@ def _check(models: Sequence[HookedTransformer], tasks: Sequence[InContextTask], 
     if len({id(model) for model in models}) < len(models):
         raise ValueError("the models of an ensemble must be different objects: one stands there twice; build it anew")
     for what, values in (
-        ("sizes", {layout_of(model) for model in models}),
+        ("sizes", {layout_of(model) if has_layout(model) else str(model.cfg) for model in models}),
         ("trainable parameters", {tuple(trainable_parameters(model)) for model in models}),
         ("number of steps", {config.steps for config in configs}),
         ("batch size", {config.batch_size for config in configs}),
@@ -182,12 +183,14 @@ def _check(models: Sequence[HookedTransformer], tasks: Sequence[InContextTask], 
         if len(values) > 1:
             raise ValueError(f"the members of an ensemble must have the same {what}: got {sorted(map(str, values))}")
     for model, task, config in zip(models, tasks, configs, strict=True):
-        layout = layout_of(model)
-        if (layout.d_vocab, layout.n_ctx) != (task.d_vocab, task.n_ctx):
+        sizes = layout_of(model) if has_layout(model) else model.cfg
+        if (sizes.d_vocab, sizes.n_ctx) != (task.d_vocab, task.n_ctx):
             raise ValueError(
-                f"model and task must have the same (d_vocab, n_ctx): model {(layout.d_vocab, layout.n_ctx)}, "
+                f"model and task must have the same (d_vocab, n_ctx): model {(sizes.d_vocab, sizes.n_ctx)}, "
                 f"task {(task.d_vocab, task.n_ctx)}"
             )
+        if config.warm_start is not None and not has_layout(model):
+            raise ValueError("an ordinary transformer has no blocks to warm up: give TrainConfig warm_start=None")
         known = trainable_parameters(model)
         for stage in config.stages:
             unknown = [name for name in stage.train or () if name not in known]

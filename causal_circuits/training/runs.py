@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
 from threading import Event
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +20,9 @@ from causal_circuits.recording import RecordAt, Snapshot
 from causal_circuits.tasks import Batch, InContextTask
 from causal_circuits.tasks.task import Filler
 from causal_circuits.training.checkpoints import State
-from causal_circuits.training.recipe import OPTIMIZERS, SCHEDULES, Stage, TrainConfig
+from causal_circuits.training.recipe import Stage, TrainConfig
 from causal_circuits.training.steps import gradient_step, take_snapshot, trainable_parameters
+from causal_circuits.training.updates import Updates
 
 # Ends the seed of every training stream: a test set drawn with sample(seed=0) is not the first batch of a run.
 TRAINING_STREAM = 2402_14735
@@ -44,7 +44,7 @@ class StructuredRun:
         self._draw = task.stream((config.seed, TRAINING_STREAM))
         self._pool = ThreadPoolExecutor(1)
         self._step = start.step if start else 0
-        self._updates = _Updates(trainable_parameters(model), config.stages, start=start)
+        self._updates = Updates(trainable_parameters(model), config.stages, start=start)
         self._ahead = [self._pool.submit(self._draw_batch, self._step + ahead) for ahead in range(2)]
 
     def _draw_batch(self, step: int) -> Batch:
@@ -135,7 +135,7 @@ class FusedRun:
         self._no_pattern = self._attention = np.empty((len(self._jobs), 0, 0, 0), np.float32)
         self._pool, self._n_threads = ThreadPoolExecutor(n_threads), n_threads
         self._groups = [
-            _Updates(leaves, stages, f"{group}", start, fused=True)
+            Updates(leaves, stages, f"{group}", start, fused=True)
             for group, (leaves, stages) in enumerate(self._leaves(flat_weights, self._flat_gradients))
         ]
         self._step = start.step if start else 0
@@ -298,68 +298,3 @@ def _stacks(n: int, shapes: Sequence[torch.Size]) -> tuple[list[Tensor], list[Te
     sizes = [shape.numel() for shape in shapes]
     flat = [torch.zeros(n, -(-size // 64) * 64) for size in sizes]
     return flat, [f[:, :size].view(n, *shape) for f, size, shape in zip(flat, sizes, shapes, strict=True)]
-
-
-class _Updates:
-    """The optimiser of every step, stage after stage, its learning rate set.
-
-    Args:
-        parameters, stages: as in a TrainConfig.
-        name: of this optimiser among those of a run.
-        start: where to go on from.
-        fused: torch's own kind, one pass a tensor.
-    """
-
-    def __init__(
-        self,
-        parameters: dict[str, torch.nn.Parameter],
-        stages: Sequence[Stage],
-        name: str = "0",
-        start: State | None = None,
-        fused: bool = False,
-    ) -> None:
-        self._parameters, self._fused, self._name = parameters, fused, name
-        done = start.step if start else 0
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._steps = self._remaining(stages, done, start.part(f"optimizer.{name}") if start else {})
-
-    def _remaining(
-        self, stages: Sequence[Stage], done: int, remembered: dict[str, Tensor]
-    ) -> Iterator[torch.optim.Optimizer]:
-        for stage in stages:
-            first, done = min(done, stage.steps), max(done - stage.steps, 0)
-            if first == stage.steps:
-                continue
-            chosen: list[Tensor] = [self._parameters[name] for name in stage.train or self._parameters]
-            options: dict[str, Any] = {"lr": stage.learning_rate, "weight_decay": stage.weight_decay}
-            self._optimizer = OPTIMIZERS[stage.optimizer](chosen, **options, fused=self._fused)
-            if first:
-                _restore(self._optimizer, remembered)
-            for step in range(first, stage.steps):
-                rate = stage.learning_rate * SCHEDULES[stage.schedule](step / stage.steps)
-                for group in self._optimizer.param_groups:
-                    group["lr"] = rate
-                yield self._optimizer
-
-    def step(self) -> None:
-        """The next step of the optimiser."""
-        next(self._steps).step()
-
-    def state(self) -> dict[str, Tensor]:
-        """What it remembers after the last step: "optimizer.name.parameter.quantity"."""
-        kept = self._optimizer.state_dict()["state"] if self._optimizer else {}
-        return {
-            f"optimizer.{self._name}.{index}.{quantity}": value
-            for index, quantities in kept.items()
-            for quantity, value in quantities.items()
-            if value is not None
-        }
-
-
-def _restore(optimizer: torch.optim.Optimizer, remembered: dict[str, Tensor]) -> None:
-    """Give an optimiser what `_Updates.state` kept."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in remembered.items():
-        index, _, quantity = name.partition(".")
-        state.setdefault(int(index), {})[quantity] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
