@@ -23,7 +23,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from command_line import base_parser, parse, read_figure_9
+from command_line import base_parser, exit_status, parse, read_figure_9
 
 # (graph, parent, child): below one half at step 6,656 of the faithful Figure 9, one earlier child each.
 TARGETS = ((7, 2, 17), (9, 0, 11), (10, 1, 11), (12, 0, 18), (17, 0, 8), (18, 2, 18))
@@ -233,4 +233,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -108,6 +108,7 @@ from causal_circuits.tasks import (
     unigram,
 )
 from causal_circuits.training import (
+    CheckpointError,
     Checkpoints,
     DivergenceError,
     PairGain,
@@ -139,6 +140,7 @@ __all__ = [
     "AblationResult",
     "Batch",
     "CandidateEdge",
+    "CheckpointError",
     "Checkpoints",
     "ConditionalInformation",
     "DivergenceError",

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from assertions import assert_refused
+from assertions import assert_refused, unchecked_types
+from scripts import analysis_module
 
 import causal_circuits as cc
 from causal_circuits.training.checkpoints import load_state
@@ -162,7 +163,9 @@ def test_a_finished_run_is_read_back_and_trains_no_more(chain_task, tmp_path):
 def test_a_run_that_ran_out_of_time_says_how_far_it_came_and_goes_on(chain_task, tmp_path):
     whole, cut = new_model(), new_model()
     expected = cc.train(whole, chain_task, CONFIG)
-    with pytest.raises(cc.TrainingPaused, match=r"paused at step \d+ of 30: the same call goes on") as paused:
+    with pytest.raises(
+        cc.TrainingPaused, match=r"paused at step \d+ of 30, saved in .*: the same call goes on"
+    ) as paused:
         cc.train(cut, chain_task, CONFIG, checkpoints=cc.Checkpoints(tmp_path, minutes=1e-9))
     done = paused.value.step
     assert torch.equal(paused.value.records[0].losses, expected.losses[:done])
@@ -194,7 +197,7 @@ def started(job: Callable[..., None], *arguments: object) -> multiprocessing.pro
 
 
 def ended(process: multiprocessing.process.BaseProcess) -> int | None:
-    process.join(timeout=120)
+    process.join(timeout=600)
     return process.exitcode
 
 
@@ -234,7 +237,7 @@ def interrupt_yourself(folder: Path) -> None:
     try:
         cc.train(new_model(), task, CONFIG, record=EVERY_STEP, on_record=press, checkpoints=cc.Checkpoints(folder))
     except KeyboardInterrupt as stopped:
-        said = f"interrupted at step 21 of 30: the same call goes on from {folder}" in str(stopped)
+        said = str(stopped) == f"interrupted at step 21 of 30, saved in {folder}"
         sys.exit(7 if said else 8)
 
 
@@ -254,6 +257,72 @@ def test_the_handler_of_ctrl_c_is_put_back(chain_task, tmp_path):
     with pytest.raises(RuntimeError):
         cc.train(new_model(), chain_task, CONFIG, on_record=stop_at(3), checkpoints=cc.Checkpoints(tmp_path))
     assert signal.getsignal(signal.SIGINT) is before
+
+
+# ---- scripts
+
+
+def run_script(folder: Path, interrupted: bool = False) -> None:
+    """The main job at toy size, as the command line runs it; Ctrl-C comes at the first recorded step from 10 on."""
+
+    def train(*given: object, **options: object) -> cc.TrainingRecord:
+        def press(step: int, model: object) -> None:
+            if interrupted and step >= 10:
+                signal.raise_signal(signal.SIGINT)
+
+        return cc.training.train(*given, **options, on_record=press)
+
+    flags = ["--d-vocab", 3, "--n-ctx", 6, "--steps", 60, "--seed", 4, "--quiet", "--out", folder]
+    with pytest.MonkeyPatch.context() as patch:
+        job = analysis_module("induction_head", patch)
+        patch.setattr(sys, "argv", ["induction_head.py", *map(str, flags)])
+        patch.setattr(cc, "train", train)
+        with unchecked_types():
+            sys.exit(job.exit_status(job.main))
+
+
+def numbers_of(folder: Path) -> dict:
+    """results.json without what may differ: times, and the folder in the command."""
+    found = json.loads((folder / "results.json").read_text())
+    return {name: value for name, value in found.items() if name not in ("timing", "command", "config")}
+
+
+def test_a_script_stopped_by_ctrl_c_exits_with_130_and_the_same_command_gives_the_same_numbers(tmp_path, capfd):
+    assert ended(started(run_script, tmp_path / "whole")) == 0
+    assert ended(started(run_script, tmp_path / "cut", True)) == 130
+    error = capfd.readouterr().err
+    assert error.startswith("induction_head.py: interrupted at step ")
+    assert error.endswith("give the same command again to go on\n")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "cut" / "results.json").exists()
+    assert ended(started(run_script, tmp_path / "cut")) == 0
+    assert numbers_of(tmp_path / "cut") == numbers_of(tmp_path / "whole")
+    assert not (tmp_path / "cut" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (KeyboardInterrupt(), 130),
+        (OSError(28, "No space left on device", "results.json"), 1),
+        (cc.DivergenceError("the loss became nan at step 3", 3, 0, None), 1),
+        (cc.CheckpointError("of another run"), 2),
+    ],
+)
+def test_faults_of_the_world_end_a_script_in_one_line(error, status, monkeypatch, capsys):
+    command_line = analysis_module("command_line", monkeypatch)
+
+    def main() -> int:
+        raise error
+
+    assert command_line.exit_status(main) == status
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    command_line = analysis_module("command_line", monkeypatch)
+    with pytest.raises(ZeroDivisionError):
+        command_line.exit_status(lambda: 1 // 0)
 
 
 # ---- damage and mix-ups
@@ -469,6 +538,11 @@ def test_bad_checkpoints_are_refused(tmp_path):
     assert_refused(lambda: cc.Checkpoints(tmp_path, minutes=0.0), "positive", "0.0")
     assert_refused(lambda: cc.Checkpoints(tmp_path, minutes=float("nan")), "positive", "nan")
     assert_refused(lambda: cc.restore_checkpoint(new_model(), tmp_path), "no whole checkpoint")
+
+
+def test_weights_of_another_model_are_refused(kept):
+    other = cc.disentangled_transformer(4, 6)
+    assert_refused(lambda: cc.restore_checkpoint(other, kept), "another model's", "blocks.0.attn.W_Q", "there", "here")
 
 
 # ---- what became of a training

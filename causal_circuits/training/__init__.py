@@ -4,7 +4,7 @@ The step is computed by the fused numba kernel where it applies (two layers, flo
 structured forward with autograd everywhere else. Both give the same gradients.
 """
 
-from causal_circuits.training.checkpoints import Checkpoints, restore_checkpoint
+from causal_circuits.training.checkpoints import CheckpointError, Checkpoints, restore_checkpoint
 from causal_circuits.training.health import DivergenceError, TrainingHealth, training_health
 from causal_circuits.training.keeping import TrainingPaused
 from causal_circuits.training.loop import train, train_ensemble
@@ -13,6 +13,7 @@ from causal_circuits.training.steps import evaluate, gradient_step, mean_loss, t
 from causal_circuits.training.turns import PairGain, Turn, TurnConfig, pair_gain, take_turn, train_in_turns
 
 __all__ = [
+    "CheckpointError",
     "Checkpoints",
     "DivergenceError",
     "PairGain",

@@ -34,6 +34,10 @@ KEPT = 2
 LONGEST_JSON = 2**24
 
 
+class CheckpointError(ValueError):
+    """A checkpoint is of another run, or of a model of other sizes."""
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """Where a training keeps checkpoints, and how often; the same call, given again, goes on from the newest.
@@ -183,11 +187,11 @@ def restore_checkpoint(model: HookedTransformer, folder: str | os.PathLike[str])
     """Give a model the weights of the newest whole checkpoint of its training; returns how many steps it had done.
 
     Raises:
-        ValueError: there is no whole checkpoint, or it is of a model of other sizes.
+        CheckpointError: there is no whole checkpoint, or it is of a model of other sizes.
     """
     state = load_state(folder, None)
     if state is None:
-        raise ValueError(f"{folder} holds no whole checkpoint: name the folder that was given to Checkpoints")
+        raise CheckpointError(f"{folder} holds no whole checkpoint: name the folder that was given to Checkpoints")
     give_weights([model], state, folder)
     return state.step
 
@@ -195,9 +199,12 @@ def restore_checkpoint(model: HookedTransformer, folder: str | os.PathLike[str])
 def give_weights(models: Sequence[HookedTransformer], state: State, folder: str | os.PathLike[str]) -> None:
     """Give models the weights of a checkpoint."""
     kept, weights = state.part("weights"), weights_of(models)
-    shapes = [{name: tuple(weight.shape) for name, weight in some.items()} for some in (kept, weights)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"the checkpoint in {folder} has weights {shapes[0]}, the model {shapes[1]}: build that model")
+    for name in sorted({*kept, *weights}):
+        there, here = (list(some[name].shape) if name in some else None for some in (kept, weights))
+        if there != here:
+            raise CheckpointError(
+                f"the checkpoint in {folder} is another model's: {name} is {there} there, {here} here"
+            )
     for name, weight in weights.items():
         weight.copy_(kept[name])
 
@@ -208,7 +215,7 @@ def load_state(folder: str | os.PathLike[str], identity: Mapping[str, Any] | Non
     A damaged one is named in a warning and passed over.
 
     Raises:
-        ValueError: the checkpoint is of another run: of another task, model or configuration.
+        CheckpointError: the checkpoint is of another run: of another task, model or configuration.
     """
     for path in sorted(Path(folder).glob("step_*.json"), reverse=True):
         try:
@@ -218,7 +225,7 @@ def load_state(folder: str | os.PathLike[str], identity: Mapping[str, Any] | Non
             continue
         other = None if identity is None else first_difference(head["identity"], identity)
         if other is not None:
-            raise ValueError(
+            raise CheckpointError(
                 f"the checkpoints in {folder} are of another run: {other[0]} is {other[1]} there, {other[2]} here; "
                 "name another folder, or delete this one"
             )

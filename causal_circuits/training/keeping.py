@@ -71,7 +71,7 @@ class Keeper:
             if self.start is not None:
                 self._restore(self.start)
                 give_weights(models, self.start, checkpoints.folder)
-        self._saved = self.step
+        self._saved, self._spent = self.step, self.start.seconds if self.start else 0.0
 
     @property
     def step(self) -> int:
@@ -115,10 +115,10 @@ class Keeper:
             self._save(step, run, self._checkpoints)
         if not stop:
             return
-        where = f"at step {step:,} of {self._n_steps:,}: the same call goes on from {self._checkpoints.folder}"
+        where = f"at step {step:,} of {self._n_steps:,}, saved in {self._checkpoints.folder}"
         if self._stop:
             raise KeyboardInterrupt(f"interrupted {where}")
-        raise TrainingPaused(f"paused {where}", step, self.records(step))
+        raise TrainingPaused(f"paused {where}: the same call goes on", step, self.records(step))
 
     def _save(self, step: int, run: FusedRun | StructuredRun, checkpoints: Checkpoints) -> None:
         run.write_back()
@@ -129,8 +129,8 @@ class Keeper:
         tensors["losses"] = torch.from_numpy(self.losses[:step])
         for member, store in enumerate(self.stores):
             tensors |= {f"record.{member}.{name}": value for name, value in store.state().items()}
-        save_state(checkpoints.folder, self._identity, State(step, self._seconds(), tensors))
-        self._saved = step
+        self._saved, self._spent = step, self._seconds()
+        save_state(checkpoints.folder, self._identity, State(step, self._spent, tensors))
 
     def check(self, step: int, gradients_finite: bool) -> None:
         """Raise a DivergenceError unless the losses and gradients of a step are numbers."""
@@ -156,7 +156,7 @@ class Keeper:
 
     def records(self, step: int) -> list[TrainingRecord]:
         """What the first `step` steps left behind."""
-        seconds = self.start.seconds if self.start and self.start.step == self._n_steps else self._seconds()
+        seconds = self._spent if 0 < step == self._saved else self._seconds()
         return [
             TrainingRecord(
                 losses=torch.from_numpy(self.losses[:step, member].copy()),

@@ -44,7 +44,8 @@ def train(
         checkpoints: where to keep checkpoints; if some of this very run are there, it goes on from the newest.
 
     Raises:
-        ValueError: model and task do not fit, a stage names an unknown parameter, or the folder holds another run.
+        ValueError: model and task do not fit, or a stage names an unknown parameter.
+        CheckpointError: the folder holds checkpoints of another run.
         DivergenceError: the loss or a gradient is no longer a number; it names the step and what to try.
         TrainingPaused: the minutes of `checkpoints` are over.
         OSError: a checkpoint cannot be written; those that were there are unharmed.
