@@ -68,7 +68,9 @@ class Findings:
         return cc.edge_auroc(self.knock_out.effect.amax(dim=0), self.task.graph, children_only=children_only)
 
 
-def run(task: cc.InContextTask, seed: int, steps: int, quiet: bool) -> Findings:
+def run(
+    task: cc.InContextTask, seed: int, steps: int, quiet: bool, checkpoints: cc.Checkpoints | None = None
+) -> Findings:
     """Train, recover, detect, prove."""
     say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
     config = cc.TrainConfig(stages=cc.default_stages(steps), seed=seed)
@@ -80,7 +82,7 @@ def run(task: cc.InContextTask, seed: int, steps: int, quiet: bool) -> Findings:
     before = cc.take_snapshot(untrained, task.sample(N_GRADIENT, seed=(seed, 1)))
 
     say(f"2/5  training, {config.steps} steps of {config.batch_size} sequences (a first run also compiles, ~10 s)")
-    record = cc.train(model, task, config, progress=False if quiet else None)
+    record = cc.train(model, task, config, progress=False if quiet else None, checkpoints=checkpoints)
 
     say("3/5  test loss and the lines to read it against")
     test = task.sample(N_TEST, seed=(seed, 2))

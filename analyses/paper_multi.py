@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from paper_job import Job, Stopwatch, block_attention, finish, weight_panels
-from paper_training import Recipe, Run, train_adamw
+from paper_training import Recipe, Run, train_recipe
 
 import causal_circuits as cc
 from causal_circuits import figures
@@ -59,20 +59,20 @@ def default_config(job: Job) -> cc.TrainConfig:
 
 
 def train(model: Any, task: cc.InContextTask, job: Job) -> Any:
-    """The default at once, or the paper's AdamW in segments."""
+    """The default at once, or the paper's AdamW with checkpoints."""
     if not job.faithful:
         return cc.train(model, task, default_config(job), record=cc.RecordAt(steps=()), progress=job.progress)
     test = task.sample(job.n_test, seed=(job.seed, 2))
     recipe = Recipe(20, 0.01, "adamw", "cosine", 1e-4, batch_size=128) if job.quick else FAITHFUL
-    return train_adamw(
-        model,
-        task,
+    return train_recipe(
+        [model],
+        [task],
         recipe,
-        checkpoint=job.folder("5") / "run.safetensors",
+        folder=job.checkpoints("5"),
         seed=job.seed,
         deadline=job.deadline,
         quiet=job.quiet,
-        segment=10 if job.quick else 512,
+        every=10 if job.quick else 512,
         measure=lambda: {"test_loss": float(cc.evaluate(model, test).mean())},
     )
 

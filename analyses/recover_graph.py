@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from command_line import BEGAN, OneLineParser
+from command_line import BEGAN, OneLineParser, exit_status
 
 SUFFIXES = (".npz", ".safetensors")
 
@@ -102,4 +102,4 @@ def results(found: Any, arrays: dict[str, Any]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

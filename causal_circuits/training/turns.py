@@ -19,7 +19,9 @@ In its turn a head gets the t of the largest total gain for its last row, a step
 match is switched on, and layer 0 settles for some steps. After the last turn everything is trained together.
 """
 
+import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ from torch import Tensor
 from causal_circuits.models import HookedTransformer, layout_of, match_blocks, warm_readout
 from causal_circuits.recording import RecordAt, TrainingRecord, join_records
 from causal_circuits.tasks import Batch, InContextTask
+from causal_circuits.training.checkpoints import Checkpoints
 from causal_circuits.training.loop import train
 from causal_circuits.training.recipe import Stage, TrainConfig
 from causal_circuits.training.steps import mean_loss
@@ -119,8 +122,11 @@ def train_in_turns(
     *,
     record: RecordAt | None = None,
     progress: bool | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[TrainingRecord, tuple[Turn, ...]]:
     """Train a model of ours whose layer 0 has any number of heads; the weights it comes with are overwritten.
+
+    `checkpoints` are as in `train`, a subfolder for each turn.
 
     Returns:
         The record of all steps, and what each head was given in its turn.
@@ -138,7 +144,12 @@ def train_in_turns(
         raise ValueError(
             f"steps must exceed settle x heads = {config.settle} x {n_heads}: got {config.steps}; lower settle"
         )
-    recorded = record.within(config.steps)
+    recorded, began = record.within(config.steps), time.perf_counter()
+
+    def run(stage: Stage, index: int, start: int) -> TrainingRecord:
+        own = checkpoints.within(f"turn_{index}", began) if checkpoints else None
+        return _run(model, task, config, stage, index, start, recorded, record, progress, own)
+
     records: list[TrainingRecord] = []
     turns: list[Turn] = []
     _reset(model, config.readout)
@@ -147,10 +158,10 @@ def train_in_turns(
         batch = task.sample(config.n_sequences, seed=(config.seed, head, _TURN_STREAM))
         turns.append(take_turn(model, batch, head, tuple(turns), config, start))
         settle = Stage(config.settle, config.settle_rate, train=("W_Q.0",))
-        records.append(_run(model, task, config, settle, head, start, recorded, record, progress))
+        records.append(run(settle, head, start))
     together = Stage(config.steps - n_heads * config.settle, config.learning_rate, schedule="cosine")
     start = n_heads * config.settle
-    records.append(_run(model, task, config, together, n_heads, start, recorded, record, progress))
+    records.append(run(together, n_heads, start))
     return join_records(records, config), tuple(turns)
 
 
@@ -167,13 +178,16 @@ def _run(
     recorded: tuple[int, ...],
     record: RecordAt,
     progress: bool | None,
+    checkpoints: Checkpoints | None,
 ) -> TrainingRecord:
     """One stage, with a stream of data of its own; the last state is recorded once, by the last stage."""
     stop = start + stage.steps
     wanted = [step - start for step in recorded if start <= step < stop or step == stop == config.steps]
     seed = int(np.random.SeedSequence((config.seed, index)).generate_state(1)[0])
     plain = TrainConfig(stages=(stage,), batch_size=config.batch_size, warm_start=None, seed=seed)
-    return train(model, task, plain, record=replace(record, steps=tuple(wanted)), progress=progress)
+    folder = None if record.folder is None else Path(record.folder) / f"turn_{index}"
+    what = replace(record, steps=tuple(wanted), folder=folder)
+    return train(model, task, plain, record=what, progress=progress, checkpoints=checkpoints)
 
 
 @torch.no_grad()
