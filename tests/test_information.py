@@ -228,9 +228,10 @@ def test_a_forest_without_weight_is_not_tilted():
     np.testing.assert_allclose(forest.total, 1.0)
     np.testing.assert_allclose(forest.marginals[0, 0], np.repeat(law, 5, axis=0), atol=1e-12)
     joint = oracles.pair_laws([(), (0,), (0,), (2,), ()], {1: pi[0]}, law[0])
-    for i in range(5):
-        for j in range(i + 1):
-            np.testing.assert_allclose(forest.pair_laws()[0, 0, i, j], joint[i, j, 1], atol=1e-12)
+    for token in range(3):
+        reach = np.zeros((1, 1, 3))
+        reach[..., token] = 1.0
+        np.testing.assert_allclose(forest.expectations(reach)[0], np.tril(joint[:, :, 1, token]), atol=1e-12)
 
 
 @pytest.mark.parametrize("n_ctx", [2, 7, 50, 200])

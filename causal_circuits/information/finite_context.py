@@ -36,7 +36,7 @@ _CHUNK = 4096  # sequences
 _CONTROL_KERNELS = 2**15
 _LIMIT_KERNELS = 2**13
 _STEEPEST = 2.0  # G follows g, damped: a steeper regression is an accident of few kernels
-_MOST_NUMBERS = 2**23  # held at once in the pair laws of tilted forests
+_MOST_NUMBERS = 2**18  # of one position and token that are held at once: they stay in the cache
 _SEQUENCES_A_KERNEL = 1024  # where G can only be sampled
 _SAMPLE_STREAM = 5  # of the seed
 
@@ -74,7 +74,7 @@ def finite_context_gradient(
 
 def _of_forest(task: InContextTask, n_kernels: int, seed: int) -> Information:
     kernels, law = pair_laws.draw(task, n_kernels, seed)
-    size = task.n_ctx**2 * task.d_vocab * (len(quadrature(task.n_ctx)[0]) + 1)
+    size = task.n_ctx * task.d_vocab * (len(quadrature(task.n_ctx)[0]) + 1)
     chunk = max(1, _MOST_NUMBERS // size)
     pieces = [
         _of_kernels(task, kernels[1][start : start + chunk], law[start : start + chunk])
@@ -210,8 +210,9 @@ def _of_kernels(
         absent, total = forest.total[:, 0], forest.total[:, 1:] * weights  # E[t^count] at t = 0, and times the weights
         queries = np.arange(d_vocab) == a  # the query itself is one more a if it is a
         power = np.where(queries[:, None], 1.0, 1.0 / nodes)  # t^(N-1), N the count of a's in context and query
-        reach = n_ctx * np.einsum("kq,sq,ks->kqs", total, power, pi[:, :, a])
-        found[:, :last, :last] += np.einsum("kqijs,kqs->kij", forest.pair_laws()[:, 1:], reach, optimize=True)
+        reach = np.zeros((len(pi), len(nodes) + 1, d_vocab))  # nothing at t = 0
+        reach[:, 1:] = n_ctx * np.einsum("kq,sq,ks->kqs", total, power, pi[:, :, a])
+        found[:, :last, :last] += forest.expectations(reach)
         marginal = forest.marginals  # [kernel, node, position, token]
         found[:, last, :last] += n_ctx * pi[:, a, a, None] * np.einsum("kq,kqj->kj", total, marginal[:, 1:, :, a])
         found[:, last, last] += n_ctx * pi[:, a, a] * total.sum(axis=1)
