@@ -80,7 +80,7 @@ class _Below:
     up: Float[np.ndarray, "kernel node position token"]
     down: Float[np.ndarray, "kernel node position token"]
 
-    def together(self, other: "_Below") -> Float[np.ndarray, "kernel position position"]:
+    def together(self, other: "_Below") -> Float[np.ndarray, "kernel later earlier"]:
         """The sum over nodes and tokens of U_i D_j, i of these and j of the others."""
         up, down = (part.transpose(0, 2, 1, 3).reshape(len(part), part.shape[2], -1) for part in (self.up, other.down))
         return np.asarray(up @ down.swapaxes(-1, -2))
