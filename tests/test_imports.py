@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "heads": {"graphs", "models", "tasks"},
     "interventions": {"graphs", "models", "tasks"},
     "discovery": {"graphs", "tasks", "information", "models", "recording", "heads", "interventions"},
-    "circuits": {"graphs", "tasks", "models", "recording", "training", "interventions", "discovery"},
+    "circuits": {"graphs", "tasks", "information", "models", "recording", "training", "interventions", "discovery"},
     "figures": {
         "graphs",
         "tasks",
