@@ -208,7 +208,7 @@ def score_entries(subject: Subject, batch: cc.Batch, methods: Sequence[str], see
 
 
 def optimum_found(model: Any, batch: cc.Batch, seed: int) -> bool:
-    """Whether the best of all circuits, by the divergence from the model, are the edges that were planted and no more."""
+    """Whether the best of all circuits, by the divergence from the model, is the one that was planted, edge for edge."""
     whole = circuits.circuit_model(model, batch, metric="kl_to_model", seed=seed)
     frontier, planted_edges = circuits.oracle_frontier(whole), ~circuits.inert_edges(whole)
     return frontier.exact and bool(frontier.masks[frontier.best_size].equal(planted_edges))

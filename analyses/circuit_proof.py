@@ -4,8 +4,8 @@ Takes one two-layer model - trained here, or loaded from a folder that another a
 do the tools obey their own laws on it; which circuit is the best of its size, out of all there are; is that circuit
 faithful, complete, minimal and sufficient on fresh sequences; which discovery method would have found it; does causal
 scrubbing leave the paper's hypothesis standing; and do the attention entries that matter equal the latent graph. If the
-model is trained here, also, over several seeds: when did each edge begin to matter, against when attention shows it and how hard
-the gradient pulled at it.
+model is trained here, also, over several seeds: when did each edge begin to matter, against when attention shows it and
+how hard the gradient pulled at it.
 
     python analyses/circuit_proof.py                                     # a forest, about two minutes on two cores
     python analyses/circuit_proof.py --graph chain --d-vocab 10

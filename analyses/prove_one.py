@@ -244,10 +244,8 @@ def formation_line(formations: list[circuits.Formation]) -> str:
     shown = ", ".join(f"{name} {i.mean:.0f} [{i.low:.0f}, {i.high:.0f}]" for name, i in list(found.items())[:2])
     orders = [f.order_by_pull for f in formations if f.order_by_pull == f.order_by_pull]
     order = f"; rank correlation of the pull at the start with earliness {fmean(orders):.2f}" if orders else ""
-    return (
-        f"formation   onset in steps, {len(formations)} seeds: {shown}; {found['causal'].never:.0%} of edges never matter"
-        + order
-    )
+    never = f"{found['causal'].never:.0%} of edges never matter"
+    return f"formation   onset in steps, {len(formations)} seeds: {shown}; {never}{order}"
 
 
 def table(evidence: Evidence, out: Path) -> str:

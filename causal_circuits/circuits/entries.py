@@ -15,6 +15,7 @@ from causal_circuits.circuits.build import circuit_model
 from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.gradients import mean_gradients, others
 from causal_circuits.interventions import Metric, knock_out_edges
+from causal_circuits.interventions.measure import check_hooks
 from causal_circuits.models import HookedTransformer, live_heads, log_probs
 from causal_circuits.tasks import Batch, InContextTask
 
@@ -149,6 +150,7 @@ def entry_model(
         raise ValueError(
             f"layer must be one before the last, whose rows are all read: got {layer} of {whole.layout.n_layers} layers"
         )
+    check_hooks(model, [f"blocks.{layer}.attn.hook_pattern"])
     n_ctx = whole.layout.n_ctx
     entries = tuple((head, i, j) for head in heads for i in range(n_ctx) for j in range(i + 1))
     return EntryModel(edges=entries, whole=whole, layer=layer, model=model, metric=metric, task=task)

@@ -146,9 +146,7 @@ def watch_formations(
     def measure(step: int, at: HookedTransformer) -> None:
         states[id(at)].append(_measure(step, at, task, batch, cells, counterfactual, seed))
 
-    records = train_ensemble(
-        models, [task] * len(models), configs, record=record, progress=progress, on_record=measure
-    )
+    records = train_ensemble(models, [task] * len(models), configs, record=record, progress=progress, on_record=measure)
     query, key = torch.tensor(cells).T
     of_pairs = chi_squared_information(task).value
     information, pull = of_pairs[query, key], score_gradient_of(of_pairs)[query, key]

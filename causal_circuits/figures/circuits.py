@@ -11,7 +11,19 @@ from matplotlib.ticker import MaxNLocator
 
 from causal_circuits.circuits import CircuitProof, Formation, Frontier, Ranking, circuit_edges, circuit_mask
 from causal_circuits.circuits.graph import Circuit
-from causal_circuits.figures.style import BLACK, BLUE, GREY, MODEL, SERIES, SKY, SMALL, TRUE_EDGE, new_axes, to_numpy
+from causal_circuits.figures.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    MODEL,
+    ORANGE,
+    SERIES,
+    SKY,
+    SMALL,
+    TRUE_EDGE,
+    new_axes,
+    to_numpy,
+)
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _FAINT = "#C8C8C8"
@@ -136,7 +148,7 @@ def plot_onsets(formations: Sequence[Formation], ax: Axes | None = None) -> Axes
     pull = to_numpy(formations[0].pull)
     clocks = (
         ("attention shows the edge", BLUE, "o", [f.attention_onset for f in formations]),
-        ("cutting it costs loss", MODEL, "s", [f.causal_onset for f in formations]),
+        ("cutting it costs loss", ORANGE, "s", [f.causal_onset for f in formations]),
     )
     for shift, (name, colour, marker, onsets) in zip((0.985, 1.015), clocks, strict=True):
         values = np.stack([to_numpy(onset) for onset in onsets])

@@ -1,4 +1,4 @@
-"""A model that predicts as well as the graph's circuit, and whose layer 0 has none of the graph's edges: a displaced one.
+"""A decoy: a model that predicts as well as the graph's circuit, with none of the graph's edges in layer 0.
 
 In `plant_circuit` row i of layer 0 reads the parents of position i, and layer 1 reports the token at i. But any later
 row can do that for it: row c > i reads the parents of i with k heads, and i itself with one more; layer 1 matches the
@@ -23,11 +23,11 @@ def plant_decoy(
     readout_scale: float = 3.0,
     dtype: torch.dtype = torch.float32,
 ) -> HookedTransformer:
-    """A model with the circuit of a graph displaced: its loss is the circuit's, and layer 0 attends to no parent.
+    """A model with the circuit of a graph displaced: the same predictions, no more attention to a parent than uniform.
 
     As many children as possible get a row of their own that carries them (`carriers`); the others, at the end of the
     context, are lost: one of a chain's children, none of a pairs graph's. The other rows attend uniformly: trained on
-    from here (`TrainConfig.joint(..., warm_start=None)`), a model learns what else there is to learn, and stays a decoy.
+    from here (`TrainConfig.joint(..., warm_start=None)`) a model learns what else there is to learn and stays a decoy.
 
     Args:
         graph: any causal graph; k parents take k + 1 heads in layer 0.
