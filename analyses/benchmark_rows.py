@@ -30,6 +30,7 @@ NOT_CONFIG = ("out", "quiet", "quick")
 COLUMNS = ("auroc", "auprc", "shd", "exact_parent_rate", "regret", "seconds")
 CUTS = ("exact", "acdc")  # the methods that cut: they score entries by the divergence, which no sampling error can hide
 ACDC_THRESHOLD = 1e-3  # nats; an entry is worth a tenth or less of an edge between heads, for which 0.01 is the default
+TOO_MANY = 14  # edges whose circuits are all tried where there are more than --max-edges: the rest is found greedily
 LOW_LOSS = 0.05  # a decoy's loss is at most so many nats above the edge posterior's ...
 BLIND = 0.5  # ... and it pays the parents less than this share of their rows' attention, on average
 
@@ -154,7 +155,9 @@ def measure(graph_name: str, kind: str, seed: int, arguments: argparse.Namespace
     few = task.sample(arguments.frontier_sequences, seed=(seed, 5))
     whole = circuits.circuit_model(subject.model, few, seed=seed)
     edges = [circuits.discover(whole, method, seed=seed) for method in arguments.methods]
-    frontier = circuits.oracle_frontier(whole, max_edges=arguments.max_edges)
+    n_free = int((~circuits.inert_edges(whole)).sum())
+    at_once = arguments.max_edges if n_free <= arguments.max_edges else min(arguments.max_edges, TOO_MANY)
+    frontier = circuits.oracle_frontier(whole, max_edges=at_once)
     if not frontier.exact:  # then regret is measured against the best circuit that anybody found
         tried = [found.circuit(size) for found in edges for size in range(len(whole) + 1)]
         frontier = frontier.with_circuits(whole, torch.stack(tried))
@@ -180,7 +183,7 @@ def measure(graph_name: str, kind: str, seed: int, arguments: argparse.Namespace
 
 
 def score_entries(subject: Subject, batch: cc.Batch, methods: Sequence[str], seed: int) -> dict[str, Row]:
-    """Each method's scores of layer 0's entries, held to the graph: by its own metric; exact also by the loss."""
+    """Each method's scores of layer 0's entries, held to the graph, by its own metric; exact also by the loss."""
     parts = {
         metric: circuits.entry_model(subject.model, batch, metric=metric, seed=seed)
         for metric in ("loss", "kl_to_model")
@@ -208,7 +211,7 @@ def score_entries(subject: Subject, batch: cc.Batch, methods: Sequence[str], see
 
 
 def optimum_found(model: Any, batch: cc.Batch, seed: int) -> bool:
-    """Whether the best of all circuits, by the divergence from the model, is the one that was planted, edge for edge."""
+    """Whether the best of all circuits, by the divergence from the model, is the planted one, edge for edge."""
     whole = circuits.circuit_model(model, batch, metric="kl_to_model", seed=seed)
     frontier, planted_edges = circuits.oracle_frontier(whole), ~circuits.inert_edges(whole)
     return frontier.exact and bool(frontier.masks[frontier.best_size].equal(planted_edges))
