@@ -24,7 +24,17 @@ ALLOWED: dict[str, set[str]] = {
     "heads": {"graphs", "models", "tasks"},
     "interventions": {"graphs", "models", "tasks"},
     "discovery": {"graphs", "tasks", "information", "models", "recording", "heads", "interventions"},
-    "circuits": {"graphs", "tasks", "models", "recording", "training", "interventions", "discovery", "storage"},
+    "circuits": {
+        "graphs",
+        "tasks",
+        "information",
+        "models",
+        "recording",
+        "training",
+        "interventions",
+        "discovery",
+        "storage",
+    },
     "figures": {
         "storage",
         "graphs",

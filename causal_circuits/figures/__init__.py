@@ -18,6 +18,7 @@ from causal_circuits.figures.circuits import (
     plot_formation,
     plot_frontier,
     plot_needed_edges,
+    plot_onsets,
 )
 from causal_circuits.figures.information_plots import (
     plot_agreement,
@@ -60,6 +61,7 @@ __all__ = [
     "plot_loss",
     "plot_matrix",
     "plot_needed_edges",
+    "plot_onsets",
     "plot_recovered_graph",
     "plot_recovery",
     "plot_scaling",
