@@ -173,7 +173,7 @@ def _filled(test: RowTest, child: int, keys: Keys, last_keys: Collection[int]) -
 def total_share(test: RowTest, rows: Sequence[Keys]) -> float:
     """The sum over rows of what lies clearly above nothing: how much a set of matches explains."""
     shares = [test.share(child, keys) for child, keys in enumerate(rows) if keys]
-    return sum(share for share, p_value in shares if p_value < _CLEAR)
+    return sum((share for share, p_value in shares if p_value < _CLEAR), 0.0)
 
 
 def largest_share(test: RowTest, rows: Sequence[Keys]) -> float:

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.discovery.candidates import CandidateEdge
-from causal_circuits.discovery.kernel_rows import FULL, RowTest, RowVerdict, judge_row, largest_share, total_share
+from causal_circuits.discovery.kernel_rows import FULL, Keys, RowTest, RowVerdict, judge_row, largest_share, total_share
 from causal_circuits.discovery.testing import holm, upper_tail
 from causal_circuits.information.conditional import ConditionalInformation, Matches, conditional_information
 
@@ -86,7 +86,7 @@ def judge_heads(
             must be what its last row attends to.
     """
     test, few = RowTest(tokens, target_probs), (tokens[:N_SEQUENCES], target_probs[:N_SEQUENCES])
-    copies = _by_what_rows_say([_matches(pattern, min_weight) for pattern in attention], *few)
+    copies = _by_what_rows_say([_matches(pattern, min_weight) for pattern in attention], test, *few)
     slots = _needed({t: _slot(t, copies) for t in sorted({own.last_key for own in copies})}, test)
     further = _further_parents(slots, test, *few)
     lifts = _lifts_given_the_rest(slots, [_of_further(f, tokens.shape[1]) for f in further], *few)
@@ -109,11 +109,13 @@ def _matches(pattern: Tensor, min_weight: float) -> Matches:
     return Matches(int(keys[-1]), (*chosen, -1))
 
 
-def _by_what_rows_say(copies: Sequence[Matches], tokens: Tensor, target_probs: Tensor) -> list[Matches]:
+def _by_what_rows_say(
+    copies: Sequence[Matches], test: RowTest, tokens: Tensor, target_probs: Tensor
+) -> list[Matches]:
     """The heads, each with the t that its rows go with, given the other heads; not always its last row's favourite.
 
     Layer 1 can read the query's own token directly, so the last row of the head that has t = n_ctx - 1 is under no
-    pressure to copy it.
+    pressure to copy it. The t is changed for one that tells clearly more, unless that completes fewer rows.
     """
     settled, rows = list(copies), list(range(tokens.shape[1]))
     for _ in range(2):  # the second time round, given better matches
@@ -122,10 +124,16 @@ def _by_what_rows_say(copies: Sequence[Matches], tokens: Tensor, target_probs: T
             lift = _clear(conditional_information(tokens, target_probs, others))
             total = (lift[rows, own.keys] * (torch.tensor(own.keys) >= 0)[:, None]).sum(dim=0)
             total[[other.last_key for other in others]] = 0.0
-            best = int(total.argmax())
-            if float(total[own.last_key]) < DOMINANT * float(total[best]):
-                settled[index] = Matches(best, own.keys)
+            best = Matches(int(total.argmax()), own.keys)
+            if float(total[own.last_key]) < DOMINANT * float(total[best.last_key]):
+                whole = [_complete(_rows_of([*others, match]), test) for match in (own, best)]
+                settled[index] = best if whole[1] >= whole[0] else own
     return settled
+
+
+def _complete(rows: Sequence[Keys], test: RowTest) -> int:
+    """How many rows have all their parents matched."""
+    return sum(test.share(child, keys)[0] >= FULL for child, keys in enumerate(rows) if keys)
 
 
 def _slot(t: int, copies: Sequence[Matches]) -> Matches:
@@ -183,7 +191,7 @@ def _judge_last_position(
     for pattern, own in zip(attention, copies, strict=True):
         if own.last_key in slots:
             tried.setdefault(own.last_key, (pattern[-1] >= min_weight / 2).nonzero()[:, 0].tolist())
-    choices = [{t: key for t, key in zip(tried, keys, strict=True)} for keys in product(*tried.values())]
+    choices = [dict(zip(tried, keys, strict=True)) for keys in product(*tried.values())]
     child = attention.shape[-1] - 1
     verdicts = [judge_row(test, child, keys, last_keys) for keys in choices]
     nothing = RowVerdict(child, {}, float("nan"), 1.0, "its heads attend to nothing")
@@ -213,7 +221,7 @@ def _candidates(
             if attended[child] == set(verdict.keys.values()):  # a row may be swapped
                 t = next((other for other, key in verdict.keys.items() if key == favourite), t)
             parent = verdict.keys.get(t, favourite)
-            lift = lifts[t] if t in lifts else None
+            lift = lifts.get(t)
             value = float(lift.value[child, parent, t]) if lift is not None else float("nan")
             if favourite == child and child < n_ctx - 1:
                 reason = "attends to itself, which is no parent"
@@ -225,7 +233,7 @@ def _candidates(
                 reason = verdict.reason or "its row's parents are carried by other heads"
             elif p_values[child] >= level:
                 reason = f"no information (p = {p_values[child]:.2g}): a root, or a child of another kernel"
-            elif (better := _better(lift, child, parent, t, taken)) is not None:
+            elif (better := _better(lift, child, verdict.keys, t, taken)) is not None:
                 reason = f"position {better} tells more"
             else:
                 reason = ""
@@ -248,15 +256,18 @@ def _without(row: Tensor, key: int) -> float:
     return float(rest.max()) if len(rest) else 0.0
 
 
-def _better(lift: ConditionalInformation, child: int, parent: int, t: int, taken: set[int]) -> int | None:
-    """A key and t, not given to another parent, that tell more about the child beyond doubt; the key, if any."""
+def _better(lift: ConditionalInformation, child: int, keys: Keys, t: int, taken: set[int]) -> int | None:
+    """A key between the row's others that tells more about the child beyond doubt, with t or another that is free."""
+    parent = keys[t]
     if parent == t:
         return None  # always matched: nothing can be told
-    free = torch.ones(lift.value.shape[-1], dtype=torch.bool)
-    free[[other for other in taken if other != t]] = False
+    free = torch.ones(lift.value.shape[1:], dtype=torch.bool)
+    free[:, [other for other in taken if other != t]] = False
+    free[: max((key for key in keys.values() if key < parent), default=-1) + 1] = False
+    free[min((key for key in keys.values() if key > parent), default=child) :] = False
     value, error = lift.value[child] * free, lift.standard_error[child]
     place = int(value.argmax())
-    key, best = place // len(free), float(value.flatten()[place])
+    key, best = place // free.shape[1], float(value.flatten()[place])
     own = float(value[parent, t])
     doubt = 2 * float(error.flatten()[place])
     return key if own < DOMINANT * best and own < best - doubt else None

@@ -34,7 +34,8 @@ def train(
     Args:
         model: disentangled or reduced; moved nowhere, so put it on the device you want.
         task: where batches come from; its d_vocab and n_ctx must be the model's.
-        config: stages, batch size, warm start and seed; the default is the recipe of `default_stages`.
+        config: stages, batch size, warm start and seed; the default is the recipe of `default_stages` and, for a target
+            with several parents, `train_in_turns` (which overwrites the weights that the model comes with).
         record: which steps to record; the default is twelve, dense at the start.
         progress: show a bar; None shows it on a terminal only.
         on_record: called with (step, model) at every recorded step, to measure the model or keep its weights.
@@ -43,6 +44,10 @@ def train(
         ValueError: model and task do not fit, or a stage names an unknown parameter.
         FloatingPointError: the loss is no longer a number; the message names the step and what to try.
     """
+    if config is None and len(task.target_parents) > 1 and layout_of(model).can_take_turns:
+        from causal_circuits.training.turns import train_in_turns  # which runs its stages through this loop
+
+        return train_in_turns(model, task, record=record, progress=progress, on_record=on_record)[0]
     configs = [config or TrainConfig()]
     return train_ensemble([model], [task], configs, record=record, progress=progress, on_record=on_record)[0]
 
