@@ -26,7 +26,9 @@ from torch import Tensor
 
 from causal_circuits.discovery.testing import upper_tail
 
-FULL = 0.8  # a row's share from which all its parents are matched; half-way in logs for d_vocab 2, far off for more
+# All parents of a row are matched if its share is at least so much, and within two standard errors of NEARLY: with few
+# tokens, one parent matched of two may reach .87 where kernels are nearly deterministic.
+FULL, NEARLY = 0.8, 0.95
 FEWEST = 12  # sequences in which a row's matches must hold
 
 Keys = Mapping[int, int]  # parent of the target -> the key that is compared with it, in one row
@@ -51,13 +53,32 @@ class RowVerdict:
     reason: str
 
 
+@dataclass(frozen=True)
+class Share:
+    """A row's share under an event.
+
+    Attributes:
+        value, error: the share and its standard error; NaN where fewer than `FEWEST` sequences decide.
+        p_value: one-sided, of "no information".
+    """
+
+    value: float
+    error: float
+    p_value: float
+
+    @property
+    def full(self) -> bool:
+        """Whether all parents are matched."""
+        return self.value >= FULL and self.value + 2 * self.error >= NEARLY
+
+
 class RowTest:
     """The shares of rows under events, on given sequences.
 
     >>> from causal_circuits import InContextTask, ngram_graph
     >>> batch = InContextTask(ngram_graph(8, order=2), d_vocab=3).sample(20_000)
     >>> test = RowTest(batch.tokens, batch.target_probs)
-    >>> [round(test.share(5, keys)[0], 1) for keys in ({6: 3, 7: 4}, {6: 3}, {6: 1, 7: 2})]
+    >>> [round(test.share(5, keys).value, 1) for keys in ({6: 3, 7: 4}, {6: 3}, {6: 1, 7: 2})]
     [1.0, 0.3, 0.0]
     """
 
@@ -71,19 +92,20 @@ class RowTest:
         """[batch]: whether every key holds the token of its t."""
         return (self.tokens[:, list(keys.values())] == self.tokens[:, list(keys)]).all(dim=1)
 
-    def share(self, child: int, keys: Keys) -> tuple[float, float]:
-        """The child's share and its p-value against none; (NaN, 1) where fewer than `FEWEST` sequences decide."""
+    def share(self, child: int, keys: Keys) -> Share:
+        """The child's share under an event."""
         held = self.holds(keys)
         gain, most = self.gain[held, child], self.most[held]
         if len(gain) < FEWEST:
-            return float("nan"), 1.0
-        error = float(gain.std()) / len(gain) ** 0.5
-        return float(gain.mean() / most.mean()), upper_tail(float(gain.mean()) / max(error, 1e-12))
+            return Share(float("nan"), float("nan"), 1.0)
+        root, value = len(gain) ** 0.5, float(gain.mean() / most.mean())
+        error = float((gain - value * most).std() / most.mean()) / root
+        return Share(value, error, upper_tail(float(gain.mean()) / max(float(gain.std()) / root, 1e-12)))
 
     def best_key(self, child: int, keys: Keys, t: int, above: int, below: int) -> int | None:
         """The key between two positions whose match with t, on top of `keys`, gives the child the largest share."""
         window = range(above + 1, below)
-        shares = [(self.share(child, {**keys, t: key})[0], key) for key in window]
+        shares = [(self.share(child, {**keys, t: key}).value, key) for key in window]
         return max(((share, key) for share, key in shares if share == share), default=(0.0, None))[1]
 
 
@@ -102,29 +124,28 @@ def judge_row(
     if child < len(last_keys):
         few = f"has fewer earlier positions than the target has parents ({len(last_keys)}): no child of its kernel"
         return RowVerdict(child, {}, float("nan"), 1.0, few)
-    best: tuple[float, float] = (float("nan"), 1.0)
+    shares = []
     for keys in _orders(attended):
         legal = same_event(keys, child, last_keys)
-        share, p_value = test.share(child, keys)
-        best = (share, p_value) if not best[0] >= share else best
-        if share >= FULL and (keys in legal or len(legal) == 1):
-            return RowVerdict(child, keys if keys in legal else legal[0], share, p_value, "")
+        shares.append(test.share(child, keys))
+        if shares[-1].full and (keys in legal or len(legal) == 1):
+            return RowVerdict(child, keys if keys in legal else legal[0], shares[-1].value, shares[-1].p_value, "")
     for keys in _orders(attended):
         whole = _filled(test, child, {**keys, **(known or {})}, last_keys) if _in_order(keys) else None
         if whole is not None and len(whole) > len(keys):
-            share, p_value = test.share(child, whole)
-            best = (share, p_value) if not best[0] >= share else best
-            if share >= FULL:
-                return RowVerdict(child, keys, share, p_value, "")
-    return RowVerdict(child, {}, *best, _why_not(best[0]))
+            shares.append(test.share(child, whole))
+            if shares[-1].full:
+                return RowVerdict(child, keys, shares[-1].value, shares[-1].p_value, "")
+    best = max(shares, key=lambda share: share.value if share.value == share.value else -1.0)
+    return RowVerdict(child, {}, best.value, best.p_value, _why_not(best))
 
 
-def _why_not(share: float) -> str:
-    if share != share:
+def _why_not(share: Share) -> str:
+    if share.value != share.value:
         return "its matches hold in too few sequences to tell"
-    if share >= FULL:
+    if share.full:
         return "its keys are no parents in order: no choice of different positions singles out the same sequences"
-    return f"{share:.0%} of the information of a child of the target's kernel"
+    return f"{share.value:.0%} of the information of a child of the target's kernel"
 
 
 def same_event(keys: Keys, child: int, last_keys: Collection[int]) -> list[dict[int, int]]:
@@ -173,13 +194,7 @@ def _filled(test: RowTest, child: int, keys: Keys, last_keys: Collection[int]) -
 def total_share(test: RowTest, rows: Sequence[Keys]) -> float:
     """The sum over rows of what lies clearly above nothing: how much a set of matches explains."""
     shares = [test.share(child, keys) for child, keys in enumerate(rows) if keys]
-    return sum((share for share, p_value in shares if p_value < _CLEAR), 0.0)
-
-
-def largest_share(test: RowTest, rows: Sequence[Keys]) -> float:
-    """The largest share among rows beyond doubt, 0 without one."""
-    shares = [test.share(child, keys) for child, keys in enumerate(rows) if keys]
-    return max((share for share, p_value in shares if p_value < _CLEAR), default=0.0)
+    return sum((share.value for share in shares if share.p_value < _CLEAR), 0.0)
 
 
 _CLEAR = 1e-6

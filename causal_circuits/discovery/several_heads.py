@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.discovery.candidates import CandidateEdge
-from causal_circuits.discovery.kernel_rows import FULL, Keys, RowTest, RowVerdict, judge_row, largest_share, total_share
+from causal_circuits.discovery.kernel_rows import Keys, RowTest, RowVerdict, judge_row, total_share
 from causal_circuits.discovery.testing import holm, upper_tail
 from causal_circuits.information.conditional import ConditionalInformation, Matches, conditional_information
 
@@ -29,6 +29,8 @@ from causal_circuits.information.conditional import ConditionalInformation, Matc
 DOMINANT = 0.9
 # Further parents are looked for one after the other, up to this many.
 MOST_FURTHER = 4
+# So many complete rows show that the target's parents are all known; one or two may be complete by inheritance.
+ENOUGH = 3
 # Sequences that lifts are estimated from; shares, which are cheap, take all that are given.
 N_SEQUENCES = 8192
 
@@ -133,7 +135,7 @@ def _by_what_rows_say(
 
 def _complete(rows: Sequence[Keys], test: RowTest) -> int:
     """How many rows have all their parents matched."""
-    return sum(test.share(child, keys)[0] >= FULL for child, keys in enumerate(rows) if keys)
+    return sum(test.share(child, keys).full for child, keys in enumerate(rows) if keys)
 
 
 def _slot(t: int, copies: Sequence[Matches]) -> Matches:
@@ -376,11 +378,12 @@ def _further_parents(
 ) -> list[FurtherParent]:
     """Positions t, in order of evidence, that explain rows beyond what the heads match.
 
-    None if some row is a child all of whose parents are matched; and none that tells hardly more about its rows.
+    None if enough rows are children all of whose parents are matched; and none that neither completes further rows nor,
+    where no row is complete, tells clearly more.
     """
     n_ctx = tokens.shape[1]
     given, found = list(slots.values()), list[FurtherParent]()
-    while given and len(found) < MOST_FURTHER and largest_share(test, _rows_of(given)) < FULL:
+    while given and len(found) < MOST_FURTHER and _complete(_rows_of(given), test) < ENOUGH:
         clear = _clear(conditional_information(tokens, target_probs, given))
         clear[:, :, [match.last_key for match in given]] = 0.0
         best, keys = clear.max(dim=1)
@@ -391,9 +394,10 @@ def _further_parents(
             break
         trial = _of_further(FurtherParent(t, edges, 0.0), n_ctx)
         rows = [row if t in row else {} for row in _rows_of([*given, trial])]
-        before = total_share(test, [{u: key for u, key in row.items() if u != t} for row in rows])
-        after = total_share(test, rows)
-        if before >= DOMINANT * after:
+        without = [{u: key for u, key in row.items() if u != t} for row in rows]
+        before, after = total_share(test, without), total_share(test, rows)
+        completed = _complete(rows, test) - _complete(without, test)
+        if completed < 1 and (_complete(_rows_of(given), test) or before >= DOMINANT * after):
             break
         found.append(FurtherParent(t, edges, after / max(before, 1e-12)))
         given.append(trial)
