@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -36,7 +37,8 @@ def train(
         model: disentangled, reduced or ordinary (which has no warm start, and whose stages name its parameters as
             TransformerLens does); moved nowhere, so put it on the device you want.
         task: where batches come from; its d_vocab and n_ctx must be the model's.
-        config: stages, batch size, warm start and seed; the default is the recipe of `default_stages`.
+        config: stages, batch size, warm start and seed; the default is the recipe of `default_stages` and, for a target
+            with several parents, `train_in_turns` (which overwrites the weights that the model comes with).
         record: which steps to record; the default is twelve, dense at the start.
         progress: show a bar; None shows it on a terminal only.
         on_record: called with (step, model) at every recorded step, to measure the model or keep its weights; a run
@@ -50,9 +52,17 @@ def train(
         TrainingPaused: the minutes of `checkpoints` are over.
         OSError: a checkpoint cannot be written; those that were there are unharmed.
     """
-    configs = [config or TrainConfig()]
-    options = {"record": record, "progress": progress, "on_record": on_record, "checkpoints": checkpoints}
-    return train_ensemble([model], [task], configs, **options)[0]  # type: ignore[arg-type]
+    options: dict[str, Any] = {
+        "record": record,
+        "progress": progress,
+        "on_record": on_record,
+        "checkpoints": checkpoints,
+    }
+    if config is None and len(task.target_parents) > 1 and layout_of(model).can_take_turns:
+        from causal_circuits.training.turns import train_in_turns  # which runs its stages through this loop
+
+        return train_in_turns(model, task, **options)[0]
+    return train_ensemble([model], [task], [config or TrainConfig()], **options)[0]
 
 
 def train_ensemble(
