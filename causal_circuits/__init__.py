@@ -34,7 +34,14 @@ from causal_circuits.graphs import (
     random_forest,
     validate_graph,
 )
-from causal_circuits.heads import HeadScores, copying_score, detect_induction_heads, induction_mask, parent_mask
+from causal_circuits.heads import (
+    HeadScores,
+    HeadTable,
+    copying_score,
+    detect_induction_heads,
+    induction_mask,
+    parent_mask,
+)
 from causal_circuits.information import (
     ConditionalInformation,
     Formation,
@@ -140,6 +147,7 @@ __all__ = [
     "GraphRecovery",
     "HeadReport",
     "HeadScores",
+    "HeadTable",
     "InContextTask",
     "Information",
     "InformationEstimate",

@@ -11,20 +11,22 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "causal_circuits"
 
 ALLOWED: dict[str, set[str]] = {
-    "graphs": set(),
+    "display": set(),
+    "graphs": {"display"},
     "simd": set(),
     "tasks": {"graphs", "simd"},
     "classical": {"graphs", "tasks"},
     "generalization": {"graphs", "tasks"},
     "models": {"graphs", "simd"},
     "information": {"graphs", "tasks", "recording"},
-    "recording": {"models"},
+    "recording": {"display", "models"},
     "training": {"tasks", "models", "recording"},
-    "heads": {"graphs", "models", "tasks"},
+    "heads": {"display", "graphs", "models", "tasks"},
     "interventions": {"graphs", "models", "tasks"},
     "discovery": {"graphs", "tasks", "information", "models", "recording", "heads", "interventions"},
-    "circuits": {"graphs", "tasks", "models", "recording", "training", "interventions", "discovery"},
+    "circuits": {"display", "graphs", "tasks", "models", "recording", "training", "interventions", "discovery"},
     "figures": {
+        "display",
         "graphs",
         "tasks",
         "information",

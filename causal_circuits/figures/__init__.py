@@ -3,6 +3,7 @@
 This folder is the one door to matplotlib and to CircuitsVis. Figures compute nothing and change no global style.
 """
 
+from causal_circuits.display import table_html
 from causal_circuits.figures.arcs import plot_graph_comparison, plot_recovered_graph
 from causal_circuits.figures.attention_view import AttentionView, attention_view, circuits_vis_bundle, position_labels
 from causal_circuits.figures.blocks import (
@@ -28,7 +29,7 @@ from causal_circuits.figures.information_plots import (
 from causal_circuits.figures.matrices import plot_attention_and_graph, plot_film_strip, plot_matrix
 from causal_circuits.figures.plots import plot_ablation, plot_gradient_and_information, plot_head_scores, plot_loss
 from causal_circuits.figures.rendering import figure_html, save_figure
-from causal_circuits.figures.report import Check, Section, attention_html, report_html, table_html, write_report
+from causal_circuits.figures.report import Check, Section, attention_html, report_html, write_report
 from causal_circuits.figures.studies import plot_curves, plot_groups, plot_scaling
 
 __all__ = [

@@ -4,15 +4,11 @@ The page makes no request: no fonts, no CDN, no favicon, and a content security 
 refuse any. Text is escaped; `Section.body` is HTML, made by `figure_html`, `table_html` and `attention_html`.
 """
 
-import numbers
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-
-import numpy as np
-from torch import Tensor
 
 from causal_circuits.figures.attention_view import AttentionView, circuits_vis_bundle
 from causal_circuits.figures.page_style import PAGE_STYLE
@@ -98,51 +94,9 @@ def report_html(*, title: str, verdict: Sequence[Check], sections: Sequence[Sect
     return "\n".join(part for part in parts if part)
 
 
-def table_html(rows: Sequence[Mapping[str, object]], caption: str) -> str:
-    """A table with a column for each key (in order of first appearance); all text escaped, numbers right-aligned.
-
-    Integers as they are (from 10,000 on with commas), other numbers to four significant digits, None and NaN as a dash.
-    """
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    head = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in columns)
-    body = "".join(f"<tr>{''.join(_cell(row.get(column)) for column in columns)}</tr>\n" for row in rows)
-    if not columns:
-        head, body = '<th scope="col">result</th>', "<tr><td>no rows</td></tr>\n"
-    return (
-        f'<div class="scroll"><table><caption>{escape(caption)}</caption>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
-    )
-
-
 def attention_html(views: Sequence[AttentionView]) -> str:
     """CircuitsVis views for a section's body, without the script, which `write_report` adds once a page."""
     return "\n".join(f'<div class="figure">{view.fragment()}</div>' for view in views)
-
-
-def format_value(value: object) -> str:
-    """A table's text for a value.
-
-    >>> [format_value(value) for value in (0.123456, 12, 250_000, True, None, float("nan"))]
-    ['0.1235', '12', '250,000', 'yes', '-', '-']
-    """
-    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
-        value = value.item()
-    if value is None:
-        return "-"
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if isinstance(value, numbers.Integral):
-        return f"{int(value):,}" if abs(int(value)) >= 10_000 else str(int(value))
-    if isinstance(value, numbers.Real):
-        number = float(value)
-        return "-" if number != number else f"{number:.4g}"
-    return str(value)
-
-
-def _cell(value: object) -> str:
-    is_number = isinstance(value, numbers.Real | Tensor | np.ndarray) and not isinstance(value, bool)
-    opening = '<td class="number">' if is_number else "<td>"
-    return f"{opening}{escape(format_value(value))}</td>"
 
 
 def _head(title: str) -> str:
