@@ -18,6 +18,14 @@ from causal_circuits.discovery import (
     mean_attention,
     recover_graph,
 )
+from causal_circuits.films import (
+    PredictorDistances,
+    PredictorFilm,
+    SequenceAttention,
+    SequenceFilm,
+    named_predictors,
+    sequence_attention,
+)
 from causal_circuits.generalization import WorstKernel, prediction_errors, worst_kernel
 from causal_circuits.graphs import (
     GraphRecovery,
@@ -157,11 +165,15 @@ __all__ = [
     "PairGain",
     "PatchingResult",
     "Position",
+    "PredictorDistances",
+    "PredictorFilm",
     "RecordAt",
     "RecoveredGraph",
     "ReferenceLosses",
     "Rival",
     "Scrubbed",
+    "SequenceAttention",
+    "SequenceFilm",
     "Slot",
     "Snapshot",
     "Stage",
@@ -213,6 +225,7 @@ __all__ = [
     "mean_attention",
     "measured_gradient",
     "mutual_information",
+    "named_predictors",
     "ngram_graph",
     "ordinary_transformer",
     "pair_gain",
@@ -232,6 +245,7 @@ __all__ = [
     "save_model",
     "score_gradient_of",
     "scrub_hypothesis",
+    "sequence_attention",
     "slots",
     "subset_loss",
     "subset_losses",

@@ -32,6 +32,20 @@ caption { text-align: left; padding-bottom: .4rem; }
 th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #d5d5d5; text-align: left; vertical-align: top; }
 th { border-bottom: 2px solid #8a8a8a; }
 .number { text-align: right; white-space: nowrap; }
+.edge { cursor: pointer; outline: none; }
+.edge path { fill: none; }
+.edge .line { stroke-width: 2; }
+.edge .around { stroke: transparent; stroke-width: 12; }
+.edge:hover .line, .edge:focus-visible .line, .edge.chosen .line { stroke-width: 4.5; }
+.positions text { font: 11px system-ui, sans-serif; fill: #1a1a1a; stroke: #fff; stroke-width: 3; paint-order: stroke; }
+.told { min-height: 3.1em; margin: .25rem 0 1rem; max-width: 46rem; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.5rem; margin: 0; font-size: .875rem; }
+.head-buttons:not([hidden]), .film-controls:not([hidden]) {
+  display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; }
+.film-controls input { flex: 0 1 18rem; }
+button { font: inherit; padding: .35rem .9rem; color: #1a1a1a; background: #fff; border: 1px solid #6e6e6e;
+  border-radius: .3rem; cursor: pointer; }
+button[aria-pressed="true"] { color: #fff; background: #005a8c; border-color: #005a8c; }
 .meta dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.25rem; margin: 0; font-size: .9rem; }
 .meta dt { color: #4a4a4a; }
 .meta dd { margin: 0; overflow-wrap: anywhere; }
@@ -43,7 +57,8 @@ th { border-bottom: 2px solid #8a8a8a; }
 }
 @media print {
   body { max-width: none; padding: 0; font-size: 11pt; }
-  nav, .again, .again + pre { display: none; }
+  nav, .again, .again + pre, .head-buttons, .film-controls, .attention-steps { display: none !important; }
+  .head-panel[hidden] { display: block !important; }
   .figure, .scroll { overflow: visible; }
   .figure svg, .figure img { min-width: 0 !important; max-width: 100% !important; }
   .figure, table, .verdict li { break-inside: avoid; }

@@ -1,20 +1,36 @@
 """One self-contained HTML page: the verdict first, then the evidence, each figure with the command that remakes it.
 
 The page makes no request: no fonts, no CDN, no favicon, and a content security policy under which a browser would
-refuse any. Text is escaped; `Section.body` is HTML, made by `figure_html`, `table_html` and `attention_html`.
+refuse any. Text is escaped; `Section.body` is HTML, made by `figure_html`, `table_html`,
+`attention_html`, `interactive_graph` and `graph_film_html`.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from causal_circuits.figures.animation import play_script
 from causal_circuits.figures.attention_view import AttentionView, circuits_vis_bundle
+from causal_circuits.figures.graph_view import explore_script
 from causal_circuits.figures.page_style import PAGE_STYLE
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
-_VIEW_MARK = '<div class="attention-view"'
+# What scrolls sideways must be reached by keyboard; what does not must not stop the Tab key.
+_SCROLL = """
+const reach = () => {
+  for (const box of document.querySelectorAll(".figure, .scroll, pre"))
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0; else box.removeAttribute("tabindex");
+};
+addEventListener("load", reach);
+addEventListener("resize", reach);"""
+# What moves on a page, by the mark of its body, and the script that moves it: in the page once, if any section has one.
+_SCRIPTS: dict[str, Callable[[], str]] = {
+    '<div class="attention-view"': circuits_vis_bundle,
+    '<div class="graph-view"': explore_script,
+    '<div class="graph-film"': play_script,
+}
 
 
 @dataclass(frozen=True)
@@ -77,9 +93,9 @@ def write_report(
 
 
 def report_html(*, title: str, verdict: Sequence[Check], sections: Sequence[Section], meta: Mapping[str, str]) -> str:
-    """The page as text; the CircuitsVis script stands in it once if any section holds a view, else not at all."""
+    """The page as text; each script stands in it once if any section needs it, else not at all."""
     numbered = list(enumerate(sections, start=1))
-    has_views = any(_VIEW_MARK in section.body for section in sections)
+    needed = [script for mark, script in _SCRIPTS.items() if any(mark in section.body for section in sections)]
     parts = [
         _head(title),
         f"<header><h1>{escape(title)}</h1></header>\n<main>",
@@ -88,7 +104,7 @@ def report_html(*, title: str, verdict: Sequence[Check], sections: Sequence[Sect
         *(_section_html(number, section) for number, section in numbered),
         _meta_html(meta),
         "</main>",
-        f"<script>{circuits_vis_bundle()}</script>" if has_views else "",
+        *(f"<script>{script}</script>" for script in (_SCROLL.strip(), *(script() for script in needed))),
         "</body>\n</html>\n",
     ]
     return "\n".join(part for part in parts if part)
