@@ -36,6 +36,8 @@ class Findings:
     information: cc.Information
     first_gradient: torch.Tensor
     examples: cc.Batch
+    film: cc.SequenceAttention
+    phases: cc.PredictorDistances
     seed: int
     seconds: float = 0.0
 
@@ -80,10 +82,18 @@ def run(task: cc.InContextTask, seed: int, steps: int, quiet: bool) -> Findings:
     before = cc.take_snapshot(untrained, task.sample(N_GRADIENT, seed=(seed, 1)))
 
     say(f"2/5  training, {config.steps} steps of {config.batch_size} sequences (a first run also compiles, ~10 s)")
-    record = cc.train(model, task, config, progress=False if quiet else None)
+    test = task.sample(N_TEST, seed=(seed, 2))
+    examples = telling_examples(task, test[:512])
+    film = cc.SequenceFilm(examples.tokens[0])
+    phases = cc.PredictorFilm(test[:N_PROOF], cc.named_predictors(task, test[:N_PROOF]))
+
+    def watch(step: int, model: object) -> None:
+        film(step, model)
+        phases(step, model)
+
+    record = cc.train(model, task, config, progress=False if quiet else None, on_record=watch)
 
     say("3/5  test loss and the lines to read it against")
-    test = task.sample(N_TEST, seed=(seed, 2))
     test_loss = float(cc.evaluate(model, test).mean())
     references = cc.reference_losses(task, test, seed=seed)
 
@@ -113,7 +123,9 @@ def run(task: cc.InContextTask, seed: int, steps: int, quiet: bool) -> Findings:
         knock_out=cc.knock_out_edges(model, proof),
         information=information,
         first_gradient=before.score_gradients[0, 0],
-        examples=telling_examples(task, test[:512]),
+        examples=examples,
+        film=film.result(),
+        phases=phases.result(),
         seed=seed,
     )
 

@@ -87,6 +87,12 @@ def results(findings: Findings, arguments: argparse.Namespace, command: str) -> 
             "smallest_effect_true_edge": float(on_edges.min()),
             "largest_effect_other_entry": float(elsewhere.max()),
         },
+        "phases": {
+            "steps": f.phases.steps,
+            "predictors": f.phases.names,
+            "divergence": f.phases.divergence.tolist(),
+            "nearest": f.phases.nearest,
+        },
         "timing": {
             "wall_s": f.seconds,
             "train_s": f.record.seconds,
@@ -130,6 +136,7 @@ def write(findings: Findings, arguments: argparse.Namespace, command: str) -> No
     findings.record.save(out / "record")
     for name, figure in draw_figures(findings).items():
         figures.save_figure(figure, out / "figures" / name)
+    figures.save_animation(findings.record, findings.task.graph, out / "figures" / "forming.gif")
     findings.seconds = time.perf_counter() - BEGAN
     content = results(findings, arguments, command)
     write_page(findings, content, command, out / "report.html")

@@ -166,9 +166,12 @@ def save_animation(
     part = path.with_name(f".{path.stem}.{os.getpid()}.gif")
     figure = Figure(figsize=(float(np.clip(0.3 * n_ctx_of(graph) + 2, 6.0, 11.0)), 3.8), layout="constrained")
     ax = figure.add_subplot()
+    plot_graph_forming(record, graph, -1, layer, head, ax=ax)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once: the frames do not jump
     writer = PillowWriter(fps=1 / seconds_each)  # type: ignore[arg-type]  # any positive number will do
     try:
-        with writer.saving(figure, str(part), dpi=110):
+        with writer.saving(figure, str(part), dpi=90):
             for state in [*range(n_states), n_states - 1, n_states - 1]:
                 ax.clear()
                 plot_graph_forming(record, graph, state, layer, head, ax=ax)

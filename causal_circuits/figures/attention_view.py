@@ -40,7 +40,9 @@ new MutationObserver(() => {
     button.setAttribute("role", "button");
     button.setAttribute("aria-label", `Attention of ${name.textContent}`);
     button.tabIndex = 0;
-    button.onkeydown = (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); button.click(); } };
+    button.onkeydown = (event) => {
+      if (event.key === "Enter" || event.key === " ") { event.preventDefault(); button.click(); }
+    };
   }
   for (const picture of view.querySelectorAll("canvas")) {
     const small = picture.closest("[role=button]");
