@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ROOT = Path(__file__).resolve().parents[1]
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
@@ -194,7 +196,7 @@ def open_page(
     browser: Browser, path: Path, *, width: int = 1200, height: int = 900, scripts: bool = True
 ) -> Iterator[Page]:
     """A page in a tab of its own, once it has loaded; the tab is closed afterwards."""
-    context = browser.call("Target.createBrowserContext")["browserContextId"]
+    context = browser.call("Target.createBrowserContext", disposeOnDetach=True)["browserContextId"]
     target = browser.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
     session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
     page = Page(browser, session, path.resolve().as_uri())
@@ -210,3 +212,45 @@ def open_page(
     finally:
         browser.call("Target.disposeBrowserContext", browserContextId=context)
         browser.events = [event for event in browser.events if event.get("sessionId") != session]
+
+
+NEEDS_BROWSER = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome")
+NEEDS_AXE = pytest.mark.skipif(not AXE.exists(), reason="no axe-core: npm install --no-save axe-core (.ci/run does it)")
+
+
+def assert_sound(page: Page, paint_ms: float = 2000.0) -> None:
+    """A page that has loaded asks for nothing, complains of nothing, and is painted soon; no view of it is empty."""
+    page.until("[...document.querySelectorAll('.attention-view')].every((view) => view.querySelector('canvas'))")
+    empty = page.run(
+        """[...document.querySelectorAll(".attention-view canvas")].filter((canvas) => {
+          const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width || 1, canvas.height || 1).data;
+          return pixels.every((value, at) => value === pixels[at % 4]);
+        }).length"""
+    )
+    assert empty == 0, f"{empty} canvases have one colour"
+    assert page.requests == [], page.requests
+    assert page.complaints == [], page.complaints
+    painted = page.first_paint()
+    assert painted < paint_ms, f"first paint after {painted:.0f} ms"
+
+
+def assert_report_is_sound(browser: Browser, path: Path) -> None:
+    """A report is sound on a desk and on a phone (where nothing hangs over the side), and axe-core has no objection."""
+    assert path.stat().st_size < 6_000_000
+    with open_page(browser, path) as page:
+        assert_sound(page)
+        if AXE.exists():
+            assert_accessible(page)
+    with open_page(browser, path, width=375, height=800) as page:
+        assert_sound(page)
+        wide = page.run(
+            "[...document.body.querySelectorAll('*')].filter((e) => e.getBoundingClientRect().right > 376 && "
+            "!e.closest('.figure, .scroll, pre, svg')).map((e) => e.outerHTML.slice(0, 120))"
+        )
+        assert page.run("document.documentElement.scrollWidth") == 375, wide
+
+
+def assert_accessible(page: Page) -> None:
+    """axe-core finds nothing serious or critical."""
+    found = [violation for violation in page.axe() if violation["impact"] in ("serious", "critical")]
+    assert found == [], found

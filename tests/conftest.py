@@ -1,8 +1,11 @@
 """Settings and small models shared by all tests."""
 
+from collections.abc import Iterator
+
 import networkx as nx
 import pytest
 import torch
+from browser import Browser
 from hypothesis import settings
 
 import causal_circuits as cc
@@ -36,3 +39,11 @@ def chain_task() -> cc.InContextTask:
 def random_model() -> cc.models.HookedTransformer:
     """Two heads, then one, with normal weights, over the chain task's tokens and positions."""
     return cc.disentangled_transformer(4, 6, (2, 1), init_scale=0.5, seed=3)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One headless Chromium for all tests that look at pages."""
+    running = Browser(tmp_path_factory.mktemp("chromium"))
+    yield running
+    running.close()

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from causal_circuits.figures.arcs import arc_points, draw_nodes, frame_arcs
+from causal_circuits.figures.page_parts import PagePart
 from causal_circuits.figures.style import BLACK, MODEL, SMALL, TRUE_EDGE, new_axes, to_numpy
 from causal_circuits.figures.svg_arcs import Frame
 from causal_circuits.graphs import attention_cells, has_query, latent_edges, n_ctx_of
@@ -26,7 +27,8 @@ from causal_circuits.recording import TrainingRecord
 FAINTEST = 0.05  # attention below this is not drawn
 _NUMBERS = itertools.count(1)
 _PLAY = """
-for (const film of document.querySelectorAll(".graph-film")) {
+for (const film of document.querySelectorAll(".graph-film:not([data-ready])")) {
+  film.dataset.ready = "yes";
   const slider = film.querySelector("input"), told = film.querySelector("output");
   const button = film.querySelector("button"), arcs = [...film.querySelectorAll("path[data-weights]")];
   const weights = arcs.map((arc) => arc.dataset.weights.split(" ").map(Number));
@@ -71,7 +73,7 @@ class ArcsInTime:
 
     def learned(self, state: int) -> int:
         """True edges with more than half the attention."""
-        return sum(self.weights[edge][state] > 0.5 for edge in self.true)
+        return sum(bool(self.weights[edge][state] > 0.5) for edge in self.true)
 
     def told(self, state: int) -> str:
         """A state in words."""
@@ -182,7 +184,7 @@ def save_animation(
     return path
 
 
-def graph_film_html(record: TrainingRecord, graph: nx.DiGraph, layer: int = 0, head: int | None = None) -> str:
+def graph_film_html(record: TrainingRecord, graph: nx.DiGraph, layer: int = 0, head: int | None = None) -> PagePart:
     """The same as a part of a page: a slider goes through the recorded steps; without JavaScript the last one shows.
 
     Args:
@@ -194,7 +196,7 @@ def graph_film_html(record: TrainingRecord, graph: nx.DiGraph, layer: int = 0, h
     drawn = [_arc_svg(frame, edge, arcs) for edge in sorted(arcs.weights)]
     told = [arcs.told(state) for state in range(last + 1)]
     label = f"Attention over positions; {told[-1]}"
-    return (
+    html = (
         f'<div class="graph-film" id="{name}" data-steps="{"|".join(told)}">\n'
         f'<div class="figure">{frame.svg("".join(drawn), graph, label)}</div>\n'
         f'<div class="film-controls" hidden><button type="button">Play</button>'
@@ -202,6 +204,7 @@ def graph_film_html(record: TrainingRecord, graph: nx.DiGraph, layer: int = 0, h
         f'<input type="range" id="{name}-step" min="0" max="{last}" value="{last}" aria-valuetext="{told[-1]}"></div>'
         f'<p class="told"><output>{told[-1]}</output></p></div>\n'
     )
+    return PagePart(html, play_script())
 
 
 def play_script() -> str:

@@ -28,6 +28,7 @@ _STYLE = (
     "{font:600 .85rem system-ui,sans-serif;border:0}"
     ".attention-view h2,.attention-view h4{background:#333!important;color:#fff!important}"
     ".attention-view>div>div:first-of-type>div{flex:0 0 8rem!important;max-width:8rem!important}"
+    "@media(max-width:40rem){.attention-view h2{display:none}}"
     ".attention-steps{display:flex;flex-wrap:wrap;gap:.25rem 1rem;align-items:center;max-width:44rem}"
     ".attention-steps input{flex:1 1 12rem}.attention-steps output{min-width:8rem}</style>"
 )
@@ -56,7 +57,7 @@ const slider = document.getElementById("NAME-step"), shown = document.getElement
 const frames = FRAMES, steps = STEPS, properties = PROPERTIES;
 let locked = 0;
 view.addEventListener("click", (event) => {
-  const at = thumbnails().findIndex((name) => name.parentElement.contains(event.target));
+  const at = thumbnails().findIndex((name) => name.parentElement.parentElement.contains(event.target));
   if (at >= 0) locked = at;
 });
 const heads = () => CircuitsVis.AttentionHeads({ ...properties, attention: frames[+slider.value] });

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from causal_circuits.display import format_value
+from causal_circuits.figures.page_parts import PagePart
 from causal_circuits.figures.rendering import figure_html
 from causal_circuits.figures.style import BLACK, GREY, MODEL, TRUE_EDGE
 from causal_circuits.figures.svg_arcs import Frame, check_positions
@@ -25,7 +26,8 @@ _LOOKS = {
     "false": (BLACK, "9 3 2 3"),
 }
 _EXPLORE = """
-for (const view of document.querySelectorAll(".graph-view")) {
+for (const view of document.querySelectorAll(".graph-view:not([data-ready])")) {
+  view.dataset.ready = "yes";
   const told = view.querySelector("output"), edges = [...view.querySelectorAll(".edge")];
   for (const edge of edges) {
     const tell = () => {
@@ -50,8 +52,8 @@ def interactive_graph(
     found: nx.DiGraph,
     facts: Mapping[tuple[int, int], Facts] | None = None,
     heads: Mapping[str, Axes | Figure] | None = None,
-) -> str:
-    """The HTML of a found graph beside the true one, for the body of a `Section`.
+) -> PagePart:
+    """A found graph beside the true one, as HTML for the body of a `Section`, or for a notebook.
 
     Args:
         true, found: graphs over the same positions.
@@ -78,11 +80,12 @@ def interactive_graph(
         drawn.insert(0, f'<path d="{path}" fill="none" stroke="{GREY}" stroke-width="0.8"/>')
     label = f"Graph over {n_ctx_of(true)} positions with {len(kinds)} edges"
     svg = frame.svg("\n".join(drawn), true, label, 'role="group"')
-    return (
+    html = (
         f'<div class="graph-view" id="{name}">\n<div class="figure">{svg}</div>\n{_legend(list(kinds.values()))}'
         '<p class="told"><output aria-live="polite">Hover an edge, tap it, or reach it with the Tab key: its numbers '
         f"stand here.</output></p>\n{_heads_html(heads or {})}</div>\n"
     )
+    return PagePart(html, explore_script())
 
 
 def explore_script() -> str:

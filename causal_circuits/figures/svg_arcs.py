@@ -31,11 +31,10 @@ class Frame:
 
     @classmethod
     def around(cls, n_ctx: int, above: Iterable[tuple[int, int]], below: Iterable[tuple[int, int]]) -> "Frame":
-        """Large enough for the edges above and below the line."""
-        tops = [max([2.0, *(arc_height(*edge) for edge in edges)]) for edges in (above, below)]
-        has_below = tops[1] > 2.0 or bool(list(below))
-        unit = 200.0 / tops[0]
-        return cls(n_ctx, unit, 200.0, unit * tops[1] if has_below else 0.0)
+        """Large enough for the edges above and below the line, and no arc higher than it is wide."""
+        tops = [max([1.0, *(arc_height(*edge) for edge in edges)]) for edges in (above, list(below))]
+        unit = min(200.0 / max(tops), STEP)
+        return cls(n_ctx, unit, unit * tops[0], unit * tops[1])
 
     @property
     def size(self) -> tuple[float, float]:
