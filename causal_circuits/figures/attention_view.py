@@ -7,7 +7,7 @@ from a CDN when it can. Here the input is checked first, and the script is alway
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from html import escape
 from importlib.util import find_spec
@@ -84,9 +84,9 @@ class AttentionView:
 
     labels: tuple[str, ...]
     head_names: tuple[str, ...]
-    properties: str
+    properties: str = field(repr=False)
     steps: tuple[int, ...] = ()
-    frames: str = "[]"
+    frames: str = field(default="[]", repr=False)
 
     def _repr_html_(self) -> str:
         """The view with its own copy of the JavaScript (1.3 MB)."""

@@ -19,5 +19,8 @@ class PagePart(str):
         part.script = script
         return part
 
+    def __repr__(self) -> str:
+        return f"<PagePart of {len(self):,} characters of HTML: show it in a notebook, or put it into a Section>"
+
     def _repr_html_(self) -> str:
         return f"<style>{PARTS_STYLE}</style>\n{self}\n<script>{self.script}</script>"
