@@ -32,7 +32,9 @@ def draw_figures(evidence: Evidence) -> dict[str, object]:
     if e.task.has_query:
         effect[-1] = float("nan")  # the query's row has no parent, and its effects would drown the others' colours
     drawn = {
-        "circuit": figures.plot_circuit(e.whole.graph, e.whole.mask(e.proof.circuit)),
+        "circuit": figures.plot_circuit(
+            e.whole.graph, e.whole.mask(e.proof.circuit), effects={edge.edge: edge.effect for edge in e.proof.edges}
+        ),
         "frontier": figures.plot_frontier(e.frontier, e.rankings),
         "needed_edges": figures.plot_needed_edges(e.proof),
         "knock_out": figures.plot_matrix(

@@ -1,11 +1,12 @@
 """Settings and small models shared by all tests."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import networkx as nx
 import pytest
 import torch
-from browser import Browser
+from browser import CHROMIUM, Browser, assert_report_is_sound
 from hypothesis import settings
 
 import causal_circuits as cc
@@ -47,3 +48,15 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     running = Browser(tmp_path_factory.mktemp("chromium"))
     yield running
     running.close()
+
+
+@pytest.fixture
+def look_at_report(request: pytest.FixtureRequest) -> Callable[[Path], None]:
+    """Checks a report in the browser; where there is none (never in CI, see test_browser.py) only its size."""
+
+    def look(path: Path) -> None:
+        assert path.stat().st_size < 6_000_000
+        if CHROMIUM is not None:
+            assert_report_is_sound(request.getfixturevalue("browser"), path)
+
+    return look

@@ -17,7 +17,6 @@ from browser import (
     assert_sound,
     open_page,
 )
-from scripts import run_analysis
 from test_figures import attention_view, uniform_attention
 from test_graph_view import FOUND, forming
 
@@ -185,18 +184,3 @@ def test_the_checks_see_what_they_are_there_to_see(browser: Browser, tmp_path: P
         assert shown.complaints
         with pytest.raises(AssertionError, match="image-alt"):
             assert_accessible(shown)
-
-
-def test_the_report_of_a_run_is_sound_and_its_heads_can_be_chosen(
-    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = ["--graph", "pairs", "--n-ctx", 8, "--steps", 60, "--quiet", "--out", tmp_path]
-    assert run_analysis("causal_graph", flags, monkeypatch) == 0
-    assert_report_is_sound(browser, tmp_path / "report.html")
-    with open_page(browser, tmp_path / "report.html") as page:
-        page.hover("[data-edge='0-1'] .around")
-        told = "document.querySelector('.graph-view output').textContent"
-        page.until(f"{told}.startsWith('0 → 1')")
-        for word in ("attention", "information", "effect", "p (Holm)"):
-            assert word in page.run(told)
-        assert (tmp_path / "figures" / "forming.gif").stat().st_size > 1000

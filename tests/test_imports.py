@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "information": {"graphs", "tasks", "recording"},
     "recording": {"display", "models"},
     "films": {"models", "recording", "tasks"},
-    "training": {"tasks", "models", "recording"},
+    "training": {"graphs", "tasks", "models", "recording"},
     "heads": {"display", "graphs", "models", "tasks"},
     "interventions": {"graphs", "models", "tasks"},
     "discovery": {"graphs", "tasks", "information", "models", "recording", "heads", "interventions"},
