@@ -96,7 +96,8 @@ def sections(evidence: Evidence, folder: Path, command: str) -> list[figures.Sec
         section(
             "The circuit",
             f"The smallest circuit that keeps 99% of what the best of {e.frontier.n_circuits:,} circuits gains: "
-            f"{len(e.proof.circuit)} of {len(e.whole)} edges.",
+            f"{len(e.proof.circuit)} of {len(e.whole)} edges. The number on an edge is what the circuit loses without "
+            "it, nats.",
             "circuit",
         ),
         section(

@@ -22,7 +22,8 @@ def executed(request: pytest.FixtureRequest) -> nbformat.NotebookNode:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("IPYTHONDIR", str(ROOT / ".pytest_cache" / "ipython"))
-        NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
+        where = {"metadata": {"path": str(ROOT / "notebooks")}}
+        NotebookClient(notebook, timeout=600, startup_timeout=600, resources=where).execute()  # a busy machine may wait
     return notebook
 
 
@@ -46,7 +47,8 @@ def test_a_notebook_runs_quietly_and_shows_figures(executed: nbformat.NotebookNo
     said = [output.text for output in outputs(executed) if output.get("name") == "stderr"]
     lines = [line for text in said for line in text.splitlines() if line.strip() and not NOT_OURS.search(line)]
     assert lines == []
-    assert len(shown(executed, "image/png")) >= 4
+    assert len(shown(executed, "image/png")) >= 2
+    assert len(shown(executed, "image/png")) + len(shown(executed, "text/html")) >= 6
     assert not any("object at 0x" in text for text in shown(executed, "text/plain"))
 
 
