@@ -5,6 +5,7 @@ Not a script. `run` is the job, in order; `Findings` is what it found.
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import networkx as nx
 import torch
@@ -36,6 +37,8 @@ class Findings:
     information: cc.Information
     first_gradient: torch.Tensor
     examples: cc.Batch
+    film: cc.SequenceAttention
+    phases: cc.PredictorDistances
     seed: int
     seconds: float = 0.0
 
@@ -68,10 +71,8 @@ class Findings:
         return cc.edge_auroc(self.knock_out.effect.amax(dim=0), self.task.graph, children_only=children_only)
 
 
-def run(
-    task: cc.InContextTask, seed: int, steps: int, quiet: bool, checkpoints: cc.Checkpoints | None = None
-) -> Findings:
-    """Train, recover, detect, prove."""
+def run(task: cc.InContextTask, seed: int, steps: int, quiet: bool, kept: Path | None = None) -> Findings:
+    """Train, recover, detect, prove; `kept` is a folder from which an interrupted run goes on."""
     say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
     config = cc.TrainConfig(stages=cc.default_stages(steps), seed=seed)
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, n_heads=(1, 1))
@@ -82,10 +83,21 @@ def run(
     before = cc.take_snapshot(untrained, task.sample(N_GRADIENT, seed=(seed, 1)))
 
     say(f"2/5  training, {config.steps} steps of {config.batch_size} sequences (a first run also compiles, ~10 s)")
-    record = cc.train(model, task, config, progress=False if quiet else None, checkpoints=checkpoints)
+    test = task.sample(N_TEST, seed=(seed, 2))
+    examples = telling_examples(task, test[:512])
+    film = cc.SequenceFilm(examples.tokens[0], folder=kept and kept / "film")
+    phases = cc.PredictorFilm(
+        test[:N_PROOF], cc.named_predictors(task, test[:N_PROOF]), folder=kept and kept / "phases"
+    )
+
+    def watch(step: int, model: object) -> None:
+        film(step, model)
+        phases(step, model)
+
+    checkpoints = None if kept is None else cc.Checkpoints(kept)
+    record = cc.train(model, task, config, progress=False if quiet else None, on_record=watch, checkpoints=checkpoints)
 
     say("3/5  test loss and the lines to read it against")
-    test = task.sample(N_TEST, seed=(seed, 2))
     test_loss = float(cc.evaluate(model, test).mean())
     references = cc.reference_losses(task, test, seed=seed)
 
@@ -115,7 +127,9 @@ def run(
         knock_out=cc.knock_out_edges(model, proof),
         information=information,
         first_gradient=before.score_gradients[0, 0],
-        examples=telling_examples(task, test[:512]),
+        examples=examples,
+        film=film.result(record.steps),
+        phases=phases.result(record.steps),
         seed=seed,
     )
 

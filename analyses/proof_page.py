@@ -32,7 +32,9 @@ def draw_figures(evidence: Evidence) -> dict[str, object]:
     if e.task.has_query:
         effect[-1] = float("nan")  # the query's row has no parent, and its effects would drown the others' colours
     drawn = {
-        "circuit": figures.plot_circuit(e.whole.graph, e.whole.mask(e.proof.circuit)),
+        "circuit": figures.plot_circuit(
+            e.whole.graph, e.whole.mask(e.proof.circuit), effects={edge.edge: edge.effect for edge in e.proof.edges}
+        ),
         "frontier": figures.plot_frontier(e.frontier, e.rankings),
         "needed_edges": figures.plot_needed_edges(e.proof),
         "knock_out": figures.plot_matrix(
@@ -95,7 +97,8 @@ def sections(evidence: Evidence, folder: Path, command: str) -> list[figures.Sec
         section(
             "The circuit",
             f"The smallest circuit that keeps 99% of what the best of {e.frontier.n_circuits:,} circuits gains: "
-            f"{len(e.proof.circuit)} of {len(e.whole)} edges.",
+            f"{len(e.proof.circuit)} of {len(e.whole)} edges. The number on an edge is what the circuit loses without "
+            "it, nats.",
             "circuit",
         ),
         section(

@@ -42,7 +42,7 @@ def run_from_arguments(
     except ValueError as error:
         parser.error(str(error))
     kept = arguments.out / "checkpoints"  # what an interrupted run goes on from
-    findings = run(task, arguments.seed, arguments.steps, arguments.quiet, cc.Checkpoints(kept))
+    findings = run(task, arguments.seed, arguments.steps, arguments.quiet, kept)
     command = f"python analyses/{parser.prog} " + shlex.join(sys.argv[1:])
     write(findings, arguments, command.strip())  # sets findings.seconds
     shutil.rmtree(kept)
@@ -90,6 +90,12 @@ def results(findings: Findings, arguments: argparse.Namespace, command: str) -> 
             "smallest_effect_true_edge": float(on_edges.min()),
             "largest_effect_other_entry": float(elsewhere.max()),
         },
+        "phases": {
+            "steps": f.phases.steps,
+            "predictors": f.phases.names,
+            "divergence": f.phases.divergence.tolist(),
+            "nearest": f.phases.nearest,
+        },
         "timing": {
             "wall_s": f.seconds,
             "train_s": f.record.seconds,
@@ -136,6 +142,7 @@ def write(findings: Findings, arguments: argparse.Namespace, command: str) -> No
     findings.record.save(out / "record")
     for name, figure in draw_figures(findings).items():
         figures.save_figure(figure, out / "figures" / name)
+    figures.save_animation(findings.record, findings.task.graph, out / "figures" / "forming.gif")
     findings.seconds = time.perf_counter() - BEGAN
     content = results(findings, arguments, command)
     write_page(findings, content, command, out / "report.html")

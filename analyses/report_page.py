@@ -18,8 +18,6 @@ def draw_figures(findings: Findings) -> dict[str, Any]:
     f, graph = findings, findings.task.graph
     predicted = cc.score_gradient_of(f.information.value)
     adjacency = cc.parent_mask(f.task).float()
-    effect = f.knock_out.effect[0].clone()
-    effect[-1] = float("nan")  # the query's row has no parent, and its effects would drown the others' colours
     return {
         "loss": figures.plot_loss(f.record, reference_lines(f), test_loss=f.test_loss),
         "graph": figures.plot_graph_comparison(graph, f.found),
@@ -48,13 +46,8 @@ def draw_figures(findings: Findings) -> dict[str, Any]:
         "heads": figures.plot_head_scores(f.heads),
         "ablation": figures.plot_ablation([(what, r.method, share_of_gain(f, r)) for what, r in f.ablations]),
         "adjacency": figures.plot_matrix(adjacency, graph, title="The true graph", label="1 at an edge"),
-        "knock_out": figures.plot_matrix(
-            effect,
-            graph,
-            title="Loss when one entry is cut",
-            label="nats above the whole model",
-            diverging=True,
-        ),
+        "knock_out": figures.plot_knock_out(f.knock_out, graph),
+        "phases": figures.plot_phases(f.phases),
     }
 
 
@@ -148,9 +141,18 @@ def sections(findings: Findings, folder: Path, command: str) -> list[figures.Sec
             f"Arcs run from parent to child: {f.n_recovered} of "
             f"{len(f.context_edges)} edges were found, {len(f.recovery.false)} false ones drawn; a position that "
             "attends somewhere without gaining information is a root.",
-            wide="graph",
-            more=figures.table_html(
+            more=figures.interactive_graph(f.task.graph, f.found, edge_facts(f), head_figures(f))
+            + figures.table_html(
                 edge_rows(f), caption="What attention proposed for each position, and what became of it"
+            ),
+        ),
+        section(
+            "The graph while it forms",
+            "Layer 1's attention at each recorded step, true edges above the line, all others below: move the slider, "
+            "or play it. Below, the predictor that the model behaves like, phase by phase.",
+            more=figures.graph_film_html(f.record, f.task.graph)
+            + figures.figure_html(
+                folder / "phases", alt="KL from named predictors to the model, at each recorded step"
             ),
         ),
         section(
@@ -168,8 +170,9 @@ def sections(findings: Findings, folder: Path, command: str) -> list[figures.Sec
         ),
         section(
             "Attention on real sequences",
-            "The same on three test sequences, head by head: hover a token to see where it looks; the last position is "
-            "the query, and in layer 2 it looks at tokens whose parent equals it.",
+            "The same on three test sequences, head by head: hover a cell for its weight; the last position is the "
+            "query, and in layer 2 it looks at tokens whose parent equals it. The slider of the first goes through "
+            "training.",
             more=figures.attention_html(attention_views(f)),
         ),
         section(
@@ -255,15 +258,41 @@ def ablation_rows(findings: Findings) -> list[dict[str, object]]:
     ]
 
 
-def attention_views(findings: Findings) -> list[Any]:
-    """A CircuitsVis view of all heads on each example sequence."""
+def edge_facts(findings: Findings) -> dict[tuple[int, int], dict[str, object]]:
+    """What the graph tells of each edge, true or found."""
+    effect, error = findings.knock_out.effect.amax(dim=0), findings.knock_out.standard_error.amax(dim=0)
+    edges = cc.latent_edges(findings.task.graph) | set(findings.recovery.false)
+    facts: dict[tuple[int, int], dict[str, object]] = {
+        (parent, child): {
+            "attention": float(findings.attention[0, :, child, parent].max()),
+            "effect of cutting it (nats)": f"{float(effect[child, parent]):.4f} ± {float(error[child, parent]):.4f}",
+        }
+        for parent, child in sorted(edges)
+    }
+    for c in findings.found.graph["candidates"]:
+        if (c.parent, c.child) in facts:
+            p = f"{c.p_value:.1e}" if c.p_value > 1e-300 else "< 1e-300"
+            facts[c.parent, c.child] |= {"information": c.information, "p (Holm)": p}
+    return facts
+
+
+def head_figures(findings: Findings) -> dict[str, Any]:
+    """Each head's mean attention: those of layer 1 beside the true graph."""
     f = findings
-    names = [f"L{head.layer}H{head.head} {head.role}" for head in f.heads]
-    views = []
-    for index in range(len(f.examples)):
-        tokens = f.examples.tokens[index : index + 1]
-        attention = cc.mean_attention(f.model, tokens)  # one sequence: its own attention
-        pattern = torch.stack([attention[head.layer, head.head] for head in f.heads])
-        labels = figures.position_labels(tokens[0].tolist(), has_query=f.task.has_query)
-        views.append(figures.attention_view(pattern, labels, names))
-    return views
+    drawn = {}
+    for head in f.heads:
+        pattern, name = f.attention[head.layer, head.head], f"L{head.layer}H{head.head} {head.role}"
+        title = f"Attention of {name}, mean over sequences"
+        if head.layer == 0:
+            drawn[name] = figures.plot_attention_and_graph(pattern, f.task.graph, title=title)
+        else:
+            drawn[name] = figures.plot_matrix(pattern, title=title, label="attention weight")
+    return drawn
+
+
+def attention_views(findings: Findings) -> list[Any]:
+    """A CircuitsVis view of all heads on each example sequence; the first through all of training."""
+    f = findings
+    roles, graph = [head.role for head in f.heads], f.task.graph
+    seen = [f.film, *(cc.sequence_attention(f.model, tokens) for tokens in f.examples.tokens[1:])]
+    return [figures.sequence_view(attention, graph, roles=roles) for attention in seen]

@@ -18,6 +18,14 @@ from causal_circuits.discovery import (
     mean_attention,
     recover_graph,
 )
+from causal_circuits.films import (
+    PredictorDistances,
+    PredictorFilm,
+    SequenceAttention,
+    SequenceFilm,
+    named_predictors,
+    sequence_attention,
+)
 from causal_circuits.generalization import WorstKernel, prediction_errors, worst_kernel
 from causal_circuits.graphs import (
     GraphRecovery,
@@ -34,7 +42,14 @@ from causal_circuits.graphs import (
     random_forest,
     validate_graph,
 )
-from causal_circuits.heads import HeadScores, copying_score, detect_induction_heads, induction_mask, parent_mask
+from causal_circuits.heads import (
+    HeadScores,
+    HeadTable,
+    copying_score,
+    detect_induction_heads,
+    induction_mask,
+    parent_mask,
+)
 from causal_circuits.information import (
     ConditionalInformation,
     Formation,
@@ -151,6 +166,7 @@ __all__ = [
     "GraphRecovery",
     "HeadReport",
     "HeadScores",
+    "HeadTable",
     "InContextTask",
     "Information",
     "InformationEstimate",
@@ -160,11 +176,15 @@ __all__ = [
     "PairGain",
     "PatchingResult",
     "Position",
+    "PredictorDistances",
+    "PredictorFilm",
     "RecordAt",
     "RecoveredGraph",
     "ReferenceLosses",
     "Rival",
     "Scrubbed",
+    "SequenceAttention",
+    "SequenceFilm",
     "Slot",
     "Snapshot",
     "Stage",
@@ -218,6 +238,7 @@ __all__ = [
     "mean_attention",
     "measured_gradient",
     "mutual_information",
+    "named_predictors",
     "ngram_graph",
     "ordinary_transformer",
     "pair_gain",
@@ -239,6 +260,7 @@ __all__ = [
     "save_model",
     "score_gradient_of",
     "scrub_hypothesis",
+    "sequence_attention",
     "slots",
     "subset_loss",
     "subset_losses",

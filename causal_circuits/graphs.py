@@ -18,6 +18,8 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
+from causal_circuits.display import short_list, table_html
+
 Parents = Sequence[int | Sequence[int] | None]
 
 
@@ -248,12 +250,15 @@ def attention_cells(graph: nx.DiGraph) -> list[tuple[int, int]]:
     return cells if has_query(graph) else cells + [(last, parent) for parent in parents_of(graph, last + 1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GraphRecovery:
     """How a found graph compares with the true one, over the edges that had to be learned.
 
     `precision` is 1 when nothing was found and `recall` is 1 when there was nothing to find. The structural
     Hamming distance counts missing and false edges (order is fixed by position, so no edge can be reversed).
+
+    >>> compare_graphs(chain_graph(5), pairs_graph(5))
+    GraphRecovery(1 missing: 1 -> 2; 0 false; precision 1.000, recall 0.667, F1 0.800)
     """
 
     precision: float
@@ -263,6 +268,30 @@ class GraphRecovery:
     exact: bool
     missing: tuple[tuple[int, int], ...]
     false: tuple[tuple[int, int], ...]
+
+    def _differences(self) -> dict[str, str]:
+        """Missing and false edges in words."""
+        listed = {"missing": self.missing, "false": self.false}
+        return {what: short_list([f"{a} -> {b}" for a, b in edges]) for what, edges in listed.items()}
+
+    def __repr__(self) -> str:
+        scores = f"precision {self.precision:.3f}, recall {self.recall:.3f}, F1 {self.f1:.3f}"
+        counts = {"missing": len(self.missing), "false": len(self.false)}
+        told = [
+            f"{counts[what]} {what}" + (f": {edges}" if edges else "") for what, edges in self._differences().items()
+        ]
+        return f"GraphRecovery({'the same graph' if self.exact else '; '.join(told)}; {scores})"
+
+    def _repr_html_(self) -> str:
+        """A table of the scores and of every edge that differs."""
+        row = {
+            "precision": self.precision,
+            "recall": self.recall,
+            "F1": self.f1,
+            "structural Hamming distance": self.structural_hamming_distance,
+            **{f"{what} edges": edges or "none" for what, edges in self._differences().items()},
+        }
+        return table_html([row], "The same graph" if self.exact else "The graphs differ")
 
 
 def compare_graphs(true: nx.DiGraph, found: nx.DiGraph) -> GraphRecovery:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from causal_circuits.display import Row, table_html, table_text
 from causal_circuits.graphs import attention_cells, parents_of
 from causal_circuits.models import HookedTransformer, check_model, live_heads
 from causal_circuits.tasks import InContextTask
@@ -51,6 +52,35 @@ class HeadScores:
     transformer_lens_induction_score: float
 
 
+class HeadTable(list[HeadScores]):
+    """The scores of several heads: a list that shows itself as a table, in a terminal and in a notebook.
+
+    >>> HeadTable([HeadScores(0, 0, "parent", 0.1, 0.98, 0.0, 1.0, 0.9, 0.1)])
+    head  role    previous token  parent  induction  copying
+    L0H0  parent             0.1    0.98          0        1
+    """
+
+    def rows(self) -> list[Row]:
+        """One row a head: its name, its role, its calibrated scores."""
+        names = {
+            "previous token": "previous_token_score",
+            "parent": "parent_score",
+            "induction": "induction_score",
+            "copying": "copying_score",
+        }
+        return [
+            {"head": f"L{head.layer}H{head.head}", "role": head.role}
+            | {name: round(float(getattr(head, field)), 3) for name, field in names.items()}
+            for head in self
+        ]
+
+    def __repr__(self) -> str:
+        return table_text(self.rows())
+
+    def _repr_html_(self) -> str:
+        return table_html(self.rows(), "What each head does: 0 is uniform attention, 1 is perfect")
+
+
 @torch.no_grad()
 def detect_induction_heads(
     model: HookedTransformer,
@@ -59,7 +89,7 @@ def detect_induction_heads(
     tokens: Int[Tensor, "batch n_ctx"] | None = None,
     n_sequences: int = 1024,
     seed: int = 0,
-) -> list[HeadScores]:
+) -> HeadTable:
     """Score every live head of any HookedTransformer on sequences of a task.
 
     Args:
@@ -72,7 +102,7 @@ def detect_induction_heads(
     check_model(model, task.d_vocab, task.n_ctx)
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
     _, cache = model.run_with_cache(tokens.to(model.W_U.device), names_filter=names)
-    scores = []
+    scores = HeadTable()
     for layer, head in live_heads(model):
         pattern = cache[names[layer]][:, head].cpu()
         scores.append(_score_head(model, task, tokens.cpu(), pattern, layer, head))

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_circuits.display import sparkline_html, table_html
 from causal_circuits.models import HookedTransformer
 from causal_circuits.storage import read_tensors, tensor_bytes, write_files
 
@@ -99,7 +100,7 @@ class Snapshot:
     score_gradients: Float[Tensor, "layer head_index query_pos key_pos"] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainingRecord:
     """What a training run left behind.
 
@@ -124,6 +125,29 @@ class TrainingRecord:
     seconds: float = 0.0
     sequences_per_s: float = 0.0
     path: str = ""
+
+    def __repr__(self) -> str:
+        recorded = [
+            f"{name.replace('_', ' ')} {list(value.shape)}"
+            for name in ("attention", "score_gradients")
+            if (value := getattr(self, name)) is not None
+        ]
+        return f"TrainingRecord({self._summary()}; {'; '.join([f'{len(self.steps)} states recorded', *recorded])})"
+
+    def _repr_html_(self) -> str:
+        """The loss as a small curve, and a row for every recorded state."""
+        rows = [
+            {"step": step, "loss (nats)": loss}
+            for step, loss in zip(self.steps, self.recorded_losses.tolist(), strict=True)
+        ]
+        curve = sparkline_html(self.losses.numpy(), f"Training loss over {len(self.losses)} steps, logarithmic axis")
+        return curve + table_html(rows, f"TrainingRecord: {self._summary()}")
+
+    def _summary(self) -> str:
+        """Steps, the loss from first to last, and the time, in words."""
+        losses, pace = self.losses, f", {self.path} path" if self.path else ""
+        loss = f", loss {float(losses[0]):.3f} -> {float(losses[-1]):.3f} nats" if len(losses) else ""
+        return f"{len(losses):,} steps{loss}, {self.seconds:.1f} s{pace}"
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `record.safetensors` and `record.json` to a folder (made if missing)."""

@@ -1,8 +1,12 @@
 """Settings and small models shared by all tests."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import networkx as nx
 import pytest
 import torch
+from browser import CHROMIUM, Browser, assert_report_is_sound
 from hypothesis import settings
 
 import causal_circuits as cc
@@ -36,3 +40,23 @@ def chain_task() -> cc.InContextTask:
 def random_model() -> cc.models.HookedTransformer:
     """Two heads, then one, with normal weights, over the chain task's tokens and positions."""
     return cc.disentangled_transformer(4, 6, (2, 1), init_scale=0.5, seed=3)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One headless Chromium for all tests that look at pages."""
+    running = Browser(tmp_path_factory.mktemp("chromium"))
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def look_at_report(request: pytest.FixtureRequest) -> Callable[[Path], None]:
+    """Checks a report in the browser; where there is none (never in CI, see test_browser.py) only its size."""
+
+    def look(path: Path) -> None:
+        assert path.stat().st_size < 6_000_000
+        if CHROMIUM is not None:
+            assert_report_is_sound(request.getfixturevalue("browser"), path)
+
+    return look

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "causal_circuits"
 
 ALLOWED: dict[str, set[str]] = {
-    "graphs": set(),
+    "display": set(),
+    "graphs": {"display"},
     "simd": set(),
     "storage": set(),
     "tasks": {"graphs", "simd"},
@@ -19,12 +20,14 @@ ALLOWED: dict[str, set[str]] = {
     "generalization": {"graphs", "tasks"},
     "models": {"graphs", "simd", "storage"},
     "information": {"graphs", "tasks", "recording"},
-    "recording": {"models", "storage"},
-    "training": {"tasks", "models", "recording", "storage"},
-    "heads": {"graphs", "models", "tasks"},
+    "recording": {"display", "models", "storage"},
+    "films": {"models", "recording", "storage", "tasks"},
+    "training": {"graphs", "tasks", "models", "recording", "storage"},
+    "heads": {"display", "graphs", "models", "tasks"},
     "interventions": {"graphs", "models", "tasks"},
     "discovery": {"graphs", "tasks", "information", "models", "recording", "heads", "interventions"},
     "circuits": {
+        "display",
         "graphs",
         "tasks",
         "information",
@@ -36,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
         "storage",
     },
     "figures": {
+        "display",
         "storage",
         "graphs",
         "tasks",
@@ -44,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
         "generalization",
         "models",
         "recording",
+        "films",
         "training",
         "heads",
         "interventions",

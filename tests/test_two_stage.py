@@ -120,7 +120,7 @@ def test_contexts_without_some_token_are_counted() -> None:
     assert two_stage.share_without_some_token(tokens, 3) == 0.5
 
 
-def test_two_stage_runs_and_writes_its_numbers(tmp_path, capsys, monkeypatch) -> None:
+def test_two_stage_runs_and_writes_its_numbers(tmp_path, capsys, monkeypatch, look_at_report) -> None:
     assert run_analysis("two_stage", ["--quick", "--quiet", "--out", tmp_path], monkeypatch) == 0
     printed = capsys.readouterr().out
     assert "1 of 1 graphs at .99 or more" in printed
@@ -134,7 +134,7 @@ def test_two_stage_runs_and_writes_its_numbers(tmp_path, capsys, monkeypatch) ->
         assert long["missed_attention"] < short["missed_attention"]
         assert results["exponents"][variant]["loss_gap"]["exponent"] < 0
         assert short["loss_gap"] > 0
-    assert (tmp_path / "report.html").read_text().rstrip().endswith("</html>")
+    look_at_report(tmp_path / "report.html")
     assert (tmp_path / "figures" / "missed_attention.svg").exists()
     assert {"command", "config", "versions", "timing"} <= set(results)
 

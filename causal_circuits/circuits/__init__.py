@@ -13,7 +13,7 @@ from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.export import annotated_graph, circuit_frame, export_circuit, plain_values
 from causal_circuits.circuits.formation import Formation, watch_formation, watch_formations
 from causal_circuits.circuits.frontier import Frontier, inert_edges, oracle_frontier
-from causal_circuits.circuits.graph import circuit_edges, circuit_graph, circuit_mask, circuit_subgraph
+from causal_circuits.circuits.graph import CircuitGraph, circuit_edges, circuit_graph, circuit_mask, circuit_subgraph
 from causal_circuits.circuits.ground_truth import GraphScores, score_against_graph
 from causal_circuits.circuits.methods import METHODS, Discovery, MethodName, discover
 from causal_circuits.circuits.onsets import OnsetInterval, onset, onset_interval
@@ -24,6 +24,7 @@ from causal_circuits.circuits.self_checks import SelfCheck, self_checks
 __all__ = [
     "COUNTERFACTUALS",
     "METHODS",
+    "CircuitGraph",
     "CircuitModel",
     "CircuitProof",
     "Counterfactual",

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from causal_circuits.display import Row, table_html, table_text
 from causal_circuits.models import HookedTransformer, Layout, layout_of
 
 Granularity = Literal["head", "slot"]
@@ -28,7 +29,24 @@ INPUTS = ("q", "k", "v")
 LOGITS = "logits"
 
 
-def circuit_graph(model: HookedTransformer, granularity: Granularity = "head") -> nx.DiGraph:
+class CircuitGraph(nx.DiGraph):  # type: ignore[misc]  # networkx is untyped here
+    """A `networkx.DiGraph` of senders and readers that shows itself as a table: who reads whom."""
+
+    def rows(self) -> list[Row]:
+        """One row a reader, in the order of a forward pass."""
+        read: dict[str, list[str]] = {}
+        for sender, reader in circuit_edges(self):
+            read.setdefault(reader, []).append(sender)
+        return [{"reader": reader, "reads": ", ".join(senders)} for reader, senders in read.items()]
+
+    def __repr__(self) -> str:
+        return f"{len(circuit_edges(self))} edges\n{table_text(self.rows())}"
+
+    def _repr_html_(self) -> str:
+        return table_html(self.rows(), f"Circuit of {len(circuit_edges(self))} edges: who reads whom")
+
+
+def circuit_graph(model: HookedTransformer, granularity: Granularity = "head") -> CircuitGraph:
     """The graph of everything that a model of ours could use: with one head in each of two layers, 19 edges.
 
     Args:
@@ -44,7 +62,7 @@ def circuit_graph(model: HookedTransformer, granularity: Granularity = "head") -
     """
     check_granularity(granularity)
     layout = layout_of(model)
-    graph = nx.DiGraph(granularity=granularity, heads=" ".join(map(str, layout.n_heads)), kind=layout.kind)
+    graph = CircuitGraph(granularity=granularity, heads=" ".join(map(str, layout.n_heads)), kind=layout.kind)
     for reader, layer in readers(layout).items():
         graph.add_node(reader, kind="reader", layer=layer)
     for reader, layer in readers(layout).items():
@@ -97,14 +115,27 @@ def circuit_mask(edges: Sequence[Edge], circuit: Circuit) -> Bool[Tensor, " edge
     return mask
 
 
-def circuit_subgraph(graph: nx.DiGraph, circuit: Circuit) -> nx.DiGraph:
-    """The circuit as a graph: its edges, what is inside the heads it passes, and nothing else."""
+def circuit_subgraph(graph: nx.DiGraph, circuit: Circuit) -> CircuitGraph:
+    """The circuit as a graph: its edges, what is inside the heads it passes, and nothing else.
+
+    >>> from causal_circuits import disentangled_transformer
+    >>> graph = circuit_graph(disentangled_transformer(d_vocab=3, n_ctx=4))
+    >>> circuit_subgraph(graph, [("position", "L0H0.k"), ("position", "L0H0.q"), ("L0H0", "logits")])
+    3 edges
+    reader  reads
+    L0H0.q  position
+    L0H0.k  position
+    logits  L0H0
+    """
     edges = circuit_edges(graph)
     mask = circuit_mask(edges, circuit)
     kept = [edge for edge, keep in zip(edges, mask.tolist(), strict=True) if keep]
     nodes = {node for edge in kept for node in edge}
     inside = [(a, b) for a, b, kind in graph.edges(data="kind") if kind == "inside" and a in nodes and b in nodes]
-    return nx.DiGraph(graph.edge_subgraph(kept + inside))
+    part = CircuitGraph(**graph.graph)
+    part.add_nodes_from((node, graph.nodes[node]) for node in graph if node in nodes)  # in the order of a forward pass
+    part.add_edges_from((a, b, graph.edges[a, b]) for a, b in [*kept, *inside])
+    return part
 
 
 def readers(layout: Layout) -> dict[str, int]:

@@ -18,6 +18,7 @@ from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.graph import Circuit, Edge
 from causal_circuits.discovery import holm
 from causal_circuits.discovery.testing import upper_tail
+from causal_circuits.display import Row, table_html, table_text
 
 LEVEL = 0.01
 FAITHFUL = 0.1  # how far from 1 the interval of f may reach
@@ -52,7 +53,7 @@ class Criterion:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CircuitProof:
     """The verdict on a circuit.
 
@@ -92,6 +93,19 @@ class CircuitProof:
         if self.proved:
             return f"proved: these {len(self.circuit)} edges are the circuit"
         return "not proved: " + "; ".join(criterion.reason for criterion in self.criteria if not criterion.passed)
+
+    def _rows(self) -> list[Row]:
+        return [{"criterion": c.name, "passed": c.passed, "why": c.reason} for c in self.criteria]
+
+    def __repr__(self) -> str:
+        return f"{self.verdict}\n{table_text(self._rows())}"
+
+    def _repr_html_(self) -> str:
+        edges = [
+            {"edge": " -> ".join(e.edge), "cost without it": e.effect, "p (Holm)": e.p_value, "needed": e.needed}
+            for e in self.edges
+        ]
+        return table_html(self._rows(), self.verdict) + table_html(edges, "What each edge of the circuit is worth")
 
 
 def prove_circuit(

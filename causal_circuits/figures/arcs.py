@@ -33,34 +33,36 @@ def plot_graph_comparison(true: nx.DiGraph, found: nx.DiGraph, ax: Axes | None =
     _draw_arcs(ax, false, "false", colour=BLACK, style="-.", width=1.4, side=-1)
     if has_query(true):
         _draw_arcs(ax, {(n_ctx - 1, n_ctx)}, "given", colour=GREY, style="-", width=0.8)
-    _draw_nodes(ax, true)
-    _frame(ax, n_ctx, latent_edges(true), false)
+    draw_nodes(ax, true)
+    frame_arcs(ax, n_ctx, latent_edges(true), false)
+    _legend(ax)
     return ax
 
 
-def _arc(parent: int, child: int, side: int) -> np.ndarray:
+def arc_points(parent: int, child: int, side: int) -> np.ndarray:
     """[49, 2] points of half an ellipse from parent to child; longer edges are higher, but less than in proportion."""
     angle = np.linspace(np.pi, 0.0, 49)
     radius = (child - parent) / 2
     return np.column_stack(
-        [(parent + child) / 2 + radius * np.cos(angle), side * _height(parent, child) * np.sin(angle)]
+        [(parent + child) / 2 + radius * np.cos(angle), side * arc_height(parent, child) * np.sin(angle)]
     )
 
 
-def _height(parent: int, child: int) -> float:
+def arc_height(parent: int, child: int) -> float:
+    """How high an arc rises, in positions."""
     return float((child - parent) ** 0.7)
 
 
 def _draw_arcs(ax: Axes, edges: Edges, name: str, *, colour: str, style: str, width: float, side: int = 1) -> None:
     lines = LineCollection(
-        [_arc(*edge, side) for edge in sorted(edges)], colors=colour, linewidths=width, linestyles=style
+        [arc_points(*edge, side) for edge in sorted(edges)], colors=colour, linewidths=width, linestyles=style
     )
     lines.set_label(f"{name} ({len(edges)})")
     lines.set_gid(name)
     ax.add_collection(lines, autolim=False)
 
 
-def _draw_nodes(ax: Axes, graph: nx.DiGraph) -> None:
+def draw_nodes(ax: Axes, graph: nx.DiGraph) -> None:
     """A dot a position, hollow squares for query and target, which are named."""
     n_ctx = n_ctx_of(graph)
     special = {n_ctx: "target"} | ({n_ctx - 1: "query"} if has_query(graph) else {})
@@ -83,10 +85,10 @@ def _draw_nodes(ax: Axes, graph: nx.DiGraph) -> None:
         )
 
 
-def _frame(ax: Axes, n_ctx: int, above: Edges, below: Edges) -> None:
+def frame_arcs(ax: Axes, n_ctx: int, above: Edges, below: Edges) -> None:
     """Limits around the arcs, a tick a position (or every fifth), no vertical axis: heights mean nothing."""
-    top = max([2.0, *(_height(*edge) for edge in above)])
-    bottom = max([_height(*edge) for edge in below], default=0.0)
+    top = max([2.0, *(arc_height(*edge) for edge in above)])
+    bottom = max([arc_height(*edge) for edge in below], default=0.0)
     ax.set_xlim(-0.8, n_ctx + 0.8)
     ax.set_ylim(-max(bottom, 0.35 * top) * 1.1, top * 1.1)
     ax.set_xticks(range(0, n_ctx + 1, 1 if n_ctx <= 30 else 5))
@@ -95,6 +97,10 @@ def _frame(ax: Axes, n_ctx: int, above: Edges, below: Edges) -> None:
     for side in ("left", "right", "top"):
         ax.spines[side].set_visible(False)
     ax.set_xlabel("position (edges run from left, the parent, to right, the child)")
+
+
+def _legend(ax: Axes) -> None:
+    """Above the arcs, the kinds of edges and their counts."""
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=SMALL)
 
 
@@ -110,11 +116,12 @@ def plot_recovered_graph(recovered: RecoveredGraph, ax: Axes | None = None) -> A
     edges = latent_edges(graph)
     _draw_arcs(ax, edges, "edge found", colour=MODEL, style="-", width=1.8)
     _draw_arcs(ax, {(n_ctx - 1, n_ctx)}, "given", colour=GREY, style="-", width=0.8)
-    _draw_nodes(ax, graph)
+    draw_nodes(ax, graph)
     if undecided:
         label = f"undecided ({len(undecided)})"
         ax.plot(undecided, [0] * len(undecided), "o", mfc="white", mec=TRUE_EDGE, markersize=9, zorder=4, label=label)
         for position in undecided:
             ax.annotate("?", (position, 0), ha="center", va="center", fontsize=SMALL - 1, color=TRUE_EDGE, zorder=5)
-    _frame(ax, n_ctx, edges, set())
+    frame_arcs(ax, n_ctx, edges, set())
+    _legend(ax)
     return ax

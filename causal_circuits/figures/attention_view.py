@@ -7,7 +7,7 @@ from a CDN when it can. Here the input is checked first, and the script is alway
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from html import escape
 from importlib.util import find_spec
@@ -21,12 +21,53 @@ from causal_circuits.figures.style import MODEL, to_numpy
 
 ROW_SUM_TOLERANCE = 1e-3
 _NUMBERS = itertools.count(1)
-# CircuitsVis gives a head's thumbnail a twelfth of the window; a fixed size reads better for a few heads.
+# CircuitsVis gives a head's thumbnail a twelfth of the window; a fixed size reads better for a few heads. Its white
+# names on bright colours are too faint to read: they stand on dark grey here.
 _STYLE = (
     "<style>.attention-view{max-width:44rem}.attention-view h2,.attention-view h3,.attention-view h4"
     "{font:600 .85rem system-ui,sans-serif;border:0}"
-    ".attention-view>div>div:first-of-type>div{flex:0 0 8rem!important;max-width:8rem!important}</style>"
+    ".attention-view h2,.attention-view h4{background:#333!important;color:#fff!important}"
+    ".attention-view>div>div:first-of-type>div{flex:0 0 8rem!important;max-width:8rem!important}"
+    "@media(max-width:40rem){.attention-view h2{display:none}}"
+    ".attention-steps{display:flex;flex-wrap:wrap;gap:.25rem 1rem;align-items:center;max-width:44rem}"
+    ".attention-steps input{flex:1 1 12rem}.attention-steps output{min-width:8rem}</style>"
 )
+# What CircuitsVis leaves out: names for its pictures, and heads that a keyboard can choose.
+_NAME = """
+const view = document.getElementById("NAME"), thumbnails = () => [...view.querySelectorAll("h4")];
+new MutationObserver(() => {
+  for (const name of thumbnails()) {
+    const button = name.parentElement.parentElement;
+    button.setAttribute("role", "button");
+    button.setAttribute("aria-label", `Attention of ${name.textContent}`);
+    button.tabIndex = 0;
+    button.onkeydown = (event) => {
+      if (event.key === "Enter" || event.key === " ") { event.preventDefault(); button.click(); }
+    };
+  }
+  for (const picture of view.querySelectorAll("canvas")) {
+    const small = picture.closest("[role=button]");
+    picture.setAttribute("aria-label", small ? small.getAttribute("aria-label") : "Attention of the chosen head");
+  }
+}).observe(view, { childList: true, subtree: true });"""
+# CircuitsVis keeps no handle on what it rendered, but renders anew when the pointer enters or leaves a head's
+# thumbnail: a wrapper hands it the pattern of the step that the slider shows, and the pointer is played.
+_SCRUB = """
+const slider = document.getElementById("NAME-step"), shown = document.getElementById("NAME-shown");
+const frames = FRAMES, steps = STEPS, properties = PROPERTIES;
+let locked = 0;
+view.addEventListener("click", (event) => {
+  const at = thumbnails().findIndex((name) => name.parentElement.parentElement.contains(event.target));
+  if (at >= 0) locked = at;
+});
+const heads = () => CircuitsVis.AttentionHeads({ ...properties, attention: frames[+slider.value] });
+CircuitsVis.render("NAME", heads, {});
+slider.addEventListener("input", () => {
+  slider.setAttribute("aria-valuetext", shown.textContent = steps[+slider.value]);
+  const thumbnail = thumbnails()[locked];
+  thumbnail.dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
+  setTimeout(() => thumbnail.dispatchEvent(new MouseEvent("mouseout", { bubbles: true })), 40);
+});"""
 
 
 @dataclass(frozen=True)
@@ -37,11 +78,15 @@ class AttentionView:
         labels: one a position.
         head_names: one a head.
         properties: what the React component gets, as JSON that is safe inside a script element.
+        steps: of training, if a slider goes through them; else empty.
+        frames: the patterns at these steps, as JSON.
     """
 
     labels: tuple[str, ...]
     head_names: tuple[str, ...]
-    properties: str
+    properties: str = field(repr=False)
+    steps: tuple[int, ...] = ()
+    frames: str = field(default="[]", repr=False)
 
     def _repr_html_(self) -> str:
         """The view with its own copy of the JavaScript (1.3 MB)."""
@@ -59,23 +104,51 @@ class AttentionView:
     def _html(self, name: str, load: str) -> str:
         heads = escape(", ".join(self.head_names))
         return (
-            f'{_STYLE}<div class="attention-view" id="{name}" role="group" aria-label="Attention of {heads}"></div>\n'
+            f'{_STYLE}{self._slider(name)}<div class="attention-view" id="{name}" role="group" '
+            f'aria-label="Attention of {heads}"></div>\n'
             "<noscript><p>The interactive attention view needs JavaScript; everything else on this page does not."
             "</p></noscript>\n"
-            f'<script type="module">\n{load}'
-            f'CircuitsVis.render("{name}", CircuitsVis.AttentionHeads, {self.properties});\n</script>'
+            f'<script type="module">\n{load}{self._script(name)}\n</script>'
         )
+
+    def _slider(self, name: str) -> str:
+        if not self.steps:
+            return ""
+        last, shown = len(self.steps) - 1, self._step_names()[-1]
+        return (
+            f'<div class="attention-steps"><label for="{name}-step">Training step</label>'
+            f'<input type="range" id="{name}-step" min="0" max="{last}" value="{last}" aria-valuetext="{shown}">'
+            f'<output id="{name}-shown" for="{name}-step">{shown}</output></div>\n'
+        )
+
+    def _step_names(self) -> list[str]:
+        return [f"step {step:,}" for step in self.steps]
+
+    def _script(self, name: str) -> str:
+        naming = _NAME.strip().replace("NAME", name) + "\n"
+        if not self.steps:
+            return f'{naming}CircuitsVis.render("{name}", CircuitsVis.AttentionHeads, {self.properties});'
+        values = {"NAME": name, "STEPS": _script_json(self._step_names())}
+        values |= {"FRAMES": self.frames, "PROPERTIES": self.properties}  # last: their text holds no other key
+        script = _SCRUB.strip()
+        for key, value in values.items():
+            script = script.replace(key, value)
+        return naming + script
 
 
 def attention_view(
-    attention: Tensor | np.ndarray, labels: Sequence[str], head_names: Sequence[str] | None = None
+    attention: Tensor | np.ndarray,
+    labels: Sequence[str],
+    head_names: Sequence[str] | None = None,
+    steps: Sequence[int] | None = None,
 ) -> AttentionView:
     """An interactive view of the attention patterns of one sequence (or of a batch mean), checked before it is drawn.
 
     Args:
-        attention: [head_index, query_pos, key_pos]; causal, rows sum to 1.
+        attention: [head_index, query_pos, key_pos]; causal, rows sum to 1. With `steps` [step, head_index, ...].
         labels: [n_ctx] strings, one a position; `position_labels` makes them from tokens.
         head_names: one a head, e.g. "L0H0"; None numbers them.
+        steps: of training, one for each first index of `attention`: a slider goes through them, the last is shown.
 
     Raises:
         ValueError: labels or names are not strings or of the wrong number, or the attention is not 3-D, square, finite,
@@ -85,15 +158,23 @@ def attention_view(
     >>> view.head_names
     ('head 0',)
     """
-    values = to_numpy(attention)
-    _check_shape(values)
-    n_heads, n_ctx, _ = values.shape
+    frames = to_numpy(attention) if steps is not None else to_numpy(attention)[None]
+    if steps is not None and (frames.ndim != 4 or len(steps) != len(frames) or not len(frames)):
+        raise ValueError(
+            f"attention at several steps must be [step, head_index, query_pos, key_pos], one step or more: got shape "
+            f"{list(frames.shape)} for {len(steps)} steps"
+        )
+    for values in frames:
+        _check_shape(values)
+    n_heads, n_ctx, _ = frames[-1].shape
     names = [f"head {head}" for head in range(n_heads)] if head_names is None else head_names
     _check_strings("labels", labels, n_ctx, "position")
     _check_strings("head_names", names, n_heads, "head")
-    _check_attention(values)
+    for values in frames:
+        _check_attention(values)
+    patterns = np.tril(frames.round(4)).tolist()
     properties = {
-        "attention": np.tril(values.round(4)).tolist(),
+        "attention": patterns[-1],
         "tokens": list(labels),
         "attentionHeadNames": list(names),
         "maxValue": 1,
@@ -101,22 +182,8 @@ def attention_view(
         "positiveColor": MODEL,
         "maskUpperTri": True,
     }
-    return AttentionView(tuple(labels), tuple(names), _script_json(properties))
-
-
-def position_labels(tokens: Tensor | np.ndarray | Sequence[int], has_query: bool = True) -> list[str]:
-    """A label for each position of one sequence that gives position and token; the last is the query.
-
-    Args:
-        tokens: [n_ctx], of one sequence.
-        has_query: name the last position "query" (see `graphs.has_query`).
-
-    >>> position_labels([3, 0, 7])
-    ['p0=3', 'p1=0', 'query=7']
-    """
-    values = [int(token) for token in tokens]
-    labels = [f"p{position}={token}" for position, token in enumerate(values)]
-    return [*labels[:-1], f"query={values[-1]}"] if has_query and values else labels
+    view = AttentionView(tuple(labels), tuple(names), _script_json(properties))
+    return view if steps is None else replace(view, steps=tuple(steps), frames=_script_json(patterns))
 
 
 @cache

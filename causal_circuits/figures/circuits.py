@@ -29,31 +29,44 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _FAINT = "#C8C8C8"
 
 
-def plot_circuit(graph: nx.DiGraph, circuit: Circuit, ax: Axes | None = None, title: str = "") -> Axes:
+def plot_circuit(
+    graph: nx.DiGraph,
+    circuit: Circuit,
+    ax: Axes | None = None,
+    title: str = "",
+    effects: Mapping[tuple[str, str], float] | None = None,
+) -> Axes:
     """The model from the embeddings (left) to the logits (right); edges of the circuit thick, all others faint.
 
     Args:
         graph: from `circuit_graph`.
         circuit: a part of it.
         title: of the axes.
+        effects: (sender, reader) -> what cutting the edge costs (`NeededEdge.effect`, `CircuitModel.effects`);
+            written on the edges of the circuit, which are as thick as they are worth.
     """
     places = _places(graph)
     width = 1 + max(x for x, _ in places.values())
     ax = new_axes(ax, 1.75 * width + 0.6, 4.0)
     edges = circuit_edges(graph)
     kept = circuit_mask(edges, circuit).tolist()
+    ax.set_xlim(-0.55, width - 0.45)
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_axis_off()
     inside = [(a, b) for a, b, kind in graph.edges(data="kind") if kind == "inside"]
     for edge in inside:
         _arrow(ax, places, edge, GREY, 1.0, ":")
+    largest = max((abs(value) for value in (effects or {}).values()), default=0.0) or 1.0
     for edge, keep in sorted(zip(edges, kept, strict=True), key=lambda pair: pair[1]):
-        _arrow(ax, places, edge, BLUE if keep else _FAINT, 2.0 if keep else 0.6, "-")
+        effect = (effects or {}).get(edge)
+        width = 2.0 if effect is None else 1.0 + 4.0 * abs(effect) / largest
+        _arrow(ax, places, edge, BLUE if keep else _FAINT, width if keep else 0.6, "-")
+        if keep and effect is not None:
+            _write_on(ax, places, edge, f"{effect:.2g}")
     in_use = {node for edge, keep in zip(edges, kept, strict=True) if keep for node in edge}
     for node, (x, y) in places.items():
         shown = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": BLACK if node in in_use else _FAINT}
         ax.text(x, y, node, ha="center", va="center", bbox=shown, color=BLACK if node in in_use else GREY, zorder=4)
-    ax.set_xlim(-0.55, width - 0.45)
-    ax.set_ylim(-0.02, 1.02)
-    ax.set_axis_off()
     handles = [
         Line2D([], [], color=BLUE, linewidth=2, label=f"in the circuit ({sum(kept)})"),
         Line2D([], [], color=_FAINT, linewidth=1, label=f"not in it ({len(kept) - sum(kept)})"),
@@ -230,15 +243,37 @@ def _arrow(
     ax: Axes, places: Mapping[str, tuple[float, float]], edge: tuple[str, str], colour: str, width: float, style: str
 ) -> None:
     """An arrow; the further it reaches, the more it bends, so that it passes the columns between."""
-    (x0, _), (x1, _) = places[edge[0]], places[edge[1]]
-    bend = 0.0 if x1 - x0 <= 1 else 0.1 + 0.02 * (x1 - x0)
     arrow = {
         "arrowstyle": "-|>",
         "color": colour,
         "linewidth": width,
         "linestyle": style,
-        "connectionstyle": f"arc3,rad={-bend if places[edge[0]][1] >= 0.5 else bend}",
+        "connectionstyle": f"arc3,rad={_bend(places, edge)}",
         "shrinkA": 16,
         "shrinkB": 16,
     }
     ax.annotate("", places[edge[1]], places[edge[0]], arrowprops=arrow, zorder=2 if width < 1.5 else 3)
+
+
+def _bend(places: Mapping[str, tuple[float, float]], edge: tuple[str, str]) -> float:
+    """Matplotlib's rad of an edge's arc: none between neighbouring columns, else away from the middle."""
+    (x0, y0), (x1, _) = places[edge[0]], places[edge[1]]
+    bend = 0.0 if x1 - x0 <= 1 else 0.1 + 0.02 * (x1 - x0)
+    return -bend if y0 >= 0.5 else bend
+
+
+def _write_on(ax: Axes, places: Mapping[str, tuple[float, float]], edge: tuple[str, str], text: str) -> None:
+    """A number on an edge, just before its reader; limits must be set before.
+
+    Those of one reader stand one behind the other, so that edges that come together keep their numbers apart.
+    """
+    reader, reach = edge[1], places[edge[1]][0] - places[edge[0]][0]
+    rank = sum(text.get_gid() == f"into {reader}" for text in ax.texts)
+    start, end = ax.transData.transform([places[edge[0]], places[edge[1]]])
+    across = np.array([end[1] - start[1], start[0] - end[0]])
+    control = (start + end) / 2 + _bend(places, edge) * across
+    t = 1 - min(0.36 + 0.15 * rank, 0.75) / reach
+    point = (1 - t) ** 2 * start + 2 * t * (1 - t) * control + t**2 * end  # arc3 is a quadratic Bezier curve
+    x, y = ax.transData.inverted().transform(point)
+    plain = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.9}
+    ax.text(x, y, text, ha="center", va="center", fontsize=SMALL, bbox=plain, zorder=5, gid=f"into {reader}")

@@ -21,7 +21,8 @@ from causal_circuits.figures.style import (
     new_axes,
     to_numpy,
 )
-from causal_circuits.graphs import attention_cells
+from causal_circuits.graphs import attention_cells, has_query
+from causal_circuits.interventions import KnockOut
 from causal_circuits.recording import TrainingRecord
 
 SEQUENTIAL, DIVERGING = "Blues", "RdBu_r"
@@ -72,6 +73,29 @@ def plot_matrix(
         _outline_true_edges(ax, graph, BLACK if diverging else TRUE_EDGE)
     _finish(ax, title, image, label)
     return ax
+
+
+def plot_knock_out(knock_out: KnockOut, graph: nx.DiGraph, head: int | None = None, ax: Axes | None = None) -> Axes:
+    """What cutting each attention entry costs, against the adjacency of the true graph (open squares).
+
+    The row of a query is left blank: it has no parent, and its effects would drown the others' colours.
+
+    Args:
+        knock_out: from `knock_out_edges`.
+        graph: the true graph.
+        head: of the layer; None takes for each entry the head whose cut costs most.
+    """
+    effect = to_numpy(knock_out.effect)
+    if head is not None and not 0 <= head < len(effect):
+        raise ValueError(f"the knock-out is of heads 0 .. {len(effect) - 1}: got head {head}")
+    shown = np.fmax.reduce(effect, axis=0) if head is None else effect[head].copy()
+    check_square(shown, graph)
+    if has_query(graph):
+        shown[-1] = np.nan
+    which = "any head" if head is None else f"L{knock_out.layer}H{head}"
+    title = f"Cost of cutting one entry of {which if len(effect) > 1 or head is not None else f'L{knock_out.layer}H0'}"
+    unit = "nats above the whole model" if knock_out.metric == "loss" else f"change of {knock_out.metric}"
+    return plot_matrix(shown, graph, ax, title, unit, diverging=True)
 
 
 def plot_film_strip(

@@ -1,9 +1,30 @@
 """The style sheet of a report: light, readable on a phone, printable, contrast AA or better."""
 
-PAGE_STYLE = """
+PARTS_STYLE = """
+.graph-view .figure, .graph-film .figure { overflow-x: auto; }
+.edge { cursor: pointer; outline: none; }
+.edge path { fill: none; }
+.edge .line { stroke-width: 2; }
+.edge .around { stroke: transparent; stroke-width: 12; }
+.edge:hover .line, .edge:focus-visible .line, .edge.chosen .line { stroke-width: 4.5; }
+.positions text { font: 11px system-ui, sans-serif; fill: #1a1a1a; stroke: #fff; stroke-width: 3; paint-order: stroke; }
+.told { min-height: 3.1em; margin: .25rem 0 1rem; max-width: 46rem; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.5rem; margin: 0; font-size: .875rem; }
+.head-buttons:not([hidden]), .film-controls:not([hidden]) {
+  display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; }
+.film-controls input { flex: 0 1 18rem; }
+button { font: inherit; padding: .35rem .9rem; color: #1a1a1a; background: #fff; border: 1px solid #6e6e6e;
+  border-radius: .3rem; cursor: pointer; }
+button[aria-pressed="true"] { color: #fff; background: #005a8c; border-color: #005a8c; }
+"""
+
+PAGE_STYLE = (
+    PARTS_STYLE
+    + """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem 1.25rem 4rem; max-width: 66rem; background: #fff; color: #1a1a1a;
+  overflow-wrap: anywhere;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 1rem 0; }
 h2 { font-size: 1.25rem; line-height: 1.3; margin: 0 0 .5rem; }
@@ -27,9 +48,10 @@ nav li { padding: .15rem 0; }
 .again { margin: 1rem 0 .25rem; font-size: .875rem; }
 pre { margin: 0; padding: .6rem .8rem; overflow-x: auto; background: #f3f3f3; border-radius: .3rem; }
 code { font: .875rem/1.4 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table { width: max-content; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: .4rem; }
-th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #d5d5d5; text-align: left; vertical-align: top; }
+th, td { max-width: 24rem; overflow-wrap: normal; padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top;
+  border-bottom: 1px solid #d5d5d5; }
 th { border-bottom: 2px solid #8a8a8a; }
 .number { text-align: right; white-space: nowrap; }
 .meta dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.25rem; margin: 0; font-size: .9rem; }
@@ -43,10 +65,17 @@ th { border-bottom: 2px solid #8a8a8a; }
 }
 @media print {
   body { max-width: none; padding: 0; font-size: 11pt; }
-  nav, .again, .again + pre { display: none; }
+  nav, .again, .again + pre, .head-buttons, .film-controls, .attention-steps { display: none !important; }
+  table { width: auto; }
+  .attention-view { max-width: 13cm; }
+  .side-by-side { gap: 0 2%; }
+  .side-by-side > .figure, .head-panel { flex: 0 0 49%; max-width: 49%; }
+  .head-panel { display: inline-block; width: 49%; vertical-align: top; }
+  .head-panel[hidden] { display: inline-block !important; }
   .figure, .scroll { overflow: visible; }
   .figure svg, .figure img { min-width: 0 !important; max-width: 100% !important; }
   .figure, table, .verdict li { break-inside: avoid; }
   h2, .shows { break-after: avoid; }
 }
 """
+)

@@ -74,7 +74,7 @@ def plot_loss(
     _label_levels(ax, levels)
     ax.set_xlabel("training step (log scale)")
     ax.set_ylabel("cross-entropy (nats)")
-    ax.legend(loc="best", frameon=False, fontsize=SMALL)
+    ax.legend(loc="best", facecolor="white", edgecolor="none", framealpha=0.9, fontsize=SMALL)
     return ax
 
 

@@ -1,25 +1,37 @@
 """One self-contained HTML page: the verdict first, then the evidence, each figure with the command that remakes it.
 
 The page makes no request: no fonts, no CDN, no favicon, and a content security policy under which a browser would
-refuse any. Text is escaped; `Section.body` is HTML, made by `figure_html`, `table_html` and `attention_html`.
+refuse any. Text is escaped; `Section.body` is HTML, made by `figure_html`, `table_html`,
+`attention_html`, `interactive_graph` and `graph_film_html`.
 """
 
-import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-import numpy as np
-from torch import Tensor
-
+from causal_circuits.figures.animation import play_script
 from causal_circuits.figures.attention_view import AttentionView, circuits_vis_bundle
+from causal_circuits.figures.graph_view import explore_script
 from causal_circuits.figures.page_style import PAGE_STYLE
 from causal_circuits.storage import write_files
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
-_VIEW_MARK = '<div class="attention-view"'
+# What scrolls sideways must be reached by keyboard; what does not must not stop the Tab key.
+_SCROLL = """
+const reach = () => {
+  for (const box of document.querySelectorAll(".figure, .scroll, pre"))
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0; else box.removeAttribute("tabindex");
+};
+addEventListener("load", reach);
+addEventListener("resize", reach);"""
+# What moves on a page, by the mark of its body, and the script that moves it: in the page once, if any section has one.
+_SCRIPTS: dict[str, Callable[[], str]] = {
+    '<div class="attention-view"': circuits_vis_bundle,
+    '<div class="graph-view"': explore_script,
+    '<div class="graph-film"': play_script,
+}
 
 
 @dataclass(frozen=True)
@@ -76,9 +88,9 @@ def write_report(
 
 
 def report_html(*, title: str, verdict: Sequence[Check], sections: Sequence[Section], meta: Mapping[str, str]) -> str:
-    """The page as text; the CircuitsVis script stands in it once if any section holds a view, else not at all."""
+    """The page as text; each script stands in it once if any section needs it, else not at all."""
     numbered = list(enumerate(sections, start=1))
-    has_views = any(_VIEW_MARK in section.body for section in sections)
+    needed = [script for mark, script in _SCRIPTS.items() if any(mark in section.body for section in sections)]
     parts = [
         _head(title),
         f"<header><h1>{escape(title)}</h1></header>\n<main>",
@@ -87,57 +99,15 @@ def report_html(*, title: str, verdict: Sequence[Check], sections: Sequence[Sect
         *(_section_html(number, section) for number, section in numbered),
         _meta_html(meta),
         "</main>",
-        f"<script>{circuits_vis_bundle()}</script>" if has_views else "",
+        *(f"<script>{script}</script>" for script in (_SCROLL.strip(), *(script() for script in needed))),
         "</body>\n</html>\n",
     ]
     return "\n".join(part for part in parts if part)
 
 
-def table_html(rows: Sequence[Mapping[str, object]], caption: str) -> str:
-    """A table with a column for each key (in order of first appearance); all text escaped, numbers right-aligned.
-
-    Integers as they are (from 10,000 on with commas), other numbers to four significant digits, None and NaN as a dash.
-    """
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    head = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in columns)
-    body = "".join(f"<tr>{''.join(_cell(row.get(column)) for column in columns)}</tr>\n" for row in rows)
-    if not columns:
-        head, body = '<th scope="col">result</th>', "<tr><td>no rows</td></tr>\n"
-    return (
-        f'<div class="scroll"><table><caption>{escape(caption)}</caption>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
-    )
-
-
 def attention_html(views: Sequence[AttentionView]) -> str:
     """CircuitsVis views for a section's body, without the script, which `write_report` adds once a page."""
     return "\n".join(f'<div class="figure">{view.fragment()}</div>' for view in views)
-
-
-def format_value(value: object) -> str:
-    """A table's text for a value.
-
-    >>> [format_value(value) for value in (0.123456, 12, 250_000, True, None, float("nan"))]
-    ['0.1235', '12', '250,000', 'yes', '-', '-']
-    """
-    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
-        value = value.item()
-    if value is None:
-        return "-"
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if isinstance(value, numbers.Integral):
-        return f"{int(value):,}" if abs(int(value)) >= 10_000 else str(int(value))
-    if isinstance(value, numbers.Real):
-        number = float(value)
-        return "-" if number != number else f"{number:.4g}"
-    return str(value)
-
-
-def _cell(value: object) -> str:
-    is_number = isinstance(value, numbers.Real | Tensor | np.ndarray) and not isinstance(value, bool)
-    opening = '<td class="number">' if is_number else "<td>"
-    return f"{opening}{escape(format_value(value))}</td>"
 
 
 def _head(title: str) -> str:

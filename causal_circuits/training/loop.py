@@ -17,6 +17,7 @@ from causal_circuits.training.keeping import Keeper
 from causal_circuits.training.recipe import TrainConfig
 from causal_circuits.training.runs import FusedRun, StructuredRun
 from causal_circuits.training.steps import trainable_parameters
+from causal_circuits.training.tally import parents_found
 
 OnRecord = Callable[[int, HookedTransformer], None]
 
@@ -130,6 +131,8 @@ def _run(
             if on_record is not None:
                 run.write_back()
                 on_record(snapshot.step, model)
+        if not bar.disable:
+            bar.set_description(parents_found(tasks, snapshots, record), refresh=False)
 
     bar = tqdm(total=n_steps, initial=kept.step, desc="training", unit="step", disable=hidden)
     with _torch_threads(fused) as n_threads, kept.listening(), bar:

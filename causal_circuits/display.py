@@ -1,0 +1,115 @@
+"""How results show themselves: rows as text for a terminal and as HTML for a notebook or a page; all text is escaped.
+
+The classes of results call this from `__repr__` and `_repr_html_`; figures, which need matplotlib, are elsewhere.
+"""
+
+import numbers
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+from torch import Tensor
+
+Row = Mapping[str, object]
+
+
+def table_text(rows: Sequence[Row]) -> str:
+    """Rows as aligned columns, a column for each key (in order of first appearance); numbers to the right.
+
+    >>> print(table_text([{"head": "L0H0", "score": 0.98765}, {"head": "L1H0", "score": None}]))
+    head   score
+    L0H0  0.9877
+    L1H0       -
+    """
+    columns = _columns(rows)
+    if not columns:
+        return "no rows"
+    cells = [[format_value(row.get(column)) for column in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    right = [any(_is_number(row.get(column)) for row in rows) for column in columns]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in [columns, *cells]
+    )
+
+
+def table_html(rows: Sequence[Row], caption: str) -> str:
+    """A table with a column for each key (in order of first appearance); all text escaped, numbers right-aligned.
+
+    Integers as they are (from 10,000 on with commas), other numbers to four significant digits, None and NaN as a dash.
+    """
+    columns = _columns(rows)
+    head = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in columns)
+    body = "".join(f"<tr>{''.join(_cell(row.get(column)) for column in columns)}</tr>\n" for row in rows)
+    if not columns:
+        head, body = '<th scope="col">result</th>', "<tr><td>no rows</td></tr>\n"
+    return (
+        f'<div class="scroll"><table><caption>{escape(caption)}</caption>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
+    )
+
+
+def format_value(value: object) -> str:
+    """A table's text for a value.
+
+    >>> [format_value(value) for value in (0.123456, 12, 250_000, True, None, float("nan"))]
+    ['0.1235', '12', '250,000', 'yes', '-', '-']
+    """
+    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
+        value = value.item()
+    if value is None:
+        return "-"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, numbers.Integral):
+        return f"{int(value):,}" if abs(int(value)) >= 10_000 else str(int(value))
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        return "-" if number != number else f"{number:.4g}"
+    return str(value)
+
+
+def sparkline_html(values: Sequence[float] | np.ndarray, label: str) -> str:
+    """A small curve over a logarithmic step axis, as an inline SVG with a label for those who do not see it.
+
+    At most 120 points are drawn: the mean over each stretch of steps. Values that are not finite are left out.
+    """
+    finite = np.asarray(values, dtype=np.float64)
+    ends = np.unique(np.geomspace(1, max(len(finite), 1), 121).round().astype(int))
+    stretches = [(end, finite[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    means = [(end, chunk[np.isfinite(chunk)].mean()) for end, chunk in stretches if np.isfinite(chunk).any()]
+    if not means:
+        return ""
+    low, high = min(y for _, y in means), max(y for _, y in means)
+    width, height = np.log(max(len(finite), 2)), high - low or 1.0
+    points = " ".join(f"{2 + 236 * np.log(x) / width:.1f},{42 - 36 * (y - low) / height:.1f}" for x, y in means)
+    return (
+        f'<svg viewBox="0 0 240 46" width="240" height="46" role="img" aria-label="{escape(label)}">'
+        f'<polyline points="{points}" fill="none" stroke="#0072B2" stroke-width="1.5"/></svg>'
+    )
+
+
+def short_list(values: Sequence[object], at_most: int = 6) -> str:
+    """The first values, and how many more there are.
+
+    >>> short_list(["0 -> 1", "1 -> 2"]), short_list(range(9), at_most=3)
+    ('0 -> 1, 1 -> 2', '0, 1, 2 and 6 more')
+    """
+    shown = ", ".join(str(value) for value in values[:at_most])
+    return shown if len(values) <= at_most else f"{shown} and {len(values) - at_most} more"
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real | Tensor | np.ndarray) and not isinstance(value, bool)
+
+
+def _cell(value: object) -> str:
+    opening = '<td class="number">' if _is_number(value) else "<td>"
+    return f"{opening}{escape(format_value(value))}</td>"

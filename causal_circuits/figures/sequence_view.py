@@ -1,0 +1,83 @@
+"""The heads of a model on one sequence, with tokens and roles as labels, and a slider through training."""
+
+from collections.abc import Sequence
+
+import networkx as nx
+import numpy as np
+from torch import Tensor
+
+from causal_circuits.figures.attention_view import AttentionView, attention_view
+from causal_circuits.films import SequenceAttention
+from causal_circuits.graphs import has_query as graph_has_query
+from causal_circuits.graphs import n_ctx_of
+
+
+def sequence_view(
+    seen: SequenceAttention,
+    graph: nx.DiGraph | None = None,
+    names: Sequence[str] | None = None,
+    roles: Sequence[str] | None = None,
+) -> AttentionView:
+    """Every head's attention on a sequence; where several steps were seen, a slider goes through them.
+
+    Args:
+        seen: from `sequence_attention`, or from a `SequenceFilm` that watched a training.
+        graph: names the query, and says of each parent whose parent it is; None takes the last token for the query.
+        names: of the tokens, one for each of the vocabulary; None writes their numbers.
+        roles: of the heads ("induction"), in the order of `seen.heads`.
+
+    >>> import torch
+    >>> from causal_circuits import chain_graph, plant_circuit, sequence_attention
+    >>> model = plant_circuit(chain_graph(4), d_vocab=3)
+    >>> sequence_view(sequence_attention(model, torch.tensor([0, 1, 2, 1])), chain_graph(4)).labels
+    ('p0=0 (parent of 1)', 'p1=1 (parent of 2)', 'p2=2', 'query=1')
+    """
+    if roles is not None and len(roles) != len(seen.heads):
+        raise ValueError(f"roles must name each of the {len(seen.heads)} heads: got {len(roles)}")
+    heads = [f"L{layer}H{head}" for layer, head in seen.heads]
+    if roles is not None:
+        heads = [f"{head} {role}" for head, role in zip(heads, roles, strict=True)]
+    labels = position_labels(seen.tokens, graph=graph, names=names)
+    several = len(seen.steps) > 1
+    pattern = seen.attention if several else seen.attention[0]
+    return attention_view(pattern, labels, heads, steps=seen.steps if several else None)
+
+
+def position_labels(
+    tokens: Tensor | np.ndarray | Sequence[int],
+    has_query: bool = True,
+    graph: nx.DiGraph | None = None,
+    names: Sequence[str] | None = None,
+) -> list[str]:
+    """A label for each position of one sequence that gives position, token and role.
+
+    Args:
+        tokens: [n_ctx], of one sequence.
+        has_query: name the last position "query" (see `graphs.has_query`); a graph says it by itself.
+        graph: adds to each parent whose parent it is.
+        names: of the tokens, one for each of the vocabulary; None writes their numbers.
+
+    >>> position_labels([3, 0, 7])
+    ['p0=3', 'p1=0', 'query=7']
+    >>> from causal_circuits.graphs import graph_from_parents
+    >>> position_labels([0, 1, 0, 1], graph=graph_from_parents([None, 0, 0]), names=["heads", "tails"])
+    ['p0=heads (parent of 1, 2)', 'p1=tails', 'p2=heads', 'query=tails']
+    """
+    values = [int(token) for token in tokens]
+    shown = [str(token) if names is None else names[token] for token in values]
+    labels = [f"p{position}={token}" for position, token in enumerate(shown)]
+    if has_query if graph is None else graph_has_query(graph):
+        labels[-1:] = [f"query={token}" for token in shown[-1:]]
+    if graph is None:
+        return labels
+    if len(labels) != n_ctx_of(graph):
+        raise ValueError(f"graph and sequence must cover the same positions: {n_ctx_of(graph)} against {len(labels)}")
+    return [label + _role(graph, position) for position, label in enumerate(labels)]
+
+
+def _role(graph: nx.DiGraph, position: int) -> str:
+    """(parent of 4, 6), or nothing; the query's child, the target, goes without saying."""
+    n_ctx = n_ctx_of(graph)
+    given = {n_ctx} if graph_has_query(graph) else set()
+    children = ["the target" if child == n_ctx else str(child) for child in sorted(set(graph[position]) - given)]
+    return f" (parent of {', '.join(children)})" if children else ""

@@ -1,0 +1,186 @@
+"""Pages as a browser shows them: nothing is asked for, nothing complains, everything that should move moves."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from browser import (
+    AXE,
+    CHROMIUM,
+    NEEDS_AXE,
+    NEEDS_BROWSER,
+    Browser,
+    Page,
+    assert_accessible,
+    assert_report_is_sound,
+    assert_sound,
+    open_page,
+)
+from test_figures import attention_view, uniform_attention
+from test_graph_view import FOUND, forming
+
+import causal_circuits as cc
+from causal_circuits import figures
+
+pytestmark = NEEDS_BROWSER
+BAD = "<script>document.title = 'mine'</script>"
+
+
+def test_ci_has_what_these_tests_need() -> None:
+    assert not os.environ.get("CI") or (CHROMIUM and AXE.exists()), "in CI nothing here may be skipped: see .ci/run"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with everything that moves, and text that would be a script if it were not escaped."""
+    fork = cc.graph_from_parents([None, 0, 0, 1, None, 4])
+    tokens = torch.tensor([0, 1, 0, 2, 1, 1, 2])
+    planted = cc.plant_circuit(fork, d_vocab=3)
+    still = cc.sequence_attention(cc.disentangled_transformer(3, 7), tokens, step=0)
+    film = cc.SequenceAttention(
+        tokens, (0, 100), still.heads, torch.cat([still.attention, cc.sequence_attention(planted, tokens).attention])
+    )
+    heads = {"L0H0 parent": figures.plot_matrix(uniform_attention(7)), BAD: figures.plot_matrix(torch.eye(7))}
+    facts = {(1, 3): {"weight": 0.98, "information": 1.25, "effect (nats)": 0.015, "p": BAD}}
+    bodies = {
+        "Graph": figures.interactive_graph(fork, cc.graph_from_parents(FOUND), facts, heads),
+        "Forming": figures.graph_film_html(forming(fork), fork),
+        "Views": figures.attention_html(
+            [
+                figures.sequence_view(film, fork, names=[BAD, "b", "c"]),
+                figures.sequence_view(still, roles=[BAD, "none"]),
+            ]
+        ),
+        BAD: figures.table_html([{BAD: BAD, "n": 1}], BAD),
+    }
+    sections = [figures.Section(title, f"It shows {BAD}.", body, f"python {BAD}") for title, body in bodies.items()]
+    checks = [figures.Check(True, BAD, BAD), figures.Check(False, BAD, BAD)]
+    path = tmp_path_factory.mktemp("demo") / "report.html"
+    return figures.write_report(path, title=BAD, verdict=checks, sections=sections, meta={"name": BAD})
+
+
+@pytest.fixture
+def open_demo(browser: Browser, demo: Path):  # type: ignore[no-untyped-def]
+    """Opens the demo, with or without scripts."""
+    return lambda **how: open_page(browser, demo, **how)
+
+
+def test_a_report_is_sound_and_accessible_on_a_desk_and_on_a_phone(browser: Browser, demo: Path) -> None:
+    assert_report_is_sound(browser, demo)
+
+
+def test_text_of_the_users_shows_as_text(open_demo) -> None:  # type: ignore[no-untyped-def]
+    with open_demo() as page:
+        assert page.run("document.title") == BAD
+        assert page.run("document.body.innerText").count(BAD) == 25 - 2  # two of them stand in hidden panels and labels
+        assert page.run("document.querySelectorAll('script').length") == 6
+
+
+def test_hovering_an_edge_tells_its_numbers_and_focus_does_too(open_demo) -> None:  # type: ignore[no-untyped-def]
+    with open_demo() as page:
+        page.hover("[data-edge='1-3'] .around")
+        told = f"1 → 3, found and true: weight 0.98; information 1.25; effect (nats) 0.015; p {BAD}"
+        page.until(f"document.querySelector('.graph-view output').textContent === {told!r}")
+        page.run("document.querySelector('[data-edge=\"4-5\"]').focus()")
+        page.until("document.querySelector('.graph-view output').textContent === '4 → 5, missing'")
+        assert page.run("document.querySelectorAll('.edge.chosen').length") == 1
+
+
+def test_clicking_a_head_shows_its_attention(open_demo) -> None:  # type: ignore[no-untyped-def]
+    shown = "[...document.querySelectorAll('.head-panel')].map((panel) => panel.checkVisibility())"
+    with open_demo() as page:
+        assert page.run(shown) == [True, False]
+        page.click(".head-buttons button:nth-child(2)")
+        assert page.run(shown) == [False, True]
+        pressed = page.run("[...document.querySelectorAll('.head-buttons button')].map((b) => b.ariaPressed)")
+        assert pressed == ["false", "true"]
+
+
+def move(page: Page, slider: str, to: int) -> None:
+    page.run(f"window.slider = document.querySelector('{slider}'); slider.value = {to}; 0")
+    page.run("slider.dispatchEvent(new Event('input'))")
+
+
+def test_the_film_of_the_graph_goes_through_training(open_demo) -> None:  # type: ignore[no-untyped-def]
+    opacity = "+getComputedStyle(document.querySelector('.graph-film path[data-weights]')).opacity"
+    with open_demo() as page:
+        assert page.run(opacity) == pytest.approx(0.95, abs=1e-3)
+        move(page, ".graph-film input", 0)
+        assert page.run(opacity) == pytest.approx(0.5, abs=1e-3)
+        assert page.run("document.querySelector('.graph-film output').textContent").startswith("step 0: 0 of 4")
+        page.click(".graph-film button")
+        page.until("document.querySelector('.graph-film output').textContent.startsWith('step 1,500: 4 of 4')")
+
+
+def test_the_slider_of_a_view_changes_every_pattern_and_keeps_the_head(open_demo) -> None:  # type: ignore[no-untyped-def]
+    view = "document.querySelector('.attention-view')"
+    pictures = f"[...{view}.querySelectorAll('canvas')].map((canvas) => canvas.toDataURL())"
+    chosen = f"{view}.querySelectorAll('h3')[1].textContent"
+    with open_demo() as page:
+        assert_sound(page)
+        page.run(f"{view}.querySelectorAll('[role=button]')[1].click()")
+        page.until(f"{chosen}.startsWith('L1H0')")
+        page.run(f"window.before = {pictures}; 0")
+        move(page, ".attention-steps input", 0)
+        page.until(f"{pictures}.every((picture, k) => picture !== before[k])")
+        assert page.run("document.querySelector('.attention-steps output').textContent") == "step 0"
+        assert page.run(chosen).startswith("L1H0")
+        move(page, ".attention-steps input", 1)
+        page.until(f"{pictures}.every((picture, k) => picture === before[k])")
+        assert page.complaints == []
+
+
+def test_without_scripts_everything_but_the_views_is_there(open_demo) -> None:  # type: ignore[no-untyped-def]
+    with open_demo(scripts=False) as page:
+        text = page.call("DOM.getOuterHTML", nodeId=page.call("DOM.getDocument")["root"]["nodeId"])["outerHTML"]
+        boxes = {
+            selector: page.call("DOM.getBoxModel", nodeId=_node(page, selector))["model"]["height"]
+            for selector in (
+                ".graph-view svg",
+                ".head-panel ~ .head-panel svg",
+                ".graph-film svg",
+                "table",
+                "noscript p",
+            )
+        }
+        assert all(height > 10 for height in boxes.values()), boxes
+        assert "needs JavaScript" in text
+        assert page.requests == []
+        assert page.complaints == []
+
+
+def _node(page: Page, selector: str) -> int:
+    root = page.call("DOM.getDocument")["root"]["nodeId"]
+    return int(page.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"])
+
+
+def test_a_report_can_be_printed(open_demo, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    with open_demo() as page:
+        assert_sound(page)
+        page.call("Emulation.setEmulatedMedia", media="print")
+        hidden = "!document.querySelector('{}').checkVisibility()"
+        assert page.run(hidden.format(".film-controls"))
+        assert page.run(hidden.format("nav"))
+        assert page.run("[...document.querySelectorAll('.head-panel')].every((panel) => panel.checkVisibility())")
+        assert page.pdf(tmp_path / "report.pdf").read_bytes()[:5] == b"%PDF-"
+
+
+def test_two_views_of_a_notebook_load_the_script_once_and_work(browser: Browser, tmp_path: Path) -> None:
+    page, view = tmp_path / "notebook.html", attention_view()
+    page.write_text(f"<!DOCTYPE html><body>{view._repr_html_()}{view._repr_html_()}")
+    with open_page(browser, page) as shown:
+        assert_sound(shown)
+        assert shown.run("document.querySelectorAll('canvas').length") == 6
+
+
+@NEEDS_AXE
+def test_the_checks_see_what_they_are_there_to_see(browser: Browser, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text('<img src="http://example.test/x.png"><script>fetch("http://example.test/y")</script>')
+    with open_page(browser, page) as shown:
+        shown.until("document.images[0].complete")
+        assert sorted(shown.requests) == ["http://example.test/x.png", "http://example.test/y"]
+        assert shown.complaints
+        with pytest.raises(AssertionError, match="image-alt"):
+            assert_accessible(shown)

@@ -1,0 +1,153 @@
+"""Results show themselves: in a terminal, in a notebook, with all text escaped."""
+
+import dataclasses
+import math
+from html.parser import HTMLParser
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import causal_circuits as cc
+from causal_circuits import circuits
+from causal_circuits.display import sparkline_html, table_html, table_text
+
+BAD = "<script>alert('x')</script>&\""
+
+
+class Cells(HTMLParser):
+    """The tags of a fragment, and the text of its table cells, row by row."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.rows: list[list[str]] = []
+        self.inside = False
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        self.inside = tag in ("td", "th")
+        if self.inside:
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.rows[-1][-1] += data
+
+
+def record(losses: list[float], **fields: object) -> cc.TrainingRecord:
+    given: dict[str, object] = {
+        "losses": torch.tensor(losses, dtype=torch.float64),
+        "steps": (0, len(losses)),
+        "recorded_losses": torch.tensor([2.25, 1.75], dtype=torch.float64),
+        "attention": torch.zeros(2, 2, 1, 4, 4),
+        "score_gradients": None,
+    }
+    return cc.TrainingRecord(**{**given, **fields})  # type: ignore[arg-type]
+
+
+ROWS = st.lists(
+    st.dictionaries(st.sampled_from("abc"), st.integers() | st.booleans() | st.text("xy<&", max_size=5), min_size=1),
+    min_size=1,
+)
+
+
+@given(ROWS)
+def test_text_and_html_hold_the_same_cells(rows: list[dict[str, object]]) -> None:
+    html, text = Cells(table_html(rows, "caption")).rows, table_text(rows).split("\n")
+    assert [line.split() for line in text] == [[cell for cell in cells if cell] for cells in html]
+    assert len(text) == len(rows) + 1
+
+
+def test_columns_of_numbers_are_right_aligned_and_lines_have_no_trailing_space() -> None:
+    lines = table_text([{"name": "a", "n": 1}, {"name": "longer", "n": 250_000}]).split("\n")
+    assert lines == ["name          n", "a             1", "longer  250,000"]
+
+
+def test_a_record_tells_its_steps_its_losses_and_what_was_recorded() -> None:
+    assert repr(record([2.25, 2.0, 1.75], path="fused", seconds=1.25)) == (
+        "TrainingRecord(3 steps, loss 2.250 -> 1.750 nats, 1.2 s, fused path; "
+        "2 states recorded; attention [2, 2, 1, 4, 4])"
+    )
+    html = record([2.25, 2.0, 1.75])._repr_html_()
+    assert Cells(html).rows == [["step", "loss (nats)"], ["0", "2.25"], ["3", "1.75"]]
+    assert "<polyline" in html
+
+
+def test_an_empty_record_shows_itself_too() -> None:
+    empty = record([], steps=(), recorded_losses=torch.zeros(0, dtype=torch.float64), attention=None)
+    assert repr(empty) == "TrainingRecord(0 steps, 0.0 s; 0 states recorded)"
+    assert "<polyline" not in empty._repr_html_()
+
+
+@given(st.lists(st.floats(-5, 5) | st.just(math.nan), min_size=1, max_size=400))
+def test_a_sparkline_stays_in_its_box_and_falls_where_the_values_rise(values: list[float]) -> None:
+    svg = sparkline_html(values, BAD)
+    assert "<script" not in svg
+    if not np.isfinite(values).any():
+        assert svg == ""
+        return
+    points = [tuple(map(float, point.split(","))) for point in svg.split('points="')[1].split('"')[0].split()]
+    assert all(0 <= x <= 240 and 0 <= y <= 46 for x, y in points)
+    assert [x for x, _ in points] == sorted(x for x, _ in points)
+    if len(values) == 2 and np.isfinite(values).all() and values[1] > values[0] + 1e-3:
+        assert points[1][1] < points[0][1]
+
+
+def test_a_comparison_names_the_edges_that_differ_and_few_of_many() -> None:
+    true, found = cc.chain_graph(20), cc.graph_from_parents([None] * 17 + [0, None])
+    recovery = cc.compare_graphs(true, found)
+    assert "18 missing: 0 -> 1, 1 -> 2, 2 -> 3, 3 -> 4, 4 -> 5, 5 -> 6 and 12 more; 1 false: 0 -> 17" in repr(recovery)
+    header, cells = Cells(recovery._repr_html_()).rows
+    assert dict(zip(header, cells, strict=True))["false edges"] == "0 -> 17"
+    assert repr(cc.compare_graphs(true, true)) == (
+        "GraphRecovery(the same graph; precision 1.000, recall 1.000, F1 1.000)"
+    )
+
+
+def test_detected_heads_are_a_list_and_a_table() -> None:
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    heads = cc.detect_induction_heads(cc.plant_circuit(task.graph, d_vocab=3), task, n_sequences=64)
+    assert [head.role for head in heads] == ["previous-token", "induction"]
+    assert len(repr(heads).split("\n")) == 3
+    header, first, second = Cells(heads._repr_html_()).rows
+    assert (header[:2], first[:2], second[:2]) == (["head", "role"], ["L0H0", "previous-token"], ["L1H0", "induction"])
+    assert float(first[3]) == pytest.approx(heads[0].parent_score, abs=6e-4)
+    strange = cc.HeadTable([dataclasses.replace(heads[0], role=BAD)])
+    assert Cells(strange._repr_html_()).rows[1][1] == BAD
+    assert "script" not in Cells(strange._repr_html_()).tags
+
+
+def test_a_circuit_shows_who_reads_whom() -> None:
+    whole = circuits.circuit_graph(cc.disentangled_transformer(d_vocab=3, n_ctx=4))
+    part = circuits.circuit_subgraph(whole, [("position", "L0H0.q"), ("token", "L0H0.v"), ("L0H0", "L1H0.k")])
+    assert isinstance(part, nx.DiGraph)
+    assert Cells(part._repr_html_()).rows == [
+        ["reader", "reads"],
+        ["L0H0.q", "position"],
+        ["L0H0.v", "token"],
+        ["L1H0.k", "L0H0"],
+    ]
+    assert repr(part).startswith("3 edges\n")
+    assert sum(len(row["reads"].split(", ")) for row in whole.rows()) == 19
+    assert repr(whole.copy()) == repr(whole)
+
+
+def test_a_proof_shows_its_verdict_its_criteria_and_every_edge() -> None:
+    task = cc.InContextTask(cc.chain_graph(5), d_vocab=3)
+    model = circuits.circuit_model(cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0))
+    proof = circuits.prove_circuit(model, [("position", "L0H0.q"), ("L1H0", "logits")], n_random=99, n_bootstrap=50)
+    assert repr(proof).split("\n")[0] == proof.verdict
+    shown = Cells(proof._repr_html_()).rows
+    assert [row[0] for row in shown[1:5]] == [criterion.name for criterion in proof.criteria]
+    assert [row[0] for row in shown[6:]] == ["position -> L0H0.q", "L1H0 -> logits"]

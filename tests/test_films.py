@@ -1,0 +1,159 @@
+"""What is watched in training: the heads on one sequence, the distance to named predictors; roles as labels."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from assertions import assert_given_back, assert_refused
+
+import causal_circuits as cc
+from causal_circuits import figures
+
+
+def trained(task: cc.InContextTask, film: object, steps: int = 12) -> tuple[object, cc.TrainingRecord]:
+    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx)
+    config = cc.TrainConfig.joint(steps, 0.1, batch_size=32, seed=5)
+    return model, cc.train(model, task, config, record=cc.RecordAt(steps=(0, 3, steps)), on_record=film)
+
+
+def test_a_film_ends_with_what_the_trained_model_does_and_changes_nothing(chain_task: cc.InContextTask) -> None:
+    tokens = chain_task.sample(3, seed=2).tokens
+    film = cc.SequenceFilm(tokens[1])
+    model, record = trained(chain_task, film)
+    _, alone = trained(chain_task, None)
+    assert torch.equal(record.losses, alone.losses)
+    seen = film.result()
+    assert seen.steps == record.steps == (0, 3, 12)
+    torch.testing.assert_close(seen.attention[-1, 0], cc.mean_attention(model, tokens[1:2])[0, 0])
+    assert not torch.allclose(seen.attention[0], seen.attention[-1])
+
+
+def test_one_sequence_is_looked_at_with_every_live_head_and_nothing_is_left_behind(random_model) -> None:  # type: ignore[no-untyped-def]
+    tokens = torch.tensor([0, 3, 1, 1, 2, 0])
+    with assert_given_back(random_model):
+        seen = cc.sequence_attention(random_model, tokens, step=7)
+    assert (seen.steps, seen.heads) == ((7,), ((0, 0), (0, 1), (1, 0)))
+    _, cache = random_model.run_with_cache(tokens[None])
+    for place, (layer, head) in enumerate(seen.heads):
+        expected = cache[f"blocks.{layer}.attn.hook_pattern"][0, head]
+        rows = slice(-1, None) if layer == 1 else slice(None)
+        torch.testing.assert_close(seen.attention[0, place, rows], expected[rows], atol=1e-5, rtol=0)
+
+
+def test_a_plain_transformer_of_the_users_can_be_looked_at() -> None:
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    config = HookedTransformerConfig(
+        n_layers=1, d_model=8, n_ctx=6, d_head=4, n_heads=2, d_vocab=5, attn_only=True, seed=0, device="cpu"
+    )
+    seen = cc.sequence_attention(HookedTransformer(config), torch.tensor([4, 0, 2]))
+    assert seen.heads == ((0, 0), (0, 1))
+    torch.testing.assert_close(seen.attention.sum(dim=-1), torch.ones(1, 2, 3))
+    assert figures.sequence_view(seen, names=list("abcde")).labels == ("p0=e", "p1=a", "query=c")
+
+
+def test_divergences_are_zero_from_itself_and_equal_the_slow_sum(chain_task: cc.InContextTask) -> None:
+    batch = chain_task.sample(16, seed=4)
+    model = cc.plant_circuit(chain_task.graph, chain_task.d_vocab)
+    own = cc.log_probs(model, batch.tokens).double().exp()
+    other = batch.target_probs.double()
+    film = cc.PredictorFilm(batch, {"itself": own, "the kernel": other})
+    film(3, model)
+    measured = film.result()
+    pairs = list(zip(other.flatten().tolist(), own.flatten().tolist(), strict=True))
+    slow = sum(p * math.log(p / q) for p, q in pairs if p > 0) / len(batch)
+    assert measured.divergence[0].tolist() == pytest.approx([0.0, slow], abs=1e-6)
+    assert (measured.steps, measured.nearest) == ((3,), ("itself",))
+
+
+def test_the_named_predictors_are_the_lines_of_the_loss(chain_task: cc.InContextTask) -> None:
+    batch = chain_task.sample(256, seed=4)
+    losses = {
+        name: float(cc.cross_entropy(probs, batch.target_probs).mean())
+        for name, probs in cc.named_predictors(chain_task, batch).items()
+    }
+    lines = cc.reference_losses(chain_task, batch, n_exact=8, n_draws=8)
+    assert losses == pytest.approx(
+        {"uniform": lines.uniform, "best unigram": lines.best_unigram, "edge posterior": lines.edge_posterior}
+    )
+
+
+def test_films_refuse_what_does_not_fit(chain_task: cc.InContextTask, random_model) -> None:  # type: ignore[no-untyped-def]
+    batch = chain_task.sample(4, seed=1)
+    assert_refused(lambda: cc.sequence_attention(random_model, batch.tokens), "[n_ctx]", "[4, 6]", "tokens[0]")
+    assert_refused(cc.SequenceFilm(batch.tokens[0]).result, "seen no step", "on_record=film")
+    assert_refused(cc.PredictorFilm(batch, {"u": batch.target_probs}).result, "seen no step")
+    assert_refused(lambda: cc.PredictorFilm(batch, {}), "at least one predictor")
+    assert_refused(lambda: cc.PredictorFilm(batch, {"u": batch.target_probs[:2]}), "'u'", "[4, 4]", "[2, 4]")
+
+
+def test_labels_say_whose_parent_a_position_is(fork) -> None:  # type: ignore[no-untyped-def]
+    labels = figures.position_labels(range(7), graph=fork)
+    assert labels == [
+        "p0=0 (parent of 1, 2)", "p1=1 (parent of 3)", "p2=2", "p3=3", "p4=4 (parent of 5)", "p5=5", "query=6"
+    ]  # fmt: skip
+    pair = figures.position_labels([1, 0, 1], graph=cc.ngram_graph(3, order=2), names=["a", "b"])
+    assert pair == ["p0=b (parent of 2)", "p1=a (parent of 2, the target)", "p2=b (parent of the target)"]
+    assert_refused(lambda: figures.position_labels([0, 1], graph=fork), "7 against 2")
+
+
+def test_a_view_of_several_steps_has_a_slider_and_shows_the_last(chain_task: cc.InContextTask) -> None:
+    film = cc.SequenceFilm(chain_task.sample(1, seed=2).tokens[0])
+    trained(chain_task, film)
+    view = figures.sequence_view(film.result(), chain_task.graph, roles=["<b>", "induction"])
+    assert view.steps == (0, 3, 12)
+    html = view.fragment()
+    assert 'type="range"' in html
+    assert 'max="2" value="2" aria-valuetext="step 12"' in html
+    assert "<b>" not in html
+    one = figures.sequence_view(dataclasses.replace(film.result(), steps=(0,), attention=film.result().attention[:1]))
+    assert 'type="range"' not in one.fragment()
+    assert_refused(lambda: figures.sequence_view(film.result(), roles=["one"]), "each of the 2 heads", "got 1")
+
+
+def test_attention_at_several_steps_is_checked_at_each() -> None:
+    lower = torch.ones(3, 3).tril()
+    frames = (lower / lower.sum(dim=1, keepdim=True)).expand(2, 1, 3, 3).clone()
+    labels = ["a", "b", "c"]
+    assert figures.attention_view(frames, labels, steps=(0, 5)).steps == (0, 5)
+    assert_refused(lambda: figures.attention_view(frames, labels, steps=(0,)), "[2, 1, 3, 3] for 1 steps")
+    assert_refused(lambda: figures.attention_view(frames[0], labels, steps=(0,)), "[1, 3, 3] for 1 steps")
+    frames[0, 0, 2, 0] = torch.nan
+    assert_refused(lambda: figures.attention_view(frames, labels, steps=(0, 5)), "be finite")
+
+
+def test_a_film_in_a_folder_is_whole_after_an_interrupted_run(chain_task, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    config, tokens, batch = (
+        cc.TrainConfig.joint(12, batch_size=8),
+        chain_task.sample(1).tokens[0],
+        chain_task.sample(50),
+    )
+
+    def run(folder: object, stops: bool) -> tuple[object, object, cc.TrainingRecord]:
+        heads = cc.SequenceFilm(tokens, folder=folder / "heads")
+        near = cc.PredictorFilm(batch, cc.named_predictors(chain_task, batch), folder=folder / "near")
+
+        def watch(step: int, model: object) -> None:
+            if stops and step > 7:
+                raise RuntimeError("the power went")
+            heads(step, model)
+            near(step, model)
+
+        model = cc.disentangled_transformer(4, 6)
+        record = cc.RecordAt.every(1, 12)
+        kept = cc.Checkpoints(folder, every=5)
+        found = cc.train(model, chain_task, config, record=record, on_record=watch, checkpoints=kept, progress=False)
+        return heads.result(found.steps), near.result(found.steps), found
+
+    with pytest.raises(RuntimeError, match="power"):
+        run(tmp_path / "cut", stops=True)
+    heads, near, record = run(tmp_path / "cut", stops=False)
+    whole_heads, whole_near, _ = run(tmp_path / "whole", stops=False)
+    assert heads.steps == near.steps == record.steps == tuple(range(13))
+    assert torch.equal(heads.attention, whole_heads.attention)
+    assert torch.equal(near.divergence, whole_near.divergence)
+    again = cc.SequenceFilm(tokens, folder=tmp_path / "cut" / "heads").result()
+    assert again.heads == whole_heads.heads
+    with pytest.raises(ValueError, match="has not seen step 99"):
+        cc.SequenceFilm(tokens, folder=tmp_path / "cut" / "heads").result([99])

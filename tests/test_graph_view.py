@@ -1,0 +1,202 @@
+"""The graph to explore, the graph while it forms, phases and tables: what is drawn is what was found."""
+
+import re
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+from assertions import assert_refused
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from test_figures import Page, outlined, uniform_attention
+
+import causal_circuits as cc
+from causal_circuits import figures
+
+FOUND = [None, 0, 1, 1, None, None]  # against the fork: 0 -> 2 and 4 -> 5 missing, 1 -> 2 false
+BAD = "<script>alert('x')</script>"
+
+
+def forming(graph: nx.DiGraph) -> cc.TrainingRecord:
+    """Two states: uniform, then half of the way to the true parents (a root: to itself)."""
+    n_ctx = graph.number_of_nodes() - 1
+    learned = torch.eye(n_ctx)
+    for child, parent in cc.graphs.attention_cells(graph):
+        learned[child] = 0
+        learned[child, parent] = 1
+    uniform = uniform_attention(n_ctx)
+    attention = torch.stack([uniform, 0.1 * uniform + 0.9 * learned])[:, None, None].repeat(1, 2, 1, 1, 1)
+    losses = torch.linspace(2, 1, 5, dtype=torch.float64)
+    return cc.TrainingRecord(losses, (0, 1500), losses[:2], attention, None)
+
+
+def edges_of(html: str) -> dict[str, str]:
+    """The label of each edge that can be pointed at, by parent-child."""
+    groups = [a for tag, a in Page(html).elements if tag == "g" and a.get("class") == "edge"]
+    return {str(a["data-edge"]): str(a["aria-label"]) for a in groups}
+
+
+def test_every_edge_true_or_found_can_be_pointed_at_and_tells_its_numbers(fork: nx.DiGraph) -> None:
+    facts = {(0, 1): {"attention": 0.98765, "p": "< 1e-300"}}
+    html = figures.interactive_graph(fork, cc.graph_from_parents(FOUND), facts)
+    assert edges_of(html) == {
+        "0-1": "0 → 1, found and true: attention 0.9877; p < 1e-300",
+        "0-2": "0 → 2, missing",
+        "1-3": "1 → 3, found and true",
+        "4-5": "4 → 5, missing",
+        "1-2": "1 → 2, false",
+    }
+    assert all(f"<title>{label.replace('<', '&lt;')}</title>" in html for label in edges_of(html).values())
+    assert all(words in Page(html).text for words in ("found and true (2)", "missing (2)", "false (1)"))
+
+
+def test_only_false_edges_hang_below_the_line(fork: nx.DiGraph) -> None:
+    html = figures.interactive_graph(fork, cc.graph_from_parents(FOUND))
+    below = {edge: path.split()[5] == "0" for edge, path in re.findall(r'data-edge="([^"]+)".*?d="([^"]+)"', html)}
+    assert below == {"0-1": False, "0-2": False, "1-3": False, "4-5": False, "1-2": True}
+
+
+def test_heads_have_a_button_each_and_are_all_shown_without_scripts(fork: nx.DiGraph) -> None:
+    drawn = {name: figures.plot_matrix(uniform_attention(7)) for name in ("L0H0 parent", BAD)}
+    html = figures.interactive_graph(fork, fork, heads=drawn)
+    page = Page(html)
+    assert len(page.named("button")) == 2
+    assert BAD in page.text
+    assert page.named("script") == []
+    panels = [a for tag, a in page.elements if tag == "div" and a.get("class") == "head-panel"]
+    assert len(panels) == 2
+    assert all("hidden" not in panel for panel in panels)
+    assert next(a for _, a in page.elements if a.get("class") == "head-buttons").get("hidden", "no") is None
+
+
+def test_a_page_carries_each_script_once_and_only_if_it_needs_it(fork: nx.DiGraph) -> None:
+    graph = figures.Section("Graph", "It shows.", figures.interactive_graph(fork, fork))
+    film = figures.Section("Film", "It shows.", figures.graph_film_html(forming(fork), fork))
+    plain = figures.Section("Plain", "It shows.", "<p></p>")
+    counts = [
+        [html.count('querySelectorAll(".graph-view:'), html.count('querySelectorAll(".graph-film:')]
+        for sections in ([plain], [graph, graph], [film, graph])
+        for html in [figures.report_html(title="T", verdict=[], sections=sections, meta={})]
+    ]
+    assert counts == [[0, 0], [1, 0], [1, 1]]
+
+
+def test_a_part_shows_itself_in_a_notebook_with_its_own_script_and_style(fork: nx.DiGraph) -> None:
+    for part in (figures.interactive_graph(fork, fork), figures.graph_film_html(forming(fork), fork)):
+        shown = Page(part._repr_html_())
+        assert (len(shown.named("script")), len(shown.named("style"))) == (1, 1)
+        assert part in part._repr_html_()
+        assert Page(part).named("script") == []
+
+
+def test_a_film_holds_the_attention_of_every_step(fork: nx.DiGraph) -> None:
+    page = Page(figures.graph_film_html(forming(fork), fork))
+    (film,) = (a for _, a in page.elements if a.get("class") == "graph-film")
+    assert film["data-steps"] == "step 0: 0 of 4 edges above one half|step 1,500: 4 of 4 edges above one half"
+    weights = [str(a["data-weights"]) for _, a in page.elements if "data-weights" in a]
+    assert weights[0] == "0.500 0.950"  # edge 0 -> 1: uniform over two, then 0.1 / 2 + 0.9
+    assert len(weights) == 15  # all pairs j < i of the six positions before the query
+    assert "step 1,500: 4 of 4" in page.text
+
+
+def test_without_a_query_the_last_row_is_the_targets(fork: nx.DiGraph) -> None:
+    graph = cc.ngram_graph(5, order=2)
+    page = Page(figures.graph_film_html(forming(graph), graph))
+    assert "of 6 edges" in page.text  # 2 -> {0, 1}, 3 -> {1, 2}, target -> {3, 4}
+
+
+def test_a_state_is_drawn_as_dark_as_its_attention(fork: nx.DiGraph) -> None:
+    ax = figures.plot_graph_forming(forming(fork), fork)
+    true, other = (next(c for c in ax.collections if c.get_gid() == gid) for gid in ("true", "other"))
+    assert list(true.get_alpha()) == pytest.approx([0.95, 0.9 + 0.1 / 3, 0.925, 0.9 + 0.1 / 6])
+    assert max(other.get_alpha()) < 0.06
+    assert ax.get_title() == "step 1,500: 4 of 4 edges above one half"
+    first = figures.plot_graph_forming(forming(fork), fork, state=0)
+    assert first.get_title().startswith("step 0: 0 of 4")
+
+
+def test_an_animation_is_a_gif_with_a_frame_for_each_state(fork: nx.DiGraph, tmp_path: Path) -> None:
+    path = figures.save_animation(forming(fork), fork, tmp_path / "new" / "forming.gif")
+    assert path.read_bytes()[:6] == b"GIF89a"
+    assert list(path.parent.iterdir()) == [path]
+    first, *_, last = _frames(path)
+    assert first.shape == last.shape
+    assert np.abs(first.astype(int) - last.astype(int)).max() > 100
+    assert_refused(lambda: figures.save_animation(forming(fork), fork, tmp_path / "a.mov"), "GIF", "a.gif")
+    assert_refused(lambda: figures.save_animation(forming(fork), fork, path, seconds_each=0), "more than 0")
+
+
+def _frames(path: Path) -> list[np.ndarray]:
+    from PIL import Image, ImageSequence
+
+    with Image.open(path) as image:
+        return [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+
+
+def test_a_knock_out_is_drawn_against_the_adjacency(fork: nx.DiGraph) -> None:
+    effect = torch.full((2, 7, 7), torch.nan)
+    effect[0, 3, 1], effect[1, 3, 1], effect[1, 6, 0] = 0.1, 0.3, 9.0
+    cut = cc.KnockOut(0, effect, effect, effect, baseline_loss=1.0)
+    worst, first = (figures.plot_knock_out(cut, fork, head) for head in (None, 0))
+    assert worst.images[0].get_clim() == pytest.approx((-0.3, 0.3))  # the query's row is left out
+    assert first.images[0].get_array().compressed() == pytest.approx([0.1])
+    assert outlined(worst) == {(child, parent) for parent, child in cc.latent_edges(fork)}
+    assert_refused(lambda: figures.plot_knock_out(cut, fork, head=2), "heads 0 .. 1", "got head 2")
+
+
+def test_phases_are_the_nearest_predictors() -> None:
+    divergence = torch.tensor([[0.1, 0.5], [0.2, 0.3], [0.4, 0.1], [0.5, 0.0]], dtype=torch.float64)
+    seen = cc.PredictorDistances((0, 3, 15, 63), ("unigram", "edge posterior"), divergence)
+    ax = figures.plot_phases(seen)
+    unigram, posterior = (line.get_xydata() for line in ax.lines[:2])
+    assert unigram.tolist() == [[1, 0.1], [4, 0.2], [16, 0.4], [64, 0.5]]
+    assert posterior[:, 1].tolist() == [0.5, 0.3, 0.1, 0.0]
+    bands = [patch.get_bbox().intervalx.tolist() for patch in ax.patches]
+    assert bands == [[1, 8], [8, 64]]  # half way between 4 and 16 on a logarithmic axis
+    assert seen.nearest == ("unigram", "unigram", "edge posterior", "edge posterior")
+
+
+def test_a_table_marks_the_best_of_each_judged_column() -> None:
+    rows = [{"method": "exact", "AUROC": 1.0, "regret": 0.2}, {"method": BAD, "AUROC": 0.5, "regret": None}]
+    ax = figures.plot_table(rows, {"AUROC": "high", "regret": "low"})
+    written = {text.get_text(): text.get_fontweight() for text in ax.texts}
+    assert {text for text, weight in written.items() if weight == "bold"} == {"method", "AUROC", "regret", "1", "0.2"}
+    assert written["-"] == written[BAD] == written["0.5"] == "normal"
+    widths = [bar.get_width() for bar in ax.patches]
+    assert widths[1] == pytest.approx(widths[0] / 2)
+    assert_refused(lambda: figures.plot_table([]), "at least one row")
+    assert_refused(lambda: figures.plot_table(rows, {"speed": "high"}), "'speed'")
+
+
+def test_a_circuit_carries_the_effects_of_its_edges() -> None:
+    graph = cc.circuits.circuit_graph(cc.disentangled_transformer(d_vocab=3, n_ctx=4))
+    chosen = {("token", "L0H0.v"): 0.5, ("L1H0", "logits"): 0.25}
+    ax = figures.plot_circuit(graph, list(chosen), effects=chosen | {("token", "logits"): 9.0})
+    numbers = [text.get_text() for text in ax.texts if str(text.get_gid()).startswith("into ")]
+    assert sorted(numbers) == ["0.25", "0.5"]
+
+
+def test_figures_draw_on_the_axes_they_are_given(fork: nx.DiGraph) -> None:
+    seen = cc.PredictorDistances((0, 3), ("a",), torch.ones(2, 1, dtype=torch.float64))
+    effect = torch.zeros(1, 7, 7)
+    for call in (
+        lambda ax: figures.plot_graph_forming(forming(fork), fork, ax=ax),
+        lambda ax: figures.plot_phases(seen, ax=ax),
+        lambda ax: figures.plot_table([{"a": 1}], ax=ax),
+        lambda ax: figures.plot_knock_out(cc.KnockOut(0, effect, effect, effect, 0.0), fork, ax=ax),
+    ):
+        ax: Axes = Figure().add_subplot()
+        assert call(ax) is ax
+
+
+def test_what_does_not_fit_is_refused(fork: nx.DiGraph) -> None:
+    record = forming(fork)
+    chain = cc.chain_graph(5)
+    assert_refused(lambda: figures.interactive_graph(fork, chain), "same positions", "[7, 5]")
+    assert_refused(lambda: figures.interactive_graph(fork, fork, {(1, 2): {}}), "true or found", "1 -> 2")
+    assert_refused(lambda: figures.graph_film_html(record, chain), "7 against 5")
+    assert_refused(lambda: figures.plot_graph_forming(record, fork, layer=2), "layers 0 .. 1", "L2")
+    blind = cc.TrainingRecord(record.losses, (), record.losses[:0], None, None)
+    assert_refused(lambda: figures.graph_film_html(blind, fork), "recorded attention", "RecordAt()")

@@ -1,0 +1,45 @@
+"""The progress bar: the loss, and the parents found so far; silence where nobody watches."""
+
+import pytest
+import torch
+from assertions import unchecked_types
+
+import causal_circuits as cc
+from causal_circuits.training.tally import parents_found
+
+
+def snapshot(task: cc.InContextTask, learned: int) -> cc.Snapshot:
+    """Two heads of layer 0; the second attends to the parents of the first `learned` edges, both to themselves else."""
+    attention = torch.eye(task.n_ctx).repeat(2, 2, 1, 1)
+    for child, parent in cc.graphs.attention_cells(task.graph)[:learned]:
+        attention[0, 1, child, child] = 0.0
+        attention[0, 1, child, parent] = 1.0
+    return cc.Snapshot(step=0, loss=1.0, attention=attention, score_gradients=None)
+
+
+@pytest.mark.parametrize("learned", [0, 1, 4])
+def test_parents_are_row_maxima_of_some_head_of_layer_0(fork_task: cc.InContextTask, learned: int) -> None:
+    assert (
+        parents_found([fork_task], [snapshot(fork_task, learned)], cc.RecordAt()) == f"training, {learned} of 4 parents"
+    )
+
+
+def test_members_of_an_ensemble_are_counted_together_and_other_layers_not(fork_task: cc.InContextTask) -> None:
+    members = [snapshot(fork_task, 1), snapshot(fork_task, 4)]
+    assert parents_found([fork_task] * 2, members, cc.RecordAt()) == "training, 5 of 8 parents"
+    for record in (cc.RecordAt(attention=False), cc.RecordAt(layers=(1,))):
+        assert parents_found([fork_task], members[:1], record) == "training"
+
+
+def test_a_bar_tells_loss_and_parents_and_nothing_is_said_where_nobody_watches(
+    chain_task: cc.InContextTask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = cc.TrainConfig(stages=cc.default_stages(120), batch_size=64)
+    records = []
+    for progress in (True, None, False):
+        model = cc.disentangled_transformer(chain_task.d_vocab, chain_task.n_ctx)
+        with unchecked_types():
+            records.append(cc.train(model, chain_task, config, progress=progress))
+        said = capsys.readouterr().err
+        assert ("of 4 parents" in said) == ("loss=" in said) == (progress is True)
+    assert torch.equal(records[0].losses, records[1].losses)
