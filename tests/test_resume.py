@@ -1,58 +1,30 @@
-"""Training that is interrupted ends bit for bit where an uninterrupted one does; damage and mix-ups are named."""
+"""Training that is interrupted ends bit for bit where an uninterrupted one does; scripts say how to go on."""
 
-import errno
-import hashlib
 import json
-import multiprocessing
-import os
 import random
-import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from assertions import assert_refused, unchecked_types
+from assertions import unchecked_types
+from interrupted import (
+    CONFIG,
+    EVERY_STEP,
+    STAGES,
+    assert_same_end,
+    assert_same_weights,
+    ended,
+    new_model,
+    started,
+    stop_at,
+)
 from scripts import analysis_module
 
 import causal_circuits as cc
-from causal_circuits.training.checkpoints import load_state
-
-STAGES = (cc.Stage(12, 0.1, train=("W_Q.0",)), cc.Stage(18, 0.05, optimizer="adamw", schedule="cosine"))
-CONFIG = cc.TrainConfig(STAGES, batch_size=16, seed=2)
-EVERY_STEP = cc.RecordAt.every(4, 30)
-
-
-def new_model(dtype: torch.dtype = torch.float32) -> cc.models.HookedTransformer:
-    return cc.disentangled_transformer(4, 6, (2, 1), init_scale=0.1, seed=7, dtype=dtype)
-
-
-def stop_at(step: int):
-    """An on_record that fails at a step."""
-
-    def look(at: int, model: object) -> None:
-        if at >= step:
-            raise RuntimeError("a metric of the user's")
-
-    return look
-
-
-def assert_same_end(found: cc.TrainingRecord, expected: cc.TrainingRecord) -> None:
-    assert found.steps == expected.steps
-    for name in ("losses", "recorded_losses", "attention", "score_gradients"):
-        one, other = getattr(found, name), getattr(expected, name)
-        assert (one is None) == (other is None), name
-        assert one is None or torch.equal(one, other), name
-
-
-def assert_same_weights(found: object, expected: object) -> None:
-    for (name, one), other in zip(found.named_parameters(), expected.parameters(), strict=True):
-        assert torch.equal(one, other), name
-
 
 # ---- going on
 
@@ -176,7 +148,6 @@ def test_a_run_that_ran_out_of_time_says_how_far_it_came_and_goes_on(chain_task,
 
 # ---- kill -9 and Ctrl-C, in processes of their own (forked: no second import of torch)
 
-FORK = multiprocessing.get_context("fork")
 LONG = (cc.Stage(100, 0.1, train=("W_Q.0",)), cc.Stage(300, 0.05, optimizer="adamw", schedule="cosine"))
 
 
@@ -188,17 +159,6 @@ def train_and_save(folder: Path, path: str, every: int) -> None:
     kept = cc.Checkpoints(folder / "kept", every=every)
     cc.train(model, task, config, checkpoints=kept, record=record, progress=False).save(folder / "record")
     cc.save_model(model, folder / "model")
-
-
-def started(job: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
-    process = FORK.Process(target=job, args=arguments)
-    process.start()
-    return process
-
-
-def ended(process: multiprocessing.process.BaseProcess) -> int | None:
-    process.join(timeout=600)
-    return process.exitcode
 
 
 def saved(folder: Path) -> bytes:
@@ -324,253 +284,3 @@ def test_a_defect_keeps_its_traceback(monkeypatch):
     command_line = analysis_module("command_line", monkeypatch)
     with pytest.raises(ZeroDivisionError):
         command_line.exit_status(lambda: 1 // 0)
-
-
-# ---- damage and mix-ups
-
-
-@pytest.fixture
-def kept(chain_task, tmp_path) -> Path:
-    """Checkpoints of steps 16 and 24 of a run that failed later."""
-    with pytest.raises(RuntimeError):
-        cc.train(
-            new_model(),
-            chain_task,
-            CONFIG,
-            record=EVERY_STEP,
-            on_record=stop_at(28),
-            checkpoints=cc.Checkpoints(tmp_path, every=8),
-        )
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        f"step_{step:09d}.{kind}" for step in (16, 24) for kind in ("json", "safetensors")
-    ]
-    return tmp_path
-
-
-def truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def empty(path: Path) -> None:
-    os.truncate(path, 0)
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-DAMAGE = {"truncated": truncate, "emptied": empty, "altered": flip, "deleted": Path.unlink}
-
-
-@pytest.mark.parametrize("kind", ["json", "safetensors"])
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(chain_task, kept, damage, kind):
-    whole, again, steps = new_model(), new_model(), []
-    expected = cc.train(whole, chain_task, CONFIG, record=EVERY_STEP)
-    newest = kept / f"step_000000024.{kind}"
-    DAMAGE[damage](newest)
-    quiet = damage == "deleted" and kind == "json"  # a checkpoint is there when its JSON is
-    with nullcontext() if quiet else pytest.warns(UserWarning, match=rf"{newest} is damaged.*the checkpoint before it"):
-        found = cc.train(
-            again,
-            chain_task,
-            CONFIG,
-            record=EVERY_STEP,
-            checkpoints=cc.Checkpoints(kept, every=8),
-            on_record=lambda step, _: steps.append(step),
-        )
-    assert steps[0] == 16
-    assert_same_end(found, expected)
-    assert_same_weights(again, whole)
-
-
-def test_every_single_altered_byte_is_noticed(kept):
-    """Of the newest checkpoint's JSON: spaces and line ends may change, nothing that is read."""
-    path = kept / "step_000000024.json"
-    content = path.read_bytes()
-    for place in range(0, len(content), 7):
-        altered = bytearray(content)
-        altered[place] ^= 2
-        path.write_bytes(altered)
-        if load_whole(bytes(altered)) != load_whole(content):
-            with pytest.warns(UserWarning, match="is damaged"):
-                assert load_state(kept, None).step == 16
-
-
-def load_whole(content: bytes) -> object:
-    try:
-        return json.loads(content)
-    except ValueError:
-        return None
-
-
-def test_with_every_checkpoint_damaged_training_starts_anew_and_says_so(chain_task, kept):
-    for path in kept.glob("*.safetensors"):
-        flip(path)
-    steps = []
-    with pytest.warns(UserWarning, match="is damaged"):
-        cc.train(
-            new_model(),
-            chain_task,
-            CONFIG,
-            record=EVERY_STEP,
-            checkpoints=cc.Checkpoints(kept, every=8),
-            on_record=lambda step, _: steps.append(step),
-        )
-    assert steps[0] == 0
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (
-            {"task": cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.2)},
-            ("members[0].task.alpha.1", "0.3", "0.2"),
-        ),
-        ({"task": cc.InContextTask(cc.pairs_graph(6), d_vocab=4, alpha=0.3)}, ("members[0].task.edges",)),
-        ({"config": cc.TrainConfig(STAGES, batch_size=16, seed=3)}, ("members[0].config.seed is 2 there, 3 here",)),
-        ({"config": cc.TrainConfig(STAGES[1:], batch_size=16, seed=2)}, ("members[0].config.stages",)),
-        ({"record": cc.RecordAt(steps=(1,))}, ("record.steps",)),
-        ({"model": cc.disentangled_transformer(4, 6, (2, 1), seed=8, init_scale=0.1)}, ("members[0].initial weights",)),
-        ({"model": cc.disentangled_transformer(4, 6)}, ("members[0].initial weights",)),
-        ({"model": new_model(torch.float64)}, ("path is fused there, structured here",)),
-    ],
-)
-def test_a_checkpoint_of_another_run_is_refused(chain_task, kept, change, words):
-    call = {"model": new_model(), "task": chain_task, "config": CONFIG, "record": EVERY_STEP} | change
-    before = {path.name: path.read_bytes() for path in kept.iterdir()}
-    assert_refused(
-        lambda: cc.train(**call, checkpoints=cc.Checkpoints(kept)), "of another run", "name another folder", *words
-    )
-    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
-
-
-def test_a_checkpoint_of_another_format_is_named(kept):
-    path = kept / "step_000000024.json"
-    head = json.loads(path.read_text())
-    del head["own sha256"]
-    head["format"] = "causal_circuits.checkpoint/99"
-    path.write_text(json.dumps(head | {"own sha256": digest(head)}))
-    with pytest.warns(UserWarning, match="has the format 'causal_circuits.checkpoint/99'"):
-        assert load_state(kept, None).step == 16
-
-
-def digest(head: dict) -> str:
-    return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
-
-
-def test_a_file_of_absurd_size_is_not_read(kept):
-    newest = kept / "step_000000024.json"
-    with newest.open("r+b") as file:
-        file.truncate(2**40)  # sparse: takes no room on the disk
-    with pytest.warns(UserWarning, match="longer than any of ours"):
-        assert load_state(kept, None).step == 16
-
-
-# ---- numbers and disks that go wrong
-
-
-@pytest.mark.parametrize("path", ["fused", "structured"])
-def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(chain_task, tmp_path, path):
-    model = new_model(torch.float32 if path == "fused" else torch.float64)
-    if path == "structured":
-        model = model.float()
-        model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: None)
-    config = cc.TrainConfig((cc.Stage(6, 0.01), cc.Stage(9, 3e38, optimizer="sgd")), batch_size=32)
-    with pytest.raises(
-        cc.DivergenceError, match=r"at step \d+: lower the learning rate \(now 3e\+38\); the last good"
-    ) as e:
-        cc.train(model, chain_task, config, checkpoints=cc.Checkpoints(tmp_path, every=2))
-    assert 6 <= e.value.step < 12
-    assert e.value.checkpoint in (4, 6, 8)
-    good = cc.disentangled_transformer(4, 6, (2, 1))
-    assert cc.restore_checkpoint(good, tmp_path) == e.value.checkpoint
-    assert torch.isfinite(cc.evaluate(good, chain_task.sample(10))).all()
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_gradient_that_is_no_number_stops_the_run_before_the_weights_move(chain_task, value):
-    model = new_model(torch.float64)
-    model.W_U.requires_grad_(True)
-    calls = []
-
-    def poison(gradient: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
-        return gradient * value if len(calls) == 4 else gradient
-
-    model.unembed.W_U.register_hook(poison)
-    with pytest.raises(cc.DivergenceError, match="a gradient became no number at step 3") as stopped:
-        cc.train(model, chain_task, CONFIG, record=cc.RecordAt(steps=()))
-    assert (stopped.value.step, stopped.value.checkpoint) == (3, None)
-    assert torch.isfinite(model.W_U).all()
-
-
-def fill_the_disk(folder: Path) -> None:
-    """From step 20 on no file may grow beyond fifty bytes; exits with 7 if training says so."""
-
-    def fill(step: int, model: object) -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
-
-    task = cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.3)
-    kept = cc.Checkpoints(folder, every=8)
-    try:
-        cc.train(new_model(), task, CONFIG, record=cc.RecordAt(steps=(20,)), on_record=fill, checkpoints=kept)
-    except OSError as error:
-        sys.exit(7 if error.errno == errno.EFBIG else 8)
-
-
-def test_a_full_disk_leaves_the_earlier_checkpoints_whole(tmp_path):
-    assert ended(started(fill_the_disk, tmp_path)) == 7
-    assert load_state(tmp_path, None).step == 16
-    assert not list(tmp_path.glob("*.part"))
-
-
-def test_a_folder_that_cannot_be_is_refused_before_the_first_step(chain_task, tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(OSError, match="file"):
-        cc.train(new_model(), chain_task, CONFIG, checkpoints=cc.Checkpoints(tmp_path / "file" / "kept"))
-
-
-def test_bad_checkpoints_are_refused(tmp_path):
-    assert_refused(lambda: cc.Checkpoints(tmp_path, every=0), "at least 1 step", "0")
-    assert_refused(lambda: cc.Checkpoints(tmp_path, minutes=0.0), "positive", "0.0")
-    assert_refused(lambda: cc.Checkpoints(tmp_path, minutes=float("nan")), "positive", "nan")
-    assert_refused(lambda: cc.restore_checkpoint(new_model(), tmp_path), "no whole checkpoint")
-
-
-def test_weights_of_another_model_are_refused(kept):
-    other = cc.disentangled_transformer(4, 6)
-    assert_refused(lambda: cc.restore_checkpoint(other, kept), "another model's", "blocks.0.attn.W_Q", "there", "here")
-
-
-# ---- what became of a training
-
-
-def losses(curve: torch.Tensor) -> cc.TrainingRecord:
-    noise = 0.02 * torch.randn(len(curve), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return cc.TrainingRecord(curve.double() + noise, (), torch.empty(0, dtype=torch.float64), None, None)
-
-
-@pytest.mark.parametrize(
-    ("curve", "verdict", "advice"),
-    [
-        (torch.linspace(2.3, 1.8, 400), "falls", ""),
-        (torch.full((400,), 2.3), "plateau", "raise the learning rate"),
-        (torch.linspace(2.3, 2.9, 400), "diverges", "lower the learning rate"),
-        (torch.cat([torch.linspace(2.3, 1.8, 200), torch.linspace(1.8, 2.1, 200)]), "rises", "fell and rose again"),
-        (torch.full((39,), 2.3), "too short", ""),
-    ],
-)
-def test_a_curve_is_told_for_what_it_is(curve, verdict, advice):
-    health = cc.training_health(losses(curve))
-    assert health.verdict == verdict
-    assert advice in health.advice
-    assert (health.advice == "") == (verdict in ("falls", "too short"))
-
-
-@pytest.mark.parametrize("n", [0, 1, 40, 41, 399])
-def test_any_length_has_a_verdict(n):
-    assert cc.training_health(losses(torch.full((n,), 2.0))).verdict in ("plateau", "too short")

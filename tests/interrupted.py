@@ -1,0 +1,53 @@
+"""What the tests of interrupted training share: small runs, ways to stop them, and when two ends are equal."""
+
+import multiprocessing
+from collections.abc import Callable
+
+import torch
+
+import causal_circuits as cc
+
+STAGES = (cc.Stage(12, 0.1, train=("W_Q.0",)), cc.Stage(18, 0.05, optimizer="adamw", schedule="cosine"))
+CONFIG = cc.TrainConfig(STAGES, batch_size=16, seed=2)
+EVERY_STEP = cc.RecordAt.every(4, 30)
+
+
+def new_model(dtype: torch.dtype = torch.float32) -> cc.models.HookedTransformer:
+    return cc.disentangled_transformer(4, 6, (2, 1), init_scale=0.1, seed=7, dtype=dtype)
+
+
+def stop_at(step: int):
+    """An on_record that fails at a step."""
+
+    def look(at: int, model: object) -> None:
+        if at >= step:
+            raise RuntimeError("a metric of the user's")
+
+    return look
+
+
+def assert_same_end(found: cc.TrainingRecord, expected: cc.TrainingRecord) -> None:
+    assert found.steps == expected.steps
+    for name in ("losses", "recorded_losses", "attention", "score_gradients"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert (one is None) == (other is None), name
+        assert one is None or torch.equal(one, other), name
+
+
+def assert_same_weights(found: object, expected: object) -> None:
+    for (name, one), other in zip(found.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+FORK = multiprocessing.get_context("fork")  # no second import of torch
+
+
+def started(job: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
+    process = FORK.Process(target=job, args=arguments)
+    process.start()
+    return process
+
+
+def ended(process: multiprocessing.process.BaseProcess) -> int | None:
+    process.join(timeout=600)
+    return process.exitcode

@@ -1,0 +1,169 @@
+"""Checkpoints: damage is noticed and named, those of another run are refused."""
+
+import hashlib
+import json
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from assertions import assert_refused
+from interrupted import CONFIG, EVERY_STEP, STAGES, assert_same_end, assert_same_weights, new_model, stop_at
+
+import causal_circuits as cc
+from causal_circuits.training.checkpoints import load_state
+
+# ---- damage and mix-ups
+
+
+@pytest.fixture
+def kept(chain_task, tmp_path) -> Path:
+    """Checkpoints of steps 16 and 24 of a run that failed later."""
+    with pytest.raises(RuntimeError):
+        cc.train(
+            new_model(),
+            chain_task,
+            CONFIG,
+            record=EVERY_STEP,
+            on_record=stop_at(28),
+            checkpoints=cc.Checkpoints(tmp_path, every=8),
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"step_{step:09d}.{kind}" for step in (16, 24) for kind in ("json", "safetensors")
+    ]
+    return tmp_path
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {"truncated": truncate, "emptied": empty, "altered": flip, "deleted": Path.unlink}
+
+
+@pytest.mark.parametrize("kind", ["json", "safetensors"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(chain_task, kept, damage, kind):
+    whole, again, steps = new_model(), new_model(), []
+    expected = cc.train(whole, chain_task, CONFIG, record=EVERY_STEP)
+    newest = kept / f"step_000000024.{kind}"
+    DAMAGE[damage](newest)
+    quiet = damage == "deleted" and kind == "json"  # a checkpoint is there when its JSON is
+    with nullcontext() if quiet else pytest.warns(UserWarning, match=rf"{newest} is damaged.*the checkpoint before it"):
+        found = cc.train(
+            again,
+            chain_task,
+            CONFIG,
+            record=EVERY_STEP,
+            checkpoints=cc.Checkpoints(kept, every=8),
+            on_record=lambda step, _: steps.append(step),
+        )
+    assert steps[0] == 16
+    assert_same_end(found, expected)
+    assert_same_weights(again, whole)
+
+
+def test_every_single_altered_byte_is_noticed(kept):
+    """Of the newest checkpoint's JSON: spaces and line ends may change, nothing that is read."""
+    path = kept / "step_000000024.json"
+    content = path.read_bytes()
+    for place in range(0, len(content), 7):
+        altered = bytearray(content)
+        altered[place] ^= 2
+        path.write_bytes(altered)
+        if load_whole(bytes(altered)) != load_whole(content):
+            with pytest.warns(UserWarning, match="is damaged"):
+                assert load_state(kept, None).step == 16
+
+
+def load_whole(content: bytes) -> object:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def test_with_every_checkpoint_damaged_training_starts_anew_and_says_so(chain_task, kept):
+    for path in kept.glob("*.safetensors"):
+        flip(path)
+    steps = []
+    with pytest.warns(UserWarning, match="is damaged"):
+        cc.train(
+            new_model(),
+            chain_task,
+            CONFIG,
+            record=EVERY_STEP,
+            checkpoints=cc.Checkpoints(kept, every=8),
+            on_record=lambda step, _: steps.append(step),
+        )
+    assert steps[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"task": cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.2)},
+            ("members[0].task.alpha.1", "0.3", "0.2"),
+        ),
+        ({"task": cc.InContextTask(cc.pairs_graph(6), d_vocab=4, alpha=0.3)}, ("members[0].task.edges",)),
+        ({"config": cc.TrainConfig(STAGES, batch_size=16, seed=3)}, ("members[0].config.seed is 2 there, 3 here",)),
+        ({"config": cc.TrainConfig(STAGES[1:], batch_size=16, seed=2)}, ("members[0].config.stages",)),
+        ({"record": cc.RecordAt(steps=(1,))}, ("record.steps",)),
+        ({"model": cc.disentangled_transformer(4, 6, (2, 1), seed=8, init_scale=0.1)}, ("members[0].initial weights",)),
+        ({"model": cc.disentangled_transformer(4, 6)}, ("members[0].initial weights",)),
+        ({"model": new_model(torch.float64)}, ("path is fused there, structured here",)),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(chain_task, kept, change, words):
+    call = {"model": new_model(), "task": chain_task, "config": CONFIG, "record": EVERY_STEP} | change
+    before = {path.name: path.read_bytes() for path in kept.iterdir()}
+    assert_refused(
+        lambda: cc.train(**call, checkpoints=cc.Checkpoints(kept)), "of another run", "name another folder", *words
+    )
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+
+
+def test_a_checkpoint_of_another_format_is_named(kept):
+    path = kept / "step_000000024.json"
+    head = json.loads(path.read_text())
+    del head["own sha256"]
+    head["format"] = "causal_circuits.checkpoint/99"
+    path.write_text(json.dumps(head | {"own sha256": digest(head)}))
+    with pytest.warns(UserWarning, match="has the format 'causal_circuits.checkpoint/99'"):
+        assert load_state(kept, None).step == 16
+
+
+def digest(head: dict) -> str:
+    return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
+
+
+def test_a_file_of_absurd_size_is_not_read(kept):
+    newest = kept / "step_000000024.json"
+    with newest.open("r+b") as file:
+        file.truncate(2**40)  # sparse: takes no room on the disk
+    with pytest.warns(UserWarning, match="longer than any of ours"):
+        assert load_state(kept, None).step == 16
+
+
+def test_bad_checkpoints_are_refused(tmp_path):
+    assert_refused(lambda: cc.Checkpoints(tmp_path, every=0), "at least 1 step", "0")
+    assert_refused(lambda: cc.Checkpoints(tmp_path, minutes=0.0), "positive", "0.0")
+    assert_refused(lambda: cc.Checkpoints(tmp_path, minutes=float("nan")), "positive", "nan")
+    assert_refused(lambda: cc.restore_checkpoint(new_model(), tmp_path), "no whole checkpoint")
+
+
+def test_weights_of_another_model_are_refused(kept):
+    other = cc.disentangled_transformer(4, 6)
+    assert_refused(lambda: cc.restore_checkpoint(other, kept), "another model's", "blocks.0.attn.W_Q", "there", "here")

@@ -1,0 +1,113 @@
+"""Numbers and disks that go wrong in training, and what a loss curve says afterwards."""
+
+import errno
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from interrupted import (
+    CONFIG,
+    ended,
+    new_model,
+    started,
+)
+
+import causal_circuits as cc
+from causal_circuits.training.checkpoints import load_state
+
+# ---- numbers and disks that go wrong
+
+
+@pytest.mark.parametrize("path", ["fused", "structured"])
+def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(chain_task, tmp_path, path):
+    model = new_model(torch.float32 if path == "fused" else torch.float64)
+    if path == "structured":
+        model = model.float()
+        model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: None)
+    config = cc.TrainConfig((cc.Stage(6, 0.01), cc.Stage(9, 3e38, optimizer="sgd")), batch_size=32)
+    with pytest.raises(
+        cc.DivergenceError, match=r"at step \d+: lower the learning rate \(now 3e\+38\); the last good"
+    ) as e:
+        cc.train(model, chain_task, config, checkpoints=cc.Checkpoints(tmp_path, every=2))
+    assert 6 <= e.value.step < 12
+    assert e.value.checkpoint in (4, 6, 8)
+    good = cc.disentangled_transformer(4, 6, (2, 1))
+    assert cc.restore_checkpoint(good, tmp_path) == e.value.checkpoint
+    assert torch.isfinite(cc.evaluate(good, chain_task.sample(10))).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_no_number_stops_the_run_before_the_weights_move(chain_task, value):
+    model = new_model(torch.float64)
+    model.W_U.requires_grad_(True)
+    calls = []
+
+    def poison(gradient: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return gradient * value if len(calls) == 4 else gradient
+
+    model.unembed.W_U.register_hook(poison)
+    with pytest.raises(cc.DivergenceError, match="a gradient became no number at step 3") as stopped:
+        cc.train(model, chain_task, CONFIG, record=cc.RecordAt(steps=()))
+    assert (stopped.value.step, stopped.value.checkpoint) == (3, None)
+    assert torch.isfinite(model.W_U).all()
+
+
+def fill_the_disk(folder: Path) -> None:
+    """From step 20 on no file may grow beyond fifty bytes; exits with 7 if training says so."""
+
+    def fill(step: int, model: object) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
+
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.3)
+    kept = cc.Checkpoints(folder, every=8)
+    try:
+        cc.train(new_model(), task, CONFIG, record=cc.RecordAt(steps=(20,)), on_record=fill, checkpoints=kept)
+    except OSError as error:
+        sys.exit(7 if error.errno == errno.EFBIG else 8)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoints_whole(tmp_path):
+    assert ended(started(fill_the_disk, tmp_path)) == 7
+    assert load_state(tmp_path, None).step == 16
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_folder_that_cannot_be_is_refused_before_the_first_step(chain_task, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OSError, match="file"):
+        cc.train(new_model(), chain_task, CONFIG, checkpoints=cc.Checkpoints(tmp_path / "file" / "kept"))
+
+
+# ---- what became of a training
+
+
+def losses(curve: torch.Tensor) -> cc.TrainingRecord:
+    noise = 0.02 * torch.randn(len(curve), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return cc.TrainingRecord(curve.double() + noise, (), torch.empty(0, dtype=torch.float64), None, None)
+
+
+@pytest.mark.parametrize(
+    ("curve", "verdict", "advice"),
+    [
+        (torch.linspace(2.3, 1.8, 400), "falls", ""),
+        (torch.full((400,), 2.3), "plateau", "raise the learning rate"),
+        (torch.linspace(2.3, 2.9, 400), "diverges", "lower the learning rate"),
+        (torch.cat([torch.linspace(2.3, 1.8, 200), torch.linspace(1.8, 2.1, 200)]), "rises", "fell and rose again"),
+        (torch.full((39,), 2.3), "too short", ""),
+    ],
+)
+def test_a_curve_is_told_for_what_it_is(curve, verdict, advice):
+    health = cc.training_health(losses(curve))
+    assert health.verdict == verdict
+    assert advice in health.advice
+    assert (health.advice == "") == (verdict in ("falls", "too short"))
+
+
+@pytest.mark.parametrize("n", [0, 1, 40, 41, 399])
+def test_any_length_has_a_verdict(n):
+    assert cc.training_health(losses(torch.full((n,), 2.0))).verdict in ("plateau", "too short")
