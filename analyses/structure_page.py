@@ -113,8 +113,8 @@ def sections(sums: Rows, has_pc: bool) -> list[tuple[str, str, Sequence[str], st
         "pooled prompts": "A fresh kernel in every sequence: positions of a prompt share a hidden cause, and pooled "
         "tables no longer obey the data processing inequality. Read PC's parents beside its false edges: it links "
         "nearly every pair.",
-        "one fixed kernel": "The same kernel behind all sequences: what the classical methods are made for. A trained "
-        "attention has no reason to find parents there: what follows the query does not depend on the context.",
+        "one fixed kernel": "The same kernel behind all sequences: what the classical methods are made for. A Chow-Liu "
+        "tree spans all positions, so it links roots too.",
     }
     found = [
         (
