@@ -190,8 +190,8 @@ def write_page(measured: Agreement, content: dict[str, Any], out: Path) -> None:
             section(
                 "Longer contexts",
                 "The slope on g tends to 1 as contexts grow, slowly where kernels are sharp (small alpha): rare tokens "
-                "need a long context to show their frequency. The slope on G is 1 up to its error: at sharp kernels and long "
-                "contexts a few rare kernels hold much of G, and the kernels drawn for it miss some.",
+                "need a long context to show their frequency. The slope on G is 1 up to its error: at sharp kernels "
+                "and long contexts a few rare kernels hold much of G, and the kernels drawn for it miss some.",
                 "slope_against_n_ctx",
                 "correlation_against_n_ctx",
                 wide=True,
