@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 import causal_circuits as cc
 
-KERNEL_BUDGET = 2e10  # multiplications spent on G: fewer kernels for longer contexts and larger vocabularies
+KERNEL_BUDGET = 8e8  # spent on G: fewer kernels for longer contexts and larger vocabularies
+PARTS = 4  # G is computed in as many, from kernels of their own: how much they differ is the error of its slope
 CHECK_BETA_0 = 1e-3  # layer 2's scale in the model whose backward pass is compared with the closed form
 FOREST_SEQUENCES = 50_000
 TRAINING_STEPS = 600
@@ -24,6 +25,7 @@ class Setting:
     """One task measured: three comparisons for attention weights and for scores.
 
     `by_g` compares the measured gradient with g, `by_finite` with G, `bias` G with g (no noise in it).
+    `prediction_error` is that of the slope on G, from G's own kernels.
     """
 
     graph: str
@@ -53,7 +55,7 @@ class Setting:
             "G on g: corr": bias.correlation,
             "G on g: slope": bias.slope,
             "noise": by_g.noise_share,
-            "error of G": self.prediction_error,
+            "slope G: error": self.prediction_error,
             "parents first": f"{sum(r == 1 for r in by_g.parent_ranks)}/{len(by_g.parent_ranks)}",
         }
 
@@ -127,15 +129,31 @@ def make_graph(name: str, n_ctx: int, seed: int) -> nx.DiGraph:
 
 def n_kernels_for(task: cc.InContextTask) -> int:
     """As many kernels for G as the budget allows; more where kernels are sharp and differ more from each other."""
-    cost = 20 * task.n_ctx**2.5 * task.d_vocab**3 * min(float(task.alpha), 1.0) ** 0.5
-    return int(np.clip(KERNEL_BUDGET / cost, 16, 4096))
+    cost = task.n_ctx**2.5 * task.d_vocab**2 * min(float(task.alpha), 1.0) ** 0.5
+    return PARTS * int(np.clip(KERNEL_BUDGET / cost / PARTS, 16, 1024))
+
+
+def in_parts(task: cc.InContextTask, n_kernels: int, seed: int) -> tuple[cc.Information, list[cc.Information]]:
+    """G, and the parts that it is the mean of."""
+    parts = [cc.finite_context_gradient(task, n_kernels // PARTS, seed=PARTS * seed + part) for part in range(PARTS)]
+    value = torch.stack([part.value for part in parts]).mean(dim=0)
+    error = torch.stack([part.standard_error.square() for part in parts]).sum(dim=0).sqrt() / PARTS
+    return cc.Information(value, error, n_kernels, parts[0].method), parts
+
+
+def spread_of_slope(
+    measured: cc.Information, parts: list[cc.Information], graph: nx.DiGraph, of: str = "weights"
+) -> float:
+    """Standard error of the slope on G that comes from G's kernels: rare ones hold much of it at sharp kernels."""
+    slopes = [cc.compare_gradient(measured.value, part.value, graph, of=of).slope for part in parts]
+    return float(np.std(slopes, ddof=1) / len(slopes) ** 0.5)
 
 
 def measure_setting(task: cc.InContextTask, name: str, n: int, seed: tuple[int, int]) -> tuple[Setting, dict[str, Any]]:
     """The measured gradient of one task beside both predictions."""
     batch = task.sample(n, seed=seed)
     g = cc.predicted_gradient(task, n_kernels=16_384, seed=seed[0])
-    finite = cc.finite_context_gradient(task, n_kernels=n_kernels_for(task), seed=seed[0])
+    finite, parts = in_parts(task, n_kernels_for(task), seed[0])
     measured = {of: cc.measured_gradient(batch.tokens, batch.target_probs, of) for of in ("weights", "scores")}
     rivals = cc.closest_rivals(measured["weights"].value, task.graph)
     parent, child = min(cc.latent_edges(task.graph))
@@ -146,7 +164,7 @@ def measure_setting(task: cc.InContextTask, name: str, n: int, seed: tuple[int, 
         n_ctx=task.n_ctx,
         n_sequences=n,
         edge_information=float(g.value[child, parent]),
-        prediction_error=float(finite.standard_error[child, parent] / finite.value[child, parent].abs()),
+        prediction_error=spread_of_slope(measured["weights"], parts, task.graph),
         weights=three_comparisons(measured["weights"], g, finite, task.graph, "weights"),
         scores=three_comparisons(measured["scores"], g, finite, task.graph, "scores"),
         rivals_beaten=sum(rival.excess > 0 for rival in rivals),

@@ -2,7 +2,8 @@
 
 Attention patterns and the gradients of attention scores are taken by TransformerLens hooks on
 ``blocks.l.attn.hook_pattern``, with names both TransformerLens 3 and 4 have. The score gradient goes through
-the softmax Jacobian, dS = P * (dP - sum(dP * P)): it does not need ``hook_attn_scores``.
+the softmax Jacobian, dS = P * (dP - sum(dP * P)): it does not need ``hook_attn_scores``. The gradient dP of the
+attention weights themselves, which information predicts entry by entry, is recorded if asked for.
 """
 
 import json
@@ -22,6 +23,9 @@ from causal_circuits.display import sparkline_html, table_html
 from causal_circuits.models import HookedTransformer
 from causal_circuits.storage import read_tensors, tensor_bytes, write_files
 
+# Of a snapshot, [layer, head_index, query_pos, key_pos].
+_MATRICES = ("attention", "score_gradients", "weight_gradients")
+
 
 @dataclass(frozen=True)
 class RecordAt:
@@ -34,8 +38,10 @@ class RecordAt:
         steps: the steps; those beyond the end of training are passed over.
         attention: patterns of every layer, averaged over the batch.
         score_gradients: gradients of the mean loss with respect to attention scores, summed over the batch.
+        weight_gradients: gradients with respect to attention weights (the pattern), summed over the batch.
         layers: of which layers; None takes all. Layer 0 alone is a by-product of the fused step and costs next to
-            nothing, so that every step can be recorded; anything else takes a pass of its own with hooks.
+            nothing, so that every step can be recorded; anything else, and weight gradients of any layer, takes a pass
+            of its own with hooks.
         folder: where the arrays grow as memory-mapped ``.npy`` files, for records larger than memory; None keeps
             them in memory.
     """
@@ -44,6 +50,7 @@ class RecordAt:
     n_log_spaced: int = 12
     attention: bool = True
     score_gradients: bool = True
+    weight_gradients: bool = False
     layers: tuple[int, ...] | None = None
     folder: str | os.PathLike[str] | None = None
 
@@ -92,12 +99,14 @@ class Snapshot:
         loss: mean cross-entropy of the batch, nats.
         attention: [layer, head_index, query_pos, key_pos], averaged over the batch.
         score_gradients: the same shape; d(mean loss) / d(scores), summed over the batch.
+        weight_gradients: the same shape; d(mean loss) / d(attention weights), summed over the batch.
     """
 
     step: int
     loss: float
     attention: Float[Tensor, "layer head_index query_pos key_pos"] | None
     score_gradients: Float[Tensor, "layer head_index query_pos key_pos"] | None
+    weight_gradients: Float[Tensor, "layer head_index query_pos key_pos"] | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,7 +117,7 @@ class TrainingRecord:
         losses: float64 [steps]; the training loss of every step, nats.
         steps: recorded steps.
         attention: [record, layer, head_index, query_pos, key_pos], or None if not asked for.
-        score_gradients: the same shape, or None.
+        score_gradients, weight_gradients: the same shape, or None.
         recorded_losses: float64 [record]; loss of each recorded state on its batch.
         config: everything that was asked for, as plain values.
         seconds: wall time of training, recording included.
@@ -125,6 +134,7 @@ class TrainingRecord:
     seconds: float = 0.0
     sequences_per_s: float = 0.0
     path: str = ""
+    weight_gradients: Float[Tensor, "record layer head_index query_pos key_pos"] | None = None
 
     def __repr__(self) -> str:
         recorded = [
@@ -171,8 +181,7 @@ class TrainingRecord:
         return cls(**{"attention": None, "score_gradients": None, **plain, **tensors})
 
     def _tensors(self) -> dict[str, Tensor | None]:
-        names = ("losses", "recorded_losses", "attention", "score_gradients")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("losses", "recorded_losses", *_MATRICES)}
 
 
 @dataclass
@@ -192,6 +201,11 @@ class _Watched:
             inner = (gradient * pattern).sum(dim=-1, keepdim=True)
             summed.append((pattern * (gradient - inner)).sum(dim=0))
         return torch.stack(summed)
+
+    def weight_gradients(self) -> Tensor:
+        """Gradients with respect to attention weights, summed over the batch; zero where a query cannot look."""
+        layers = sorted(self.pattern_gradients)
+        return torch.stack([self.pattern_gradients[layer].sum(dim=0).tril() for layer in layers])
 
 
 @contextmanager
@@ -248,7 +262,7 @@ class SnapshotStore:
 
     def add(self, snapshot: Snapshot) -> None:
         """Keep one snapshot."""
-        for name in ("attention", "score_gradients"):
+        for name in _MATRICES:
             value = getattr(snapshot, name)
             if value is not None:
                 if name not in self._arrays:
@@ -267,8 +281,7 @@ class SnapshotStore:
         return {
             "steps": tuple(self._steps),
             "recorded_losses": torch.tensor(self._losses, dtype=torch.float64),
-            "attention": self._tensor("attention"),
-            "score_gradients": self._tensor("score_gradients"),
+            **{name: self._tensor(name) for name in _MATRICES},
         }
 
     def _tensor(self, name: str) -> Tensor | None:
@@ -287,7 +300,7 @@ class SnapshotStore:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` kept; memory-mapped arrays are opened again, later snapshots to be overwritten."""
         self._steps, self._losses = state["steps"].tolist(), state["losses"].tolist()
-        for name in ("attention", "score_gradients"):
+        for name in _MATRICES:
             if name in state:
                 kept = state[name].numpy()
                 self._arrays[name] = np.empty((self._n, *kept.shape[1:]), kept.dtype)

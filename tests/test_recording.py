@@ -217,3 +217,49 @@ def test_recorded_score_gradients_of_the_reduced_model_are_the_gradient_of_a1(pa
     recorded = cc.take_snapshot(model, batch).score_gradients
     mean_loss(model, batch).backward()
     assert_close(recorded[0, 0], model.blocks[0].attn.W_Q.grad[0, positions, :8], 1e-6)
+
+
+@pytest.mark.parametrize("path", ["structured", "plain"])
+def test_recorded_weight_gradients_are_those_of_a_pattern_that_is_a_leaf(
+    path: str, random_model: cc.models.HookedTransformer, chain_task: cc.InContextTask
+) -> None:
+    batch = chain_task.sample(50, seed=4)
+    point = "blocks.0.attn.hook_pattern"
+    _, cache = random_model.run_with_cache(batch.tokens)
+    leaf = cache[point].detach().requires_grad_()
+    with random_model.hooks(fwd_hooks=[(point, lambda pattern, hook: leaf)]):
+        mean_loss(random_model, batch).backward()
+    random_model.zero_grad(set_to_none=True)
+    what = cc.RecordAt(attention=False, score_gradients=False, weight_gradients=True)
+    ignored = [("blocks.0.hook_resid_pre", lambda residual, hook: None)] if path == "plain" else []
+    with random_model.hooks(fwd_hooks=ignored):
+        recorded = cc.take_snapshot(random_model, batch, record=what)
+    assert recorded.attention is recorded.score_gradients is None
+    assert_close(recorded.weight_gradients[0], leaf.grad.sum(dim=0).tril(), 1e-5)
+
+
+def test_recorded_weight_gradients_of_the_reduced_model_are_what_information_predicts() -> None:
+    task = cc.InContextTask(cc.random_forest(8, seed=2), d_vocab=3)
+    batch, beta0 = task.sample(200, seed=1).to("cpu", torch.float64), 1e-5
+    model = cc.warm_start(cc.reduced_transformer(3, 8, dtype=torch.float64), beta0)
+    recorded = cc.take_snapshot(model, batch, record=cc.RecordAt(weight_gradients=True)).weight_gradients[0, 0]
+    closed = cc.measured_gradient(batch.tokens, batch.target_probs).value
+    assert_close(-recorded * 3 * 8 / beta0, closed, 1e-3)
+
+
+def test_weight_gradients_are_recorded_in_training_kept_and_joined(tmp_path: Path) -> None:
+    task, config = cc.InContextTask(cc.chain_graph(6), d_vocab=4), cc.TrainConfig.joint(4, 0.1, batch_size=8)
+    what = cc.RecordAt.every(2, until=4, layers=(0,), weight_gradients=True)
+    record = cc.train(cc.disentangled_transformer(4, 6), task, config, record=what, progress=False)
+    assert record.weight_gradients.shape == record.score_gradients.shape == (3, 1, 1, 6, 6)
+    weights, patterns = record.weight_gradients.abs(), record.attention
+    assert (weights.triu(1) == 0).all()
+    assert weights.max() > 0
+    assert patterns.shape == weights.shape
+    again = cc.TrainingRecord.load(record.save(tmp_path))
+    assert torch.equal(again.weight_gradients, record.weight_gradients)
+    plain = cc.train(
+        cc.disentangled_transformer(4, 6), task, config, record=cc.RecordAt.every(2, until=4), progress=False
+    )
+    assert plain.weight_gradients is None
+    assert_close(plain.score_gradients[:, :1], record.score_gradients, 1e-5)

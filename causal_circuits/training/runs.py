@@ -208,7 +208,7 @@ class FusedRun:
 
     def records_by_itself(self, record: RecordAt) -> bool:
         """Whether `gradients` leaves the record behind: layer 0's scores are what the fused step differentiates."""
-        return record.layers == (0,)
+        return record.layers == (0,) and not record.weight_gradients
 
     def gradients(self, record: RecordAt | None = None) -> "np.ndarray":
         """The gradients of this step in the stacks; the loss of every member, [member].

@@ -36,7 +36,7 @@ def evaluate(model: HookedTransformer, batch: Batch, chunk: int = 2048) -> Tenso
 
 
 def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record: RecordAt | None = None) -> Snapshot:
-    """Attention and score gradients of one batch by hooks; a pass of its own, so it does not touch the training."""
+    """Attention and its gradients on one batch by hooks; a pass of its own, so it does not touch the training."""
     record = record or RecordAt()
     frozen = [block.attn.W_Q for block in model.blocks if not block.attn.W_Q.requires_grad]
     try:
@@ -44,7 +44,7 @@ def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record:
             parameter.requires_grad_(True)
         with watch_attention(model, record.layers) as watched:
             loss = mean_loss(model, batch)
-            if record.score_gradients:
+            if record.score_gradients or record.weight_gradients:
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     finally:
         for parameter in frozen:
@@ -55,6 +55,7 @@ def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record:
         loss=float(loss.detach()),
         attention=watched.attention().cpu() if record.attention else None,
         score_gradients=watched.score_gradients().cpu() if record.score_gradients else None,
+        weight_gradients=watched.weight_gradients().cpu() if record.weight_gradients else None,
     )
 
 
