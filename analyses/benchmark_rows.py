@@ -149,6 +149,7 @@ def fit(model: Any, task: cc.InContextTask, config: cc.TrainConfig) -> Any:
 
 def measure(graph_name: str, kind: str, seed: int, arguments: argparse.Namespace) -> list[Row]:
     """One row for each method."""
+    began = time.process_time()
     graph = make_graph(graph_name, arguments.n_ctx, seed)
     task = cc.InContextTask(graph, d_vocab=arguments.d_vocab, alpha=arguments.alpha)
     subject = make_subject(kind, task, arguments.steps, seed)
@@ -176,6 +177,7 @@ def measure(graph_name: str, kind: str, seed: int, arguments: argparse.Namespace
         "parents": cc.graph_parents(graph),
     }
     scored = score_entries(subject, task.sample(arguments.sequences, seed=(seed, 3)), arguments.methods, seed)
+    about["unit_cpu_seconds"] = time.process_time() - began
     return [
         {"method": method} | about | scored[method] | {"regret": circuits.rank(whole, found, frontier).mean_regret}
         for method, found in zip(arguments.methods, edges, strict=True)

@@ -130,12 +130,14 @@ def sections(evidence: Evidence, folder: Path, command: str) -> list[figures.Sec
         found.append(
             section(
                 "When each edge began to matter",
-                f"Attention on each edge and what cutting it costs, at {len(e.formations[0].steps)} steps of training; "
-                "dotted lines mark onsets: the first step from which an edge stays half-way from its first to its last "
+                f"Attention on each edge, and how far cutting it moves the prediction, at {len(e.formations[0].steps)} "
+                "steps; dotted lines mark onsets: the first step from which an edge stays half-way from its first to its last "
                 f"value. Below, the onsets in {len(e.formations)} runs with other data.",
                 "formation",
                 "onsets",
-                more=figures.table_html(onset_rows(e), caption="Mean onset over edges, in steps, 95% over seeds"),
+                more=figures.table_html(
+                    onset_rows(e), caption="Median onset over edges, in steps; mean and 95% over seeds"
+                ),
             )
         )
     return found

@@ -27,6 +27,11 @@ from causal_circuits.figures.style import (
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _FAINT = "#C8C8C8"
+_QUANTITIES = {
+    "auroc": "AUROC of edges",
+    "exact_parent_rate": "rows whose parents rank first",
+    "regret": "regret (nats)",
+}
 
 
 def plot_circuit(graph: nx.DiGraph, circuit: Circuit, ax: Axes | None = None, title: str = "") -> Axes:
@@ -104,7 +109,7 @@ def plot_needed_edges(proof: CircuitProof, ax: Axes | None = None) -> Axes:
 
 
 def plot_formation(formation: Formation, axes: Sequence[Axes] | None = None) -> Figure:
-    """Attention on each edge of the latent graph, and what cutting it costs, at every recorded step; means are thick.
+    """Attention on each edge of the latent graph, and the effect of cutting it, at every recorded step; means thick.
 
     Args:
         formation: from `watch_formation`.
@@ -116,7 +121,7 @@ def plot_formation(formation: Formation, axes: Sequence[Axes] | None = None) -> 
     steps = np.array(formation.steps) + 1
     drawn = (
         (axes[0], formation.attention, formation.attention_onset, "mean attention on the edge"),
-        (axes[1], formation.effect, formation.causal_onset, "cost of cutting the edge (nats)"),
+        (axes[1], formation.effect, formation.causal_onset, _effect_label(formation)),
     )
     for ax, curves, onsets, label in drawn:
         values = to_numpy(curves)
@@ -135,6 +140,12 @@ def plot_formation(formation: Formation, axes: Sequence[Axes] | None = None) -> 
     return found
 
 
+def _effect_label(formation: Formation) -> str:
+    if formation.metric == "kl_to_model":
+        return "cutting it moves the prediction by (KL, nats)"
+    return f"cutting it raises {formation.metric.replace('_', ' ')} by"
+
+
 def plot_onsets(formations: Sequence[Formation], ax: Axes | None = None) -> Axes:
     """When each edge began to matter and when attention showed it, against how hard the gradient pulled at the start.
 
@@ -148,7 +159,7 @@ def plot_onsets(formations: Sequence[Formation], ax: Axes | None = None) -> Axes
     pull = to_numpy(formations[0].pull)
     clocks = (
         ("attention shows the edge", BLUE, "o", [f.attention_onset for f in formations]),
-        ("cutting it costs loss", ORANGE, "s", [f.causal_onset for f in formations]),
+        ("cutting it moves the prediction", ORANGE, "s", [f.causal_onset for f in formations]),
     )
     for shift, (name, colour, marker, onsets) in zip((0.985, 1.015), clocks, strict=True):
         values = np.stack([to_numpy(onset) for onset in onsets])
@@ -195,15 +206,19 @@ def plot_benchmark(
                 ax.plot(where + jitter, values, _MARKERS[m], color=SERIES[m], alpha=0.55, markersize=4)
                 if len(values):
                     ax.plot([where - 0.1, where + 0.1], [values.mean()] * 2, color=BLACK, linewidth=1.8)
-        ax.set_ylabel(quantity.replace("_", " ") + (" (nats)" if quantity == "regret" else ""))
+        ax.set_ylabel(_QUANTITIES.get(quantity, quantity.replace("_", " ")))
         ax.grid(axis="y", linewidth=0.4)
         if quantity.startswith("au") or quantity.endswith("rate"):
             ax.set_ylim(-0.05, 1.05)
+        if quantity == "auroc":
+            ax.axhline(0.5, color=GREY, linewidth=1.2, linestyle=":")
     panels[-1].set_xticks(range(len(methods)), [method.replace("_", " ") for method in methods])
     handles = [
         Line2D([], [], marker=_MARKERS[m], color=SERIES[m], linestyle="", label=model) for m, model in enumerate(models)
     ]
     handles.append(Line2D([], [], color=BLACK, linewidth=1.8, label="mean"))
+    if "auroc" in quantities:
+        handles.append(Line2D([], [], color=GREY, linewidth=1.2, linestyle=":", label="chance"))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
     return figure
 
@@ -230,14 +245,15 @@ def _arrow(
     ax: Axes, places: Mapping[str, tuple[float, float]], edge: tuple[str, str], colour: str, width: float, style: str
 ) -> None:
     """An arrow; the further it reaches, the more it bends, so that it passes the columns between."""
-    (x0, _), (x1, _) = places[edge[0]], places[edge[1]]
+    (x0, y0), (x1, y1) = places[edge[0]], places[edge[1]]
+    bends_up = y0 >= 0.5 if y1 == 0.5 else y1 > 0.5  # towards its end: past the heads in the middle, not through them
     bend = 0.0 if x1 - x0 <= 1 else 0.1 + 0.02 * (x1 - x0)
     arrow = {
         "arrowstyle": "-|>",
         "color": colour,
         "linewidth": width,
         "linestyle": style,
-        "connectionstyle": f"arc3,rad={-bend if places[edge[0]][1] >= 0.5 else bend}",
+        "connectionstyle": f"arc3,rad={-bend if bends_up else bend}",
         "shrinkA": 16,
         "shrinkB": 16,
     }
