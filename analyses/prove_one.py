@@ -231,6 +231,7 @@ def formation_results(formations: list[circuits.Formation]) -> dict[str, object]
                 "auroc": [scores.auroc for scores in f.scores],
                 "loss": f.loss,
                 "attention": f.attention,
+                "share": f.share,
                 "effect": f.effect,
             }
             for f in formations

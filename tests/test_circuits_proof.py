@@ -262,6 +262,8 @@ def test_formation_ends_where_training_ends() -> None:
         assert found.cells == ((1, 0), (2, 1), (3, 2), (4, 3))
         for row, (i, j) in enumerate(found.cells):
             assert float(found.effect[-1, row]) == pytest.approx(float(cut.effect[0, i, j]), abs=1e-6)
+            share = cut.effect[0, i, j] / cut.effect[0, i, : i + 1].sum()
+            assert float(found.share[-1, row]) == pytest.approx(float(share), abs=1e-4)
             assert float(found.attention[-1, row]) == pytest.approx(float(cut.attention[0, i, j]), abs=1e-6)
         assert found.circuit_effect.shape == (3, 19)
         assert found.circuit_onset.shape == (19,)

@@ -1,13 +1,15 @@
 """When each edge of the graph begins to matter, as a model is trained.
 
 Three clocks that need not agree: *attention* shows an edge when its weight has grown; the edge *matters* when cutting
-it moves the prediction; and before either, its *information* says how hard the gradient pulls at it. An onset is the
-first recorded step from which a curve stays half-way from its first to its last value, or beyond.
+it moves the prediction and cutting other entries of its row does not; and before either, its *information* says how
+hard the gradient pulls at it. An onset is the first recorded step from which a curve stays half-way from its first to
+its last value, or beyond.
 
 Why the divergence and not the loss: at the default recipe's warm start cutting an edge that holds a twentieth of its
 row's attention costs as much loss as cutting the same edge after training (a forest, d_vocab 3: 3 to 19 thousandths of
 a nat, against 1 to 17), since early predictions are bad and any help counts much. By the loss every edge is of use from
-the first step, which is what its gradient says; the divergence grows from zero as the model comes to rely on it.
+the first step, which is what its gradient says; the divergence grows from near zero as the model comes to rely on it.
+And why the share of the row: the divergence of all edges goes on growing as the read-out sharpens, long after.
 """
 
 from collections.abc import Sequence
@@ -45,6 +47,7 @@ class Formation:
         attention: [step, cell]; mean weight on it, the largest over heads.
         effect: [step, cell]; by how much the metric rises when it is cut, the largest over heads.
         standard_error: [step, cell]; of that effect.
+        share: [step, cell]; that effect as a share of the effects of all entries of its row and head, each cut alone.
         metric: of the effects; "kl_to_model" (nats): how far the prediction moves.
         circuit_edges: the edges between heads, and `circuit_effect`, [step, edge], the exact effect of cutting each.
             (loss, nats).
@@ -60,6 +63,7 @@ class Formation:
     attention: Float[Tensor, "step cell"]
     effect: Float[Tensor, "step cell"]
     standard_error: Float[Tensor, "step cell"]
+    share: Float[Tensor, "step cell"]
     metric: str
     circuit_edges: tuple[Edge, ...]
     circuit_effect: Float[Tensor, "step edge"]
@@ -74,8 +78,8 @@ class Formation:
 
     @property
     def causal_onset(self) -> Float[Tensor, " cell"]:
-        """The step at which each edge begins to matter; NaN if it ends without an effect three errors above zero."""
-        found = onset(self.steps, self.effect)
+        """When each edge begins to matter, by its share; NaN if it ends without an effect three errors above zero."""
+        found = onset(self.steps, self.share)
         return torch.where(self.effect[-1] > 3 * self.standard_error[-1], found, torch.nan)
 
     @property
@@ -177,6 +181,7 @@ class _State:
     attention: Tensor
     effect: Tensor
     error: Tensor
+    share: Tensor
     metric: str
     circuit_effect: Tensor
     scores: GraphScores
@@ -196,11 +201,13 @@ def _measure(
     query, key = torch.tensor(attention_cells(task.graph)).T
     whole = circuit_model(model, batch, counterfactual=counterfactual, seed=seed)
     best = cut.effect.argmax(dim=0)[query, key]
+    rows = cut.effect.nan_to_num().clamp(min=0).sum(dim=-1)[best, query]
     return _State(
         step=step,
         attention=cut.attention[:, query, key].amax(dim=0),
         effect=cut.effect[best, query, key],
         error=cut.standard_error[best, query, key],
+        share=cut.effect[best, query, key].clamp(min=0) / rows.clamp(min=1e-12),
         metric=cut.metric,
         circuit_effect=whole.effects(),
         scores=score_against_graph(cut.effect, task.graph),
@@ -224,6 +231,7 @@ def _formation(
         attention=torch.stack([state.attention for state in states]),
         effect=torch.stack([state.effect for state in states]),
         standard_error=torch.stack([state.error for state in states]),
+        share=torch.stack([state.share for state in states]),
         metric=states[0].metric,
         circuit_edges=circuit_edges,
         circuit_effect=torch.stack([state.circuit_effect for state in states]),

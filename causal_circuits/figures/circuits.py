@@ -109,26 +109,28 @@ def plot_needed_edges(proof: CircuitProof, ax: Axes | None = None) -> Axes:
 
 
 def plot_formation(formation: Formation, axes: Sequence[Axes] | None = None) -> Figure:
-    """Attention on each edge of the latent graph, and the effect of cutting it, at every recorded step; means thick.
+    """Attention on each edge of the latent graph and the effect of cutting it, at every recorded step; means thick.
 
     Args:
         formation: from `watch_formation`.
-        axes: two axes to draw in, or None for a new figure.
+        axes: three axes to draw in - attention, the effect's share of its row, the effect - or None for a new figure.
     """
     if axes is None:
-        figure = Figure(figsize=(9.6, 3.8), layout="constrained")
-        axes = list(figure.subplots(1, 2))
+        figure = Figure(figsize=(12.6, 3.8), layout="constrained")
+        axes = list(figure.subplots(1, 3))
     steps = np.array(formation.steps) + 1
     drawn = (
         (axes[0], formation.attention, formation.attention_onset, "mean attention on the edge"),
-        (axes[1], formation.effect, formation.causal_onset, _effect_label(formation)),
+        (axes[1], formation.share, formation.causal_onset, "share of its row's effects when cut"),
+        (axes[2], formation.effect, None, _effect_label(formation)),
     )
     for ax, curves, onsets, label in drawn:
         values = to_numpy(curves)
         ax.plot(steps, values[:, :1], color=SKY, linewidth=0.8, label="one edge")
         ax.plot(steps, values[:, 1:], color=SKY, linewidth=0.8)
         ax.plot(steps, values.mean(axis=1), color=MODEL, linewidth=2.4, label="mean over edges")
-        for number, at in enumerate(to_numpy(onsets)[np.isfinite(to_numpy(onsets))]):
+        times = np.array([]) if onsets is None else to_numpy(onsets)
+        for number, at in enumerate(times[np.isfinite(times)]):
             label_once = "onset of an edge" if number == 0 else None
             ax.axvline(at + 1, color=TRUE_EDGE, linewidth=0.7, linestyle=":", label=label_once)
         ax.set_xscale("log")
