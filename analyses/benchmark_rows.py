@@ -28,6 +28,7 @@ Row = dict[str, Any]
 Unit = tuple[str, str, int]
 NOT_CONFIG = ("out", "quiet", "quick")
 COLUMNS = ("auroc", "auprc", "shd", "exact_parent_rate", "regret", "seconds")
+SHOWN = ("graph", "model", "is_decoy", "seed", "method", *COLUMNS)
 CUTS = ("exact", "acdc")  # the methods that cut: they score entries by the divergence, which no sampling error can hide
 ACDC_THRESHOLD = 1e-3  # nats; an entry is worth a tenth or less of an edge between heads, for which 0.01 is the default
 TOO_MANY = 14  # edges whose circuits are all tried where there are more than --max-edges: the rest is found greedily
@@ -260,6 +261,8 @@ def rows_so_far(arguments: argparse.Namespace) -> list[Row]:
                 f"--out holds a run with {name} = {flags.get(name)!r}, now {value!r}: choose another folder, or "
                 f"delete {path}"
             )
+    if any("unit_cpu_seconds" not in row for row in rows):
+        raise ValueError(f"--out holds a run of an older version: choose another folder, or delete {path}")
     wanted = set(units(arguments))
     return [row for row in rows if (row["graph"], row["model"], row["seed"]) in wanted]
 
@@ -276,7 +279,7 @@ def write(rows: list[Row], arguments: argparse.Namespace, command: str) -> None:
         "config": config(arguments),
         "versions": versions(),
         "rows": rows,
-        "timing": {"wall_s": time.perf_counter() - BEGAN},
+        "timing": {"wall_s_of_last_start": time.perf_counter() - BEGAN, "cpu_s": cpu_seconds(rows)},
     }
     write_results(circuits.plain_values(content), arguments.out)
 
@@ -286,25 +289,14 @@ def draw(rows: list[Row], arguments: argparse.Namespace, command: str) -> None:
     folder = arguments.out / "figures"
     figures.save_figure(figures.plot_benchmark(counted(rows)), folder / "benchmark")
     sentence = (
-        "A dot for each graph and seed, a bar at the mean: how well a method's scores of attention entries match the "
-        "latent graph, and how far its circuits are from the best of their size."
+        "A dot for each graph and seed, a bar at the mean. Top: the chance that a method scores an edge of the latent "
+        "graph above another attention entry. Middle: in how many rows the parents score highest. Bottom: how much "
+        "worse its circuits are than the best of their size. On decoys a good method finds no edges, for none are used."
     )
     sentence = " ".join([sentence, *(f"Left out: {line}." for line in no_decoys(rows))])
     shown = figures.figure_html(folder / "benchmark", alt=sentence)
-    columns = (
-        "graph",
-        "model",
-        "is_decoy",
-        "seed",
-        "method",
-        "auroc",
-        "auprc",
-        "shd",
-        "exact_parent_rate",
-        "regret",
-        "seconds",
-    )
-    listed = figures.table_html([{name: row[name] for name in columns} for row in rows], caption="Every row")
+    models = figures.table_html(model_rows(rows), caption="Every model")
+    listed = figures.table_html([{name: row[name] for name in SHOWN} for row in rows], caption="Every row")
     figures.write_report(
         arguments.out / "report.html",
         title="Which methods find the circuit?",
@@ -312,11 +304,40 @@ def draw(rows: list[Row], arguments: argparse.Namespace, command: str) -> None:
         sections=[
             figures.Section("Methods, held to the truth", sentence, shown, command),
             figures.Section(
+                "The models", "A low loss is no sign of the graph: decoys predict as well.", models, command
+            ),
+            figures.Section(
                 "Every number", "Regret in nats; seconds are those of scoring all entries.", listed, command
             ),
         ],
-        meta={"command": command, "wall time": f"{time.perf_counter() - BEGAN:.1f} s", **versions()},
+        meta={"command": command, "CPU time of all models": f"{cpu_seconds(rows):.0f} s", **versions()},
     )
+
+
+def one_a_model(rows: list[Row]) -> list[Row]:
+    """The first row of every unit."""
+    return list({(row["graph"], row["model"], row["seed"]): row for row in reversed(rows)}.values())[::-1]
+
+
+def model_rows(rows: list[Row]) -> list[Row]:
+    """One row for each model: how it came about, its loss, its attention."""
+    return [
+        {
+            "graph": row["graph"],
+            "model": row["model"],
+            "seed": row["seed"],
+            "recipe": row["recipe"].replace("_", " "),
+            "loss above edge posterior (nats)": round(row["excess_over_edge_posterior"], 4),
+            "attention to parents": round(row["attention_to_parents"], 3),
+            "is a decoy": {None: "", True: "yes", False: "no: not counted"}[row["is_decoy"]],
+        }
+        for row in one_a_model(rows)
+    ]
+
+
+def cpu_seconds(rows: list[Row]) -> float:
+    """Of all units together, whenever they ran."""
+    return sum(row["unit_cpu_seconds"] for row in one_a_model(rows))
 
 
 def verdict(rows: list[Row]) -> list[figures.Check]:
@@ -329,6 +350,14 @@ def verdict(rows: list[Row]) -> list[figures.Check]:
         checks.append(
             figures.Check(
                 least == 1.0, "On planted circuits exact knock-out finds every edge", f"AUROC {least:.3f} at least"
+            )
+        )
+        checks.append(
+            figures.Check(
+                all(row["optimum_found"] for row in planted),
+                "On planted circuits the best of all circuits is the planted one, edge for edge",
+                f"by the divergence from the whole model, on {sum(row['optimum_found'] for row in planted)} of "
+                f"{len(planted)}",
             )
         )
     rates = {kind: [row["exact_parent_rate"] for row in exact if row["model"] == kind] for kind in ("trained", "decoy")}
@@ -359,5 +388,6 @@ def table(rows: list[Row], out: Path) -> str:
         excess = fmean(row["excess_over_edge_posterior"] for row in kept if row["model"] == kind)
         lines.append(f"{kind:8s} test loss {excess:+.4f} nats from the edge posterior")
     lines += no_decoys(rows)
+    lines.append(f"time     {cpu_seconds(rows):.0f} CPU seconds for {len(one_a_model(rows))} models")
     lines.append(f"look at  {out / 'report.html'}")
     return "\n".join(lines)
