@@ -1,4 +1,4 @@
-"""Claim: only methods that cut things and look find the latent graph; a low loss is no sign of it.
+"""Claim: cutting finds the latent graph, and so does attention; gradients do not; a low loss is no sign of it.
 
 Seven discovery methods on models whose truth is known edge by edge. *Planted*: the circuit is written by hand.
 *Trained*: by the recipe that learns the graph (several parents: heads take turns). *Decoy*: a model that predicts as

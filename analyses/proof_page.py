@@ -133,12 +133,16 @@ def sections(evidence: Evidence, folder: Path, command: str) -> list[figures.Sec
         found.append(
             section(
                 "When each edge began to matter",
-                f"Attention on each edge and what cutting it costs, at {len(e.formations[0].steps)} steps of training; "
-                "dotted lines mark onsets: the first step from which an edge stays half-way from its first to its last "
-                f"value. Below, the onsets in {len(e.formations)} runs with other data.",
+                "Attention on each edge; its share of the effects of all entries of its row, each cut alone; and that "
+                f"effect itself, at {len(e.formations[0].steps)} steps. Dotted lines mark onsets: the first step from "
+                "which an edge stays half-way from its first to its last value. Below, the onsets in "
+                f"{len(e.formations)} runs with other data: all edges carry the same information, and short rows feel "
+                "more of it.",
                 "formation",
                 "onsets",
-                more=figures.table_html(onset_rows(e), caption="Mean onset over edges, in steps, 95% over seeds"),
+                more=figures.table_html(
+                    onset_rows(e), caption="Median onset over edges, in steps; mean and 95% over seeds"
+                ),
             )
         )
     return found

@@ -145,7 +145,7 @@ def train_and_watch(
         task,
         [_config(arguments, seed) for seed in seeds],
         record=cc.RecordAt.log_spaced(RECORDED),
-        batch=task.sample(512, seed=(arguments.seed, 4)),
+        batch=task.sample(1024, seed=(arguments.seed, 4)),
         counterfactual=COUNTERFACTUAL,
         seed=arguments.seed,
         progress=progress,
@@ -198,7 +198,7 @@ def results(evidence: Evidence, arguments: argparse.Namespace, command: str) -> 
 
 
 def onset_intervals(formations: list[circuits.Formation]) -> dict[str, circuits.OnsetInterval]:
-    """The mean onset over edges by each clock, and how much later the edges matter than they show, over seeds."""
+    """The median onset of edges by each clock, and how much later they matter than they show, over seeds."""
     clocks = {
         "attention": [f.attention_onset for f in formations],
         "causal": [f.causal_onset for f in formations],
@@ -231,6 +231,7 @@ def formation_results(formations: list[circuits.Formation]) -> dict[str, object]
                 "auroc": [scores.auroc for scores in f.scores],
                 "loss": f.loss,
                 "attention": f.attention,
+                "share": f.share,
                 "effect": f.effect,
             }
             for f in formations
@@ -245,7 +246,7 @@ def formation_line(formations: list[circuits.Formation]) -> str:
     orders = [f.order_by_pull for f in formations if f.order_by_pull == f.order_by_pull]
     order = f"; rank correlation of the pull at the start with earliness {fmean(orders):.2f}" if orders else ""
     never = f"{found['causal'].never:.0%} of edges never matter"
-    return f"formation   onset in steps, {len(formations)} seeds: {shown}; {never}{order}"
+    return f"formation   median onset in steps, {len(formations)} seeds: {shown}; {never}{order}"
 
 
 def table(evidence: Evidence, out: Path) -> str:

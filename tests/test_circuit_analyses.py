@@ -1,19 +1,25 @@
 """circuit_proof.py and discovery_benchmark.py as a user runs them."""
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-from scripts import analysis_module, assert_refused_in_one_line
+from scripts import analysis_module, assert_refused_in_one_line, run_analysis
 
 ROOT = Path(__file__).resolve().parent.parent
+METHODS = ["--methods", "exact", "eap"]
 
 
-def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "analyses" / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+def run_script(name: str, *flags: object) -> str:
+    """What it prints, run in this process; it must end well."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, redirect_stdout(printed):
+        assert run_analysis(name, flags, monkeypatch) == 0
+    return printed.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +27,18 @@ def benchmark_run(tmp_path_factory) -> tuple[Path, list[object]]:
     """One graph, planted and decoy, at the size of --quick."""
     out = tmp_path_factory.mktemp("benchmark")
     flags = ["--quick", "--quiet", "--graphs", "pairs", "--models", "planted", "decoy", "--out", out]
-    done = run_script("discovery_benchmark.py", *flags, "--methods", "exact", "eap")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert "planted  exact" in done.stdout
+    assert "planted  exact" in run_script("discovery_benchmark", *flags, *METHODS)
     return out, flags
 
 
 def test_the_benchmark_writes_its_rows(benchmark_run, look_at_report):
     out, _ = benchmark_run
     rows = json.loads((out / "results.json").read_text())["rows"]
+    for row in rows[2:]:
+        assert row["recipe"] in ("decoy_from_zero", "decoy_displaced")
+        low, blind = row["excess_over_edge_posterior"] <= 0.05, row["attention_to_parents"] < 0.5
+        assert row["is_decoy"] == (low and blind)
+    assert all(row["optimum_found"] for row in rows if row["model"] == "planted")
     promised = {"method", "graph", "model", "seed", "auroc", "auprc", "shd", "exact_parent_rate", "regret", "seconds"}
     assert all(promised <= set(row) for row in rows)
     assert [(row["model"], row["method"]) for row in rows] == [
@@ -49,13 +57,20 @@ def test_a_second_run_does_only_what_is_missing(benchmark_run):
     results["rows"] = results["rows"][:2]
     results["rows"][0]["seconds"] = 123.0  # a row that is not measured again keeps this
     path.write_text(json.dumps(results))
-    assert run_script("discovery_benchmark.py", *flags, "--methods", "exact", "eap").returncode == 0
+    run_script("discovery_benchmark", *flags, *METHODS)
     rows = json.loads(path.read_text())["rows"]
     assert rows[0]["seconds"] == 123.0
     assert len(rows) == 4
-    refused = run_script("discovery_benchmark.py", *flags, "--methods", "exact")
-    assert refused.returncode == 2
-    assert "choose another folder" in refused.stderr
+
+
+def test_a_folder_with_another_run_is_refused(benchmark_run, capsys, monkeypatch):
+    out, flags = benchmark_run
+    for other in (["--methods", "exact"], [*METHODS, "--steps", "201"]):
+        assert_refused_in_one_line(
+            "discovery_benchmark", [*flags, *other], "choose another folder", capsys, monkeypatch
+        )
+    (out / "results.json").write_text("{}")
+    assert_refused_in_one_line("discovery_benchmark", [*flags, *METHODS], "--out must be empty", capsys, monkeypatch)
 
 
 BAD_FLAGS = [
@@ -95,24 +110,34 @@ def test_the_scripts_know_every_method(monkeypatch):
     assert analysis_module("discovery_benchmark", monkeypatch).METHODS == circuits.METHODS
 
 
-def test_a_saved_planted_model_is_proved_and_written_down(tmp_path, look_at_report):
+def test_a_saved_planted_model_is_proved_and_written_down(tmp_path, capsys, monkeypatch, look_at_report):
     import causal_circuits as cc
 
     graph = cc.chain_graph(10)
     cc.save_model(cc.plant_circuit(graph, d_vocab=3, readout_scale=2.0), tmp_path / "model")
-    flags = ["--model", tmp_path / "model", "--graph", "chain", "--n-ctx", 10, "--quiet", "--out", tmp_path / "out"]
-    done = run_script("circuit_proof.py", *flags)
-    assert done.returncode == 0, done.stderr
-    assert "proved: these 9 edges are the circuit" in done.stdout
+    flags = ["--model", tmp_path / "model", "--graph", "chain", "--sequences", 512]
+    flags += ["--quiet", "--out", tmp_path / "out", "--n-ctx"]
+    assert "proved: these 9 edges are the circuit" in run_script("circuit_proof", *flags, 10)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["proof"]["proved"]
     assert results["encodes_graph"]
+    assert results["formation"] is None
     assert all(check["passed"] for check in results["self_checks"])
     assert results["methods"][0]["method"] == "exact"
     assert results["methods"][0]["entries"]["auroc"] == 1.0
     for name in ("report.html", "circuit.json", "circuit.graphml", "circuit.csv", "figures/circuit.png"):
         assert (tmp_path / "out" / name).exists()
     look_at_report(tmp_path / "out" / "report.html")
-    wrong = run_script("circuit_proof.py", "--model", tmp_path / "model", "--graph", "chain", "--n-ctx", 11)
-    assert wrong.returncode == 2
-    assert "it was built for (3, 10)" in wrong.stderr
+    assert_refused_in_one_line("circuit_proof", [*flags, 11], "it was built for (3, 10)", capsys, monkeypatch)
+
+
+def test_a_model_trained_there_is_watched_over_seeds(tmp_path):
+    size = ["--graph", "chain", "--n-ctx", 6, "--steps", 60, "--sequences", 64, "--formation-seeds", 2]
+    printed = run_script("circuit_proof", *size, "--quiet", "--out", tmp_path)
+    assert "median onset in steps, 2 seeds" in printed
+    found = json.loads((tmp_path / "results.json").read_text())["formation"]
+    assert set(found["onset"]) == {"attention", "causal", "causal_minus_attention"}
+    assert len(found["seeds"]) == 2
+    assert len(found["information"]) == len(found["cells"]) == len(found["seeds"][1]["causal_onset"]) == 4
+    assert "position -> L0H0.k" in found["circuit_onset"]
+    assert (tmp_path / "figures" / "onsets.png").stat().st_size > 5_000

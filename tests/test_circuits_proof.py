@@ -257,11 +257,13 @@ def test_formation_ends_where_training_ends() -> None:
     assert torch.allclose(both[1].effect, alone.effect, atol=1e-4)
     assert not torch.allclose(both[0].effect, alone.effect, atol=1e-4)
     for model, found in zip(models, [*both, alone], strict=True):
-        cut = cc.knock_out_edges(model, batch)
+        cut = cc.knock_out_edges(model, batch, metric="kl_to_model")
         assert found.steps == (0, 10, 120)
         assert found.cells == ((1, 0), (2, 1), (3, 2), (4, 3))
         for row, (i, j) in enumerate(found.cells):
             assert float(found.effect[-1, row]) == pytest.approx(float(cut.effect[0, i, j]), abs=1e-6)
+            share = cut.effect[0, i, j] / cut.effect[0, i, : i + 1].sum()
+            assert float(found.share[-1, row]) == pytest.approx(float(share), abs=1e-4)
             assert float(found.attention[-1, row]) == pytest.approx(float(cut.attention[0, i, j]), abs=1e-6)
         assert found.circuit_effect.shape == (3, 19)
         assert found.circuit_onset.shape == (19,)
@@ -289,7 +291,7 @@ def test_onsets_are_half_way() -> None:
     assert circuits.onset(steps, curves)[:2].tolist() == [100.0, 10.0]  # .6 is nearer to the start than to the end
     assert circuits.onset(steps, curves)[2:].isnan().all()  # ends lower than it began, or never moves
     found = circuits.onset_interval([torch.tensor([10.0, nan]), torch.tensor([30.0, 50.0])])
-    assert (found.mean, found.low, found.high, found.never) == (25.0, 10.0, 40.0, 0.25)
+    assert (found.mean, found.low, found.high, found.never) == (20.0, 10.0, 30.0, 0.25)
     assert circuits.onset_interval([torch.tensor([nan])]).never == 1.0
     assert_refused(lambda: circuits.onset_interval([]), "at least one run")
 
@@ -335,6 +337,6 @@ def test_figures_draw_what_they_are_given() -> None:
         for model in ("planted", "decoy")
     ]
     assert [ax.get_ylabel() for ax in figures.plot_benchmark(rows).axes] == [
-        "auroc", "exact parent rate", "regret (nats)"
+        "AUROC of edges", "rows whose parents rank first", "regret (nats)"
     ]  # fmt: skip
     assert_refused(lambda: figures.plot_benchmark([]), "at least one row")

@@ -128,7 +128,8 @@ def discover(
 def exact_knock_out(model: Parts) -> Float[Tensor, " edge"]:
     """The cost without a part minus the cost with it, everything else whole: activation patching of one edge at a time.
 
-    Exact for every part alone; blind to parts that stand in for each other.
+    The knock-out of Wang et al. 2022 ("Interpretability in the Wild", section 3), for every part alone. Exact; blind
+    to parts that stand in for each other.
     """
     return model.effects()
 
@@ -138,7 +139,7 @@ def attention_weight(model: Parts) -> Float[Tensor, " edge"]:
 
     Of an entry: its mean weight. Of an edge between heads: how far the patterns of the heads at its ends are from
     uniform (mean total variation distance; the smaller of two); an edge that touches no head scores 0. Attention
-    knows heads, not which of their inputs matter.
+    knows heads, not which of their inputs matter. (Clark et al. 2019, "What Does BERT Look At?", reads models so.)
     """
     return model.attention()
 
@@ -192,5 +193,5 @@ def acdc(model: Parts, threshold: float = 0.01) -> Float[Tensor, " edge"]:
 
 
 def random_scores(model: Parts, seed: int = 0) -> Float[Tensor, " edge"]:
-    """Uniform random numbers: what any method has to beat."""
+    """Uniform random numbers, the baseline of MIB (Mueller et al. 2025): what any method has to beat."""
     return torch.rand(len(model), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -22,10 +22,10 @@ def onset(steps: Sequence[int], curves: Float[Tensor, "step cell"]) -> Float[Ten
 
 @dataclass(frozen=True)
 class OnsetInterval:
-    """The mean onset over edges, over several seeds.
+    """The median onset over edges, over several seeds.
 
     Attributes:
-        mean: over seeds of the mean over edges that have an onset, in steps.
+        mean: over seeds of the median over edges, in steps; an edge without an onset counts as later than all others.
         low, high: 95% bootstrap interval over seeds (with three seeds or fewer, little more than their range).
         never: the share of edges, over all seeds, without an onset.
     """
@@ -39,22 +39,22 @@ class OnsetInterval:
 def onset_interval(
     onsets: Sequence[Float[Tensor, " cell"]], *, n_bootstrap: int = 1000, seed: int = 0
 ) -> OnsetInterval:
-    """Sum up the onsets of several runs.
+    """Sum up the onsets of several runs; NaN where half of the edges of every run have none.
 
     Args:
         onsets: one tensor for each seed (`Formation.causal_onset` or `attention_onset`).
         n_bootstrap, seed: of the interval.
 
-    >>> onset_interval([torch.tensor([10.0, 30.0]), torch.tensor([20.0, float("nan")])]).mean
-    20.0
+    >>> onset_interval([torch.tensor([10.0, 20.0, 90.0]), torch.tensor([30.0, 40.0, float("nan")])]).mean
+    30.0
     """
     if not onsets:
         raise ValueError("an interval over seeds needs at least one run: got none")
-    means = torch.stack([run.nanmean() for run in onsets]).double()
     never = float(torch.stack([run.isnan().float().mean() for run in onsets]).mean())
-    means = means[~means.isnan()]
-    if not len(means):
+    medians = torch.stack([run.nan_to_num(nan=torch.inf).median() for run in onsets]).double()
+    medians = medians[medians.isfinite()]
+    if not len(medians):
         return OnsetInterval(float("nan"), float("nan"), float("nan"), never)
-    draws = torch.randint(len(means), (n_bootstrap, len(means)), generator=torch.Generator().manual_seed(seed))
-    low, high = means[draws].mean(dim=-1).quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
-    return OnsetInterval(float(means.mean()), low, high, never)
+    draws = torch.randint(len(medians), (n_bootstrap, len(medians)), generator=torch.Generator().manual_seed(seed))
+    low, high = medians[draws].mean(dim=-1).quantile(torch.tensor([0.025, 0.975], dtype=medians.dtype)).tolist()
+    return OnsetInterval(float(medians.mean()), low, high, never)

@@ -27,6 +27,11 @@ from causal_circuits.figures.style import (
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _FAINT = "#C8C8C8"
+_QUANTITIES = {
+    "auroc": "AUROC of edges",
+    "exact_parent_rate": "rows whose parents rank first",
+    "regret": "regret (nats)",
+}
 
 
 def plot_circuit(
@@ -117,26 +122,28 @@ def plot_needed_edges(proof: CircuitProof, ax: Axes | None = None) -> Axes:
 
 
 def plot_formation(formation: Formation, axes: Sequence[Axes] | None = None) -> Figure:
-    """Attention on each edge of the latent graph, and what cutting it costs, at every recorded step; means are thick.
+    """Attention on each edge of the latent graph and the effect of cutting it, at every recorded step; means thick.
 
     Args:
         formation: from `watch_formation`.
-        axes: two axes to draw in, or None for a new figure.
+        axes: three axes to draw in - attention, the effect's share of its row, the effect - or None for a new figure.
     """
     if axes is None:
-        figure = Figure(figsize=(9.6, 3.8), layout="constrained")
-        axes = list(figure.subplots(1, 2))
+        figure = Figure(figsize=(12.6, 3.8), layout="constrained")
+        axes = list(figure.subplots(1, 3))
     steps = np.array(formation.steps) + 1
     drawn = (
         (axes[0], formation.attention, formation.attention_onset, "mean attention on the edge"),
-        (axes[1], formation.effect, formation.causal_onset, "cost of cutting the edge (nats)"),
+        (axes[1], formation.share, formation.causal_onset, "share of its row's effects when cut"),
+        (axes[2], formation.effect, None, _effect_label(formation)),
     )
     for ax, curves, onsets, label in drawn:
         values = to_numpy(curves)
         ax.plot(steps, values[:, :1], color=SKY, linewidth=0.8, label="one edge")
         ax.plot(steps, values[:, 1:], color=SKY, linewidth=0.8)
         ax.plot(steps, values.mean(axis=1), color=MODEL, linewidth=2.4, label="mean over edges")
-        for number, at in enumerate(to_numpy(onsets)[np.isfinite(to_numpy(onsets))]):
+        times = np.array([]) if onsets is None else to_numpy(onsets)
+        for number, at in enumerate(times[np.isfinite(times)]):
             label_once = "onset of an edge" if number == 0 else None
             ax.axvline(at + 1, color=TRUE_EDGE, linewidth=0.7, linestyle=":", label=label_once)
         ax.set_xscale("log")
@@ -146,6 +153,12 @@ def plot_formation(formation: Formation, axes: Sequence[Axes] | None = None) -> 
     found = axes[0].get_figure(root=True)
     assert isinstance(found, Figure)
     return found
+
+
+def _effect_label(formation: Formation) -> str:
+    if formation.metric == "kl_to_model":
+        return "cutting it moves the prediction by (KL, nats)"
+    return f"cutting it raises {formation.metric.replace('_', ' ')} by"
 
 
 def plot_onsets(formations: Sequence[Formation], ax: Axes | None = None) -> Axes:
@@ -161,7 +174,7 @@ def plot_onsets(formations: Sequence[Formation], ax: Axes | None = None) -> Axes
     pull = to_numpy(formations[0].pull)
     clocks = (
         ("attention shows the edge", BLUE, "o", [f.attention_onset for f in formations]),
-        ("cutting it costs loss", ORANGE, "s", [f.causal_onset for f in formations]),
+        ("cutting it moves the prediction", ORANGE, "s", [f.causal_onset for f in formations]),
     )
     for shift, (name, colour, marker, onsets) in zip((0.985, 1.015), clocks, strict=True):
         values = np.stack([to_numpy(onset) for onset in onsets])
@@ -208,15 +221,19 @@ def plot_benchmark(
                 ax.plot(where + jitter, values, _MARKERS[m], color=SERIES[m], alpha=0.55, markersize=4)
                 if len(values):
                     ax.plot([where - 0.1, where + 0.1], [values.mean()] * 2, color=BLACK, linewidth=1.8)
-        ax.set_ylabel(quantity.replace("_", " ") + (" (nats)" if quantity == "regret" else ""))
+        ax.set_ylabel(_QUANTITIES.get(quantity, quantity.replace("_", " ")))
         ax.grid(axis="y", linewidth=0.4)
         if quantity.startswith("au") or quantity.endswith("rate"):
             ax.set_ylim(-0.05, 1.05)
+        if quantity == "auroc":
+            ax.axhline(0.5, color=GREY, linewidth=1.2, linestyle=":")
     panels[-1].set_xticks(range(len(methods)), [method.replace("_", " ") for method in methods])
     handles = [
         Line2D([], [], marker=_MARKERS[m], color=SERIES[m], linestyle="", label=model) for m, model in enumerate(models)
     ]
     handles.append(Line2D([], [], color=BLACK, linewidth=1.8, label="mean"))
+    if "auroc" in quantities:
+        handles.append(Line2D([], [], color=GREY, linewidth=1.2, linestyle=":", label="chance"))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
     return figure
 
@@ -257,9 +274,10 @@ def _arrow(
 
 def _bend(places: Mapping[str, tuple[float, float]], edge: tuple[str, str]) -> float:
     """Matplotlib's rad of an edge's arc: none between neighbouring columns, else away from the middle."""
-    (x0, y0), (x1, _) = places[edge[0]], places[edge[1]]
+    (x0, y0), (x1, y1) = places[edge[0]], places[edge[1]]
+    bends_up = y0 >= 0.5 if y1 == 0.5 else y1 > 0.5  # towards its end: past the heads in the middle, not through them
     bend = 0.0 if x1 - x0 <= 1 else 0.1 + 0.02 * (x1 - x0)
-    return -bend if y0 >= 0.5 else bend
+    return -bend if bends_up else bend
 
 
 def _write_on(ax: Axes, places: Mapping[str, tuple[float, float]], edge: tuple[str, str], text: str) -> None:
