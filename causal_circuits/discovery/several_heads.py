@@ -111,9 +111,7 @@ def _matches(pattern: Tensor, min_weight: float) -> Matches:
     return Matches(int(keys[-1]), (*chosen, -1))
 
 
-def _by_what_rows_say(
-    copies: Sequence[Matches], test: RowTest, tokens: Tensor, target_probs: Tensor
-) -> list[Matches]:
+def _by_what_rows_say(copies: Sequence[Matches], test: RowTest, tokens: Tensor, target_probs: Tensor) -> list[Matches]:
     """The heads, each with the t that its rows go with, given the other heads; not always its last row's favourite.
 
     Layer 1 can read the query's own token directly, so the last row of the head that has t = n_ctx - 1 is under no
