@@ -373,3 +373,13 @@ def reduced_forward_of_heads(a1: Tensor, a2: Tensor, tokens: Tensor, d_vocab: in
         copies = [sum(w * x[j] for j, w in enumerate(torch.softmax(own[i, : i + 1], dim=0))) for i in range(n)]
         scores += torch.stack([copies[-1] @ match @ copies[i] for i in range(n)])
     return torch.softmax(scores, dim=0) @ x
+
+
+def row_share(tokens: list[list[int]], targets: list[list[float]], child: int, keys: dict[int, int]) -> float:
+    """The child's mean of d_vocab y(x) - 1 over sequences in which all keys match, over that of the target itself."""
+    own, most = 0.0, 0.0
+    for x, y in zip(tokens, targets, strict=True):
+        if all(x[key] == x[t] for t, key in keys.items()):
+            own += len(y) * y[x[child]] - 1
+            most += len(y) * sum(p * p for p in y) - 1
+    return own / most
