@@ -148,7 +148,8 @@ def test_bad_flags_are_refused_in_one_line(flags, reason, capsys, monkeypatch) -
     [
         ("{", "JSON file"),
         ("[1, 2]", "list of lists"),
-        ("[[], [], [1, 1]]", "1"),
+        ("[[], [], [1, 1]]", "named once"),
+        ("[[], [], [1, 0]]", "named in order"),
         ("[[], [2], [0, 1]]", "must lie in the context"),
         (json.dumps([[]] * 12 + [list(range(12))]), "use fewer parents or tokens"),
     ],
