@@ -89,7 +89,7 @@ def graph_from_parents(parents: Parents) -> nx.DiGraph:
             list or tuple, ``n_ctx + 1`` entries, the target's parents last, ``[]`` for a root.
 
     Raises:
-        ValueError: the list is empty, an entry is no position, or parents are repeated, out of order or after the child.
+        ValueError: the list is empty, an entry is no position, parents are repeated, out of order or after the child.
 
     >>> sorted(graph_from_parents([None, 0, 0]).edges)          # n_ctx 4: 0 -> 1, 0 -> 2, query -> target
     [(0, 1), (0, 2), (3, 4)]

@@ -26,9 +26,7 @@ def test_a_child_has_the_targets_own_information_and_others_less(d_vocab: int, a
         above = cc.parents_of(task.graph, child)
         if len(above) == 2 and child not in task.target_parents:  # a child that chooses the target's row is biased
             whole = test.share(child, dict(zip(task.target_parents, above, strict=True)))
-            assert_within_sampling_error(
-                torch.tensor([whole.value]), torch.ones(1), torch.tensor([whole.error + 0.02])
-            )
+            assert_within_sampling_error(torch.tensor([whole.value]), torch.ones(1), torch.tensor([whole.error + 0.02]))
             assert test.share(child, {task.target_parents[0]: above[0]}).value < 0.9
     root = test.share(7, dict(zip(task.target_parents, (2, 6), strict=True)))
     assert root.value < 0.5
