@@ -322,14 +322,15 @@ def _last_row(
     free = [other for other in range(n_ctx) if other == t or other not in taken]
     edges = [(v.child, v.keys[t]) for v in verdicts[:-1] if v.keys.get(t, -1) == own.keys[v.child] >= 0]
     total, mean, p = torch.zeros(n_ctx), 0.0, 1.0
-    if t in lifts and edges:
-        rows, keys = (list(side) for side in zip(*edges, strict=True))
+    telling = [(child, key) for child, key in edges if key != t]  # a key that is t itself always matches
+    if t in lifts and telling:
+        rows, keys = (list(side) for side in zip(*telling, strict=True))
         total = lifts[t].value[rows, keys].sum(dim=0)
         error = float(lifts[t].standard_error[rows, keys].square().sum(dim=0)[t]) ** 0.5
-        mean, p = float(total[t]) / len(edges), upper_tail(float(total[t]) / error)
+        mean, p = float(total[t]) / len(telling), upper_tail(float(total[t]) / error)
     weight = float(pattern[-1, t])
     looks = favourite == t and weight >= min_weight / 2  # with the query's own token at hand it may be undecided
-    if t not in lifts or not edges:
+    if t not in lifts or not telling:
         accepted, reason = False, "no row agrees with it"
     elif float(total[t]) < DOMINANT * float(total[free].max()):
         best = free[int(total[free].argmax())]
