@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.discovery.candidates import CandidateEdge
-from causal_circuits.discovery.several_heads import FurtherParent, HeadReport, judge_heads
+from causal_circuits.discovery.head_matches import FurtherParent
+from causal_circuits.discovery.several_heads import HeadReport, judge_heads
 from causal_circuits.discovery.testing import holm, upper_tail
 from causal_circuits.graphs import attention_cells
 from causal_circuits.information import Information, estimate_gradient
