@@ -65,6 +65,7 @@ class MultiHeadFindings:
     given: list[cc.ConditionalInformation]
     single_loss: float
     single: nx.DiGraph
+    single_turn: cc.Turn
     seed: int
     seconds: float = 0.0
 
@@ -154,7 +155,7 @@ def find(
     say("5/5  the same task with a single head")
     lone = cc.disentangled_transformer(task.d_vocab, task.n_ctx, (1, n_heads[1]))
     shorter = cc.TurnConfig(steps=max(config.steps // 4, config.settle + 1), settle=config.settle, seed=seed)
-    cc.train_in_turns(lone, task, shorter, record=cc.RecordAt(steps=()), progress=progress)
+    _, lone_turns = cc.train_in_turns(lone, task, shorter, record=cc.RecordAt(steps=()), progress=progress)
     return MultiHeadFindings(
         task=task,
         n_heads=n_heads,
@@ -174,6 +175,7 @@ def find(
         given=given,
         single_loss=float(cc.evaluate(lone, test).mean()),
         single=cc.extract_graph(lone, task, batch=data),
+        single_turn=lone_turns[0],
         seed=seed,
         seconds=time.perf_counter() - BEGAN,
     )

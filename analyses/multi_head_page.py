@@ -59,6 +59,8 @@ def results(f: MultiHeadFindings, arguments: argparse.Namespace, command: str) -
             "excess_over_edge_posterior": f.single_loss - f.references.edge_posterior,
             "heads": [asdict(head) for head in f.single.graph["heads"]],
             "further_parents": [asdict(further) for further in f.single.graph["further_parents"]],
+            "given": f.single_turn.last_key,
+            "gain_alone": {str(t): float(f.single_turn.support[t]) for t in f.task.target_parents},
         },
         "timing": {
             "wall_s": f.seconds,
@@ -158,7 +160,8 @@ def table(f: MultiHeadFindings, out: Path) -> str:
     lines += [
         f"one head    excess {f.single_loss - f.references.edge_posterior:+.4f} nats; "
         + "; ".join(head.role for head in f.single.graph["heads"])
-        + "".join(f"; {sentence}" for sentence in further_sentences(f.single)),
+        + "".join(f"; {sentence}" for sentence in further_sentences(f.single))
+        + f"; why: {why_one_parent(f)}",
         f"time        {f.seconds:.1f} s, of which training {f.record.seconds:.1f} s "
         f"({f.record.sequences_per_s:,.0f} sequences/s, {f.record.path} path)",
         f"look at     {out / 'report.html'}",
@@ -173,6 +176,18 @@ def further_sentences(graph: Any) -> list[str]:
         f"that no head carries (its rows tell {further.share:.1f} times as much with it)"
         for further in graph.graph["further_parents"]
     ]
+
+
+def why_one_parent(f: MultiHeadFindings) -> str:
+    """Which parent of the target a single head took, and what the others would have gained it."""
+    support = f.single_turn.support
+    gains = ", ".join(f"{float(support[t]):.2f} for {t}" for t in f.task.target_parents)
+    given = f.single_turn.last_key
+    return (
+        "nothing was worth its turn"
+        if given is None
+        else f"one copy at the query holds one token; it was given position {given}, which alone gains most ({gains})"
+    )
 
 
 def draw_figures(f: MultiHeadFindings) -> dict[str, Any]:
@@ -334,7 +349,8 @@ def sections(f: MultiHeadFindings, folder: Path, command: str) -> list[figures.S
             f"One head stops {f.single_loss - f.references.edge_posterior:+.4f} nats above the edge posterior: "
             + "; ".join(head.role for head in f.single.graph["heads"])
             + ". "
-            + " ".join(f"{sentence}." for sentence in further_sentences(f.single)),
+            + " ".join(f"{sentence}." for sentence in further_sentences(f.single))
+            + f" Why: {why_one_parent(f)}.",
         ),
     ]
 

@@ -129,10 +129,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--only", choices=RECIPES, nargs="+", default=list(RECIPES), metavar="RECIPE", help="some of them"
+    )
     parser.add_argument("--out", type=Path, help="write the rows as JSON")
     arguments = parser.parse_args()
     rows = []
-    for name, recipe in RECIPES.items():
+    for name, recipe in ((name, RECIPES[name]) for name in arguments.only):
         for graph_name, (graph, d_vocab) in graphs().items():
             for seed in arguments.seeds:
                 row = measure(recipe, graph, d_vocab, arguments.steps, seed)

@@ -91,7 +91,7 @@ def graph_from_parents(parents: Parents) -> nx.DiGraph:
             list or tuple, ``n_ctx + 1`` entries, the target's parents last, ``[]`` for a root.
 
     Raises:
-        ValueError: the list is empty, an entry is no position, or a parent does not precede its child.
+        ValueError: the list is empty, an entry is no position, parents are repeated, out of order or after the child.
 
     >>> sorted(graph_from_parents([None, 0, 0]).edges)          # n_ctx 4: 0 -> 1, 0 -> 2, query -> target
     [(0, 1), (0, 2), (3, 4)]
@@ -353,4 +353,9 @@ def _entry_parents(child: int, entry: object, n_ctx: int) -> list[int]:
             )
     if len(set(listed)) != len(listed):
         raise ValueError(f"a parent may be named once: got {listed} at position {child}; remove the repetition")
+    if listed != sorted(listed):
+        raise ValueError(
+            f"parents must be named in order, the n-th goes with the kernel's n-th axis: got {listed} at position "
+            f"{child}; write {sorted(listed)}"
+        )
     return [int(parent) for parent in listed]

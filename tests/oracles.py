@@ -417,3 +417,13 @@ def gradient_by_autograd(
         loss = loss - probability * (y[seen] * f[seen].log()).sum()
     loss.backward()
     return -a1.grad.numpy() * d_vocab * n / beta0
+
+
+def row_share(tokens: list[list[int]], targets: list[list[float]], child: int, keys: dict[int, int]) -> float:
+    """The child's mean of d_vocab y(x) - 1 over sequences in which all keys match, over that of the target itself."""
+    own, most = 0.0, 0.0
+    for x, y in zip(tokens, targets, strict=True):
+        if all(x[key] == x[t] for t, key in keys.items()):
+            own += len(y) * y[x[child]] - 1
+            most += len(y) * sum(p * p for p in y) - 1
+    return own / most

@@ -156,6 +156,7 @@ def test_a_parent_lies_in_the_context() -> None:
     assert_refused(lambda: cc.graph_from_parents([None, 0.5]), "integer position", "0.5")
     assert_refused(lambda: cc.graph_from_parents([None, True]), "integer position", "True")
     assert_refused(lambda: cc.graph_from_parents([[], [0, 0], [1]]), "once", "[0, 0]", "remove")
+    assert_refused(lambda: cc.graph_from_parents([[], [], [1, 0], [1]]), "in order", "[1, 0] at position 2", "[0, 1]")
 
 
 def test_a_graph_has_positions_and_a_target_with_a_parent() -> None:

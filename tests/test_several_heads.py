@@ -8,7 +8,7 @@ from pathlib import Path
 import oracles
 import pytest
 import torch
-from scripts import assert_refused_in_one_line, run_analysis
+from scripts import analysis_module, assert_refused_in_one_line, run_analysis
 
 import causal_circuits as cc
 from causal_circuits.discovery.several_heads import judge_heads
@@ -130,6 +130,31 @@ def test_a_quick_run_writes_what_it_promises(
     look_at_report(tmp_path / "report.html")
 
 
+def test_every_missing_edge_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted model carries the target's kernel only; with a row put wrong, that one was not learned."""
+    findings = analysis_module("multi_head_findings", monkeypatch)
+    task = cc.InContextTask(cc.graph_from_parents(MIXED), d_vocab=3)
+    model, data = cc.plant_circuit(task.graph, 3, n_heads=(3, 1)), task.sample(8192, seed=1)
+    position = cc.slots(model)["position"].slice
+    with torch.no_grad():
+        for head in range(2):
+            model.blocks[0].attn.W_Q[head, position, position][6] = 0.0  # the row of 6, parents 3 and 4
+    found = cc.extract_graph(model, task, batch=data)
+    attention = cc.mean_attention(model, data.tokens[:512])[0, :2]
+    alone, given = findings.information_of_true_parents(task, data)
+    missing = findings.explain_missing(task, model, found, attention, alone, given, data)
+    assert {(m.parent, m.child) for m in missing} == set(task.graph.edges) - set(found.edges)
+    for m in missing:
+        if len(MIXED[m.child]) != 2:
+            assert m.explained
+            assert "independent" in m.reason
+        if m.child == 6 and m.parent != task.target_parents[0]:
+            assert not m.explained
+            assert "was not learned" in m.reason
+            assert m.loss_if_carried < 0
+    assert {m.child for m in missing if not m.explained} == {6}
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
@@ -151,7 +176,8 @@ def test_bad_flags_are_refused_in_one_line(flags, reason, capsys, monkeypatch) -
     [
         ("{", "JSON file"),
         ("[1, 2]", "list of lists"),
-        ("[[], [], [1, 1]]", "1"),
+        ("[[], [], [1, 1]]", "named once"),
+        ("[[], [], [1, 0]]", "named in order"),
         ("[[], [2], [0, 1]]", "must lie in the context"),
         (json.dumps([[]] * 12 + [list(range(12))]), "use fewer parents or tokens"),
     ],

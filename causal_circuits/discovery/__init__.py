@@ -2,8 +2,9 @@
 
 from causal_circuits.discovery.attention import edge_auroc, extract_graph, mean_attention
 from causal_circuits.discovery.candidates import CandidateEdge
+from causal_circuits.discovery.head_matches import FurtherParent
 from causal_circuits.discovery.recover import Position, RecoveredGraph, recover_graph
-from causal_circuits.discovery.several_heads import FurtherParent, HeadReport, judge_heads
+from causal_circuits.discovery.several_heads import HeadReport, judge_heads
 from causal_circuits.discovery.testing import holm
 
 __all__ = [

@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.discovery.candidates import CandidateEdge
-from causal_circuits.discovery.several_heads import FurtherParent, HeadReport, judge_heads
+from causal_circuits.discovery.head_matches import FurtherParent
+from causal_circuits.discovery.several_heads import HeadReport, judge_heads
 from causal_circuits.discovery.testing import holm, upper_tail
 from causal_circuits.graphs import attention_cells
 from causal_circuits.information import Information, estimate_gradient
@@ -132,9 +133,9 @@ def _last_attention(
     """Every sequence's attention from the last position in the last layer, averaged over its heads."""
     last, heads = model.cfg.n_layers - 1, [head for layer, head in live_heads(model) if layer == model.cfg.n_layers - 1]
     rows = []
-    for piece in tokens.split(chunk):  # type: ignore[no-untyped-call]
+    for start in range(0, len(tokens), chunk):
         with watch_attention(model, layers=[last]) as watched:
-            log_probs(model, piece.to(model.W_U.device))
+            log_probs(model, tokens[start : start + chunk].to(model.W_U.device))
         rows.append(watched.patterns[last][:, heads, -1].mean(dim=1).float().cpu())
     return torch.cat(rows)
 

@@ -21,16 +21,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.discovery.candidates import CandidateEdge
-from causal_circuits.discovery.kernel_rows import Keys, RowTest, RowVerdict, judge_row, total_share
+from causal_circuits.discovery.head_matches import (
+    DOMINANT,
+    FurtherParent,
+    by_what_rows_say,
+    further_parents,
+    lifts_given_the_rest,
+    matches_of,
+    matches_of_further,
+    needed,
+    rows_of,
+    slot_of,
+)
+from causal_circuits.discovery.kernel_rows import Keys, RowTest, RowVerdict, judge_row
 from causal_circuits.discovery.testing import holm, upper_tail
-from causal_circuits.information.conditional import ConditionalInformation, Matches, conditional_information
+from causal_circuits.information.conditional import ConditionalInformation, Matches
 
-# A key is doubted if another one tells more: what is inherited from a true parent is less than the parent itself.
-DOMINANT = 0.9
-# Further parents are looked for one after the other, up to this many.
-MOST_FURTHER = 4
-# So many complete rows show that the target's parents are all known; one or two may be complete by inheritance.
-ENOUGH = 3
 # Sequences that lifts are estimated from; shares, which are cheap, take all that are given.
 N_SEQUENCES = 8192
 
@@ -54,21 +60,6 @@ class HeadReport:
     role: str
 
 
-@dataclass(frozen=True)
-class FurtherParent:
-    """Evidence of a parent of the target that no head carries, with the parents it goes with in other rows.
-
-    Attributes:
-        last_key: the position t, a parent of the target by the data.
-        edges: (parent, child) in the rows where t explains something that the heads do not.
-        share: how many times more the rows tell with t than without, d_vocab times if tokens were independent.
-    """
-
-    last_key: int
-    edges: tuple[tuple[int, int], ...]
-    share: float
-
-
 def judge_heads(
     attention: Float[Tensor, "head_index query_pos key_pos"],
     tokens: Int[Tensor, "batch n_ctx"],
@@ -88,10 +79,10 @@ def judge_heads(
             must be what its last row attends to.
     """
     test, few = RowTest(tokens, target_probs), (tokens[:N_SEQUENCES], target_probs[:N_SEQUENCES])
-    copies = _by_what_rows_say([_matches(pattern, min_weight) for pattern in attention], test, *few)
-    slots = _needed({t: _slot(t, copies) for t in sorted({own.last_key for own in copies})}, test)
-    further = _further_parents(slots, test, *few)
-    lifts = _lifts_given_the_rest(slots, [_of_further(f, tokens.shape[1]) for f in further], *few)
+    copies = by_what_rows_say([matches_of(pattern, min_weight) for pattern in attention], test, *few)
+    slots = needed({t: slot_of(t, copies) for t in sorted({own.last_key for own in copies})}, test)
+    further = further_parents(slots, test, *few)
+    lifts = lifts_given_the_rest(slots, [matches_of_further(f, tokens.shape[1]) for f in further], *few)
     verdicts = _judge_rows(attention, copies, slots, further, test, min_weight)
     candidates = _candidates(attention, heads, copies, verdicts, lifts, further, min_weight, level)
     compared = _compared_tokens(last_layer, tokens, copies, verdicts)
@@ -101,64 +92,6 @@ def judge_heads(
     ]
     reports = [_report(candidates, attention[i], head, copies[i]) for i, head in enumerate(heads)]
     return candidates, reports, further
-
-
-def _matches(pattern: Tensor, min_weight: float) -> Matches:
-    """What a head copies: rows that attend clearly to an earlier position, and the favourite of the last row."""
-    weights, keys = pattern.max(dim=1)
-    rows = range(len(pattern) - 1)
-    chosen = [int(keys[i]) if weights[i] >= min_weight and keys[i] < i else -1 for i in rows]
-    return Matches(int(keys[-1]), (*chosen, -1))
-
-
-def _by_what_rows_say(copies: Sequence[Matches], test: RowTest, tokens: Tensor, target_probs: Tensor) -> list[Matches]:
-    """The heads, each with the t that its rows go with, given the other heads; not always its last row's favourite.
-
-    Layer 1 can read the query's own token directly, so the last row of the head that has t = n_ctx - 1 is under no
-    pressure to copy it. The t is changed for one that tells clearly more, unless that completes fewer rows.
-    """
-    settled, rows = list(copies), list(range(tokens.shape[1]))
-    for _ in range(2):  # the second time round, given better matches
-        for index, own in enumerate(settled):
-            others = [other for other in settled if other.last_key != own.last_key]
-            lift = _clear(conditional_information(tokens, target_probs, others))
-            total = (lift[rows, own.keys] * (torch.tensor(own.keys) >= 0)[:, None]).sum(dim=0)
-            total[[other.last_key for other in others]] = 0.0
-            best = Matches(int(total.argmax()), own.keys)
-            if float(total[own.last_key]) < DOMINANT * float(total[best.last_key]):
-                whole = [_complete(_rows_of([*others, match]), test) for match in (own, best)]
-                settled[index] = best if whole[1] >= whole[0] else own
-    return settled
-
-
-def _complete(rows: Sequence[Keys], test: RowTest) -> int:
-    """How many rows have all their parents matched."""
-    return sum(test.share(child, keys).full for child, keys in enumerate(rows) if keys)
-
-
-def _slot(t: int, copies: Sequence[Matches]) -> Matches:
-    """What all heads together match with t: in each row the key of the first head that stands for it."""
-    own = [copy.keys for copy in copies if copy.last_key == t]
-    return Matches(t, tuple(next((key for key in row if key >= 0), -1) for row in zip(*own, strict=True)))
-
-
-def _rows_of(matches: Sequence[Matches]) -> list[dict[int, int]]:
-    """For each row its keys, by the t they are compared with."""
-    return [
-        {match.last_key: match.keys[row] for match in matches if match.keys[row] >= 0}
-        for row in range(len(matches[0].keys) if matches else 0)
-    ]
-
-
-def _needed(slots: dict[int, Matches], test: RowTest) -> dict[int, Matches]:
-    """The slots without which their rows tell clearly less."""
-    kept = dict(slots)
-    for t in slots:
-        rows = [row if t in row else {} for row in _rows_of(list(kept.values()))]
-        without = [{other: key for other, key in row.items() if other != t} for row in rows]
-        if total_share(test, without) >= DOMINANT * total_share(test, rows):
-            del kept[t]
-    return kept
 
 
 def _judge_rows(
@@ -172,8 +105,8 @@ def _judge_rows(
     """The verdict of every row, the last position's own included: its last row may carry its parents."""
     n_ctx = attention.shape[-1]
     last_keys = {*slots, *(f.last_key for f in further)}
-    known = _rows_of([_of_further(f, n_ctx) for f in further]) or [{}] * n_ctx
-    attended = _rows_of(list(slots.values())) or [{}] * n_ctx
+    known = rows_of([matches_of_further(f, n_ctx) for f in further]) or [{}] * n_ctx
+    attended = rows_of(list(slots.values())) or [{}] * n_ctx
     verdicts = [judge_row(test, child, attended[child], last_keys, known[child]) for child in range(n_ctx - 1)]
     return [*verdicts, _judge_last_position(attention, copies, slots, last_keys, test, min_weight)]
 
@@ -212,6 +145,7 @@ def _candidates(
     n_ctx, p_values = attention.shape[-1], holm([verdict.p_value for verdict in verdicts])
     taken = {*lifts, *(f.last_key for f in further)}
     attended = [{own.keys[child] for own in copies if own.last_key in lifts} - {-1} for child in range(n_ctx)]
+    standing = rows_of([slot_of(t, copies) for t in lifts]) or [{}] * n_ctx
     found = []
     for index, head in enumerate(heads):
         pattern, own = attention[index], copies[index]
@@ -229,15 +163,19 @@ def _candidates(
                 reason = f"attention {float(pattern[child].max()):.2f} is below {min_weight:g}"
             elif lift is None:
                 reason = f"its head goes with position {t}, which is no parent of the target"
-            elif verdict.reason or not verdict.keys:
-                reason = verdict.reason or "its row's parents are carried by other heads"
+            elif verdict.reason:
+                reason = verdict.reason
+            elif child < n_ctx - 1 and own.keys[child] != standing[child].get(own.last_key):
+                reason = f"another head with position {own.last_key} attends to {standing[child].get(own.last_key)}"
+            elif t not in verdict.keys:
+                reason = "its row's parents are carried by other heads"
             elif p_values[child] >= level:
                 reason = f"no information (p = {p_values[child]:.2g}): a root, or a child of another kernel"
             elif (better := _better(lift, child, verdict.keys, t, taken)) is not None:
                 reason = f"position {better} tells more"
             else:
                 reason = ""
-            if child == n_ctx - 1 and (reason or t not in verdict.keys):
+            if child == n_ctx - 1 and reason:
                 continue  # the last row has other work: it is judged as the target's
             if child == n_ctx - 1 and float(pattern[child, parent]) >= min_weight / 2:
                 favourite = parent
@@ -322,14 +260,15 @@ def _last_row(
     free = [other for other in range(n_ctx) if other == t or other not in taken]
     edges = [(v.child, v.keys[t]) for v in verdicts[:-1] if v.keys.get(t, -1) == own.keys[v.child] >= 0]
     total, mean, p = torch.zeros(n_ctx), 0.0, 1.0
-    if t in lifts and edges:
-        rows, keys = (list(side) for side in zip(*edges, strict=True))
+    telling = [(child, key) for child, key in edges if key != t]  # a key that is t itself always matches
+    if t in lifts and telling:
+        rows, keys = (list(side) for side in zip(*telling, strict=True))
         total = lifts[t].value[rows, keys].sum(dim=0)
         error = float(lifts[t].standard_error[rows, keys].square().sum(dim=0)[t]) ** 0.5
-        mean, p = float(total[t]) / len(edges), upper_tail(float(total[t]) / error)
+        mean, p = float(total[t]) / len(telling), upper_tail(float(total[t]) / error)
     weight = float(pattern[-1, t])
     looks = favourite == t and weight >= min_weight / 2  # with the query's own token at hand it may be undecided
-    if t not in lifts or not edges:
+    if t not in lifts or not telling:
         accepted, reason = False, "no row agrees with it"
     elif float(total[t]) < DOMINANT * float(total[free].max()):
         best = free[int(total[free].argmax())]
@@ -357,58 +296,3 @@ def _report(candidates: Sequence[CandidateEdge], pattern: Tensor, head: int, own
     else:
         role = f"carries a parent of {within} positions, and none of the target"
     return HeadReport(head, own.last_key, float(pattern[-1, own.last_key]), edges, role)
-
-
-def _lifts_given_the_rest(
-    slots: dict[int, Matches], further: Sequence[Matches], tokens: Tensor, target_probs: Tensor
-) -> dict[int, ConditionalInformation]:
-    """For each t the lift of every pair, given what the other heads match and what no head does."""
-    return {
-        t: conditional_information(
-            tokens, target_probs, [*(slot for other, slot in slots.items() if other != t), *further]
-        )
-        for t in slots
-    }
-
-
-def _further_parents(
-    slots: dict[int, Matches], test: RowTest, tokens: Tensor, target_probs: Tensor
-) -> list[FurtherParent]:
-    """Positions t, in order of evidence, that explain rows beyond what the heads match.
-
-    None if enough rows are children all of whose parents are matched; and none that neither completes further rows nor,
-    where no row is complete, tells clearly more.
-    """
-    n_ctx = tokens.shape[1]
-    given, found = list(slots.values()), list[FurtherParent]()
-    while given and len(found) < MOST_FURTHER and _complete(_rows_of(given), test) < ENOUGH:
-        clear = _clear(conditional_information(tokens, target_probs, given))
-        clear[:, :, [match.last_key for match in given]] = 0.0
-        best, keys = clear.max(dim=1)
-        t = int(best.sum(dim=0).argmax())
-        bar = float(best[:, t].max()) / 4
-        edges = tuple((int(keys[row, t]), row) for row in range(n_ctx) if best[row, t] > 0 and best[row, t] >= bar)
-        if not edges:
-            break
-        trial = _of_further(FurtherParent(t, edges, 0.0), n_ctx)
-        rows = [row if t in row else {} for row in _rows_of([*given, trial])]
-        without = [{u: key for u, key in row.items() if u != t} for row in rows]
-        before, after = total_share(test, without), total_share(test, rows)
-        completed = _complete(rows, test) - _complete(without, test)
-        if completed < 1 and (_complete(_rows_of(given), test) or before >= DOMINANT * after):
-            break
-        found.append(FurtherParent(t, edges, after / max(before, 1e-12)))
-        given.append(trial)
-    return found
-
-
-def _clear(lift: ConditionalInformation) -> Tensor:
-    """Lifts beyond doubt; zero elsewhere and in the last row, whose child no head can serve."""
-    clear = lift.value * (lift.value > 5.0 * lift.standard_error)
-    clear[-1] = 0.0
-    return clear
-
-
-def _of_further(further: FurtherParent, n_ctx: int) -> Matches:
-    keys = {child: parent for parent, child in further.edges}
-    return Matches(further.last_key, tuple(keys.get(row, -1) for row in range(n_ctx)))

@@ -1,0 +1,150 @@
+"""What heads match with which parent of the target, whether they need to, and which parents no head matches.
+
+A head's t is what its last row attends to, unless its rows go with another one. A t without which its rows tell as
+much is dropped; while no more than a few rows have all their parents matched, the t that explains most is added.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from causal_circuits.discovery.kernel_rows import Keys, RowTest, total_share
+from causal_circuits.information.conditional import ConditionalInformation, Matches, conditional_information
+
+# What is inherited from a true parent is less than the parent: a key or a t is doubted if another one tells more.
+DOMINANT = 0.9
+# Further parents are looked for one after the other, up to this many.
+MOST_FURTHER = 4
+# So many complete rows show that the target's parents are all known; one or two may be complete by inheritance.
+ENOUGH = 3
+
+
+@dataclass(frozen=True)
+class FurtherParent:
+    """Evidence of a parent of the target that no head carries, with the parents it goes with in other rows.
+
+    Attributes:
+        last_key: the position t, a parent of the target by the data.
+        edges: (parent, child) in the rows where t explains something that the heads do not.
+        share: how many times more the rows tell with t than without, d_vocab times if tokens were independent.
+    """
+
+    last_key: int
+    edges: tuple[tuple[int, int], ...]
+    share: float
+
+
+def matches_of(pattern: Tensor, min_weight: float) -> Matches:
+    """What a head copies: rows that attend clearly to an earlier position, and the favourite of the last row."""
+    weights, keys = pattern.max(dim=1)
+    rows = range(len(pattern) - 1)
+    chosen = [int(keys[i]) if weights[i] >= min_weight and keys[i] < i else -1 for i in rows]
+    return Matches(int(keys[-1]), (*chosen, -1))
+
+
+def by_what_rows_say(copies: Sequence[Matches], test: RowTest, tokens: Tensor, target_probs: Tensor) -> list[Matches]:
+    """The heads, each with the t that its rows go with, given the other heads; not always its last row's favourite.
+
+    Layer 1 can read the query's own token directly, so the last row of the head that has t = n_ctx - 1 is under no
+    pressure to copy it. The t is changed for one that tells clearly more, unless that completes fewer rows.
+    """
+    settled, rows = list(copies), list(range(tokens.shape[1]))
+    for _ in range(2):  # the second time round, given better matches
+        for index, own in enumerate(settled):
+            others = [other for other in settled if other.last_key != own.last_key]
+            lift = _clear(conditional_information(tokens, target_probs, others))
+            total = (lift[rows, own.keys] * (torch.tensor(own.keys) >= 0)[:, None]).sum(dim=0)
+            total[[other.last_key for other in others]] = 0.0
+            best = Matches(int(total.argmax()), own.keys)
+            if float(total[own.last_key]) < DOMINANT * float(total[best.last_key]):
+                whole = [_complete(rows_of([*others, match]), test) for match in (own, best)]
+                settled[index] = best if whole[1] >= whole[0] else own
+    return settled
+
+
+def _complete(rows: Sequence[Keys], test: RowTest) -> int:
+    """How many rows have all their parents matched."""
+    return sum(test.share(child, keys).full for child, keys in enumerate(rows) if keys)
+
+
+def slot_of(t: int, copies: Sequence[Matches]) -> Matches:
+    """What all heads together match with t: in each row the key of the first head that stands for it."""
+    own = [copy.keys for copy in copies if copy.last_key == t]
+    return Matches(t, tuple(next((key for key in row if key >= 0), -1) for row in zip(*own, strict=True)))
+
+
+def rows_of(matches: Sequence[Matches]) -> list[dict[int, int]]:
+    """For each row its keys, by the t they are compared with."""
+    return [
+        {match.last_key: match.keys[row] for match in matches if match.keys[row] >= 0}
+        for row in range(len(matches[0].keys) if matches else 0)
+    ]
+
+
+def needed(slots: dict[int, Matches], test: RowTest) -> dict[int, Matches]:
+    """The slots without which their rows tell clearly less."""
+    kept = dict(slots)
+    for t in slots:
+        rows = [row if t in row else {} for row in rows_of(list(kept.values()))]
+        without = [{other: key for other, key in row.items() if other != t} for row in rows]
+        if total_share(test, without) >= DOMINANT * total_share(test, rows):
+            del kept[t]
+    return kept
+
+
+def further_parents(
+    slots: dict[int, Matches], test: RowTest, tokens: Tensor, target_probs: Tensor
+) -> list[FurtherParent]:
+    """Positions t, in order of evidence, that explain rows beyond what the heads match.
+
+    None if enough rows are children all of whose parents are matched; and none that neither completes further rows nor,
+    where no row is complete, tells clearly more.
+    """
+    n_ctx = tokens.shape[1]
+    given, found = list(slots.values()), list[FurtherParent]()
+    while given and len(found) < MOST_FURTHER and _complete(rows_of(given), test) < ENOUGH:
+        clear = _clear(conditional_information(tokens, target_probs, given))
+        clear[:, :, [match.last_key for match in given]] = 0.0
+        best, keys = clear.max(dim=1)
+        t = int(best.sum(dim=0).argmax())
+        bar = float(best[:, t].max()) / 4
+        edges = tuple((int(keys[row, t]), row) for row in range(n_ctx) if best[row, t] > 0 and best[row, t] >= bar)
+        if not edges:
+            break
+        trial = matches_of_further(FurtherParent(t, edges, 0.0), n_ctx)
+        rows = [row if t in row else {} for row in rows_of([*given, trial])]
+        without = [{u: key for u, key in row.items() if u != t} for row in rows]
+        before, after = total_share(test, without), total_share(test, rows)
+        completed = _complete(rows, test) - _complete(without, test)
+        if completed < 1 and (_complete(rows_of(given), test) or before >= DOMINANT * after):
+            break
+        found.append(FurtherParent(t, edges, after / max(before, 1e-12)))
+        given.append(trial)
+    return found
+
+
+def lifts_given_the_rest(
+    slots: dict[int, Matches], further: Sequence[Matches], tokens: Tensor, target_probs: Tensor
+) -> dict[int, ConditionalInformation]:
+    """For each t the lift of every pair, given what the other heads match and what no head does."""
+    return {
+        t: conditional_information(
+            tokens, target_probs, [*(slot for other, slot in slots.items() if other != t), *further]
+        )
+        for t in slots
+    }
+
+
+def matches_of_further(further: FurtherParent, n_ctx: int) -> Matches:
+    """What a head would match that carried it."""
+    keys = {child: parent for parent, child in further.edges}
+    return Matches(further.last_key, tuple(keys.get(row, -1) for row in range(n_ctx)))
+
+
+def _clear(lift: ConditionalInformation) -> Tensor:
+    """Lifts beyond doubt; zero elsewhere and in the last row, whose child no head can serve."""
+    clear = lift.value * (lift.value > 5.0 * lift.standard_error)
+    clear[-1] = 0.0
+    return clear
