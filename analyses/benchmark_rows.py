@@ -5,11 +5,11 @@ Not a script. After each unit everything so far is written down, so that an inte
 
 import argparse
 import json
-import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +18,7 @@ from typing import Any
 import networkx as nx
 import torch
 from command_line import BEGAN, OneLineParser
-from recover_and_prove import check_writable, versions
+from results_file import check_writable, versions, write_results
 from tqdm import tqdm
 
 import causal_circuits as cc
@@ -28,14 +28,17 @@ Row = dict[str, Any]
 Unit = tuple[str, str, int]
 NOT_CONFIG = ("out", "quiet", "quick")
 COLUMNS = ("auroc", "auprc", "shd", "exact_parent_rate", "regret", "seconds")
+CUTS = ("exact", "acdc")  # the methods that cut: they score entries by the divergence, which no sampling error can hide
+ACDC_THRESHOLD = 1e-3  # nats; an entry is worth a tenth or less of an edge between heads, for which 0.01 is the default
+TOO_MANY = 14  # edges whose circuits are all tried where there are more than --max-edges: the rest is found greedily
 LOW_LOSS = 0.05  # a decoy's loss is at most so many nats above the edge posterior's ...
 BLIND = 0.5  # ... and it pays the parents less than this share of their rows' attention, on average
 
 
 def run_from_arguments(parser: OneLineParser, arguments: argparse.Namespace) -> int:
-    """Check the arguments, do the units that are not done yet, print the table."""
+    """Do the units that are not done yet, print the table."""
     try:
-        check(arguments)
+        cc.InContextTask(make_graph("chain", arguments.n_ctx, 0), d_vocab=arguments.d_vocab, alpha=arguments.alpha)
         check_writable(arguments.out)
         rows = rows_so_far(arguments)
     except ValueError as error:
@@ -54,26 +57,6 @@ def run_from_arguments(parser: OneLineParser, arguments: argparse.Namespace) -> 
     return 0
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Raise a ValueError that names the flag, the value and the remedy."""
-    from discovery_benchmark import GRAPHS, MODELS
-
-    arguments.methods = list(circuits.METHODS) if arguments.methods is None else arguments.methods
-    for flag, given, known in (
-        ("--graphs", arguments.graphs, GRAPHS),
-        ("--models", arguments.models, MODELS),
-        ("--methods", arguments.methods, circuits.METHODS),
-    ):
-        unknown = [name for name in given if name not in known]
-        if unknown:
-            raise ValueError(f"{flag} must be of {', '.join(known)}: got {unknown[0]!r}")
-    least = {"seeds": 1, "seed": 0, "steps": 2, "sequences": 8, "frontier_sequences": 8, "max_edges": 1, "n_ctx": 4}
-    for name, value in least.items():
-        if getattr(arguments, name) < value:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {value}: got {getattr(arguments, name)}")
-    cc.InContextTask(cc.chain_graph(arguments.n_ctx), d_vocab=arguments.d_vocab, alpha=arguments.alpha).alphas  # noqa: B018  # checks them
-
-
 def units(arguments: argparse.Namespace) -> Iterator[Unit]:
     """Every graph, kind of model and seed."""
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
@@ -88,17 +71,79 @@ def make_graph(name: str, n_ctx: int, seed: int) -> nx.DiGraph:
     return graphs[name](n_ctx) if name in graphs else cc.random_forest(n_ctx, 0.4, seed=seed + 1)
 
 
-def make_model(kind: str, task: cc.InContextTask, steps: int, seed: int) -> Any:
-    """A planted, trained or decoy model; as many heads in layer 1 as a position has parents."""
-    if kind == "planted":
-        return cc.plant_circuit(task.graph, task.d_vocab)
-    n_heads = max(task.in_degrees)
-    init_scale = 0.02 if n_heads > 1 and kind == "trained" else 0.0  # alike at the start, heads would stay alike
-    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, (n_heads, 1), init_scale=init_scale, seed=seed)
-    recipe = cc.TrainConfig(stages=cc.default_stages(steps), seed=seed)
-    if kind == "decoy":
-        recipe = cc.TrainConfig.joint(steps, 0.1, warm_start=None, seed=seed)
-    cc.train(model, task, recipe, record=cc.RecordAt(steps=()), progress=False)
+@dataclass(frozen=True)
+class Subject:
+    """A model to discover the graph in: how it came about, and what its predictions and its attention are."""
+
+    model: Any
+    task: cc.InContextTask
+    recipe: str
+    loss: float
+    excess: float
+    attention: float
+
+    @classmethod
+    def of(cls, model: Any, task: cc.InContextTask, recipe: str, seed: int) -> "Subject":
+        """Loss and attention on 8,192 sequences of their own."""
+        test = task.sample(8192, seed=(seed, 2))
+        loss = float(cc.evaluate(model, test).mean())
+        seen = attention_to_parents(model, task, test[:1024])
+        return cls(model, task, recipe, loss, loss - task.bayes_loss(test), seen)
+
+    @property
+    def is_decoy(self) -> bool:
+        """A low loss, and little attention to the parents."""
+        return self.excess <= LOW_LOSS and self.attention < BLIND
+
+
+def make_subject(kind: str, task: cc.InContextTask, steps: int, seed: int) -> Subject:
+    """A planted, trained or decoy model; of decoys the first recipe's that is one, or the last's."""
+    recipes: dict[str, Sequence[Callable[..., Any]]] = {
+        "planted": [planted],
+        "trained": [trained_in_turns if max(task.in_degrees) > 1 else trained],
+        "decoy": [decoy_from_zero, decoy_displaced],
+    }
+    for recipe in recipes[kind]:
+        subject = Subject.of(recipe(task, steps, seed), task, recipe.__name__, seed)
+        if kind != "decoy" or subject.is_decoy:
+            break
+    return subject
+
+
+def planted(task: cc.InContextTask, steps: int, seed: int) -> Any:
+    """The circuit written by hand."""
+    return cc.plant_circuit(task.graph, task.d_vocab)
+
+
+def trained(task: cc.InContextTask, steps: int, seed: int) -> Any:
+    """The default recipe."""
+    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx)
+    return fit(model, task, cc.TrainConfig(stages=cc.default_stages(steps), seed=seed))
+
+
+def trained_in_turns(task: cc.InContextTask, steps: int, seed: int) -> Any:
+    """A head for each parent, one after the other."""
+    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, (max(task.in_degrees), 1))
+    config = cc.TurnConfig(steps=steps, settle=min(60, steps // 8), seed=seed)
+    cc.train_in_turns(model, task, config, record=cc.RecordAt(steps=()), progress=False)
+    return model
+
+
+def decoy_from_zero(task: cc.InContextTask, steps: int, seed: int) -> Any:
+    """Adam at 0.1 on everything: on many graphs it predicts well before it has found them."""
+    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, (max(task.in_degrees), 1))
+    return fit(model, task, cc.TrainConfig.joint(steps, 0.1, warm_start=None, seed=seed))
+
+
+def decoy_displaced(task: cc.InContextTask, steps: int, seed: int) -> Any:
+    """The circuit one row or more too late, and trained on from there."""
+    model = cc.plant_decoy(task.graph, task.d_vocab, attention_scale=10.0, match_scale=4.0)
+    return fit(model, task, cc.TrainConfig.joint(steps, 0.03, warm_start=None, seed=seed))
+
+
+def fit(model: Any, task: cc.InContextTask, config: cc.TrainConfig) -> Any:
+    """The model, trained; nothing is recorded."""
+    cc.train(model, task, config, record=cc.RecordAt(steps=()), progress=False)
     return model
 
 
@@ -106,46 +151,70 @@ def measure(graph_name: str, kind: str, seed: int, arguments: argparse.Namespace
     """One row for each method."""
     graph = make_graph(graph_name, arguments.n_ctx, seed)
     task = cc.InContextTask(graph, d_vocab=arguments.d_vocab, alpha=arguments.alpha)
-    model = make_model(kind, task, arguments.steps, seed)
-    test = task.sample(8192, seed=(seed, 2))
-    loss = float(cc.evaluate(model, test).mean())
-    excess, seen = loss - task.bayes_loss(test), attention_to_parents(model, task, test[:1024])
-    parts = circuits.entry_model(model, task.sample(arguments.sequences, seed=(seed, 3)), seed=seed)
+    subject = make_subject(kind, task, arguments.steps, seed)
     few = task.sample(arguments.frontier_sequences, seed=(seed, 5))
-    whole = circuits.circuit_model(model, few, seed=seed)
+    whole = circuits.circuit_model(subject.model, few, seed=seed)
     edges = [circuits.discover(whole, method, seed=seed) for method in arguments.methods]
-    frontier = circuits.oracle_frontier(whole, max_edges=arguments.max_edges)
+    n_free = int((~circuits.inert_edges(whole)).sum())
+    at_once = arguments.max_edges if n_free <= arguments.max_edges else min(arguments.max_edges, TOO_MANY)
+    frontier = circuits.oracle_frontier(whole, max_edges=at_once)
     if not frontier.exact:  # then regret is measured against the best circuit that anybody found
         tried = [found.circuit(size) for found in edges for size in range(len(whole) + 1)]
         frontier = frontier.with_circuits(whole, torch.stack(tried))
-    rows = []
-    for method, of_edges in zip(arguments.methods, edges, strict=True):
-        found = circuits.discover(parts, method, seed=seed)
-        scores = circuits.score_against_graph(parts.matrices(found.score), graph)
-        ranking = circuits.rank(whole, of_edges, frontier)
-        rows.append(
-            {
-                "method": method,
-                "graph": graph_name,
-                "model": kind,
-                "seed": seed,
-                "auroc": scores.auroc,
-                "auprc": scores.auprc,
-                "shd": scores.shd,
-                "exact_parent_rate": scores.exact_parent_rate,
-                "regret": ranking.mean_regret,
-                "seconds": found.seconds,
-                "auroc_children": scores.auroc_children,
-                "regret_is_exact": frontier.exact,
-                "frontier_seconds": frontier.seconds,
-                "loss": loss,
-                "excess_over_edge_posterior": excess,
-                "attention_to_parents": seen,
-                "is_decoy": excess <= LOW_LOSS and seen < BLIND if kind == "decoy" else None,
-                "parents": cc.graph_parents(graph),
-            }
-        )
-    return rows
+    about = {
+        "graph": graph_name,
+        "model": kind,
+        "seed": seed,
+        "recipe": subject.recipe,
+        "loss": subject.loss,
+        "excess_over_edge_posterior": subject.excess,
+        "attention_to_parents": subject.attention,
+        "is_decoy": subject.is_decoy if kind == "decoy" else None,
+        "optimum_found": optimum_found(subject.model, few, seed) if kind == "planted" else None,
+        "regret_is_exact": frontier.exact,
+        "frontier_seconds": frontier.seconds,
+        "parents": cc.graph_parents(graph),
+    }
+    scored = score_entries(subject, task.sample(arguments.sequences, seed=(seed, 3)), arguments.methods, seed)
+    return [
+        {"method": method} | about | scored[method] | {"regret": circuits.rank(whole, found, frontier).mean_regret}
+        for method, found in zip(arguments.methods, edges, strict=True)
+    ]
+
+
+def score_entries(subject: Subject, batch: cc.Batch, methods: Sequence[str], seed: int) -> dict[str, Row]:
+    """Each method's scores of layer 0's entries, held to the graph, by its own metric; exact also by the loss."""
+    parts = {
+        metric: circuits.entry_model(subject.model, batch, metric=metric, seed=seed)
+        for metric in ("loss", "kl_to_model")
+    }
+
+    def scores_by(metric: str, method: str) -> tuple[circuits.GraphScores, float]:
+        one = circuits.discover(parts[metric], method, threshold=ACDC_THRESHOLD, seed=seed)
+        return circuits.score_against_graph(parts[metric].matrices(one.score), subject.task.graph), one.seconds
+
+    found = {}
+    for method in methods:
+        metric = "kl_to_model" if method in CUTS else "loss"
+        scores, seconds = scores_by(metric, method)
+        found[method] = {
+            "metric": metric,
+            "auroc": scores.auroc,
+            "auprc": scores.auprc,
+            "shd": scores.shd,
+            "exact_parent_rate": scores.exact_parent_rate,
+            "auroc_children": scores.auroc_children,
+            "auroc_by_loss": scores_by("loss", method)[0].auroc if method == "exact" else None,
+            "seconds": seconds,
+        }
+    return found
+
+
+def optimum_found(model: Any, batch: cc.Batch, seed: int) -> bool:
+    """Whether the best of all circuits, by the divergence from the model, is the planted one, edge for edge."""
+    whole = circuits.circuit_model(model, batch, metric="kl_to_model", seed=seed)
+    frontier, planted_edges = circuits.oracle_frontier(whole), ~circuits.inert_edges(whole)
+    return frontier.exact and bool(frontier.masks[frontier.best_size].equal(planted_edges))
 
 
 def attention_to_parents(model: Any, task: cc.InContextTask, batch: cc.Batch) -> float:
@@ -207,9 +276,7 @@ def write(rows: list[Row], arguments: argparse.Namespace, command: str) -> None:
         "rows": rows,
         "timing": {"wall_s": time.perf_counter() - BEGAN},
     }
-    part = arguments.out / "results.json.part"
-    part.write_text(json.dumps(circuits.plain_values(content), indent=2, allow_nan=False) + "\n")
-    os.replace(part, arguments.out / "results.json")
+    write_results(circuits.plain_values(content), arguments.out)
 
 
 def draw(rows: list[Row], arguments: argparse.Namespace, command: str) -> None:

@@ -4,7 +4,8 @@ Takes one two-layer model - trained here, or loaded from a folder that another a
 do the tools obey their own laws on it; which circuit is the best of its size, out of all there are; is that circuit
 faithful, complete, minimal and sufficient on fresh sequences; which discovery method would have found it; does causal
 scrubbing leave the paper's hypothesis standing; and do the attention entries that matter equal the latent graph. If the
-model is trained here, also: when did each edge begin to matter.
+model is trained here, also, over several seeds: when did each edge begin to matter, against when attention shows it and
+how hard the gradient pulled at it.
 
     python analyses/circuit_proof.py                                     # a forest, about two minutes on two cores
     python analyses/circuit_proof.py --graph chain --d-vocab 10
@@ -34,10 +35,27 @@ def main() -> int:
     parser.add_argument(
         "--sequences", type=int, default=1024, help="to prove on; an eighth of them to search on (default 1024)"
     )
+    parser.add_argument(
+        "--formation-seeds", type=int, default=5, metavar="N", help="runs to see edges form in (default 5)"
+    )
     arguments: argparse.Namespace = parser.parse_args()
-    from prove_one import run_from_arguments  # after parsing: torch takes seconds to import
+    try:
+        check(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    from prove_one import run_from_arguments  # after checking: torch takes seconds to import
 
     return run_from_arguments(parser, arguments, make_graph)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise a ValueError that names the flag, the value and the remedy, before anything heavy is imported."""
+    least = {"steps": 2, "seed": 0, "sequences": 64, "formation_seeds": 1}
+    for name, value in least.items():
+        if getattr(arguments, name) < value:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {value}: got {getattr(arguments, name)}")
+    if arguments.model is not None and arguments.decoy:
+        raise ValueError("--decoy trains a model and --model loads one: choose one of them")
 
 
 if __name__ == "__main__":

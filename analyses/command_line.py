@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -58,6 +58,29 @@ def parse(parser: OneLineParser, quick: Mapping[str, object]) -> argparse.Namesp
         parser.set_defaults(**quick)
         arguments = parser.parse_args()
     return arguments
+
+
+def exit_status(main: Callable[[], int]) -> int:
+    """The status that a script ends with, and one line instead of a traceback where the world is at fault.
+
+    130 after Ctrl-C, 2 if the checkpoints in DIR are of another run, 1 if the disk is full or a training diverged.
+    """
+    name = Path(sys.argv[0]).name
+    try:
+        return main()
+    except KeyboardInterrupt as stopped:
+        sys.stderr.write(f"{name}: {str(stopped) or 'interrupted'}; give the same command again to go on\n")
+        return 130
+    except expected_errors() as error:
+        sys.stderr.write(f"{name}: error: {' '.join(str(error).split())}\n")
+        return 2 if isinstance(error, ValueError) else 1
+
+
+def expected_errors() -> tuple[type[Exception], ...]:
+    """Errors that are no defect of ours; asked for only when there is one, for it imports torch."""
+    from causal_circuits import CheckpointError, DivergenceError
+
+    return CheckpointError, DivergenceError, OSError
 
 
 def read_figure_9(path: Path = FIGURE_9) -> list[list[int]]:

@@ -70,7 +70,9 @@ class Findings:
         return cc.edge_auroc(self.knock_out.effect.amax(dim=0), self.task.graph, children_only=children_only)
 
 
-def run(task: cc.InContextTask, seed: int, steps: int, quiet: bool) -> Findings:
+def run(
+    task: cc.InContextTask, seed: int, steps: int, quiet: bool, checkpoints: cc.Checkpoints | None = None
+) -> Findings:
     """Train, recover, detect, prove."""
     say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
     config = cc.TrainConfig(stages=cc.default_stages(steps), seed=seed)
@@ -86,12 +88,16 @@ def run(task: cc.InContextTask, seed: int, steps: int, quiet: bool) -> Findings:
     examples = telling_examples(task, test[:512])
     film = cc.SequenceFilm(examples.tokens[0])
     phases = cc.PredictorFilm(test[:N_PROOF], cc.named_predictors(task, test[:N_PROOF]))
+    seen: list[int] = []
 
     def watch(step: int, model: object) -> None:
         film(step, model)
         phases(step, model)
+        seen.append(step)
 
-    record = cc.train(model, task, config, progress=False if quiet else None, on_record=watch)
+    record = cc.train(model, task, config, progress=False if quiet else None, checkpoints=checkpoints, on_record=watch)
+    if seen[-1:] != [config.steps]:  # an earlier call did all the training: only its end can be watched
+        watch(config.steps, model)
 
     say("3/5  test loss and the lines to read it against")
     test_loss = float(cc.evaluate(model, test).mean())

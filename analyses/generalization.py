@@ -22,7 +22,7 @@ import shlex
 import sys
 from collections.abc import Callable
 
-from command_line import base_parser, parse
+from command_line import base_parser, exit_status, parse
 
 QUICK = {
     "lengths": [8, 20],
@@ -230,4 +230,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from command_line import BEGAN, OneLineParser
+from command_line import BEGAN, OneLineParser, exit_status
 
 GRAPHS = ("chain", "pairs", "forest")
 
@@ -92,4 +92,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

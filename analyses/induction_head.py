@@ -14,7 +14,7 @@ DIR gets report.html (look at this), results.json, figures/, model/ and record/.
 import argparse
 import sys
 
-from command_line import make_parser
+from command_line import exit_status, make_parser
 
 
 def make_graph(arguments: argparse.Namespace) -> object:
@@ -34,4 +34,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

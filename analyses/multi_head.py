@@ -20,7 +20,7 @@ import json
 import sys
 from pathlib import Path
 
-from command_line import make_parser
+from command_line import exit_status, make_parser
 
 
 def make_graph(arguments: argparse.Namespace) -> object:
@@ -94,4 +94,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -24,15 +24,22 @@ class MissingEdge:
 
     Attributes:
         parent, child: of the edge.
-        lift: its information given the other parents of the child, exact zeros included.
-        loss_if_carried: how much the loss changes when the row is made to carry its true parents; NaN if not tried.
+        lift: its information given the other parents of the child, and the standard error of that.
+        attention: the largest that a head pays it.
+        loss_if_carried: how much the loss changes when the row is made to carry its true parents, and the standard
+            error of that; NaN if not tried.
+        explained: whether it tells nothing, or is of no use to the model as it is.
         reason: in words.
     """
 
     parent: int
     child: int
     lift: float
+    lift_error: float
+    attention: float
     loss_if_carried: float
+    loss_error: float
+    explained: bool
     reason: str
 
 
@@ -63,13 +70,8 @@ class MultiHeadFindings:
 
     @property
     def edges(self) -> list[tuple[int, int]]:
-        """The true edges that attention can show; the last row stands for the target."""
-        return visible_edges(self.task.graph)
-
-    @property
-    def hidden(self) -> list[tuple[int, int]]:
-        """Edges into the last position, whose row is taken by the target's parents."""
-        return sorted(set(self.task.graph.edges) - set(self.edges))
+        """All true edges, the target's included."""
+        return sorted(self.task.graph.edges)
 
     @property
     def recovered(self) -> list[tuple[int, int]]:
@@ -85,12 +87,6 @@ class MultiHeadFindings:
     def excess(self) -> float:
         """Test loss over the edge posterior, nats."""
         return self.test_loss - self.references.edge_posterior
-
-
-def visible_edges(graph: nx.DiGraph) -> list[tuple[int, int]]:
-    """(parent, child) of every edge that layer 0's attention can show, the target's included."""
-    target = graph.number_of_nodes() - 1
-    return sorted((p, c) for p, c in graph.edges if c != target - 1)
 
 
 def run_from_arguments(
@@ -153,7 +149,7 @@ def find(
         model, proof, entries=entries_in_use(cc.mean_attention(model, proof.tokens)[0], n_heads[0])
     )
     ablations = [cc.ablate_heads(model, proof, [head], "mean") for head in cc.live_heads(model)]
-    missing = explain_missing(task, model, found, given, test[:4096])
+    missing = explain_missing(task, model, found, attention[0, : n_heads[0]], alone, given, test[:4096])
 
     say("5/5  the same task with a single head")
     lone = cc.disentangled_transformer(task.d_vocab, task.n_ctx, (1, n_heads[1]))
@@ -217,60 +213,62 @@ def explain_missing(
     task: cc.InContextTask,
     model: object,
     found: nx.DiGraph,
+    attention: torch.Tensor,
+    alone: cc.ConditionalInformation,
     given: Sequence[cc.ConditionalInformation],
     batch: cc.Batch,
 ) -> list[MissingEdge]:
-    """Why each visible edge that was not found is missing."""
+    """Why each edge that was not found is missing."""
     k, target = len(task.target_parents), task.n_ctx
     explained = []
-    for parent, child in visible_edges(task.graph):
+    for parent, child in sorted(task.graph.edges):
         if found.has_edge(parent, child):
             continue
-        above = cc.parents_of(task.graph, child)
-        number, change = above.index(parent), float("nan")
-        if len(above) != k:
-            lift = 0.0
+        above, row = cc.parents_of(task.graph, child), min(child, target - 1)
+        number = above.index(parent)
+        t = task.target_parents[min(number, k - 1)]
+        information, weight = (given[number] if len(above) == k else alone), float(attention[:, row, parent].max())
+        lift, error = (float("nan"), float("nan")) if child == target else told(information, child, parent, t)
+        change, change_error = float("nan"), float("nan")
+        if child == target:
+            why, reason = False, f"no row goes with position {parent}: see the rows of that parent number"
+        elif len(above) != k:
+            why = True
             reason = (
-                f"its child has {len(above)} parents, the target {k}: their kernels are independent, it tells nothing"
+                f"its child has {len(above)} parents, the target {k}: their kernels are independent, and the lift that "
+                f"it has ({lift:.2f} +- {error:.2f}) is inherited"
             )
-        elif child == target:
-            lift, reason = float("nan"), "no head's last row attends to it: the query's own token can be read directly"
-        elif parent == task.target_parents[number]:
-            lift, reason = 0.0, "it is the target's parent too: its match always holds and tells nothing"
+        elif parent == t:
+            why, reason = True, "it is the target's parent too: its match always holds and tells nothing"
+        elif lift < NOISE * error:
+            why, reason = True, f"it tells nothing: lift {lift:.3f} +- {error:.3f}"
+        elif child == target - 1:
+            why, reason = True, "its child is the last position, whose row has the target's parents to copy"
         else:
-            lift = float(given[number].value[child, parent, task.target_parents[number]])
-            keys = row_keys(found, child)
-            if same_event(keys, dict(zip(task.target_parents, above, strict=True))):
-                reason = f"the heads attend to {sorted(set(keys.values()))} instead: the same sequences match"
-            else:
-                change = loss_if_carried(task, model, found, child, batch)
-                use = "is of more use to the model as it is" if change > 0 else "was not learned"
-                reason = f"the row {use}: carrying its parents changes the loss by {change:+.4f} nats"
-        explained.append(MissingEdge(parent, child, lift, change, reason))
+            change, change_error = loss_if_carried(task, model, found, child, batch)
+            why = change > -NOISE * change_error
+            use = "is of no use to the model as it is" if why else "was not learned"
+            reason = (
+                f"attention {weight:.2f}; the row {use}: carrying its parents changes the loss by {change:+.5f} +- "
+                f"{change_error:.5f} nats"
+            )
+        explained.append(MissingEdge(parent, child, lift, error, weight, change, change_error, why, reason))
     return explained
 
 
-def row_keys(found: nx.DiGraph, child: int) -> dict[int, int]:
-    """For each head on duty its t, and the position that it attends to in a row."""
-    last_keys = {head.head: head.last_key for head in found.graph["heads"] if head.edges}
-    favourites = {c.head: c.parent for c in found.graph["candidates"] if c.child == child}
-    return {last_keys[head]: parent for head, parent in favourites.items() if head in last_keys}
+NOISE = 2.0  # standard errors
 
 
-def same_event(found: dict[int, int], true: dict[int, int]) -> bool:
-    """Whether "x_key = x_t for every t" says the same for two assignments of keys: they join the same positions."""
-    if set(found) != set(true):
-        return False
-    first, second = (nx.Graph(list(pairs.items())) for pairs in (found, true))
-    joined = [
-        sorted(sorted(part) for part in nx.connected_components(graph) if len(part) > 1) for graph in (first, second)
-    ]
-    return joined[0] == joined[1]
+def told(information: cc.ConditionalInformation, child: int, parent: int, t: int) -> tuple[float, float]:
+    """A lift and its standard error."""
+    return float(information.value[child, parent, t]), float(information.standard_error[child, parent, t])
 
 
 @torch.no_grad()
-def loss_if_carried(task: cc.InContextTask, model: object, found: nx.DiGraph, child: int, batch: cc.Batch) -> float:
-    """How much the loss changes when a row attends to its true parents, each by the head that has its t."""
+def loss_if_carried(
+    task: cc.InContextTask, model: object, found: nx.DiGraph, child: int, batch: cc.Batch
+) -> tuple[float, float]:
+    """How much the loss changes when a row attends to its true parents, each by the head that has its t; its error."""
     above = dict(zip(task.target_parents, cc.parents_of(task.graph, child), strict=True))
     heads = {head.head: above[head.last_key] for head in found.graph["heads"] if head.last_key in above}
 
@@ -284,4 +282,5 @@ def loss_if_carried(task: cc.InContextTask, model: object, found: nx.DiGraph, ch
     before = cc.evaluate(model, batch)
     with model.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", carry)]):
         after = cc.evaluate(model, batch)
-    return float((after - before).mean())
+    change = after - before
+    return float(change.mean()), float(change.std()) / len(change) ** 0.5

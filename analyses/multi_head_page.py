@@ -36,7 +36,6 @@ def results(f: MultiHeadFindings, arguments: argparse.Namespace, command: str) -
             "recovered": len(f.recovered),
             "exact": len(f.recovered) == len(f.edges) and not f.false,
             "false_edges": len(f.false),
-            "hidden_edges": [list(edge) for edge in f.hidden],
             "head_of_edge": {f"{p}->{c}": sorted(f.found.edges[p, c]["heads"]) for p, c in sorted(f.found.edges)},
             "missing": [asdict(edge) for edge in f.missing],
             "candidates": [asdict(candidate) for candidate in f.found.graph["candidates"]],
@@ -141,8 +140,8 @@ def auroc(above: list[float], below: list[float]) -> float:
 def table(f: MultiHeadFindings, out: Path) -> str:
     """The short table that ends a run."""
     lines = [
-        f"graph       {len(f.recovered)} of {len(f.edges)} edges found, {len(f.false)} false; {len(f.hidden)} more "
-        "lead into the last position, whose row stands for the target",
+        f"graph       {len(f.recovered)} of {len(f.edges)} edges found, {len(f.false)} false; "
+        f"{len(f.missing)} missing, {sum(edge.explained for edge in f.missing)} of them explained",
         f"loss        {f.test_loss:.4f} = edge posterior {f.references.edge_posterior:.4f} {f.excess:+.4f} nats",
         "lines       " + ", ".join(f"{name_of(which)} {loss:.4f}" for which, loss in f.partial.items()),
     ]
@@ -171,7 +170,7 @@ def further_sentences(graph: Any) -> list[str]:
     """What the data show and no head carries."""
     return [
         f"position {further.last_key} is another parent of the target, with parents in {len(further.edges)} rows, "
-        f"that no head carries ({further.share:.1f} times the information of a head on duty)"
+        f"that no head carries (its rows tell {further.share:.1f} times as much with it)"
         for further in graph.graph["further_parents"]
     ]
 
@@ -241,7 +240,7 @@ def write(f: MultiHeadFindings, arguments: argparse.Namespace, command: str) -> 
 
 def verdict(f: MultiHeadFindings) -> list[figures.Check]:
     """The claims, each with the number that decides it."""
-    unlearned = [edge for edge in f.missing if "was not learned" in edge.reason]
+    unlearned = [edge for edge in f.missing if not edge.explained]
     needed = [row for row in f.ablations if row.heads[0][0] == 0]
     single_excess = f.single_loss - f.references.edge_posterior
     on_duty = [head for head in f.found.graph["heads"] if head.edges]
@@ -300,8 +299,8 @@ def sections(f: MultiHeadFindings, folder: Path, command: str) -> list[figures.S
         ),
         section(
             "The union graph",
-            f"{len(f.recovered)} of {len(f.edges)} edges were found and {len(f.false)} false ones drawn; "
-            f"{len(f.hidden)} more lead into the last position and cannot be seen in attention.",
+            f"{len(f.recovered)} of {len(f.edges)} edges were found and {len(f.false)} false ones drawn. Where several "
+            "choices of keys single out the same sequences, the one that can be parents is named.",
             "graph",
             more=missing + figures.table_html(edge_rows(f), caption="Every edge found, and who carries it"),
         ),
@@ -342,6 +341,7 @@ def sections(f: MultiHeadFindings, folder: Path, command: str) -> list[figures.S
 
 def edge_rows(f: MultiHeadFindings) -> list[dict[str, object]]:
     """One row for each edge found."""
+    said = {(c.parent, c.child): c.reason for c in f.found.graph["candidates"] if c.accepted}
     return [
         {
             "parent": parent,
@@ -349,7 +349,9 @@ def edge_rows(f: MultiHeadFindings) -> list[dict[str, object]]:
             "heads": ", ".join(f"L0H{head}" for head in sorted(facts["heads"])),
             "attention": round(facts["weight"], 3),
             "lift": round(facts["information"], 3),
+            "share of a child": round(facts["information_share"], 2),
             "p (Holm)": f"{facts['p_value']:.1e}" if facts["p_value"] > 1e-300 else "< 1e-300",
+            "how": said[parent, child],
             "truth": "edge" if f.task.graph.has_edge(parent, child) else "no edge",
         }
         for parent, child, facts in sorted(f.found.edges(data=True), key=lambda edge: (edge[1], edge[0]))

@@ -7,7 +7,7 @@ from typing import Any
 import networkx as nx
 from command_line import FIGURE_9, read_figure_9
 from paper_job import Job, Stopwatch, block_attention, finish, measure_forest, parent_weights
-from paper_training import Recipe, Run, train_sgd
+from paper_training import Recipe, Run, train_recipe
 from tqdm.auto import tqdm
 
 import causal_circuits as cc
@@ -60,15 +60,15 @@ def faithful_models(tasks: list[cc.InContextTask], job: Job) -> tuple[list[Any],
         }
 
     recipe = Recipe(40, 1.0, "sgd", "constant", batch_size=256) if job.quick else FAITHFUL
-    run = train_sgd(
+    run = train_recipe(
         models,
         tasks,
         recipe,
-        checkpoint=job.folder("9") / "run.safetensors",
+        folder=job.checkpoints("9"),
         seed=job.seed,
         deadline=job.deadline,
         quiet=job.quiet,
-        segment=20 if job.quick else 512,
+        every=20 if job.quick else 512,
         measure=measure,
     )
     return models, run

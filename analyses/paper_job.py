@@ -47,6 +47,10 @@ class Job:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def checkpoints(self, figure: str, name: str = "run") -> Path:
+        """Where a run of this seed and size waits to go on."""
+        return self.folder(figure) / "checkpoints" / f"{name}_seed{self.seed}{'_quick' if self.quick else ''}"
+
     def say(self, text: str) -> None:
         """A line of progress."""
         if not self.quiet:

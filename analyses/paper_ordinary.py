@@ -1,7 +1,8 @@
 """Figure 8: an ordinary transformer on the chain, in plain TransformerLens, against every line there is. Not a script.
 
 Does it beat Bayes? Its loss is compared, on the same test sequences, with three lines: the one that the authors'
-released code calls Bayes, the edge posterior, and exact Bayes, below which no predictor can be on average.
+released code calls Bayes, the edge posterior, and exact Bayes, below which no predictor can be on average. The training
+is the paper's own, with --faithful and without.
 """
 
 import json
@@ -9,14 +10,13 @@ from typing import Any
 
 import torch
 from paper_job import Job, Stopwatch, by_position, finish, head_roles, parent_weights, roles_text
-from paper_training import Recipe, train_adamw
+from paper_training import Recipe, train_recipe
 from safetensors.torch import save_file
 
 import causal_circuits as cc
 from causal_circuits import figures
 
-FAITHFUL = Recipe(steps=2**12, learning_rate=0.01, optimizer="adamw", schedule="cosine", weight_decay=2e-4)
-DEFAULT = Recipe(steps=2**10, learning_rate=0.01, optimizer="adamw", schedule="cosine", weight_decay=2e-4)
+RECIPE = Recipe(steps=2**12, learning_rate=0.01, optimizer="adamw", schedule="cosine", weight_decay=2e-4)  # the paper's
 QUICK = Recipe(steps=6, learning_rate=0.01, optimizer="adamw", schedule="cosine", weight_decay=2e-4, batch_size=64)
 RECORDED_LOSS = 1.762
 N_EXACT, N_DRAWS = 2048, 256  # sequences and posterior draws of exact Bayes
@@ -38,15 +38,15 @@ def figure_8(job: Job) -> dict[str, Any]:
             "parent_attention": sum(parents) / len(parents),
         }
 
-    run = train_adamw(
-        model,
-        task,
-        QUICK if job.quick else FAITHFUL if job.faithful else DEFAULT,
-        checkpoint=job.folder("8") / "run.safetensors",
+    run = train_recipe(
+        [model],
+        [task],
+        QUICK if job.quick else RECIPE,
+        folder=job.checkpoints("8"),
         seed=job.seed,
         deadline=job.deadline,
         quiet=job.quiet,
-        segment=3 if job.quick else 256 if job.faithful else 128,
+        every=3 if job.quick else 256,
         measure=measure,
     )
     save_ordinary(model, job)

@@ -1,5 +1,6 @@
 """Figures 2 and 6: one parent a position - the chain, pairs, a random forest and a small manual graph. Not a script."""
 
+from dataclasses import replace
 from typing import Any
 
 from paper_job import (
@@ -13,14 +14,14 @@ from paper_job import (
     roles_text,
     weight_panels,
 )
-from paper_training import Recipe, Run, train_sgd
+from paper_training import Recipe, Run, train_recipe
 
 import causal_circuits as cc
 from causal_circuits import figures
 
 FAITHFUL = Recipe(steps=2**17, learning_rate=1.0, optimizer="sgd", schedule="cosine")
 SMALL_PARENTS = [-1, 0, 0, 1, 2]
-SEGMENT = 1000
+MEASURED_EVERY = 1000
 # Figure 2 shows heat maps only: these come from an independent re-run of the authors' algorithm, in code of its own.
 RERUN = {"loss at step 8,000": 1.8135, "loss at the end": 1.8056, "mean block attention": 0.737, "least": 0.659}
 
@@ -61,7 +62,7 @@ def run_graphs(job: Job, figure: str, tasks: dict[str, cc.InContextTask]) -> dic
 
 
 def train(model: Any, task: cc.InContextTask, job: Job, figure: str, name: str) -> Run | None:
-    """The default recipe at once, or the paper's gradient descent in segments."""
+    """The default recipe at once, or the paper's gradient descent with checkpoints."""
     if not job.faithful:
         stages = cc.default_stages(60 if job.quick else 2000)
         config = cc.TrainConfig(stages, 256 if job.quick else 1024, seed=job.seed)
@@ -79,15 +80,15 @@ def train(model: Any, task: cc.InContextTask, job: Job, figure: str, name: str) 
         }
 
     recipe = Recipe(40, 1.0, "sgd", "cosine", batch_size=256) if job.quick else FAITHFUL
-    return train_sgd(
+    return train_recipe(
         [model],
         [task],
         recipe,
-        checkpoint=job.folder(figure) / name.replace(" ", "_") / "run.safetensors",
+        folder=job.checkpoints(figure, name.replace(" ", "_")),
         seed=job.seed,
         deadline=job.deadline,
         quiet=job.quiet,
-        segment=20 if job.quick else SEGMENT,
+        every=20 if job.quick else MEASURED_EVERY,
         measure=measure,
     )
 
@@ -96,10 +97,8 @@ def merged(runs: list[Run]) -> Run | None:
     """The times of several runs together; complete when all are."""
     if not runs:
         return None
-    whole = Run(runs[0].recipe, step=min(run.step for run in runs))
-    for name in ("wall_s", "cpu_s", "wall_here_s", "cpu_here_s"):
-        setattr(whole, name, sum(getattr(run, name) for run in runs))
-    return whole
+    times = {name: sum(getattr(run, name) for run in runs) for name in ("wall_s", "cpu_s", "wall_here_s", "cpu_here_s")}
+    return replace(runs[0], step=min(run.step for run in runs), history=[], **times)
 
 
 def draw(name: str, model: Any, task: cc.InContextTask, job: Job, run: Run | None) -> dict[str, Any]:

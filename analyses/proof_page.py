@@ -5,8 +5,8 @@ Not a script. Every section says in one sentence what its picture shows.
 
 from pathlib import Path
 
-from prove_one import Evidence
-from recover_and_prove import versions
+from prove_one import Evidence, onset_intervals
+from results_file import versions
 
 from causal_circuits import figures
 
@@ -46,8 +46,9 @@ def draw_figures(evidence: Evidence) -> dict[str, object]:
         ),
         "attention": figures.plot_attention_and_graph(e.knock_out.attention.amax(dim=0), graph),
     }
-    if e.formation is not None:
-        drawn["formation"] = figures.plot_formation(e.formation)
+    if e.formations:
+        drawn["formation"] = figures.plot_formation(e.formations[0])
+        drawn["onsets"] = figures.plot_onsets(e.formations)
     return drawn
 
 
@@ -128,13 +129,16 @@ def sections(evidence: Evidence, folder: Path, command: str) -> list[figures.Sec
             more=figures.table_html(scrub_rows(e), caption="Loss with only the hypothesis kept, nats"),
         ),
     ]
-    if e.formation is not None:
+    if e.formations:
         found.append(
             section(
                 "When each edge began to matter",
-                "Attention on each edge and what cutting it costs, at twelve steps of training; dotted lines mark the "
-                "first step from which an edge stays at half of its final value.",
+                f"Attention on each edge and what cutting it costs, at {len(e.formations[0].steps)} steps of training; "
+                "dotted lines mark onsets: the first step from which an edge stays half-way from its first to its last "
+                f"value. Below, the onsets in {len(e.formations)} runs with other data.",
                 "formation",
+                "onsets",
+                more=figures.table_html(onset_rows(e), caption="Mean onset over edges, in steps, 95% over seeds"),
             )
         )
     return found
@@ -155,6 +159,20 @@ def method_rows(evidence: Evidence) -> list[dict[str, object]]:
             "seconds": found.seconds,
         }
         for ranking, (found, scores) in zip(evidence.rankings, evidence.entries, strict=True)
+    ]
+
+
+def onset_rows(evidence: Evidence) -> list[dict[str, object]]:
+    """One row for each clock."""
+    return [
+        {
+            "clock": name.replace("_", " "),
+            "mean": round(found.mean, 1),
+            "from": round(found.low, 1),
+            "to": round(found.high, 1),
+            "edges without an onset": f"{found.never:.0%}",
+        }
+        for name, found in onset_intervals(evidence.formations).items()
     ]
 
 

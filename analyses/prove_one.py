@@ -4,25 +4,25 @@ Not a script. `run` is the job, in order; `Evidence` is what it found; `proof_pa
 """
 
 import argparse
-import json
-import os
 import shlex
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import networkx as nx
 import torch
 from command_line import BEGAN, OneLineParser
-from recover_and_prove import check_writable, versions
+from results_file import check_writable, versions, write_results
 
 import causal_circuits as cc
 from causal_circuits import circuits
 
 KEEPS = 0.99  # the circuit is the smallest that keeps this share of what the best circuit gains
 COUNTERFACTUAL = "mean"
+RECORDED = 20  # steps, dense at the start
 SCRUBBED_WHERE = ("children", "everywhere")  # the paper's claims, and that there is nothing else to the model
 
 
@@ -41,7 +41,7 @@ class Evidence:
     entries: list[tuple[circuits.Discovery, circuits.GraphScores]]
     knock_out: cc.KnockOut
     scrubbed: list[cc.Scrubbed]
-    formation: circuits.Formation | None
+    formations: list[circuits.Formation]  # of one run for each seed; none if the model was loaded
     edge_posterior: float
     seconds: float = 0.0
 
@@ -71,14 +71,6 @@ def run_from_arguments(
 ) -> int:
     """Check the arguments, run the job, print the table; bad input ends in one line and status 2."""
     try:
-        if arguments.steps < 2 or arguments.seed < 0:
-            raise ValueError(
-                f"--steps must be at least 2 and --seed 0 or more: got {arguments.steps}, {arguments.seed}"
-            )
-        if arguments.sequences < 8:
-            raise ValueError(f"--sequences must be at least 8: got {arguments.sequences}")
-        if arguments.model is not None and arguments.decoy:
-            raise ValueError("--decoy trains a model and --model loads one: choose one of them")
         graph = make_graph(arguments)
         task = cc.InContextTask(graph, d_vocab=arguments.d_vocab, alpha=arguments.alpha)
         model = None if arguments.model is None else cc.load_model(arguments.model)
@@ -100,13 +92,10 @@ def run(task: cc.InContextTask, model: object | None, arguments: argparse.Namesp
     """Train if need be, check, search, prove, compare, scrub, hold to the graph."""
     say = (lambda text: None) if arguments.quiet else (lambda text: print(text, file=sys.stderr, flush=True))
     seed, progress = arguments.seed, False if arguments.quiet else None
-    formation = None
+    formations: list[circuits.Formation] = []
     if model is None:
-        say(f"{task!r}\n1/6  training, and measuring every edge at twelve steps")
-        model = cc.disentangled_transformer(task.d_vocab, task.n_ctx)
-        formation = circuits.watch_formation(
-            model, task, _config(arguments), batch=task.sample(512, seed=(seed, 4)), seed=seed, progress=progress
-        )
+        say(f"{task!r}\n1/6  training with {arguments.formation_seeds} seeds, measuring every edge on the way")
+        model, formations = train_and_watch(task, arguments, progress)
     proving, searching = (
         task.sample(arguments.sequences, seed=(seed, 3)),
         task.sample(arguments.sequences // 8, seed=(seed, 5)),
@@ -140,16 +129,35 @@ def run(task: cc.InContextTask, model: object | None, arguments: argparse.Namesp
             for where in SCRUBBED_WHERE
             for claim in ("copy", "match", "both")
         ],
-        formation=formation,
+        formations=formations,
         edge_posterior=task.bayes_loss(proving),
     )
 
 
-def _config(arguments: argparse.Namespace) -> cc.TrainConfig:
+def train_and_watch(
+    task: cc.InContextTask, arguments: argparse.Namespace, progress: bool | None
+) -> tuple[object, list[circuits.Formation]]:
+    """The model of the first seed, and what every edge did on the way, for each seed."""
+    seeds = range(arguments.seed, arguments.seed + arguments.formation_seeds)
+    models = [cc.disentangled_transformer(task.d_vocab, task.n_ctx) for _ in seeds]
+    formations = circuits.watch_formations(
+        models,
+        task,
+        [_config(arguments, seed) for seed in seeds],
+        record=cc.RecordAt.log_spaced(RECORDED),
+        batch=task.sample(512, seed=(arguments.seed, 4)),
+        counterfactual=COUNTERFACTUAL,
+        seed=arguments.seed,
+        progress=progress,
+    )
+    return models[0], formations
+
+
+def _config(arguments: argparse.Namespace, seed: int) -> cc.TrainConfig:
     """The default recipe, or the one whose models predict without the graph: Adam at 0.1 on everything, from zero."""
     if arguments.decoy:
-        return cc.TrainConfig.joint(arguments.steps, 0.1, warm_start=None, seed=arguments.seed)
-    return cc.TrainConfig(stages=cc.default_stages(arguments.steps), seed=arguments.seed)
+        return cc.TrainConfig.joint(arguments.steps, 0.1, warm_start=None, seed=seed)
+    return cc.TrainConfig(stages=cc.default_stages(arguments.steps), seed=seed)
 
 
 def chosen_size(frontier: circuits.Frontier) -> int:
@@ -184,16 +192,60 @@ def results(evidence: Evidence, arguments: argparse.Namespace, command: str) -> 
         ],
         "encodes_graph": e.encodes_graph,
         "scrubbing": [{**circuits.plain_values(s), "recovered": s.recovered} for s in e.scrubbed],
-        "formation": e.formation
-        and {
-            "steps": e.formation.steps,
-            "attention_onset": e.formation.attention_onset,
-            "causal_onset": e.formation.causal_onset,
-            "attention": e.formation.attention,
-            "effect": e.formation.effect,
-        },
+        "formation": formation_results(e.formations),
         "timing": {"wall_s": e.seconds, "frontier_s": e.frontier.seconds, "circuits": e.frontier.n_circuits},
     }
+
+
+def onset_intervals(formations: list[circuits.Formation]) -> dict[str, circuits.OnsetInterval]:
+    """The mean onset over edges by each clock, and how much later the edges matter than they show, over seeds."""
+    clocks = {
+        "attention": [f.attention_onset for f in formations],
+        "causal": [f.causal_onset for f in formations],
+        "causal_minus_attention": [f.causal_onset - f.attention_onset for f in formations],
+    }
+    return {name: circuits.onset_interval(onsets) for name, onsets in clocks.items()}
+
+
+def formation_results(formations: list[circuits.Formation]) -> dict[str, object] | None:
+    """When what began to matter, for every seed, and intervals over seeds."""
+    if not formations:
+        return None
+    first = formations[0]
+    return {
+        "steps": first.steps,
+        "cells": first.cells,
+        "information": first.information,
+        "pull": first.pull,
+        "onset": onset_intervals(formations),
+        "circuit_onset": {
+            " -> ".join(edge): circuits.onset_interval([f.circuit_onset[k : k + 1] for f in formations])
+            for k, edge in enumerate(first.circuit_edges)
+        },
+        "seeds": [
+            {
+                "attention_onset": f.attention_onset,
+                "causal_onset": f.causal_onset,
+                "circuit_onset": f.circuit_onset,
+                "order_by_pull": f.order_by_pull,
+                "auroc": [scores.auroc for scores in f.scores],
+                "loss": f.loss,
+                "attention": f.attention,
+                "effect": f.effect,
+            }
+            for f in formations
+        ],
+    }
+
+
+def formation_line(formations: list[circuits.Formation]) -> str:
+    """Onsets in one line."""
+    found = onset_intervals(formations)
+    shown = ", ".join(f"{name} {i.mean:.0f} [{i.low:.0f}, {i.high:.0f}]" for name, i in list(found.items())[:2])
+    orders = [f.order_by_pull for f in formations if f.order_by_pull == f.order_by_pull]
+    order = f"; rank correlation of the pull at the start with earliness {fmean(orders):.2f}" if orders else ""
+    never = f"{found['causal'].never:.0%} of edges never matter"
+    return f"formation   onset in steps, {len(formations)} seeds: {shown}; {never}{order}"
 
 
 def table(evidence: Evidence, out: Path) -> str:
@@ -213,6 +265,7 @@ def table(evidence: Evidence, out: Path) -> str:
         )
     kept = {w: ", ".join(f"{s.claim} {s.recovered:.3f}" for s in e.scrubbed if s.where == w) for w in SCRUBBED_WHERE}
     answer = "yes" if e.encodes_graph else "NO: it predicts by other means"
+    lines += [formation_line(e.formations)] if e.formations else []
     lines += [
         f"scrubbing   of the loss the hypothesis keeps, at positions with parents: {kept['children']}",
         f"            and if nothing else may be of use (roots, query, direct path): {kept['everywhere']}",
@@ -234,6 +287,4 @@ def write(evidence: Evidence, arguments: argparse.Namespace, command: str) -> No
     evidence.seconds = time.perf_counter() - BEGAN
     write_page(evidence, command, out)
     evidence.seconds = time.perf_counter() - BEGAN
-    content = circuits.plain_values(results(evidence, arguments, command))
-    (out / "results.json.part").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    os.replace(out / "results.json.part", out / "results.json")
+    write_results(circuits.plain_values(results(evidence, arguments, command)), out)

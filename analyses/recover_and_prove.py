@@ -5,6 +5,7 @@ Not a script. The job itself is `findings.run`, the page is `report_page.write_p
 
 import argparse
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -40,9 +41,11 @@ def run_from_arguments(
         check_writable(arguments.out)
     except ValueError as error:
         parser.error(str(error))
-    findings = run(task, seed=arguments.seed, steps=arguments.steps, quiet=arguments.quiet)
+    kept = arguments.out / "checkpoints"  # what an interrupted run goes on from
+    findings = run(task, arguments.seed, arguments.steps, arguments.quiet, cc.Checkpoints(kept))
     command = f"python analyses/{parser.prog} " + shlex.join(sys.argv[1:])
     write(findings, arguments, command.strip())  # sets findings.seconds
+    shutil.rmtree(kept)
     print(table(findings, arguments.out))
     return 0
 
@@ -87,12 +90,6 @@ def results(findings: Findings, arguments: argparse.Namespace, command: str) -> 
             "smallest_effect_true_edge": float(on_edges.min()),
             "largest_effect_other_entry": float(elsewhere.max()),
         },
-        "phases": {
-            "steps": f.phases.steps,
-            "predictors": f.phases.names,
-            "divergence": f.phases.divergence.tolist(),
-            "nearest": f.phases.nearest,
-        },
         "timing": {
             "wall_s": f.seconds,
             "train_s": f.record.seconds,
@@ -100,6 +97,7 @@ def results(findings: Findings, arguments: argparse.Namespace, command: str) -> 
             "train_sequences_per_s": f.record.sequences_per_s,
             "path": f.record.path,
         },
+        "training": asdict(cc.training_health(f.record)),
     }
 
 
@@ -119,6 +117,8 @@ def table(findings: Findings, out: Path) -> str:
             f"head L{head.layer}H{head.head}   {head.role}: parent {head.parent_score:.2f}, induction "
             f"{head.induction_score:.2f}; ablated, {min(shares):.0%} or more of the gain is lost"
         )
+    health = cc.training_health(f.record)
+    lines += [f"training    {health.verdict}: {health.advice}"] if health.advice else []
     lines += [
         f"knock-out   AUROC {f.auroc():.3f} ({f.auroc(children_only=True):.3f} in rows of children); "
         f"a true edge costs {float(on_edges.mean()):.4f} nats, another entry {float(elsewhere.mean()):.4f}",

@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from command_line import BEGAN, OneLineParser
+from command_line import BEGAN, OneLineParser, exit_status
 
 SUFFIXES = (".npz", ".safetensors")
 
@@ -48,6 +48,8 @@ def main() -> int:
     """Run from the command line."""
     parser = make_parser()
     arguments = parser.parse_args()
+    if arguments.seed < 0:
+        parser.error(f"--seed must be 0 or more: got {arguments.seed}")
     if arguments.data.suffix not in SUFFIXES:
         parser.error(f"DATA must be a file that ends in {' or '.join(SUFFIXES)}: got {arguments.data}")
     from recovery_page import draw_figures, table, write_page  # after parsing: torch takes seconds to import
@@ -102,4 +104,4 @@ def results(found: Any, arrays: dict[str, Any]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from command_line import BEGAN, OneLineParser, base_parser
+from command_line import BEGAN, OneLineParser, base_parser, exit_status
 
 FIGURES = ("2", "5", "6", "7", "8", "9")
 
@@ -110,4 +110,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

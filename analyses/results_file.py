@@ -26,7 +26,7 @@ def result_header(program: str, arguments: argparse.Namespace) -> dict[str, obje
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder if it is missing; a ValueError if nothing can be written there."""
+    """Make the folder if it is missing; a ValueError if what a script writes cannot be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
@@ -34,6 +34,13 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"--out must be a folder that can be written to: {folder}: {error.strerror}") from error
+    in_the_way = [name for name in ("results.json", "report.html") if (folder / name).is_dir()]
+    in_the_way += ["figures"] if (folder / "figures").is_file() else []
+    if in_the_way:
+        raise ValueError(
+            f"--out must have room for results.json, report.html and the folder figures: {folder / in_the_way[0]} is "
+            "in the way; move it, or choose another --out"
+        )
 
 
 def versions() -> dict[str, str]:

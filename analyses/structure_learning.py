@@ -17,7 +17,7 @@ import argparse
 import shlex
 import sys
 
-from command_line import base_parser, parse, read_figure_9
+from command_line import base_parser, exit_status, parse, read_figure_9
 
 QUICK = {"sizes": [500, 2000], "graphs": 2, "pc_graphs": 1, "pc_size": 500, "steps": 40}
 
@@ -121,4 +121,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

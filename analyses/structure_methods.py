@@ -7,7 +7,6 @@ Not a script. A method *proposes* one earlier position for each position (or, fo
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import erfc, sqrt
 from typing import Any
 
 import networkx as nx
@@ -25,7 +24,6 @@ MISSING = (
     "PC is left out: causal-learn is not installed; pip install -c constraints.txt -e '.[structure]' brings it. "
     "Everything else runs."
 )
-MIN_SHARE = 0.3  # of the best edge's information, as in extract_graph: a root's row has a bias at finite context
 
 
 @dataclass(frozen=True)
@@ -73,21 +71,10 @@ def find_edges(
 
 
 def by_gradient(data: cc.Batch, level: float) -> tuple[Edges, Edges]:
-    """The largest entry of every row of the first gradient; kept if significant and as large as an edge's.
-
-    One gradient evaluation, in closed form, at A1 = 0 (`cc.estimate_gradient`).
-    """
-    g = cc.estimate_gradient(data.tokens, data.target_probs)
-    value, error = g.value.numpy(), g.standard_error.numpy()
-    proposed = row_maxima(value[:-1, :-1])
-    tails = {
-        (j, i): 0.5 * erfc(value[i, j] / max(error[i, j], 1e-300) / sqrt(2))
-        for i in range(len(value) - 1)
-        for j in range(i)
-    }
-    largest = max(value[child, parent] for parent, child in proposed)
-    strong = {(parent, child) for parent, child in proposed if value[child, parent] >= MIN_SHARE * largest}
-    return proposed, strong & significant(tails, level)
+    """What `recover_graph` makes of the table: every position's candidate, and the parents it is sure of."""
+    found = cc.recover_graph(data.tokens, data.target_probs, level=level).positions
+    proposed = {(p.candidate, p.position) for p in found if p.candidate is not None}
+    return proposed, {(p.parent, p.position) for p in found if p.parent is not None}
 
 
 def with_labels(data: cc.Batch, seed: int) -> cc.Batch:

@@ -19,7 +19,7 @@ import shlex
 import sys
 import time
 
-from command_line import base_parser, parse, read_figure_9
+from command_line import base_parser, exit_status, parse, read_figure_9
 
 QUICK = {"lengths": [8, 20], "seeds": 1, "steps": [60, 60], "batch_size": 128, "test": 1024, "figure_9": 1}
 
@@ -193,4 +193,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

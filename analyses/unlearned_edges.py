@@ -23,12 +23,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from command_line import base_parser, parse, read_figure_9
+from command_line import base_parser, exit_status, parse, read_figure_9
 
 # (graph, parent, child): below one half at step 6,656 of the faithful Figure 9, one earlier child each.
 TARGETS = ((7, 2, 17), (9, 0, 11), (10, 1, 11), (12, 0, 18), (17, 0, 8), (18, 2, 18))
 D_VOCAB, ALPHA = 3, 0.1
-SEGMENT = 256
+MEASURED_EVERY = 256
 EXPLANATIONS = {
     "sibling made a root": 'redundancy, "without the earlier sibling the edge is learned"',
     "sibling moved behind": 'redundancy, "with the sibling behind it the edge is learned"',
@@ -82,7 +82,7 @@ def unrelated_child(parents: list[int], parent: int, child: int) -> int:
 def train_variants(arguments: argparse.Namespace) -> list[dict[str, object]]:
     """One row for each variant of each target."""
     from paper_job import block_attention
-    from paper_training import Recipe, train_sgd
+    from paper_training import Recipe, train_recipe
 
     import causal_circuits as cc
 
@@ -100,15 +100,15 @@ def train_variants(arguments: argparse.Namespace) -> list[dict[str, object]]:
         ]
         return {str(i): weight for i, weight in enumerate(weights)}
 
-    run = train_sgd(
+    run = train_recipe(
         models,
         [task for _, task in named],
         Recipe(arguments.steps, 1.0, "sgd", "constant", batch_size=arguments.batch_size),
-        checkpoint=arguments.out / "run.safetensors",
+        folder=arguments.out / "checkpoints",
         seed=arguments.seed,
         deadline=float("inf"),
         quiet=arguments.quiet,
-        segment=SEGMENT,
+        every=MEASURED_EVERY,
         measure=measure,
     )
     rows = []
@@ -233,4 +233,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -1,6 +1,8 @@
 """Read a user's arrays from .npz or .safetensors, checked before anything is allocated. Not a script."""
 
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from math import prod
 from pathlib import Path
@@ -10,6 +12,19 @@ import numpy as np
 
 NAMES = ("tokens", "target_probs", "labels")
 MOST_BYTES = 2**32  # of one array
+READERS: dict[tuple[int, int], Callable] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,  # an unknown compression
+    RuntimeError,  # encrypted
+    tokenize.TokenError,  # these two: a header that is no Python literal
+    SyntaxError,
+)
 
 
 def read_arrays(path: Path) -> dict[str, Any]:
@@ -20,6 +35,12 @@ def read_arrays(path: Path) -> dict[str, Any]:
         arrays = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
     except OSError as error:
         raise ValueError(f"DATA must be readable: {path}: {error.strerror or error}") from error
+    for name, n_axes, shape in (("target_probs", 2, "[sequences, d_vocab]"), ("labels", 1, "[sequences]")):
+        if name in arrays and arrays[name].ndim != n_axes:
+            raise ValueError(
+                f"{name} must be {shape}: got shape {list(arrays[name].shape)}; "
+                "laws of the next token are target_probs, next tokens are labels"
+            )
     return arrays
 
 
@@ -51,22 +72,22 @@ def _read_npz(path: Path) -> dict[str, Any]:
                 _check_header(archive, members[name], name, path)
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in names}
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} is not a readable .npz file: {error}") from error
 
 
 def _check_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, path: Path) -> None:
     """Refuse pickled objects, and shapes that are too large or that the file does not fill."""
     with archive.open(info) as stream:
-        version = np.lib.format.read_magic(stream)
-        readers: dict[tuple[int, int], Callable] = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        if version not in readers:
-            raise ValueError(f"{name} in {path} has .npy version {version}: save it with numpy.savez")
-        shape, _, dtype = readers[version](stream)
+        try:
+            version = np.lib.format.read_magic(stream)
+            reader = READERS.get(version)
+            shape, _, dtype = reader(stream) if reader else ((), False, np.dtype(float))
+        except (ValueError, *UNREADABLE) as error:
+            raise ValueError(f"{name} in {path} is not a readable .npy array: {error}") from error
         header = stream.tell()
+    if reader is None:
+        raise ValueError(f"{name} in {path} has .npy version {version}: save it with numpy.savez")
     if dtype.hasobject:
         raise ValueError(
             f"{name} in {path} holds Python objects (ragged rows?): it must be one rectangular array of numbers"

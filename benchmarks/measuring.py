@@ -33,7 +33,7 @@ def machine() -> dict[str, object]:
     """Processor, cores, threads and versions."""
     from importlib.metadata import version
 
-    from causal_circuits.simd.vectors import LANES
+    from causal_circuits.simd.lanes import LANES
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

@@ -7,7 +7,7 @@ the softmax Jacobian, dS = P * (dP - sum(dP * P)): it does not need ``hook_attn_
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from causal_circuits.display import sparkline_html, table_html
 from causal_circuits.models import HookedTransformer
+from causal_circuits.storage import read_tensors, tensor_bytes, write_files
 
 
 @dataclass(frozen=True)
@@ -152,15 +151,10 @@ class TrainingRecord:
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `record.safetensors` and `record.json` to a folder (made if missing)."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: value for name, value in self._tensors().items() if value is not None}
         plain = {name: value for name, value in self.__dict__.items() if name not in self._tensors()}
-        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "record.safetensors.part")
-        (folder / "record.json.part").write_text(json.dumps(plain, indent=2) + "\n")
-        for name in ("record.safetensors", "record.json"):
-            os.replace(folder / f"{name}.part", folder / name)
-        return folder
+        text = json.dumps(plain, indent=2) + "\n"
+        return write_files(folder, {"record.safetensors": tensor_bytes(tensors), "record.json": text})
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "TrainingRecord":
@@ -168,9 +162,7 @@ class TrainingRecord:
         folder = Path(folder)
         try:
             plain = json.loads((folder / "record.json").read_text())
-            tensors = load_file(folder / "record.safetensors")
-        except SafetensorError as error:
-            raise ValueError(f"{folder / 'record.safetensors'} is not a readable safetensors file: {error}") from error
+            tensors = read_tensors(folder / "record.safetensors")
         except FileNotFoundError as error:
             raise ValueError(f"a saved record is a folder with record.json and record.safetensors: {error}") from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -280,7 +272,28 @@ class SnapshotStore:
         }
 
     def _tensor(self, name: str) -> Tensor | None:
-        return torch.from_numpy(self._arrays[name]) if name in self._arrays else None
+        return torch.from_numpy(self._arrays[name][: len(self._steps)]) if name in self._arrays else None
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: all that was added; of memory-mapped arrays, flushed here, only steps and losses."""
+        state = {"steps": torch.tensor(self._steps), "losses": torch.tensor(self._losses, dtype=torch.float64)}
+        for name, array in self._arrays.items():
+            if isinstance(array, np.memmap):
+                array.flush()
+            else:
+                state[name] = torch.from_numpy(array[: len(self._steps)])
+        return state
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` kept; memory-mapped arrays are opened again, later snapshots to be overwritten."""
+        self._steps, self._losses = state["steps"].tolist(), state["losses"].tolist()
+        for name in ("attention", "score_gradients"):
+            if name in state:
+                kept = state[name].numpy()
+                self._arrays[name] = np.empty((self._n, *kept.shape[1:]), kept.dtype)
+                self._arrays[name][: len(kept)] = kept
+            elif self._folder is not None and self._steps and (self._folder / f"{name}.npy").is_file():
+                self._arrays[name] = np.lib.format.open_memmap(self._folder / f"{name}.npy", mode="r+")
 
 
 def join_records(records: Sequence[TrainingRecord], config: object) -> TrainingRecord:

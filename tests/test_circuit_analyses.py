@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripts import analysis_module, assert_refused_in_one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,21 +58,41 @@ def test_a_second_run_does_only_what_is_missing(benchmark_run):
     assert "choose another folder" in refused.stderr
 
 
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        (["--graphs", "circle"], "chain, pairs, forest, two-parent"),
-        (["--methods", "probe"], "exact, attention"),
-        (["--models", "grown"], "planted, trained, decoy"),
-        (["--seeds", "0"], "--seeds must be at least 1"),
-        (["--alpha", "0"], "alpha must be positive"),
-    ],
-)
-def test_bad_flags_end_in_one_line(flags, reason, tmp_path):
-    done = run_script("discovery_benchmark.py", *flags, "--out", tmp_path)
-    assert done.returncode == 2
-    assert reason in done.stderr
-    assert done.stderr.count("\n") == 1
+BAD_FLAGS = [
+    ("discovery_benchmark", ["--graphs", "circle"], "chain, pairs, forest, two-parent"),
+    ("discovery_benchmark", ["--methods", "probe"], "exact, attention"),
+    ("discovery_benchmark", ["--models", "grown"], "planted, trained, decoy"),
+    ("discovery_benchmark", ["--seeds", "0"], "--seeds must be at least 1"),
+    ("discovery_benchmark", ["--alpha", "0"], "--alpha must be positive"),
+    ("discovery_benchmark", ["--max-edges", "31"], "--max-edges must lie in 1 .. 30"),
+    ("discovery_benchmark", ["--d-vocab", "1"], "--d-vocab must be at least 2"),
+    ("circuit_proof", ["--steps", "1"], "--steps must be at least 2"),
+    ("circuit_proof", ["--sequences", "7"], "--sequences must be at least 64"),
+    ("circuit_proof", ["--formation-seeds", "0"], "--formation-seeds must be at least 1"),
+    ("circuit_proof", ["--decoy", "--model", "somewhere"], "choose one of them"),
+    ("circuit_proof", ["--graph", "circle"], "chain, pairs, forest"),
+    ("circuit_proof", ["--model", "nowhere"], "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("name", "flags", "reason"), BAD_FLAGS)
+def test_bad_flags_end_in_one_line(name, flags, reason, tmp_path, capsys, monkeypatch):
+    assert_refused_in_one_line(name, [*flags, "--out", tmp_path], reason, capsys, monkeypatch)
+
+
+def test_bad_flags_are_answered_before_anything_heavy_is_imported(monkeypatch):
+    """In an interpreter of their own, in which importing torch fails."""
+    code = "import sys; sys.modules['torch'] = None; sys.path.insert(0, {!r}); import {} as it; sys.exit(it.main())"
+    for name, flags, _ in BAD_FLAGS[0], BAD_FLAGS[7]:
+        command = [sys.executable, "-c", code.format(str(ROOT / "analyses"), name), *flags]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2, done.stderr
+
+
+def test_the_scripts_know_every_method(monkeypatch):
+    from causal_circuits import circuits
+
+    assert analysis_module("discovery_benchmark", monkeypatch).METHODS == circuits.METHODS
 
 
 def test_a_saved_planted_model_is_proved_and_written_down(tmp_path, look_at_report):

@@ -30,25 +30,33 @@ def planted() -> circuits.CircuitModel:
 
 
 def test_the_frontier_is_the_minimum_over_all_circuits() -> None:
-    """Every one of 2^19 circuits of a model without a zero weight, one sequence, tried without any shortcut."""
+    """Every circuit of a model without a zero weight, two sequences, tried without any shortcut."""
     model, batch = case((1, 1), n=2)
     whole = circuits.circuit_model(model, batch, counterfactual="resample")
-    frontier = circuits.oracle_frontier(whole, max_edges=8)
-    assert not frontier.exact  # resampled tokens leave position edges without effect; 13 others are left, 8 are tried
-    chosen = sorted({edge for mask in frontier.masks for edge in mask.nonzero()[:, 0].tolist()})
-    effect = whole.effects().abs()
-    free = sorted(
-        sorted((~circuits.inert_edges(whole)).nonzero()[:, 0].tolist(), key=lambda edge: -float(effect[edge]))[:8]
-    )
-    assert set(chosen) <= set(free)
-    masks = torch.zeros(2**8, 19, dtype=torch.bool)
-    masks[:, free] = (torch.arange(2**8)[:, None] >> torch.arange(8)) % 2 == 1
+    free = (~circuits.inert_edges(whole)).nonzero()[:, 0]
+    assert len(free) == 12  # resampled tokens leave the seven position edges without effect
+    masks = torch.zeros(2**12, 19, dtype=torch.bool)
+    masks[:, free] = (torch.arange(2**12)[:, None] >> torch.arange(12)) % 2 == 1
     costs, sizes = whole.costs(masks).mean(dim=-1), masks.sum(dim=-1)
+    least = [float(costs[sizes <= size].min()) for size in range(20)]
+    frontier = circuits.oracle_frontier(whole)
+    assert frontier.exact
+    assert frontier.n_circuits == 2**12 > frontier.n_evaluated
+    assert frontier.cost.tolist() == pytest.approx(least, abs=1e-12)
     for size in range(20):
-        assert float(frontier.cost[size]) == pytest.approx(float(costs[sizes <= size].min()), abs=1e-12)
-        assert whole.mean_cost(frontier.masks[size]) == pytest.approx(float(frontier.cost[size]), abs=1e-12)
-    assert frontier.floor <= float(frontier.cost.min())
-    assert frontier.n_circuits == 2**8 > frontier.n_evaluated
+        assert whole.mean_cost(frontier.masks[size]) == pytest.approx(least[size], abs=1e-12)
+        assert int(frontier.masks[size].sum()) <= size
+    few = circuits.oracle_frontier(whole, max_edges=8)  # the eight that matter most, and what is found greedily
+    best = sorted(sorted(free.tolist(), key=lambda edge: -float(whole.effects().abs()[edge]))[:8])
+    among = masks[~masks[:, [edge for edge in range(19) if edge not in best]].any(dim=1)]
+    of_eight, their_sizes = whole.costs(among).mean(dim=-1), among.sum(dim=-1)
+    assert not few.exact
+    assert (few.n_circuits, len(among)) == (2**8, 2**8)
+    for size in range(20):
+        assert least[size] - 1e-12 <= float(few.cost[size]) <= float(of_eight[their_sizes <= size].min()) + 1e-12
+    assert few.floor <= float(few.cost.min())
+    greedy = few.cost[-1] - whole.costs(whole.full[None]).mean()
+    assert greedy <= 1e-12  # the whole model is among what is found greedily
 
 
 def test_dead_and_inert_edges_change_nothing() -> None:
@@ -70,19 +78,21 @@ def test_dead_and_inert_edges_change_nothing() -> None:
     assert int((~circuits.inert_edges(planted())).sum()) == 9
 
 
-def test_the_planted_circuit_is_the_frontiers_optimum() -> None:
-    for name, graph in {"chain": CHAIN, "two parents": cc.ngram_graph(6, order=2)}.items():
-        task = cc.InContextTask(graph, d_vocab=3, alpha=0.1)
-        for granularity in ("head", "slot") if name == "chain" else ("head",):
-            model = cc.plant_circuit(graph, d_vocab=3, readout_scale=2.0)
-            whole = circuits.circuit_model(model, task.sample(150), granularity=granularity)
-            frontier = circuits.oracle_frontier(whole)
-            used = ~circuits.inert_edges(whole)
-            assert frontier.exact
-            assert frontier.best_size == int(used.sum()), name
-            assert frontier.masks[frontier.best_size].equal(used)
-            assert float(frontier.cost[-1]) == pytest.approx(whole.mean_cost(whole.full), abs=1e-6)
-            assert frontier.floor == float(frontier.cost.min())
+@pytest.mark.parametrize("granularity", ["head", "slot"])
+@pytest.mark.parametrize("name", ["chain", "pairs", "forest", "two parents"])
+def test_the_planted_circuit_is_the_frontiers_optimum(name: str, granularity: str) -> None:
+    """By the divergence, which is zero for the planted edges and positive without any one of them."""
+    forest = cc.graph_from_parents([-1, 0, 0, -1, 3, 1, 3])
+    graphs = {"chain": CHAIN, "pairs": cc.pairs_graph(8), "forest": forest, "two parents": cc.ngram_graph(7, order=2)}
+    task = cc.InContextTask(graphs[name], d_vocab=3, alpha=0.1)
+    model = cc.plant_circuit(task.graph, d_vocab=3, readout_scale=2.0)
+    whole = circuits.circuit_model(model, task.sample(60), granularity=granularity, metric="kl_to_model")
+    frontier, used = circuits.oracle_frontier(whole), ~circuits.inert_edges(whole)
+    assert frontier.exact
+    assert frontier.best_size == int(used.sum())
+    assert frontier.masks[frontier.best_size].equal(used)
+    assert float(frontier.cost[-1]) == pytest.approx(0.0, abs=1e-6)
+    assert frontier.floor == float(frontier.cost.min())
 
 
 def test_regret_is_zero_for_the_best_and_never_negative() -> None:
@@ -237,23 +247,50 @@ def test_a_decoy_is_told_from_a_model_that_learned_the_graph() -> None:
 
 
 def test_formation_ends_where_training_ends() -> None:
+    """Two runs side by side: each ends as its own model is, and equals the run alone."""
     task = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=0.1)
-    model, batch = cc.disentangled_transformer(3, 6), task.sample(400, seed=1)
-    config = cc.TrainConfig(stages=cc.default_stages(120), batch_size=256)
+    models, batch = [cc.disentangled_transformer(3, 6) for _ in range(3)], task.sample(400, seed=1)
+    configs = [cc.TrainConfig(stages=cc.default_stages(120), batch_size=256, seed=seed) for seed in (0, 1)]
+    record = cc.RecordAt(steps=(0, 10, 120))
+    both = circuits.watch_formations(models[:2], task, configs, record=record, batch=batch, progress=False)
+    alone = circuits.watch_formation(models[2], task, configs[1], record=record, batch=batch, progress=False)
+    assert torch.allclose(both[1].effect, alone.effect, atol=1e-4)
+    assert not torch.allclose(both[0].effect, alone.effect, atol=1e-4)
+    for model, found in zip(models, [*both, alone], strict=True):
+        cut = cc.knock_out_edges(model, batch)
+        assert found.steps == (0, 10, 120)
+        assert found.cells == ((1, 0), (2, 1), (3, 2), (4, 3))
+        for row, (i, j) in enumerate(found.cells):
+            assert float(found.effect[-1, row]) == pytest.approx(float(cut.effect[0, i, j]), abs=1e-6)
+            assert float(found.attention[-1, row]) == pytest.approx(float(cut.attention[0, i, j]), abs=1e-6)
+        assert found.circuit_effect.shape == (3, 19)
+        assert found.circuit_onset.shape == (19,)
+        assert set(found.attention_onset.tolist()) <= {0.0, 10.0, 120.0}
+        assert len(found.record.losses) == 120
+
+
+def test_information_of_edges_is_equal_and_their_pull_is_not() -> None:
+    """All edges of a stationary chain carry the same information; row i's softmax divides it among i + 1 positions."""
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=0.1)
+    config = cc.TrainConfig.joint(1, 0.01, batch_size=8)
     found = circuits.watch_formation(
-        model, task, config, record=cc.RecordAt(steps=(0, 10, 120)), batch=batch, progress=False
+        cc.disentangled_transformer(3, 6), task, config, batch=task.sample(20), progress=False
     )
-    cut = cc.knock_out_edges(model, batch)
-    assert found.steps == (0, 10, 120)
-    assert found.cells == ((1, 0), (2, 1), (3, 2), (4, 3))
-    for row, (i, j) in enumerate(found.cells):
-        assert float(found.effect[-1, row]) == pytest.approx(float(cut.effect[0, i, j]), abs=1e-6)
-        assert float(found.attention[-1, row]) == pytest.approx(float(cut.attention[0, i, j]), abs=1e-6)
-    assert found.circuit_effect.shape == (3, 19)
-    assert set(found.attention_onset.tolist()) <= {0.0, 10.0, 120.0}
-    assert len(found.record.losses) == 120
-    again = circuits.onset_interval([found.attention_onset, found.attention_onset])
-    assert again.low == again.mean == again.high == pytest.approx(float(found.attention_onset.mean()))
+    assert torch.allclose(found.information, found.information[:1].expand(4), rtol=1e-6)
+    g = cc.chi_squared_information(task).value
+    for cell, (i, j) in enumerate(found.cells):
+        row = g[i, : i + 1]
+        assert float(found.pull[cell]) == pytest.approx(float((row[j] - row.mean()) / (i + 1)), rel=1e-9)
+
+
+def test_onsets_are_half_way() -> None:
+    steps, nan = (0, 10, 100), float("nan")
+    curves = torch.tensor([[0.5, 0.0, 0.2, 0.0], [0.6, 0.9, 0.9, 0.0], [1.0, 1.0, 0.1, 0.0]])
+    assert circuits.onset(steps, curves)[:2].tolist() == [100.0, 10.0]  # .6 is nearer to the start than to the end
+    assert circuits.onset(steps, curves)[2:].isnan().all()  # ends lower than it began, or never moves
+    found = circuits.onset_interval([torch.tensor([10.0, nan]), torch.tensor([30.0, 50.0])])
+    assert (found.mean, found.low, found.high, found.never) == (25.0, 10.0, 40.0, 0.25)
+    assert circuits.onset_interval([torch.tensor([nan])]).never == 1.0
     assert_refused(lambda: circuits.onset_interval([]), "at least one run")
 
 

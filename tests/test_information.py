@@ -127,12 +127,16 @@ def test_gradient_of_the_reduced_model_is_proportional_to_the_prediction():
     assert 0.65 < scale < 1.0  # THEORY: .76 at this context length, tending to 1
 
 
-def test_the_predicted_gradient_needs_a_forest_with_stationary_roots():
-    uniform = cc.InContextTask(cc.chain_graph(6), d_vocab=2, roots="uniform")
+def test_the_predicted_gradient_refuses_what_means_nothing():
+    forest, dag = cc.InContextTask(cc.chain_graph(6), d_vocab=2), cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2)
     for predict in (cc.predicted_gradient, cc.finite_context_gradient):
-        assert_refused(lambda p=predict: p(cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2)), "at most one parent")
-        assert_refused(lambda p=predict: p(uniform), "roots='uniform'")
-    assert_refused(lambda: cc.predicted_gradient(cc.InContextTask(cc.chain_graph(6)), n_kernels=1), "at least 2")
+        assert_refused(lambda p=predict: p(forest, last_key=3), "without a query", "last_key=3")
+        for wrong in (6, -1, 1.5, True):
+            assert_refused(lambda p=predict, w=wrong: p(dag, last_key=w), "0 .. 5", str(wrong))
+        assert_refused(lambda p=predict: p(forest, n_kernels=1), "at least 2")
+        assert_refused(lambda p=predict: p(dag, n_kernels=1), "at least 2")
+    batch = dag.sample(8, seed=0)
+    assert_refused(lambda: cc.measured_gradient(batch.tokens, batch.target_probs, last_key=6), "0 .. 5", "6")
 
 
 @pytest.mark.parametrize("flip", [0.02, 0.3, 0.5, 0.9])
@@ -224,9 +228,10 @@ def test_a_forest_without_weight_is_not_tilted():
     np.testing.assert_allclose(forest.total, 1.0)
     np.testing.assert_allclose(forest.marginals[0, 0], np.repeat(law, 5, axis=0), atol=1e-12)
     joint = oracles.pair_laws([(), (0,), (0,), (2,), ()], {1: pi[0]}, law[0])
-    for i in range(5):
-        for j in range(i + 1):
-            np.testing.assert_allclose(forest.pair_laws()[0, 0, i, j], joint[i, j, 1], atol=1e-12)
+    for token in range(3):
+        reach = np.zeros((1, 1, 3))
+        reach[..., token] = 1.0
+        np.testing.assert_allclose(forest.expectations(reach)[0], np.tril(joint[:, :, 1, token]), atol=1e-12)
 
 
 @pytest.mark.parametrize("n_ctx", [2, 7, 50, 200])

@@ -101,7 +101,39 @@ def write_lying_header(path: Path) -> None:
         archive.writestr("labels.npy", b"")
 
 
+def write_broken_header(path: Path) -> None:
+    """An .npz whose tokens have a header that is no Python literal."""
+    header = (b"{'descr': '<i8', (" + b" " * 99)[:117] + b"\n"
+    for_tokens = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("tokens.npy", for_tokens)
+        archive.writestr("labels.npy", b"")
+
+
+def write_flipped_bytes(path: Path) -> None:
+    """An .npz whose compressed tokens are damaged in the middle."""
+    tokens = np.random.default_rng(0).integers(0, 3, (2000, 7))
+    np.savez_compressed(path, tokens=tokens, labels=tokens[:, 0])
+    whole = bytearray(path.read_bytes())
+    whole[1000:1100] = bytes(100)
+    path.write_bytes(whole)
+
+
 BAD_FILES = {
+    "a broken header": (write_broken_header, ("tokens", "not a readable .npy array")),
+    "flipped bytes": (write_flipped_bytes, ("not a readable .npz",)),
+    "labels that are laws": (
+        lambda path: np.savez(path, tokens=np.zeros((2, 3), int), labels=np.full((2, 2), 0.5)),
+        ("labels must be [sequences]", "target_probs"),
+    ),
+    "laws that are labels": (
+        lambda path: np.savez(path, tokens=np.zeros((2, 3), int), target_probs=np.zeros(2)),
+        ("target_probs must be [sequences, d_vocab]",),
+    ),
+    "a wrapped negative": (
+        lambda path: np.savez(path, tokens=np.full((2, 3), 2**64 - 1, np.uint64), labels=np.zeros(2, int)),
+        ("18446744073709551615", "negative"),
+    ),
     "missing": (lambda path: None, ("readable file",)),
     "not an archive": (lambda path: path.write_bytes(b"no archive"), ("not a readable .npz",)),
     "empty": (lambda path: path.write_bytes(b""), ("not a readable .npz",)),
@@ -134,6 +166,18 @@ def test_bad_files_are_refused_in_one_line(tmp_path, name, run_here):
     write(tmp_path / "data.npz")
     done = run_here("recover_graph", tmp_path / "data.npz", "--out", tmp_path, "--quiet")
     assert_one_line_refusal(done, *words)
+
+
+@pytest.mark.parametrize("name", ["results.json", "report.html", "figures"])
+def test_what_is_in_the_way_of_the_results_is_said_beforehand(tmp_path, name, batch, run_here):
+    np.savez(tmp_path / "data.npz", tokens=batch.tokens, target_probs=batch.target_probs)
+    (tmp_path / "figures").touch() if name == "figures" else (tmp_path / name).mkdir()
+    done = run_here("recover_graph", tmp_path / "data.npz", "--out", tmp_path, "--quiet")
+    assert_one_line_refusal(done, name, "in the way")
+
+
+def test_a_negative_seed_is_refused(run_here):
+    assert_one_line_refusal(run_here("recover_graph", "data.npz", "--seed", -1), "--seed must be 0 or more")
 
 
 def test_a_file_of_another_kind_is_refused_before_anything_heavy_is_loaded(tmp_path):

@@ -271,6 +271,11 @@ BAD_DATA = {
     "negative": (([[0, 1]], [[1.5, -0.5]]), ("negative",)),
     "nan": (([[0, 1]], [[float("nan"), 1.0]]), ("NaN",)),
     "one token": (([[0, 0]], [0]), ("d_vocab must be at least 2",)),
+    "one column": (([[0, 1], [1, 0]], [[1.0], [1.0]]), ("one column is no law", "[sequences]")),
+    "a wrapped token": (
+        (np.array([[0, 2**64 - 1]], np.uint64), [0]),
+        ("tokens must be numbers of tokens", "18446744073709551615"),
+    ),
     "huge labels": (([[0, 10**9]], [0]), ("number the tokens that occur",)),
 }
 

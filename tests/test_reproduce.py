@@ -1,6 +1,7 @@
 """The paper's figures: a smoke run of all of them, runs that can be interrupted, lines of the released code."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -85,87 +86,56 @@ def training(monkeypatch):
     return analysis_module("paper_training", monkeypatch)
 
 
-def sgd(training, task, checkpoint: Path, recipe, segments: int | None = None) -> torch.Tensor:
-    """W_U after a run by gradient descent in segments of 4 steps, of which only so many fit before the deadline."""
-    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx)
-    done = []
+class Stopped(Exception):
+    """Raised by a measurement."""
+
+
+def trained(training, task, folder: Path, recipe, *, ordinary: bool = False, stop_at: int | None = None):
+    """A run measured every 4 steps, and its two models; `stop_at` fails in a measurement, as a crash would."""
+    build = cc.ordinary_transformer if ordinary else cc.disentangled_transformer
+    models, calls = [build(task.d_vocab, task.n_ctx) for _ in range(1 if ordinary else 2)], []
 
     def measure() -> dict[str, float]:
-        done.append(1)
-        if segments is not None and len(done) > segments:
-            raise KeyboardInterrupt
-        return {}
+        calls.append(1)
+        if len(calls) == stop_at:
+            raise Stopped
+        return {"size": float(models[0].W_U.detach().abs().sum())}
 
-    common = {"checkpoint": checkpoint, "seed": 3, "deadline": float("inf"), "quiet": True, "segment": 4}
-    training.train_sgd([model], [task], recipe, measure=measure, **common)
-    return model.W_U.detach().clone()
+    common = {"folder": folder, "seed": 3, "deadline": float("inf"), "quiet": True, "every": 4}
+    return training.train_recipe(models, [task] * len(models), recipe, measure=measure, **common), models
 
 
+@pytest.mark.parametrize("ordinary", [False, True])
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_an_interrupted_descent_ends_where_an_uninterrupted_one_does(training, chain_task, tmp_path, schedule):
-    recipe = training.Recipe(12, 1.0, "sgd", schedule, batch_size=32)
-    whole = sgd(training, chain_task, tmp_path / "whole" / "run.safetensors", recipe)
-    with pytest.raises(KeyboardInterrupt):
-        sgd(training, chain_task, tmp_path / "cut" / "run.safetensors", recipe, segments=1)
-    assert torch.equal(sgd(training, chain_task, tmp_path / "cut" / "run.safetensors", recipe), whole)
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(training, chain_task, tmp_path, schedule, ordinary):
+    optimizer = ("adamw", 0.01, 0.1) if ordinary else ("sgd", 1.0, 0.0)
+    recipe = training.Recipe(14, optimizer[1], optimizer[0], schedule, optimizer[2], batch_size=32)
+    run, models = trained(training, chain_task, tmp_path / "whole", recipe, ordinary=ordinary)
+    with pytest.raises(Stopped):
+        trained(training, chain_task, tmp_path / "cut", recipe, ordinary=ordinary, stop_at=3)
+    again, same = trained(training, chain_task, tmp_path / "cut", recipe, ordinary=ordinary)
+    assert again.history == run.history
+    assert [entry["step"] for entry in run.history] == [4, 8, 12, 14]
+    assert torch.equal(again.losses, run.losses)
+    assert again.wall_s > again.wall_here_s > 0
+    for one, other in zip(models, same, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def test_a_cosine_in_single_steps_is_the_cosine_of_a_stage(training, chain_task, tmp_path):
-    recipe = training.Recipe(12, 1.0, "sgd", "cosine", batch_size=32)
-    model, other = cc.disentangled_transformer(4, 6), cc.disentangled_transformer(4, 6)
-    common = {"checkpoint": tmp_path / "run.safetensors", "seed": 0, "deadline": float("inf"), "quiet": True}
-    training.train_sgd([model], [chain_task], recipe, segment=12, measure=dict, **common)
-    config = cc.TrainConfig.joint(12, 1.0, optimizer="sgd", warm_start=None, batch_size=32, seed=0)
-    cc.train(other, chain_task, config, progress=False)
-    assert torch.allclose(model.W_U, other.W_U, atol=1e-6)
-    assert torch.allclose(model.W_Q, other.W_Q, atol=1e-6)
+def test_a_run_stops_at_its_deadline_and_says_how_far_it_came(training, chain_task, tmp_path):
+    recipe = training.Recipe(4000, 1.0, "sgd", "constant", batch_size=8)
+    model = cc.disentangled_transformer(4, 6)
+    common = {"folder": tmp_path, "seed": 0, "quiet": True, "every": 4, "measure": dict}
+    run = training.train_recipe([model], [chain_task], recipe, deadline=time.perf_counter() + 0.3, **common)
+    assert not run.complete
+    assert run.losses.shape == (1, run.step)
+    assert run.summary()["steps_done"] == run.step > 0
 
 
-def test_an_interrupted_adamw_goes_on_with_its_moments(training, chain_task, tmp_path):
-    recipe = training.Recipe(8, 0.01, "adamw", "cosine", 0.1, batch_size=16)
-
-    def run(folder: str, deadline: float, stop_after: int | None = None) -> dict[str, torch.Tensor]:
-        model, calls = cc.ordinary_transformer(4, 6, d_model=5, d_mlp=7), []
-
-        def measure() -> dict[str, float]:
-            calls.append(1)
-            if len(calls) == stop_after:
-                raise KeyboardInterrupt
-            return {}
-
-        path = tmp_path / folder / "run.safetensors"
-        common = {"checkpoint": path, "seed": 1, "deadline": deadline, "quiet": True, "segment": 2}
-        training.train_adamw(model, chain_task, recipe, measure=measure, **common)
-        return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-    whole = run("whole", float("inf"))
-    with pytest.raises(KeyboardInterrupt):
-        run("cut", float("inf"), stop_after=3)
-    cut = run("cut", float("inf"))
-    assert all(torch.equal(cut[name], whole[name]) for name in whole)
-
-
-def test_adamw_in_segments_is_torch_adamw_on_the_same_sequences(training, chain_task, tmp_path):
-    recipe = training.Recipe(5, 0.01, "adamw", "cosine", 0.1, batch_size=16)
-    model, other = cc.ordinary_transformer(4, 6, d_model=5), cc.ordinary_transformer(4, 6, d_model=5)
-    common = {"checkpoint": tmp_path / "run.safetensors", "seed": 1, "deadline": float("inf"), "quiet": True}
-    training.train_adamw(model, chain_task, recipe, segment=2, measure=dict, **common)
-    optimizer, draw = torch.optim.AdamW(other.parameters(), lr=1.0, weight_decay=0.1), chain_task.stream((1, 8128))
-    for step in range(5):
-        batch = draw(16, 16 * step)
-        optimizer.zero_grad()
-        (-(batch.target_probs * other(batch.tokens)[:, -1].log_softmax(-1)).sum(-1).mean()).backward()
-        optimizer.param_groups[0]["lr"] = 0.005 * (1 + np.cos(np.pi * step / 5))
-        optimizer.step()
-    for name, parameter in other.named_parameters():
-        assert torch.allclose(dict(model.named_parameters())[name], parameter, atol=1e-6), name
-
-
-def test_a_checkpoint_of_another_run_is_not_taken_up(training, chain_task, tmp_path):
-    path = tmp_path / "run.safetensors"
-    first = sgd(training, chain_task, path, training.Recipe(4, 1.0, "sgd", "constant", batch_size=16))
-    second = sgd(training, chain_task, path, training.Recipe(4, 2.0, "sgd", "constant", batch_size=16))
-    assert not torch.allclose(first, second)
+def test_a_checkpoint_of_another_recipe_is_refused(training, chain_task, tmp_path):
+    trained(training, chain_task, tmp_path, training.Recipe(4, 1.0, "sgd", "constant", batch_size=16))
+    with pytest.raises(ValueError, match=r"of another run: .*learning_rate is 1.0 there, 2.0 here"):
+        trained(training, chain_task, tmp_path, training.Recipe(4, 2.0, "sgd", "constant", batch_size=16))
 
 
 def test_the_released_line_counts_roots_where_the_token_before_the_query_equals_it(monkeypatch):

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from causal_circuits.simd import philox, vectors
-from causal_circuits.simd.vectors import LANES
+from causal_circuits.simd import functions, integers, philox, vectors
+from causal_circuits.simd.lanes import LANES
 
 
 @numba.njit
@@ -19,9 +19,9 @@ def _apply(name, a, b, out):
         if name == 0:
             vectors.store(out, v, x + y * 2.0 - 1.0)
         elif name == 1:
-            vectors.store(out, v, vectors.exp(x))
+            vectors.store(out, v, functions.exp(x))
         elif name == 2:
-            vectors.store(out, v, vectors.log(x))
+            vectors.store(out, v, functions.log(x))
         elif name == 3:
             vectors.store(out, v, vectors.fma(3.0, x, y))
         elif name == 4:
@@ -74,7 +74,7 @@ def test_looking_up(size: int) -> None:
     @numba.njit
     def look_up(table, index, out, size):
         low, high = vectors.load(table, 0), vectors.load(table, LANES)
-        vectors.store(out, 0, vectors.look_up_in(low, high, table, 0, vectors.load(index, 0), size))
+        vectors.store(out, 0, functions.look_up_in(low, high, table, 0, vectors.load(index, 0), size))
 
     generator = np.random.default_rng(size)
     table = generator.normal(size=size + 2 * LANES).astype(np.float32)
@@ -118,7 +118,7 @@ def test_philox_gives_the_published_answers(monkeypatch: pytest.MonkeyPatch) -> 
 def test_compiled_philox_equals_the_one_in_numpy(counter: tuple, key: tuple) -> None:
     out = np.empty((4, LANES), np.int32)
     lanes = (counter[0] + np.arange(LANES, dtype=np.uint64)).astype(np.uint32)
-    _draw(lanes.view(np.int32), np.array(counter, np.uint32), np.array(key, np.uint32), out)
+    _draw(lanes.view(np.int32), np.array(counter, np.uint32), philox.vectors_of_key(key), out)
     expected = philox.random_words((lanes, *(np.uint32(word) for word in counter[1:])), key)
     assert np.array_equal(out.view(np.uint32), np.stack(expected))
 
@@ -127,11 +127,10 @@ def test_compiled_philox_equals_the_one_in_numpy(counter: tuple, key: tuple) -> 
 def _draw(lanes, counter, key, out):
     words = philox.random_vectors(
         vectors.load(lanes, 0),
-        vectors.repeat(counter[1]),
-        vectors.repeat(counter[2]),
-        vectors.repeat(counter[3]),
-        key[0],
-        key[1],
+        integers.repeat(counter[1]),
+        integers.repeat(counter[2]),
+        integers.repeat(counter[3]),
+        key,
     )
     for word in range(4):
         vectors.store(out, word * LANES, words[word])

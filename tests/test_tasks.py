@@ -16,6 +16,7 @@ from scipy.stats import beta, kstest
 from test_graphs import dag_parents, forest_parents
 
 import causal_circuits as cc
+from causal_circuits.simd.lanes import LANES
 from causal_circuits.tasks import compiled, kernels
 
 CYCLE = np.roll(np.eye(4), 1, axis=1)  # token t is always followed by t + 1: a chain of period 4
@@ -226,18 +227,21 @@ def test_compiled_stationary_laws_equal_linear_algebra(d_vocab: int, alpha: floa
     kernels = generator.dirichlet(np.full(d_vocab, alpha), size=(20, d_vocab)) + 1e-12
     kernels[:5] = 1e-6 * kernels[:5] + (1 - 1e-6) * np.eye(d_vocab)  # nearly absorbing, every state
     kernels /= kernels.sum(axis=-1, keepdims=True)
-    for kernel in kernels:
-        wide = -(-d_vocab // 16) * 16
-        padded, work = np.zeros((2, d_vocab * wide + 16), np.float32)
-        padded[: d_vocab * wide].reshape(d_vocab, wide)[:, :d_vocab] = kernel
-        mass, law = np.zeros(d_vocab), np.zeros(d_vocab, np.float32)
-        compiled.stationary_law(padded, d_vocab, wide, work, mass, law)
-        rates = kernel.astype(np.float32).astype(np.float64)
-        np.fill_diagonal(rates, 0.0)
-        np.fill_diagonal(rates, -rates.sum(axis=1))  # of the kernel as it was passed, without a cancelling subtraction
-        system = np.vstack([rates.T / np.abs(rates).max(), np.ones(d_vocab)])
-        expected = np.linalg.lstsq(system, np.append(np.zeros(d_vocab), 1.0), rcond=None)[0]
-        assert np.abs(law - expected).max() < 1e-6
+    for first in range(0, len(kernels), LANES):  # a lane is a kernel
+        group = kernels[first : first + LANES]
+        lanes, work = np.ones((2, d_vocab, d_vocab, LANES), np.float32)
+        lanes[..., : len(group)] = np.moveaxis(group, 0, -1)
+        law = np.zeros((d_vocab, LANES), np.float32)
+        compiled.stationary_law(lanes, d_vocab, work, law)
+        for lane, kernel in enumerate(group):
+            rates = kernel.astype(np.float32).astype(np.float64)
+            np.fill_diagonal(rates, 0.0)
+            np.fill_diagonal(
+                rates, -rates.sum(axis=1)
+            )  # of the kernel as it was passed, without a cancelling subtraction
+            system = np.vstack([rates.T / np.abs(rates).max(), np.ones(d_vocab)])
+            expected = np.linalg.lstsq(system, np.append(np.zeros(d_vocab), 1.0), rcond=None)[0]
+            assert np.abs(law[:, lane] - expected).max() < 1e-6
 
 
 def test_different_seeds_give_different_batches(chain_task: cc.InContextTask) -> None:

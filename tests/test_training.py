@@ -1,5 +1,6 @@
 """The training loop: what moves, what does not, and that every path gives the same weights."""
 
+import math
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from assertions import assert_close, assert_refused, hooks_of
 import causal_circuits as cc
 from causal_circuits.models import HookedTransformer
 from causal_circuits.training import gradient_step, mean_loss, trainable_parameters
+from causal_circuits.training.runs import TRAINING_STREAM
 
 NOTHING = cc.RecordAt(steps=())
 
@@ -364,3 +366,30 @@ def test_everything_works_without_numba() -> None:
     assert (path, fused.path) == ("structured", "fused")
     assert int(tokens) == task.sample(700, seed=4).tokens.sum().item()
     assert [float(loss) for loss in losses] == pytest.approx(fused.losses.tolist(), rel=1e-5)
+
+
+# ---- ordinary transformers
+
+
+def test_an_ordinary_transformer_trains_as_torch_would(chain_task: cc.InContextTask) -> None:
+    model, other = (cc.ordinary_transformer(4, 6, d_model=5, dtype=torch.float64) for _ in range(2))
+    stage = cc.Stage(5, 0.01, optimizer="adamw", schedule="cosine", weight_decay=0.1)
+    cc.train(model, chain_task, cc.TrainConfig((stage,), batch_size=16, warm_start=None, seed=1), record=NOTHING)
+    optimizer = torch.optim.AdamW(other.parameters(), lr=1.0, weight_decay=0.1)
+    draw = chain_task.stream((1, TRAINING_STREAM))
+    for step in range(5):
+        batch = draw(16, 16 * step).to("cpu", torch.float64)
+        optimizer.zero_grad()
+        (-(batch.target_probs * other(batch.tokens)[:, -1].log_softmax(-1)).sum(-1).mean()).backward()
+        optimizer.param_groups[0]["lr"] = 0.005 * (1 + math.cos(math.pi * step / 5))
+        optimizer.step()
+    for name, parameter in other.named_parameters():
+        if name != "blocks.1.attn.b_K":  # has no effect; its gradient there is rounding
+            assert torch.allclose(dict(model.named_parameters())[name], parameter, atol=1e-6), name
+
+
+def test_a_warm_start_of_an_ordinary_transformer_is_refused(chain_task: cc.InContextTask) -> None:
+    model = cc.ordinary_transformer(4, 6, d_model=5)
+    assert_refused(lambda: cc.train(model, chain_task, cc.TrainConfig.joint(2)), "ordinary", "warm_start=None")
+    named = cc.TrainConfig.joint(2, train=("W_Q.0",), warm_start=None)
+    assert_refused(lambda: cc.train(model, chain_task, named), "'W_Q.0'", "blocks.0.attn.W_Q")

@@ -14,8 +14,9 @@ MIXED = [[], [], [0, 1], [1], [0, 2], [], [2, 4], [3, 5], [1, 6], [0, 4, 7], [6,
 
 
 def loss_with_score_raised(model: cc.models.HookedTransformer, batch: cc.Batch, i: int, j: int, t: int, by: float):
-    """The mean loss when layer 1's score of key i rises by `by` wherever tokens j and t are equal."""
+    """The mean loss when layer 1's score of key i rises by `by` where tokens j and t are equal, but not on average."""
     same = (batch.tokens[:, j] == batch.tokens[:, t]).double()
+    same -= same.mean()
 
     def raise_score(pattern: torch.Tensor, hook: object) -> torch.Tensor:
         last = pattern[:, :, -1].clone()
@@ -83,7 +84,6 @@ def test_heads_in_turn_learn_every_edge_that_tells_something(parents: list[list[
         (p, c)
         for p, c in graph.edges
         if c == task.n_ctx - 1
-        or c in task.target_parents  # such a row can be of more use than with its own parents
         or (c < task.n_ctx and (graph.in_degree(c) != k or p == task.target_parents[parents[c].index(p)]))
     }
     assert set(recovery.missing) <= silent
@@ -92,6 +92,36 @@ def test_heads_in_turn_learn_every_edge_that_tells_something(parents: list[list[
         loss for which, loss in cc.subset_losses(task, test).items() if len(which) < k
     )
     assert len(record.losses) == config.steps
+
+
+def test_training_a_task_with_several_parents_takes_turns_by_itself() -> None:
+    task = cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2)
+    models = [cc.disentangled_transformer(2, 6, (2, 1)) for _ in range(2)]
+    seen: list[int] = []
+
+    class Stop(Exception):
+        pass
+
+    def stop_at(step: int, model: cc.models.HookedTransformer) -> None:
+        seen.append(step)
+        if step == 130:
+            raise Stop
+
+    record = cc.RecordAt(steps=(0, 60, 130))
+    with pytest.raises(Stop):
+        cc.train(models[0], task, record=record, progress=False, on_record=stop_at)
+    with pytest.raises(Stop):
+        cc.train_in_turns(models[1], task, record=record, progress=False, on_record=stop_at)
+    assert seen == [0, 60, 130] * 2  # counted through the turns
+    torch.testing.assert_close(models[0].W_Q, models[1].W_Q)
+
+
+def test_a_constant_gain_of_rows_is_no_match() -> None:
+    """A key that is t itself always matches: it tells nothing, however much a row is worth."""
+    task = cc.InContextTask(cc.graph_from_parents(MIXED), d_vocab=3)
+    model = cc.models.warm_readout(cc.disentangled_transformer(3, 11, (2, 1)), 4.0)
+    gain = cc.pair_gain(model, task.sample(2048, seed=1)).value
+    assert float(torch.stack([gain[:, t, t].abs().max() for t in range(11)]).max()) < 1e-6
 
 
 def test_a_head_too_many_gets_nothing_to_do_and_carries_nothing() -> None:
@@ -155,4 +185,6 @@ def test_bad_turns_are_refused() -> None:
     assert_refused(
         lambda: cc.train_in_turns(model, task, cc.TurnConfig(steps=10, settle=5)), "settle x heads", "lower settle"
     )
+    reduced = cc.reduced_transformer(2, 6, (2, 1))
+    assert_refused(lambda: cc.train_in_turns(reduced, task), "disentangled models of two layers", "reduced")
     assert_refused(lambda: join_records([], cc.TurnConfig()), "at least one")

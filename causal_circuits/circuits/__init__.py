@@ -11,11 +11,12 @@ from causal_circuits.circuits.counterfactuals import COUNTERFACTUALS, Counterfac
 from causal_circuits.circuits.entries import EntryModel, entry_model
 from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.export import annotated_graph, circuit_frame, export_circuit, plain_values
-from causal_circuits.circuits.formation import Formation, OnsetInterval, onset, onset_interval, watch_formation
+from causal_circuits.circuits.formation import Formation, watch_formation, watch_formations
 from causal_circuits.circuits.frontier import Frontier, inert_edges, oracle_frontier
 from causal_circuits.circuits.graph import CircuitGraph, circuit_edges, circuit_graph, circuit_mask, circuit_subgraph
 from causal_circuits.circuits.ground_truth import GraphScores, score_against_graph
 from causal_circuits.circuits.methods import METHODS, Discovery, MethodName, discover
+from causal_circuits.circuits.onsets import OnsetInterval, onset, onset_interval
 from causal_circuits.circuits.proof import CircuitProof, Criterion, NeededEdge, prove_circuit
 from causal_circuits.circuits.regret import Ranking, rank
 from causal_circuits.circuits.self_checks import SelfCheck, self_checks
@@ -58,4 +59,5 @@ __all__ = [
     "score_against_graph",
     "self_checks",
     "watch_formation",
+    "watch_formations",
 ]

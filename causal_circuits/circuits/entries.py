@@ -12,10 +12,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from causal_circuits.circuits.build import circuit_model
-from causal_circuits.circuits.evaluate import CircuitModel, Variants
+from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.gradients import mean_gradients, others
 from causal_circuits.interventions import Metric, knock_out_edges
-from causal_circuits.models import HookedTransformer, live_heads
+from causal_circuits.interventions.measure import check_hooks
+from causal_circuits.models import HookedTransformer, live_heads, log_probs
 from causal_circuits.tasks import Batch, InContextTask
 
 Entry = tuple[int, int, int]
@@ -52,16 +53,16 @@ class EntryModel:
         return torch.cat([self._cost(mask) for mask in masks])
 
     def _cost(self, mask: Tensor) -> Float[Tensor, "1 batch"]:
+        """By the structured forward, a hook on whose pattern does the cutting."""
         kept, whole = self.matrices(mask.to(self.whole.weights.bias.dtype)), self.whole
 
-        def cut(head: str, pattern: Tensor) -> Tensor:
-            layer, _, index = head[1:].partition("H")
-            return pattern * kept[int(index)] if int(layer) == self.layer else pattern
+        def cut(pattern: Tensor, hook: object) -> Tensor:
+            pattern = pattern.clone()
+            pattern[:, : len(kept)] *= kept
+            return pattern
 
-        def read(slot: str, edge: int, value: Variants, circuits: Tensor) -> Tensor:
-            return value.of(circuits)
-
-        return whole.cost(whole.predict(whole.full[None], whole.inputs, read, cut))
+        with self.model.hooks(fwd_hooks=[(f"blocks.{self.layer}.attn.hook_pattern", cut)]):
+            return whole.cost(log_probs(self.model, whole.batch.tokens)[None])
 
     def effects(self) -> Float[Tensor, " edge"]:
         """By how much the mean cost rises when one entry is cut, exactly (`knock_out_edges`)."""
@@ -149,6 +150,7 @@ def entry_model(
         raise ValueError(
             f"layer must be one before the last, whose rows are all read: got {layer} of {whole.layout.n_layers} layers"
         )
+    check_hooks(model, [f"blocks.{layer}.attn.hook_pattern"])
     n_ctx = whole.layout.n_ctx
     entries = tuple((head, i, j) for head in heads for i in range(n_ctx) for j in range(i + 1))
     return EntryModel(edges=entries, whole=whole, layer=layer, model=model, metric=metric, task=task)

@@ -15,6 +15,7 @@ from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.graph import Circuit
 from causal_circuits.circuits.methods import Discovery
 from causal_circuits.circuits.proof import CircuitProof
+from causal_circuits.storage import write_files
 
 
 def plain_values(result: object) -> Any:
@@ -71,8 +72,6 @@ def export_circuit(
     proof: CircuitProof | None = None,
 ) -> list[Path]:
     """Write circuit.json, circuit.graphml and circuit.csv to a folder (made if missing), each in one piece."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     frame = circuit_frame(model, circuit, discoveries)
     content = {
         "counterfactual": model.counterfactual,
@@ -86,7 +85,5 @@ def export_circuit(
         "circuit.graphml": "\n".join(nx.generate_graphml(annotated_graph(model, circuit, discoveries))) + "\n",
         "circuit.csv": frame.to_csv(index=False),
     }
-    for name, text in texts.items():
-        (folder / f"{name}.part").write_text(text)
-        os.replace(folder / f"{name}.part", folder / name)
+    folder = write_files(folder, texts)
     return [folder / name for name in texts]

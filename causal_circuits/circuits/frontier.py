@@ -8,8 +8,9 @@ Two facts make the search smaller and leave it exact:
 * an edge whose block of the weights is zero, or whose sender is the same in the counterfactual, changes nothing in any
   circuit (`inert_edges`): a planted model keeps about ten edges.
 
-Where more than `max_edges` are left, the ones that matter most when cut from the whole model are enumerated, and the
-frontier says what it is then: `exact` is false and no circuit is better than `floor`.
+Where more than `max_edges` are left, the ones that matter most when cut from the whole model are enumerated, circuits
+found greedily are taken in, and the frontier says what it is then: `exact` is false and no circuit is better than
+`floor`.
 """
 
 import time
@@ -110,7 +111,7 @@ def oracle_frontier(model: CircuitModel, *, max_edges: int = MAX_EDGES, progress
     for size in range(1, len(cost)):  # at most so many edges
         if cost[size - 1] <= cost[size]:
             cost[size], masks[size] = cost[size - 1], masks[size - 1]
-    return Frontier(
+    found = Frontier(
         edges=model.edges,
         cost=cost,
         masks=masks,
@@ -120,6 +121,21 @@ def oracle_frontier(model: CircuitModel, *, max_edges: int = MAX_EDGES, progress
         n_evaluated=n_evaluated,
         seconds=time.perf_counter() - began,
     )
+    if exact:
+        return found
+    found = found.with_circuits(model, greedy_circuits(model))
+    return replace(found, seconds=time.perf_counter() - began)
+
+
+def greedy_circuits(model: CircuitModel) -> Bool[Tensor, "size edge"]:
+    """A good circuit of every size, without a search: from all edges down, each time less the least useful one."""
+    found = [model.full]
+    for _ in model.edges:
+        kept = found[-1].nonzero()[:, 0]
+        one_less = found[-1].repeat(len(kept), 1)
+        one_less[torch.arange(len(kept)), kept] = False
+        found.append(one_less[int(model.costs(one_less).mean(dim=-1).argmin())])
+    return torch.stack(found)
 
 
 def inert_edges(model: CircuitModel) -> Bool[Tensor, " edge"]:

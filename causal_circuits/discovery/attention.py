@@ -100,7 +100,13 @@ def extract_graph(
     further: list[FurtherParent] = []
     if batch is not None and not has_query:
         candidates, reports, further = judge_heads(
-            attention[heads], batch.tokens, batch.target_probs, heads, min_weight, level
+            attention[heads],
+            batch.tokens,
+            batch.target_probs,
+            heads,
+            min_weight,
+            level,
+            last_layer=_last_attention(model, tokens),
         )
     else:
         candidates = _judge(_proposals(attention[heads], has_query, n_ctx), gradient, min_weight, level)
@@ -117,6 +123,20 @@ def extract_graph(
         )
         graph.add_edge(edge.parent, edge.child, heads=carriers, **{fact: getattr(edge, fact) for fact in facts})
     return graph
+
+
+@torch.no_grad()
+def _last_attention(
+    model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], chunk: int = 2048
+) -> Float[Tensor, "batch key_pos"]:
+    """Every sequence's attention from the last position in the last layer, averaged over its heads."""
+    last, heads = model.cfg.n_layers - 1, [head for layer, head in live_heads(model) if layer == model.cfg.n_layers - 1]
+    rows = []
+    for piece in tokens.split(chunk):
+        with watch_attention(model, layers=[last]) as watched:
+            log_probs(model, piece.to(model.W_U.device))
+        rows.append(watched.patterns[last][:, heads, -1].mean(dim=1).float().cpu())
+    return torch.cat(rows)
 
 
 def _proposals(

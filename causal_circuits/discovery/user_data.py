@@ -59,10 +59,11 @@ def read_data(tokens: Array, targets: Array, d_vocab: int | None) -> UserData:
         y = _array(targets, "labels", 1, "[sequences]", integers=True)
     width = y.shape[1] if probabilities else int(max(x.max(), y.max())) + 1
     d_vocab = width if d_vocab is None else d_vocab
-    if d_vocab < 2 or (probabilities and d_vocab != width):
-        raise ValueError(
-            f"d_vocab must be at least 2 and the width of the target probabilities: got {d_vocab}, {width}"
-        )
+    if d_vocab < 2:
+        hint = "one column is no law: give labels as [sequences]" if probabilities else "one token tells nothing"
+        raise ValueError(f"d_vocab must be at least 2: got {d_vocab}; {hint}")
+    if probabilities and d_vocab != width:
+        raise ValueError(f"d_vocab must be the width of the target probabilities, {width}: got {d_vocab}; leave it out")
     for name, array in (("tokens", x), *(() if probabilities else (("labels", y),))):
         if array.min() < 0 or array.max() >= d_vocab:
             raise ValueError(
@@ -90,6 +91,10 @@ def _array(values: Array, name: str, ndim: int | tuple[int, ...], shape: str, in
         if array.dtype.kind not in "iu":
             raise ValueError(
                 f"{name} must be integers {shape}: got {array.dtype}; convert them if they are whole numbers"
+            )
+        if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
+            raise ValueError(
+                f"{name} must be numbers of tokens, from 0 up: got {array.max()}; was it a negative number?"
             )
         return array.astype(np.int64)
     return array

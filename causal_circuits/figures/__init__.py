@@ -20,6 +20,7 @@ from causal_circuits.figures.circuits import (
     plot_formation,
     plot_frontier,
     plot_needed_edges,
+    plot_onsets,
 )
 from causal_circuits.figures.graph_view import interactive_graph
 from causal_circuits.figures.information_plots import (
@@ -69,6 +70,7 @@ __all__ = [
     "plot_loss",
     "plot_matrix",
     "plot_needed_edges",
+    "plot_onsets",
     "plot_phases",
     "plot_recovered_graph",
     "plot_recovery",

@@ -11,7 +11,19 @@ from matplotlib.ticker import MaxNLocator
 
 from causal_circuits.circuits import CircuitProof, Formation, Frontier, Ranking, circuit_edges, circuit_mask
 from causal_circuits.circuits.graph import Circuit
-from causal_circuits.figures.style import BLACK, BLUE, GREY, MODEL, SERIES, SKY, SMALL, TRUE_EDGE, new_axes, to_numpy
+from causal_circuits.figures.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    MODEL,
+    ORANGE,
+    SERIES,
+    SKY,
+    SMALL,
+    TRUE_EDGE,
+    new_axes,
+    to_numpy,
+)
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _FAINT = "#C8C8C8"
@@ -134,6 +146,42 @@ def plot_formation(formation: Formation, axes: Sequence[Axes] | None = None) -> 
     found = axes[0].get_figure(root=True)
     assert isinstance(found, Figure)
     return found
+
+
+def plot_onsets(formations: Sequence[Formation], ax: Axes | None = None) -> Axes:
+    """When each edge began to matter and when attention showed it, against how hard the gradient pulled at the start.
+
+    Args:
+        formations: from `watch_formations`, one for each seed: a dot at the mean over seeds, a bar from least to most.
+        ax: axes to draw in, or None for a new figure.
+    """
+    if not formations:
+        raise ValueError("a figure of onsets needs at least one run: got none")
+    ax = new_axes(ax, 6.4, 4.0)
+    pull = to_numpy(formations[0].pull)
+    clocks = (
+        ("attention shows the edge", BLUE, "o", [f.attention_onset for f in formations]),
+        ("cutting it costs loss", ORANGE, "s", [f.causal_onset for f in formations]),
+    )
+    for shift, (name, colour, marker, onsets) in zip((0.985, 1.015), clocks, strict=True):
+        values = np.stack([to_numpy(onset) for onset in onsets])
+        seen = np.isfinite(values).all(axis=0)
+        mean, low, high = (measure(values[:, seen], axis=0) for measure in (np.mean, np.min, np.max))
+        ax.errorbar(
+            pull[seen] * shift,
+            mean,
+            yerr=[mean - low, high - mean],
+            fmt=marker,
+            color=colour,
+            markersize=5,
+            elinewidth=1,
+            label=f"{name} ({seen.sum()} of {len(seen)} edges in every run)",
+        )
+    ax.set_xlabel("gradient of the edge's score that its information predicts at the start")
+    ax.set_ylabel("onset (training step)")
+    ax.set_xscale("log")
+    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, fontsize=SMALL)
+    return ax
 
 
 def plot_benchmark(

@@ -15,6 +15,7 @@ from causal_circuits.figures.animation import play_script
 from causal_circuits.figures.attention_view import AttentionView, circuits_vis_bundle
 from causal_circuits.figures.graph_view import explore_script
 from causal_circuits.figures.page_style import PAGE_STYLE
+from causal_circuits.storage import write_files
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
 # What scrolls sideways must be reached by keyboard; what does not must not stop the Tab key.
@@ -82,13 +83,7 @@ def write_report(
         meta: seed, versions, wall time; shown last.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(report_html(title=title, verdict=verdict, sections=sections, meta=meta), encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_files(path.parent, {path.name: report_html(title=title, verdict=verdict, sections=sections, meta=meta)})
     return path
 
 

@@ -20,10 +20,9 @@ from causal_circuits.information.exact import (
     Information,
     chi_squared_information,
     mutual_information,
-    predicted_gradient,
-    score_gradient_of,
 )
 from causal_circuits.information.finite_context import finite_context_gradient, measured_gradient
+from causal_circuits.information.gradient import predicted_gradient, score_gradient_of
 
 __all__ = [
     "ConditionalInformation",

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_circuits.graphs import attention_cells, has_query, n_ctx_of, parents_of
-from causal_circuits.information.exact import score_gradient_of
+from causal_circuits.graphs import attention_cells, n_ctx_of, parents_of
+from causal_circuits.information.gradient import score_gradient_of
 from causal_circuits.recording import TrainingRecord
 
 Matrix = Float[Tensor, "n_ctx n_ctx"]
@@ -25,13 +25,16 @@ _FORMED = 0.5  # attention to the parent from which an edge counts as formed
 
 @dataclass(frozen=True)
 class GradientComparison:
-    """Minus a gradient against its prediction, over all pairs j < i (the query's row left out).
+    """Minus a gradient against its prediction, over all pairs j < i.
+
+    The last row is left out: it is a query's, or, in a graph without one, the row that copies the target's parents.
 
     Attributes:
         correlation: Pearson's.
         slope: of the least-squares line through the origin, measured on predicted; 1 where both are in one unit.
-        parent_ranks: for each true edge, the rank of the parent in its row of the measured gradient; 1 is the largest.
-        rows_right: the share of children whose row's largest entry is the parent.
+        parent_ranks: for each true edge, the rank of the parent in its row of the measured gradient, the child's other
+            parents left out; 1 is the largest.
+        rows_right: the share of children whose row's largest entry is a parent.
         variance_explained: of the measured gradient by the best multiple of the prediction plus a constant.
         variance_explained_without_jacobian: the same by g itself, not put through the softmax; equal for weights.
         noise_share: mean squared standard error over the variance of the measured entries; NaN if no error was given.
@@ -81,17 +84,17 @@ def compare_gradient(
         )
     mapped = predicted.double() if of == "weights" else through_softmax(predicted.double(), attention)
     below = torch.ones(n_ctx, n_ctx, dtype=torch.bool).tril(-1)
-    if has_query(graph):
-        below[-1] = False
+    below[-1] = False
     x, y, plain = (matrix.double()[below].numpy() for matrix in (mapped, measured, predicted))
     ranks = _parent_ranks(measured, graph)
+    best = [min(of_child.values()) for of_child in ranks.values()]
     errors = None if standard_error is None else standard_error.double()[below].numpy()
     correlation = _correlation(x, y)
     return GradientComparison(
         correlation=correlation,
         slope=float(x @ y / (x @ x)) if x @ x > 0 else float("nan"),
-        parent_ranks=ranks,
-        rows_right=float(np.mean([rank == 1 for rank in ranks])) if ranks else float("nan"),
+        parent_ranks=tuple(rank for of_child in ranks.values() for rank in of_child.values()),
+        rows_right=float(np.mean([rank == 1 for rank in best])) if best else float("nan"),
         variance_explained=correlation**2,
         variance_explained_without_jacobian=_correlation(plain, y) ** 2,
         noise_share=float("nan") if errors is None or y.var() == 0 else float((errors**2).mean() / y.var()),
@@ -110,10 +113,15 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.corrcoef(x, y)[0, 1]) if len(x) > 1 and x.std() > 0 and y.std() > 0 else float("nan")
 
 
-def _parent_ranks(measured: Matrix, graph: nx.DiGraph) -> tuple[int, ...]:
-    """The rank of every parent among the earlier positions of its row, ties counting against it."""
-    cells = [cell for cell in attention_cells(graph) if cell[1] < cell[0]]
-    return tuple(int((measured[i, :i] >= measured[i, j]).sum()) for i, j in cells)
+def _parent_ranks(measured: Matrix, graph: nx.DiGraph) -> dict[int, dict[int, int]]:
+    """{child: {parent: its rank among the earlier positions that are no other parent}}, ties counting against it."""
+    ranks: dict[int, dict[int, int]] = {}
+    for child in range(n_ctx_of(graph) - 1):
+        parents = list(parents_of(graph, child))
+        others = measured[child, [j for j in range(child) if j not in parents]]
+        if parents:
+            ranks[child] = {j: 1 + int((others >= measured[child, j]).sum()) for j in parents}
+    return ranks
 
 
 @dataclass(frozen=True)
@@ -220,17 +228,26 @@ def closest_rivals(value: Matrix, graph: nx.DiGraph, standard_error: Matrix | No
     """For every child with two earlier positions or more: the position other than its parent with the largest value.
 
     The data processing check: information about a child cannot be larger at an ancestor, a sibling or an uncle than at
-    its parent, through whom all of it comes. For graphs with at most one parent a position.
+    its parent, through whom all of it comes.
+
+    Raises:
+        ValueError: some position has several parents: no one of them has to tell more than another position.
 
     >>> from causal_circuits import InContextTask, graph_from_parents, predicted_gradient
     >>> task = InContextTask(graph_from_parents([None, 0, 0, 1]), d_vocab=3, alpha=1.0)
     >>> [(rival.child, rival.relation) for rival in closest_rivals(predicted_gradient(task).value, task.graph)]
     [(2, 'sibling'), (3, 'uncle')]
     """
+    if max(degree for _, degree in graph.in_degree) > 1:
+        raise ValueError(
+            "the data processing check needs at most one parent a position: information of several parents is joint; "
+            "see conditional_information"
+        )
     rivals = []
-    for child, parent in attention_cells(graph):
-        if child < 2:
+    for child in range(2, n_ctx_of(graph) - 1):
+        if not parents_of(graph, child):
             continue
+        (parent,) = parents_of(graph, child)
         row = value[child, :child].clone()
         row[parent] = -torch.inf
         position = int(row.argmax())

@@ -1,4 +1,4 @@
-"""What layer 1's gradient should be: information between positions, exact for forests and for small DAGs.
+"""Information between positions, averaged over the prior: exact for forests and for small DAGs.
 
 For one kernel pi with stationary law mu, the joint law of two positions of a forest follows from pi along the path
 through their lowest common ancestor; only the kernel is averaged over by Monte Carlo, so every result carries a
@@ -6,15 +6,12 @@ standard error.
 
     chi2_ij = sum_{s', s} (P(x_i = s', x_j = s) - P_i(s') P_j(s))^2 / (P_i(s') P_j(s))
     I_ij    = sum_{s', s} P(x_i = s', x_j = s) log( P(x_i = s', x_j = s) / (P_i(s') P_j(s)) )
-    g_ij    = sum_{s', s} pi(s' | s) / mu(s') (P(x_i = s', x_j = s) - mu(s') mu(s))
 
-averaged over the prior. At the true parent g and chi2 are the same number, and no other earlier position has a larger
-g: the largest entry of a row of g is the parent (Nichani, Damian & Lee 2024, section 5). With several parents a
-position the joint laws come from `causal_circuits.information.pair_laws`: enumeration of all sequences where there are
-few, sampling elsewhere.
+With several parents a position the joint laws come from `causal_circuits.information.pair_laws`: enumeration of all
+sequences where there are few, sampling elsewhere. What they predict of a gradient is in `gradient`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,53 +73,15 @@ def mutual_information(task: InContextTask, n_kernels: int = 4096, seed: int = 0
     return _average(task, n_kernels, seed, _mutual, (task.d_vocab - 1) ** 2 / 2)
 
 
-def predicted_gradient(task: InContextTask, n_kernels: int = 4096, seed: int = 0) -> Information:
-    """g_ij, to which minus the gradient of layer 1's attention weights is proportional at the start (section 5).
-
-    The factor is beta0 / (d_vocab n_ctx) for minus the gradient with respect to attention *weights*, in the limit of
-    long contexts; `score_gradient_of` turns g into the gradient of attention *scores*, and
-    `finite_context_gradient` leaves the limit out. The diagonal, g_ii = trace(pi) - 1, is zero on average under a
-    symmetric prior and is left at zero here.
-    """
-    check_stationary_forest(task)
-    mean, error = np.zeros((2, task.n_ctx, task.n_ctx))
-    for cells, values in gradient_of_kernels(task, *pair_laws.draw(task, n_kernels, seed)):
-        _fill(mean, error, cells, values)
-    return Information(torch.from_numpy(mean), torch.from_numpy(error), n_kernels)
-
-
-def gradient_of_kernels(
-    task: InContextTask, kernels: pair_laws.Kernels, law: pair_laws.Laws
-) -> Iterator[tuple[list[tuple[int, int]], Float[np.ndarray, " kernel"]]]:
-    """(pairs i > j that share a value of g, that value for every kernel); other pairs have zero."""
-    pi = kernels[1]
-    ratio = np.divide(pi, law[:, None, :], out=np.zeros_like(pi), where=law[:, None, :] > 0)
-    independent = law[:, :, None] * law[:, None, :]
-    for cells, joint in pair_laws.propagated(task, kernels, law):
-        yield cells, np.einsum("nst,nts->n", ratio, joint - independent)
-
-
-def score_gradient_of(g: Float[Tensor, "n_ctx n_ctx"]) -> Float[Tensor, "n_ctx n_ctx"]:
-    """G through the softmax Jacobian of uniform causal attention: (g_ij - mean_{k <= i} g_ik) / (i + 1), 0 above.
-
-    >>> score_gradient_of(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
-    tensor([[ 0.0000,  0.0000],
-            [ 0.2500, -0.2500]])
-    """
-    visible = torch.arange(1, len(g) + 1, dtype=g.dtype)[:, None]
-    lower = g.tril()
-    return ((lower - lower.sum(dim=1, keepdim=True) / visible) / visible).tril()
-
-
 def _average(task: InContextTask, n_kernels: int, seed: int, value: PairValue, bias: float) -> Information:
     """The mean and standard error over kernels of `value(joint[kernel, s', s])` for every pair of positions."""
     mean, error = np.zeros((2, task.n_ctx, task.n_ctx))
     if max(task.in_degrees, default=1) <= 1:
         kernels, law = pair_laws.draw(task, n_kernels, seed)
         for cells, joint in pair_laws.propagated(task, kernels, law):
-            _fill(mean, error, cells, value(joint))
+            fill_cells(mean, error, cells, value(joint))
         return Information(torch.from_numpy(mean), torch.from_numpy(error), n_kernels)
-    if task.d_vocab**task.n_ctx <= pair_laws.MOST_ENUMERATED:
+    if pair_laws.can_enumerate(task):
         laws, offset, method = pair_laws.enumerated, 0.0, "enumeration"
     else:
         laws, offset, method = pair_laws.sampled, bias / pair_laws.SAMPLED_SEQUENCES, "sampling"
@@ -135,7 +94,8 @@ def _average(task: InContextTask, n_kernels: int, seed: int, value: PairValue, b
     return Information(torch.from_numpy(mean), torch.from_numpy(error), n_kernels, method)  # type: ignore[arg-type]
 
 
-def _fill(mean: np.ndarray, error: np.ndarray, cells: list[tuple[int, int]], values: np.ndarray) -> None:
+def fill_cells(mean: np.ndarray, error: np.ndarray, cells: list[tuple[int, int]], values: np.ndarray) -> None:
+    """Put the mean of `values` over kernels, and its standard error, into the cells (row, column)."""
     rows, columns = zip(*cells, strict=True)
     mean[rows, columns] = values.mean()
     error[rows, columns] = values.std() / max(len(values) - 1, 1) ** 0.5
@@ -156,16 +116,3 @@ def _mutual(joint: np.ndarray) -> np.ndarray:
     independent = _marginals(joint)
     ratio = np.divide(joint, independent, out=np.ones_like(joint), where=(joint > 0) & (independent > 0))
     return (joint * np.log(ratio)).sum(axis=(-2, -1))
-
-
-def check_stationary_forest(task: InContextTask) -> None:
-    """Raise a ValueError unless each position has at most one parent and roots follow the stationary law."""
-    if max(task.in_degrees, default=1) > 1:
-        raise ValueError(
-            f"the predicted gradient needs at most one parent a position: this graph has in-degrees {task.in_degrees}; "
-            "chi_squared_information and mutual_information take any graph"
-        )
-    if task.root_law != "stationary":
-        raise ValueError(
-            f"the predicted gradient needs roots drawn from the stationary law: this task has roots={task.root_law!r}"
-        )

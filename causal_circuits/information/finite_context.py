@@ -12,8 +12,10 @@ The mean of 1 / N over the number N of occurrences of a token looks intractable 
 over t in 0 .. 1 of E[t^(N-1); B], and for a forest E[t^N; x_i = a, x_j = s] is a product of messages, because a forest
 whose tokens are weighted one by one is again a Markov forest, with tilted kernels. The integrand is a polynomial in t,
 so Gauss-Legendre quadrature is exact up to a tolerance chosen beforehand. Only the kernel is averaged by Monte Carlo.
+Graphs without a query (several parents) have no such messages: all sequences are summed, or some are sampled.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
@@ -24,12 +26,9 @@ from torch import Tensor
 
 from causal_circuits.graphs import parents_of
 from causal_circuits.information import pair_laws
-from causal_circuits.information.exact import (
-    Information,
-    check_stationary_forest,
-    gradient_of_kernels,
-    predicted_gradient,
-)
+from causal_circuits.information.dag_gradient import check_last_key, enumerated_gradient
+from causal_circuits.information.exact import Information
+from causal_circuits.information.gradient import gradient_of_kernels, predicted_gradient
 from causal_circuits.information.tilted_forest import tilt
 from causal_circuits.tasks import Batch, InContextTask
 
@@ -37,15 +36,26 @@ _CHUNK = 4096  # sequences
 _CONTROL_KERNELS = 2**15
 _LIMIT_KERNELS = 2**13
 _STEEPEST = 2.0  # G follows g, damped: a steeper regression is an accident of few kernels
-_MOST_NUMBERS = 2**23  # held at once in the pair laws of tilted forests
+_MOST_NUMBERS = 2**18  # of one position and token that are held at once: they stay in the cache
+_SEQUENCES_A_KERNEL = 1024  # where G can only be sampled
+_SAMPLE_STREAM = 5  # of the seed
 
 
-def finite_context_gradient(task: InContextTask, n_kernels: int = 512, seed: int = 0) -> Information:
+def finite_context_gradient(
+    task: InContextTask, n_kernels: int = 512, seed: int = 0, *, last_key: int | None = None
+) -> Information:
     """G_ij of the module's text: minus the gradient of layer 1's attention weights, times d_vocab n_ctx / beta0.
 
     `score_gradient_of(G)` times beta0 / (d_vocab n_ctx) is minus the gradient of the reduced model's attention scores
     for beta0 -> 0, diagonal and query row included, at any context length. Tends to `predicted_gradient` as n_ctx
-    grows. Forests with a query and stationary roots only.
+    grows. Graphs with a query: exact given the kernels. Others: exact given the kernels where sequences are few enough
+    to be summed over, else from 1,024 sequences for each of `n_kernels`, each with a kernel of its own.
+
+    Args:
+        task: whose gradient.
+        n_kernels: drawn from the prior.
+        seed: of kernels and samples.
+        last_key: as in `predicted_gradient`.
 
     >>> from causal_circuits import chain_graph, predicted_gradient
     >>> task = InContextTask(chain_graph(8), d_vocab=3, alpha=0.1)        # a short context
@@ -53,11 +63,18 @@ def finite_context_gradient(task: InContextTask, n_kernels: int = 512, seed: int
     >>> 0.3 < ratio.item() < 0.9
     True
     """
-    check_stationary_forest(task)
-    if not task.has_query:
-        raise ValueError("the finite-context gradient needs a graph with a query: this one's target has other parents")
+    check_last_key(task, last_key)
+    if task.has_query:
+        return _of_forest(task, n_kernels, seed)
+    if pair_laws.can_enumerate(task):
+        return enumerated_gradient(task, n_kernels, seed, last_key, own_frequencies=True)
+    batch = task.sample(_SEQUENCES_A_KERNEL * n_kernels, seed=(seed, _SAMPLE_STREAM))
+    return replace(measured_gradient(batch.tokens, batch.target_probs, last_key=last_key), method="sampling")
+
+
+def _of_forest(task: InContextTask, n_kernels: int, seed: int) -> Information:
     kernels, law = pair_laws.draw(task, n_kernels, seed)
-    size = task.n_ctx**2 * task.d_vocab * (len(quadrature(task.n_ctx)[0]) + 1)
+    size = task.n_ctx * task.d_vocab * (len(quadrature(task.n_ctx)[0]) + 1)
     chunk = max(1, _MOST_NUMBERS // size)
     pieces = [
         _of_kernels(task, kernels[1][start : start + chunk], law[start : start + chunk])
@@ -118,6 +135,8 @@ def measured_gradient(
     tokens: Int[Tensor, "batch n_ctx"],
     target_probs: Float[Tensor, "batch d_vocab"],
     of: Literal["weights", "scores"] = "weights",
+    *,
+    last_key: int | None = None,
 ) -> Information:
     """Minus the gradient of the reduced model's layer 1 on a batch, for beta0 -> 0, times d_vocab n_ctx / beta0.
 
@@ -129,11 +148,16 @@ def measured_gradient(
         tokens: sequences with the query last.
         target_probs: the row of the kernel that the query names, or one-hot labels.
         of: what the gradient is taken with respect to.
+        last_key: the position whose token a head's last row copies, in place of the last token; the last row is then
+            zero, since it is fixed.
     """
     if of not in ("weights", "scores"):
         raise ValueError(f"a gradient is taken of 'weights' or 'scores': got {of!r}")
     Batch(tokens, target_probs).check(target_probs.shape[-1])
     n, n_ctx = tokens.shape
+    if last_key is not None and not 0 <= last_key < n_ctx:
+        raise ValueError(f"last_key must be a position of the context 0 .. {n_ctx - 1}: got {last_key}")
+    key = n_ctx - 1 if last_key is None else last_key
     totals = torch.zeros(2, n_ctx, n_ctx, dtype=torch.float64)
     visible = torch.arange(1, n_ctx + 1, dtype=torch.float64)
     for start in range(0, n, _CHUNK):
@@ -141,7 +165,7 @@ def measured_gradient(
         counts = torch.zeros_like(y).scatter_add_(1, x, torch.ones(x.shape, dtype=torch.float64))
         child = torch.gather(n_ctx * y / counts.clamp(min=1), 1, x) - (y * (counts > 0)).sum(dim=1, keepdim=True)
         child = y.shape[1] * child
-        hit = (x == x[:, -1:]).double()
+        hit = (x == x[:, [key]]).double()
         mean_hit = hit.cumsum(dim=1) / visible if of == "scores" else torch.zeros_like(hit)
         child = child / visible if of == "scores" else child
         squares = child.square()
@@ -150,6 +174,8 @@ def measured_gradient(
         totals[1] += (squares * mean_hit.square()).sum(dim=0)[:, None]
     mean, square = totals.tril() / n
     error = ((square - mean.square()).clamp(min=0) / max(n - 1, 1)).sqrt()
+    if last_key is not None:
+        mean[-1] = error[-1] = 0.0
     return Information(mean, error, n, "sequences")
 
 
@@ -184,8 +210,9 @@ def _of_kernels(
         absent, total = forest.total[:, 0], forest.total[:, 1:] * weights  # E[t^count] at t = 0, and times the weights
         queries = np.arange(d_vocab) == a  # the query itself is one more a if it is a
         power = np.where(queries[:, None], 1.0, 1.0 / nodes)  # t^(N-1), N the count of a's in context and query
-        reach = n_ctx * np.einsum("kq,sq,ks->kqs", total, power, pi[:, :, a])
-        found[:, :last, :last] += np.einsum("kqijs,kqs->kij", forest.pair_laws()[:, 1:], reach, optimize=True)
+        reach = np.zeros((len(pi), len(nodes) + 1, d_vocab))  # nothing at t = 0
+        reach[:, 1:] = n_ctx * np.einsum("kq,sq,ks->kqs", total, power, pi[:, :, a])
+        found[:, :last, :last] += forest.expectations(reach)
         marginal = forest.marginals  # [kernel, node, position, token]
         found[:, last, :last] += n_ctx * pi[:, a, a, None] * np.einsum("kq,kqj->kj", total, marginal[:, 1:, :, a])
         found[:, last, last] += n_ctx * pi[:, a, a] * total.sum(axis=1)

@@ -79,18 +79,36 @@ def path_lengths(graph: nx.DiGraph, n_ctx: int) -> dict[tuple[int, int], tuple[i
     return lengths
 
 
+def can_enumerate(task: InContextTask) -> bool:
+    """Whether there are few enough sequences to sum over all of them."""
+    return bool(task.d_vocab**task.n_ctx <= MOST_ENUMERATED)
+
+
+def every_sequence(task: InContextTask) -> Int[np.ndarray, "sequence n_ctx"]:
+    """All d_vocab ** n_ctx sequences of tokens."""
+    shape = (task.d_vocab,) * task.n_ctx
+    return np.stack(np.unravel_index(np.arange(task.d_vocab**task.n_ctx), shape), axis=1)
+
+
+def sequence_laws(
+    task: InContextTask, kernels: Kernels, law: Laws, tokens: Int[np.ndarray, "sequence n_ctx"]
+) -> Iterator[tuple[Kernels, Float[np.ndarray, "kernel sequence"]]]:
+    """(some of the kernels, the probability of every sequence under each of them), piece by piece."""
+    chunk = max(1, _MOST_NUMBERS // tokens.size)
+    for start in range(0, len(law), chunk):
+        piece = {k: kernel[start : start + chunk] for k, kernel in kernels.items()}
+        probability = np.ones((len(law[start : start + chunk]), len(tokens)))
+        for position in range(task.n_ctx):
+            probability *= _conditional(task, piece, law[start : start + chunk], tokens, position)
+        yield piece, probability
+
+
 def enumerated(
     task: InContextTask, kernels: Kernels, law: Laws, seed: int
 ) -> Iterator[Float[np.ndarray, "kernel pair token token"]]:
     """Joint laws of all pairs (in the order of `numpy.tril_indices`), by summing over every sequence of tokens."""
     n_ctx, d_vocab = task.n_ctx, task.d_vocab
-    tokens = np.stack(np.unravel_index(np.arange(d_vocab**n_ctx), (d_vocab,) * n_ctx), axis=1)
-    chunk = max(1, _MOST_NUMBERS // len(tokens))
-    for start in range(0, len(law), chunk):
-        piece = {k: kernel[start : start + chunk] for k, kernel in kernels.items()}
-        probability = np.ones((len(law[start : start + chunk]), len(tokens)))
-        for position in range(n_ctx):
-            probability *= _conditional(task, piece, law[start : start + chunk], tokens, position)
+    for _, probability in sequence_laws(task, kernels, law, every_sequence(task)):
         cube = probability.reshape(-1, *(d_vocab,) * n_ctx)
         pairs = []
         for i, j in zip(*np.tril_indices(n_ctx, -1), strict=True):
@@ -119,20 +137,22 @@ def sampled(
     below = np.tril_indices(task.n_ctx, -1)
     for index in range(len(law)):
         one = {k: kernel[index] for k, kernel in kernels.items()}
-        tokens = _sample(task, one, law[index], generator)
+        tokens, _ = sample_sequences(task, one, law[index], generator, SAMPLED_SEQUENCES)
         one_hot = np.eye(task.d_vocab, dtype=np.float32)[tokens].reshape(SAMPLED_SEQUENCES, -1)
         counts = (one_hot.T @ one_hot).reshape(task.n_ctx, task.d_vocab, task.n_ctx, task.d_vocab)
         yield counts.transpose(0, 2, 1, 3)[below][None].astype(np.float64) / SAMPLED_SEQUENCES
 
 
-def _sample(
+def sample_sequences(
     task: InContextTask,
     kernels: dict[int, Float[np.ndarray, "row token"]],
     law: Float[np.ndarray, " token"],
     generator: np.random.Generator,
-) -> Int[np.ndarray, "sequence n_ctx"]:
-    """Sequences from one kernel, position by position through the inverse of its cumulative rows."""
-    tokens = np.empty((SAMPLED_SEQUENCES, task.n_ctx), dtype=np.int64)
+    n: int,
+) -> tuple[Int[np.ndarray, "sequence n_ctx"], Float[np.ndarray, "n_ctx token"]]:
+    """(`n` sequences from one kernel, the law of each position's token given its parents, averaged over them)."""
+    tokens = np.empty((n, task.n_ctx), dtype=np.int64)
+    laws = np.empty((task.n_ctx, task.d_vocab))
     for position in range(task.n_ctx):
         parents = parents_of(task.graph, position)
         if task.has_query and position == task.n_ctx - 1:
@@ -141,6 +161,7 @@ def _sample(
             rows = law[None]
         else:
             rows = kernels[len(parents)][task.kernel_row(tokens[:, parents])]
-        uniforms = generator.random((SAMPLED_SEQUENCES, 1))
+        laws[position] = rows.mean(axis=0)
+        uniforms = generator.random((n, 1))
         tokens[:, position] = np.minimum((uniforms > rows.cumsum(axis=1)).sum(axis=1), task.d_vocab - 1)
-    return tokens
+    return tokens, laws

@@ -8,6 +8,7 @@ is again a Markov forest, with kernels of its own at every position: messages fr
 Axes: ``kernel``, ``node`` (the values of t), positions, tokens.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,34 +36,54 @@ class TiltedForest:
     marginals: Float[np.ndarray, "kernel node position token"]
     kernels: dict[int, Float[np.ndarray, "kernel node token token"]]
 
-    def pair_laws(self) -> Float[np.ndarray, "kernel node position position token"]:
-        """P~(x_i = a, x_j = s) for j <= i; entries with j > i are not filled in (but for ancestors' sake)."""
-        n, marginals = len(self.parents), self.marginals
-        laws = np.zeros((*self.total.shape, n, n, marginals.shape[-1]))
-        own = marginals[..., self.token]
-        laws[:, :, np.arange(n), np.arange(n), self.token] = own
-        lines = self._ancestors()
-        for child in range(n - 1, -1, -1):  # upwards: from i to its ancestors, children first
-            parent = self.parents[child]
-            if parent >= 0:
-                below = [i for i in range(n) if child == i or child in lines[i]]
-                joint = marginals[:, :, parent, :, None] * self.kernels[child]  # [x_parent, x_child]
-                back = joint / np.maximum(marginals[:, :, child, None, :], _TINY)
-                laws[:, :, below, parent] = laws[:, :, below, child] @ back.swapaxes(-1, -2)
-        for j in range(n):  # then down to everyone else
-            others = [i for i in range(j + 1, n) if j not in lines[i]]
-            parent = self.parents[j]
-            if parent >= 0:
-                laws[:, :, others, j] = laws[:, :, others, parent] @ self.kernels[j]
-            else:
-                laws[:, :, others, j] = own[:, :, others, None] * marginals[:, :, j, None]
-        return laws
+    def expectations(
+        self, reach: Float[np.ndarray, "kernel node token"]
+    ) -> Float[np.ndarray, "kernel position position"]:
+        """The sum over nodes of E~[1(x_i = a) reach(x_j)] for every j <= i; zero elsewhere.
 
-    def _ancestors(self) -> list[set[int]]:
-        lines: list[set[int]] = []
-        for parent in self.parents:
-            lines.append(lines[parent] | {parent} if parent >= 0 else set())
-        return lines
+        From the leaves upwards every position l gathers what is known of those below it, given its own token:
+        U_i = P~(x_i = a, x_l) and D_j = E~[reach(x_j) | x_l]. Two positions whose lines meet in l have sum U_i D_j;
+        those that never meet are independent.
+        """
+        n, own = len(self.parents), self.marginals[..., self.token]
+        alone = np.einsum("kqjs,kqs->kqj", self.marginals, reach)
+        found = own.transpose(0, 2, 1) @ alone  # [kernel, i, j], summed over nodes
+        below: dict[int, list[_Below]] = {}
+        for position in range(n - 1, -1, -1):
+            at = np.zeros((*self.total.shape, 1, reach.shape[-1]))
+            at[..., 0, self.token] = own[..., position]
+            here = _Below([position], at, reach[:, :, None, :])
+            parts = [here, *below.pop(position, [])]
+            found[:, position, position] = here.together(here)[:, 0, 0]
+            for first, second in itertools.permutations(parts, 2):
+                if first is not here:  # i comes after every ancestor of its own
+                    found[:, np.array(first.positions)[:, None], second.positions] = first.together(second)
+            if self.parents[position] >= 0:
+                below.setdefault(self.parents[position], []).append(self._carried_up(position, parts))
+        return np.tril(found)
+
+    def _carried_up(self, position: int, parts: list["_Below"]) -> "_Below":
+        """What is known of `position` and all below it, given its parent's token in place of its own."""
+        kernel, parent = self.kernels[position], self.parents[position]
+        joint = self.marginals[:, :, parent, :, None] * kernel  # [x_parent, x_position]
+        back = joint / np.maximum(self.marginals[:, :, position, None, :], _TINY)
+        up = np.concatenate([part.up for part in parts], axis=2) @ back.swapaxes(-1, -2)
+        down = np.concatenate([part.down for part in parts], axis=2) @ kernel.swapaxes(-1, -2)
+        return _Below([i for part in parts for i in part.positions], up, down)
+
+
+@dataclass(frozen=True)
+class _Below:
+    """Some positions below one: U_i and D_j of `TiltedForest.expectations`, [kernel, node, position, token]."""
+
+    positions: list[int]
+    up: Float[np.ndarray, "kernel node position token"]
+    down: Float[np.ndarray, "kernel node position token"]
+
+    def together(self, other: "_Below") -> Float[np.ndarray, "kernel later earlier"]:
+        """The sum over nodes and tokens of U_i D_j, i of these and j of the others."""
+        up, down = (part.transpose(0, 2, 1, 3).reshape(len(part), part.shape[2], -1) for part in (self.up, other.down))
+        return np.asarray(up @ down.swapaxes(-1, -2))
 
 
 def tilt(

@@ -29,7 +29,7 @@ class KnockOut:
         layer: the layer whose pattern was cut.
         effect: [head_index, query_pos, key_pos]; how much worse the metric is with the entry cut (for the loss: loss
             with minus loss without, nats; positive: the entry was of use); NaN where nothing was cut.
-        standard_error: of each effect, over sequences.
+        standard_error: of each effect, over sequences; infinite for a single one.
         attention: the pattern averaged over the same sequences.
         baseline_loss: the metric of the untouched model.
         metric: what was measured.
@@ -100,7 +100,10 @@ def knock_out_edges(
             some = keys[first : first + per_pass]
             harm = cost(predict(head, query, change.of_row(head, query, some))) - baseline
             effect[head, query, some] = harm.mean(dim=-1).cpu()
-            error[head, query, some] = (harm.std(dim=-1, correction=1).nan_to_num(0.0) / len(batch) ** 0.5).cpu()
+            if len(batch) > 1:
+                error[head, query, some] = (harm.std(dim=-1) / len(batch) ** 0.5).cpu()
+            else:
+                error[head, query, some] = torch.inf
     return KnockOut(
         layer=layer,
         effect=effect.float(),

@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.interventions.measure import check_hooks
-from causal_circuits.models import HookedTransformer, live_heads, log_probs
+from causal_circuits.models import HookedTransformer, check_model, live_heads, log_probs
+from causal_circuits.tasks.batch import check_tokens
 
 Score = Callable[[Float[Tensor, "batch d_vocab"]], Tensor | float]
 
@@ -61,7 +62,7 @@ def patch_activations(
             attention output ``hook_z`` of every layer.
         by_position: patch one position at a time; otherwise all at once.
     """
-    _check_pairs(clean, corrupted)
+    _check_pairs(model, clean, corrupted)
     if names is None:
         names = [
             f"blocks.{layer}.{what}"
@@ -79,14 +80,14 @@ def patch_activations(
             return activation
 
         with model.hooks(fwd_hooks=[(name, take)]):
-            return float(metric(log_probs(model, corrupted)))
+            return _scored(metric, log_probs(model, corrupted), name)
 
     rows = [[patched(name, where) for where in positions] for name in names]
     return PatchingResult(
         names=tuple(names),
         metric=torch.tensor(rows),
-        clean=float(metric(log_probs(model, clean))),
-        corrupted=float(metric(log_probs(model, corrupted))),
+        clean=_scored(metric, log_probs(model, clean), "the clean run"),
+        corrupted=_scored(metric, log_probs(model, corrupted), "the corrupted run"),
     )
 
 
@@ -123,7 +124,7 @@ def patch_paths(
     >>> [abs(change) > 1e-4 for change in (result.metric[:, 0] - result.corrupted).tolist()]  # what, not where
     [True, False]
     """
-    _check_pairs(clean, corrupted)
+    _check_pairs(model, clean, corrupted)
     if not model.cfg.attn_only:
         raise ValueError("patch_paths follows attention alone: this model has MLPs; use patch_activations")
     checked = [_checked_path(model, path) for path in (_default_paths(model) if paths is None else paths)]
@@ -131,12 +132,12 @@ def patch_paths(
         raise ValueError("patch_paths needs at least one path: got none")
     with _separate_inputs(model):
         runs = [_Run(model, tokens) for tokens in (clean, corrupted)]
-        rows = [[float(metric(_along(path, *runs)))] for path in checked]
+        rows = [[_scored(metric, _along(path, *runs), " -> ".join(path))] for path in checked]
     return PatchingResult(
         names=tuple(" -> ".join(path) for path in checked),
         metric=torch.tensor(rows),
-        clean=float(metric(log_probs(model, clean))),
-        corrupted=float(metric(log_probs(model, corrupted))),
+        clean=_scored(metric, log_probs(model, clean), "the clean run"),
+        corrupted=_scored(metric, log_probs(model, corrupted), "the corrupted run"),
     )
 
 
@@ -146,6 +147,7 @@ class _Run:
     def __init__(self, model: HookedTransformer, tokens: Tensor) -> None:
         self.model, self.tokens = model, tokens
         z = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
+        check_hooks(model, ["blocks.0.hook_resid_pre", *z, f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"])
         _, self.cache = model.run_with_cache(tokens, names_filter=["blocks.0.hook_resid_pre", *z])
 
     def written(self, sender: str) -> Float[Tensor, "batch pos d_model"]:
@@ -228,10 +230,24 @@ def _checked_path(model: HookedTransformer, path: Sequence[str]) -> tuple[str, .
     return tuple(path)
 
 
-def _check_pairs(clean: Tensor, corrupted: Tensor) -> None:
+def _check_pairs(model: HookedTransformer, clean: Tensor, corrupted: Tensor) -> None:
+    """Raise a ValueError unless these are pairs of sequences that fit the model, and its weights are numbers."""
     if clean.shape != corrupted.shape:
         raise ValueError(
             f"clean and corrupted must be pairs of equal shape: {list(clean.shape)}, {list(corrupted.shape)}"
         )
     if len(clean) == 0:
         raise ValueError("patching needs at least one pair of sequences: got an empty batch")
+    for tokens in (clean, corrupted):
+        check_tokens(tokens, model.cfg.d_vocab)
+    check_model(model, model.cfg.d_vocab, clean.shape[1])
+
+
+def _scored(metric: Score, predicted: Float[Tensor, "batch d_vocab"], where: str) -> float:
+    """The metric of a run; a ValueError if it is not a number."""
+    value = float(metric(predicted))
+    if value != value:
+        raise ValueError(
+            f"the metric must be a number: it is NaN for {where}; check that it is defined for every prediction"
+        )
+    return value

@@ -27,13 +27,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.graphs import parents_of
-from causal_circuits.interventions.measure import check, predictions, standard_error
+from causal_circuits.interventions.measure import check, check_hooks, predictions, standard_error
 from causal_circuits.interventions.metrics import Metric, make_cost
 from causal_circuits.models import HookedTransformer, live_heads, log_probs
 from causal_circuits.tasks import Batch, InContextTask
 
 Claim = Literal["copy", "match", "both"]
 Where = Literal["everywhere", "children"]
+HOOKS = ("0.attn.hook_z", "1.attn.hook_q", "1.attn.hook_k", "1.attn.hook_v", "1.hook_resid_pre", "1.hook_resid_post")
 _Donors = Int[Tensor, "batch pos"]
 
 
@@ -103,6 +104,7 @@ def scrub_hypothesis(
         raise ValueError(f"where must be one of {', '.join(get_args(Where))}: got {where!r}")
     if model.cfg.n_layers != 2:
         raise ValueError(f"the hypothesis is about two layers: this model has {model.cfg.n_layers}")
+    check_hooks(model, [f"blocks.{name}" for name in HOOKS])
     cost, generator = make_cost(metric, batch, model=model, task=task), torch.Generator().manual_seed(seed)
     agreeing, free = (_Donor(batch.tokens, generator, agree, where) for agree in (True, False))
     untouched = cost(predictions(model, batch.tokens))

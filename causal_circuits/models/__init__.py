@@ -23,6 +23,7 @@ from causal_circuits.models.build import (
     warm_readout,
     warm_start,
 )
+from causal_circuits.models.decoy import plant_decoy
 from causal_circuits.models.equivalence import disentangle, entangle
 from causal_circuits.models.files import load_model, save_model
 from causal_circuits.models.layout import Layout, Slot, has_layout, layout_of, slots
@@ -49,6 +50,7 @@ __all__ = [
     "match_blocks",
     "ordinary_transformer",
     "plant_circuit",
+    "plant_decoy",
     "reduced_transformer",
     "save_model",
     "slots",

@@ -5,12 +5,11 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from transformer_lens import HookedTransformer
 
 from causal_circuits.models.build import disentangled_transformer, reduced_transformer
 from causal_circuits.models.layout import layout_of
+from causal_circuits.storage import read_tensors, tensor_bytes, write_files
 
 WEIGHTS, CONFIG = "model.safetensors", "model.json"
 FORMAT = "causal_circuits.model/1"
@@ -22,11 +21,8 @@ def save_model(model: HookedTransformer, folder: str | os.PathLike[str]) -> Path
     Only the trained weights are stored; the frozen identities follow from the sizes. Each file is written beside
     its place and moved there, so an interrupted save leaves the earlier files whole.
     """
-    layout, folder = layout_of(model), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    trained = {
-        name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if name.endswith(("W_Q", "W_U"))
-    }
+    layout = layout_of(model)
+    trained = {name: p for name, p in model.named_parameters() if name.endswith(("W_Q", "W_U"))}
     config = {
         "format": FORMAT,
         "kind": layout.kind,
@@ -35,11 +31,7 @@ def save_model(model: HookedTransformer, folder: str | os.PathLike[str]) -> Path
         "n_heads": list(layout.n_heads),
         "dtype": str(model.W_U.dtype).removeprefix("torch."),
     }
-    save_file(trained, folder / f"{WEIGHTS}.part")
-    (folder / f"{CONFIG}.part").write_text(json.dumps(config, indent=2) + "\n")
-    for name in (WEIGHTS, CONFIG):
-        os.replace(folder / f"{name}.part", folder / name)
-    return folder
+    return write_files(folder, {WEIGHTS: tensor_bytes(trained), CONFIG: json.dumps(config, indent=2) + "\n"})
 
 
 def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> HookedTransformer:
@@ -64,12 +56,9 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
             model = reduced_transformer(n_heads=config["n_heads"], **sizes)
         else:
             model = disentangled_transformer(n_heads=config["n_heads"], **sizes)
-        weights = load_file(folder / WEIGHTS)
     except (KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder / CONFIG} does not describe a model saved by causal_circuits: {error}") from error
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is not a readable safetensors file: {error}") from error
-    parameters = dict(model.named_parameters())
+    weights, parameters = read_tensors(folder / WEIGHTS), dict(model.named_parameters())
     expected = {name for name in parameters if name.endswith(("W_Q", "W_U"))}
     if expected - set(weights):
         raise ValueError(f"{folder / WEIGHTS} holds no {sorted(expected - set(weights))[0]}: save the model again")

@@ -18,11 +18,9 @@ stands in `fused_kernel.py`. numba is optional: without it, or when a hook is at
 forward and autograd.
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from inspect import unwrap  # numba compiles the function itself, not a run-time type check around it
-from typing import Any
 
 import numpy as np
 import torch
@@ -109,40 +107,25 @@ def kernel_for(sizes: Sizes, n_sequences: int = 0) -> Kernel:
     One kernel serves all sizes; runs of `FREEZE_FROM` sequences or more get one whose sizes are constants, and so does
     every run of these sizes after that.
     """
+    from causal_circuits.models.fused_kernel import compiled, compiled_for  # needs numba
+
     if sizes in _frozen_sizes or n_sequences >= FREEZE_FROM:
         _frozen_sizes.add(sizes)
-        return _frozen_kernel(sizes)
-    kernel = _general_kernel()
-    return lambda *arguments: kernel(*arguments, sizes)
+        frozen = compiled_for(sizes)
+        return lambda *arguments: frozen(*arguments, _memory(sizes))
+    general = compiled()
+    return lambda *arguments: general(*arguments, _memory(sizes), sizes)
 
 
 _frozen_sizes: set[Sizes] = set()
+_memories = threading.local()
 
 
-@cache
-def _general_kernel() -> Any:
-    import numba
+def _memory(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
+    """What this thread works in, kept from call to call while the sizes stay the same."""
+    from causal_circuits.models.fused_kernel import allocate
 
-    from causal_circuits.models.fused_kernel import batch_gradient
-
-    return numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_flags())(unwrap(batch_gradient))
-
-
-@cache
-def _frozen_kernel(sizes: Sizes) -> Any:
-    import numba
-
-    from causal_circuits.models.fused_kernel import inlined_batch_gradient
-
-    n_ctx, n_tok, m1, m2 = sizes
-
-    def frozen(tokens, targets, weights, gradients, attention, share):  # type: ignore[no-untyped-def]  # compiled
-        return inlined_batch_gradient(tokens, targets, weights, gradients, attention, share, (n_ctx, n_tok, m1, m2))
-
-    return numba.njit(nogil=True, cache=True, error_model="numpy")(unwrap(frozen))
-
-
-def _flags() -> set[str]:
-    from causal_circuits.simd.vectors import FLAGS
-
-    return set(FLAGS)
+    if getattr(_memories, "sizes", None) != sizes:
+        _memories.arrays, _memories.sizes = allocate(sizes), sizes
+    arrays: tuple[np.ndarray, np.ndarray] = _memories.arrays
+    return arrays

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
+from causal_circuits.models.last_position import can_skip_positions, last_position_logits
 from causal_circuits.models.layout import Layout, has_layout, layout_of
 
 SERVED_HOOK = "attn.hook_pattern"
@@ -27,7 +28,8 @@ def logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Floa
     """The model's output at the last position, by the fastest forward that honours every attached hook.
 
     Models of ours take the structured forward unless a hook sits on a point it does not serve (it serves
-    ``hook_pattern``); everything else takes the plain one. For the reduced model the output is a probability
+    ``hook_pattern``); ordinary ones compute their last layer at the last position alone unless a hook sits there;
+    everything else takes the plain forward. For the reduced model the output is a probability
     vector: see `log_probs`.
     """
     if has_layout(model) and not _has_other_hooks(model):
@@ -35,6 +37,8 @@ def logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Floa
             return structured_logits(model, tokens)
         if _only_a1_and_a2(model):
             return reduced_probs(model, tokens)
+    if not has_layout(model) and can_skip_positions(model):
+        return last_position_logits(model, tokens)
     return model(tokens, return_type="logits")[:, -1]
 
 

@@ -7,7 +7,7 @@ nothing but the seed and the sequence's place in its batch: not on threads, vect
 """
 
 import numpy as np
-from jaxtyping import UInt32
+from jaxtyping import Int32, UInt32
 
 from causal_circuits.simd import available
 
@@ -25,8 +25,7 @@ def random_words(
     ['0x5f6fb709', '0xd893f64', '0x4f121f81', '0x4f730a48']
     """
     c0, c1, c2, c3 = (np.asarray(word, np.uint64) for word in counter)
-    k0, k1 = (int(word) for word in key)
-    for _ in range(ROUNDS):
+    for k0, k1 in key_schedule(key).tolist():
         p0, p1 = c0 * np.uint64(MULTIPLIERS[0]), c2 * np.uint64(MULTIPLIERS[1])
         low = np.uint64(0xFFFFFFFF)
         c0, c1, c2, c3 = (
@@ -35,33 +34,45 @@ def random_words(
             (p0 >> np.uint64(32)) ^ c3 ^ np.uint64(k1),
             p0 & low,
         )
-        k0, k1 = (k0 + WEYL[0]) & 0xFFFFFFFF, (k1 + WEYL[1]) & 0xFFFFFFFF
     return tuple(np.asarray(word, np.uint32) for word in np.broadcast_arrays(c0, c1, c2, c3))
 
 
+def key_schedule(key: tuple[int, int]) -> UInt32[np.ndarray, "rounds 2"]:
+    """The two words that each round adds: the key, and steps of Weyl sequences from it."""
+    rounds = np.arange(ROUNDS, dtype=np.uint64)[:, None]
+    return (np.array(key, np.uint64) + rounds * np.array(WEYL, np.uint64)).astype(np.uint32)
+
+
 if available():
-    from causal_circuits.simd.vectors import (
-        exclusive_or,
-        inlined,
-        multiply_wide,
-        repeat,
-        shift_right,
-        to_floats,
-    )
+    from causal_circuits.simd.integers import exclusive_or, multiply_wide, shift_right, to_floats
+    from causal_circuits.simd.lanes import LANES, inlined
+    from causal_circuits.simd.vectors import fma, load, splat
+
+    def vectors_of_key(key: tuple[int, int]) -> Int32[np.ndarray, "_"]:
+        """`key_schedule` for `random_vectors`: each word in every lane of a vector."""
+        return np.repeat(key_schedule(key).ravel(), LANES).view(np.int32)
 
     @inlined
-    def random_vectors(c0, c1, c2, c3, k0, k1):
-        """`random_words` for vectors of counter words, inside a kernel."""
-        for _ in range(ROUNDS):
-            high0, low0 = multiply_wide(c0, MULTIPLIERS[0])
-            high1, low1 = multiply_wide(c2, MULTIPLIERS[1])
-            c0 = exclusive_or(exclusive_or(high1, c1), repeat(k0))
-            c2 = exclusive_or(exclusive_or(high0, c3), repeat(k1))
-            c1, c3 = low1, low0
-            k0, k1 = np.uint32(k0 + np.uint32(WEYL[0])), np.uint32(k1 + np.uint32(WEYL[1]))
-        return c0, c1, c2, c3
+    def _round(counter, schedule, at):
+        c0, c1, c2, c3 = counter
+        high0, low0 = multiply_wide(c0, MULTIPLIERS[0])
+        high1, low1 = multiply_wide(c2, MULTIPLIERS[1])
+        c0 = exclusive_or(high1, exclusive_or(c1, load(schedule, at * LANES)))
+        c2 = exclusive_or(high0, exclusive_or(c3, load(schedule, (at + 1) * LANES)))
+        return c0, low1, c2, low0
+
+    @inlined
+    def random_vectors(c0, c1, c2, c3, schedule):
+        """`random_words` for vectors of counter words, inside a kernel; `schedule` is `vectors_of_key(key)`."""
+        counter = _round((c0, c1, c2, c3), schedule, 0)
+        counter = _round(counter, schedule, 2)  # written out: the compiler would leave a loop, and a jump a round
+        counter = _round(counter, schedule, 4)
+        counter = _round(counter, schedule, 6)
+        counter = _round(counter, schedule, 8)
+        counter = _round(counter, schedule, 10)
+        return _round(counter, schedule, 12)
 
     @inlined
     def uniform(words):
         """Random words as numbers in (0, 1): the upper 24 bits, at the middle of their interval."""
-        return (to_floats(shift_right(words, 8)) + 0.5) * np.float32(2.0**-24)
+        return fma(to_floats(shift_right(words, 8)), np.float32(2.0**-24), splat(np.float32(2.0**-25)))

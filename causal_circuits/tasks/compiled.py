@@ -1,9 +1,11 @@
 # mypy: ignore-errors
 # (numba types the kernels; to mypy the operators of a compiled vector mean nothing)
-"""The sampler, compiled: random numbers, kernels, stationary laws and tokens of a batch, one sequence after another.
+"""The sampler, compiled: random numbers, kernels, stationary laws and tokens of `LANES` sequences at a time.
 
-Every number of a sequence is a function of the seed's key, the sequence's place in its batch, and what it is for
-(`simd.philox`), so a batch is the same for any number of threads, and a longer batch begins with the shorter one.
+A lane of a vector is a sequence: kernels lie in memory as [row, token, lane], so that what happens to a kernel (sums of
+rows, eliminating states) happens to `LANES` of them at once. Every number of a sequence is a function of the seed's
+key, the sequence's place in its batch, and what it is for (`simd.philox`), so a batch is the same for any number of
+threads, and a longer batch begins with the shorter one.
 `draws.py` makes the same draws in numpy, for machines without numba; this file needs it.
 """
 
@@ -13,169 +15,181 @@ from inspect import unwrap  # numba compiles the function itself, not a run-time
 import numba
 import numpy as np
 
+from causal_circuits.simd.functions import exp, log
+from causal_circuits.simd.integers import count_up, repeat
+from causal_circuits.simd.lanes import LANES, inlined
 from causal_circuits.simd.philox import random_vectors, uniform
 from causal_circuits.simd.vectors import (
-    LANES,
     any_less,
     choose_less,
     count_less,
-    count_up,
-    exp,
     fma,
-    inlined,
-    keep_first,
+    inverse,
     larger,
-    largest_of,
     load,
-    log,
-    repeat,
     root,
+    scatter,
     splat,
     store,
-    sum_of,
 )
 from causal_circuits.tasks.draws import FOR_GAMMAS, FOR_TOKENS, SINE, SMALL, SPARE, TINY
 
+# Kernel entries whose gammas are drawn at once: enough that those to draw again fill vectors, few enough that the
+# numbers on the way stay in the nearest cache.
+CHUNK = 128
+
 
 @inlined
-def propose(entries, n, attempt, sequence, purpose, key, d, c, numbers, log_v, kept):
-    """One attempt at Gamma(d + 1/3) / d for n entries: 3 log(1 + c x), and 1 where it is kept.
+def store_numbers(numbers, i, words):
+    """Four random words a lane as uniform numbers, in the four rows of `numbers`; the second less 1/2."""
+    stride = len(numbers) // 4
+    store(numbers, i, uniform(words[0]))
+    store(numbers, stride + i, uniform(words[1]) - 0.5)
+    store(numbers, 2 * stride + i, uniform(words[2]))
+    store(numbers, 3 * stride + i, uniform(words[3]))
 
-    `numbers` is scratch of four rows, the last of which is left holding uniform numbers for the power. Each loop is one
-    short chain of instructions a vector, so that the processor works on several vectors at once.
+
+@inlined
+def propose(n, at, d, c, numbers, log_v, kept):
+    """One attempt at Gamma(d + 1/3) / d for n lanes with d[at + i] and c[at + i]: 3 log(1 + c x), and 1 where kept.
+
+    `numbers` are used up but for its last row. Each loop is one short chain of instructions a vector, so that the
+    processor works on several vectors at once.
     """
     stride = len(numbers) // 4
-    for at in range(0, n, LANES):
-        w0, w1, w2, w3 = random_vectors(
-            load(entries, at), repeat(attempt), repeat(sequence), repeat(purpose), key[0], key[1]
-        )
-        store(numbers, at, uniform(w0))
-        store(numbers, stride + at, uniform(w1) - 0.5)
-        store(numbers, 2 * stride + at, uniform(w2))
-        store(numbers, 3 * stride + at, uniform(w3))
-    for at in range(0, n, LANES):
-        turn = load(numbers, stride + at)
+    for i in range(0, n, LANES):
+        turn = load(numbers, stride + i)
         square = turn * turn
         sine = splat(SINE[5])
         for power in range(4, -1, -1):
             sine = fma(sine, square, splat(SINE[power]))
-        store(numbers, at, root(log(load(numbers, at)) * -2.0) * (sine * turn))
-    for at in range(0, n, LANES):
-        base = fma(load(c, at), load(numbers, at), splat(1.0))
-        store(log_v, at, log(choose_less(0.0, base, base, splat(1.0))) * 3.0)
-    for at in range(0, n, LANES):
-        x, three_logs = load(numbers, at), load(log_v, at)
-        base = fma(load(c, at), x, splat(1.0))
-        bound = fma(load(d, at), (three_logs - base * base * base) + 1.0, x * x * 0.5)
-        accepted = choose_less(log(load(numbers, 2 * stride + at)), bound, splat(1.0), splat(0.0))
-        store(kept, at, choose_less(0.0, base, accepted, splat(0.0)))
+        store(numbers, i, root(log(load(numbers, i)) * -2.0) * (sine * turn))
+    for i in range(0, n, LANES):
+        base = fma(load(c, at + i), load(numbers, i), splat(1.0))
+        store(log_v, i, log(choose_less(0.0, base, base, splat(1.0))) * 3.0)
+    for i in range(0, n, LANES):
+        x, three_logs = load(numbers, i), load(log_v, i)
+        base = fma(load(c, at + i), x, splat(1.0))
+        bound = fma(load(d, at + i), (three_logs - base * base * base) + 1.0, x * x * 0.5)
+        accepted = choose_less(log(load(numbers, 2 * stride + i)), bound, splat(1.0), splat(0.0))
+        store(kept, i, choose_less(0.0, base, accepted, splat(0.0)))
 
 
 @inlined
-def draw_gammas(constants, n, sequence, purpose, key, scratch, pending, logs, gammas):
-    """Gamma(alpha[e]) draws, e < n, and their logs: see `draws.log_gammas` for the method.
+def draw_gammas(constants, at, n, sequence, purpose, key, scratch, logs, gammas):
+    """Gamma(alpha[e]) draws and their logs for the lanes at, ..., at + n - 1 of the kernels: see `draws.log_gammas`.
 
-    `scratch` has rows numbers (four), log_v, kept, d, c; `pending` has the entries 0, 1, ... and those to draw again.
+    `constants` has an element for every lane of every entry; `sequence` and `purpose` are those of the lanes.
+    `scratch` is numbers (four rows), kept and log_v; for the lanes to draw again their places, entries, sequences,
+    purposes; and their d and c.
     """
-    numbers, log_v, kept, d, c = scratch
-    propose(pending[0], n, 0, sequence, purpose, key, constants[1], constants[2], numbers, log_v, kept)
-    stride, again = len(numbers) // 4, pending[1]
-    for at in range(0, n, LANES):
-        power = fma(log(load(numbers, 3 * stride + at)), load(constants[3], at), load(constants[4], at))
-        store(logs, at, power + load(log_v, at))
-    n_pending = 0
-    for at in range(0, n, LANES):
-        store(gammas, at, exp(load(logs, at)))
-        if any_less(load(kept, at), 0.5):
-            for e in range(at, min(at + LANES, n)):
-                if kept[e] < 0.5:
-                    logs[e] -= log_v[e]
-                    again[n_pending] = e
-                    n_pending += 1
+    numbers, kept, log_v, again, entries, sequences, purposes, d, c = scratch
+    low, what, stride = load(sequence, 0), load(purpose, 0), len(numbers) // 4
+    for i in range(0, n, 2 * LANES):  # two at a time: a round waits for the round before it
+        words = random_vectors(repeat((at + i) // LANES), repeat(0), low, what, key)
+        more = random_vectors(repeat((at + i) // LANES + 1), repeat(0), low, what, key)
+        store_numbers(numbers, i, words)
+        store_numbers(numbers, i + LANES, more)
+    propose(n, at, constants[1], constants[2], numbers, logs, kept)
+    n_again = 0
+    for i in range(0, n, LANES):
+        log_uniform = log(load(numbers, 3 * stride + i))
+        store(gammas, i, fma(log_uniform, load(constants[3], at + i), load(constants[4], at + i)))
+        if any_less(load(kept, i), 0.5):
+            for lane in range(i, i + LANES):
+                again[n_again] = lane
+                n_again += kept[lane] < 0.5
     attempt = 0
-    while n_pending > 0:
+    while n_again > 0:
         attempt += 1
-        for i in range(n_pending):
-            d[i], c[i] = constants[1, again[i]], constants[2, again[i]]
-        propose(again, n_pending, attempt, sequence, purpose, key, d, c, numbers, log_v, kept)
+        for i in range(n_again):
+            lane = again[i]
+            entries[i], sequences[i] = (at + lane) // LANES, sequence[lane % LANES]
+            purposes[i] = purpose[lane % LANES]
+            d[i], c[i] = constants[1, at + lane], constants[2, at + lane]
+        for i in range(0, n_again, LANES):
+            store_numbers(
+                numbers,
+                i,
+                random_vectors(load(entries, i), repeat(attempt), load(sequences, i), load(purposes, i), key),
+            )
+        propose(n_again, 0, d, c, numbers, log_v, kept)
         n_left = 0
-        for i in range(n_pending):
-            e = again[i]
-            if kept[i] < 0.5:
-                again[n_left] = e
-                n_left += 1
-            else:
-                logs[e] += log_v[i]
-                gammas[e] = np.exp(logs[e])
-        n_pending = n_left
+        for i in range(n_again):
+            lane = again[i]
+            logs[lane] = log_v[i]
+            again[n_left] = lane
+            n_left += kept[i] < 0.5
+        n_again = n_left
+    for i in range(0, n, LANES):
+        value = load(gammas, i) + load(logs, i)
+        store(logs, i, value)
+        store(gammas, i, exp(value))
 
 
 @inlined
-def normalize_row(logs, gammas, at, n_tok, kernel, cumulative, to):
-    """A row of probabilities from gammas, none of them zero, and its running sums."""
+def normalize_row(logs, gammas, at, n_tok, kernel, to):
+    """A row of probabilities of `LANES` kernels from their gammas, none of them zero."""
     total = splat(0.0)
-    for v in range(0, n_tok, LANES):
-        total = total + keep_first(load(gammas, at + v) + TINY, n_tok - v, 0.0)
-    sum_of_row = sum_of(total)
-    if sum_of_row < SMALL:  # the whole row underflowed: go back to the logs
+    for t in range(at, at + n_tok * LANES, LANES):
+        total = total + (load(gammas, t) + TINY)
+    if any_less(total, SMALL):  # a whole row underflowed: go back to the logs
         top = splat(-np.inf)
-        for v in range(0, n_tok, LANES):
-            top = larger(keep_first(load(logs, at + v), n_tok - v, -np.inf), top)
-        largest, total = largest_of(top), splat(0.0)
-        for v in range(0, n_tok, LANES):
-            value = exp(load(logs, at + v) - largest)
-            for lane in range(min(LANES, n_tok - v)):
-                gammas[at + v + lane] = np.exp(logs[at + v + lane] - largest)
-            total = total + keep_first(value + TINY, n_tok - v, 0.0)
-        sum_of_row = sum_of(total)
-    z = np.float32(1.0) / sum_of_row
-    for v in range(0, n_tok, LANES):
-        store(kernel, to + v, keep_first(load(gammas, at + v) + TINY, n_tok - v, 0.0) * z)
-    accumulate(kernel, to, n_tok, cumulative, to)
+        for t in range(at, at + n_tok * LANES, LANES):
+            top = larger(load(logs, t), top)
+        small, total = total, splat(0.0)
+        for t in range(at, at + n_tok * LANES, LANES):
+            value = choose_less(small, SMALL, exp(load(logs, t) - top), load(gammas, t))
+            store(gammas, t, value)
+            total = total + (value + TINY)
+    z = inverse(total)
+    for t in range(0, n_tok * LANES, LANES):
+        store(kernel, to + t, (load(gammas, at + t) + TINY) * z)
 
 
 @inlined
-def accumulate(law, at, n_tok, cumulative, to):
-    """Running sums of a law, infinite from where they reach the last: rounding leaves no draw without a token."""
-    running = np.float32(0.0)
-    for t in range(n_tok):
-        running += law[at + t]
-        cumulative[to + t] = running
-    for v in range(0, n_tok, LANES):
-        value = keep_first(load(cumulative, to + v), n_tok - v, np.inf)
-        store(cumulative, to + v, choose_less(value, running, value, splat(np.inf)))
+def accumulate(law, at, n_tok, cumulative, to, stride):
+    """Running sums of a law a lane, infinite from where they reach the last: rounding leaves no draw without a token.
 
-
-@inlined
-def stationary_law(kernel, n_tok, wide, work, mass, law):
-    """Grassmann, Taksar & Heyman (1985): see `kernels.stationary_law`. No subtraction, so float32 keeps its digits.
-
-    `kernel` and `work` have rows of whole vectors; `mass` is float64 scratch, since weights of states that are hardly
-    ever left may be larger than a float32.
+    The sums of a lane are neighbours, those of the next lane `stride` further: each sequence looks its own tokens up.
     """
+    total, running = splat(0.0), splat(0.0)
+    for t in range(at, at + n_tok * LANES, LANES):
+        total = total + load(law, t)
+    for t in range(n_tok):
+        running = running + load(law, at + t * LANES)
+        scatter(cumulative, to + t, stride, choose_less(running, total, running, splat(np.inf)))
+
+
+@inlined
+def stationary_law(kernel, n_tok, work, law):
+    """Grassmann, Taksar & Heyman (1985) for `LANES` kernels: see `kernels.stationary_law`.
+
+    No subtraction, so float32 keeps its digits; the weights of states that are hardly ever left would overflow, so they
+    are kept divided by their sum. `kernel` and `work` are [row, token, lane], `law` is [token, lane].
+    """
+    wide = n_tok * LANES
     for at in range(0, n_tok * wide, LANES):
         store(work, at, load(kernel, at))
     for k in range(n_tok - 1, 0, -1):
-        total = splat(0.0)
-        for v in range(0, k, LANES):
-            total = total + keep_first(load(work, k * wide + v), k - v, 0.0)
-        leaving = np.float32(1.0) / sum_of(total)
-        for s in range(k):
-            factor = work[s * wide + k] * leaving
-            for v in range(0, k, LANES):  # columns from k on hold the factors of states that have gone
-                row = keep_first(load(work, k * wide + v), k - v, 0.0)
-                store(work, s * wide + v, fma(factor, row, load(work, s * wide + v)))
-            work[s * wide + k] = factor
-    mass[0] = 1.0
-    everything = 1.0
+        total, gone = splat(0.0), k * wide
+        for s in range(0, k * LANES, LANES):
+            total = total + load(work, gone + s)
+        leaving = inverse(total)
+        for row in range(0, k * wide, wide):
+            factor = load(work, row + k * LANES) * leaving
+            store(work, row + k * LANES, factor)
+            for s in range(0, k * LANES, LANES):
+                store(work, row + s, fma(factor, load(work, gone + s), load(work, row + s)))
+    store(law, 0, splat(1.0))
     for k in range(1, n_tok):
-        value = 0.0
+        weight = splat(0.0)
         for s in range(k):
-            value += mass[s] * work[s * wide + k]
-        mass[k] = value
-        everything += value
-    for t in range(n_tok):
-        law[t] = mass[t] / everything
+            weight = fma(load(law, s * LANES), load(work, s * wide + k * LANES), weight)
+        z = inverse(weight + 1.0)
+        for s in range(0, k * LANES, LANES):
+            store(law, s, load(law, s) * z)
+        store(law, k * LANES, weight * z)
 
 
 @inlined
@@ -185,6 +199,31 @@ def find(cumulative, at, n_tok, number):
     for v in range(0, n_tok, LANES):
         below += LANES - count_less(number, load(cumulative, at + v))
     return below
+
+
+@inlined
+def draw_numbers(n_ctx, sequence, purpose, key, numbers, at):
+    """A uniform number for every token of a sequence; the query's number comes from the second word of its place."""
+    for i in range(0, n_ctx, LANES):
+        w0, w1, _, _ = random_vectors(count_up() + i, repeat(0), repeat(sequence), repeat(purpose), key)
+        store(numbers, at + i, uniform(w1))
+        last = numbers[at + n_ctx - 1]  # in the end, the query's
+        store(numbers, at + i, uniform(w0))
+    return last
+
+
+@inlined
+def name_rows(drawn, parents, i, n_parents, n_tok, first_row, root_row, rows):
+    """The row among all kernels that the tokens of a position's parents name, for every lane."""
+    for lane in range(LANES):
+        rows[lane] = 0 if n_parents > 0 else root_row
+    for k in range(n_parents):
+        above = parents[i, k]
+        for lane in range(LANES):
+            rows[lane] = rows[lane] * n_tok + drawn[above, lane]
+    if n_parents > 0:
+        for lane in range(LANES):
+            rows[lane] += first_row[n_parents]
 
 
 @cache
@@ -201,56 +240,64 @@ def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens,
         first_row: [n_parents] -> first row of that in-degree's kernel among all rows.
         parents, degrees: of every position, and last of the target; degree -1 is the query.
         n_roots_law: 0 uniform roots, 1 the stationary law of the one-parent kernel, 2 a Dirichlet draw: the last row.
-        key: two 32-bit words.
+        key: `simd.philox.vectors_of_key` of the seed's two words.
     """
-    n_tok, n_ctx = targets.shape[1], tokens.shape[1]
-    wide = (n_tok + LANES - 1) // LANES * LANES
-    n_entries = alpha.shape[1] - SPARE
-    n_rows = n_entries // n_tok
-    length = (n_entries + LANES - 1) // LANES * LANES + LANES
-    logs, gammas = np.zeros(length, np.float32), np.zeros(length, np.float32)
+    n, n_tok, n_ctx = len(tokens), targets.shape[1], tokens.shape[1]
+    n_rows = (alpha.shape[1] - SPARE) // n_tok
+    chunk = max(CHUNK // n_tok, 1) * n_tok  # whole rows
+    constants = np.repeat(alpha, LANES).reshape(5, -1)
+    lanes, wide = chunk * LANES, (n_tok + LANES - 1) // LANES * LANES
+    logs, gammas = np.zeros(lanes, np.float32), np.zeros(lanes, np.float32)
+    sequence, purpose = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)
     scratch = (
-        np.zeros(4 * length, np.float32),
-        np.zeros(length, np.float32),
-        np.zeros(length, np.float32),
-        np.ones(length, np.float32),
-        np.ones(length, np.float32),
+        np.zeros(4 * (lanes + LANES), np.float32),
+        np.zeros(lanes, np.float32),
+        np.zeros(lanes, np.float32),
+        np.zeros(lanes + LANES, np.int32),
+        np.zeros(lanes, np.int32),
+        np.zeros(lanes, np.int32),
+        np.zeros(lanes, np.int32),
+        np.ones(lanes, np.float32),
+        np.ones(lanes, np.float32),
     )
-    pending = np.zeros((2, length), np.int32)
-    pending[0] = np.arange(length)
-    kernel, cumulative = np.zeros((n_rows + 1) * wide, np.float32), np.zeros((n_rows + 2) * wide, np.float32)
-    work, mass, law = np.zeros(n_tok * wide + LANES, np.float32), np.zeros(n_tok), np.zeros(n_tok, np.float32)
-    numbers = np.zeros(n_ctx + LANES, np.float32)
-    root_row, last = n_rows - 1 if n_roots_law == 2 else n_rows, n_ctx - 1
-    for t in range(n_tok):
-        law[t] = np.float32(1.0 / n_tok)
-    accumulate(law, 0, n_tok, cumulative, n_rows * wide)
-    for b in range(len(tokens)):
-        sequence, high = start + b, (start + b) >> 32
-        draw_gammas(alpha, n_entries, sequence, FOR_GAMMAS + 256 * high, key, scratch, pending, logs, gammas)
-        for row in range(n_rows):
-            normalize_row(logs, gammas, row * n_tok, n_tok, kernel, cumulative, row * wide)
+    kernel, work = np.zeros((n_rows, n_tok, LANES), np.float32), np.zeros((n_tok, n_tok, LANES), np.float32)
+    law = np.full((n_tok, LANES), np.float32(1.0 / n_tok))
+    cumulative = np.full((LANES, n_rows + 1, wide), np.float32(np.inf))
+    stride = (n_rows + 1) * wide
+    accumulate(law, 0, n_tok, cumulative, n_rows * wide, stride)
+    room = (n_ctx + LANES - 1) // LANES * LANES
+    numbers, queries = np.zeros(LANES * room, np.float32), np.zeros(LANES, np.int32)
+    drawn, rows = np.zeros((n_ctx, LANES), np.int32), np.zeros(LANES, np.int32)
+    root_row = n_rows - 1 if n_roots_law == 2 else n_rows
+    for b in range(0, n, LANES):
+        for lane in range(LANES):
+            place = start + b + lane
+            sequence[lane], purpose[lane] = np.int32(np.uint32(place & 0xFFFFFFFF)), FOR_GAMMAS + 256 * (place >> 32)
+        for at in range(0, n_rows * n_tok, chunk):
+            n_entries = min(chunk, n_rows * n_tok - at)
+            draw_gammas(constants, at * LANES, n_entries * LANES, sequence, purpose, key, scratch, logs, gammas)
+            for row in range(at // n_tok, (at + n_entries) // n_tok):
+                first = row * n_tok * LANES
+                normalize_row(logs, gammas, first - at * LANES, n_tok, kernel, first)
+                accumulate(kernel, first, n_tok, cumulative, row * wide, stride)
         if n_roots_law == 1:
-            stationary_law(kernel, n_tok, wide, work, mass, law)
-            accumulate(law, 0, n_tok, cumulative, n_rows * wide)
-        query = 0
-        for at in range(0, n_ctx, LANES):
-            w0, w1, _, _ = random_vectors(
-                count_up() + at, repeat(0), repeat(sequence), repeat(FOR_TOKENS + 256 * high), key[0], key[1]
-            )
-            store(numbers, at, uniform(w1))
-            if at + LANES >= n_ctx:
-                query = min(int(numbers[last] * n_tok), n_tok - 1)
-            store(numbers, at, uniform(w0))
-        for i in range(n_ctx + 1):
-            row, n_parents = 0, degrees[i]
-            for k in range(n_parents):
-                row = row * n_tok + tokens[b, parents[i, k]]
-            row = root_row if n_parents == 0 else first_row[n_parents] + row
-            if i == n_ctx:
-                for t in range(n_tok):
-                    targets[b, t] = kernel[row * wide + t]
-            elif n_parents < 0:
-                tokens[b, i] = query
-            else:
-                tokens[b, i] = find(cumulative, row * wide, n_tok, numbers[i])
+            stationary_law(kernel, n_tok, work, law)
+            accumulate(law, 0, n_tok, cumulative, n_rows * wide, stride)
+        for lane in range(LANES):
+            token_purpose = purpose[lane] + (FOR_TOKENS - FOR_GAMMAS)
+            number = draw_numbers(n_ctx, sequence[lane], token_purpose, key, numbers, lane * room)
+            queries[lane] = min(int(number * n_tok), n_tok - 1)
+        for i in range(n_ctx):
+            if degrees[i] < 0:
+                drawn[i] = queries
+                continue
+            name_rows(drawn, parents, i, degrees[i], n_tok, first_row, root_row, rows)
+            for lane in range(LANES):
+                number = numbers[lane * room + i]
+                drawn[i, lane] = find(cumulative, lane * stride + rows[lane] * wide, n_tok, number)
+        name_rows(drawn, parents, n_ctx, degrees[n_ctx], n_tok, first_row, root_row, rows)
+        for lane in range(min(LANES, n - b)):
+            for i in range(n_ctx):
+                tokens[b + lane, i] = drawn[i, lane]
+            for t in range(n_tok):
+                targets[b + lane, t] = kernel[rows[lane], t, lane]

@@ -164,7 +164,8 @@ class InContextTask:
             raise ValueError(f"the number of sequences must be a positive integer: got {n!r}")
         tokens = np.empty((n, self.n_ctx), dtype=np.int64)
         target_probs = np.empty((n, self.d_vocab), dtype=np.float32)
-        fill, pieces = self.filler(seed), [slice(start, min(start + PIECE, n)) for start in range(0, n, PIECE)]
+        size = max(PIECE, -(-n // (4 * n_threads))) if self.counts and simd.available() else PIECE
+        fill, pieces = self.filler(seed), [slice(start, min(start + size, n)) for start in range(0, n, size)]
         if len(pieces) <= 2 or n_threads <= 1:
             for piece in pieces:
                 fill(tokens[piece], target_probs[piece], piece.start)
@@ -187,9 +188,10 @@ class InContextTask:
             return partial(self._fill_from_stream, sequence)
         if not simd.available():
             return partial(self._fill_by_counting, _draws.key_of(sequence))
+        from causal_circuits.simd.philox import vectors_of_key
         from causal_circuits.tasks.compiled import sampler  # needs numba
 
-        plan, key, compiled = self._sampling_plan, np.array(_draws.key_of(sequence), np.uint32), sampler()
+        plan, key, compiled = self._sampling_plan, vectors_of_key(_draws.key_of(sequence)), sampler()
         return lambda tokens, target_probs, first: compiled(*plan, key, first, tokens, target_probs)
 
     def stream(self, seed: Seed) -> Callable[[int, int], Batch]:

@@ -4,15 +4,23 @@ The step is computed by the fused numba kernel where it applies (two layers, flo
 structured forward with autograd everywhere else. Both give the same gradients.
 """
 
+from causal_circuits.training.checkpoints import CheckpointError, Checkpoints, restore_checkpoint
+from causal_circuits.training.health import DivergenceError, TrainingHealth, training_health
+from causal_circuits.training.keeping import TrainingPaused
 from causal_circuits.training.loop import train, train_ensemble
 from causal_circuits.training.recipe import Stage, TrainConfig, default_stages
 from causal_circuits.training.steps import evaluate, gradient_step, mean_loss, take_snapshot, trainable_parameters
 from causal_circuits.training.turns import PairGain, Turn, TurnConfig, pair_gain, take_turn, train_in_turns
 
 __all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "DivergenceError",
     "PairGain",
     "Stage",
     "TrainConfig",
+    "TrainingHealth",
+    "TrainingPaused",
     "Turn",
     "TurnConfig",
     "default_stages",
@@ -20,10 +28,12 @@ __all__ = [
     "gradient_step",
     "mean_loss",
     "pair_gain",
+    "restore_checkpoint",
     "take_snapshot",
     "take_turn",
     "train",
     "train_ensemble",
     "train_in_turns",
     "trainable_parameters",
+    "training_health",
 ]

@@ -3,16 +3,17 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from causal_circuits.models import HookedTransformer, layout_of, warm_start
+from causal_circuits.models import HookedTransformer, has_layout, layout_of, warm_start
 from causal_circuits.models.fused import can_fuse
-from causal_circuits.recording import RecordAt, Snapshot, SnapshotStore, TrainingRecord, to_plain
+from causal_circuits.recording import RecordAt, Snapshot, TrainingRecord
 from causal_circuits.tasks import InContextTask
+from causal_circuits.training.checkpoints import Checkpoints
+from causal_circuits.training.keeping import Keeper
 from causal_circuits.training.recipe import TrainConfig
 from causal_circuits.training.runs import FusedRun, StructuredRun
 from causal_circuits.training.steps import trainable_parameters
@@ -29,23 +30,40 @@ def train(
     record: RecordAt | None = None,
     progress: bool | None = None,
     on_record: OnRecord | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainingRecord:
     """Train a model of ours in place on fresh sequences of a task.
 
     Args:
-        model: disentangled or reduced; moved nowhere, so put it on the device you want.
+        model: disentangled, reduced or ordinary (which has no warm start, and whose stages name its parameters as
+            TransformerLens does); moved nowhere, so put it on the device you want.
         task: where batches come from; its d_vocab and n_ctx must be the model's.
-        config: stages, batch size, warm start and seed; the default is the recipe of `default_stages`.
+        config: stages, batch size, warm start and seed; the default is the recipe of `default_stages` and, for a target
+            with several parents, `train_in_turns` (which overwrites the weights that the model comes with).
         record: which steps to record; the default is twelve, dense at the start.
         progress: show a bar; None shows it on a terminal only.
-        on_record: called with (step, model) at every recorded step, to measure the model or keep its weights.
+        on_record: called with (step, model) at every recorded step, to measure the model or keep its weights; a run
+            that goes on from a checkpoint calls it again for the steps since.
+        checkpoints: where to keep checkpoints; if some of this very run are there, it goes on from the newest.
 
     Raises:
         ValueError: model and task do not fit, or a stage names an unknown parameter.
-        FloatingPointError: the loss is no longer a number; the message names the step and what to try.
+        CheckpointError: the folder holds checkpoints of another run.
+        DivergenceError: the loss or a gradient is no longer a number; it names the step and what to try.
+        TrainingPaused: the minutes of `checkpoints` are over.
+        OSError: a checkpoint cannot be written; those that were there are unharmed.
     """
-    configs = [config or TrainConfig()]
-    return train_ensemble([model], [task], configs, record=record, progress=progress, on_record=on_record)[0]
+    options: dict[str, Any] = {
+        "record": record,
+        "progress": progress,
+        "on_record": on_record,
+        "checkpoints": checkpoints,
+    }
+    if config is None and len(task.target_parents) > 1 and layout_of(model).can_take_turns:
+        from causal_circuits.training.turns import train_in_turns  # which runs its stages through this loop
+
+        return train_in_turns(model, task, **options)[0]
+    return train_ensemble([model], [task], [config or TrainConfig()], **options)[0]
 
 
 def train_ensemble(
@@ -56,6 +74,7 @@ def train_ensemble(
     record: RecordAt | None = None,
     progress: bool | None = None,
     on_record: OnRecord | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[TrainingRecord]:
     """Train many models in place, side by side: graphs, seeds or hyper-parameters; each as if it were trained alone.
 
@@ -66,7 +85,8 @@ def train_ensemble(
         models: of the same sizes.
         tasks: one for each model.
         configs: one for each model; number of steps and batch size must agree, everything else may differ.
-        record, progress, on_record: as in `train`; on_record is called for one member after the other.
+        record, progress, on_record, checkpoints: as in `train`; on_record is called for one member after the other,
+            and a checkpoint holds all of them.
 
     >>> from causal_circuits import InContextTask, chain_graph, disentangled_transformer
     >>> models = [disentangled_transformer(d_vocab=3, n_ctx=4) for _ in range(2)]
@@ -81,9 +101,12 @@ def train_ensemble(
         if config.warm_start is not None:
             warm_start(model, config.warm_start)
     if all(can_fuse(model) for model in models):
-        return _run(list(models), list(tasks), list(configs), record, progress, on_record, fused=True)
-    members = zip(models, tasks, configs, strict=True)
-    return [_run([m], [t], [c], record, progress, on_record, fused=False)[0] for m, t, c in members]
+        return _run(list(models), list(tasks), list(configs), record, progress, on_record, checkpoints, fused=True)
+    found, began = [], time.perf_counter()
+    for i, (model, task, config) in enumerate(zip(models, tasks, configs, strict=True)):
+        own = checkpoints.within(f"member_{i:03d}", began) if checkpoints and len(models) > 1 else checkpoints
+        found += _run([model], [task], [config], record, progress, on_record, own, fused=False)
+    return found
 
 
 def _run(
@@ -93,14 +116,17 @@ def _run(
     record: RecordAt,
     progress: bool | None,
     on_record: OnRecord | None,
+    checkpoints: Checkpoints | None,
     fused: bool,
 ) -> list[TrainingRecord]:
-    n_steps, began = configs[0].steps, time.perf_counter()
-    recorded, losses = set(record.within(n_steps)), np.empty((n_steps, len(models)))
-    stores = _stores(record, len(models), len(recorded))
+    n_steps, hidden = configs[0].steps, None if progress is None else not progress
+    recorded = set(record.within(n_steps))
+    kept = Keeper(models, tasks, configs, record, checkpoints, FusedRun.path if fused else StructuredRun.path)
+    if kept.step == n_steps:  # finished by an earlier call
+        return kept.records(n_steps)
 
     def keep(snapshots: list[Snapshot]) -> None:
-        for store, snapshot, model in zip(stores, snapshots, models, strict=True):
+        for store, snapshot, model in zip(kept.stores, snapshots, models, strict=True):
             store.add(snapshot)
             if on_record is not None:
                 run.write_back()
@@ -108,58 +134,35 @@ def _run(
         if not bar.disable:
             bar.set_description(parents_found(tasks, snapshots, record), refresh=False)
 
-    bar = tqdm(total=n_steps, desc="training", unit="step", disable=None if progress is None else not progress)
-    with _torch_threads(fused) as n_threads, bar:
-        run = FusedRun(models, tasks, configs, n_threads) if fused else StructuredRun(models[0], tasks[0], configs[0])
+    bar = tqdm(total=n_steps, initial=kept.step, desc="training", unit="step", disable=hidden)
+    with _torch_threads(fused) as n_threads, kept.listening(), bar:
+        run = (
+            FusedRun(models, tasks, configs, n_threads, kept.start)
+            if fused
+            else StructuredRun(models[0], tasks[0], configs[0], kept.start)
+        )
         try:
             on_the_way = run.records_by_itself(record)
-            for step in range(n_steps):
+            for step in range(kept.step, n_steps):
+                kept.visit(step, run)
                 if step in recorded and not on_the_way:
                     keep(run.snapshots(step, record))
-                losses[step] = run.gradients(record if step in recorded else None)
+                kept.losses[step] = losses = run.gradients(record if step in recorded else None)
                 if step in recorded and isinstance(run, FusedRun) and on_the_way:
-                    keep(run.own_snapshots(step, losses[step], record))
-                if not np.isfinite(losses[step]).all():
-                    _raise_divergence(losses[step], step, configs)
+                    keep(run.own_snapshots(step, losses, record))
+                kept.check(step, run.gradients_finite())
                 run.update()
                 bar.update()
                 if step % 20 == 19:
-                    bar.set_postfix(loss=f"{losses[step].mean():.3f}", refresh=False)
+                    bar.set_postfix(loss=f"{losses.mean():.3f}", refresh=False)
             if n_steps in recorded and isinstance(run, FusedRun) and on_the_way:
                 keep(run.own_snapshots(n_steps, run.gradients(record), record))
             elif n_steps in recorded:
                 keep(run.snapshots(n_steps, record))
+            kept.visit(n_steps, run)
         finally:
             run.close()
-    seconds = time.perf_counter() - began
-    return [
-        TrainingRecord(
-            losses=torch.from_numpy(losses[:, member].copy()),
-            config=to_plain(config),
-            seconds=seconds,
-            sequences_per_s=n_steps * config.batch_size * len(models) / seconds,
-            path=run.path,
-            **stores[member].fields(),
-        )
-        for member, config in enumerate(configs)
-    ]
-
-
-def _stores(record: RecordAt, n_members: int, n_records: int) -> list[SnapshotStore]:
-    """Where the snapshots of each member go; members of an ensemble have a subfolder each."""
-    if record.folder is None or n_members == 1:
-        return [SnapshotStore(n_records, record.folder) for _ in range(n_members)]
-    return [SnapshotStore(n_records, Path(record.folder) / f"member_{i:03d}") for i in range(n_members)]
-
-
-def _raise_divergence(losses: "np.ndarray", step: int, configs: list[TrainConfig]) -> None:
-    member = int(np.flatnonzero(~np.isfinite(losses))[0])
-    ends = np.cumsum([stage.steps for stage in configs[member].stages])
-    stage = configs[member].stages[int(np.searchsorted(ends, step, side="right"))]
-    whose = f" of member {member}" if len(configs) > 1 else ""
-    raise FloatingPointError(
-        f"the loss{whose} became {losses[member]} at step {step}: lower the learning rate (now {stage.learning_rate})"
-    )
+    return kept.records(n_steps)
 
 
 @contextmanager
@@ -186,7 +189,7 @@ def _check(models: Sequence[HookedTransformer], tasks: Sequence[InContextTask], 
     if len({id(model) for model in models}) < len(models):
         raise ValueError("the models of an ensemble must be different objects: one stands there twice; build it anew")
     for what, values in (
-        ("sizes", {layout_of(model) for model in models}),
+        ("sizes", {layout_of(model) if has_layout(model) else str(model.cfg) for model in models}),
         ("trainable parameters", {tuple(trainable_parameters(model)) for model in models}),
         ("number of steps", {config.steps for config in configs}),
         ("batch size", {config.batch_size for config in configs}),
@@ -194,12 +197,14 @@ def _check(models: Sequence[HookedTransformer], tasks: Sequence[InContextTask], 
         if len(values) > 1:
             raise ValueError(f"the members of an ensemble must have the same {what}: got {sorted(map(str, values))}")
     for model, task, config in zip(models, tasks, configs, strict=True):
-        layout = layout_of(model)
-        if (layout.d_vocab, layout.n_ctx) != (task.d_vocab, task.n_ctx):
+        sizes = layout_of(model) if has_layout(model) else model.cfg
+        if (sizes.d_vocab, sizes.n_ctx) != (task.d_vocab, task.n_ctx):
             raise ValueError(
-                f"model and task must have the same (d_vocab, n_ctx): model {(layout.d_vocab, layout.n_ctx)}, "
+                f"model and task must have the same (d_vocab, n_ctx): model {(sizes.d_vocab, sizes.n_ctx)}, "
                 f"task {(task.d_vocab, task.n_ctx)}"
             )
+        if config.warm_start is not None and not has_layout(model):
+            raise ValueError("an ordinary transformer has no blocks to warm up: give TrainConfig warm_start=None")
         known = trainable_parameters(model)
         for stage in config.stages:
             unknown = [name for name in stage.train or () if name not in known]

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from math import isfinite
 from threading import Event
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from causal_circuits.models.fused import Weights, kernel_for, live_weights, size
 from causal_circuits.recording import RecordAt, Snapshot
 from causal_circuits.tasks import Batch, InContextTask
 from causal_circuits.tasks.task import Filler
-from causal_circuits.training.recipe import OPTIMIZERS, SCHEDULES, Stage, TrainConfig
+from causal_circuits.training.checkpoints import State
+from causal_circuits.training.recipe import Stage, TrainConfig
 from causal_circuits.training.steps import gradient_step, take_snapshot, trainable_parameters
+from causal_circuits.training.updates import Updates
 
 # Ends the seed of every training stream: a test set drawn with sample(seed=0) is not the first batch of a run.
 TRAINING_STREAM = 2402_14735
@@ -35,13 +37,15 @@ class StructuredRun:
         """Whether `gradients` leaves the record behind: never on this path."""
         return False
 
-    def __init__(self, model: HookedTransformer, task: InContextTask, config: TrainConfig) -> None:
+    def __init__(
+        self, model: HookedTransformer, task: InContextTask, config: TrainConfig, start: State | None = None
+    ) -> None:
         self._model, self._config = model, config
         self._draw = task.stream((config.seed, TRAINING_STREAM))
         self._pool = ThreadPoolExecutor(1)
-        self._updates = _updates(trainable_parameters(model), config.stages)
-        self._step = 0
-        self._ahead = [self._pool.submit(self._draw_batch, step) for step in range(2)]
+        self._step = start.step if start else 0
+        self._updates = Updates(trainable_parameters(model), config.stages, start=start)
+        self._ahead = [self._pool.submit(self._draw_batch, self._step + ahead) for ahead in range(2)]
 
     def _draw_batch(self, step: int) -> Batch:
         size, weight = self._config.batch_size, self._model.W_U
@@ -61,9 +65,18 @@ class StructuredRun:
     def write_back(self) -> None:
         """Nothing to do: the model itself is trained."""
 
+    def gradients_finite(self) -> bool:
+        """Whether every gradient of this step is a number."""
+        gradients = (p.grad for p in trainable_parameters(self._model).values() if p.grad is not None)
+        return all(isfinite(float(gradient.sum())) for gradient in gradients)
+
     def update(self) -> None:
         """One step of the optimiser."""
-        next(self._updates).step()
+        self._updates.step()
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """What the optimiser remembers, for a checkpoint."""
+        return self._updates.state()
 
     def close(self) -> None:
         """Stop drawing; leave no gradients behind."""
@@ -99,6 +112,7 @@ class FusedRun:
         tasks: Sequence[InContextTask],
         configs: Sequence[TrainConfig],
         n_threads: int,
+        start: State | None = None,
     ) -> None:
         order = sorted(range(len(models)), key=lambda i: (str(configs[i].stages), i))  # equal stages side by side
         self._models, self._configs = [models[i] for i in order], [configs[i] for i in order]
@@ -115,16 +129,17 @@ class FusedRun:
                 stack[member] = weight
         parts = 1 if n % n_threads == 0 or n > 4 * n_threads else min(n_threads, size)
         flat_sums, self._sums = _stacks(n * parts, shapes)
-        flat_gradients, self._gradients = (flat_sums, self._sums) if parts == 1 else _stacks(n, shapes)
+        self._flat_gradients, self._gradients = (flat_sums, self._sums) if parts == 1 else _stacks(n, shapes)
         self._jobs = [self._job(member, part, parts) for member in range(n) for part in range(parts)]
         self._losses = np.zeros(len(self._jobs))
         self._no_pattern = self._attention = np.empty((len(self._jobs), 0, 0, 0), np.float32)
         self._pool, self._n_threads = ThreadPoolExecutor(n_threads), n_threads
         self._groups = [
-            _updates(leaves, stages, fused=True) for leaves, stages in self._leaves(flat_weights, flat_gradients)
+            Updates(leaves, stages, f"{group}", start, fused=True)
+            for group, (leaves, stages) in enumerate(self._leaves(flat_weights, self._flat_gradients))
         ]
-        self._step = 0
-        self._at_work = self._start(differentiate=False, step=0)
+        self._step = start.step if start else 0
+        self._at_work = self._start(differentiate=False, step=self._step)
 
     def _job(self, member: int, part: int, parts: int) -> "_Job":
         size, task = self._configs[0].batch_size, self._tasks[member]
@@ -219,10 +234,18 @@ class FusedRun:
                 torch.sum(stack.view(n, -1, *stack.shape[1:]), dim=1, out=gradient)
         return self._losses.reshape(n, -1).sum(axis=1)[self._place]
 
+    def gradients_finite(self) -> bool:
+        """Whether every gradient of this step is a number."""
+        return all(isfinite(float(gradient.sum())) for gradient in self._flat_gradients)
+
     def update(self) -> None:
         """One step of every optimiser."""
         for group in self._groups:
-            next(group).step()
+            group.step()
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """What the optimisers remember, for a checkpoint."""
+        return {name: value for group in self._groups for name, value in group.state().items()}
 
     def snapshots(self, step: int, record: RecordAt) -> list[Snapshot]:
         """The state of every member, measured on its batch of this step."""
@@ -275,18 +298,3 @@ def _stacks(n: int, shapes: Sequence[torch.Size]) -> tuple[list[Tensor], list[Te
     sizes = [shape.numel() for shape in shapes]
     flat = [torch.zeros(n, -(-size // 64) * 64) for size in sizes]
     return flat, [f[:, :size].view(n, *shape) for f, size, shape in zip(flat, sizes, shapes, strict=True)]
-
-
-def _updates(
-    parameters: dict[str, torch.nn.Parameter], stages: Sequence[Stage], fused: bool = False
-) -> Iterator[torch.optim.Optimizer]:
-    """The optimiser of every step, stage after stage, its learning rate set; `fused` is torch's, one pass a tensor."""
-    for stage in stages:
-        chosen: list[Tensor] = [parameters[name] for name in stage.train or parameters]
-        options: dict[str, Any] = {"lr": stage.learning_rate, "weight_decay": stage.weight_decay, "fused": fused}
-        optimizer = OPTIMIZERS[stage.optimizer](chosen, **options)
-        for step in range(stage.steps):
-            rate = stage.learning_rate * SCHEDULES[stage.schedule](step / stage.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            yield optimizer

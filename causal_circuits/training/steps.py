@@ -5,6 +5,7 @@ from torch import Tensor
 
 from causal_circuits.models import HookedTransformer, log_probs
 from causal_circuits.models.fused import can_fuse, fused_step
+from causal_circuits.models.layout import has_layout
 from causal_circuits.recording import RecordAt, Snapshot, watch_attention
 from causal_circuits.tasks import Batch
 
@@ -58,7 +59,12 @@ def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record:
 
 
 def trainable_parameters(model: HookedTransformer) -> dict[str, torch.nn.Parameter]:
-    """What can be trained, under the names that a Stage uses: "W_Q.0", "W_Q.1", ..., "W_U"."""
+    """What can be trained, under the names that a Stage uses: "W_Q.0", "W_Q.1", ..., "W_U".
+
+    Of an ordinary transformer, every parameter under its own name.
+    """
+    if not has_layout(model):
+        return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     named = {f"W_Q.{layer}": block.attn.W_Q for layer, block in enumerate(model.blocks)}
     named["W_U"] = model.unembed.W_U
     return {name: parameter for name, parameter in named.items() if parameter.requires_grad}

@@ -9,9 +9,14 @@ between a head's copies at the query and at the keys; then its score at key i ri
 
 so that minus the derivative of the loss with respect to the product P_h[i, j] P_h[T-1, t] is
 
-    G[i, j, t] = - E[ dL/ds_i  1[x_j = x_t] ],      s_i = layer 1's score of key i,
+    - E[ dL/ds_i  1[x_j = x_t] ],      s_i = layer 1's score of key i,
 
-exact while head h's match is off, whatever the other heads do. With no head on duty G is the information that one
+exact while head h's match is off, whatever the other heads do. Part of it is had without any match, by raising s_i in
+all sequences alike (a row of the target's kernel is worth more than a root's); what the match itself is worth is
+
+    G[i, j, t] = - Cov( dL/ds_i,  1[x_j = x_t] ).
+
+With no head on duty G is the information that one
 parent carries alone; with some on duty, what a further parent adds to them: the gain that a *second* head is after.
 (For one head and a query that is given, t = T - 1 and this is the gradient of Algorithm 1, Nichani, Damian & Lee 2024.)
 
@@ -19,7 +24,9 @@ In its turn a head gets the t of the largest total gain for its last row, a step
 match is switched on, and layer 0 settles for some steps. After the last turn everything is trained together.
 """
 
+import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,7 +36,8 @@ from torch import Tensor
 from causal_circuits.models import HookedTransformer, layout_of, match_blocks, warm_readout
 from causal_circuits.recording import RecordAt, TrainingRecord, join_records
 from causal_circuits.tasks import Batch, InContextTask
-from causal_circuits.training.loop import train
+from causal_circuits.training.checkpoints import Checkpoints
+from causal_circuits.training.loop import OnRecord, train
 from causal_circuits.training.recipe import Stage, TrainConfig
 from causal_circuits.training.steps import mean_loss
 
@@ -99,7 +107,7 @@ class TurnConfig:
     attention: float = 8.0
     batch_size: int = 1024
     seed: int = 0
-    n_sequences: int = 8192
+    n_sequences: int = 32_768
 
     def __post_init__(self) -> None:
         for name in ("steps", "settle", "batch_size", "n_sequences"):
@@ -119,11 +127,25 @@ def train_in_turns(
     *,
     record: RecordAt | None = None,
     progress: bool | None = None,
+    on_record: OnRecord | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[TrainingRecord, tuple[Turn, ...]]:
-    """Train a model of ours whose layer 0 has any number of heads; the weights it comes with are overwritten.
+    """Train a disentangled model with any number of heads in layer 0; the weights it comes with are overwritten.
+
+    It is what `train` does by default for a target with several parents.
+
+    Args:
+        model: disentangled, of two layers.
+        task: with any number of parents.
+        config: steps, scales, batch size and seed.
+        record, progress, on_record: as in `train`; steps are counted through.
+        checkpoints: as in `train`, a subfolder for each turn.
 
     Returns:
         The record of all steps, and what each head was given in its turn.
+
+    Raises:
+        ValueError: the model is reduced or has another number of layers, or `steps` leave none for training together.
 
     >>> from causal_circuits import disentangled_transformer, ngram_graph
     >>> task = InContextTask(ngram_graph(8, order=2), d_vocab=3)
@@ -134,11 +156,21 @@ def train_in_turns(
     """
     config, record = config or TurnConfig(), record or RecordAt()
     n_heads = layout_of(model).n_heads[0]
+    if not layout_of(model).can_take_turns:
+        raise ValueError(
+            f"heads take turns in disentangled models of two layers: this one is {layout_of(model).kind} with "
+            f"{layout_of(model).n_layers}; train it with a TrainConfig"
+        )
     if config.steps <= n_heads * config.settle:
         raise ValueError(
             f"steps must exceed settle x heads = {config.settle} x {n_heads}: got {config.steps}; lower settle"
         )
-    recorded = record.within(config.steps)
+    recorded, began = record.within(config.steps), time.perf_counter()
+
+    def run(stage: Stage, index: int, start: int) -> TrainingRecord:
+        own = checkpoints.within(f"turn_{index}", began) if checkpoints else None
+        return _run(model, task, config, stage, index, start, recorded, record, progress, on_record, own)
+
     records: list[TrainingRecord] = []
     turns: list[Turn] = []
     _reset(model, config.readout)
@@ -147,10 +179,10 @@ def train_in_turns(
         batch = task.sample(config.n_sequences, seed=(config.seed, head, _TURN_STREAM))
         turns.append(take_turn(model, batch, head, tuple(turns), config, start))
         settle = Stage(config.settle, config.settle_rate, train=("W_Q.0",))
-        records.append(_run(model, task, config, settle, head, start, recorded, record, progress))
+        records.append(run(settle, head, start))
     together = Stage(config.steps - n_heads * config.settle, config.learning_rate, schedule="cosine")
     start = n_heads * config.settle
-    records.append(_run(model, task, config, together, n_heads, start, recorded, record, progress))
+    records.append(run(together, n_heads, start))
     return join_records(records, config), tuple(turns)
 
 
@@ -167,13 +199,18 @@ def _run(
     recorded: tuple[int, ...],
     record: RecordAt,
     progress: bool | None,
+    on_record: OnRecord | None,
+    checkpoints: Checkpoints | None,
 ) -> TrainingRecord:
     """One stage, with a stream of data of its own; the last state is recorded once, by the last stage."""
     stop = start + stage.steps
     wanted = [step - start for step in recorded if start <= step < stop or step == stop == config.steps]
     seed = int(np.random.SeedSequence((config.seed, index)).generate_state(1)[0])
     plain = TrainConfig(stages=(stage,), batch_size=config.batch_size, warm_start=None, seed=seed)
-    return train(model, task, plain, record=replace(record, steps=tuple(wanted)), progress=progress)
+    folder = None if record.folder is None else Path(record.folder) / f"turn_{index}"
+    counted = None if on_record is None else (lambda step, trained: on_record(start + step, trained))
+    there = replace(record, steps=tuple(wanted), folder=folder)
+    return train(model, task, plain, record=there, progress=progress, on_record=counted, checkpoints=checkpoints)
 
 
 @torch.no_grad()
@@ -229,15 +266,21 @@ def take_turn(
 def pair_gain(model: HookedTransformer, batch: Batch, chunk: int = 1024) -> PairGain:
     """G of the module's text, on a batch, for a head whose match is off; the model is left as it was."""
     n_ctx = batch.tokens.shape[1]
-    total, squares = torch.zeros(2, n_ctx, n_ctx * n_ctx, dtype=torch.float64)
+    moments = torch.zeros(2, n_ctx, n_ctx * n_ctx, dtype=torch.float64)  # of slope and its square, times the match
+    slopes, matches = torch.zeros(2, n_ctx, dtype=torch.float64), torch.zeros(n_ctx * n_ctx, dtype=torch.float64)
     for start in range(0, len(batch), chunk):
         piece = batch[start : start + chunk]
         slope = _last_score_gradients(model, piece)
         same = (piece.tokens[:, :, None] == piece.tokens[:, None, :]).view(len(piece), -1).to(slope.dtype)
-        total -= (slope.T @ same).double()
-        squares += (slope.square().T @ same).double()
-    mean = total / len(batch)
-    error = ((squares / len(batch) - mean.square()).clamp(min=0) / max(len(batch) - 1, 1)).sqrt()
+        matches += same.double().sum(dim=0)
+        for power in (0, 1):
+            weight = -slope if power == 0 else slope.square()
+            slopes[power] += weight.double().sum(dim=0)
+            moments[power] += (weight.T @ same).double()
+    moments, slopes, often = moments / len(batch), slopes / len(batch), matches / len(batch)
+    mean = moments[0] - slopes[0, :, None] * often
+    square = moments[1] * (1 - 2 * often) + slopes[1, :, None] * often.square()  # of slope times (match - often)
+    error = ((square - mean.square()).clamp(min=0) / max(len(batch) - 1, 1)).sqrt()
     visible = torch.ones(n_ctx, n_ctx, dtype=torch.float64).tril(-1)
     visible[-1] = 0.0
     shape = (n_ctx, n_ctx, n_ctx)

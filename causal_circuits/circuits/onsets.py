@@ -1,0 +1,60 @@
+"""When a curve gets going, and how that varies from run to run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def onset(steps: Sequence[int], curves: Float[Tensor, "step cell"]) -> Float[Tensor, " cell"]:
+    """The first step from which each curve stays half-way from its first to its last value or above; NaN if not higher.
+
+    >>> onset((0, 10, 100), torch.tensor([[0.0, 0.9], [0.8, 0.1], [1.0, 1.0]]))
+    tensor([ 10., 100.])
+    """
+    half = (curves[0] + curves[-1]) / 2
+    stays = (curves >= half).flip(0).cumprod(dim=0).flip(0).bool()
+    first = torch.tensor(steps, dtype=torch.float32)[stays.int().argmax(dim=0)]
+    return torch.where(curves[-1] > curves[0], first, torch.nan)
+
+
+@dataclass(frozen=True)
+class OnsetInterval:
+    """The mean onset over edges, over several seeds.
+
+    Attributes:
+        mean: over seeds of the mean over edges that have an onset, in steps.
+        low, high: 95% bootstrap interval over seeds (with three seeds or fewer, little more than their range).
+        never: the share of edges, over all seeds, without an onset.
+    """
+
+    mean: float
+    low: float
+    high: float
+    never: float
+
+
+def onset_interval(
+    onsets: Sequence[Float[Tensor, " cell"]], *, n_bootstrap: int = 1000, seed: int = 0
+) -> OnsetInterval:
+    """Sum up the onsets of several runs.
+
+    Args:
+        onsets: one tensor for each seed (`Formation.causal_onset` or `attention_onset`).
+        n_bootstrap, seed: of the interval.
+
+    >>> onset_interval([torch.tensor([10.0, 30.0]), torch.tensor([20.0, float("nan")])]).mean
+    20.0
+    """
+    if not onsets:
+        raise ValueError("an interval over seeds needs at least one run: got none")
+    means = torch.stack([run.nanmean() for run in onsets]).double()
+    never = float(torch.stack([run.isnan().float().mean() for run in onsets]).mean())
+    means = means[~means.isnan()]
+    if not len(means):
+        return OnsetInterval(float("nan"), float("nan"), float("nan"), never)
+    draws = torch.randint(len(means), (n_bootstrap, len(means)), generator=torch.Generator().manual_seed(seed))
+    low, high = means[draws].mean(dim=-1).quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+    return OnsetInterval(float(means.mean()), low, high, never)

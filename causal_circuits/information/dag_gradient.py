@@ -1,0 +1,103 @@
+"""The first-order gradient where no path gives a joint law: by summing over all sequences, or by sampling them.
+
+For several parents a position, or a target whose parent is an ordinary position. With h_j = 1[x_j = x_t], x_t the last
+token or the one that a head's last row copies, y the target and S = d_vocab,
+
+    G_ij = S E[ (y(x_i) / mu_hat(x_i) - m) h_j ],    g_ij = S E[ (y(x_i) / nu(x_i) - 1) h_j ],
+
+where mu_hat are the frequencies of the sequence itself, m is what y gives to tokens that occur, and nu is the mean of
+mu_hat given the kernels (see `gradient` and `finite_context`).
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from causal_circuits.information import pair_laws
+from causal_circuits.information.exact import Information, Method
+from causal_circuits.tasks import InContextTask
+
+MOST_SAMPLED_KERNELS = 1024
+SAMPLED_SEQUENCES = 1024  # from each kernel
+
+
+def check_last_key(task: InContextTask, last_key: int | None) -> None:
+    """Raise a ValueError unless `last_key` is None, or a position of a graph without a query."""
+    if last_key is None:
+        return
+    if task.has_query:
+        raise ValueError(
+            f"last_key is for graphs without a query: here the last token is the query, got last_key={last_key!r}; "
+            "leave it out"
+        )
+    if isinstance(last_key, bool) or not isinstance(last_key, int | np.integer) or not 0 <= last_key < task.n_ctx:
+        raise ValueError(f"last_key must be a position of the context 0 .. {task.n_ctx - 1}: got {last_key!r}")
+
+
+def enumerated_gradient(
+    task: InContextTask, n_kernels: int, seed: int, last_key: int | None, *, own_frequencies: bool = False
+) -> Information:
+    """The limit g, or G with `own_frequencies`, by summing over every sequence; Monte Carlo over kernels only."""
+    kernels, law = pair_laws.draw(task, n_kernels, seed)
+    tokens, d_vocab = pair_laws.every_sequence(task), task.d_vocab
+    counts = np.eye(d_vocab)[tokens].sum(axis=1)  # [sequence, token]
+    own = task.n_ctx / np.take_along_axis(counts, tokens, axis=1)
+    row = task.kernel_row(tokens[:, list(task.target_parents)])
+    hit = (tokens == tokens[:, [_key(task, last_key)]]).astype(float)
+    values = []
+    for some, probability in pair_laws.sequence_laws(task, kernels, law, tokens):
+        kernel = some[len(task.target_parents)]
+        at_child = kernel[:, row[:, None], tokens]  # y(x_i), [kernel, sequence, child]
+        if own_frequencies:
+            occurs = np.einsum("ksa,sa->ks", kernel[:, row], (counts > 0).astype(float))
+            child = at_child * own - occurs[:, :, None]
+        else:
+            share = probability @ counts / task.n_ctx
+            child = np.divide(at_child, share[:, tokens], out=np.zeros_like(at_child), where=share[:, tokens] > 0) - 1.0
+        weighted = (probability[:, :, None] * child).transpose(0, 2, 1)
+        values.append(d_vocab * (weighted @ hit))
+    return _averaged(np.concatenate(values), last_key, "enumeration", diagonal=own_frequencies)
+
+
+def sampled_gradient(task: InContextTask, n_kernels: int, seed: int, last_key: int | None) -> Information:
+    """The limit g from 1,024 sequences of each of at most 1,024 kernels."""
+    n_kernels = min(n_kernels, MOST_SAMPLED_KERNELS)
+    kernels, law = pair_laws.draw(task, n_kernels, seed)
+    generator = np.random.default_rng((seed, 2))
+    values = np.empty((n_kernels, task.n_ctx, task.n_ctx))
+    for index in range(n_kernels):
+        one = {k: kernel[index] for k, kernel in kernels.items()}
+        tokens, laws = pair_laws.sample_sequences(task, one, law[index], generator, SAMPLED_SEQUENCES)
+        values[index] = _of_sequences(task, one, tokens, laws.mean(axis=0), last_key)
+    return _averaged(values, last_key, "sampling", diagonal=False)
+
+
+def _of_sequences(
+    task: InContextTask,
+    kernels: dict[int, Float[np.ndarray, "row token"]],
+    tokens: Int[np.ndarray, "sequence n_ctx"],
+    share: Float[np.ndarray, " token"],
+    last_key: int | None,
+) -> Float[np.ndarray, "n_ctx n_ctx"]:
+    row = task.kernel_row(tokens[:, list(task.target_parents)])
+    at_child = kernels[len(task.target_parents)][row[:, None], tokens]
+    child = np.divide(at_child, share[tokens], out=np.zeros_like(at_child), where=share[tokens] > 0) - 1.0
+    hit = (tokens == tokens[:, [_key(task, last_key)]]).astype(float)
+    return np.asarray(task.d_vocab * (child.T @ hit) / len(tokens))
+
+
+def _key(task: InContextTask, last_key: int | None) -> int:
+    return task.n_ctx - 1 if last_key is None else last_key
+
+
+def _averaged(
+    values: Float[np.ndarray, "kernel n_ctx n_ctx"], last_key: int | None, method: Method, *, diagonal: bool
+) -> Information:
+    """Mean and standard error over kernels, of the entries that mean something."""
+    n = len(values)
+    mean, error = values.mean(axis=0), values.std(axis=0) / max(n - 1, 1) ** 0.5
+    for matrix in (mean, error):
+        matrix[:] = np.tril(matrix, 0 if diagonal else -1)
+        if last_key is not None:
+            matrix[-1] = 0.0
+    return Information(torch.from_numpy(mean), torch.from_numpy(error), n, method)

@@ -1,0 +1,117 @@
+"""What layer 1's gradient should be in the limit of long contexts: an information, for any causal graph.
+
+The reduced model at A1 = 0, A2 = beta0 I compares every position's copy with the token x_T of the last position. To
+first order in beta0, minus its gradient with respect to attention weights is beta0 / (d_vocab n_ctx) times
+
+    g_ij = d_vocab E[ (y(x_i) / nu(x_i) - 1) 1(x_j = x_T) ],
+
+with y the target and nu(a) the share of a's in the context, which for long contexts depends on the kernels alone: here
+it is its mean given the kernels. For a forest whose roots follow the stationary law mu, nu = mu and
+
+    g_ij = E_pi [ sum_{s', s} pi(s' | s) / mu(s') (P(x_i = s', x_j = s) - mu(s') mu(s)) ]:
+
+at the true parent that is the chi-squared information, and no other earlier position has a larger g: the largest entry
+of a row of g is the parent (Nichani, Damian & Lee 2024, section 5).
+
+With several parents a head's last row must copy a parent t of the target: x_t (`last_key`) takes the place of x_T. At
+the target's l-th parent the l-th parents stand out then, but no inequality says that they must: other parents' matches
+are left to chance, and in a 3-gram over two tokens some rows of g have their maximum elsewhere.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_circuits.graphs import parents_of
+from causal_circuits.information import pair_laws
+from causal_circuits.information.dag_gradient import check_last_key, enumerated_gradient, sampled_gradient
+from causal_circuits.information.exact import Information, fill_cells
+from causal_circuits.tasks import InContextTask
+
+OfKernels = Iterator[tuple[list[tuple[int, int]], Float[np.ndarray, " kernel"]]]
+
+
+def predicted_gradient(
+    task: InContextTask, n_kernels: int = 4096, seed: int = 0, *, last_key: int | None = None
+) -> Information:
+    """g_ij of the module's text, to which minus the gradient of layer 1's attention weights is proportional.
+
+    The factor is beta0 / (d_vocab n_ctx), at the start of training and in the limit of long contexts;
+    `score_gradient_of` turns g into the gradient of attention *scores*, and `finite_context_gradient` leaves the limit
+    out. Pairs j < i only: the diagonal and the row of a query, trace(pi) - 1 in a forest, are zero on average under a
+    symmetric prior and are left at zero.
+
+    Graphs with a query: along paths, exact given the kernels. Others (several parents, or a target whose parent is an
+    ordinary position): by summing over all sequences where there are few, else by sampling (at most 1,024 kernels);
+    `Information.method` says which, and the standard error holds all that is random.
+
+    Args:
+        task: whose gradient.
+        n_kernels: drawn from the prior.
+        seed: of kernels and samples.
+        last_key: graphs without a query only: the position t whose token a head's last row copies; the last row of g is
+            then zero, since it is fixed. By default x_T, the last token itself, as in the reduced model of one head.
+
+    >>> from causal_circuits import ngram_graph
+    >>> task = InContextTask(ngram_graph(8, order=2), d_vocab=2, alpha=0.3)      # p(i) = (i - 2, i - 1)
+    >>> [predicted_gradient(task, 256, last_key=t).value[5, :5].argmax().item() for t in (6, 7)]
+    [3, 4]
+    """
+    check_last_key(task, last_key)
+    if not task.has_query:
+        by = enumerated_gradient if pair_laws.can_enumerate(task) else sampled_gradient
+        return by(task, n_kernels, seed, last_key)
+    mean, error = np.zeros((2, task.n_ctx, task.n_ctx))
+    for cells, values in gradient_of_kernels(task, *pair_laws.draw(task, n_kernels, seed)):
+        fill_cells(mean, error, cells, values)
+    return Information(torch.from_numpy(mean), torch.from_numpy(error), n_kernels)
+
+
+def gradient_of_kernels(task: InContextTask, kernels: pair_laws.Kernels, law: pair_laws.Laws) -> OfKernels:
+    """(pairs i > j that share a value of g, that value for every kernel); other pairs have zero. For a query."""
+    if task.root_law != "stationary":
+        yield from _with_other_roots(task, kernels, law)
+        return
+    pi = kernels[1]
+    ratio = np.divide(pi, law[:, None, :], out=np.zeros_like(pi), where=law[:, None, :] > 0)
+    independent = law[:, :, None] * law[:, None, :]
+    for cells, joint in pair_laws.propagated(task, kernels, law):
+        yield cells, np.einsum("nst,nts->n", ratio, joint - independent)
+
+
+def _with_other_roots(task: InContextTask, kernels: pair_laws.Kernels, law: pair_laws.Laws) -> OfKernels:
+    """Where a token's law depends on its depth, unrelated pairs have a value too: one for each pair of depths."""
+    pi, last = kernels[1], task.n_ctx - 1
+    depths: list[int] = []
+    for position in range(last):
+        depths.append(max((depths[parent] + 1 for parent in parents_of(task.graph, position)), default=0))
+    laws = [law]
+    for _ in range(max(depths)):
+        laws.append(np.einsum("ns,nst->nt", laws[-1], pi))
+    share = np.mean([laws[depth] for depth in depths], axis=0)
+    ratio = np.divide(pi, share[:, None, :], out=np.zeros_like(pi), where=share[:, None, :] > 0)
+    related = pair_laws.path_lengths(task.graph, last)
+    for cells, joint in pair_laws.propagated(task, kernels, law):
+        yield cells, np.einsum("nst,nts->n", ratio, joint) - 1.0
+    unrelated: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for i, j in itertools.combinations(range(last - 1, -1, -1), 2):
+        if (i, j) not in related:
+            unrelated.setdefault((depths[i], depths[j]), []).append((i, j))
+    for (of_i, of_j), cells in unrelated.items():
+        yield cells, np.einsum("nst,nt,ns->n", ratio, laws[of_i], laws[of_j]) - 1.0
+
+
+def score_gradient_of(g: Float[Tensor, "n_ctx n_ctx"]) -> Float[Tensor, "n_ctx n_ctx"]:
+    """G through the softmax Jacobian of uniform causal attention: (g_ij - mean_{k <= i} g_ik) / (i + 1), 0 above.
+
+    >>> score_gradient_of(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+    tensor([[ 0.0000,  0.0000],
+            [ 0.2500, -0.2500]])
+    """
+    visible = torch.arange(1, len(g) + 1, dtype=g.dtype)[:, None]
+    lower = g.tril()
+    return ((lower - lower.sum(dim=1, keepdim=True) / visible) / visible).tril()

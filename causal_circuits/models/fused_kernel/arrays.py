@@ -1,0 +1,176 @@
+# mypy: ignore-errors
+# (numba types what stands here; to mypy the operators of a compiled vector mean nothing)
+"""The arrays that a batch is differentiated with: weights in rows of whole vectors, sums over the batch, scratch.
+
+A batch is worked through a chunk of sequences at a time; nothing that grows with the batch is kept.
+"""
+
+from collections import namedtuple
+
+import numpy as np
+
+from causal_circuits.models.fused_kernel.tiles import MAX_ONE_HOT, padded
+from causal_circuits.simd.lanes import LANES, inlined, shared
+
+# Sequences whose dense products are done together: a multiple of 4, the height of a tile.
+CHUNK = 16
+# A vector that starts at the last entry of a row, and one more, still lie in the array.
+SPARE = 4 * LANES
+# Numbers in a line of the cache, where arrays begin.
+LINE = 16
+
+# Context, vocabulary, heads of layer 0 and 1; widths of a block, of layer 1's residual, of its dense part (what heads
+# wrote), of the whole residual, of all of it but a block; and, wide_*, from row to row of each kind of array.
+Sizes = namedtuple(
+    "Sizes",
+    "n_ctx n_tok m1 m2 d0 d1 dense d_model n_features "
+    "wide_ctx wide_tok wide_d1 wide_dense wide_features wide_q wide_rows",
+)
+# a1 [m1, d0, d0]; a2 [m2, d1, d1]; a2_t its rows that heads wrote, transposed; w [d_model, n_tok]; w_t its rows behind
+# the embedding, transposed; one_hot [n_tok, n_tok].
+Packed = namedtuple("Packed", "a1 a2 a2_t w w_t one_hot")
+# Gradients of layer 0's scores by (query, key), each named by position or token; of A2 and W_U; and the pattern itself.
+Sums = namedtuple("Sums", "pp tp pt tt a2 w pattern")
+# Of every sequence of a chunk: tokens, features (the residual but for the embedding), layer 1's queries, then what
+# reaches them; the last row of layer 0's pattern; what reaches the logits and that row's outputs.
+Chunk = namedtuple("Chunk", "x features q p_last d_logits d_dense")
+# Of one sequence, in the notation of `fused.py`: e^scores and 1 / their sums; r, P r, p; c, P c, dt; what passes.
+Scratch = namedtuple("Scratch", "rows scale r reached p c passed dt d_features tops mixing means mixed token_row")
+Room = namedtuple("Room", "packed sums chunk one")
+
+
+@shared
+def all_sizes(four):
+    """What n_ctx, n_tok, m1, m2 come to; writing a block may run over its end, so two kinds have a vector more."""
+    n_ctx, n_tok, m1, m2 = four
+    d0 = n_ctx + n_tok
+    d1, dense, d_model = d0 * (1 + m1), d0 * m1, d0 * (1 + m1) * (1 + m2)
+    features, q = padded(d_model - d0) + LANES, padded(d1) + LANES
+    rows = (n_ctx + 3) // 4 * 4 * padded(n_ctx)
+    wide = padded(n_ctx), padded(n_tok), padded(d1), padded(dense), features, q, rows
+    return Sizes(n_ctx, n_tok, m1, m2, d0, d1, dense, d_model, d_model - d0, *wide)
+
+
+def allocate(four: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Memory for any number of batches, one after the other: float32 numbers and int32 tokens, see `carve`."""
+    _, n_numbers, n_tokens = carve(np.empty(0, np.float32), np.empty(0, np.int32), all_sizes(four))
+    numbers = np.zeros(n_numbers + LINE, np.float32)
+    start = -(numbers.ctypes.data // numbers.itemsize) % LINE
+    return numbers[start:], np.zeros(n_tokens, np.int32)
+
+
+@shared
+def take(memory, at, n):
+    """N elements of memory from `at` on and some to spare, and where the next array begins."""
+    end = at + (n + SPARE + LINE - 1) // LINE * LINE
+    return memory[at:end], end
+
+
+@shared
+def carve(numbers, tokens, sizes):
+    """A `Room` in two pieces of memory that were zero at first, and how much of each it takes.
+
+    What pads a row stays zero; `add_outer` fills rows in fours, so the sums of A2 and W_U have rows to spare.
+    """
+    n_ctx, n_tok, m1, m2 = sizes.n_ctx, sizes.n_tok, sizes.m1, sizes.m2
+    d0, d1, at = sizes.d0, sizes.d1, 0
+    a1, at = take(numbers, at, m1 * d0 * d0)
+    a2, at = take(numbers, at, m2 * d1 * sizes.wide_d1)
+    a2_t, at = take(numbers, at, m2 * d1 * sizes.wide_dense)
+    w, at = take(numbers, at, sizes.d_model * sizes.wide_tok)
+    w_t, at = take(numbers, at, n_tok * sizes.wide_features)
+    one_hot, at = take(numbers, at, n_tok * sizes.wide_tok if sizes.wide_tok <= MAX_ONE_HOT else 0)
+    packed = Packed(a1, a2, a2_t, w, w_t, one_hot)
+    pp, at = take(numbers, at, m1 * n_ctx * sizes.wide_ctx)
+    tp, at = take(numbers, at, m1 * n_tok * sizes.wide_ctx)
+    pt, at = take(numbers, at, m1 * n_ctx * sizes.wide_tok)
+    tt, at = take(numbers, at, m1 * n_tok * sizes.wide_tok)
+    d_a2, at = take(numbers, at, m2 * (d1 + 4) * sizes.wide_d1)
+    d_w, at = take(numbers, at, (sizes.d_model + 4) * sizes.wide_tok)
+    pattern, at = take(numbers, at, m1 * n_ctx * sizes.wide_ctx)
+    sums = Sums(pp, tp, pt, tt, d_a2, d_w, pattern)
+    x, n_tokens = take(tokens, 0, CHUNK * sizes.wide_ctx)
+    features, at = take(numbers, at, CHUNK * sizes.wide_features)
+    q, at = take(numbers, at, m2 * CHUNK * sizes.wide_q)
+    p_last, at = take(numbers, at, CHUNK * m1 * sizes.wide_ctx)
+    d_logits, at = take(numbers, at, CHUNK * sizes.wide_tok)
+    d_dense, at = take(numbers, at, CHUNK * sizes.wide_dense)
+    chunk = Chunk(x, features, q, p_last, d_logits, d_dense)
+    rows, at = take(numbers, at, m1 * sizes.wide_rows)
+    scale, at = take(numbers, at, m1 * sizes.wide_ctx)
+    r, at = take(numbers, at, m2 * m1 * sizes.wide_ctx)
+    reached, at = take(numbers, at, m2 * m1 * sizes.wide_ctx)
+    p, at = take(numbers, at, m2 * sizes.wide_ctx)
+    c, at = take(numbers, at, m2 * (1 + m1) * sizes.wide_ctx)
+    passed, at = take(numbers, at, m2 * m1 * sizes.wide_ctx)
+    dt, at = take(numbers, at, m2 * sizes.wide_ctx)
+    d_features, at = take(numbers, at, sizes.wide_features)
+    tops, at = take(numbers, at, sizes.wide_ctx)
+    mixing, at = take(numbers, at, sizes.wide_ctx)
+    means, at = take(numbers, at, sizes.wide_ctx)
+    mixed, at = take(numbers, at, sizes.wide_ctx)
+    token_row, at = take(numbers, at, sizes.wide_tok)
+    one = Scratch(rows, scale, r, reached, p, c, passed, dt, d_features, tops, mixing, means, mixed, token_row)
+    return Room(packed, sums, chunk, one), at, n_tokens
+
+
+@inlined
+def pack(weights, packed, sizes):
+    """The weights as the kernel reads them."""
+    first, second, unembed = weights
+    n_tok, m1, m2 = sizes.n_tok, sizes.m1, sizes.m2
+    d0, d1, dense = sizes.d0, sizes.d1, sizes.dense
+    a1, a2, a2_t, w, w_t = packed.a1, packed.a2, packed.a2_t, packed.w, packed.w_t
+    for h in range(m1):
+        for row in range(d0):
+            for d in range(d0):
+                a1[(h * d0 + row) * d0 + d] = first[h, row, d]
+    for m in range(m2):
+        for row in range(d1):
+            for d in range(d1):
+                a2[(m * d1 + row) * sizes.wide_d1 + d] = second[m, row, d]
+        for start in range(0, dense, 16):  # a cache line of the transpose at a time
+            for d in range(d1):
+                for row in range(start, min(start + 16, dense)):
+                    a2_t[(m * d1 + d) * sizes.wide_dense + row] = second[m, d0 + row, d]
+    for row in range(sizes.d_model):
+        for s in range(n_tok):
+            w[row * sizes.wide_tok + s] = unembed[row, s]
+            if row >= d0:
+                w_t[s * sizes.wide_features + row - d0] = unembed[row, s]
+    if sizes.wide_tok <= MAX_ONE_HOT:
+        for s in range(n_tok):
+            packed.one_hot[s * sizes.wide_tok + s] = 1.0
+
+
+@inlined
+def clear(sums):
+    """Back to zero, before the first sequence of a batch."""
+    for array in (sums.pp, sums.tp, sums.pt, sums.tt, sums.a2, sums.w, sums.pattern):
+        array[:] = 0.0
+
+
+@inlined
+def unpack(sums, gradients, attention, share, sizes):
+    """The sums times `share`, without the padding."""
+    g_first, g_second, g_unembed = gradients
+    n_ctx, n_tok, m1, m2 = sizes.n_ctx, sizes.n_tok, sizes.m1, sizes.m2
+    for h in range(m1):
+        for i in range(n_ctx):
+            for k in range(n_ctx):
+                g_first[h, n_tok + i, n_tok + k] = sums.pp[(h * n_ctx + i) * sizes.wide_ctx + k] * share
+                if attention.size > 0:
+                    attention[h, i, k] = sums.pattern[(h * n_ctx + i) * sizes.wide_ctx + k] * share
+            for s in range(n_tok):
+                g_first[h, n_tok + i, s] = sums.pt[(h * n_ctx + i) * sizes.wide_tok + s] * share
+                g_first[h, s, n_tok + i] = sums.tp[(h * n_tok + s) * sizes.wide_ctx + i] * share
+        for s in range(n_tok):
+            for t in range(n_tok):
+                g_first[h, s, t] = sums.tt[(h * n_tok + s) * sizes.wide_tok + t] * share
+    for m in range(m2):
+        for row in range(sizes.d1):
+            for d in range(sizes.d1):
+                g_second[m, row, d] = sums.a2[(m * (sizes.d1 + 4) + row) * sizes.wide_d1 + d] * share
+    for row in range(sizes.d_model):
+        for s in range(n_tok):
+            g_unembed[row, s] = sums.w[row * sizes.wide_tok + s] * share

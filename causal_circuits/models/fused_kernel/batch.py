@@ -1,0 +1,91 @@
+# mypy: ignore-errors
+# (numba types what stands here; to mypy the operators of a compiled vector mean nothing)
+"""The gradient of a batch: a chunk of sequences forward and back at a time, sums over all of them."""
+
+from collections.abc import Callable
+from functools import cache
+from inspect import unwrap  # numba compiles the function itself, not a run-time type check around it
+
+import numba
+
+from causal_circuits.models.fused_kernel.arrays import (
+    CHUNK,
+    all_sizes,
+    carve,
+    clear,
+    pack,
+    unpack,
+)
+from causal_circuits.models.fused_kernel.backward import (
+    add_dense_products,
+    back_through_last_rows,
+    back_through_layer_0,
+    back_through_layer_1,
+    reach_features,
+)
+from causal_circuits.models.fused_kernel.forward import (
+    add_pattern,
+    attend,
+    logits_and_loss,
+    queries_of_layer_1,
+    write_outputs,
+)
+from causal_circuits.simd.lanes import FLAGS, inlined
+
+
+def batch_gradient(tokens, targets, weights, gradients, attention, share, memory, four):
+    """Fill `gradients` with those of `share` times the loss summed over a batch; return the summed loss.
+
+    Args:
+        tokens, targets: [batch, n_ctx] and [batch, n_tok].
+        weights: A1 [m1, d0, d0], A2 [m2, d1, d1] and W_U [d_model, n_tok].
+        gradients: three arrays of the same shapes.
+        attention: [m1, n_ctx, n_ctx], layer 0's pattern summed over the batch times `share`; or anything empty.
+        share: one over the number of sequences that the loss is a mean of.
+        memory: `arrays.allocate(four)`, a thread's own.
+        four: n_ctx, n_tok, m1, m2.
+    """
+    sizes = all_sizes(four)
+    m1, m2 = sizes.m1, sizes.m2
+    packed, sums, chunk, one = carve(memory[0], memory[1], sizes)[0]
+    pack(weights, packed, sizes)
+    clear(sums)
+    d0, loss = sizes.d0, 0.0
+    for start in range(0, len(tokens), CHUNK):
+        n = min(CHUNK, len(tokens) - start)
+        queries_of_layer_1(packed, chunk, one.token_row, tokens, start, n, sizes)
+        for b in range(n):
+            attend(packed, chunk, one, b, sizes)
+            if attention.size > 0:
+                add_pattern(one, sums.pattern, sizes)
+            for m in range(m2):
+                to = b * sizes.wide_features + d0 * ((1 + m1) * (1 + m) - 1)
+                attention_of_head, x_at = (one.p, m * sizes.wide_ctx), b * sizes.wide_ctx
+                write_outputs(attention_of_head, one, chunk, x_at, packed.one_hot, sizes, chunk.features, to)
+            loss += logits_and_loss(packed, chunk, targets, start, b, sizes)
+            reach_features(packed, chunk, one, b, sizes)
+            back_through_layer_1(packed, chunk, one, b, sizes)
+            back_through_layer_0(packed, chunk, one, sums, b, sizes)
+        add_dense_products(packed, chunk, sums, n, sizes)
+        back_through_last_rows(packed, chunk, one, sums, n, sizes)
+    unpack(sums, gradients, attention, share, sizes)
+    return loss
+
+
+@cache
+def compiled() -> Callable[..., float]:
+    """`batch_gradient` for all sizes."""
+    options = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": set(FLAGS), "_nrt": False}
+    return numba.njit(**options)(unwrap(batch_gradient))
+
+
+@cache
+def compiled_for(four: tuple[int, int, int, int]) -> Callable[..., float]:
+    """`batch_gradient` without its last argument: sizes become constants, so loops are unrolled and sums folded."""
+    n_ctx, n_tok, m1, m2 = four
+    gradient = inlined(batch_gradient)
+
+    def frozen(tokens, targets, weights, gradients, attention, share, memory):
+        return gradient(tokens, targets, weights, gradients, attention, share, memory, (n_ctx, n_tok, m1, m2))
+
+    return numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(unwrap(frozen))

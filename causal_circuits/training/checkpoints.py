@@ -1,0 +1,274 @@
+"""Checkpoints: everything that a training needs to go on, in files that are whole or not there.
+
+A checkpoint is two files, `step_000000500.safetensors` (weights, optimiser, losses, records so far) and the same name
+with `.json` (schema, step, what the run is, size and SHA-256 of the tensors, SHA-256 of itself), the JSON moved to its
+place last. Sequences need no state: those of step s are a function of the seed and s. So a run that goes on from a
+checkpoint does, number for number, what it would have done without the interruption (same machine and threads).
+"""
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from causal_circuits.models import HookedTransformer
+from causal_circuits.recording import RecordAt
+from causal_circuits.storage import tensor_bytes, tensors_of, write_files
+from causal_circuits.tasks import InContextTask
+from causal_circuits.training.recipe import TrainConfig
+
+FORMAT = "causal_circuits.checkpoint/1"
+# The newest checkpoint and, should that one be damaged, the one before it.
+KEPT = 2
+# A checkpoint's JSON is a few kilobytes; a longer file is none of ours and is not read into memory.
+LONGEST_JSON = 2**24
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is of another run, or of a model of other sizes."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where a training keeps checkpoints, and how often; the same call, given again, goes on from the newest.
+
+    Ctrl-C (in the main thread) finishes the step at hand, saves, and raises KeyboardInterrupt; a second one stops at
+    once. A run that has finished leaves its last state: the same call then returns its record without training.
+
+    Args:
+        folder: of this run and no other; made if missing. The two newest checkpoints are kept.
+        every: steps between checkpoints.
+        minutes: stop after so long (in this call) with a checkpoint and a `TrainingPaused`, one step done at least;
+            None trains to the end.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from causal_circuits import InContextTask, TrainConfig, chain_graph, disentangled_transformer, train
+    >>> task, config = InContextTask(chain_graph(4), d_vocab=3), TrainConfig.joint(20, batch_size=8)
+    >>> with TemporaryDirectory() as folder:
+    ...     first = train(disentangled_transformer(3, 4), task, config, checkpoints=Checkpoints(folder, every=10))
+    ...     again = train(disentangled_transformer(3, 4), task, config, checkpoints=Checkpoints(folder, every=10))
+    >>> torch.equal(first.losses, again.losses), first.seconds == again.seconds
+    (True, True)
+    """
+
+    folder: str | os.PathLike[str]
+    every: int = 500
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1 step between checkpoints: got {self.every}")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise ValueError(f"minutes must be positive and finite: got {self.minutes}; None trains to the end")
+
+    def within(self, name: str, began: float) -> "Checkpoints":
+        """A subfolder for one of several runs in a row; what is left of the minutes since `began` (perf_counter)."""
+        left = None if self.minutes is None else max(self.minutes - (time.perf_counter() - began) / 60, 1e-9)
+        return replace(self, folder=Path(self.folder) / name, minutes=left)
+
+
+@dataclass(frozen=True)
+class State:
+    """A run between two steps.
+
+    Attributes:
+        step: steps done.
+        seconds: wall time spent on them, earlier calls included.
+        tensors: weights ("weights.0.W_U"), optimiser, losses and records.
+    """
+
+    step: int
+    seconds: float
+    tensors: dict[str, Tensor]
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors under a name, the name taken off: of "weights", "0.W_U" for "weights.0.W_U"."""
+        prefix = f"{name}."
+        return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
+
+
+def weights_of(models: Sequence[HookedTransformer]) -> dict[str, Tensor]:
+    """Every parameter that a training may move, by member and name."""
+    return {
+        f"{member}.{name}": parameter.detach()
+        for member, model in enumerate(models)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+# ---- what a run is
+
+
+def identity_of(
+    models: Sequence[HookedTransformer],
+    tasks: Sequence[InContextTask],
+    configs: Sequence[TrainConfig],
+    record: RecordAt,
+    path: str,
+) -> dict[str, Any]:
+    """What a checkpoint must have in common with the run that wants to go on from it, as JSON values.
+
+    The models count as they stand before the first step (after the warm start).
+    """
+    members = zip((weights_of([model]) for model in models), tasks, configs, strict=True)
+    recorded = asdict(record) | {"folder": record.folder is not None}
+    return json.loads(  # type: ignore[no-any-return]  # tuples become lists, as they are in the file
+        json.dumps(
+            {
+                "path": path,
+                "record": recorded,
+                "members": [
+                    {"task": _task_values(task), "config": asdict(config), "initial weights": _digest(weights)}
+                    for weights, task, config in members
+                ],
+            }
+        )
+    )
+
+
+def _task_values(task: InContextTask) -> dict[str, Any]:
+    """All that decides a task's sequences."""
+    kernels = task.given_kernels
+    alphas = {str(k): alpha for k, alpha in task.alphas.items()}
+    return {
+        "n_ctx": task.n_ctx,
+        "edges": sorted([int(parent), int(child)] for parent, child in task.graph.edges),
+        "d_vocab": int(task.d_vocab),
+        "roots": task.root_law,
+        "alpha": {k: float(a.flat[0]) if a.min() == a.max() else _digest({k: a}) for k, a in alphas.items()},
+        "kernels": None if kernels is None else _digest({str(k): kernel for k, kernel in kernels.items()}),
+    }
+
+
+def _digest(arrays: Mapping[str, "Tensor | np.ndarray"]) -> str:
+    """Sixteen hexadecimal digits of names, shapes and bytes."""
+    seen = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(torch.as_tensor(arrays[name]).cpu().numpy())
+        seen.update(f"{name} {array.dtype} {array.shape};".encode())
+        seen.update(array.tobytes())
+    return seen.hexdigest()[:16]
+
+
+# ---- files
+
+
+def save_state(folder: str | os.PathLike[str], identity: Mapping[str, Any], state: State) -> None:
+    """Write a checkpoint, and remove those that are older than the one before it."""
+    content, name = tensor_bytes(state.tensors), f"step_{state.step:09d}"
+    head = {
+        "format": FORMAT,
+        "step": state.step,
+        "seconds": state.seconds,
+        "size": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "identity": identity,
+    }
+    text = json.dumps({**head, "own sha256": _own_digest(head)}, indent=1) + "\n"
+    folder = write_files(folder, {f"{name}.safetensors": content, f"{name}.json": text})
+    for old in sorted(folder.glob("step_*.json"))[:-KEPT]:
+        with suppress(FileNotFoundError):
+            old.unlink()
+            old.with_suffix(".safetensors").unlink()
+
+
+def restore_checkpoint(model: HookedTransformer, folder: str | os.PathLike[str]) -> int:
+    """Give a model the weights of the newest whole checkpoint of its training; returns how many steps it had done.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint, or it is of a model of other sizes.
+    """
+    state = load_state(folder, None)
+    if state is None:
+        raise CheckpointError(f"{folder} holds no whole checkpoint: name the folder that was given to Checkpoints")
+    give_weights([model], state, folder)
+    return state.step
+
+
+def give_weights(models: Sequence[HookedTransformer], state: State, folder: str | os.PathLike[str]) -> None:
+    """Give models the weights of a checkpoint."""
+    kept, weights = state.part("weights"), weights_of(models)
+    for name in sorted({*kept, *weights}):
+        there, here = (list(some[name].shape) if name in some else None for some in (kept, weights))
+        if there != here:
+            raise CheckpointError(
+                f"the checkpoint in {folder} is another model's: {name} is {there} there, {here} here"
+            )
+    for name, weight in weights.items():
+        weight.copy_(kept[name])
+
+
+def load_state(folder: str | os.PathLike[str], identity: Mapping[str, Any] | None) -> State | None:
+    """The newest whole checkpoint of a run (of any, without an identity); None if there is none.
+
+    A damaged one is named in a warning and passed over.
+
+    Raises:
+        CheckpointError: the checkpoint is of another run: of another task, model or configuration.
+    """
+    for path in sorted(Path(folder).glob("step_*.json"), reverse=True):
+        try:
+            head, content = _read(path)
+        except (ValueError, OSError) as error:
+            warnings.warn(f"{error}: passed over for the checkpoint before it", stacklevel=2)
+            continue
+        other = None if identity is None else first_difference(head["identity"], identity)
+        if other is not None:
+            raise CheckpointError(
+                f"the checkpoints in {folder} are of another run: {other[0]} is {other[1]} there, {other[2]} here; "
+                "name another folder, or delete this one"
+            )
+        return State(head["step"], head["seconds"], tensors_of(content, path))
+    return None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], bytes]:
+    """A checkpoint's JSON and the bytes of its tensors, both whole; a ValueError that names the damaged file."""
+    if path.stat().st_size > LONGEST_JSON:
+        raise ValueError(f"the checkpoint {path} is damaged (longer than any of ours)")
+    try:
+        head = json.loads(path.read_bytes())
+        own = head.pop("own sha256")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"the checkpoint {path} is damaged (not the JSON that was written)") from error
+    if own != _own_digest(head):
+        raise ValueError(f"the checkpoint {path} is damaged (its checksum does not fit)")
+    if head["format"] != FORMAT:
+        raise ValueError(f"the checkpoint {path} has the format {head['format']!r}, not {FORMAT!r}")
+    tensors = path.with_suffix(".safetensors")
+    if not tensors.is_file() or tensors.stat().st_size != head["size"]:
+        raise ValueError(f"the checkpoint {tensors} is damaged (truncated, or missing)")
+    content = tensors.read_bytes()
+    if hashlib.sha256(content).hexdigest() != head["sha256"]:
+        raise ValueError(f"the checkpoint {tensors} is damaged (its checksum does not fit)")
+    return head, content
+
+
+def _own_digest(head: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
+
+
+def first_difference(there: Any, here: Any, place: str = "") -> tuple[str, Any, Any] | None:
+    """Where two JSON values first differ, and their values there.
+
+    >>> first_difference({"config": {"seed": 1}, "path": "fused"}, {"config": {"seed": 2}, "path": "fused"})
+    ('config.seed', 1, 2)
+    """
+    if isinstance(there, dict) and isinstance(here, dict) and set(there) == set(here):
+        pairs = [(f"{place}.{key}".lstrip("."), there[key], here[key]) for key in here]
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        pairs = [(f"{place}[{i}]", a, b) for i, (a, b) in enumerate(zip(there, here, strict=True))]
+    else:
+        return None if there == here else (place or "the run", there, here)
+    return next((found for name, a, b in pairs if (found := first_difference(a, b, name)) is not None), None)

@@ -1,0 +1,177 @@
+"""What a training has so far, kept safe: losses, snapshots and weights, saved now and then, and stops in good order."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+
+from causal_circuits.models import HookedTransformer
+from causal_circuits.recording import RecordAt, SnapshotStore, TrainingRecord, to_plain
+from causal_circuits.tasks import InContextTask
+from causal_circuits.training.checkpoints import (
+    Checkpoints,
+    State,
+    give_weights,
+    identity_of,
+    load_state,
+    save_state,
+    weights_of,
+)
+from causal_circuits.training.health import DivergenceError
+from causal_circuits.training.recipe import TrainConfig
+from causal_circuits.training.runs import FusedRun, StructuredRun
+
+
+class TrainingPaused(Exception):  # no error: it is what `minutes` asked for
+    """Training stopped because its time was up; the same call goes on.
+
+    Attributes:
+        step: steps done.
+        records: what a finished run would have returned, up to here.
+    """
+
+    def __init__(self, message: str, step: int, records: list[TrainingRecord]) -> None:
+        super().__init__(message)
+        self.step, self.records = step, records
+
+
+class Keeper:
+    """Losses, snapshots and, where asked for, checkpoints of a run; made before its first step.
+
+    Attributes:
+        start: the checkpoint to go on from (the models have its weights), or None.
+        losses: [step, member].
+        stores: of each member's snapshots.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[HookedTransformer],
+        tasks: Sequence[InContextTask],
+        configs: Sequence[TrainConfig],
+        record: RecordAt,
+        checkpoints: Checkpoints | None,
+        path: str,
+    ) -> None:
+        self._models, self._configs, self._checkpoints, self._path = models, configs, checkpoints, path
+        self._n_steps, self._began, self._stop = configs[0].steps, time.perf_counter(), ""
+        n_records = len(record.within(self._n_steps))
+        self.losses, self.stores = np.empty((self._n_steps, len(models))), _stores(record, len(models), n_records)
+        self.start: State | None = None
+        if checkpoints is not None:
+            self._identity = identity_of(models, tasks, configs, record, path)
+            self.start = load_state(checkpoints.folder, self._identity)
+            if self.start is not None:
+                self._restore(self.start)
+                give_weights(models, self.start, checkpoints.folder)
+        self._saved, self._spent = self.step, self.start.seconds if self.start else 0.0
+
+    @property
+    def step(self) -> int:
+        """Steps done by earlier calls."""
+        return self.start.step if self.start else 0
+
+    def _restore(self, state: State) -> None:
+        self.losses[: state.step] = state.tensors["losses"].numpy()
+        for member, store in enumerate(self.stores):
+            store.restore(state.part(f"record.{member}"))
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within, the end of the time allowed or a Ctrl-C stops the run at its next `visit`; a second Ctrl-C at once.
+
+        Without checkpoints there is nothing to save, and Ctrl-C does what it always does.
+        """
+        if self._checkpoints is None or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = "interrupt"
+
+        before = signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def visit(self, step: int, run: FusedRun | StructuredRun) -> None:
+        """Between two steps: save where it is due; stop where it was asked for."""
+        if self._checkpoints is None:
+            return
+        minutes = self._checkpoints.minutes
+        late = minutes is not None and step > self.step and time.perf_counter() - self._began >= 60 * minutes
+        stop = (late or bool(self._stop)) and step < self._n_steps
+        if stop or step == self._n_steps or (step > self._saved and step % self._checkpoints.every == 0):
+            self._save(step, run, self._checkpoints)
+        if not stop:
+            return
+        where = f"at step {step:,} of {self._n_steps:,}, saved in {self._checkpoints.folder}"
+        if self._stop:
+            raise KeyboardInterrupt(f"interrupted {where}")
+        raise TrainingPaused(f"paused {where}: the same call goes on", step, self.records(step))
+
+    def _save(self, step: int, run: FusedRun | StructuredRun, checkpoints: Checkpoints) -> None:
+        run.write_back()
+        weights = weights_of(self._models)
+        if not all(isfinite(float(weight.sum())) for weight in weights.values()):
+            raise self._divergence("a weight became no number", step - 1, 0)
+        tensors = {f"weights.{name}": weight for name, weight in weights.items()} | run.optimizer_state()
+        tensors["losses"] = torch.from_numpy(self.losses[:step])
+        for member, store in enumerate(self.stores):
+            tensors |= {f"record.{member}.{name}": value for name, value in store.state().items()}
+        self._saved, self._spent = step, self._seconds()
+        save_state(checkpoints.folder, self._identity, State(step, self._spent, tensors))
+
+    def check(self, step: int, gradients_finite: bool) -> None:
+        """Raise a DivergenceError unless the losses and gradients of a step are numbers."""
+        wrong = np.flatnonzero(~np.isfinite(self.losses[step]))
+        if len(wrong):
+            member = int(wrong[0])
+            whose = f" of member {member}" if len(self._configs) > 1 else ""
+            raise self._divergence(f"the loss{whose} became {self.losses[step, member]}", step, member)
+        if not gradients_finite:
+            raise self._divergence("a gradient became no number", step, 0)
+
+    def _divergence(self, what: str, step: int, member: int) -> DivergenceError:
+        ends = np.cumsum([stage.steps for stage in self._configs[member].stages])
+        stage = self._configs[member].stages[int(np.searchsorted(ends, step, side="right"))]
+        good = "no checkpoint was kept"
+        if self._checkpoints is not None and self._saved:
+            good = f"the last good checkpoint is that of step {self._saved:,} in {self._checkpoints.folder}"
+        message = f"{what} at step {step:,}: lower the learning rate (now {stage.learning_rate}); {good}"
+        return DivergenceError(message, step, member, self._saved or None)
+
+    def _seconds(self) -> float:
+        return (self.start.seconds if self.start else 0.0) + time.perf_counter() - self._began
+
+    def records(self, step: int) -> list[TrainingRecord]:
+        """What the first `step` steps left behind."""
+        seconds = self._spent if 0 < step == self._saved else self._seconds()
+        return [
+            TrainingRecord(
+                losses=torch.from_numpy(self.losses[:step, member].copy()),
+                config=to_plain(config),
+                seconds=seconds,
+                sequences_per_s=step * config.batch_size * len(self._models) / seconds,
+                path=self._path,
+                **self.stores[member].fields(),
+            )
+            for member, config in enumerate(self._configs)
+        ]
+
+
+def _stores(record: RecordAt, n_members: int, n_records: int) -> list[SnapshotStore]:
+    """Where the snapshots of each member go; members of an ensemble have a subfolder each."""
+    if record.folder is None or n_members == 1:
+        return [SnapshotStore(n_records, record.folder) for _ in range(n_members)]
+    return [SnapshotStore(n_records, Path(record.folder) / f"member_{i:03d}") for i in range(n_members)]
