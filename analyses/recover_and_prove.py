@@ -90,12 +90,6 @@ def results(findings: Findings, arguments: argparse.Namespace, command: str) -> 
             "smallest_effect_true_edge": float(on_edges.min()),
             "largest_effect_other_entry": float(elsewhere.max()),
         },
-        "phases": {
-            "steps": f.phases.steps,
-            "predictors": f.phases.names,
-            "divergence": f.phases.divergence.tolist(),
-            "nearest": f.phases.nearest,
-        },
         "timing": {
             "wall_s": f.seconds,
             "train_s": f.record.seconds,

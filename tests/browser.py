@@ -215,7 +215,9 @@ def open_page(
 
 
 NEEDS_BROWSER = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome")
-NEEDS_AXE = pytest.mark.skipif(not AXE.exists(), reason="no axe-core: npm install --no-save axe-core (.ci/run does it)")
+NEEDS_AXE = pytest.mark.skipif(
+    not AXE.exists(), reason="no axe-core: npm install --prefix . --no-save axe-core (.ci/run does it)"
+)
 
 
 def assert_sound(page: Page, paint_ms: float = 2000.0) -> None:

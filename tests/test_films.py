@@ -1,7 +1,9 @@
 """What is watched in training: the heads on one sequence, the distance to named predictors; roles as labels."""
 
 import dataclasses
+import json
 import math
+import re
 
 import pytest
 import torch
@@ -107,6 +109,9 @@ def test_a_view_of_several_steps_has_a_slider_and_shows_the_last(chain_task: cc.
     assert 'type="range"' in html
     assert 'max="2" value="2" aria-valuetext="step 12"' in html
     assert "<b>" not in html
+    handed = json.loads(view.properties)["tokens"]
+    assert [re.sub(r"\s", "", token).replace("\u2800", " ") for token in handed] == list(view.labels)
+    assert view.labels[0] == f"p0={film.result().tokens[0]} (parent of 1)"
     one = figures.sequence_view(dataclasses.replace(film.result(), steps=(0,), attention=film.result().attention[:1]))
     assert 'type="range"' not in one.fragment()
     assert_refused(lambda: figures.sequence_view(film.result(), roles=["one"]), "each of the 2 heads", "got 1")

@@ -21,6 +21,7 @@ from causal_circuits.figures.style import MODEL, to_numpy
 
 ROW_SUM_TOLERANCE = 1e-3
 _NUMBERS = itertools.count(1)
+_BLANK = "\u2800"  # CircuitsVis silently removes white space from its axis labels; this blank is none to it
 # CircuitsVis gives a head's thumbnail a twelfth of the window; a fixed size reads better for a few heads. Its white
 # names on bright colours are too faint to read: they stand on dark grey here.
 _STYLE = (
@@ -175,7 +176,7 @@ def attention_view(
     patterns = np.tril(frames.round(4)).tolist()
     properties = {
         "attention": patterns[-1],
-        "tokens": list(labels),
+        "tokens": [label.replace(" ", _BLANK) for label in labels],
         "attentionHeadNames": list(names),
         "maxValue": 1,
         "minValue": -1,

@@ -48,7 +48,7 @@ nav li { padding: .15rem 0; }
 .again { margin: 1rem 0 .25rem; font-size: .875rem; }
 pre { margin: 0; padding: .6rem .8rem; overflow-x: auto; background: #f3f3f3; border-radius: .3rem; }
 code { font: .875rem/1.4 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
-table { width: max-content; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: .4rem; }
 th, td { max-width: 24rem; overflow-wrap: normal; padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid #d5d5d5; }
@@ -59,6 +59,7 @@ th { border-bottom: 2px solid #8a8a8a; }
 .meta dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
   body { padding: .5rem .8rem 3rem; }
+  table { width: max-content; }
   .verdict li { flex-direction: column; gap: .1rem; }
   .meta dl { grid-template-columns: 1fr; gap: 0; }
   .meta dd { margin-bottom: .5rem; }
@@ -66,7 +67,6 @@ th { border-bottom: 2px solid #8a8a8a; }
 @media print {
   body { max-width: none; padding: 0; font-size: 11pt; }
   nav, .again, .again + pre, .head-buttons, .film-controls, .attention-steps { display: none !important; }
-  table { width: auto; }
   .attention-view { max-width: 13cm; }
   .side-by-side { gap: 0 2%; }
   .side-by-side > .figure, .head-panel { flex: 0 0 49%; max-width: 49%; }
