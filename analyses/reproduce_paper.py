@@ -46,6 +46,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--figure must be one of {', '.join(FIGURES)} or all: got {arguments.figure!r}")
     if arguments.budget is not None and not 0 < arguments.budget < float("inf"):
         raise ValueError(f"--budget must be a positive number of minutes: got {arguments.budget}")
+    if arguments.table is not None and arguments.table.is_dir():
+        raise ValueError(f"--table must name a file: {arguments.table} is a folder")
     if arguments.seed < 0:
         raise ValueError(f"--seed must be 0 or more: got {arguments.seed}")
 

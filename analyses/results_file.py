@@ -56,9 +56,8 @@ def versions() -> dict[str, str]:
 
 def write_results(content: dict[str, object], out: Path) -> None:
     """results.json, the whole new one or the old one: never half of it."""
-    partial = out / "results.json.part"
-    partial.write_text(json.dumps(json_values(content), indent=2, allow_nan=False) + "\n")
-    os.replace(partial, out / "results.json")
+    text = json.dumps(json_values(content), indent=2, allow_nan=False) + "\n"
+    cc.storage.write_files(out, {"results.json": text})
 
 
 def json_values(value: object) -> object:

@@ -23,6 +23,10 @@ from causal_circuits.display import short_list, table_html
 Parents = Sequence[int | Sequence[int] | None]
 
 
+# Far beyond what an [n_ctx, n_ctx] matrix of attention allows; a larger number is a slip, and would fill the memory.
+MOST_POSITIONS = 100_000
+
+
 def chain_graph(n_ctx: int) -> nx.DiGraph:
     """The in-context Markov chain: the parent of position i is i - 1, up to the query.
 
@@ -330,6 +334,8 @@ def _named(name: str, graph: nx.DiGraph) -> nx.DiGraph:
 def _check_n_ctx(n_ctx: int) -> None:
     if isinstance(n_ctx, bool) or not isinstance(n_ctx, int | np.integer) or n_ctx < 2:
         raise ValueError(f"n_ctx must be an integer of at least 2 (one position and the query): got {n_ctx!r}")
+    if n_ctx > MOST_POSITIONS:
+        raise ValueError(f"n_ctx must be at most {MOST_POSITIONS:,} (attention is [n_ctx, n_ctx]): got {n_ctx:,}")
 
 
 def _entry_parents(child: int, entry: object, n_ctx: int) -> list[int]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from causal_circuits.display import sparkline_html, table_html
 from causal_circuits.models import HookedTransformer
-from causal_circuits.storage import read_tensors, tensor_bytes, write_files
+from causal_circuits.storage import read_json, read_tensors, tensor_bytes, write_files
 
 # Of a snapshot, [layer, head_index, query_pos, key_pos].
 _MATRICES = ("attention", "score_gradients", "weight_gradients")
@@ -171,14 +171,15 @@ class TrainingRecord:
         """Read what `save` wrote."""
         folder = Path(folder)
         try:
-            plain = json.loads((folder / "record.json").read_text())
-            tensors = read_tensors(folder / "record.safetensors")
+            plain, tensors = read_json(folder / "record.json"), read_tensors(folder / "record.safetensors")
         except FileNotFoundError as error:
             raise ValueError(f"a saved record is a folder with record.json and record.safetensors: {error}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{folder / 'record.json'} is not JSON: {error}") from error
-        plain["steps"] = tuple(plain["steps"])
-        return cls(**{"attention": None, "score_gradients": None, **plain, **tensors})
+        try:
+            return cls(
+                **{"attention": None, "score_gradients": None, **plain, **tensors, "steps": tuple(plain["steps"])}
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder} does not hold a record saved by causal_circuits: {error!r}") from error
 
     def _tensors(self) -> dict[str, Tensor | None]:
         return {name: getattr(self, name) for name in ("losses", "recorded_losses", *_MATRICES)}

@@ -4,14 +4,19 @@ Models, records, checkpoints and results all go through `write_files`. A process
 disk that is full, leaves the earlier files as they were. Tensors are safetensors: nothing is ever unpickled.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
+# The JSON of a model, a record or a checkpoint is a few kilobytes; a much longer file is none of ours.
+LONGEST_JSON = 2**26
 
 
 def write_files(folder: str | os.PathLike[str], contents: Mapping[str, bytes | str]) -> Path:
@@ -43,6 +48,22 @@ def write_files(folder: str | os.PathLike[str], contents: Mapping[str, bytes | s
             with suppress(OSError):
                 part.unlink()
     return folder
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The values of a JSON file.
+
+    Raises:
+        ValueError: it is something else, or longer than any file of ours.
+        OSError: there is no such file.
+    """
+    path = Path(path)
+    if path.stat().st_size > LONGEST_JSON:
+        raise ValueError(f"{path} is longer than any of ours: {path.stat().st_size:,} bytes")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:

@@ -189,3 +189,8 @@ def test_sizes_out_of_range_are_refused() -> None:
     assert_refused(lambda: cc.ngram_graph(4, order=4), "order", "4")
     assert_refused(lambda: cc.ngram_graph(4, order=0), "order", "0")
     assert_refused(lambda: cc.compare_graphs(cc.chain_graph(5), cc.chain_graph(6)), "same positions", "5", "6")
+
+
+def test_a_slip_in_n_ctx_does_not_fill_the_memory() -> None:
+    for make in (cc.chain_graph, cc.pairs_graph, cc.random_forest, lambda n: cc.ngram_graph(n, 2)):
+        assert_refused(lambda make=make: make(10**20), "n_ctx must be at most 100,000", "100,000,000,000,000,000,000")

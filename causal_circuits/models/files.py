@@ -2,16 +2,20 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from causal_circuits.models.build import disentangled_transformer, reduced_transformer
-from causal_circuits.models.layout import layout_of
-from causal_circuits.storage import read_tensors, tensor_bytes, write_files
+from causal_circuits.models.layout import Layout, layout_of
+from causal_circuits.storage import read_json, read_tensors, tensor_bytes, write_files
 
 WEIGHTS, CONFIG = "model.safetensors", "model.json"
+READ_OUT = "unembed.W_U"
 FORMAT = "causal_circuits.model/1"
 
 
@@ -44,21 +48,21 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
     for name in (WEIGHTS, CONFIG):
         if not (folder / name).is_file():
             raise ValueError(f"a saved model is a folder with {WEIGHTS} and {CONFIG}: {folder} has no {name}")
+    weights = read_tensors(folder / WEIGHTS)
+    if READ_OUT not in weights:
+        raise ValueError(f"{folder / WEIGHTS} holds no {READ_OUT}: save the model again")
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = read_json(folder / CONFIG)
         if config["format"] != FORMAT:
             raise ValueError(f"unknown format {config['format']!r}")
         dtype = {"float32": torch.float32, "float64": torch.float64}[config["dtype"]]
+        _check_sizes(config, weights)
         sizes = {"d_vocab": config["d_vocab"], "n_ctx": config["n_ctx"], "dtype": dtype, "device": device}
-        if config["kind"] not in ("disentangled", "reduced"):
-            raise ValueError(f"unknown kind {config['kind']!r}")
-        if config["kind"] == "reduced":
-            model = reduced_transformer(n_heads=config["n_heads"], **sizes)
-        else:
-            model = disentangled_transformer(n_heads=config["n_heads"], **sizes)
-    except (KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder / CONFIG} does not describe a model saved by causal_circuits: {error}") from error
-    weights, parameters = read_tensors(folder / WEIGHTS), dict(model.named_parameters())
+        build = reduced_transformer if config["kind"] == "reduced" else disentangled_transformer
+        model = build(n_heads=config["n_heads"], **sizes)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{folder / CONFIG} does not describe a model saved by causal_circuits: {error!r}") from error
+    parameters = dict(model.named_parameters())
     expected = {name for name in parameters if name.endswith(("W_Q", "W_U"))}
     if expected - set(weights):
         raise ValueError(f"{folder / WEIGHTS} holds no {sorted(expected - set(weights))[0]}: save the model again")
@@ -67,3 +71,16 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
             raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {name} is {list(weight.shape)} {weight.dtype}")
         parameters[name].data.copy_(weight)
     return model
+
+
+def _check_sizes(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Refuse sizes that the weights do not have, before a model of those sizes is built."""
+    if config["kind"] not in ("disentangled", "reduced"):
+        raise ValueError(f"unknown kind {config['kind']!r}")
+    numbers = [config["d_vocab"], config["n_ctx"], *config["n_heads"]]
+    if not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError(f"sizes must be positive integers: got {numbers[:8]}")
+    layout = Layout(config["kind"], config["d_vocab"], config["n_ctx"], tuple(config["n_heads"]))
+    there, said = list(weights[READ_OUT].shape), [layout.width(layout.n_layers), layout.d_vocab]
+    if there != said:
+        raise ValueError(f"it does not fit {WEIGHTS}: its sizes make {READ_OUT} {said}, there it is {there}")

@@ -36,9 +36,14 @@ def evaluate(model: HookedTransformer, batch: Batch, chunk: int = 2048) -> Tenso
 
 
 def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record: RecordAt | None = None) -> Snapshot:
-    """Attention and its gradients on one batch by hooks; a pass of its own, so it does not touch the training."""
+    """Attention and its gradients on one batch by hooks; a pass of its own, so it does not touch the training.
+
+    The parameters' gradients, if they have any, stay as they are.
+    """
     record = record or RecordAt()
     frozen = [block.attn.W_Q for block in model.blocks if not block.attn.W_Q.requires_grad]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    model.zero_grad(set_to_none=True)
     try:
         for parameter in frozen:  # a frozen layer's scores have gradients too
             parameter.requires_grad_(True)
@@ -49,7 +54,8 @@ def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-    model.zero_grad(set_to_none=True)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
     return Snapshot(
         step=step,
         loss=float(loss.detach()),

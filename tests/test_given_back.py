@@ -1,0 +1,107 @@
+"""After any public analysis the model is what it was: hooks, weights, gradients, training mode, requires_grad.
+
+Every public function with a parameter `model` must be listed here; those that change it by design are named as such.
+"""
+
+import inspect
+
+import pytest
+import torch
+from assertions import assert_given_back
+
+import causal_circuits as cc
+
+BY_DESIGN = {"restore_checkpoint", "take_turn", "train", "train_in_turns", "warm_start"}
+METRICS = {"ablate_heads", "ablate_slots", "knock_out_edges", "patch_activations", "patch_paths", "scrub_hypothesis"}
+
+TASK = cc.InContextTask(cc.ngram_graph(6, order=1), d_vocab=4, alpha=0.3)
+BATCH, OTHER = TASK.sample(30, seed=1), TASK.sample(30, seed=2)
+
+
+class Broken(Exception):
+    """Raised by a metric."""
+
+
+def broken(logits: torch.Tensor, *rest: object) -> torch.Tensor:
+    """A metric of the user's that fails."""
+    raise Broken
+
+
+def margin(logits: torch.Tensor) -> torch.Tensor:
+    """A metric of the user's that works."""
+    return logits[:, 0] - logits[:, 1]
+
+
+CALLS = {
+    "ablate_heads": lambda model, **o: cc.ablate_heads(model, BATCH, [(0, 0)], **o),
+    "ablate_slots": lambda model, **o: cc.ablate_slots(model, BATCH, ["token"], **o),
+    "attention_block": lambda model: cc.attention_block(model, 0, 0, "position", "position"),
+    "copying_score": lambda model: cc.copying_score(model, 1, 0),
+    "detect_induction_heads": lambda model: cc.detect_induction_heads(model, TASK, n_sequences=20),
+    "evaluate": lambda model: cc.evaluate(model, BATCH),
+    "extract_graph": lambda model: cc.extract_graph(model, TASK, n_sequences=200),
+    "knock_out_edges": lambda model, **o: cc.knock_out_edges(model, BATCH, **o),
+    "live_heads": cc.live_heads,
+    "log_probs": lambda model: cc.log_probs(model, BATCH.tokens),
+    "mean_attention": lambda model: cc.mean_attention(model, BATCH.tokens),
+    "pair_gain": lambda model: cc.pair_gain(model, BATCH),
+    "patch_activations": lambda model, metric=margin: cc.patch_activations(
+        model, BATCH.tokens, OTHER.tokens, lambda logits: metric(logits).mean()
+    ),
+    "patch_paths": lambda model, metric=margin: cc.patch_paths(
+        model, BATCH.tokens, OTHER.tokens, lambda logits: metric(logits).mean()
+    ),
+    "scrub_hypothesis": lambda model, **o: cc.scrub_hypothesis(model, BATCH, TASK, **o),
+    "slots": cc.slots,
+    "take_snapshot": lambda model: cc.take_snapshot(model, BATCH),
+}
+BUILDS_OR_WRITES = {"disentangle", "entangle", "save_model", "watch_attention"}
+
+
+def used_model() -> cc.models.HookedTransformer:
+    """A model that somebody works with: gradients, a hook of its own, a frozen matrix, evaluation mode."""
+    model = cc.disentangled_transformer(4, 6, (2, 1), init_scale=0.5, seed=3)
+    cc.log_probs(model, OTHER.tokens).sum().backward()
+    model.add_hook("blocks.1.attn.hook_pattern", lambda pattern, hook: None)
+    model.unembed.W_U.requires_grad_(False)
+    return model.eval()
+
+
+def test_every_public_function_of_a_model_is_listed():
+    public = {name: getattr(cc, name) for name in cc.__all__}
+    takes = {name for name, f in public.items() if inspect.isfunction(f) and "model" in inspect.signature(f).parameters}
+    assert takes == set(CALLS) | BY_DESIGN | BUILDS_OR_WRITES
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_model_is_given_back(name):
+    model = used_model()
+    with assert_given_back(model):
+        CALLS[name](model)
+
+
+@pytest.mark.parametrize("name", ["disentangle", "entangle"])
+def test_rewriting_a_model_leaves_the_original(name):
+    model = used_model() if name == "entangle" else cc.ordinary_transformer(4, 6, d_mlp=0)
+    with assert_given_back(model):
+        getattr(cc, name)(model)
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_the_model_is_given_back_when_the_users_metric_fails(name):
+    model = used_model()
+    with assert_given_back(model), pytest.raises(Broken):
+        CALLS[name](model, metric=broken)
+
+
+def test_the_model_is_given_back_when_a_watched_pass_fails():
+    model = used_model()
+    with assert_given_back(model), pytest.raises(Broken), cc.watch_attention(model):
+        broken(cc.log_probs(model, BATCH.tokens))
+
+
+def test_a_snapshot_that_fails_gives_the_model_back():
+    model = used_model()
+    model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: broken(pattern))
+    with assert_given_back(model), pytest.raises(Broken):
+        cc.take_snapshot(model, BATCH)
