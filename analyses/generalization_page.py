@@ -152,6 +152,21 @@ def parting(worst: Rows, laws: dict[str, PowerLaw | None], arguments: argparse.N
     ]
 
 
+def short_row(row: dict[str, Any]) -> dict[str, object]:
+    """A worst kernel in a line of a table: its rows separated by slashes, none of it broken."""
+    kernel = " / ".join(" ".join(f"{p:.2f}".removeprefix("0") for p in line) for line in row["kernel"])
+    return {
+        "model": row["model"].split(",")[0],
+        "n_ctx": row["n_ctx"],
+        "seed": row["seed"],
+        "searched for": {"kernel": "|f - pi~|", "frequencies": "|f - pi^|"}.get(row["against"], row["against"]),
+        "worst kernel, row by row": kernel.replace(" ", "\u00a0"),
+        "|f - pi~|": row["uniform_error"],
+        "|f - pi^|": row["uniform_error_from_frequencies"],
+        "edge posterior - pi~": row["uniform_error_of_edge_posterior"],
+    }
+
+
 def sections(
     families: Rows, worst: Rows, said: Sequence[str], arguments: argparse.Namespace
 ) -> list[tuple[str, str, Sequence[str], str]]:
@@ -163,7 +178,7 @@ def sections(
             "model escapes, while the distance to the frequencies pi^ is the model's own.",
             ["uniform_error"],
             figures.table_html(
-                [{**row, "kernel": str([[round(p, 2) for p in line] for line in row["kernel"]])} for row in worst],
+                [short_row(row) for row in worst],
                 caption=f"Worst kernels with entries >= {arguments.gamma:g} / {arguments.d_vocab}, judged on 4,096 "
                 "fresh sequences",
             ),

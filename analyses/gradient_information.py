@@ -6,7 +6,7 @@ same at this very context length (`finite_context_gradient`). G agrees with the 
 differs from it by what a short context does. Then the same against the number of sequences, the row maxima of random
 forests, and a training run: how the agreement evolves and in which order edges form.
 
-    python analyses/gradient_information.py               # the whole table, some ten minutes on one core
+    python analyses/gradient_information.py               # the whole table, some five minutes on one core
     python analyses/gradient_information.py --quick       # one minute, small sizes
     python analyses/gradient_information.py --n-ctx 100 --alpha 1 --d-vocab 3 5 --sequences 50000
 

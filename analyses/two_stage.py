@@ -7,7 +7,7 @@ transformer by Adam. Measured at several context lengths and seeds, and after st
     1 - softmax(A1)_{i, p(i)}    theorem: O(1 / n_ctx)
     loss - L*, L* the entropy    theorem: a power of the (effective) length
 
-    python analyses/two_stage.py                                  # about five minutes
+    python analyses/two_stage.py                                  # about three minutes
     python analyses/two_stage.py --lengths 20 40 80 --seeds 5 --graph forest
     python analyses/two_stage.py --quick                          # seconds; too short to show the rates
 
