@@ -290,8 +290,11 @@ def test_onsets_are_half_way() -> None:
     curves = torch.tensor([[0.5, 0.0, 0.2, 0.0], [0.6, 0.9, 0.9, 0.0], [1.0, 1.0, 0.1, 0.0]])
     assert circuits.onset(steps, curves)[:2].tolist() == [100.0, 10.0]  # .6 is nearer to the start than to the end
     assert circuits.onset(steps, curves)[2:].isnan().all()  # ends lower than it began, or never moves
-    found = circuits.onset_interval([torch.tensor([10.0, nan]), torch.tensor([30.0, 50.0])])
-    assert (found.mean, found.low, found.high, found.never) == (20.0, 10.0, 30.0, 0.25)
+    found = circuits.onset_interval([torch.tensor([10.0, 20.0, nan]), torch.tensor([30.0, 50.0, 40.0])])
+    assert (found.mean, found.low, found.high) == (30.0, 20.0, 40.0)
+    assert found.never == pytest.approx(1 / 6)
+    half = circuits.onset_interval([torch.tensor([10.0, nan]), torch.tensor([30.0, 50.0])])
+    assert (half.mean, half.never) == (40.0, 0.25)  # the first run's median has none
     assert circuits.onset_interval([torch.tensor([nan])]).never == 1.0
     assert_refused(lambda: circuits.onset_interval([]), "at least one run")
 
@@ -340,3 +343,4 @@ def test_figures_draw_what_they_are_given() -> None:
         "AUROC of edges", "rows whose parents rank first", "regret (nats)"
     ]  # fmt: skip
     assert_refused(lambda: figures.plot_benchmark([]), "at least one row")
+    assert_refused(lambda: figures.plot_onsets([]), "at least one run")

@@ -51,7 +51,7 @@ def onset_interval(
     if not onsets:
         raise ValueError("an interval over seeds needs at least one run: got none")
     never = float(torch.stack([run.isnan().float().mean() for run in onsets]).mean())
-    medians = torch.stack([run.nan_to_num(nan=torch.inf).median() for run in onsets]).double()
+    medians = torch.stack([run.double().nan_to_num(nan=torch.inf).quantile(0.5) for run in onsets])
     medians = medians[medians.isfinite()]
     if not len(medians):
         return OnsetInterval(float("nan"), float("nan"), float("nan"), never)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from causal_circuits.circuits import CircuitProof, Formation, Frontier, Ranking, circuit_edges, circuit_mask
 from causal_circuits.circuits.graph import Circuit
@@ -134,7 +134,7 @@ def plot_formation(formation: Formation, axes: Sequence[Axes] | None = None) -> 
     steps = np.array(formation.steps) + 1
     drawn = (
         (axes[0], formation.attention, formation.attention_onset, "mean attention on the edge"),
-        (axes[1], formation.share, formation.causal_onset, "share of its row's effects when cut"),
+        (axes[1], formation.share, formation.causal_onset, "its share of its row's effects"),
         (axes[2], formation.effect, None, _effect_label(formation)),
     )
     for ax, curves, onsets, label in drawn:
@@ -157,7 +157,7 @@ def plot_formation(formation: Formation, axes: Sequence[Axes] | None = None) -> 
 
 def _effect_label(formation: Formation) -> str:
     if formation.metric == "kl_to_model":
-        return "cutting it moves the prediction by (KL, nats)"
+        return "effect of cutting it (KL, nats)"
     return f"cutting it raises {formation.metric.replace('_', ' ')} by"
 
 
@@ -193,6 +193,8 @@ def plot_onsets(formations: Sequence[Formation], ax: Axes | None = None) -> Axes
     ax.set_xlabel("gradient of the edge's score that its information predicts at the start")
     ax.set_ylabel("onset (training step)")
     ax.set_xscale("log")
+    for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        axis(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, fontsize=SMALL)
     return ax
 
