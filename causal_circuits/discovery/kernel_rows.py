@@ -75,11 +75,12 @@ class Share:
 class RowTest:
     """The shares of rows under events, on given sequences.
 
-    >>> from causal_circuits import InContextTask, ngram_graph
-    >>> batch = InContextTask(ngram_graph(8, order=2), d_vocab=3).sample(20_000)
+    >>> from causal_circuits import InContextTask, graph_from_parents
+    >>> task = InContextTask(graph_from_parents([[], [], [], [], [0, 1], [2, 3]]), d_vocab=3)
+    >>> batch = task.sample(40_000)
     >>> test = RowTest(batch.tokens, batch.target_probs)
-    >>> [round(test.share(5, keys).value, 1) for keys in ({6: 3, 7: 4}, {6: 3}, {6: 1, 7: 2})]
-    [1.0, 0.3, 0.0]
+    >>> [round(test.share(4, keys).value, 1) for keys in ({2: 0, 3: 1}, {2: 0}, {})]
+    [1.0, 0.3, 0.1]
     """
 
     def __init__(self, tokens: Int[Tensor, "batch n_ctx"], target_probs: Float[Tensor, "batch d_vocab"]) -> None:
