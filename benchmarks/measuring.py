@@ -61,7 +61,8 @@ def gradient_on_all_cores(model: object, batch: cc.Batch) -> Callable[[], object
     """A function that computes the fused gradient of a batch, the batch shared out over torch's number of threads."""
     n_threads, n = torch.get_num_threads(), len(batch)
     weights = tuple(np.ascontiguousarray(weight.numpy()) for weight in fused.live_weights(model))
-    kernel, share, nothing = fused.kernel_for(fused.sizes_of(model)), np.float32(1 / n), np.empty((0, 0, 0), np.float32)
+    kernel, share = fused.kernel_for(fused.sizes_of(model)), np.float32(1 / n)
+    nothing = np.empty((0, 0, 0, 0), np.float32)
     tokens, targets = batch.tokens.numpy(), batch.target_probs.numpy()
     sums = [tuple(np.empty_like(weight) for weight in weights) for _ in range(n_threads)]
     pool = ThreadPoolExecutor(n_threads)

@@ -18,6 +18,7 @@ RECORDS = {
     "nothing": cc.RecordAt(steps=()),
     "score gradients of layer 0, every step": cc.RecordAt.every(1, until=STEPS, layers=(0,), attention=False),
     "and its attention": cc.RecordAt.every(1, until=STEPS, layers=(0,)),
+    "and the gradients of its weights": cc.RecordAt.every(1, until=STEPS, layers=(0,), weight_gradients=True),
     "both layers by hooks, every tenth step": cc.RecordAt.every(10, until=STEPS),
 }
 

@@ -110,12 +110,13 @@ def test_a_loss_that_is_no_number_shows() -> None:
 def test_the_fused_record_equals_what_hooks_record(n_heads: tuple[int, int]) -> None:
     task = cc.InContextTask(cc.pairs_graph(6), d_vocab=4)
     model, batch = cc.disentangled_transformer(4, 6, n_heads, init_scale=0.4, seed=4), task.sample(50, seed=0)
-    snapshot = cc.take_snapshot(model, batch)
+    snapshot = cc.take_snapshot(model, batch, record=cc.RecordAt(weight_gradients=True))
     step = fused_step(model, batch.tokens, batch.target_probs)
     live = n_heads[0]
     assert step.loss == pytest.approx(snapshot.loss, rel=1e-5)
     assert_close(step.attention, snapshot.attention[0, :live], 1e-5)
     assert_close(step.score_gradient, snapshot.score_gradients[0, :live], 1e-5)
+    assert_close(step.weight_gradient, snapshot.weight_gradients[0, :live], 1e-5)
 
 
 def test_the_step_changes_gradients_alone_and_repeats_itself() -> None:

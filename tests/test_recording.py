@@ -262,4 +262,7 @@ def test_weight_gradients_are_recorded_in_training_kept_and_joined(tmp_path: Pat
         cc.disentangled_transformer(4, 6), task, config, record=cc.RecordAt.every(2, until=4), progress=False
     )
     assert plain.weight_gradients is None
+    by_hooks = cc.RecordAt.every(2, until=4, layers=(0, 1), weight_gradients=True)
+    slow = cc.train(cc.disentangled_transformer(4, 6), task, config, record=by_hooks, progress=False)
+    assert_close(record.weight_gradients, slow.weight_gradients[:, :1], 1e-5)
     assert_close(plain.score_gradients[:, :1], record.score_gradients, 1e-5)

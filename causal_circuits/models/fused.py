@@ -46,11 +46,13 @@ class FusedStep:
         attention: [head_index, n_ctx, n_ctx]; layer 0's pattern, averaged over the batch.
         score_gradient: [head_index, n_ctx, n_ctx]; gradient of the mean loss with respect to layer 0's scores,
             summed over the batch.
+        weight_gradient: the same shape; gradient with respect to layer 0's pattern, zero above the diagonal.
     """
 
     loss: float
     attention: Tensor
     score_gradient: Tensor
+    weight_gradient: Tensor
 
 
 def can_fuse(model: HookedTransformer) -> bool:
@@ -85,17 +87,18 @@ def fused_step(model: HookedTransformer, tokens: Tensor, target_probs: Tensor) -
     sizes, live = sizes_of(model), live_weights(model)
     first, second, unembed = (np.ascontiguousarray(weight.numpy()) for weight in live)
     weights, gradients = (first, second, unembed), (np.empty_like(first), np.empty_like(second), np.empty_like(unembed))
-    attention = np.empty((sizes[2], sizes[0], sizes[0]), np.float32)
+    watched = np.empty((2, sizes[2], sizes[0], sizes[0]), np.float32)
     share = np.float32(1.0 / len(tokens))
     batch = tokens.contiguous().numpy(), target_probs.contiguous().numpy()
-    loss = kernel_for(sizes)(*batch, weights, gradients, attention, share)
+    loss = kernel_for(sizes)(*batch, weights, gradients, watched, share)
     parameters = (model.blocks[0].attn.W_Q, model.blocks[1].attn.W_Q, model.unembed.W_U)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = torch.zeros_like(parameter)
         parameter.grad[tuple(slice(size) for size in gradient.shape)] = torch.from_numpy(gradient)
     n_tok = sizes[1]
     score_gradient = torch.from_numpy(gradients[0][:, n_tok:, n_tok:].copy())
-    return FusedStep(loss * float(share), torch.from_numpy(attention), score_gradient)
+    attention, weight_gradient = torch.from_numpy(watched)
+    return FusedStep(loss * float(share), attention, score_gradient, weight_gradient)
 
 
 Kernel = Callable[[np.ndarray, np.ndarray, Weights, Weights, np.ndarray, np.float32], float]

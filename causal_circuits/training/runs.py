@@ -132,7 +132,7 @@ class FusedRun:
         self._flat_gradients, self._gradients = (flat_sums, self._sums) if parts == 1 else _stacks(n, shapes)
         self._jobs = [self._job(member, part, parts) for member in range(n) for part in range(parts)]
         self._losses = np.zeros(len(self._jobs))
-        self._no_pattern = self._attention = np.empty((len(self._jobs), 0, 0, 0), np.float32)
+        self._nothing = self._watched = np.empty((len(self._jobs), 0, 0, 0, 0), np.float32)
         self._pool, self._n_threads = ThreadPoolExecutor(n_threads), n_threads
         self._groups = [
             Updates(leaves, stages, f"{group}", start, fused=True)
@@ -203,23 +203,23 @@ class FusedRun:
     def _differentiate(self, index: int) -> None:
         """Gradient and loss of a job's sequences."""
         job, share = self._jobs[index], self._share
-        loss = self._kernel(*job.batch, job.weights, job.sums, self._attention[index], share)
+        loss = self._kernel(*job.batch, job.weights, job.sums, self._watched[index], share)
         self._losses[index] = loss * float(share)
 
     def records_by_itself(self, record: RecordAt) -> bool:
         """Whether `gradients` leaves the record behind: layer 0's scores are what the fused step differentiates."""
-        return record.layers == (0,) and not record.weight_gradients
+        return record.layers == (0,)
 
     def gradients(self, record: RecordAt | None = None) -> "np.ndarray":
         """The gradients of this step in the stacks; the loss of every member, [member].
 
-        With `record`, layer 0's attention is kept too, for `own_snapshots`.
+        With `record`, layer 0's attention and the gradient that reaches it are kept too, for `own_snapshots`.
         """
         n_ctx, _, n_heads, _ = sizes_of(self._models[0])
-        if record is not None and record.attention:
-            self._attention = np.empty((len(self._jobs), n_heads, n_ctx, n_ctx), np.float32)
+        if record is not None and (record.attention or record.weight_gradients):
+            self._watched = np.empty((len(self._jobs), 2, n_heads, n_ctx, n_ctx), np.float32)
         else:
-            self._attention = self._no_pattern
+            self._watched = self._nothing
         self._finish()
         self._step += 1
         self._at_work = self._start(differentiate=True, step=self._step)
@@ -262,10 +262,10 @@ class FusedRun:
         n, (n_ctx, n_tok, n_live, _) = len(self._models), sizes_of(self._models[0])
         shape = (n, 1, self._models[0].cfg.n_heads, n_ctx, n_ctx)  # dead heads attend uniformly and have no gradient
         attention = (torch.ones(n_ctx, n_ctx).tril() / torch.arange(1, n_ctx + 1)[:, None]).expand(shape).clone()
-        if record.attention:
-            summed = self._attention.reshape(n, -1, *self._attention.shape[1:]).sum(axis=1)
-            attention[:, 0, :n_live] = torch.from_numpy(summed)
-        gradients = torch.zeros(shape)
+        gradients, of_weights = torch.zeros(shape), torch.zeros(shape)
+        if self._watched.size > 0:
+            summed = torch.from_numpy(self._watched.reshape(n, -1, *self._watched.shape[1:]).sum(axis=1))
+            attention[:, 0, :n_live], of_weights[:, 0, :n_live] = summed[:, 0], summed[:, 1]
         gradients[:, 0, :n_live] = self._gradients[0][:, :, n_tok:, n_tok:]
         return [
             Snapshot(
@@ -273,6 +273,7 @@ class FusedRun:
                 loss=float(losses[i]),
                 attention=attention[member] if record.attention else None,
                 score_gradients=gradients[member] if record.score_gradients else None,
+                weight_gradients=of_weights[member] if record.weight_gradients else None,
             )
             for i, member in enumerate(self._place)
         ]

@@ -29,8 +29,8 @@ Sizes = namedtuple(
 # a1 [m1, d0, d0]; a2 [m2, d1, d1]; a2_t its rows that heads wrote, transposed; w [d_model, n_tok]; w_t its rows behind
 # the embedding, transposed; one_hot [n_tok, n_tok].
 Packed = namedtuple("Packed", "a1 a2 a2_t w w_t one_hot")
-# Gradients of layer 0's scores by (query, key), each named by position or token; of A2 and W_U; and the pattern itself.
-Sums = namedtuple("Sums", "pp tp pt tt a2 w pattern")
+# Gradients of layer 0's scores by (query, key), each named by position or token; of A2 and W_U; the pattern, and its.
+Sums = namedtuple("Sums", "pp tp pt tt a2 w pattern d_pattern")
 # Of every sequence of a chunk: tokens, features (the residual but for the embedding), layer 1's queries, then what
 # reaches them; the last row of layer 0's pattern; what reaches the logits and that row's outputs.
 Chunk = namedtuple("Chunk", "x features q p_last d_logits d_dense")
@@ -88,7 +88,8 @@ def carve(numbers, tokens, sizes):
     d_a2, at = take(numbers, at, m2 * (d1 + 4) * sizes.wide_d1)
     d_w, at = take(numbers, at, (sizes.d_model + 4) * sizes.wide_tok)
     pattern, at = take(numbers, at, m1 * n_ctx * sizes.wide_ctx)
-    sums = Sums(pp, tp, pt, tt, d_a2, d_w, pattern)
+    d_pattern, at = take(numbers, at, m1 * n_ctx * sizes.wide_ctx)
+    sums = Sums(pp, tp, pt, tt, d_a2, d_w, pattern, d_pattern)
     x, n_tokens = take(tokens, 0, CHUNK * sizes.wide_ctx)
     features, at = take(numbers, at, CHUNK * sizes.wide_features)
     q, at = take(numbers, at, m2 * CHUNK * sizes.wide_q)
@@ -146,12 +147,12 @@ def pack(weights, packed, sizes):
 @inlined
 def clear(sums):
     """Back to zero, before the first sequence of a batch."""
-    for array in (sums.pp, sums.tp, sums.pt, sums.tt, sums.a2, sums.w, sums.pattern):
+    for array in (sums.pp, sums.tp, sums.pt, sums.tt, sums.a2, sums.w, sums.pattern, sums.d_pattern):
         array[:] = 0.0
 
 
 @inlined
-def unpack(sums, gradients, attention, share, sizes):
+def unpack(sums, gradients, watched, share, sizes):
     """The sums times `share`, without the padding."""
     g_first, g_second, g_unembed = gradients
     n_ctx, n_tok, m1, m2 = sizes.n_ctx, sizes.n_tok, sizes.m1, sizes.m2
@@ -159,8 +160,10 @@ def unpack(sums, gradients, attention, share, sizes):
         for i in range(n_ctx):
             for k in range(n_ctx):
                 g_first[h, n_tok + i, n_tok + k] = sums.pp[(h * n_ctx + i) * sizes.wide_ctx + k] * share
-                if attention.size > 0:
-                    attention[h, i, k] = sums.pattern[(h * n_ctx + i) * sizes.wide_ctx + k] * share
+                if watched.size > 0:
+                    at = (h * n_ctx + i) * sizes.wide_ctx + k
+                    watched[0, h, i, k] = sums.pattern[at] * share
+                    watched[1, h, i, k] = sums.d_pattern[at] * share if k <= i else 0.0
             for s in range(n_tok):
                 g_first[h, n_tok + i, s] = sums.pt[(h * n_ctx + i) * sizes.wide_tok + s] * share
                 g_first[h, s, n_tok + i] = sums.tp[(h * n_tok + s) * sizes.wide_ctx + i] * share

@@ -63,6 +63,20 @@ def back_through_layer_1(packed, chunk, one, b, sizes):
 
 
 @inlined
+def add_pattern_gradient(one, d_pattern, sizes):
+    """Add the gradient that reaches layer 0's pattern through layer 1: dP_h = p (x) c_h + dt (x) r_h."""
+    n_ctx, m1, m2, n_blocks = sizes.n_ctx, sizes.m1, sizes.m2, 1 + sizes.m1
+    for m in range(m2):
+        for h in range(m1):
+            seen, asked = (m * n_blocks + 1 + h) * sizes.wide_ctx, (m * m1 + h) * sizes.wide_ctx
+            for i in range(n_ctx):
+                through, back = one.p[m * sizes.wide_ctx + i], one.dt[m * sizes.wide_ctx + i]
+                for v in range(0, i + 1, LANES):
+                    value = fma(through, load(one.c, seen + v), load(one.r, asked + v) * back)
+                    add_to(d_pattern, (h * n_ctx + i) * sizes.wide_ctx + v, value)
+
+
+@inlined
 def back_through_layer_0(packed, chunk, one, sums, b, sizes):
     """DS = P (dP - rowsum) takes the place of e^scores and is added up by query and key, each by position and token."""
     n_ctx, n_tok, m1, m2 = sizes.n_ctx, sizes.n_tok, sizes.m1, sizes.m2
@@ -122,7 +136,7 @@ def add_dense_products(packed, chunk, sums, n, sizes):
 
 
 @inlined
-def back_through_last_rows(packed, chunk, one, sums, n, sizes):
+def back_through_last_rows(packed, chunk, one, sums, n, watched, sizes):
     """What reaches layer 0's last row, whose outputs made the query, added up like that of the other rows."""
     n_ctx, n_tok, m1 = sizes.n_ctx, sizes.n_tok, sizes.m1
     d0, last = sizes.d0, n_ctx - 1
@@ -135,6 +149,8 @@ def back_through_last_rows(packed, chunk, one, sums, n, sizes):
             for v in range(0, n_ctx, LANES):
                 value = spread(chunk.d_dense, b * sizes.wide_dense + h * d0, x, xb, n_tok, v)
                 store(mixed, v, keep_first(value, n_ctx - v, 0.0))
+            for v in range(0, n_ctx if watched else 0, LANES):
+                add_to(sums.d_pattern, (h * n_ctx + last) * sizes.wide_ctx + v, load(mixed, v))
             inner = dot(p_last, at, mixed, 0, n_ctx)
             for v in range(0, n_ctx, LANES):
                 value = load(p_last, at + v) * (load(mixed, v) - inner)

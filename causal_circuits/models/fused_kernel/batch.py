@@ -18,6 +18,7 @@ from causal_circuits.models.fused_kernel.arrays import (
 )
 from causal_circuits.models.fused_kernel.backward import (
     add_dense_products,
+    add_pattern_gradient,
     back_through_last_rows,
     back_through_layer_0,
     back_through_layer_1,
@@ -33,14 +34,15 @@ from causal_circuits.models.fused_kernel.forward import (
 from causal_circuits.simd.lanes import FLAGS, inlined
 
 
-def batch_gradient(tokens, targets, weights, gradients, attention, share, memory, four):
+def batch_gradient(tokens, targets, weights, gradients, watched, share, memory, four):
     """Fill `gradients` with those of `share` times the loss summed over a batch; return the summed loss.
 
     Args:
         tokens, targets: [batch, n_ctx] and [batch, n_tok].
         weights: A1 [m1, d0, d0], A2 [m2, d1, d1] and W_U [d_model, n_tok].
         gradients: three arrays of the same shapes.
-        attention: [m1, n_ctx, n_ctx], layer 0's pattern summed over the batch times `share`; or anything empty.
+        watched: [2, m1, n_ctx, n_ctx], layer 0's pattern summed over the batch times `share` and the gradient that
+            reaches it; or anything empty.
         share: one over the number of sequences that the loss is a mean of.
         memory: `arrays.allocate(four)`, a thread's own.
         four: n_ctx, n_tok, m1, m2.
@@ -56,7 +58,7 @@ def batch_gradient(tokens, targets, weights, gradients, attention, share, memory
         queries_of_layer_1(packed, chunk, one.token_row, tokens, start, n, sizes)
         for b in range(n):
             attend(packed, chunk, one, b, sizes)
-            if attention.size > 0:
+            if watched.size > 0:
                 add_pattern(one, sums.pattern, sizes)
             for m in range(m2):
                 to = b * sizes.wide_features + d0 * ((1 + m1) * (1 + m) - 1)
@@ -65,10 +67,12 @@ def batch_gradient(tokens, targets, weights, gradients, attention, share, memory
             loss += logits_and_loss(packed, chunk, targets, start, b, sizes)
             reach_features(packed, chunk, one, b, sizes)
             back_through_layer_1(packed, chunk, one, b, sizes)
+            if watched.size > 0:
+                add_pattern_gradient(one, sums.d_pattern, sizes)
             back_through_layer_0(packed, chunk, one, sums, b, sizes)
         add_dense_products(packed, chunk, sums, n, sizes)
-        back_through_last_rows(packed, chunk, one, sums, n, sizes)
-    unpack(sums, gradients, attention, share, sizes)
+        back_through_last_rows(packed, chunk, one, sums, n, watched.size > 0, sizes)
+    unpack(sums, gradients, watched, share, sizes)
     return loss
 
 
@@ -85,7 +89,7 @@ def compiled_for(four: tuple[int, int, int, int]) -> Callable[..., float]:
     n_ctx, n_tok, m1, m2 = four
     gradient = inlined(batch_gradient)
 
-    def frozen(tokens, targets, weights, gradients, attention, share, memory):
-        return gradient(tokens, targets, weights, gradients, attention, share, memory, (n_ctx, n_tok, m1, m2))
+    def frozen(tokens, targets, weights, gradients, watched, share, memory):
+        return gradient(tokens, targets, weights, gradients, watched, share, memory, (n_ctx, n_tok, m1, m2))
 
     return numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(unwrap(frozen))
