@@ -4,7 +4,7 @@ With one head in each of two layers a model has 19 edges and 2^19 circuits; at t
 Two facts make the search smaller and leave it exact:
 
 * an edge into a head that nothing in the circuit reads changes nothing, so circuits with such dead edges are others
-  over again (`is_alive`): of 2^26 circuits 2.1e7 are different;
+  over again (`is_alive`): of 2^26 circuits 1.9e7 are different;
 * an edge whose block of the weights is zero, or whose sender is the same in the counterfactual, changes nothing in any
   circuit (`inert_edges`): a planted model keeps about ten edges.
 
