@@ -52,9 +52,9 @@ def write(path: Path | None, rows: object, **more: object) -> None:
         path.write_text(json.dumps({"rows": rows, "machine": machine(), **more}, indent=2) + "\n")
 
 
-def freeze(sizes: fused.Sizes) -> None:
-    """From here on, models of these sizes train with a kernel of their own, as long runs do."""
-    fused.kernel_for(sizes, fused.FREEZE_FROM)
+def freeze(from_sequences: int = 0) -> None:
+    """From here on, runs of so many sequences train with a kernel of their own, as long runs do."""
+    fused.FREEZE_FROM = from_sequences
 
 
 def gradient_on_all_cores(model: object, batch: cc.Batch) -> Callable[[], object]:

@@ -56,7 +56,7 @@ def main() -> None:
     print(f"matrix product {flop_rate / 1e9:.0f} GFLOP/s, copy {copy_rate / 1e9:.0f} GB/s")
     rows = []
     for d_vocab, n_ctx, batch in SIZES:
-        freeze((n_ctx, d_vocab, 1, 1))
+        freeze()
         task = cc.InContextTask(cc.chain_graph(n_ctx), d_vocab=d_vocab, alpha=0.1)
         model = cc.warm_start(cc.disentangled_transformer(d_vocab, n_ctx))
         per_s = batch / median_seconds(gradient_on_all_cores(model, task.sample(batch)), arguments.repeats)

@@ -23,6 +23,8 @@ from causal_circuits.training import mean_loss
 
 DEFAULT_SIZES = ["10,20,1+1,1024", "3,20,1+1,1024", "5,32,2+1,1024", "10,100,1+1,256", "10,200,1+1,128"]
 
+LONG = fused.FREEZE_FROM
+
 
 def naive_logits(model: object, tokens: torch.Tensor) -> torch.Tensor:
     """A disentangled transformer in einsums over the whole residual stream: the obvious way to write it."""
@@ -44,7 +46,7 @@ def naive_logits(model: object, tokens: torch.Tensor) -> torch.Tensor:
 def measure(d_vocab: int, n_ctx: int, heads: tuple[int, int], batch_size: int, repeats: int) -> dict[str, object]:
     """One row of the table."""
     task = cc.InContextTask(cc.chain_graph(n_ctx), d_vocab=d_vocab, alpha=0.1)
-    batch, sizes = task.sample(batch_size), (n_ctx, d_vocab, *heads)
+    batch = task.sample(batch_size)
     model = cc.warm_start(cc.disentangled_transformer(d_vocab, n_ctx, heads))
 
     def with_autograd(forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -58,11 +60,11 @@ def measure(d_vocab: int, n_ctx: int, heads: tuple[int, int], batch_size: int, r
 
     slow = max(5, repeats // 3)
     large = max(batch_size, 16_384 * 20 // n_ctx)
-    fused._frozen_sizes.discard(sizes)
+    freeze(LONG)
     row: dict[str, object] = {"d_vocab": d_vocab, "n_ctx": n_ctx, "heads": list(heads), "batch": batch_size}
     row["sampler_per_s"] = large / median_seconds(lambda: task.sample(large), repeats)
     row["general_train_per_s"] = batch_size / median_seconds(gradient_on_all_cores(model, batch), repeats)
-    freeze(sizes)
+    freeze()
     row["train_per_s"] = batch_size / median_seconds(gradient_on_all_cores(model, batch), repeats)
     row["end_to_end_per_s"] = end_to_end(task, heads, batch_size, steps=max(20, 4_000_000 // (batch_size * n_ctx)))
     row["structured_torch_per_s"] = batch_size / median_seconds(structured_step, slow)

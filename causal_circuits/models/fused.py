@@ -107,20 +107,18 @@ Kernel = Callable[[np.ndarray, np.ndarray, Weights, Weights, np.ndarray, np.floa
 def kernel_for(sizes: Sizes, n_sequences: int = 0) -> Kernel:
     """The compiled gradient of `fused_kernel.batch_gradient` for models of these sizes.
 
-    One kernel serves all sizes; runs of `FREEZE_FROM` sequences or more get one whose sizes are constants, and so does
-    every run of these sizes after that.
+    One kernel serves all sizes; runs of `FREEZE_FROM` sequences or more get one whose sizes are constants. It rounds
+    differently, so nothing but the length of the run may decide.
     """
     from causal_circuits.models.fused_kernel import compiled, compiled_for  # needs numba
 
-    if sizes in _frozen_sizes or n_sequences >= FREEZE_FROM:
-        _frozen_sizes.add(sizes)
+    if n_sequences >= FREEZE_FROM:
         frozen = compiled_for(sizes)
         return lambda *arguments: frozen(*arguments, _memory(sizes))
     general = compiled()
     return lambda *arguments: general(*arguments, _memory(sizes), sizes)
 
 
-_frozen_sizes: set[Sizes] = set()
 _memories = threading.local()
 
 
