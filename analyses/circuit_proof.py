@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from causal_graph import make_graph
-from command_line import make_parser
+from command_line import exit_status, make_parser
 
 
 def main() -> int:
@@ -59,4 +59,4 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -26,7 +26,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from command_line import OneLineParser, parse
+from command_line import exit_status, OneLineParser, parse
 
 GRAPHS = ("chain", "pairs", "forest", "two-parent")
 MODELS = ("planted", "trained", "decoy")
@@ -91,4 +91,4 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))
