@@ -26,7 +26,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from command_line import exit_status, OneLineParser, parse
+from command_line import OneLineParser, exit_status, parse
 
 GRAPHS = ("chain", "pairs", "forest", "two-parent")
 MODELS = ("planted", "trained", "decoy")
