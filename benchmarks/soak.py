@@ -1,9 +1,9 @@
 """A hundred thousand steps with every step recorded to disk: does memory grow, does a step slow down?
 
 Memory and time are taken every 2,000 steps; the table gives the slopes of straight lines through them, the first tenth
-Memory and time are taken every 2,000 steps; the table gives the slopes of straight lines through them, the first
-tenth (imports, first touches of memory) left out. `memory` is what the process itself holds; `mapped` also counts the
-pages of the files that it writes records to, which the system takes back when it needs them.
+(imports, first touches of memory) left out. `memory` is what the process itself holds; `mapped` also counts the pages
+of the files that it writes records to, which the system takes back when it needs them.
+
     python benchmarks/soak.py
     python benchmarks/soak.py --steps 20000 --out soak.json
 """
