@@ -302,9 +302,8 @@ def sections(f: MultiHeadFindings, folder: Path, command: str) -> list[figures.S
         return figures.Section(title, sentence, f'<div class="side-by-side">{"".join(shown)}</div>{more}', command)
 
     heads = [f"L0H{head.head}" for head in f.found.graph["heads"]]
-    missing = figures.table_html(
-        [asdict(edge) for edge in f.missing], caption="True edges that no head carries, and why"
-    )
+    caption = "True edges that no head carries, and why"
+    missing = figures.table_html([asdict(edge) for edge in f.missing], caption=caption) if f.missing else ""
     return [
         section(
             "The heads side by side",
