@@ -52,6 +52,7 @@ CALLS = {
         model, BATCH.tokens, OTHER.tokens, lambda logits: metric(logits).mean()
     ),
     "scrub_hypothesis": lambda model, **o: cc.scrub_hypothesis(model, BATCH, TASK, **o),
+    "sequence_attention": lambda model: cc.sequence_attention(model, BATCH.tokens[0]),
     "slots": cc.slots,
     "take_snapshot": lambda model: cc.take_snapshot(model, BATCH),
 }

@@ -16,12 +16,12 @@ NOT_OURS = re.compile(r"IProgress not found|notebook_tqdm|HookedTransformer is d
 
 
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
-def executed(request: pytest.FixtureRequest) -> nbformat.NotebookNode:
+def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> nbformat.NotebookNode:
     """One notebook, run from its own folder as a user would."""
     notebook = nbformat.read(request.param, as_version=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("IPYTHONDIR", str(ROOT / ".pytest_cache" / "ipython"))
+        patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
         where = {"metadata": {"path": str(ROOT / "notebooks")}}
         NotebookClient(notebook, timeout=600, startup_timeout=600, resources=where).execute()  # a busy machine may wait
     return notebook

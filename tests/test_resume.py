@@ -5,6 +5,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -225,7 +226,7 @@ def test_the_handler_of_ctrl_c_is_put_back(chain_task, tmp_path):
 def run_script(folder: Path, interrupted: bool = False) -> None:
     """The main job at toy size, as the command line runs it; Ctrl-C comes at the first recorded step from 10 on."""
 
-    def train(*given: object, on_record: Callable[..., None], **options: object) -> cc.TrainingRecord:
+    def train(*given: object, on_record: Callable[[int, object], None], **options: object) -> cc.TrainingRecord:
         def press(step: int, model: object) -> None:
             on_record(step, model)
             if interrupted and step >= 10:
