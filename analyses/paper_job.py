@@ -51,6 +51,11 @@ class Job:
         """Where a run of this seed and size waits to go on."""
         return self.folder(figure) / "checkpoints" / f"{name}_seed{self.seed}{'_quick' if self.quick else ''}"
 
+    def going_on(self, figure: str, name: str = "run") -> dict[str, Any]:
+        """What every long training of a job is told: where it waits to go on, its seed, until when, how quietly."""
+        folder = self.checkpoints(figure, name)
+        return {"folder": folder, "seed": self.seed, "deadline": self.deadline, "quiet": self.quiet}
+
     def say(self, text: str) -> None:
         """A line of progress."""
         if not self.quiet:

@@ -70,10 +70,7 @@ def train(model: Any, task: cc.InContextTask, job: Job) -> Any:
         [model],
         [task],
         recipe,
-        folder=job.checkpoints("5"),
-        seed=job.seed,
-        deadline=job.deadline,
-        quiet=job.quiet,
+        **job.going_on("5"),
         every=10 if job.quick else 512,
         measure=lambda: {"test_loss": float(cc.evaluate(model, test).mean())},
     )

@@ -42,10 +42,7 @@ def figure_8(job: Job) -> dict[str, Any]:
         [model],
         [task],
         QUICK if job.quick else RECIPE,
-        folder=job.checkpoints("8"),
-        seed=job.seed,
-        deadline=job.deadline,
-        quiet=job.quiet,
+        **job.going_on("8"),
         every=3 if job.quick else 256,
         measure=measure,
     )

@@ -84,10 +84,7 @@ def train(model: Any, task: cc.InContextTask, job: Job, figure: str, name: str) 
         [model],
         [task],
         recipe,
-        folder=job.checkpoints(figure, name.replace(" ", "_")),
-        seed=job.seed,
-        deadline=job.deadline,
-        quiet=job.quiet,
+        **job.going_on(figure, name.replace(" ", "_")),
         every=20 if job.quick else MEASURED_EVERY,
         measure=measure,
     )

@@ -32,7 +32,7 @@ from causal_circuits.simd.vectors import (
     splat,
     store,
 )
-from causal_circuits.tasks.draws import FOR_GAMMAS, FOR_TOKENS, SINE, SMALL, SPARE, TINY
+from causal_circuits.tasks.draws import FOR_GAMMAS, FOR_TOKENS, SINE, SMALL, TINY
 
 # Kernel entries whose gammas are drawn at once: enough that those to draw again fill vectors, few enough that the
 # numbers on the way stay in the nearest cache.
@@ -243,7 +243,7 @@ def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens,
         key: `simd.philox.vectors_of_key` of the seed's two words.
     """
     n, n_tok, n_ctx = len(tokens), targets.shape[1], tokens.shape[1]
-    n_rows = (alpha.shape[1] - SPARE) // n_tok
+    n_rows = alpha.shape[1] // n_tok
     chunk = max(CHUNK // n_tok, 1) * n_tok  # whole rows
     constants = np.repeat(alpha, LANES).reshape(5, -1)
     lanes, wide = chunk * LANES, (n_tok + LANES - 1) // LANES * LANES

@@ -15,8 +15,6 @@ FOR_GAMMAS, FOR_TOKENS = 0, 1
 # Added to every gamma: a row of zeros, or a token never left, has no law. Rows that sum to less than SMALL have
 # underflowed and are scaled by their largest entry first.
 TINY, SMALL = np.float32(1e-37), np.float32(1e-25)
-# Columns that `gamma_constants` has to spare: compiled code reads whole vectors.
-SPARE = 16
 # sin(pi t) = t (SINE[0] + SINE[1] t^2 + ...) on [-1/2, 1/2], to 2e-7: the Taylor series of sin(pi t).
 SINE = tuple(np.float32((-1) ** n * np.pi ** (2 * n + 1) / float(np.prod(np.arange(1.0, 2 * n + 2)))) for n in range(6))
 
@@ -27,9 +25,8 @@ def key_of(seed: np.random.SeedSequence) -> Key:
     return int(first), int(second)
 
 
-def gamma_constants(alpha: Float[np.ndarray, " entry"], spare: int = 0) -> Float[np.ndarray, "5 _"]:
-    """What drawing Gamma(alpha) needs, once for all draws: alpha, d, c, 1 / alpha, log d; `spare` columns of ones."""
-    alpha = np.append(alpha, np.ones(spare))
+def gamma_constants(alpha: Float[np.ndarray, " entry"]) -> Float[np.ndarray, "5 entry"]:
+    """What drawing Gamma(alpha) needs, once for all draws: alpha, d, c, 1 / alpha, log d."""
     d = alpha + 2.0 / 3.0
     return np.stack([alpha, d, 1.0 / np.sqrt(9.0 * d), 1.0 / alpha, np.log(d)]).astype(np.float32)
 

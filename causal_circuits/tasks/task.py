@@ -256,7 +256,7 @@ class InContextTask:
     def _fill_by_counting(self, key: _draws.Key, tokens: np.ndarray, target_probs: np.ndarray, first: int) -> None:
         """Sequences `first`, `first` + 1, ... of a stream in numpy: what `compiled.py` does with numba."""
         sequences = np.arange(first, first + len(tokens))
-        logs = _draws.log_gammas(self._sampling_plan[0][:, : -_draws.SPARE], sequences, key)
+        logs = _draws.log_gammas(self._sampling_plan[0], sequences, key)
         rows = _draws.rows_of(logs.reshape(len(sequences), -1, self.d_vocab))
         bounds = np.cumsum([self.d_vocab**k for k in self.in_degrees])
         kernels = dict(zip(self.in_degrees, np.split(rows, bounds, axis=1), strict=False))
@@ -319,7 +319,7 @@ class InContextTask:
         if self.has_query:
             degrees[self.n_ctx - 1] = -1
         roots = {"uniform": 0, "stationary": 1, "shared": 2}[self.root_law]
-        return _draws.gamma_constants(np.concatenate(alphas), _draws.SPARE), first_row, parents, degrees, roots
+        return _draws.gamma_constants(np.concatenate(alphas)), first_row, parents, degrees, roots
 
     def kernel_row(self, parent_tokens: np.ndarray) -> np.ndarray:
         """The row of the flattened kernel that parents' tokens [..., n_parents] name."""
