@@ -33,7 +33,7 @@ from causal_circuits.models.layout import has_layout, layout_of
 Sizes = tuple[int, int, int, int]
 Weights = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-# A run of this many sequences pays for a kernel compiled for its own sizes (about 10 s, up to twice as fast).
+# A run of this many sequences pays for a kernel compiled for its own sizes (half a minute, up to twice as fast).
 FREEZE_FROM = 2**24
 
 
