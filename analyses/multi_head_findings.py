@@ -130,9 +130,7 @@ def find(
     progress = False if quiet else None
     seed = config.seed
 
-    say(
-        f"{task!r}\n1/5  {n_heads[0]} heads take turns, {config.steps} steps (a first run compiles first: half a minute)"
-    )
+    say(f"{task!r}\n1/5  {n_heads[0]} heads take turns, {config.steps} steps (a first run compiles: half a minute)")
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, n_heads)
     record, turns = cc.train_in_turns(model, task, config, progress=progress)
 
