@@ -18,7 +18,6 @@ stands in `fused_kernel.py`. numba is optional: without it, or when a hook is at
 forward and autograd.
 """
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -110,23 +109,10 @@ def kernel_for(sizes: Sizes, n_sequences: int = 0) -> Kernel:
     One kernel serves all sizes; runs of `FREEZE_FROM` sequences or more get one whose sizes are constants. It rounds
     differently, so nothing but the length of the run may decide.
     """
-    from causal_circuits.models.fused_kernel import compiled, compiled_for  # needs numba
+    from causal_circuits.models.fused_kernel import compiled, compiled_for, memory  # needs numba
 
     if n_sequences >= FREEZE_FROM:
         frozen = compiled_for(sizes)
-        return lambda *arguments: frozen(*arguments, _memory(sizes))
+        return lambda *arguments: frozen(*arguments, memory(sizes))
     general = compiled()
-    return lambda *arguments: general(*arguments, _memory(sizes), sizes)
-
-
-_memories = threading.local()
-
-
-def _memory(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
-    """What this thread works in, kept from call to call while the sizes stay the same."""
-    from causal_circuits.models.fused_kernel import allocate
-
-    if getattr(_memories, "sizes", None) != sizes:
-        _memories.arrays, _memories.sizes = allocate(sizes), sizes
-    arrays: tuple[np.ndarray, np.ndarray] = _memories.arrays
-    return arrays
+    return lambda *arguments: general(*arguments, memory(sizes), sizes)

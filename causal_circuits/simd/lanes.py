@@ -9,7 +9,9 @@ from inspect import unwrap  # numba compiles the function itself, not a run-time
 import llvmlite.binding
 import numba
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, config, types
+from numba.core.compiler import Compiler
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import models, register_jitable, register_model
 
 FEATURES = llvmlite.binding.get_host_cpu_features()
@@ -24,13 +26,35 @@ FLAGS = ("reassoc", "contract", "arcp", "nsz")
 
 # Pieces of kernels are compiled into whoever calls them, without the interpreter's lock. They may not make arrays:
 # without numba's run time (_nrt) none of their arguments is counted, which in a loop over a few dozen numbers would
-# take longer than the numbers.
-PIECE = {"forceinline": True, "nogil": True, "error_model": "numpy", "fastmath": set(FLAGS), "_nrt": False}
+# take longer than the numbers. And they have no door for Python, which would take a tenth of the time to compile:
+# calling a piece from outside a kernel crashes.
+PIECE = {
+    "forceinline": True,
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": set(FLAGS),
+    "_nrt": False,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
+
+
+class _PieceCompiler(Compiler):
+    """Leaves a piece as it stands: the kernel that it ends up in is optimised as a whole, once."""
+
+    def compile_extra(self, func):
+        """Compile, with LLVM's optimisations off."""
+        with global_compiler_lock:  # the level is numba's own, for all threads
+            level, config.OPT = config.OPT, 0
+            try:
+                return super().compile_extra(func)
+            finally:
+                config.OPT = level
 
 
 def inlined(function):
     """Decorate a piece of a kernel."""
-    return numba.njit(**PIECE)(unwrap(function))
+    return numba.njit(**PIECE, pipeline_class=_PieceCompiler)(unwrap(function))
 
 
 def shared(function):

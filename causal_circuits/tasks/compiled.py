@@ -9,6 +9,7 @@ threads, and a longer batch begins with the shorter one.
 `draws.py` makes the same draws in numpy, for machines without numba; this file needs it.
 """
 
+from collections import namedtuple
 from functools import cache
 from inspect import unwrap  # numba compiles the function itself, not a run-time type check around it
 
@@ -17,7 +18,8 @@ import numpy as np
 
 from causal_circuits.simd.functions import exp, log
 from causal_circuits.simd.integers import count_up, repeat
-from causal_circuits.simd.lanes import LANES, inlined
+from causal_circuits.simd.lanes import LANES, inlined, shared
+from causal_circuits.simd.memory import KeptPerThread
 from causal_circuits.simd.philox import random_vectors, uniform
 from causal_circuits.simd.vectors import (
     any_less,
@@ -37,6 +39,12 @@ from causal_circuits.tasks.draws import FOR_GAMMAS, FOR_TOKENS, SINE, SMALL, TIN
 # Kernel entries whose gammas are drawn at once: enough that those to draw again fill vectors, few enough that the
 # numbers on the way stay in the nearest cache.
 CHUNK = 128
+
+# What a thread works in, see `allocate`. Of a chunk of entries: scratch of `draw_gammas`, logs and gammas. Of `LANES`
+# sequences: kernel [row, token, lane], work and law of `stationary_law`, cumulative [lane, row, token] with the law of
+# roots as its last row, uniform numbers [lane, position], low and high words of their places, the queries' tokens,
+# drawn tokens [position, lane], and the rows that these name.
+Room = namedtuple("Room", "scratch logs gammas kernel work law cumulative numbers sequence purpose queries drawn rows")
 
 
 @inlined
@@ -202,12 +210,13 @@ def find(cumulative, at, n_tok, number):
 
 
 @inlined
-def draw_numbers(n_ctx, sequence, purpose, key, numbers, at):
+def draw_numbers(n_ctx, sequence, purpose, key, numbers, lane):
     """A uniform number for every token of a sequence; the query's number comes from the second word of its place."""
+    at = lane * numbers.shape[1]
     for i in range(0, n_ctx, LANES):
         w0, w1, _, _ = random_vectors(count_up() + i, repeat(0), repeat(sequence), repeat(purpose), key)
         store(numbers, at + i, uniform(w1))
-        last = numbers[at + n_ctx - 1]  # in the end, the query's
+        last = numbers[lane, n_ctx - 1]  # in the end, the query's
         store(numbers, at + i, uniform(w0))
     return last
 
@@ -226,48 +235,73 @@ def name_rows(drawn, parents, i, n_parents, n_tok, first_row, root_row, rows):
             rows[lane] += first_row[n_parents]
 
 
+def allocate(n_rows: int, n_tok: int, n_ctx: int) -> Room:
+    """Memory for any number of calls, one after the other, that draw kernels of so many rows and tokens."""
+    chunk = rows_at_once(n_tok) * n_tok * LANES
+    wide, room = -(-n_tok // LANES) * LANES, -(-n_ctx // LANES) * LANES
+    n_floats = (4 * (chunk + LANES), chunk, chunk)  # numbers, kept, log_v
+    n_integers = (chunk + LANES, chunk, chunk, chunk)  # again, entries, sequences, purposes
+    scratch = (
+        *(np.zeros(n, np.float32) for n in n_floats),
+        *(np.zeros(n, np.int32) for n in n_integers),
+        *(np.ones(chunk, np.float32) for _ in "dc"),
+    )
+    return Room(
+        scratch=scratch,
+        logs=np.zeros(chunk, np.float32),
+        gammas=np.zeros(chunk, np.float32),
+        kernel=np.zeros((n_rows, n_tok, LANES), np.float32),
+        work=np.zeros((n_tok, n_tok, LANES), np.float32),
+        law=np.zeros((n_tok, LANES), np.float32),
+        cumulative=np.full((LANES, n_rows + 1, wide), np.inf, np.float32),  # what pads a row stays infinite
+        numbers=np.zeros((LANES, room), np.float32),
+        sequence=np.zeros(LANES, np.int32),
+        purpose=np.zeros(LANES, np.int32),
+        queries=np.zeros(LANES, np.int32),
+        drawn=np.zeros((n_ctx, LANES), np.int32),
+        rows=np.zeros(LANES, np.int32),
+    )
+
+
+@shared
+def rows_at_once(n_tok):
+    """How many rows of the kernels are drawn at once."""
+    return max(CHUNK // n_tok, 1)
+
+
 @cache
 def sampler():  # numba's dispatcher has no useful static type
-    """The compiled `_sample`."""
-    return numba.njit(nogil=True, cache=True, error_model="numpy")(unwrap(_sample))
+    """`_sample`, compiled: a function of all its arguments but the memory, which every thread keeps."""
+    compiled = numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(unwrap(_sample))
+    memory = KeptPerThread(allocate)
+
+    def sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens, targets):
+        n_tok = targets.shape[1]
+        room = memory(alpha.shape[1] // (n_tok * LANES), n_tok, tokens.shape[1])
+        compiled(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens, targets, room)
+
+    return sample
 
 
-def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens, targets):
+def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens, targets, room):
     """Fill tokens [n, n_ctx] and targets [n, d_vocab] with sequences start, start + 1, ... of a stream.
 
     Args:
-        alpha: rows alpha, d, c, 1 / alpha, log d of `draws.gamma_constants`; a column an entry of all kernels.
+        alpha: rows alpha, d, c, 1 / alpha, log d of `draws.gamma_constants`; a column for every lane of an entry.
         first_row: [n_parents] -> first row of that in-degree's kernel among all rows.
         parents, degrees: of every position, and last of the target; degree -1 is the query.
         n_roots_law: 0 uniform roots, 1 the stationary law of the one-parent kernel, 2 a Dirichlet draw: the last row.
         key: `simd.philox.vectors_of_key` of the seed's two words.
+        room: `allocate` of these sizes, a thread's own.
     """
     n, n_tok, n_ctx = len(tokens), targets.shape[1], tokens.shape[1]
-    n_rows = alpha.shape[1] // n_tok
-    chunk = max(CHUNK // n_tok, 1) * n_tok  # whole rows
-    constants = np.repeat(alpha, LANES).reshape(5, -1)
-    lanes, wide = chunk * LANES, (n_tok + LANES - 1) // LANES * LANES
-    logs, gammas = np.zeros(lanes, np.float32), np.zeros(lanes, np.float32)
-    sequence, purpose = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)
-    scratch = (
-        np.zeros(4 * (lanes + LANES), np.float32),
-        np.zeros(lanes, np.float32),
-        np.zeros(lanes, np.float32),
-        np.zeros(lanes + LANES, np.int32),
-        np.zeros(lanes, np.int32),
-        np.zeros(lanes, np.int32),
-        np.zeros(lanes, np.int32),
-        np.ones(lanes, np.float32),
-        np.ones(lanes, np.float32),
-    )
-    kernel, work = np.zeros((n_rows, n_tok, LANES), np.float32), np.zeros((n_tok, n_tok, LANES), np.float32)
-    law = np.full((n_tok, LANES), np.float32(1.0 / n_tok))
-    cumulative = np.full((LANES, n_rows + 1, wide), np.float32(np.inf))
-    stride = (n_rows + 1) * wide
+    n_rows = alpha.shape[1] // (n_tok * LANES)
+    chunk = rows_at_once(n_tok) * n_tok
+    scratch, logs, gammas, kernel, work, law, cumulative, numbers, sequence, purpose, queries, drawn, rows = room
+    wide, stride = cumulative.shape[2], (n_rows + 1) * cumulative.shape[2]
+    for t in range(n_tok):
+        store(law, t * LANES, splat(np.float32(1.0) / np.float32(n_tok)))
     accumulate(law, 0, n_tok, cumulative, n_rows * wide, stride)
-    room = (n_ctx + LANES - 1) // LANES * LANES
-    numbers, queries = np.zeros(LANES * room, np.float32), np.zeros(LANES, np.int32)
-    drawn, rows = np.zeros((n_ctx, LANES), np.int32), np.zeros(LANES, np.int32)
     root_row = n_rows - 1 if n_roots_law == 2 else n_rows
     for b in range(0, n, LANES):
         for lane in range(LANES):
@@ -275,7 +309,7 @@ def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens,
             sequence[lane], purpose[lane] = np.int32(np.uint32(place & 0xFFFFFFFF)), FOR_GAMMAS + 256 * (place >> 32)
         for at in range(0, n_rows * n_tok, chunk):
             n_entries = min(chunk, n_rows * n_tok - at)
-            draw_gammas(constants, at * LANES, n_entries * LANES, sequence, purpose, key, scratch, logs, gammas)
+            draw_gammas(alpha, at * LANES, n_entries * LANES, sequence, purpose, key, scratch, logs, gammas)
             for row in range(at // n_tok, (at + n_entries) // n_tok):
                 first = row * n_tok * LANES
                 normalize_row(logs, gammas, first - at * LANES, n_tok, kernel, first)
@@ -285,15 +319,16 @@ def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens,
             accumulate(law, 0, n_tok, cumulative, n_rows * wide, stride)
         for lane in range(LANES):
             token_purpose = purpose[lane] + (FOR_TOKENS - FOR_GAMMAS)
-            number = draw_numbers(n_ctx, sequence[lane], token_purpose, key, numbers, lane * room)
+            number = draw_numbers(n_ctx, sequence[lane], token_purpose, key, numbers, lane)
             queries[lane] = min(int(number * n_tok), n_tok - 1)
         for i in range(n_ctx):
             if degrees[i] < 0:
-                drawn[i] = queries
+                for lane in range(LANES):
+                    drawn[i, lane] = queries[lane]
                 continue
             name_rows(drawn, parents, i, degrees[i], n_tok, first_row, root_row, rows)
             for lane in range(LANES):
-                number = numbers[lane * room + i]
+                number = numbers[lane, i]
                 drawn[i, lane] = find(cumulative, lane * stride + rows[lane] * wide, n_tok, number)
         name_rows(drawn, parents, n_ctx, degrees[n_ctx], n_tok, first_row, root_row, rows)
         for lane in range(min(LANES, n - b)):

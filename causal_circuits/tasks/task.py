@@ -188,11 +188,14 @@ class InContextTask:
             return partial(self._fill_from_stream, sequence)
         if not simd.available():
             return partial(self._fill_by_counting, _draws.key_of(sequence))
+        from causal_circuits.simd.lanes import LANES
         from causal_circuits.simd.philox import vectors_of_key
         from causal_circuits.tasks.compiled import sampler  # needs numba
 
-        plan, key, compiled = self._sampling_plan, vectors_of_key(_draws.key_of(sequence)), sampler()
-        return lambda tokens, target_probs, first: compiled(*plan, key, first, tokens, target_probs)
+        constants, *plan = self._sampling_plan
+        constants, key = np.repeat(constants, LANES, axis=1), vectors_of_key(_draws.key_of(sequence))
+        fill = sampler()
+        return lambda tokens, target_probs, first: fill(constants, *plan, key, first, tokens, target_probs)
 
     def stream(self, seed: Seed) -> Callable[[int, int], Batch]:
         """A function (n, first) -> `n` sequences of a seed's stream from its place `first` on, on one thread."""

@@ -6,5 +6,8 @@ attention, `tiles` dense products and sums by token, `arrays` what all of them w
 
 from causal_circuits.models.fused_kernel.arrays import allocate
 from causal_circuits.models.fused_kernel.batch import compiled, compiled_for
+from causal_circuits.simd.memory import KeptPerThread
 
-__all__ = ["allocate", "compiled", "compiled_for"]
+__all__ = ["compiled", "compiled_for", "memory"]
+
+memory = KeptPerThread(allocate)
