@@ -3,6 +3,7 @@
 A run holds the weights while it lasts. Both kinds draw the same sequences for the same configuration, step by step.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from causal_circuits.training.recipe import Stage, TrainConfig
 from causal_circuits.training.steps import gradient_step, take_snapshot, trainable_parameters
 from causal_circuits.training.updates import Updates
 
+# Sequences that a thread draws before it looks for more to do.
+DRAWN_AT_ONCE = 128
 # Ends the seed of every training stream: a test set drawn with sample(seed=0) is not the first batch of a run.
 TRAINING_STREAM = 2402_14735
 
@@ -85,15 +88,23 @@ class StructuredRun:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A thread's piece of work: sequences of one member to differentiate, and to draw for the step to come."""
+class _Piece:
+    """Sequences to draw in one go: into these arrays, from this place of a step on."""
 
-    batch: tuple[np.ndarray, np.ndarray]
-    weights: Weights
-    sums: Weights
     drawn: tuple[np.ndarray, np.ndarray]
     first: int
     fill: Filler
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A thread's piece of work: sequences of one member to differentiate, and to draw for the step to come."""
+
+    index: int
+    batch: tuple[np.ndarray, np.ndarray]
+    weights: Weights
+    sums: Weights
+    pieces: tuple[_Piece, ...]
 
 
 class FusedRun:
@@ -123,20 +134,20 @@ class FusedRun:
         self._tokens = np.empty((n, size, first.n_ctx), np.int64)
         self._targets = np.empty((n, size, first.d_vocab), np.float32)
         shapes = [weight.shape for weight in live_weights(models[0])]
-        flat_weights, self._weights = _stacks(n, shapes)
+        self._weights = _Stacks(n, shapes)
         for member, model in enumerate(self._models):
-            for stack, weight in zip(self._weights, live_weights(model), strict=True):
+            for stack, weight in zip(self._weights.views, live_weights(model), strict=True):
                 stack[member] = weight
         parts = 1 if n % n_threads == 0 or n > 4 * n_threads else min(n_threads, size)
-        flat_sums, self._sums = _stacks(n * parts, shapes)
-        self._flat_gradients, self._gradients = (flat_sums, self._sums) if parts == 1 else _stacks(n, shapes)
+        self._gradients = _Stacks(n, shapes)
+        self._sums = self._gradients.whole[None] if parts == 1 else torch.zeros(parts, len(self._gradients.whole))
         self._jobs = [self._job(member, part, parts) for member in range(n) for part in range(parts)]
         self._losses = np.zeros(len(self._jobs))
         self._nothing = self._watched = np.empty((len(self._jobs), 0, 0, 0, 0), np.float32)
         self._pool, self._n_threads = ThreadPoolExecutor(n_threads), n_threads
         self._groups = [
             Updates(leaves, stages, f"{group}", start, fused=True)
-            for group, (leaves, stages) in enumerate(self._leaves(flat_weights, self._flat_gradients))
+            for group, (leaves, stages) in enumerate(self._leaves())
         ]
         self._step = start.step if start else 0
         self._at_work = self._start(differentiate=False, step=self._step)
@@ -144,67 +155,78 @@ class FusedRun:
     def _job(self, member: int, part: int, parts: int) -> "_Job":
         size, task = self._configs[0].batch_size, self._tasks[member]
         rows = slice(size * part // parts, size * (part + 1) // parts)
-        drawn = rows if task.counts else slice(0, size if part == 0 else 0)  # other tasks draw a batch from one stream
-        first, second, unembed = (stack[member].numpy() for stack in self._weights)
-        d_first, d_second, d_unembed = (stack[member * parts + part].numpy() for stack in self._sums)
+        if task.counts:
+            starts = range(rows.start, rows.stop, DRAWN_AT_ONCE)
+            cuts = [slice(start, min(start + DRAWN_AT_ONCE, rows.stop)) for start in starts]
+        else:  # such a task draws a batch from one stream
+            cuts = [slice(0, size)] if part == 0 else []
+        sums = _Stacks(len(self._models), self._weights.shapes, self._sums[part])
+        first, second, unembed = (stack[member].numpy() for stack in self._weights.views)
+        d_first, d_second, d_unembed = (stack[member].numpy() for stack in sums.views)
+        fill, (tokens, targets) = task.filler((self._configs[member].seed, TRAINING_STREAM)), self._batch(member)
         return _Job(
-            batch=(self._tokens[member, rows], self._targets[member, rows]),
+            index=member * parts + part,
+            batch=(tokens[rows], targets[rows]),
             weights=(first, second, unembed),
             sums=(d_first, d_second, d_unembed),
-            drawn=(self._tokens[member, drawn], self._targets[member, drawn]),
-            first=drawn.start,
-            fill=task.filler((self._configs[member].seed, TRAINING_STREAM)),
+            pieces=tuple(_Piece((tokens[cut], targets[cut]), cut.start, fill) for cut in cuts),
         )
 
-    def _leaves(
-        self, weights: list[Tensor], gradients: list[Tensor]
-    ) -> Iterator[tuple[dict[str, torch.nn.Parameter], tuple[Stage, ...]]]:
+    def _batch(self, member: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._tokens[member], self._targets[member]
+
+    def _leaves(self) -> Iterator[tuple[dict[str, torch.nn.Parameter], tuple[Stage, ...]]]:
         """For each run of members with equal stages, their part of every stack as parameters with gradients."""
         stages = [config.stages for config in self._configs]
         changes = [i for i in range(1, len(stages)) if stages[i] != stages[i - 1]]
         for start, end in pairwise([0, *changes, len(stages)]):
             leaves = {}
-            for name, weight, gradient in zip(("W_Q.0", "W_Q.1", "W_U"), weights, gradients, strict=True):
+            stacks = zip(("W_Q.0", "W_Q.1", "W_U"), self._weights.flat, self._gradients.flat, strict=True)
+            for name, weight, gradient in stacks:
                 if name in trainable_parameters(self._models[start]):
                     leaves[name] = torch.nn.Parameter(weight[start:end])
                     leaves[name].grad = gradient[start:end]
             yield leaves, stages[start]
 
     def _start(self, differentiate: bool, step: int) -> list["Future[None]"]:
-        """Set every thread to work on its share: first the gradients, if asked, then the sequences of `step`."""
-        self._differentiated = [Event() for _ in range(min(self._n_threads, len(self._jobs)))]
+        """Set every thread to work: on the gradients of its share, if asked, then on the sequences of `step`.
 
-        def share(thread: int) -> None:
-            mine = range(thread, len(self._jobs), self._n_threads)
+        Sequences are drawn a piece at a time, by whoever has time: one thread also runs the optimiser.
+        """
+        n_threads = min(self._n_threads, len(self._jobs))
+        shares = [self._jobs[thread :: self._n_threads] for thread in range(n_threads)]
+        to_draw = [deque(piece for job in share for piece in job.pieces) for share in shares]
+        self._differentiated = [Event() for _ in shares]
+        alone = all(task.counts for task in self._tasks)  # otherwise one job draws what several have just used
+        first = step * self._configs[0].batch_size
+
+        def work(thread: int) -> None:
             try:
-                for job in mine if differentiate else ():
+                for job in shares[thread] if differentiate else ():
                     self._differentiate(job)
             finally:
                 self._differentiated[thread].set()
-            if not all(task.counts for task in self._tasks):  # one job draws what several have just used
-                for event in self._differentiated:
+            for owner in (thread, *range(thread), *range(thread + 1, n_threads)):
+                for event in self._differentiated[owner : owner + 1] if alone else self._differentiated:
                     event.wait()
-            for job in mine:
-                self._fill(job, step)
+                while True:
+                    try:
+                        piece = to_draw[owner].popleft()
+                    except IndexError:  # another thread took the last
+                        break
+                    piece.fill(*piece.drawn, first + piece.first)
 
-        return [self._pool.submit(share, thread) for thread in range(len(self._differentiated))]
+        return [self._pool.submit(work, thread) for thread in range(n_threads)]
 
     def _finish(self) -> None:
         """Wait until the sequences of the step to come are drawn."""
         for future in self._at_work:
             future.result()
 
-    def _fill(self, index: int, step: int) -> None:
-        """Draw a job's sequences of a step."""
-        job = self._jobs[index]
-        if len(job.drawn[0]):
-            job.fill(*job.drawn, step * self._configs[0].batch_size + job.first)
-
-    def _differentiate(self, index: int) -> None:
+    def _differentiate(self, job: _Job) -> None:
         """Gradient and loss of a job's sequences."""
-        job, share = self._jobs[index], self._share
-        loss = self._kernel(*job.batch, job.weights, job.sums, self._watched[index], share)
-        self._losses[index] = loss * float(share)
+        loss = self._kernel(*job.batch, job.weights, job.sums, self._watched[job.index], self._share)
+        self._losses[job.index] = loss * float(self._share)
 
     def records_by_itself(self, record: RecordAt) -> bool:
         """Whether `gradients` leaves the record behind: layer 0's scores are what the fused step differentiates."""
@@ -228,15 +250,13 @@ class FusedRun:
         for future in self._at_work:
             if future.done():
                 future.result()  # raises what went wrong in a thread
-        n = len(self._models)
-        if len(self._jobs) > n:
-            for stack, gradient in zip(self._sums, self._gradients, strict=True):
-                torch.sum(stack.view(n, -1, *stack.shape[1:]), dim=1, out=gradient)
-        return self._losses.reshape(n, -1).sum(axis=1)[self._place]
+        if len(self._sums) > 1:
+            torch.sum(self._sums, dim=0, out=self._gradients.whole)
+        return self._losses.reshape(len(self._models), -1).sum(axis=1)[self._place]
 
     def gradients_finite(self) -> bool:
         """Whether every gradient of this step is a number."""
-        return all(isfinite(float(gradient.sum())) for gradient in self._flat_gradients)
+        return isfinite(float(self._gradients.whole.sum()))
 
     def update(self) -> None:
         """One step of every optimiser."""
@@ -266,7 +286,7 @@ class FusedRun:
         if self._watched.size > 0:
             summed = torch.from_numpy(self._watched.reshape(n, -1, *self._watched.shape[1:]).sum(axis=1))
             attention[:, 0, :n_live], of_weights[:, 0, :n_live] = summed[:, 0], summed[:, 1]
-        gradients[:, 0, :n_live] = self._gradients[0][:, :, n_tok:, n_tok:]
+        gradients[:, 0, :n_live] = self._gradients.views[0][:, :, n_tok:, n_tok:]
         return [
             Snapshot(
                 step=step,
@@ -281,7 +301,7 @@ class FusedRun:
     def write_back(self) -> None:
         """Give the models the weights as they are now."""
         for member, model in enumerate(self._models):
-            for live, stack in zip(live_weights(model), self._weights, strict=True):
+            for live, stack in zip(live_weights(model), self._weights.views, strict=True):
                 live.copy_(stack[member])
 
     def close(self) -> None:
@@ -290,12 +310,24 @@ class FusedRun:
         self.write_back()
 
 
-def _stacks(n: int, shapes: Sequence[torch.Size]) -> tuple[list[Tensor], list[Tensor]]:
-    """Zeros for n members: flat [n, size] with rows of whole vectors, and the views [n, *shape] of what counts in them.
+class _Stacks:
+    """Every weight of n members, one stack a weight, all in one piece of memory.
 
-    The optimiser works on the flat rows; without the padding an entry's place in the stack would decide whether it is
-    updated by a vector instruction or by the scalar rest of the loop, which round differently.
+    The optimiser works on rows of whole vectors; without the padding an entry's place in the stack would decide whether
+    it is updated by a vector instruction or by the scalar rest of the loop, which round differently.
+
+    Attributes:
+        whole: all numbers, padding included.
+        flat: [n, padded size] of each weight; together they are `whole`.
+        views: [n, *shape] of each weight.
     """
-    sizes = [shape.numel() for shape in shapes]
-    flat = [torch.zeros(n, -(-size // 64) * 64) for size in sizes]
-    return flat, [f[:, :size].view(n, *shape) for f, size, shape in zip(flat, sizes, shapes, strict=True)]
+
+    def __init__(self, n: int, shapes: Sequence[torch.Size], whole: Tensor | None = None) -> None:
+        sizes = [shape.numel() for shape in shapes]
+        padded = [-(-size // 64) * 64 for size in sizes]
+        self.shapes, self.whole = shapes, torch.zeros(n * sum(padded)) if whole is None else whole
+        pieces = torch.split(self.whole, [n * size for size in padded])
+        self.flat = [piece.view(n, -1) for piece in pieces]
+        self.views = [
+            flat[:, :size].view(n, *shape) for flat, size, shape in zip(self.flat, sizes, shapes, strict=True)
+        ]
