@@ -10,15 +10,19 @@ import argparse
 import math
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
-from measuring import NO_RECORD, gradient_on_all_cores, median_seconds, write
+from measuring import NO_RECORD, freeze, gradient_on_all_cores, median_seconds, write
 from tqdm import tqdm
 
 import causal_circuits as cc
+from causal_circuits.models import fused
+
+LONG = fused.FREEZE_FROM
 
 SWEEPS: dict[str, list[tuple[int, int, tuple[int, int], int]]] = {
-    "n_ctx": [(10, n_ctx, (1, 1), max(16, 10_240 // n_ctx)) for n_ctx in (20, 50, 100, 200, 500, 1000)],
+    "n_ctx": [(10, n_ctx, (1, 1), 128) for n_ctx in (20, 50, 100, 200, 500, 1000)],
     "d_vocab": [(d_vocab, 20, (1, 1), 512) for d_vocab in (3, 10, 16, 30, 100)],
     "heads": [(5, 32, heads, 256) for heads in ((1, 1), (2, 1), (2, 2), (4, 1))],
     "batch": [(10, 20, (1, 1), batch) for batch in (1, 16, 64, 256, 1024, 4096)],
@@ -77,10 +81,11 @@ def sweep(repeats: int) -> list[dict[str, object]]:
 
 
 def ensembles(repeats: int) -> list[dict[str, object]]:
-    """Members at once against one alone, in trained sequences a second: large batches and small ones."""
+    """Members at once against one alone, in trained sequences a second: large batches and small ones, both kernels."""
     rows: list[dict[str, object]] = []
     task = cc.InContextTask(cc.chain_graph(20), d_vocab=10, alpha=0.1)
-    for batch, steps in ((1024, 40), (64, 200)):
+    for own_sizes, (batch, steps) in product((False, True), ((1024, 40), (64, 200))):
+        freeze(0 if own_sizes else LONG)
         rates: dict[int, list[float]] = {1: [], 20: []}
         for _ in range(repeats):
             for n in rates:  # in turn, so that a drifting machine does not favour one
@@ -91,7 +96,9 @@ def ensembles(repeats: int) -> list[dict[str, object]]:
                 record = cc.train_ensemble(models, [task] * n, configs, record=NO_RECORD, progress=False)[0]
                 rates[n].append(record.sequences_per_s)
         single, many = (sorted(rates[n])[repeats // 2] for n in rates)
-        rows.append({"batch": batch, "single_per_s": single, "ensemble_of_20_per_s": many, "ratio": many / single})
+        kernel = "own sizes" if own_sizes else "all sizes"
+        measured = {"single_per_s": single, "ensemble_of_20_per_s": many, "ratio": many / single}
+        rows.append({"batch": batch, "kernel": kernel, **measured})
     return rows
 
 
@@ -114,8 +121,8 @@ def main() -> None:
     together = ensembles(max(5, arguments.repeats))
     for row in together:
         print(
-            f"ensemble of 20, batch {row['batch']}: {row['ensemble_of_20_per_s']:,.0f}/s in total, one alone "
-            f"{row['single_per_s']:,.0f}/s: {row['ratio']:.2f}x"
+            f"ensemble of 20, batch {row['batch']}, kernel for {row['kernel']}: {row['ensemble_of_20_per_s']:,.0f}/s "
+            f"in total, one alone {row['single_per_s']:,.0f}/s: {row['ratio']:.2f}x"
         )
     write(arguments.out, rows, ensembles=together)
 
