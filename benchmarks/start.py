@@ -1,0 +1,89 @@
+"""How long from the start of a process until every parent of the chain (10, 20) has more than .9 of layer 1's attention.
+
+Each run is a process of its own: it imports, builds, trains with the default recipe, and notes the first step at which
+the least attention to a parent, recorded at every step, is above .9. `imports` is torch and TransformerLens alone, the
+part that no code of ours can shorten. With --cold, one run more with an empty cache of compiled kernels.
+
+    python benchmarks/start.py --repeats 5 --cold --out start.json
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from measuring import write
+
+RUN = """
+import json, sys, time
+import torch, transformer_lens
+imported = time.time()
+import causal_circuits as cc
+ours = time.time()
+
+class Found(Exception):
+    pass
+
+task = cc.InContextTask(cc.chain_graph(20), d_vocab=10, alpha=0.1)
+model = cc.disentangled_transformer(d_vocab=10, n_ctx=20)
+batch = task.sample(256, seed=1)
+
+def look(step, model):
+    attention = cc.mean_attention(model, batch.tokens)[0, 0]
+    least = min(float(attention[child, parent]) for parent, child in task.graph.edges if child < 19)
+    if least > 0.9:
+        print(json.dumps({"imported": imported, "ours": ours, "found": time.time(), "step": step, "least": least}))
+        raise Found
+
+try:
+    cc.train(model, task, record=cc.RecordAt(steps=range(0, 2000, 5), layers=(0,)), progress=False, on_record=look)
+except Found:
+    pass
+"""
+
+
+def run(cache: str | None = None) -> dict[str, float]:
+    """One process: seconds from its start, and the step."""
+    environment = {**os.environ, **({"NUMBA_CACHE_DIR": cache} if cache else {})}
+    began = time.time()
+    done = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, check=True, env=environment)
+    seen = json.loads(done.stdout.splitlines()[-1])
+    return {
+        "imports_s": seen["imported"] - began,
+        "package_s": seen["ours"] - seen["imported"],
+        "until_found_s": seen["found"] - began,
+        "step": seen["step"],
+        "least_attention": seen["least"],
+    }
+
+
+def main() -> None:
+    """Print the table; write it if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="processes, default 5")
+    parser.add_argument("--cold", action="store_true", help="one run more that has to compile")
+    parser.add_argument("--out", type=Path, help="write the runs as JSON")
+    arguments = parser.parse_args()
+    run()  # compiles, if nothing has yet
+    rows = [{"cache": "warm", **run()} for _ in range(arguments.repeats)]
+    if arguments.cold:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append({"cache": "empty", **run(folder)})
+    for cache in dict.fromkeys(row["cache"] for row in rows):
+        of_kind = [row for row in rows if row["cache"] == cache]
+        middle = {name: statistics.median(row[name] for row in of_kind) for name in of_kind[0] if name != "cache"}
+        print(
+            f"{cache} cache, median of {len(of_kind)}: 18 parents above .9 after {middle['until_found_s']:.1f} s, step "
+            f"{middle['step']:.0f} (least {middle['least_attention']:.3f}); importing torch and TransformerLens took "
+            f"{middle['imports_s']:.1f} s of it, this package {middle['package_s']:.1f} s"
+        )
+    write(arguments.out, rows)
+
+
+if __name__ == "__main__":
+    main()
