@@ -1,4 +1,4 @@
-"""How long from the start of a process until every parent of the chain (10, 20) has more than .9 of layer 1's attention.
+"""How long from the start of a process until all parents of the chain (10, 20) have over .9 of layer 1's attention.
 
 Each run is a process of its own: it imports, builds, trains with the default recipe, and notes the first step at which
 the least attention to a parent, recorded at every step, is above .9. `imports` is torch and TransformerLens alone, the
