@@ -6,10 +6,11 @@ model that predicts well has to find, in context, transitions that match the tar
 that it must know which position is whose parent (Nichani, Damian & Lee 2024, tasks 1 and 2).
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Literal
 
 import networkx as nx
@@ -170,8 +171,8 @@ class InContextTask:
             for piece in pieces:
                 fill(tokens[piece], target_probs[piece], piece.start)
         else:
-            with ThreadPoolExecutor(n_threads) as pool:
-                list(pool.map(lambda piece: fill(tokens[piece], target_probs[piece], piece.start), pieces))
+            pool = _threads(n_threads, os.getpid())
+            list(pool.map(lambda piece: fill(tokens[piece], target_probs[piece], piece.start), pieces))
         return Batch(torch.from_numpy(tokens), torch.from_numpy(target_probs))
 
     def filler(self, seed: Seed) -> Filler:
@@ -351,6 +352,12 @@ class InContextTask:
         name = self.graph.graph.get("name", "graph")
         prior = "given kernels" if self.kernels is not None else f"alpha={self.alpha}"
         return f"InContextTask({name}, n_ctx={self.n_ctx}, d_vocab={self.d_vocab}, {prior})"
+
+
+@cache
+def _threads(n: int, process: int) -> ThreadPoolExecutor:
+    """Threads that are kept, for to start them takes as long as a thousand sequences; a fork inherits none of them."""
+    return ThreadPoolExecutor(n)
 
 
 def _numbers(values: object, what: str) -> np.ndarray:
