@@ -6,6 +6,7 @@ ICML 2024). In the order in which data flows::
     graphs -> tasks -> models -> training -> heads / discovery / interventions / information -> figures
 """
 
+import causal_circuits.quick_import  # noqa: F401  # first: it makes the imports below faster
 from causal_circuits.classical import chow_liu_tree, pooled_mutual_information
 from causal_circuits.discovery import (
     CandidateEdge,

@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
         "discovery",
         "storage",
     },
+    "quick_import": {"circuits", "classical", "films", "generalization", "heads", "training"},  # before everything
     "figures": {
         "display",
         "storage",
