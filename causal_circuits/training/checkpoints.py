@@ -11,7 +11,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from causal_circuits.models import HookedTransformer
 from causal_circuits.recording import RecordAt
-from causal_circuits.storage import read_json, tensor_bytes, tensors_of, write_files
+from causal_circuits.storage import first_difference, read_checked, write_checked
 from causal_circuits.tasks import InContextTask
 from causal_circuits.training.recipe import TrainConfig
 
@@ -164,17 +164,8 @@ def _digest(arrays: Mapping[str, "Tensor | np.ndarray"]) -> str:
 
 def save_state(folder: str | os.PathLike[str], identity: Mapping[str, Any], state: State) -> None:
     """Write a checkpoint, and remove those that are older than the one before it."""
-    content, name = tensor_bytes(state.tensors), f"step_{state.step:09d}"
-    head = {
-        "format": FORMAT,
-        "step": state.step,
-        "seconds": state.seconds,
-        "size": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "identity": identity,
-    }
-    text = json.dumps({**head, "own sha256": _own_digest(head)}, indent=1) + "\n"
-    folder = write_files(folder, {f"{name}.safetensors": content, f"{name}.json": text})
+    head = {"format": FORMAT, "step": state.step, "seconds": state.seconds, "identity": identity}
+    folder = write_checked(folder, f"step_{state.step:09d}", head, state.tensors).parent
     for old in sorted(folder.glob("step_*.json"))[:-KEPT]:
         with suppress(FileNotFoundError):
             old.unlink()
@@ -207,64 +198,34 @@ def give_weights(models: Sequence[HookedTransformer], state: State, folder: str 
         weight.copy_(kept[name])
 
 
-def load_state(folder: str | os.PathLike[str], identity: Mapping[str, Any] | None) -> State | None:
+def load_state(
+    folder: str | os.PathLike[str],
+    identity: Mapping[str, Any] | None,
+    restore: Callable[[State], None] | None = None,
+) -> State | None:
     """The newest whole checkpoint of a run (of any, without an identity); None if there is none.
 
-    A damaged one is named in a warning and passed over.
+    A damaged one is named in a warning and passed over; `restore`, given each, may raise a ValueError to call it so.
 
     Raises:
         CheckpointError: the checkpoint is of another run: of another task, model or configuration.
     """
     for path in sorted(Path(folder).glob("step_*.json"), reverse=True):
         try:
-            head, content = _read(path)
+            head, tensors = read_checked(path, FORMAT, "checkpoint")
+            other = None if identity is None else first_difference(head["identity"], identity)
+            if other is not None:
+                raise CheckpointError(
+                    f"the checkpoints in {folder} are of another run: {other[0]} is {other[1]} there, {other[2]} here; "
+                    "name another folder, or delete this one"
+                )
+            state = State(head["step"], head["seconds"], tensors)
+            if restore is not None:
+                restore(state)
+        except CheckpointError:
+            raise
         except (ValueError, OSError) as error:
             warnings.warn(f"{error}: passed over for the checkpoint before it", stacklevel=2)
             continue
-        other = None if identity is None else first_difference(head["identity"], identity)
-        if other is not None:
-            raise CheckpointError(
-                f"the checkpoints in {folder} are of another run: {other[0]} is {other[1]} there, {other[2]} here; "
-                "name another folder, or delete this one"
-            )
-        return State(head["step"], head["seconds"], tensors_of(content, path))
+        return state
     return None
-
-
-def _read(path: Path) -> tuple[dict[str, Any], bytes]:
-    """A checkpoint's JSON and the bytes of its tensors, both whole; a ValueError that names the damaged file."""
-    try:
-        head = read_json(path)
-        own = head.pop("own sha256")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"the checkpoint {path} is damaged ({error})") from error
-    if own != _own_digest(head):
-        raise ValueError(f"the checkpoint {path} is damaged (its checksum does not fit)")
-    if head["format"] != FORMAT:
-        raise ValueError(f"the checkpoint {path} has the format {head['format']!r}, not {FORMAT!r}")
-    tensors = path.with_suffix(".safetensors")
-    if not tensors.is_file() or tensors.stat().st_size != head["size"]:
-        raise ValueError(f"the checkpoint {tensors} is damaged (truncated, or missing)")
-    content = tensors.read_bytes()
-    if hashlib.sha256(content).hexdigest() != head["sha256"]:
-        raise ValueError(f"the checkpoint {tensors} is damaged (its checksum does not fit)")
-    return head, content
-
-
-def _own_digest(head: Any) -> str:
-    return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
-
-
-def first_difference(there: Any, here: Any, place: str = "") -> tuple[str, Any, Any] | None:
-    """Where two JSON values first differ, and their values there.
-
-    >>> first_difference({"config": {"seed": 1}, "path": "fused"}, {"config": {"seed": 2}, "path": "fused"})
-    ('config.seed', 1, 2)
-    """
-    if isinstance(there, dict) and isinstance(here, dict) and set(there) == set(here):
-        pairs = [(f"{place}.{key}".lstrip("."), there[key], here[key]) for key in here]
-    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        pairs = [(f"{place}[{i}]", a, b) for i, (a, b) in enumerate(zip(there, here, strict=True))]
-    else:
-        return None if there == here else (place or "the run", there, here)
-    return next((found for name, a, b in pairs if (found := first_difference(a, b, name)) is not None), None)
