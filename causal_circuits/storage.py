@@ -112,10 +112,11 @@ def write_checked(
     ...     read_checked(path, "example/1")[0]["loss"]
     0.25
     """
-    head, contents = json.loads(json.dumps(head)), dict[str, bytes | str]()  # as they will be when they are read
+    contents: dict[str, bytes | str] = {}
+    head = json.loads(json.dumps(head))  # as it will be when it is read
     if tensors is not None:
         content = tensor_bytes(tensors)
-        head |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        head = {**head, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         contents[f"{name}.safetensors"] = content
     contents[f"{name}.json"] = json.dumps({**head, "own sha256": _own_digest(head)}, indent=1) + "\n"
     return write_files(folder, contents) / f"{name}.json"

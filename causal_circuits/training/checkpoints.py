@@ -27,7 +27,7 @@ from causal_circuits.storage import first_difference, read_checked, write_checke
 from causal_circuits.tasks import InContextTask
 from causal_circuits.training.recipe import TrainConfig
 
-FORMAT = "causal_circuits.checkpoint/1"
+FORMAT = "causal_circuits.checkpoint/2"  # 2: with checksums of what is streamed
 # The newest checkpoint and, should that one be damaged, the one before it.
 KEPT = 2
 
