@@ -4,17 +4,20 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import networkx as nx
 import numpy as np
 import torch
+from going_on import Parts, Units
 from tqdm import tqdm
 
 import causal_circuits as cc
 
 KERNEL_BUDGET = 8e8  # spent on G: fewer kernels for longer contexts and larger vocabularies
 PARTS = 4  # G is computed in as many, from kernels of their own: how much they differ is the error of its slope
+EXAMPLE = ("measured", "g", "finite")  # matrices of the setting that is shown pair by pair
 CHECK_BETA_0 = 1e-3  # layer 2's scale in the model whose backward pass is compared with the closed form
 FOREST_SEQUENCES = 50_000
 TRAINING_STEPS = 600
@@ -39,6 +42,18 @@ class Setting:
     scores: dict[str, cc.GradientComparison]
     rivals_beaten: int
     n_rivals: int
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Setting":
+        """From what `asdict` makes of one, as JSON values."""
+        compared = {
+            of: {
+                name: cc.GradientComparison(**{**numbers, "parent_ranks": tuple(numbers["parent_ranks"])})
+                for name, numbers in values[of].items()
+            }
+            for of in ("weights", "scores")
+        }
+        return cls(**{**values, **compared})
 
     def row(self) -> dict[str, object]:
         """The numbers of the table."""
@@ -90,9 +105,9 @@ class Agreement:
         }
 
 
-def measure_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> Agreement:
-    """Every part, in order."""
-    seed, n = arguments.seed, arguments.sequences
+def measure_all(arguments: argparse.Namespace, units: Units, say: Callable[[str], None]) -> Agreement:
+    """Every part, in order; every setting and every forest is a unit."""
+    seed = arguments.seed
     say("1/4  the closed form of the gradient against a backward pass")
     difference = backward_pass_difference(seed)
     say("2/4  measured gradients beside g and G, and against the number of sequences")
@@ -104,20 +119,41 @@ def measure_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> Ag
         for n_ctx in arguments.n_ctx
     ]
     settings, sweep, example = [], [], {}
-    swept = (max(arguments.n_ctx[:3]), max(arguments.alpha))
+    far = ("forest", min(arguments.alpha), min(arguments.n_ctx))  # where theory and measurement are furthest apart
+    shown = max((i for i, (graph, _, *rest) in enumerate(wanted) if (graph, *rest) == far), default=0)
     hidden = arguments.quiet or not sys.stderr.isatty()
     for index, (graph, d_vocab, alpha, n_ctx) in enumerate(tqdm(wanted, disable=hidden)):
         task = cc.InContextTask(make_graph(graph, n_ctx, seed), d_vocab=d_vocab, alpha=alpha)
-        setting, matrices = measure_setting(task, graph, n, (seed, index))
-        settings.append(setting)
-        if (n_ctx, alpha) == swept:
-            sweep += against_sequences(setting, matrices)
-        if not example or (graph, n_ctx, alpha) == ("forest", min(arguments.n_ctx), min(arguments.alpha)):
-            example = matrices  # where theory and measurement are furthest apart
+        make = partial(measured_unit, task, graph, arguments, index, index == shown)
+        values, matrices = units.parts(f"setting {index} {graph} {d_vocab} {alpha} {n_ctx}", make)
+        settings.append(Setting.of(values["setting"]))
+        sweep += values["sweep"]
+        if index == shown:
+            example = {"task": task} | {
+                name: cc.Information(matrices[name], matrices[f"{name} error"], **values["example"][name])
+                for name in EXAMPLE
+            }
     say("3/4  row maxima of random forests")
-    forests = [check_forest(seed + k) for k in tqdm(range(arguments.forests), disable=hidden)]
+    numbers = tqdm(range(seed, seed + arguments.forests), disable=hidden)
+    forests = [units.values(f"forest {number}", partial(check_forest, number)) for number in numbers]
     say("4/4  a training run")
     return Agreement(settings, sweep, forests, difference, train_and_watch(seed, arguments.quick), example)
+
+
+def measured_unit(
+    task: cc.InContextTask, graph: str, arguments: argparse.Namespace, index: int, is_shown: bool
+) -> Parts:
+    """One setting; against the number of sequences where that is swept, and the matrices of the one that is shown."""
+    setting, matrices = measure_setting(task, graph, arguments.sequences, (arguments.seed, index))
+    swept = (task.n_ctx, float(task.alpha)) == (max(arguments.n_ctx[:3]), max(arguments.alpha))
+    shown = {name: matrices[name] for name in EXAMPLE} if is_shown else {}
+    values = {
+        "setting": asdict(setting),
+        "sweep": against_sequences(setting, matrices) if swept else [],
+        "example": {name: {"n_samples": one.n_samples, "method": one.method} for name, one in shown.items()},
+    }
+    tensors = {name: one.value for name, one in shown.items()}
+    return values, tensors | {f"{name} error": one.standard_error for name, one in shown.items()}
 
 
 def make_graph(name: str, n_ctx: int, seed: int) -> nx.DiGraph:

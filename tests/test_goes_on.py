@@ -9,8 +9,10 @@ import pytest
 import torch
 from assertions import assert_refused
 from interrupted import CONFIG, assert_same_end, assert_same_weights, new_model, stop_at
+from scripts import analysis_module, assert_refused_in_one_line, run_analysis
 
 import causal_circuits as cc
+import causal_circuits.figures
 
 # ---- damage
 
@@ -122,3 +124,91 @@ def test_an_index_that_lies_about_its_steps_is_refused(chain_task, tmp_path):
     long = json.loads(json.dumps(head)) | {"steps": list(range(99))}
     cc.storage.write_checked(folder, "streamed", long, tensors)
     assert_refused(lambda: cc.TrainingRecord.load(folder), "11 rows", "99 recorded steps")
+
+
+# ---- scripts: a unit fails half way, as a crash would, and the same command goes on
+
+
+class Killed(Exception):
+    """Raised in place of a unit."""
+
+
+def die_at_unit(patch: pytest.MonkeyPatch, number: int | None) -> list[str]:
+    """Makes the unit of this number (from 0) die; the names of the units made, as they come."""
+    going_on, made = analysis_module("going_on", patch), []
+    parts = going_on.Units.parts
+
+    def counted(self: object, name: str, make: object) -> object:
+        def make_or_die() -> object:
+            if len(made) == number:
+                raise Killed
+            made.append(name)
+            return make()
+
+        return parts(self, name, make_or_die)
+
+    patch.setattr(going_on.Units, "parts", counted)
+    return made
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Figures and pages are looked at in other tests."""
+    for name in dir(cc.figures):
+        if name.startswith(("plot_", "save_", "write_")):
+            patch.setattr(cc.figures, name, lambda *args, **kwargs: None)
+    patch.setattr(cc.figures, "figure_html", lambda *args, **kwargs: "")
+
+
+def made_by(script: str, flags: list, out: Path, die_at: int | None = None) -> list[str]:
+    """Runs a script until the unit that dies, or to its end; the units that were made."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        made = die_at_unit(patch, die_at)
+        flags = [*flags, "--quiet", "--out", out]
+        if die_at is None:
+            assert run_analysis(script, flags, patch) == 0
+        else:
+            with pytest.raises(Killed):
+                run_analysis(script, flags, patch)
+    return made
+
+
+def numbers(values: object) -> object:
+    """results.json without what may differ: times, and the folder in the command."""
+    if isinstance(values, dict):
+        times = ("seconds", "timing", "command", "seconds_a_graph", "wall_s", "frontier_s")
+        return {name: numbers(value) for name, value in values.items() if name not in (*times, "out")}
+    return [numbers(value) for value in values] if isinstance(values, list) else values
+
+
+def results(out: Path) -> object:
+    return numbers(json.loads((out / "results.json").read_text()))
+
+
+SCRIPTS = {
+    "two_stage": ["--lengths", 6, 8, "--seeds", 1, "--steps", 6, 6, "--batch-size", 32, "--test", 64, "--figure-9", 1],
+    "gradient_information": [
+        *["--graph", "forest", "--d-vocab", 3, "--alpha", 1, "--n-ctx", 6, 8],
+        *["--sequences", 200, "--forests", 1, "--quick"],
+    ],
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_that_died_half_way_ends_as_one_that_did_not(script, tmp_path, capsys):
+    flags, whole, cut = SCRIPTS[script], tmp_path / "whole", tmp_path / "cut"
+    names = made_by(script, flags, whole)
+    assert len(names) == len(set(names)) >= 3
+    half = len(names) // 2
+    assert made_by(script, flags, cut, half) == names[:half]
+    assert not (cut / "results.json").exists()
+    first = sorted((cut / "unfinished").glob("unit_*.json"))[0]
+    alter(first)
+    capsys.readouterr()
+    again = made_by(script, flags, cut)
+    assert len(again) == len(names) - half + 1  # and the altered one
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert f"the unit {first} is damaged" in told
+    assert results(cut) == results(whole)
+    assert not (cut / "unfinished").exists()
