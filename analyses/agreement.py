@@ -10,7 +10,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import torch
-from going_on import Parts, Units
+from going_on import Units
 from tqdm import tqdm
 
 import causal_circuits as cc
@@ -42,18 +42,6 @@ class Setting:
     scores: dict[str, cc.GradientComparison]
     rivals_beaten: int
     n_rivals: int
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> "Setting":
-        """From what `asdict` makes of one, as JSON values."""
-        compared = {
-            of: {
-                name: cc.GradientComparison(**{**numbers, "parent_ranks": tuple(numbers["parent_ranks"])})
-                for name, numbers in values[of].items()
-            }
-            for of in ("weights", "scores")
-        }
-        return cls(**{**values, **compared})
 
     def row(self) -> dict[str, object]:
         """The numbers of the table."""
@@ -124,36 +112,27 @@ def measure_all(arguments: argparse.Namespace, units: Units, say: Callable[[str]
     hidden = arguments.quiet or not sys.stderr.isatty()
     for index, (graph, d_vocab, alpha, n_ctx) in enumerate(tqdm(wanted, disable=hidden)):
         task = cc.InContextTask(make_graph(graph, n_ctx, seed), d_vocab=d_vocab, alpha=alpha)
-        make = partial(measured_unit, task, graph, arguments, index, index == shown)
-        values, matrices = units.parts(f"setting {index} {graph} {d_vocab} {alpha} {n_ctx}", make)
-        settings.append(Setting.of(values["setting"]))
-        sweep += values["sweep"]
+        make = partial(setting_and_sweep, task, graph, arguments, index, index == shown)
+        setting, points, matrices = units.made(f"setting {index} {graph} {d_vocab} {alpha} {n_ctx}", make)
+        settings.append(setting)
+        sweep += points
         if index == shown:
-            example = {"task": task} | {
-                name: cc.Information(matrices[name], matrices[f"{name} error"], **values["example"][name])
-                for name in EXAMPLE
-            }
+            example = {"task": task, **matrices}
     say("3/4  row maxima of random forests")
     numbers = tqdm(range(seed, seed + arguments.forests), disable=hidden)
-    forests = [units.values(f"forest {number}", partial(check_forest, number)) for number in numbers]
+    forests = [units.made(f"forest {number}", partial(check_forest, number)) for number in numbers]
     say("4/4  a training run")
     return Agreement(settings, sweep, forests, difference, train_and_watch(seed, arguments.quick), example)
 
 
-def measured_unit(
+def setting_and_sweep(
     task: cc.InContextTask, graph: str, arguments: argparse.Namespace, index: int, is_shown: bool
-) -> Parts:
-    """One setting; against the number of sequences where that is swept, and the matrices of the one that is shown."""
+) -> tuple[Setting, list[dict[str, Any]], dict[str, cc.Information]]:
+    """One setting; against the number of sequences where that is swept; the matrices of the one that is shown."""
     setting, matrices = measure_setting(task, graph, arguments.sequences, (arguments.seed, index))
     swept = (task.n_ctx, float(task.alpha)) == (max(arguments.n_ctx[:3]), max(arguments.alpha))
-    shown = {name: matrices[name] for name in EXAMPLE} if is_shown else {}
-    values = {
-        "setting": asdict(setting),
-        "sweep": against_sequences(setting, matrices) if swept else [],
-        "example": {name: {"n_samples": one.n_samples, "method": one.method} for name, one in shown.items()},
-    }
-    tensors = {name: one.value for name, one in shown.items()}
-    return values, tensors | {f"{name} error": one.standard_error for name, one in shown.items()}
+    points = against_sequences(setting, matrices) if swept else []
+    return setting, points, {name: matrices[name] for name in EXAMPLE} if is_shown else {}
 
 
 def make_graph(name: str, n_ctx: int, seed: int) -> nx.DiGraph:

@@ -233,7 +233,7 @@ def main() -> int:
     with tqdm(total=len(runs), desc="generalization", unit="model", disable=True if arguments.quiet else None) as bar:
         for variant, task, seed in runs:
             make = partial(measure_model, variant, task, arguments, seed)
-            found = units.values(f"{variant.name} n_ctx {task.n_ctx} seed {seed}", make)
+            found = units.made(f"{variant.name} n_ctx {task.n_ctx} seed {seed}", make)
             families += found["families"]
             worst += found["worst"]
             bar.update()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from command_line import BEGAN
+from kept_values import put_together, taken_apart
 from results_file import flag_values, versions
 from torch import Tensor
 
@@ -25,7 +26,6 @@ import causal_circuits as cc
 FOLDER = "unfinished"  # in --out
 UNIT, RUN = "causal_circuits.unit/1", "causal_circuits.run/1"
 NO_MATTER = ("out", "quiet")  # flags that decide no number
-Parts = tuple[Any, Mapping[str, Tensor]]
 
 
 class Units:
@@ -43,7 +43,7 @@ class Units:
     """
 
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
-        self._folder, self._run, self.earlier_s = folder, plain(run), 0.0
+        self._folder, self._run, self.earlier_s = folder, json.loads(json.dumps(run)), 0.0
         self._refuse_another_run()
         cc.storage.write_checked(folder, "run", {"format": RUN, "run": self._run})
 
@@ -78,36 +78,29 @@ class Units:
                 "another folder for --out, or delete that one"
             )
 
-    def values(self, name: str, make: Callable[[], Any]) -> Any:
-        """JSON values: as they were kept, or as `make` makes them."""
-        return self.parts(name, lambda: (make(), {}))[0]
-
-    def parts(self, name: str, make: Callable[[], Parts]) -> Parts:
-        """JSON values and tensors: as they were kept, or as `make` makes them."""
-        file = "unit_" + re.sub(r"[^A-Za-z0-9.-]+", "_", name)
-        kept = self._read(self._folder / f"{file}.json", name)
-        if kept is not None:
-            return kept
-        began = time.perf_counter()
-        values, tensors = make()
-        values = plain(values)  # what a run that goes on will read: both compute with the same
+    def made(self, name: str, make: Callable[[], Any]) -> Any:
+        """The results of a unit (numbers, tensors, dataclasses): as they were kept, or as `make` makes them."""
+        path = self._folder / f"unit_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.json"
+        if path.is_file():
+            try:
+                return self._read(path, name)
+            except (ValueError, KeyError, TypeError, OSError) as error:
+                tell(f"{error}: made again")
+        began, tensors = time.perf_counter(), dict[str, Tensor]()
+        result = make()
         about = {"format": UNIT, "name": name, "run": self._run, "seconds": time.perf_counter() - began}
-        cc.storage.write_checked(self._folder, file, {**about, "values": values}, tensors or None)
-        return values, tensors
+        head = {**about, "result": taken_apart(result, tensors)}
+        cc.storage.write_checked(self._folder, path.stem, head, tensors or None)
+        return result
 
-    def _read(self, path: Path, name: str) -> Parts | None:
-        if not path.is_file():
-            return None
-        try:
-            head, tensors = cc.storage.read_checked(path, UNIT, "unit")
-            other = cc.storage.first_difference({"name": head["name"], **head["run"]}, {"name": name, **self._run})
-            if other is not None:
-                raise ValueError(f"the unit {path} is of another run: {shown(other)}")
-            self.earlier_s += head["seconds"]
-            return head["values"], tensors
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            tell(f"{error}: made again")
-            return None
+    def _read(self, path: Path, name: str) -> Any:
+        head, tensors = cc.storage.read_checked(path, UNIT, "unit")
+        other = cc.storage.first_difference({"name": head["name"], **head["run"]}, {"name": name, **self._run})
+        if other is not None:
+            raise ValueError(f"the unit {path} is of another run: {shown(other)}")
+        result = put_together(head["result"], tensors)
+        self.earlier_s += head["seconds"]
+        return result
 
     def checkpoints(self, name: str, every: int = 100) -> cc.Checkpoints:
         """Where a training waits to go on."""
@@ -131,11 +124,6 @@ def shown(difference: tuple[str, Any, Any]) -> str:
     """A difference in words."""
     name, there, here = difference
     return f"{name} is {there!r} there, {here!r} here"
-
-
-def plain(values: Any) -> Any:
-    """Values as they come back from a JSON file: lists for tuples."""
-    return json.loads(json.dumps(values))
 
 
 def tell(text: str) -> None:

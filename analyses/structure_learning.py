@@ -122,7 +122,7 @@ def main() -> int:
     for index, graph in enumerate(
         tqdm(graphs, desc="structure learning", unit="graph", disable=True if arguments.quiet else None)
     ):
-        rows += units.values(f"graph {index}", partial(measure_graph, index, graph, arguments, pc))
+        rows += units.made(f"graph {index}", partial(measure_graph, index, graph, arguments, pc))
     print(finish(arguments, units, rows, has_pc=pc is not None))
     return 0
 

@@ -58,7 +58,7 @@ def measure_lengths(
         for seed in range(arguments.seed, arguments.seed + arguments.seeds):
             for variant in VARIANTS:
                 name = f"length {n_ctx} seed {seed} {variant.name}"
-                rows.append(units.values(name, partial(measure_run, variant, task, arguments, seed)))
+                rows.append(units.made(name, partial(measure_run, variant, task, arguments, seed)))
                 bar.update()
     return rows
 
@@ -141,7 +141,7 @@ def measure_figure_9(arguments: argparse.Namespace, units: object, bar: object) 
     for index, parents in enumerate(read_figure_9()[: arguments.figure_9]):
         for variant in VARIANTS:
             make = partial(measure_forest, variant, parents, arguments.seed, index)
-            rows.append(units.values(f"figure 9 graph {index} {variant.name}", make))
+            rows.append(units.made(f"figure 9 graph {index} {variant.name}", make))
             bar.update()
     return rows
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from assertions import assert_refused
 from interrupted import CONFIG, assert_same_end, assert_same_weights, new_model, stop_at
-from scripts import analysis_module, assert_refused_in_one_line, run_analysis
+from scripts import analysis_module, run_analysis
 
 import causal_circuits as cc
 import causal_circuits.figures
@@ -136,7 +136,7 @@ class Killed(Exception):
 def die_at_unit(patch: pytest.MonkeyPatch, number: int | None) -> list[str]:
     """Makes the unit of this number (from 0) die; the names of the units made, as they come."""
     going_on, made = analysis_module("going_on", patch), []
-    parts = going_on.Units.parts
+    of_units = going_on.Units.made
 
     def counted(self: object, name: str, make: object) -> object:
         def make_or_die() -> object:
@@ -145,9 +145,9 @@ def die_at_unit(patch: pytest.MonkeyPatch, number: int | None) -> list[str]:
             made.append(name)
             return make()
 
-        return parts(self, name, make_or_die)
+        return of_units(self, name, make_or_die)
 
-    patch.setattr(going_on.Units, "parts", counted)
+    patch.setattr(going_on.Units, "made", counted)
     return made
 
 
