@@ -163,6 +163,8 @@ def made_by(script: str, flags: list, out: Path, die_at: int | None = None) -> l
     """Runs a script until the unit that dies, or to its end; the units that were made."""
     with pytest.MonkeyPatch.context() as patch:
         draw_nothing(patch)
+        for module, name, small in SMALLER:
+            patch.setattr(analysis_module(module, patch), name, small)
         made = die_at_unit(patch, die_at)
         flags = [*flags, "--quiet", "--out", out]
         if die_at is None:
@@ -185,8 +187,12 @@ def results(out: Path) -> object:
     return numbers(json.loads((out / "results.json").read_text()))
 
 
+SMALLER = [("prove_one", "RECORDED", 3), ("agreement", "FOREST_SEQUENCES", 2000), ("agreement", "KERNEL_BUDGET", 1e5)]
 SCRIPTS = {
     "two_stage": ["--lengths", 6, 8, "--seeds", 1, "--steps", 6, 6, "--batch-size", 32, "--test", 64, "--figure-9", 1],
+    "circuit_proof": [
+        *["--graph", "chain", "--n-ctx", 6, "--steps", 20, "--sequences", 64, "--formation-seeds", 2],
+    ],
     "gradient_information": [
         *["--graph", "forest", "--d-vocab", 3, "--alpha", 1, "--n-ctx", 6, 8],
         *["--sequences", 200, "--forests", 1, "--quick"],

@@ -6,7 +6,6 @@ place last. Sequences need no state: those of step s are a function of the seed 
 checkpoint does, number for number, what it would have done without the interruption (same machine and threads).
 """
 
-import hashlib
 import json
 import os
 import time
@@ -17,13 +16,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from causal_circuits.models import HookedTransformer
 from causal_circuits.recording import RecordAt
-from causal_circuits.storage import first_difference, read_checked, write_checked
+from causal_circuits.storage import digest, first_difference, read_checked, write_checked
 from causal_circuits.tasks import InContextTask
 from causal_circuits.training.recipe import TrainConfig
 
@@ -50,12 +47,13 @@ class Checkpoints:
             None trains to the end.
 
     >>> from tempfile import TemporaryDirectory
+    >>> from torch import equal
     >>> from causal_circuits import InContextTask, TrainConfig, chain_graph, disentangled_transformer, train
     >>> task, config = InContextTask(chain_graph(4), d_vocab=3), TrainConfig.joint(20, batch_size=8)
     >>> with TemporaryDirectory() as folder:
     ...     first = train(disentangled_transformer(3, 4), task, config, checkpoints=Checkpoints(folder, every=10))
     ...     again = train(disentangled_transformer(3, 4), task, config, checkpoints=Checkpoints(folder, every=10))
-    >>> torch.equal(first.losses, again.losses), first.seconds == again.seconds
+    >>> equal(first.losses, again.losses), first.seconds == again.seconds
     (True, True)
     """
 
@@ -127,7 +125,7 @@ def identity_of(
                 "path": path,
                 "record": recorded,
                 "members": [
-                    {"task": _task_values(task), "config": asdict(config), "initial weights": _digest(weights)}
+                    {"task": _task_values(task), "config": asdict(config), "initial weights": digest(weights)}
                     for weights, task, config in members
                 ],
             }
@@ -144,19 +142,9 @@ def _task_values(task: InContextTask) -> dict[str, Any]:
         "edges": sorted([int(parent), int(child)] for parent, child in task.graph.edges),
         "d_vocab": int(task.d_vocab),
         "roots": task.root_law,
-        "alpha": {k: float(a.flat[0]) if a.min() == a.max() else _digest({k: a}) for k, a in alphas.items()},
-        "kernels": None if kernels is None else _digest({str(k): kernel for k, kernel in kernels.items()}),
+        "alpha": {k: float(a.flat[0]) if a.min() == a.max() else digest({k: a}) for k, a in alphas.items()},
+        "kernels": None if kernels is None else digest({str(k): kernel for k, kernel in kernels.items()}),
     }
-
-
-def _digest(arrays: Mapping[str, "Tensor | np.ndarray"]) -> str:
-    """Sixteen hexadecimal digits of names, shapes and bytes."""
-    seen = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(torch.as_tensor(arrays[name]).cpu().numpy())
-        seen.update(f"{name} {array.dtype} {array.shape};".encode())
-        seen.update(array.tobytes())
-    return seen.hexdigest()[:16]
 
 
 # ---- files
