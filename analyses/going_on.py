@@ -39,7 +39,7 @@ class Units:
         earlier_s: what earlier calls spent on the units that this one read back.
 
     Raises:
-        ValueError: the folder holds units of another run; it names the first difference.
+        CheckpointError: the folder holds units of another run; it names the first difference.
     """
 
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
@@ -73,7 +73,7 @@ class Units:
             return
         other = cc.storage.first_difference(there, self._run)
         if other is not None:
-            raise ValueError(
+            raise cc.CheckpointError(
                 f"{self._folder} holds another run: {shown(other)}; give its flags again to go on with it, choose "
                 "another folder for --out, or delete that one"
             )
@@ -102,9 +102,9 @@ class Units:
         self.earlier_s += head["seconds"]
         return result
 
-    def checkpoints(self, name: str, every: int = 100) -> cc.Checkpoints:
-        """Where a training waits to go on."""
-        return cc.Checkpoints(self._folder / f"training_{name}", every)
+    def training(self, name: str) -> Path:
+        """Where a training keeps its checkpoints."""
+        return self._folder / f"training_{name}"
 
     @property
     def program(self) -> str:
@@ -118,6 +118,17 @@ class Units:
     def finish(self) -> None:
         """Remove the units: the results are written down."""
         shutil.rmtree(self._folder)
+
+
+def weights_of(model: Any) -> dict[str, Tensor]:
+    """What training moves in a model: what a unit keeps of it."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def with_weights(model: Any, weights: Mapping[str, Tensor]) -> Any:
+    """The model, given the weights that a unit kept."""
+    model.load_state_dict(weights, strict=False)
+    return model
 
 
 def shown(difference: tuple[str, Any, Any]) -> str:

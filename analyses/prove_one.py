@@ -15,7 +15,7 @@ from typing import Any
 import networkx as nx
 import torch
 from command_line import OneLineParser
-from going_on import Units
+from going_on import Units, weights_of, with_weights
 from results_file import check_writable, result_header, say, write_results
 
 import causal_circuits as cc
@@ -146,8 +146,7 @@ def train_and_watch(
     """The model of the first seed, and what every edge did on the way, for each seed: each a unit."""
     seeds = range(arguments.seed, arguments.seed + arguments.formation_seeds)
     runs = [units.made(f"training {seed}", partial(watched_training, task, arguments, seed)) for seed in seeds]
-    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx)
-    model.load_state_dict(runs[0][0], strict=False)
+    model = with_weights(cc.disentangled_transformer(task.d_vocab, task.n_ctx), runs[0][0])
     return model, [formation for _, formation in runs]
 
 
@@ -166,7 +165,7 @@ def watched_training(
         seed=arguments.seed,
         progress=False if arguments.quiet else None,
     )
-    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}, formation
+    return weights_of(model), formation
 
 
 def _config(arguments: argparse.Namespace, seed: int) -> cc.TrainConfig:
