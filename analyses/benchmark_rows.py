@@ -45,10 +45,9 @@ def run_from_arguments(parser: OneLineParser, arguments: argparse.Namespace) -> 
         kept = kept_units(arguments, parser.prog)
     except ValueError as error:
         parser.error(str(error))
-    bar = tqdm(
-        list(units(arguments)), desc="benchmark", unit="model", disable=arguments.quiet or not sys.stderr.isatty()
-    )
     rows: list[Row] = []
+    hidden = arguments.quiet or not sys.stderr.isatty()
+    bar = tqdm(list(units(arguments)), desc="benchmark", unit="model", disable=hidden)
     for unit in bar:
         bar.set_postfix_str(" ".join(map(str, unit)))
         rows += kept.made(" ".join(map(str, unit)), partial(measure, *unit, arguments))

@@ -53,9 +53,8 @@ def _class_of(name: str) -> type:
     """A dataclass of the package or of a module beside this one, which must have been imported."""
     module_name, _, class_name = name.partition(":")
     module = sys.modules.get(module_name)
-    ours = module_name.startswith("causal_circuits.") or (
-        module is not None and Path(module.__file__ or "").parent == Path(__file__).parent
-    )
+    beside = Path(getattr(module, "__file__", None) or "").parent == Path(__file__).parent
+    ours = module_name.startswith("causal_circuits.") or beside
     found = getattr(module, class_name, None) if ours else None
     if not (isinstance(found, type) and is_dataclass(found)):
         raise ValueError(f"no result can be put together from {name!r}: it is no dataclass of this project")

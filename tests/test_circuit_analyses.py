@@ -62,7 +62,7 @@ def test_a_second_run_does_only_what_is_missing(benchmark_run):
 
 
 def test_a_folder_with_another_run_is_refused(benchmark_run, tmp_path, capsys, monkeypatch):
-    out, flags = benchmark_run
+    _, flags = benchmark_run
     for other in (["--methods", "exact"], [*METHODS, "--steps", "201"]):
         assert_refused_in_one_line(
             "discovery_benchmark", [*flags, *other], "choose another folder", capsys, monkeypatch
