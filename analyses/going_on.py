@@ -67,11 +67,11 @@ class Units:
         if not begun or not path.is_file():
             return
         try:
-            there = cc.storage.read_checked(path, RUN, "description")[0]["run"]
+            head, _ = cc.storage.read_checked(path, RUN, "description of the run")
         except (ValueError, OSError) as error:
             tell(f"{error}: each unit is asked what run it is of")
             return
-        other = cc.storage.first_difference(there, self._run)
+        other = cc.storage.first_difference(head.get("run"), self._run)
         if other is not None:
             raise cc.CheckpointError(
                 f"{self._folder} holds another run: {shown(other)}; give its flags again to go on with it, choose "

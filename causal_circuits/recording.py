@@ -180,17 +180,16 @@ class TrainingRecord:
             ValueError: a file is missing, or it is damaged; it names the file.
         """
         folder = Path(folder)
-        if (folder / f"{_INDEX}.json").is_file() and not (folder / "record.json").exists():
-            return cls(**_read_streamed(folder))
         try:
+            if (folder / f"{_INDEX}.json").is_file() and not (folder / "record.json").exists():
+                return cls(**_read_streamed(folder))
             plain, tensors = read_json(folder / "record.json"), read_tensors(folder / "record.safetensors")
-        except FileNotFoundError as error:
-            raise ValueError(f"a saved record is a folder with record.json and record.safetensors: {error}") from error
-        try:
             return cls(
                 **{"attention": None, "score_gradients": None, **plain, **tensors, "steps": tuple(plain["steps"])}
             )
-        except (KeyError, TypeError) as error:
+        except FileNotFoundError as error:
+            raise ValueError(f"a saved record is a folder with record.json and record.safetensors: {error}") from error
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder} does not hold a record saved by causal_circuits: {error!r}") from error
 
     def _tensors(self) -> dict[str, Tensor | None]:

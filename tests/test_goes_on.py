@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -192,13 +193,18 @@ def results(out: Path) -> object:
     return numbers(json.loads((out / "results.json").read_text()))
 
 
-SMALLER = [("prove_one", "RECORDED", 3), ("agreement", "FOREST_SEQUENCES", 2000), ("agreement", "KERNEL_BUDGET", 1e5)]
+SMALLER = [
+    ("prove_one", "RECORDED", 3),
+    ("agreement", "FOREST_SEQUENCES", 2000),
+    ("agreement", "KERNEL_BUDGET", 1e5),
+    ("agreement", "TRAINING_STEPS", 20),
+]
 SCRIPTS = {
     "two_stage": ["--lengths", 6, 8, "--seeds", 1, "--steps", 6, 6, "--batch-size", 32, "--test", 64, "--figure-9", 1],
     "circuit_proof": ["--graph", "chain", "--n-ctx", 6, "--steps", 20, "--sequences", 64, "--formation-seeds", 2],
     "gradient_information": [
         *["--graph", "forest", "--d-vocab", 3, "--alpha", 1, "--n-ctx", 6, 8],
-        *["--sequences", 200, "--forests", 1, "--quick"],
+        *["--sequences", 200, "--forests", 1],
     ],
     "structure_learning": ["--sizes", 50, 100, "--graphs", 3, "--steps", 4, "--pc-graphs", 0],
     "generalization": [
@@ -237,6 +243,30 @@ def test_a_script_that_died_half_way_ends_as_one_that_did_not(script, tmp_path, 
     assert folder.exists() == (script in FOLDERS)
 
 
+def test_multi_head_goes_on_in_the_training_that_was_cut(tmp_path, capsys, monkeypatch):
+    """It dies in the turns of its one head; those of the two heads are then read back."""
+    draw_nothing(monkeypatch)
+    flags, train, seen = ["--n-ctx", 6, "--d-vocab", 3, "--steps", 100, "--quick", "--quiet"], cc.train_in_turns, []
+
+    def train_or_die(*given: object, **options: object) -> object:
+        seen.append((given[0].cfg.n_heads, len(list(Path(options["checkpoints"].folder).rglob("step_*.json")))))
+        if len(seen) == 4:
+            raise Killed
+        return train(*given, **options)
+
+    monkeypatch.setattr(cc, "train_in_turns", train_or_die)
+    assert run_analysis("multi_head", [*flags, "--out", tmp_path / "whole"], monkeypatch) == 0
+    with pytest.raises(Killed):
+        run_analysis("multi_head", [*flags, "--out", tmp_path / "cut"], monkeypatch)
+    other = [*flags, "--seed", 1, "--out", tmp_path / "cut"]
+    assert_refused_in_one_line("multi_head", other, "seed is 0 there, 1 here", capsys, monkeypatch)
+    assert run_analysis("multi_head", [*flags, "--out", tmp_path / "cut"], monkeypatch) == 0
+    assert [heads for heads, _ in seen] == [2, 1, 2, 1, 2, 1]
+    assert [kept > 0 for _, kept in seen] == [False, False, False, False, True, False]
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+    assert not (tmp_path / "cut" / "unfinished").exists()
+
+
 def test_ctrl_c_in_a_unit_ends_with_130_and_one_line(tmp_path, capsys, monkeypatch):
     going_on, script = analysis_module("going_on", monkeypatch), analysis_module("structure_learning", monkeypatch)
 
@@ -270,7 +300,8 @@ RUN = {"program": "a.py", "seed": 1, "lengths": [1, 2]}
 
 
 def test_a_unit_is_made_once_and_comes_back_bit_for_bit(going_on, tmp_path):
-    comparison = cc.compare_gradient(torch.rand(5, 5), torch.rand(5, 5), cc.chain_graph(5))
+    measured, error = torch.rand(5, 5), torch.full((5, 5), 0.1)
+    comparison = cc.compare_gradient(measured, torch.rand(5, 5), cc.chain_graph(5), standard_error=error)
     result = {
         "numbers": [0.1 + 0.2, float("inf"), np.float64(1 / 3), np.int64(7), True, None, -0.0],
         ("a", 1): (torch.rand(3, dtype=torch.float64), {2: torch.tensor([True]), 10: torch.arange(4)[::2]}),
@@ -414,3 +445,15 @@ def test_killed_at_random_moments_it_ends_where_an_unkilled_run_does(going_on, t
     assert ended(started(make_twelve_units, tmp_path / "cut")) == 0
     for name in ("end.json", "end.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_warning_is_one_line_too(monkeypatch, capsys):
+    command_line = analysis_module("command_line", monkeypatch)
+
+    def main() -> int:
+        warnings.simplefilter("always")
+        warnings.warn("the checkpoint a is damaged:\npassed over", stacklevel=1)
+        return 0
+
+    assert command_line.exit_status(main) == 0
+    assert capsys.readouterr().err.endswith(": the checkpoint a is damaged: passed over\n")
