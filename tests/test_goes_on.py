@@ -338,18 +338,17 @@ def test_a_damaged_unit_is_named_and_made_again(going_on, tmp_path, capsys, dama
     assert units.made("u", lambda: pytest.fail("it was not kept")) == 3.0
 
 
-def test_every_altered_byte_of_a_unit_is_noticed(going_on, tmp_path, capsys):
-    units = going_on.Units(tmp_path, RUN)
-    units.made("u", lambda: {"loss": [0.25, 0.5], "name": "x"})
+def test_every_altered_byte_of_a_unit_is_noticed(going_on, tmp_path):
+    """Spaces and line ends may change, nothing that is read."""
+    going_on.Units(tmp_path, RUN).made("u", lambda: {"loss": [0.25, 0.5], "name": "x"})
     path = tmp_path / "unit_u.json"
     content = path.read_bytes()
     for place in range(len(content)):
         altered = bytearray(content)
         altered[place] ^= 2
         path.write_bytes(altered)
-        assert units.made("u", lambda: "made again") in ("made again", {"loss": [0.25, 0.5], "name": "x"})
-        same = is_same_json(bytes(altered), content)  # a space or a line end
-        assert (units.made("u", lambda: 0) == "made again") != same
+        if not is_same_json(bytes(altered), content):
+            assert_refused(lambda: cc.storage.read_checked(path, going_on.UNIT, "unit"), f"the unit {path} is damaged")
 
 
 def is_same_json(one: bytes, other: bytes) -> bool:
