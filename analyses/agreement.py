@@ -4,17 +4,20 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import networkx as nx
 import numpy as np
 import torch
+from going_on import Units
 from tqdm import tqdm
 
 import causal_circuits as cc
 
 KERNEL_BUDGET = 8e8  # spent on G: fewer kernels for longer contexts and larger vocabularies
 PARTS = 4  # G is computed in as many, from kernels of their own: how much they differ is the error of its slope
+EXAMPLE = ("measured", "g", "finite")  # matrices of the setting that is shown pair by pair
 CHECK_BETA_0 = 1e-3  # layer 2's scale in the model whose backward pass is compared with the closed form
 FOREST_SEQUENCES = 50_000
 TRAINING_STEPS = 600
@@ -90,9 +93,9 @@ class Agreement:
         }
 
 
-def measure_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> Agreement:
-    """Every part, in order."""
-    seed, n = arguments.seed, arguments.sequences
+def measure_all(arguments: argparse.Namespace, units: Units, say: Callable[[str], None]) -> Agreement:
+    """Every part, in order; every setting and every forest is a unit."""
+    seed = arguments.seed
     say("1/4  the closed form of the gradient against a backward pass")
     difference = backward_pass_difference(seed)
     say("2/4  measured gradients beside g and G, and against the number of sequences")
@@ -104,20 +107,32 @@ def measure_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> Ag
         for n_ctx in arguments.n_ctx
     ]
     settings, sweep, example = [], [], {}
-    swept = (max(arguments.n_ctx[:3]), max(arguments.alpha))
+    far = ("forest", min(arguments.alpha), min(arguments.n_ctx))  # where theory and measurement are furthest apart
+    shown = max((i for i, (graph, _, *rest) in enumerate(wanted) if (graph, *rest) == far), default=0)
     hidden = arguments.quiet or not sys.stderr.isatty()
     for index, (graph, d_vocab, alpha, n_ctx) in enumerate(tqdm(wanted, disable=hidden)):
         task = cc.InContextTask(make_graph(graph, n_ctx, seed), d_vocab=d_vocab, alpha=alpha)
-        setting, matrices = measure_setting(task, graph, n, (seed, index))
+        make = partial(setting_and_sweep, task, graph, arguments, index, index == shown)
+        setting, points, matrices = units.made(f"setting {index} {graph} {d_vocab} {alpha} {n_ctx}", make)
         settings.append(setting)
-        if (n_ctx, alpha) == swept:
-            sweep += against_sequences(setting, matrices)
-        if not example or (graph, n_ctx, alpha) == ("forest", min(arguments.n_ctx), min(arguments.alpha)):
-            example = matrices  # where theory and measurement are furthest apart
+        sweep += points
+        if index == shown:
+            example = {"task": task, **matrices}
     say("3/4  row maxima of random forests")
-    forests = [check_forest(seed + k) for k in tqdm(range(arguments.forests), disable=hidden)]
+    numbers = tqdm(range(seed, seed + arguments.forests), disable=hidden)
+    forests = [units.made(f"forest {number}", partial(check_forest, number)) for number in numbers]
     say("4/4  a training run")
     return Agreement(settings, sweep, forests, difference, train_and_watch(seed, arguments.quick), example)
+
+
+def setting_and_sweep(
+    task: cc.InContextTask, graph: str, arguments: argparse.Namespace, index: int, is_shown: bool
+) -> tuple[Setting, list[dict[str, Any]], dict[str, cc.Information]]:
+    """One setting; against the number of sequences where that is swept; the matrices of the one that is shown."""
+    setting, matrices = measure_setting(task, graph, arguments.sequences, (arguments.seed, index))
+    swept = (task.n_ctx, float(task.alpha)) == (max(arguments.n_ctx[:3]), max(arguments.alpha))
+    points = against_sequences(setting, matrices) if swept else []
+    return setting, points, {name: matrices[name] for name in EXAMPLE} if is_shown else {}
 
 
 def make_graph(name: str, n_ctx: int, seed: int) -> nx.DiGraph:

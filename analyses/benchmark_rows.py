@@ -1,15 +1,14 @@
 """The job of `discovery_benchmark.py`: a unit is one graph, kind of model and seed; it gives a row for each method.
 
-Not a script. After each unit everything so far is written down, so that an interrupted run can go on.
+Not a script. Units are kept in DIR/units: an interrupted run goes on, and a finished one can be added to.
 """
 
 import argparse
-import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +17,8 @@ from typing import Any
 import networkx as nx
 import torch
 from command_line import BEGAN, OneLineParser
-from results_file import check_writable, versions, write_results
+from going_on import Units
+from results_file import check_writable, command_of, versions, write_results
 from tqdm import tqdm
 
 import causal_circuits as cc
@@ -27,6 +27,7 @@ from causal_circuits import circuits, figures
 Row = dict[str, Any]
 Unit = tuple[str, str, int]
 NOT_CONFIG = ("out", "quiet", "quick")
+UNITS = "units"  # in --out
 COLUMNS = ("auroc", "auprc", "shd", "exact_parent_rate", "regret", "seconds")
 SHOWN = ("graph", "model", "is_decoy", "seed", "method", *COLUMNS)
 CUTS = ("exact", "acdc")  # the methods that cut: they score entries by the divergence, which no sampling error can hide
@@ -37,21 +38,20 @@ BLIND = 0.5  # ... and it pays the parents less than this share of their rows' a
 
 
 def run_from_arguments(parser: OneLineParser, arguments: argparse.Namespace) -> int:
-    """Do the units that are not done yet, print the table."""
+    """Measure the units that are not done yet, print the table."""
     try:
         cc.InContextTask(make_graph("chain", arguments.n_ctx, 0), d_vocab=arguments.d_vocab, alpha=arguments.alpha)
         check_writable(arguments.out)
-        rows = rows_so_far(arguments)
+        kept = kept_units(arguments, parser.prog)
     except ValueError as error:
         parser.error(str(error))
-    done = {(row["graph"], row["model"], row["seed"]) for row in rows}
-    todo = [unit for unit in units(arguments) if unit not in done]
-    command = f"python analyses/{parser.prog} {shlex.join(sys.argv[1:])}".strip()
-    bar = tqdm(todo, desc="benchmark", unit="model", disable=arguments.quiet or not sys.stderr.isatty())
+    rows: list[Row] = []
+    hidden = arguments.quiet or not sys.stderr.isatty()
+    bar = tqdm(list(units(arguments)), desc="benchmark", unit="model", disable=hidden)
     for unit in bar:
         bar.set_postfix_str(" ".join(map(str, unit)))
-        rows += measure(*unit, arguments)
-        write(rows, arguments, command)
+        rows += kept.made(" ".join(map(str, unit)), partial(measure, *unit, arguments))
+    command = command_of(parser.prog)
     write(rows, arguments, command)
     draw(rows, arguments, command)
     print(table(rows, arguments.out))
@@ -244,28 +244,12 @@ def no_decoys(rows: list[Row]) -> list[str]:
     ]
 
 
-def rows_so_far(arguments: argparse.Namespace) -> list[Row]:
-    """The rows of an interrupted run; a ValueError if the folder holds a run with other flags."""
+def kept_units(arguments: argparse.Namespace, program: str) -> Units:
+    """What earlier calls measured: it stays, so that more graphs, models and seeds can be asked for."""
     path = arguments.out / "results.json"
-    if not path.exists():
-        return []
-    try:
-        before = json.loads(path.read_text())
-        rows, flags = before["rows"], before["config"]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"--out must be empty or hold a run of this benchmark: {path}: {error!r}") from error
-    for name, value in config(arguments).items():
-        if name in ("graphs", "models", "seeds", "seed"):
-            continue  # more units may be asked for
-        if flags.get(name) != value:
-            raise ValueError(
-                f"--out holds a run with {name} = {flags.get(name)!r}, now {value!r}: choose another folder, or "
-                f"delete {path}"
-            )
-    if any("unit_cpu_seconds" not in row for row in rows):
-        raise ValueError(f"--out holds a run of an older version: choose another folder, or delete {path}")
-    wanted = set(units(arguments))
-    return [row for row in rows if (row["graph"], row["model"], row["seed"]) in wanted]
+    if path.exists() and not any((arguments.out / UNITS).glob("unit_*.json")):
+        raise ValueError(f"--out must be empty or hold a run of this benchmark: {path} has no {UNITS}/ beside it")
+    return Units.of(program, arguments, folder=UNITS, free=("graphs", "models", "seeds", "seed", "quick"))
 
 
 def config(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -9,7 +9,8 @@ children, find the heads, prove the circuit. The defaults are the setting of the
 
 A parents file is a JSON list over the context positions before the query: entry i is the parent of position i, -1 or
 null for a root. The query follows by itself, so n_ctx is the list's length plus one.
-DIR gets report.html (look at this), results.json, figures/, model/ and record/.
+Interrupted or killed, the same command goes on where it was. DIR gets report.html (look at this), results.json,
+figures/, model/ and record/.
 """
 
 import argparse

@@ -12,8 +12,8 @@ how hard the gradient pulled at it.
     python analyses/circuit_proof.py --model out/induction_head/model --graph chain --d-vocab 10
     python analyses/circuit_proof.py --decoy                             # a low loss without the graph: see it fail
 
-DIR gets report.html (look at this), results.json, figures/, circuit.json, circuit.graphml, circuit.csv, and model/ if
-it was trained here.
+Interrupted or killed, the same command goes on where it was. DIR gets report.html (look at this), results.json,
+figures/, circuit.json, circuit.graphml, circuit.csv, and model/ if it was trained here.
 """
 
 import argparse

@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -64,10 +65,17 @@ def exit_status(main: Callable[[], int]) -> int:
     """The status that a script ends with, and one line instead of a traceback where the world is at fault.
 
     130 after Ctrl-C, 2 if the checkpoints in DIR are of another run, 1 if the disk is full or a training diverged.
+    Warnings (of a damaged checkpoint that is passed over) are one line each, too.
     """
     name = Path(sys.argv[0]).name
+
+    def in_one_line(message: Warning | str, *where: object) -> None:
+        sys.stderr.write(f"{name}: {' '.join(str(message).split())}\n")
+
     try:
-        return main()
+        with warnings.catch_warnings():
+            warnings.showwarning = in_one_line
+            return main()
     except KeyboardInterrupt as stopped:
         sys.stderr.write(f"{name}: {str(stopped) or 'interrupted'}; give the same command again to go on\n")
         return 130

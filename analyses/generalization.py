@@ -14,13 +14,14 @@ The first distance cannot vanish faster than pi^ converges to pi~, whatever the 
     python analyses/generalization.py --alpha 0.3 --gamma 0.2 --graph forest
     python analyses/generalization.py --quick             # seconds
 
-DIR gets report.html (look at this), results.json and figures/.
+Interrupted or killed, the same command goes on where it was. DIR gets report.html (look at this), results.json and
+figures/.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from command_line import base_parser, exit_status, parse
 
@@ -69,6 +70,16 @@ def trained(variant: object, task: object, arguments: argparse.Namespace, seed: 
     run_stage(model, task, first_stage(variant, task, first), beta0=variant.beta0, batch_size=512, seed=seed)
     run_stage(model, task, second_stage(variant, second), beta0=None, batch_size=512, seed=seed + SEED_STRIDE)
     return model
+
+
+def measure_model(variant: object, task: object, arguments: argparse.Namespace, seed: int) -> dict[str, list]:
+    """Train one model, and measure it on every family of kernels and on the worst that a search finds."""
+    model = trained(variant, task, arguments, seed)
+    labels = {"model": variant.name, "n_ctx": task.n_ctx, "seed": seed}
+    return {
+        "families": measure_families(model, task, arguments, labels),
+        "worst": measure_worst(model, task, arguments, labels, seed),
+    }
 
 
 def measure_families(
@@ -198,6 +209,7 @@ def main() -> int:
     parser, arguments = parse_arguments()
     from algorithm_1 import FULL_ADAM, GRADIENT_DESCENT  # after parsing: torch takes seconds to import
     from generalization_page import finish
+    from going_on import Units
     from results_file import check_writable
     from studies import check_counts, check_lengths, graph_maker
     from tqdm.auto import tqdm
@@ -211,21 +223,21 @@ def main() -> int:
         make_graph = graph_maker(arguments.graph)
         tasks = [cc.InContextTask(make_graph(n), arguments.d_vocab, arguments.alpha) for n in arguments.lengths]
         check_writable(arguments.out)
+        units = Units.of(parser.prog, arguments)
     except ValueError as error:
         parser.error(str(error))
-    runs = [(GRADIENT_DESCENT, task, seed) for task in tasks for seed in range(arguments.seeds)]
-    runs += [(FULL_ADAM, task, 0) for task in tasks if task.n_ctx <= arguments.full_up_to]
+    seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+    runs = [(GRADIENT_DESCENT, task, seed) for task in tasks for seed in seeds]
+    runs += [(FULL_ADAM, task, arguments.seed) for task in tasks if task.n_ctx <= arguments.full_up_to]
     families, worst = [], []
     with tqdm(total=len(runs), desc="generalization", unit="model", disable=True if arguments.quiet else None) as bar:
-        for variant, task, index in runs:
-            seed = arguments.seed + index
-            model = trained(variant, task, arguments, seed)
-            labels = {"model": variant.name, "n_ctx": task.n_ctx, "seed": seed}
-            families += measure_families(model, task, arguments, labels)
-            worst += measure_worst(model, task, arguments, labels, seed)
+        for variant, task, seed in runs:
+            make = partial(measure_model, variant, task, arguments, seed)
+            found = units.made(f"{variant.name} n_ctx {task.n_ctx} seed {seed}", make)
+            families += found["families"]
+            worst += found["worst"]
             bar.update()
-    command = f"python analyses/{parser.prog} " + shlex.join(sys.argv[1:])
-    print(finish(arguments, command.strip(), families, worst))
+    print(finish(arguments, units, families, worst))
     return 0
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from algorithm_1 import FULL_ADAM, GRADIENT_DESCENT
+from going_on import Units
 from power_laws import PowerLaw, fit_power_law
 from studies import means_by, write_study
 
@@ -23,7 +24,7 @@ ERRORS = {
 THEOREM = "for any kernel pi~ with entries bounded below, f tends to pi~(. | s_T) as the context grows, uniformly"
 
 
-def finish(arguments: argparse.Namespace, command: str, families: Rows, worst: Rows) -> str:
+def finish(arguments: argparse.Namespace, units: Units, families: Rows, worst: Rows) -> str:
     """Fit, draw, write; returns the table."""
     points = error_points(families, worst)
     laws = {
@@ -40,7 +41,7 @@ def finish(arguments: argparse.Namespace, command: str, families: Rows, worst: R
     }
     write_study(
         arguments,
-        command,
+        units,
         content,
         draw(families, points, laws, longest),
         title="Kernels that training never drew",

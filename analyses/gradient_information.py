@@ -10,16 +10,16 @@ forests, and a training run: how the agreement evolves and in which order edges 
     python analyses/gradient_information.py --quick       # one minute, small sizes
     python analyses/gradient_information.py --n-ctx 100 --alpha 1 --d-vocab 3 5 --sequences 50000
 
-DIR gets report.html (look at this), results.json and figures/.
+Interrupted or killed, the same command goes on where it was. DIR gets report.html (look at this), results.json and
+figures/.
 """
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from command_line import BEGAN, OneLineParser, exit_status
+from command_line import OneLineParser, exit_status
 
 GRAPHS = ("chain", "pairs", "forest")
 
@@ -76,17 +76,20 @@ def main() -> int:
         fill_defaults(arguments)
         from agreement import measure_all  # after parsing: torch takes seconds to import
         from agreement_page import draw_figures, table, write_page
+        from going_on import Units
         from results_file import check_writable, result_header, say, write_results
 
         check_writable(arguments.out)
-        measured = measure_all(arguments, say(arguments.quiet))
+        units = Units.of(parser.prog, arguments)
+        measured = measure_all(arguments, units, say(arguments.quiet))
     except ValueError as error:
         parser.error(str(error))
     draw_figures(measured, arguments.out / "figures")
     content = result_header(parser.prog, arguments) | measured.as_json()
-    content["timing"] = {"wall_s": time.perf_counter() - BEGAN}
+    content["timing"] = {"wall_s": units.wall_s()}
     write_results(content, arguments.out)
     write_page(measured, content, arguments.out)
+    units.finish()
     print(table(measured, content, arguments.out))
     return 0
 

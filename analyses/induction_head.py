@@ -8,7 +8,8 @@ attention entry. About a minute on two cores.
     python analyses/induction_head.py                    # the paper's setting: 10 tokens, context 20
     python analyses/induction_head.py --d-vocab 5 --n-ctx 40
 
-DIR gets report.html (look at this), results.json, figures/, model/ and record/.
+Interrupted or killed, the same command goes on where it was. DIR gets report.html (look at this), results.json,
+figures/, model/ and record/.
 """
 
 import argparse

@@ -12,7 +12,8 @@ it stops. A few minutes on two cores.
     python analyses/multi_head.py --quick                # a tenth of the steps: about a minute
 
 A parents file is a JSON list of lists over all context positions and, last, the target: n_ctx + 1 entries, [] for a
-root. DIR gets report.html (look at this), results.json, figures/, model/ and record/.
+root. Interrupted or killed, the same command goes on where it was. DIR gets report.html (look at this), results.json,
+figures/, model/ and record/.
 """
 
 import argparse

@@ -4,8 +4,6 @@ Not a script. `find` is the job, in order; `MultiHeadFindings` is what it found.
 """
 
 import argparse
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +11,8 @@ from dataclasses import dataclass
 import networkx as nx
 import torch
 from command_line import BEGAN, OneLineParser
-from results_file import check_writable
+from going_on import Units
+from results_file import check_writable, say
 
 import causal_circuits as cc
 
@@ -111,40 +110,42 @@ def run_from_arguments(
         settle = max(1, min(60, steps // (4 * n_heads[0])))
         config = cc.TurnConfig(steps=steps, settle=settle, seed=arguments.seed)
         check_writable(arguments.out)
+        units = Units.of(parser.prog, arguments, parents=sorted(graph.edges))
     except ValueError as error:
         parser.error(str(error))
-    findings = find(task, n_heads, config, arguments.quick, arguments.quiet)
+    findings = find(task, n_heads, config, arguments.quick, arguments.quiet, units)
     from multi_head_page import table, write
 
-    write(findings, arguments, f"python analyses/{parser.prog} {shlex.join(sys.argv[1:])}".strip())
+    write(findings, arguments, units)
     print(table(findings, arguments.out))
     return 0
 
 
 def find(
-    task: cc.InContextTask, n_heads: tuple[int, int], config: cc.TurnConfig, quick: bool, quiet: bool
+    task: cc.InContextTask, n_heads: tuple[int, int], config: cc.TurnConfig, quick: bool, quiet: bool, units: Units
 ) -> MultiHeadFindings:
-    """Train, read, explain, prove; and once more with a single head."""
-    say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
+    """Train, read, explain, prove; and once more with a single head. Both trainings go on if they were cut short."""
+    tell = say(quiet)
     n_test, n_proof, n_data = (4096, 256, 8192) if quick else (16_384, 1024, 8192)
     progress = False if quiet else None
     seed = config.seed
 
-    say(f"{task!r}\n1/5  {n_heads[0]} heads take turns, {config.steps} steps (a first run compiles: half a minute)")
+    tell(f"{task!r}\n1/5  {n_heads[0]} heads take turns, {config.steps} steps (a first run compiles: half a minute)")
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, n_heads)
-    record, turns = cc.train_in_turns(model, task, config, progress=progress)
+    kept = cc.Checkpoints(units.training("heads"))
+    record, turns = cc.train_in_turns(model, task, config, progress=progress, checkpoints=kept)
 
-    say("2/5  test loss and the lines to read it against")
+    tell("2/5  test loss and the lines to read it against")
     test = task.sample(n_test, seed=(seed, 2))
     test_loss = float(cc.evaluate(model, test).mean())
 
-    say("3/5  which head carries which parent, and what information there is")
+    tell("3/5  which head carries which parent, and what information there is")
     data = task.sample(n_data, seed=(seed, 4))
     found = cc.extract_graph(model, task, batch=data)
     attention = cc.mean_attention(model, test.tokens[:4096])
     alone, given = information_of_true_parents(task, data)
 
-    say("4/5  the proof: cut every attention entry of every head, ablate every head")
+    tell("4/5  the proof: cut every attention entry of every head, ablate every head")
     proof = task.sample(n_proof, seed=(seed, 3))
     knock_out = cc.knock_out_edges(
         model, proof, entries=entries_in_use(cc.mean_attention(model, proof.tokens)[0], n_heads[0])
@@ -152,10 +153,11 @@ def find(
     ablations = [cc.ablate_heads(model, proof, [head], "mean") for head in cc.live_heads(model)]
     missing = explain_missing(task, model, found, attention[0, : n_heads[0]], alone, given, test[:4096])
 
-    say("5/5  the same task with a single head")
+    tell("5/5  the same task with a single head")
     lone = cc.disentangled_transformer(task.d_vocab, task.n_ctx, (1, n_heads[1]))
     shorter = cc.TurnConfig(steps=max(config.steps // 4, config.settle + 1), settle=config.settle, seed=seed)
-    _, lone_turns = cc.train_in_turns(lone, task, shorter, record=cc.RecordAt(steps=()), progress=progress)
+    unrecorded, kept = cc.RecordAt(steps=()), cc.Checkpoints(units.training("one_head"))
+    _, lone_turns = cc.train_in_turns(lone, task, shorter, record=unrecorded, progress=progress, checkpoints=kept)
     return MultiHeadFindings(
         task=task,
         n_heads=n_heads,

@@ -9,20 +9,20 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from going_on import Units
 from multi_head_findings import MultiHeadFindings
-from results_file import versions, write_results
+from results_file import result_header, versions, write_results
 
 import causal_circuits as cc
 from causal_circuits import figures
 
 
-def results(f: MultiHeadFindings, arguments: argparse.Namespace, command: str) -> dict[str, object]:
+def results(f: MultiHeadFindings, header: dict[str, Any]) -> dict[str, object]:
     """Every number of the table and of the page, as JSON values."""
-    flags = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    more = {"n_ctx": f.task.n_ctx, "n_heads": list(f.n_heads), "training": f.record.config}
     return {
-        "command": command,
-        "config": {**flags, "n_ctx": f.task.n_ctx, "n_heads": list(f.n_heads), "training": f.record.config},
-        "versions": versions(),
+        **header,
+        "config": {**header["config"], **more},
         "loss": {
             "test": f.test_loss,
             "excess_over_edge_posterior": f.excess,
@@ -228,14 +228,15 @@ def draw_figures(f: MultiHeadFindings) -> dict[str, Any]:
     return drawn
 
 
-def write(f: MultiHeadFindings, arguments: argparse.Namespace, command: str) -> None:
-    """Model, record, figures, report and, last, results.json."""
-    out: Path = arguments.out
+def write(f: MultiHeadFindings, arguments: argparse.Namespace, units: Units) -> None:
+    """Model, record, figures, report and, last, results.json, which ends the need for checkpoints."""
+    out, header = arguments.out, result_header(units.program, arguments)
+    command = str(header["command"])
     cc.save_model(f.model, out / "model")
     f.record.save(out / "record")
     for name, figure in draw_figures(f).items():
         figures.save_figure(figure, out / "figures" / name)
-    content = results(f, arguments, command)
+    content = results(f, header)
     figures.write_report(
         out / "report.html",
         title=f"Did these heads share the graph? ({f.task.graph.graph.get('name', 'DAG')})",
@@ -251,6 +252,7 @@ def write(f: MultiHeadFindings, arguments: argparse.Namespace, command: str) -> 
         },
     )
     write_results(content, out)
+    units.finish()
 
 
 def verdict(f: MultiHeadFindings) -> list[figures.Check]:

@@ -1,13 +1,17 @@
 """Figure 9: the paper's 20 random forests, in the paper's metric and in the real attention. Not a script."""
 
-from pathlib import Path
+import time
+from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
 import networkx as nx
+import torch
 from command_line import FIGURE_9, read_figure_9
+from going_on import Units, weights_of, with_weights
 from paper_job import Job, Stopwatch, block_attention, finish, measure_forest, parent_weights
 from paper_training import Recipe, Run, train_recipe
+from results_file import versions
 from tqdm.auto import tqdm
 
 import causal_circuits as cc
@@ -73,36 +77,30 @@ def faithful_models(tasks: list[cc.InContextTask], job: Job) -> tuple[list[Any],
 
 def default_models(tasks: list[cc.InContextTask], job: Job) -> tuple[list[Any], None]:
     """Our recipe, a few graphs at a time; graphs that an earlier call finished are read back."""
-    import time
-
-    models: list[Any] = []
     steps, size = (30, 128) if job.quick else (2000, 1024)
+    run = {"program": "reproduce_paper.py", "seed": job.seed, "steps": steps, "batch size": size}
+    units = Units(job.folder("9") / "finished" / f"seed{job.seed}_{steps}x{size}", {**run, "versions": versions()})
+    models: list[Any] = []
     with tqdm(total=len(tasks), desc="figure 9", unit="graph", disable=True if job.quiet else None) as bar:
         for start in range(0, len(tasks), CHUNK):
             if time.perf_counter() >= job.deadline:
                 break
             chunk = range(start, min(start + CHUNK, len(tasks)))
-            models += trained_chunk(tasks, chunk, job, steps, size)
+            train = partial(trained_weights, tasks, chunk, job, steps, size)
+            for i, weights in zip(chunk, units.made(f"graphs {chunk[0]} to {chunk[-1]}", train), strict=True):
+                models.append(with_weights(cc.disentangled_transformer(tasks[i].d_vocab, tasks[i].n_ctx), weights))
             bar.update(len(chunk))
     return models, None
 
 
-def trained_chunk(tasks: list[cc.InContextTask], chunk: range, job: Job, steps: int, size: int) -> list[Any]:
-    """Models of some graphs, trained side by side."""
-    folders = [finished(job, i, steps, size) for i in chunk]
-    if all((folder / "model.json").is_file() for folder in folders):
-        return [cc.load_model(folder) for folder in folders]
+def trained_weights(
+    tasks: list[cc.InContextTask], chunk: range, job: Job, steps: int, size: int
+) -> list[dict[str, torch.Tensor]]:
+    """The weights of some graphs' models, trained side by side."""
     models = [cc.disentangled_transformer(tasks[i].d_vocab, tasks[i].n_ctx) for i in chunk]
     configs = [cc.TrainConfig(cc.default_stages(steps), size, seed=1000 * job.seed + i) for i in chunk]
     cc.train_ensemble(models, [tasks[i] for i in chunk], configs, record=cc.RecordAt(steps=()), progress=False)
-    for model, folder in zip(models, folders, strict=True):
-        cc.save_model(model, folder)
-    return models
-
-
-def finished(job: Job, graph: int, steps: int, size: int) -> Path:
-    """Where a graph's finished model waits for the rest: named by all that decides it."""
-    return job.folder("9") / "finished" / f"seed{job.seed}_{steps}x{size}_graph{graph:02d}"
+    return [weights_of(model) for model in models]
 
 
 def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import networkx as nx
 import torch
 from paper_training import Run
-from recover_and_prove import versions, write_results
+from results_file import versions, write_results
 
 import causal_circuits as cc
 from causal_circuits import figures

@@ -4,7 +4,6 @@ Not a script. `train_recipe` is `cc.train_ensemble` with checkpoints, plus measu
 kept beside the checkpoints with the time spent so far.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ import torch
 import causal_circuits as cc
 
 Measure = Callable[[], dict[str, float]]
-PROGRESS = "progress.json"
+PROGRESS, FORMAT = "progress", "causal_circuits.progress/1"
 
 
 @dataclass(frozen=True)
@@ -81,12 +80,21 @@ class Run:
 
 
 class Progress:
-    """Measurements and times of a run, on disk after every measurement; a step measured again is written over."""
+    """Measurements and times of a run, on disk after every measurement; a step measured again is written over.
+
+    Raises:
+        CheckpointError: what was measured so far is damaged: it cannot be had again without training again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._wall, self._cpu = folder, time.perf_counter(), time.process_time()
-        path = folder / PROGRESS
-        kept = json.loads(path.read_text()) if path.is_file() else {"wall_s": 0.0, "cpu_s": 0.0, "measured": {}}
+        kept: dict[str, Any] = {"wall_s": 0.0, "cpu_s": 0.0, "measured": {}}
+        path = folder / f"{PROGRESS}.json"
+        if path.is_file():
+            try:
+                kept, _ = cc.storage.read_checked(path, FORMAT, "list of measurements")
+            except ValueError as error:
+                raise cc.CheckpointError(f"{error}: delete {folder} to train again") from error
         self.measured: dict[int, dict[str, float]] = {int(step): found for step, found in kept["measured"].items()}
         self._earlier = kept["wall_s"], kept["cpu_s"]
 
@@ -103,8 +111,8 @@ class Progress:
         """Keep what was measured after `step` steps."""
         self.measured[step] = found
         wall_s, cpu_s = self.spent()
-        text = json.dumps({"wall_s": wall_s, "cpu_s": cpu_s, "measured": self.measured})
-        cc.storage.write_files(self._folder, {PROGRESS: text + "\n"})
+        head = {"format": FORMAT, "wall_s": wall_s, "cpu_s": cpu_s, "measured": self.measured}
+        cc.storage.write_checked(self._folder, PROGRESS, head)
 
     def history(self, losses: torch.Tensor) -> list[dict[str, float]]:
         """Every measurement so far, beside the mean training loss of the steps that led to it."""

@@ -4,18 +4,19 @@ Not a script. `run` is the job, in order; `Evidence` is what it found; `proof_pa
 """
 
 import argparse
-import shlex
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import networkx as nx
 import torch
-from command_line import BEGAN, OneLineParser
-from results_file import check_writable, versions, write_results
+from command_line import OneLineParser
+from going_on import Units, weights_of, with_weights
+from results_file import check_writable, result_header, say, write_results
 
 import causal_circuits as cc
 from causal_circuits import circuits
@@ -79,40 +80,45 @@ def run_from_arguments(
         if not cc.latent_edges(graph):
             raise ValueError("the graph has no edge between context positions: there is nothing to prove")
         check_writable(arguments.out)
+        weights = None if model is None else cc.storage.digest(dict(model.named_parameters()))
+        units = Units.of(parser.prog, arguments, parents=cc.graph_parents(graph), weights=weights)
     except ValueError as error:
         parser.error(str(error))
-    evidence = run(task, model, arguments)
-    command = f"python analyses/{parser.prog} " + shlex.join(sys.argv[1:])
-    write(evidence, arguments, command.strip())
+    evidence = run(task, model, arguments, units)
+    write(evidence, arguments, units)
     print(table(evidence, arguments.out))
     return 0
 
 
-def run(task: cc.InContextTask, model: object | None, arguments: argparse.Namespace) -> Evidence:
-    """Train if need be, check, search, prove, compare, scrub, hold to the graph."""
-    say = (lambda text: None) if arguments.quiet else (lambda text: print(text, file=sys.stderr, flush=True))
-    seed, progress = arguments.seed, False if arguments.quiet else None
+def run(task: cc.InContextTask, model: object | None, arguments: argparse.Namespace, units: Units) -> Evidence:
+    """Train if need be, check, search, prove, compare, scrub, hold to the graph; what takes long is a unit."""
+    tell, seed = say(arguments.quiet), arguments.seed
     formations: list[circuits.Formation] = []
     if model is None:
-        say(f"{task!r}\n1/6  training with {arguments.formation_seeds} seeds, measuring every edge on the way")
-        model, formations = train_and_watch(task, arguments, progress)
+        tell(f"{task!r}\n1/6  training with {arguments.formation_seeds} seeds, measuring every edge on the way")
+        model, formations = train_and_watch(task, arguments, units)
     proving, searching = (
         task.sample(arguments.sequences, seed=(seed, 3)),
         task.sample(arguments.sequences // 8, seed=(seed, 5)),
     )
-    say("2/6  the tools' own laws, on this model")
+    tell("2/6  the tools' own laws, on this model")
     checks = circuits.self_checks(model, proving[:256], counterfactual=COUNTERFACTUAL, seed=seed)
-    say("3/6  the best circuit of every size")
+    tell("3/6  the best circuit of every size")
     small = circuits.circuit_model(model, searching, counterfactual=COUNTERFACTUAL, seed=seed)
-    frontier = circuits.oracle_frontier(small, progress=not arguments.quiet and sys.stderr.isatty())
-    say("4/6  the proof, on fresh sequences")
+    shown = not arguments.quiet and sys.stderr.isatty()
+    frontier = units.made("frontier", lambda: circuits.oracle_frontier(small, progress=shown))
+    tell("4/6  the proof, on fresh sequences")
     whole = circuits.circuit_model(model, proving, counterfactual=COUNTERFACTUAL, seed=seed)
-    proof = circuits.prove_circuit(whole, frontier.masks[chosen_size(frontier)], seed=seed)
-    say("5/6  seven methods against the best circuits and against the graph")
+    chosen = frontier.masks[chosen_size(frontier)]
+    proof = units.made("proof", lambda: circuits.prove_circuit(whole, chosen, seed=seed))
+    tell("5/6  seven methods against the best circuits and against the graph")
     discoveries = [circuits.discover(small, method, seed=seed) for method in circuits.METHODS]
     parts = circuits.entry_model(model, proving, seed=seed)
-    entries = [circuits.discover(parts, method, seed=seed) for method in circuits.METHODS]
-    say("6/6  causal scrubbing of the paper's hypothesis")
+    entries = [
+        units.made(f"entries by {method}", partial(circuits.discover, parts, method, seed=seed))
+        for method in circuits.METHODS
+    ]
+    tell("6/6  causal scrubbing of the paper's hypothesis")
     return Evidence(
         task=task,
         model=model,
@@ -135,22 +141,31 @@ def run(task: cc.InContextTask, model: object | None, arguments: argparse.Namesp
 
 
 def train_and_watch(
-    task: cc.InContextTask, arguments: argparse.Namespace, progress: bool | None
+    task: cc.InContextTask, arguments: argparse.Namespace, units: Units
 ) -> tuple[object, list[circuits.Formation]]:
-    """The model of the first seed, and what every edge did on the way, for each seed."""
+    """The model of the first seed, and what every edge did on the way, for each seed: each a unit."""
     seeds = range(arguments.seed, arguments.seed + arguments.formation_seeds)
-    models = [cc.disentangled_transformer(task.d_vocab, task.n_ctx) for _ in seeds]
-    formations = circuits.watch_formations(
-        models,
+    runs = [units.made(f"training {seed}", partial(watched_training, task, arguments, seed)) for seed in seeds]
+    model = with_weights(cc.disentangled_transformer(task.d_vocab, task.n_ctx), runs[0][0])
+    return model, [formation for _, formation in runs]
+
+
+def watched_training(
+    task: cc.InContextTask, arguments: argparse.Namespace, seed: int
+) -> tuple[dict[str, torch.Tensor], circuits.Formation]:
+    """The trained weights of one seed, and what every edge did on the way."""
+    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx)
+    formation = circuits.watch_formation(
+        model,
         task,
-        [_config(arguments, seed) for seed in seeds],
+        _config(arguments, seed),
         record=cc.RecordAt.log_spaced(RECORDED),
         batch=task.sample(1024, seed=(arguments.seed, 4)),
         counterfactual=COUNTERFACTUAL,
         seed=arguments.seed,
-        progress=progress,
+        progress=False if arguments.quiet else None,
     )
-    return models[0], formations
+    return weights_of(model), formation
 
 
 def _config(arguments: argparse.Namespace, seed: int) -> cc.TrainConfig:
@@ -167,14 +182,12 @@ def chosen_size(frontier: circuits.Frontier) -> int:
     return max(1, int(torch.nonzero(enough)[0]))
 
 
-def results(evidence: Evidence, arguments: argparse.Namespace, command: str) -> dict[str, object]:
+def results(evidence: Evidence, header: dict[str, Any]) -> dict[str, object]:
     """Every number of the table, and the evidence behind it, as JSON values."""
     e = evidence
-    flags = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     return {
-        "command": command,
-        "config": {**flags, "n_ctx": e.task.n_ctx, "parents": cc.graph_parents(e.task.graph)},
-        "versions": versions(),
+        **header,
+        "config": {**header["config"], "n_ctx": e.task.n_ctx, "parents": cc.graph_parents(e.task.graph)},
         "loss": {"whole": e.proof.full_cost, "edge_posterior": e.edge_posterior, "circuit": e.proof.cost},
         "self_checks": e.checks,
         "proof": {**circuits.plain_values(e.proof), "proved": e.proof.proved, "verdict": e.proof.verdict},
@@ -276,16 +289,17 @@ def table(evidence: Evidence, out: Path) -> str:
     return "\n".join(lines)
 
 
-def write(evidence: Evidence, arguments: argparse.Namespace, command: str) -> None:
-    """Model, circuit, figures, report and, last, results.json."""
+def write(evidence: Evidence, arguments: argparse.Namespace, units: Units) -> None:
+    """Model, circuit, figures, report and, last, results.json, which ends the need for units."""
     from proof_page import write_page
 
-    out: Path = arguments.out
+    out, header = arguments.out, result_header(units.program, arguments)
     if arguments.model is None:
         cc.save_model(evidence.model, out / "model")
     circuit = evidence.whole.mask(evidence.proof.circuit)
     circuits.export_circuit(out, evidence.whole, circuit, evidence.discoveries, evidence.proof)
-    evidence.seconds = time.perf_counter() - BEGAN
-    write_page(evidence, command, out)
-    evidence.seconds = time.perf_counter() - BEGAN
-    write_results(circuits.plain_values(results(evidence, arguments, command)), out)
+    evidence.seconds = units.wall_s()
+    write_page(evidence, str(header["command"]), out)
+    evidence.seconds = units.wall_s()
+    write_results(circuits.plain_values(results(evidence, header)), out)
+    units.finish()

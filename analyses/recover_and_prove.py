@@ -4,20 +4,19 @@ Not a script. The job itself is `findings.run`, the page is `report_page.write_p
 """
 
 import argparse
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import networkx as nx
 from command_line import BEGAN, OneLineParser
 from findings import Findings, run, share_of_gain
 from report_page import draw_figures, write_page
-from results_file import check_writable, versions, write_results
+from results_file import check_writable, result_header, write_results
 
 import causal_circuits as cc
 from causal_circuits import figures
@@ -43,21 +42,18 @@ def run_from_arguments(
         parser.error(str(error))
     kept = arguments.out / "checkpoints"  # what an interrupted run goes on from
     findings = run(task, arguments.seed, arguments.steps, arguments.quiet, kept)
-    command = f"python analyses/{parser.prog} " + shlex.join(sys.argv[1:])
-    write(findings, arguments, command.strip())  # sets findings.seconds
+    write(findings, arguments.out, result_header(parser.prog, arguments))  # sets findings.seconds
     shutil.rmtree(kept)
     print(table(findings, arguments.out))
     return 0
 
 
-def results(findings: Findings, arguments: argparse.Namespace, command: str) -> dict[str, object]:
+def results(findings: Findings, header: dict[str, Any]) -> dict[str, object]:
     """Every number of the table, as JSON values."""
     f, (on_edges, elsewhere) = findings, findings.effects
-    flags = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     return {
-        "command": command,
-        "config": {**flags, "n_ctx": f.task.n_ctx, "training": f.record.config},
-        "versions": versions(),
+        **header,
+        "config": {**header["config"], "n_ctx": f.task.n_ctx, "training": f.record.config},
         "loss": {"test": f.test_loss, "excess_over_edge_posterior": f.test_loss - f.references.edge_posterior}
         | asdict(f.references),
         "graph": {
@@ -129,15 +125,14 @@ def table(findings: Findings, out: Path) -> str:
     return "\n".join(lines)
 
 
-def write(findings: Findings, arguments: argparse.Namespace, command: str) -> None:
+def write(findings: Findings, out: Path, header: dict[str, Any]) -> None:
     """Model, record, figures, report and, last, results.json."""
-    out: Path = arguments.out
     cc.save_model(findings.model, out / "model")
     findings.record.save(out / "record")
     for name, figure in draw_figures(findings).items():
         figures.save_figure(figure, out / "figures" / name)
     figures.save_animation(findings.record, findings.task.graph, out / "figures" / "forming.gif")
     findings.seconds = time.perf_counter() - BEGAN
-    content = results(findings, arguments, command)
-    write_page(findings, content, command, out / "report.html")
+    content = results(findings, header)
+    write_page(findings, content, header["command"], out / "report.html")
     write_results(content, out)

@@ -95,7 +95,7 @@ def main() -> int:
     parser, arguments = parse_arguments()
     try:
         check(arguments)
-        from recover_and_prove import check_writable  # after parsing: torch takes seconds to import
+        from results_file import check_writable  # after parsing: torch takes seconds to import
 
         check_writable(arguments.out)
         if arguments.table is not None:

@@ -20,9 +20,17 @@ def say(quiet: bool) -> Callable[[str], None]:
 
 def result_header(program: str, arguments: argparse.Namespace) -> dict[str, object]:
     """The command, its flags and the versions of everything that decides a number."""
-    flags = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    command = f"python analyses/{program} {shlex.join(sys.argv[1:])}".strip()
-    return {"command": command, "config": flags, "versions": versions()}
+    return {"command": command_of(program), "config": flag_values(arguments), "versions": versions()}
+
+
+def command_of(program: str) -> str:
+    """What makes these results again."""
+    return f"python analyses/{program} {shlex.join(sys.argv[1:])}".strip()
+
+
+def flag_values(arguments: argparse.Namespace) -> dict[str, object]:
+    """Every flag as a JSON value."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
 
 
 def check_writable(folder: Path) -> None:

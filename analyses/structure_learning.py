@@ -10,12 +10,13 @@ the paper, and with *one fixed kernel* behind all sequences, the setting that th
     python analyses/structure_learning.py --quick                   # seconds
 
 PC needs causal-learn (`pip install -c constraints.txt -e ".[structure]"`); without it PC is left out, and said to be.
-DIR gets report.html (look at this), results.json and figures/.
+Interrupted or killed, the same command goes on where it was. DIR gets report.html (look at this), results.json and
+figures/.
 """
 
 import argparse
-import shlex
 import sys
+from functools import partial
 
 from command_line import base_parser, exit_status, parse, read_figure_9
 
@@ -96,7 +97,8 @@ def measure_graph(index: int, graph: object, arguments: argparse.Namespace, pc: 
 def main() -> int:
     """Run from the command line."""
     parser, arguments = parse_arguments()
-    from results_file import check_writable  # after parsing: torch takes seconds to import
+    from going_on import Units  # after parsing: torch takes seconds to import
+    from results_file import check_writable
     from structure_methods import MISSING, load_pc
     from structure_page import finish
     from studies import check_counts
@@ -111,17 +113,17 @@ def main() -> int:
         graphs = [cc.graph_from_parents(parents) for parents in read_figure_9()[: arguments.graphs]]
         cc.InContextTask(graphs[0], arguments.d_vocab, arguments.alpha)
         check_writable(arguments.out)
+        pc, rows = load_pc(), []
+        units = Units.of(parser.prog, arguments, pc=pc is not None)
     except ValueError as error:
         parser.error(str(error))
-    pc, rows = load_pc(), []
     if pc is None:
         print(MISSING, file=sys.stderr)
     for index, graph in enumerate(
         tqdm(graphs, desc="structure learning", unit="graph", disable=True if arguments.quiet else None)
     ):
-        rows += measure_graph(index, graph, arguments, pc)
-    command = f"python analyses/{parser.prog} " + shlex.join(sys.argv[1:])
-    print(finish(arguments, command.strip(), rows, has_pc=pc is not None))
+        rows += units.made(f"graph {index}", partial(measure_graph, index, graph, arguments, pc))
+    print(finish(arguments, units, rows, has_pc=pc is not None))
     return 0
 
 

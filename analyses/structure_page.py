@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from going_on import Units
 from structure_methods import ATTENTION, CHOW_LIU, GRADIENT, INFORMATION, METHODS, MISSING, PC
 from studies import write_study
 
@@ -14,13 +15,13 @@ COUNTS = ("edges", "parents_proposed", "edges_found", "false_edges")
 SETTINGS = ("pooled prompts", "one fixed kernel")
 
 
-def finish(arguments: argparse.Namespace, command: str, rows: Rows, *, has_pc: bool) -> str:
+def finish(arguments: argparse.Namespace, units: Units, rows: Rows, *, has_pc: bool) -> str:
     """Sum over graphs, draw, write; returns the table."""
     sums = summed(rows)
     content = {"pc": "run" if has_pc else MISSING, "summary": sums, "rows": list(rows)}
     write_study(
         arguments,
-        command,
+        units,
         content,
         draw(sums),
         title="Structure learning on the same tokens: one gradient, attention, and the classics",

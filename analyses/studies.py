@@ -4,14 +4,13 @@ Not a script.
 """
 
 import argparse
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
-from command_line import BEGAN
-from results_file import json_values, versions, write_results
+from going_on import Units
+from results_file import json_values, result_header, versions, write_results
 
 import causal_circuits as cc
 from causal_circuits import figures
@@ -58,7 +57,7 @@ def means_by(rows: Sequence[Mapping[str, Any]], key: str, value: str, **only: ob
 
 def write_study(
     arguments: argparse.Namespace,
-    command: str,
+    units: Units,
     content: dict[str, Any],
     plots: Mapping[str, Any],
     *,
@@ -66,16 +65,16 @@ def write_study(
     verdict: Sequence[figures.Check],
     sections: Sequence[tuple[str, str, Sequence[str], str]],
 ) -> dict[str, Any]:
-    """Figures, report.html and, last, results.json; returns its content.
+    """Figures, report.html and, last, results.json, which ends the need for units; returns its content.
 
     A section is (title, the one sentence it shows, names of its plots, HTML below them).
     """
     out: Path = arguments.out
     for name, figure in plots.items():
         figures.save_figure(figure, out / "figures" / name)
-    flags = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    seconds = time.perf_counter() - BEGAN
-    whole = {"command": command, "config": flags, "versions": versions(), **content, "timing": {"wall_s": seconds}}
+    header, seconds = result_header(units.program, arguments), units.wall_s()
+    command = str(header["command"])
+    whole = {**header, **content, "timing": {"wall_s": seconds}}
     figures.write_report(
         out / "report.html",
         title=title,
@@ -94,4 +93,5 @@ def write_study(
         | {name: str(number) for name, number in versions().items()},
     )
     write_results(whole, out)
+    units.finish()
     return json_values(whole)  # type: ignore[return-value]  # a dict stays one

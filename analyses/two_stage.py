@@ -11,13 +11,14 @@ transformer by Adam. Measured at several context lengths and seeds, and after st
     python analyses/two_stage.py --lengths 20 40 80 --seeds 5 --graph forest
     python analyses/two_stage.py --quick                          # seconds; too short to show the rates
 
-DIR gets report.html (look at this), results.json and figures/.
+Interrupted or killed, the same command goes on where it was. DIR gets report.html (look at this), results.json and
+figures/.
 """
 
 import argparse
-import shlex
 import sys
 import time
+from functools import partial
 
 from command_line import base_parser, exit_status, parse, read_figure_9
 
@@ -43,8 +44,10 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     return parser, parse(parser, QUICK)
 
 
-def measure_lengths(arguments: argparse.Namespace, make_graph: object, bar: object) -> list[dict[str, object]]:
-    """One row for each variant, length and seed."""
+def measure_lengths(
+    arguments: argparse.Namespace, make_graph: object, units: object, bar: object
+) -> list[dict[str, object]]:
+    """One row, and one unit, for each variant, length and seed."""
     from algorithm_1 import VARIANTS
 
     import causal_circuits as cc
@@ -52,9 +55,10 @@ def measure_lengths(arguments: argparse.Namespace, make_graph: object, bar: obje
     rows = []
     for n_ctx in arguments.lengths:
         task = cc.InContextTask(make_graph(n_ctx), d_vocab=arguments.d_vocab, alpha=arguments.alpha)
-        for index in range(arguments.seeds):
+        for seed in range(arguments.seed, arguments.seed + arguments.seeds):
             for variant in VARIANTS:
-                rows.append(measure_run(variant, task, arguments, seed=arguments.seed + index))
+                name = f"length {n_ctx} seed {seed} {variant.name}"
+                rows.append(units.made(name, partial(measure_run, variant, task, arguments, seed)))
                 bar.update()
     return rows
 
@@ -129,42 +133,48 @@ def share_without_some_token(tokens: object, d_vocab: int) -> float:
     return 1.0 - float(sum(s.double() for s in seen).eq(d_vocab).double().mean())
 
 
-def measure_figure_9(arguments: argparse.Namespace, bar: object) -> list[dict[str, object]]:
-    """Attention to the parents after stage 1 alone, on the paper's 20 forests at (d_vocab 3, n_ctx 20, alpha .1)."""
-    from algorithm_1 import VARIANTS, empty_model, first_stage, parent_attention, run_stage
-
-    import causal_circuits as cc
+def measure_figure_9(arguments: argparse.Namespace, units: object, bar: object) -> list[dict[str, object]]:
+    """One row, and one unit, for each variant and each of the paper's 20 forests."""
+    from algorithm_1 import VARIANTS
 
     rows = []
     for index, parents in enumerate(read_figure_9()[: arguments.figure_9]):
-        task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=3, alpha=0.1)
-        tokens = task.sample(2048, seed=(arguments.seed, 4, index)).tokens
         for variant in VARIANTS:
-            model = empty_model(variant, task)
-            stage = first_stage(variant, task, 100)
-            run_stage(model, task, stage, beta0=variant.beta0, batch_size=1024, seed=arguments.seed)
-            pattern = cc.mean_attention(model, tokens[: 16 if variant.reduced else 2048])[0, 0]
-            attention = parent_attention(pattern, task)
-            rows.append(
-                {
-                    "graph": index,
-                    "variant": variant.name,
-                    "edges": len(attention),
-                    "mean_parent_attention": float(attention.mean()),
-                    "min_parent_attention": float(attention.min()),
-                    "parents_row_maximum": sum(
-                        int(pattern[child, :child].argmax()) == parent for parent, child in cc.latent_edges(task.graph)
-                    ),
-                }
-            )
+            make = partial(measure_forest, variant, parents, arguments.seed, index)
+            rows.append(units.made(f"figure 9 graph {index} {variant.name}", make))
             bar.update()
     return rows
+
+
+def measure_forest(variant: object, parents: list[int], seed: int, index: int) -> dict[str, object]:
+    """Attention to the parents after stage 1 alone at (d_vocab 3, n_ctx 20, alpha .1)."""
+    from algorithm_1 import empty_model, first_stage, parent_attention, run_stage
+
+    import causal_circuits as cc
+
+    task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=3, alpha=0.1)
+    tokens = task.sample(2048, seed=(seed, 4, index)).tokens
+    model = empty_model(variant, task)
+    run_stage(model, task, first_stage(variant, task, 100), beta0=variant.beta0, batch_size=1024, seed=seed)
+    pattern = cc.mean_attention(model, tokens[: 16 if variant.reduced else 2048])[0, 0]
+    attention = parent_attention(pattern, task)
+    return {
+        "graph": index,
+        "variant": variant.name,
+        "edges": len(attention),
+        "mean_parent_attention": float(attention.mean()),
+        "min_parent_attention": float(attention.min()),
+        "parents_row_maximum": sum(
+            int(pattern[child, :child].argmax()) == parent for parent, child in cc.latent_edges(task.graph)
+        ),
+    }
 
 
 def main() -> int:
     """Run from the command line."""
     parser, arguments = parse_arguments()
     from algorithm_1 import VARIANTS  # after parsing: torch takes seconds to import
+    from going_on import Units
     from results_file import check_writable
     from studies import check_counts, check_lengths, graph_maker
     from tqdm.auto import tqdm
@@ -181,14 +191,14 @@ def main() -> int:
             if not cc.latent_edges(make_graph(n_ctx)):
                 raise ValueError(f"--graph {arguments.graph} has no edge at n_ctx {n_ctx}: choose a longer context")
         check_writable(arguments.out)
+        units = Units.of(parser.prog, arguments)
     except ValueError as error:
         parser.error(str(error))
     n_runs = len(VARIANTS) * (len(arguments.lengths) * arguments.seeds + min(arguments.figure_9, 20))
     with tqdm(total=n_runs, desc="Algorithm 1", unit="run", disable=True if arguments.quiet else None) as bar:
-        figure_9 = measure_figure_9(arguments, bar)
-        lengths = measure_lengths(arguments, make_graph, bar)
-    command = f"python analyses/{parser.prog} " + shlex.join(sys.argv[1:])
-    print(finish(arguments, command.strip(), lengths, figure_9))
+        figure_9 = measure_figure_9(arguments, units, bar)
+        lengths = measure_lengths(arguments, make_graph, units, bar)
+    print(finish(arguments, units, lengths, figure_9))
     return 0
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from algorithm_1 import GRADIENT_DESCENT, VARIANTS
+from going_on import Units
 from power_laws import PowerLaw, fit_power_law
 from studies import means_by, write_study
 
@@ -24,7 +25,7 @@ PAPER_SETTING = "d_vocab 3, n_ctx 20, alpha .1"
 AUTHORS = 0.8366  # mean parent attention the authors' notebook prints for Figure 9 (SGD, all parameters at once)
 
 
-def finish(arguments: argparse.Namespace, command: str, lengths: Rows, figure_9: Rows) -> str:
+def finish(arguments: argparse.Namespace, units: Units, lengths: Rows, figure_9: Rows) -> str:
     """Fit, draw, write; returns the table."""
     laws = fitted(lengths, arguments.seed)
     content = {
@@ -40,7 +41,7 @@ def finish(arguments: argparse.Namespace, command: str, lengths: Rows, figure_9:
     }
     write_study(
         arguments,
-        command,
+        units,
         content,
         draw(lengths, figure_9, laws),
         title="Two stages of gradient descent: what Theorem 1 promises and what is measured",

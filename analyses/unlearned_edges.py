@@ -16,12 +16,12 @@ against the same done to a stranger's row.
     python analyses/unlearned_edges.py                 # about three minutes
     python analyses/unlearned_edges.py --quick         # seconds; too short to show anything
 
-DIR gets results.json, with a section for docs/REPRODUCTION.md, and figures/.
+Interrupted or killed, the same command goes on where it was. DIR gets results.json, with a section for
+docs/REPRODUCTION.md, and figures/.
 """
 
 import argparse
 import sys
-from pathlib import Path
 
 from command_line import base_parser, exit_status, parse, read_figure_9
 
@@ -79,7 +79,7 @@ def unrelated_child(parents: list[int], parent: int, child: int) -> int:
     return next(i for i in range(child) if parents[i] not in (-1, parent))
 
 
-def train_variants(arguments: argparse.Namespace) -> list[dict[str, object]]:
+def train_variants(arguments: argparse.Namespace, units: object) -> list[dict[str, object]]:
     """One row for each variant of each target."""
     from paper_job import block_attention
     from paper_training import Recipe, train_recipe
@@ -104,7 +104,7 @@ def train_variants(arguments: argparse.Namespace) -> list[dict[str, object]]:
         models,
         [task for _, task in named],
         Recipe(arguments.steps, 1.0, "sgd", "constant", batch_size=arguments.batch_size),
-        folder=arguments.out / "checkpoints",
+        folder=units.training("variants"),
         seed=arguments.seed,
         deadline=float("inf"),
         quiet=arguments.quiet,
@@ -204,8 +204,9 @@ def verdict(rows: list[dict]) -> str:
 def main() -> int:
     """Run from the command line."""
     parser, arguments = parse_arguments()
-    from paper_job import Stopwatch  # after parsing: torch takes seconds to import
-    from recover_and_prove import check_writable, versions, write_results
+    from going_on import Units  # after parsing: torch takes seconds to import
+    from paper_job import Stopwatch
+    from results_file import check_writable, result_header, write_results
     from studies import check_counts
 
     from causal_circuits import figures
@@ -213,21 +214,22 @@ def main() -> int:
     try:
         check_counts(arguments, steps=1, batch_size=1, targets=1)
         check_writable(arguments.out)
+        units = Units.of(parser.prog, arguments)
     except ValueError as error:
         parser.error(str(error))
     watch = Stopwatch()
-    rows = train_variants(arguments)
+    rows = train_variants(arguments, units)
     command = f"python analyses/unlearned_edges.py --steps {arguments.steps} --batch-size {arguments.batch_size} "
     command += f"--targets {arguments.targets} --seed {arguments.seed}"
-    flags = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     text = section_text(rows, command, arguments)
     values: dict[str, dict[str, float]] = {}
     for row in rows:
         values.setdefault(row["variant"], {})[f"graph {row['graph']}, parent {row['parent']}"] = row["block_attention"]
     plot = figures.plot_groups(values, xlabel="block attention of the edge at the end", levels={"one half": 0.5})
     figures.save_figure(plot, arguments.out / "figures" / "unlearned_edges")
-    content = {"command": command, "config": flags, "versions": versions(), **watch.read(), "rows": rows}
-    write_results({**content, "section": text}, arguments.out)
+    header = {**result_header(parser.prog, arguments), "command": command}
+    write_results({**header, **watch.read(), "rows": rows, "section": text}, arguments.out)
+    units.finish()
     print(text.strip())
     return 0
 

@@ -52,25 +52,24 @@ def test_the_benchmark_writes_its_rows(benchmark_run, look_at_report):
 
 def test_a_second_run_does_only_what_is_missing(benchmark_run):
     out, flags = benchmark_run
-    path = out / "results.json"
-    results = json.loads(path.read_text())
-    results["rows"] = results["rows"][:2]
-    results["rows"][0]["seconds"] = 123.0  # a row that is not measured again keeps this
-    path.write_text(json.dumps(results))
+    before = json.loads((out / "results.json").read_text())["rows"]
+    (out / "units" / "unit_pairs_decoy_0.json").unlink()
     run_script("discovery_benchmark", *flags, *METHODS)
-    rows = json.loads(path.read_text())["rows"]
-    assert rows[0]["seconds"] == 123.0
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert rows[:2] == before[:2]  # to the measured second
+    assert rows[2]["unit_cpu_seconds"] != before[2]["unit_cpu_seconds"]
     assert len(rows) == 4
 
 
-def test_a_folder_with_another_run_is_refused(benchmark_run, capsys, monkeypatch):
-    out, flags = benchmark_run
+def test_a_folder_with_another_run_is_refused(benchmark_run, tmp_path, capsys, monkeypatch):
+    _, flags = benchmark_run
     for other in (["--methods", "exact"], [*METHODS, "--steps", "201"]):
         assert_refused_in_one_line(
             "discovery_benchmark", [*flags, *other], "choose another folder", capsys, monkeypatch
         )
-    (out / "results.json").write_text("{}")
-    assert_refused_in_one_line("discovery_benchmark", [*flags, *METHODS], "--out must be empty", capsys, monkeypatch)
+    (tmp_path / "results.json").write_text("{}")
+    flags = [*flags[:-1], tmp_path, *METHODS]
+    assert_refused_in_one_line("discovery_benchmark", flags, "--out must be empty", capsys, monkeypatch)
 
 
 BAD_FLAGS = [

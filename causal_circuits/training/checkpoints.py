@@ -6,28 +6,25 @@ place last. Sequences need no state: those of step s are a function of the seed 
 checkpoint does, number for number, what it would have done without the interruption (same machine and threads).
 """
 
-import hashlib
 import json
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from causal_circuits.models import HookedTransformer
 from causal_circuits.recording import RecordAt
-from causal_circuits.storage import read_json, tensor_bytes, tensors_of, write_files
+from causal_circuits.storage import digest, first_difference, read_checked, write_checked
 from causal_circuits.tasks import InContextTask
 from causal_circuits.training.recipe import TrainConfig
 
-FORMAT = "causal_circuits.checkpoint/1"
+FORMAT = "causal_circuits.checkpoint/2"  # 2: with checksums of what is streamed
 # The newest checkpoint and, should that one be damaged, the one before it.
 KEPT = 2
 
@@ -50,12 +47,13 @@ class Checkpoints:
             None trains to the end.
 
     >>> from tempfile import TemporaryDirectory
+    >>> from torch import equal
     >>> from causal_circuits import InContextTask, TrainConfig, chain_graph, disentangled_transformer, train
     >>> task, config = InContextTask(chain_graph(4), d_vocab=3), TrainConfig.joint(20, batch_size=8)
     >>> with TemporaryDirectory() as folder:
     ...     first = train(disentangled_transformer(3, 4), task, config, checkpoints=Checkpoints(folder, every=10))
     ...     again = train(disentangled_transformer(3, 4), task, config, checkpoints=Checkpoints(folder, every=10))
-    >>> torch.equal(first.losses, again.losses), first.seconds == again.seconds
+    >>> equal(first.losses, again.losses), first.seconds == again.seconds
     (True, True)
     """
 
@@ -127,7 +125,7 @@ def identity_of(
                 "path": path,
                 "record": recorded,
                 "members": [
-                    {"task": _task_values(task), "config": asdict(config), "initial weights": _digest(weights)}
+                    {"task": _task_values(task), "config": asdict(config), "initial weights": digest(weights)}
                     for weights, task, config in members
                 ],
             }
@@ -144,19 +142,9 @@ def _task_values(task: InContextTask) -> dict[str, Any]:
         "edges": sorted([int(parent), int(child)] for parent, child in task.graph.edges),
         "d_vocab": int(task.d_vocab),
         "roots": task.root_law,
-        "alpha": {k: float(a.flat[0]) if a.min() == a.max() else _digest({k: a}) for k, a in alphas.items()},
-        "kernels": None if kernels is None else _digest({str(k): kernel for k, kernel in kernels.items()}),
+        "alpha": {k: float(a.flat[0]) if a.min() == a.max() else digest({k: a}) for k, a in alphas.items()},
+        "kernels": None if kernels is None else digest({str(k): kernel for k, kernel in kernels.items()}),
     }
-
-
-def _digest(arrays: Mapping[str, "Tensor | np.ndarray"]) -> str:
-    """Sixteen hexadecimal digits of names, shapes and bytes."""
-    seen = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(torch.as_tensor(arrays[name]).cpu().numpy())
-        seen.update(f"{name} {array.dtype} {array.shape};".encode())
-        seen.update(array.tobytes())
-    return seen.hexdigest()[:16]
 
 
 # ---- files
@@ -164,17 +152,8 @@ def _digest(arrays: Mapping[str, "Tensor | np.ndarray"]) -> str:
 
 def save_state(folder: str | os.PathLike[str], identity: Mapping[str, Any], state: State) -> None:
     """Write a checkpoint, and remove those that are older than the one before it."""
-    content, name = tensor_bytes(state.tensors), f"step_{state.step:09d}"
-    head = {
-        "format": FORMAT,
-        "step": state.step,
-        "seconds": state.seconds,
-        "size": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "identity": identity,
-    }
-    text = json.dumps({**head, "own sha256": _own_digest(head)}, indent=1) + "\n"
-    folder = write_files(folder, {f"{name}.safetensors": content, f"{name}.json": text})
+    head = {"format": FORMAT, "step": state.step, "seconds": state.seconds, "identity": identity}
+    folder = write_checked(folder, f"step_{state.step:09d}", head, state.tensors).parent
     for old in sorted(folder.glob("step_*.json"))[:-KEPT]:
         with suppress(FileNotFoundError):
             old.unlink()
@@ -207,64 +186,34 @@ def give_weights(models: Sequence[HookedTransformer], state: State, folder: str 
         weight.copy_(kept[name])
 
 
-def load_state(folder: str | os.PathLike[str], identity: Mapping[str, Any] | None) -> State | None:
+def load_state(
+    folder: str | os.PathLike[str],
+    identity: Mapping[str, Any] | None,
+    restore: Callable[[State], None] | None = None,
+) -> State | None:
     """The newest whole checkpoint of a run (of any, without an identity); None if there is none.
 
-    A damaged one is named in a warning and passed over.
+    A damaged one is named in a warning and passed over; `restore`, given each, may raise a ValueError to call it so.
 
     Raises:
         CheckpointError: the checkpoint is of another run: of another task, model or configuration.
     """
     for path in sorted(Path(folder).glob("step_*.json"), reverse=True):
         try:
-            head, content = _read(path)
+            head, tensors = read_checked(path, FORMAT, "checkpoint")
+            other = None if identity is None else first_difference(head["identity"], identity)
+            if other is not None:
+                raise CheckpointError(
+                    f"the checkpoints in {folder} are of another run: {other[0]} is {other[1]} there, {other[2]} here; "
+                    "name another folder, or delete this one"
+                )
+            state = State(head["step"], head["seconds"], tensors)
+            if restore is not None:
+                restore(state)
+        except CheckpointError:
+            raise
         except (ValueError, OSError) as error:
             warnings.warn(f"{error}: passed over for the checkpoint before it", stacklevel=2)
             continue
-        other = None if identity is None else first_difference(head["identity"], identity)
-        if other is not None:
-            raise CheckpointError(
-                f"the checkpoints in {folder} are of another run: {other[0]} is {other[1]} there, {other[2]} here; "
-                "name another folder, or delete this one"
-            )
-        return State(head["step"], head["seconds"], tensors_of(content, path))
+        return state
     return None
-
-
-def _read(path: Path) -> tuple[dict[str, Any], bytes]:
-    """A checkpoint's JSON and the bytes of its tensors, both whole; a ValueError that names the damaged file."""
-    try:
-        head = read_json(path)
-        own = head.pop("own sha256")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"the checkpoint {path} is damaged ({error})") from error
-    if own != _own_digest(head):
-        raise ValueError(f"the checkpoint {path} is damaged (its checksum does not fit)")
-    if head["format"] != FORMAT:
-        raise ValueError(f"the checkpoint {path} has the format {head['format']!r}, not {FORMAT!r}")
-    tensors = path.with_suffix(".safetensors")
-    if not tensors.is_file() or tensors.stat().st_size != head["size"]:
-        raise ValueError(f"the checkpoint {tensors} is damaged (truncated, or missing)")
-    content = tensors.read_bytes()
-    if hashlib.sha256(content).hexdigest() != head["sha256"]:
-        raise ValueError(f"the checkpoint {tensors} is damaged (its checksum does not fit)")
-    return head, content
-
-
-def _own_digest(head: Any) -> str:
-    return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
-
-
-def first_difference(there: Any, here: Any, place: str = "") -> tuple[str, Any, Any] | None:
-    """Where two JSON values first differ, and their values there.
-
-    >>> first_difference({"config": {"seed": 1}, "path": "fused"}, {"config": {"seed": 2}, "path": "fused"})
-    ('config.seed', 1, 2)
-    """
-    if isinstance(there, dict) and isinstance(here, dict) and set(there) == set(here):
-        pairs = [(f"{place}.{key}".lstrip("."), there[key], here[key]) for key in here]
-    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        pairs = [(f"{place}[{i}]", a, b) for i, (a, b) in enumerate(zip(there, here, strict=True))]
-    else:
-        return None if there == here else (place or "the run", there, here)
-    return next((found for name, a, b in pairs if (found := first_difference(a, b, name)) is not None), None)

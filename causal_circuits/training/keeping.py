@@ -62,14 +62,14 @@ class Keeper:
     ) -> None:
         self._models, self._configs, self._checkpoints, self._path = models, configs, checkpoints, path
         self._n_steps, self._began, self._stop = configs[0].steps, time.perf_counter(), ""
-        n_records = len(record.within(self._n_steps))
-        self.losses, self.stores = np.empty((self._n_steps, len(models))), _stores(record, len(models), n_records)
+        self.losses, self.stores = np.empty((self._n_steps, len(models))), self._new_stores(record)
         self.start: State | None = None
         if checkpoints is not None:
             self._identity = identity_of(models, tasks, configs, record, path)
-            self.start = load_state(checkpoints.folder, self._identity)
-            if self.start is not None:
-                self._restore(self.start)
+            self.start = load_state(checkpoints.folder, self._identity, self._restore)
+            if self.start is None:
+                self.stores = self._new_stores(record)  # a checkpoint that was passed over may have filled them in part
+            else:
                 give_weights(models, self.start, checkpoints.folder)
         self._saved, self._spent = self.step, self.start.seconds if self.start else 0.0
 
@@ -77,6 +77,13 @@ class Keeper:
     def step(self) -> int:
         """Steps done by earlier calls."""
         return self.start.step if self.start else 0
+
+    def _new_stores(self, record: RecordAt) -> list[SnapshotStore]:
+        """Where the snapshots of each member go; members of an ensemble have a subfolder each."""
+        n_members, n_records = len(self._models), len(record.within(self._n_steps))
+        if record.folder is None or n_members == 1:
+            return [SnapshotStore(n_records, record.folder) for _ in range(n_members)]
+        return [SnapshotStore(n_records, Path(record.folder) / f"member_{i:03d}") for i in range(n_members)]
 
     def _restore(self, state: State) -> None:
         self.losses[: state.step] = state.tensors["losses"].numpy()
@@ -107,6 +114,8 @@ class Keeper:
     def visit(self, step: int, run: FusedRun | StructuredRun) -> None:
         """Between two steps: save where it is due; stop where it was asked for."""
         if self._checkpoints is None:
+            if step == self._n_steps:
+                self._write_indices(step)
             return
         minutes = self._checkpoints.minutes
         late = minutes is not None and step > self.step and time.perf_counter() - self._began >= 60 * minutes
@@ -131,6 +140,13 @@ class Keeper:
             tensors |= {f"record.{member}.{name}": value for name, value in store.state().items()}
         self._saved, self._spent = step, self._seconds()
         save_state(checkpoints.folder, self._identity, State(step, self._spent, tensors))
+        self._write_indices(step)
+
+    def _write_indices(self, step: int) -> None:
+        """Beside what is streamed to disk: what it is, and its checksums."""
+        if any(store.streams for store in self.stores):
+            for store, record in zip(self.stores, self.records(step), strict=True):
+                store.write_index(record)
 
     def check(self, step: int, gradients_finite: bool) -> None:
         """Raise a DivergenceError unless the losses and gradients of a step are numbers."""
@@ -168,10 +184,3 @@ class Keeper:
             )
             for member, config in enumerate(self._configs)
         ]
-
-
-def _stores(record: RecordAt, n_members: int, n_records: int) -> list[SnapshotStore]:
-    """Where the snapshots of each member go; members of an ensemble have a subfolder each."""
-    if record.folder is None or n_members == 1:
-        return [SnapshotStore(n_records, record.folder) for _ in range(n_members)]
-    return [SnapshotStore(n_records, Path(record.folder) / f"member_{i:03d}") for i in range(n_members)]
