@@ -1,7 +1,6 @@
-"""Notebook kernels that need not import torch: forked from the test's process, which has.
+"""Fresh Pythons that need not import torch: forked from the test's process, which has.
 
-Everything else is as in a fresh kernel: the package is imported anew, without run-time type checks, and the warnings are
-those that Python shows by default.
+In the child the package is imported anew, without run-time type checks, and warnings are shown as Python shows them.
 """
 
 import asyncio
@@ -15,16 +14,21 @@ import pytest
 from interrupted import FORK
 
 
+def forget_the_tests() -> None:
+    """In the child: no package of ours, no type checks, warnings as at the start."""
+    importlib.reload(warnings)
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "Jaxtyping" not in type(finder).__name__]
+    for name in [name for name in sys.modules if name.split(".")[0] == "causal_circuits"]:
+        del sys.modules[name]
+
+
 def run_kernel(command: Sequence[str], folder: str, environment: Mapping[str, str]) -> None:
-    """In the child: forget what the tests set up, then do what `python -m ipykernel_launcher -f FILE` does."""
+    """In the child: do what `python -m ipykernel_launcher -f FILE` does."""
+    forget_the_tests()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update({name: value for name, value in environment.items() if not name.startswith("PYTEST_")})
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-    importlib.reload(warnings)  # the filters and the way to show them, as at the start
-    sys.meta_path[:] = [finder for finder in sys.meta_path if "Jaxtyping" not in type(finder).__name__]
-    for name in [name for name in sys.modules if name.split(".")[0] == "causal_circuits"]:
-        del sys.modules[name]
     asyncio.set_event_loop(asyncio.new_event_loop())
     from ipykernel.kernelapp import IPKernelApp
 

@@ -103,16 +103,8 @@ def run_tests(tests: list[str], folder: Path, seconds: int, cold: bool) -> int:
     if cold:
         numba.config.CACHE_DIR = str(folder / "numba")
     options = [f"--deselect={test}" for test in LEFT_OUT]
-    options += [
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "-W",
-        "ignore::pytest.PytestAssertRewriteWarning",
-    ]
+    options += ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis is imported already
     return int(pytest.main([*tests, *options], plugins=[FirstFailure(folder / "failed")]))
 
 
