@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from assertions import assert_refused
 
 import causal_circuits as cc
 from causal_circuits.discovery.edge_scores import EdgeScores
 from causal_circuits.discovery.head_matches import Matches, by_what_rows_say, further_parents, matches_of, needed
-from causal_circuits.discovery.kernel_rows import FEWEST, RowTest
+from causal_circuits.discovery.kernel_rows import FEWEST, RowTest, judge_row
+from causal_circuits.discovery.several_heads import judge_heads
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +119,30 @@ def test_a_share_needs_a_dozen_sequences(one_child):
         share = RowTest(batch.tokens[some], batch.target_probs[some]).share(2, keys)
         assert (share.value == share.value) == known
         assert known or (share.error != share.error and share.p_value == 1.0)
+
+
+def test_a_row_with_one_key_missing_reports_the_share_of_the_event_that_settled_it(one_child):
+    _, test = one_child
+    verdict, whole = judge_row(test, 2, {1: 0}, (1, 3)), test.share(2, {1: 0, 3: 1})
+    assert verdict.keys == {1: 0}
+    assert (verdict.share, verdict.p_value, verdict.reason) == (whole.value, whole.p_value, "")
+    assert test.share(2, {1: 0}).value < 0.8  # the key alone would not have
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 1.5, float("nan")])
+def test_levels_are_probabilities(data, level):
+    assert_refused(lambda: cc.recover_graph(*data, level=level), "level must lie in (0, 1)", "0.05")
+
+
+def test_of_the_last_position_only_what_is_accepted_is_told_and_margins_count_every_other_entry():
+    task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
+    batch = task.sample(8192, seed=3)
+    attention = torch.zeros(2, 8, 8)
+    for head, back in enumerate((2, 1)):
+        attention[head, 0, 0] = attention[head, 1, 0] = attention[head, 7, 8 - back] = 1.0
+        attention[head, range(2, 7), range(2 - back, 7 - back)] = 0.7
+        attention[head, range(2, 7), range(3 - back, 8 - back)] = 0.3  # the entry after the parent
+    found, _, _ = judge_heads(attention, batch.tokens, batch.target_probs, range(2), 0.5, 0.01)
+    assert {(c.parent, c.child) for c in found if c.accepted} == {(p, c) for p, c in task.graph.edges if c != 7}
+    assert all(c.accepted for c in found if c.child == 7)
+    assert [c.margin for c in found if c.accepted and c.child < 7] == pytest.approx([0.4] * 10)
