@@ -3,7 +3,8 @@
     python tests/mutation/mutate.py                                    # 5 mutants of every core module, 25 CPU minutes
     python tests/mutation/mutate.py graphs tasks --each 20 --seed 3    # graphs.py and tasks/ alone
     python tests/mutation/mutate.py --list discovery/recover           # what could be changed there; runs nothing
-    python tests/mutation/mutate.py --out mutants.json
+    python tests/mutation/mutate.py --out mutants.json                 # written after every module
+    python tests/mutation/mutate.py --again mutants.json               # only what survived there
 
 The tree is copied to a temporary folder and changed only there: a comparison flipped, + and - or * and / exchanged, a
 number moved by one, `not` or a sign taken away, and/or, min/max exchanged, a statement deleted, a return emptied. For
@@ -53,7 +54,7 @@ TESTS = {
     "graphs": ("test_graphs", "test_heads", "test_discovery"),
     "tasks": ("test_tasks", "test_last_position"),
     "information": ("test_information", "test_conditional_information", "test_dag_gradient", "test_comparison"),
-    "discovery": ("test_discovery", "test_kernel_rows", "test_several_heads", "test_recover"),
+    "discovery": ("test_discovery_parts", "test_kernel_rows", "test_discovery", "test_several_heads", "test_recover"),
 }
 LEFT_OUT = ("tests/test_several_heads.py::test_a_quick_run_writes_what_it_promises",)  # a script, 8 s
 COMPILED = ("tasks/compiled", "tasks/draws")  # what is inlined in the compiled sampler: its cache must not be used
@@ -163,6 +164,17 @@ def try_mutants(module: str, chosen: list[Mutant], tree: Path, seconds: int) -> 
     return rows
 
 
+def survivors_of(path: Path) -> dict[str, list[Mutant]]:
+    """The mutants that survived an earlier run, by module, where the source still has them."""
+    found: dict[str, list[Mutant]] = {}
+    for row in json.loads(path.read_text())["mutants"]:
+        if row["outcome"] == "survived":
+            every = mutants_of((ROOT / "causal_circuits" / f"{row['module']}.py").read_text())
+            same = [m for m in every if (m.line, m.old, m.new) == (row["line"], row["old"], row["new"])]
+            found.setdefault(row["module"], []).extend(same)
+    return found
+
+
 def chosen_mutants(module: str, each: int, seed: int) -> list[Mutant]:
     """A sample of a module's mutants, in the order of its lines."""
     every = mutants_of((ROOT / "causal_circuits" / f"{module}.py").read_text())
@@ -199,6 +211,7 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=5, metavar="N", help="mutants a module (default 5)")
     parser.add_argument("--seed", type=int, default=0, help="which mutants (default 0)")
     parser.add_argument("--list", action="store_true", help="print every mutant of the modules and stop")
+    parser.add_argument("--again", type=Path, metavar="FILE", help="only the survivors of an earlier --out FILE")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write every mutant and what became of it as JSON")
     arguments = parser.parse_args()
     modules = modules_of(arguments.modules)
@@ -208,10 +221,14 @@ def main() -> int:
                 print(f"{module}.py:{mutant.line} {mutant.kind}: {mutant.old!r} -> {mutant.new!r}")
         return 0
     out = arguments.out.resolve() if arguments.out else None
+    if arguments.again:
+        chosen = survivors_of(arguments.again)
+    else:
+        chosen = {module: chosen_mutants(module, arguments.each, arguments.seed) for module in modules}
     rows, limits = [], {}
     with tempfile.TemporaryDirectory() as name:
         warm_up(copied_tree(Path(name)))
-        for module in modules:
+        for module, mutants in chosen.items():
             area = module.split("/")[0]
             if area not in limits:
                 whole = in_a_fork([*(f"tests/{test}.py" for test in TESTS[area])], 600)
@@ -220,14 +237,21 @@ def main() -> int:
                     return 2
                 limits[area] = int(3 * whole["cpu_s"]) + 20
                 print(f"{area}: tests take {whole['cpu_s']} CPU s; a mutant may take {limits[area]}", flush=True)
-            chosen = chosen_mutants(module, arguments.each, arguments.seed)
-            rows += try_mutants(module, chosen, Path(name), limits[area])
+            rows += try_mutants(module, mutants, Path(name), limits[area])
+            write_rows(rows, arguments.seed, out)
         os.chdir(ROOT)
-    return report(rows, arguments.seed, out)
+    return report(rows, arguments.seed)
 
 
-def report(rows: list[dict[str, object]], seed: int, out: Path | None) -> int:
-    """The table, the JSON, and the exit status."""
+def write_rows(rows: list[dict[str, object]], seed: int, out: Path | None) -> None:
+    """Every mutant so far, as JSON."""
+    if out:
+        kept = [{key: value for key, value in row.items() if key not in ("said", "start", "end")} for row in rows]
+        out.write_text(json.dumps({"seed": seed, "mutants": kept}, indent=1) + "\n")
+
+
+def report(rows: list[dict[str, object]], seed: int) -> int:
+    """The table, and the exit status."""
     areas = sorted({str(row["module"]).split("/")[0] for row in rows})
     print(f"\n{'':14}mutants  killed  equivalent  survived")
     for area in [*areas, "all"]:
@@ -236,9 +260,6 @@ def report(rows: list[dict[str, object]], seed: int, out: Path | None) -> int:
         print(f"{area:14}{n:7} {n - survived - same:7} {same:11} {survived:9}")
     cpu_s = round(sum(float(row["cpu_s"]) for row in rows))
     print(f"seed {seed}, {cpu_s} CPU s")
-    if out:
-        kept = [{key: value for key, value in row.items() if key not in ("said", "start", "end")} for row in rows]
-        out.write_text(json.dumps({"seed": seed, "cpu_s": cpu_s, "mutants": kept}, indent=1) + "\n")
     return 1 if any(row["outcome"] == "survived" for row in rows) else 0
 
 
