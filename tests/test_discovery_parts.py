@@ -146,3 +146,12 @@ def test_of_the_last_position_only_what_is_accepted_is_told_and_margins_count_ev
     assert {(c.parent, c.child) for c in found if c.accepted} == {(p, c) for p, c in task.graph.edges if c != 7}
     assert all(c.accepted for c in found if c.child == 7)
     assert [c.margin for c in found if c.accepted and c.child < 7] == pytest.approx([0.4] * 10)
+
+
+def test_the_only_pair_has_the_p_value_of_its_only_test():
+    batch = cc.InContextTask(cc.chain_graph(3), d_vocab=3, alpha=1.0).sample(60, seed=0)
+    found = cc.recover_graph(batch.tokens, batch.target_probs)
+    scores = EdgeScores(batch.tokens.numpy(), batch.target_probs.double().numpy(), found.n_independent)
+    _, match = scores.of_first_pair(1, 0, np.zeros(0, dtype=np.int64))
+    assert 1e-12 < found.p_values[1, 0] < 0.5
+    assert float(found.p_values[1, 0]) == pytest.approx(float(match.p_values()[0, 0]), rel=1e-5)

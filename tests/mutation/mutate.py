@@ -137,11 +137,10 @@ def in_a_fork(tests: list[str], seconds: int, cold: bool = False) -> dict[str, o
         }
 
 
-def known_equivalent() -> dict[tuple[str, str, str], str]:
-    """(module, line, change) -> why it cannot change a result."""
-    if not EQUIVALENT.exists():
-        return {}
-    return {(row["module"], row["old"], row["new"]): row["why"] for row in json.loads(EQUIVALENT.read_text())}
+def known_equivalent() -> dict[tuple[str, str, str, str], str]:
+    """(module, text of the line, old, new) -> why it cannot change a result."""
+    rows = json.loads(EQUIVALENT.read_text())
+    return {(row["module"], row["text"], row["old"], row["new"]): row["why"] for row in rows}
 
 
 def try_mutants(module: str, chosen: list[Mutant], tree: Path, seconds: int) -> list[dict[str, object]]:
@@ -149,7 +148,8 @@ def try_mutants(module: str, chosen: list[Mutant], tree: Path, seconds: int) -> 
     path, reasons, rows = tree / "causal_circuits" / f"{module}.py", known_equivalent(), []
     source, stamp = path.read_text(), path.stat()
     for mutant in chosen:
-        why = reasons.get((module, mutant.old, mutant.new))
+        text = source.splitlines()[mutant.line - 1].strip()
+        why = reasons.get((module, text, mutant.old, mutant.new))
         if why is not None:
             rows.append({"module": module, **asdict(mutant), "outcome": "equivalent", "why": why, "by": "", "cpu_s": 0})
             continue
