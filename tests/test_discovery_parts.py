@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 from assertions import assert_refused
+from hypothesis import given
+from hypothesis import strategies as st
 
 import causal_circuits as cc
 from causal_circuits.discovery.edge_scores import EdgeScores
 from causal_circuits.discovery.head_matches import Matches, by_what_rows_say, further_parents, matches_of, needed
 from causal_circuits.discovery.kernel_rows import FEWEST, RowTest, judge_row
 from causal_circuits.discovery.several_heads import judge_heads
+from causal_circuits.discovery.testing import holm
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +158,19 @@ def test_the_only_pair_has_the_p_value_of_its_only_test():
     _, match = scores.of_first_pair(1, 0, np.zeros(0, dtype=np.int64))
     assert 1e-12 < found.p_values[1, 0] < 0.5
     assert float(found.p_values[1, 0]) == pytest.approx(float(match.p_values()[0, 0]), rel=1e-5)
+
+
+def rejected_stepping_down(p_values: list[float], level: float) -> set[int]:
+    """Holm (1979) as he wrote it: the smallest against level / n, the next against level / (n - 1), until one holds."""
+    left, out = sorted(range(len(p_values)), key=p_values.__getitem__), set()
+    while left and p_values[left[0]] * len(left) <= level:
+        out.add(left.pop(0))
+    return out
+
+
+@given(st.lists(st.sampled_from([0.0, 0.004, 0.01, 0.02, 0.03, 0.3, 0.7, 1.0]), max_size=7))
+def test_corrected_p_values_decide_as_holms_procedure_does(p_values):
+    adjusted = holm(p_values)
+    assert all(p <= q <= 1 for p, q in zip(p_values, adjusted, strict=True))
+    for level in (0.011, 0.051, 0.101, 0.5, 0.99):
+        assert {i for i, q in enumerate(adjusted) if q <= level} == rejected_stepping_down(p_values, level)
