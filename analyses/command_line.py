@@ -76,6 +76,8 @@ def exit_status(main: Callable[[], int]) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = in_one_line
             return main()
+    except SystemExit:  # --help and bad flags: nothing to ask torch about
+        raise
     except KeyboardInterrupt as stopped:
         sys.stderr.write(f"{name}: {str(stopped) or 'interrupted'}; give the same command again to go on\n")
         return 130

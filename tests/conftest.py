@@ -17,6 +17,21 @@ settings.load_profile("causal_circuits")
 
 FORK = [None, 0, 0, 1, None, 4]  # a root with two children, a grandchild, a second tree; n_ctx 7
 
+# With --dist loadfile a worker takes whole files: the long ones first, so that none is left over for one worker alone.
+LONG = ("test_notebooks", "test_analyses", "test_resume", "test_turns", "test_reproduce", "test_circuit_analyses")
+LONG += ("test_circuits_proof", "test_readme", "test_several_heads")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """xdist would begin with the files of most tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Stable: within a file, and among the others, everything stays in its order."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 @pytest.fixture
 def fork() -> nx.DiGraph:

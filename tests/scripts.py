@@ -1,12 +1,14 @@
 """Analyses run inside the test's own process: no new interpreter, no second import of torch."""
 
 import importlib
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from assertions import unchecked_types
+from interrupted import ended, started
 
 ANALYSES = Path(__file__).resolve().parent.parent / "analyses"
 
@@ -23,6 +25,33 @@ def run_analysis(name: str, flags: Sequence[object], monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
     with unchecked_types():
         return module.main()
+
+
+def leave_pictures_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main job writes everything but pictures and pages, which take nine tenths of a small run."""
+    job = analysis_module("recover_and_prove", monkeypatch)
+    monkeypatch.setattr(job, "draw_figures", lambda findings: {})
+    monkeypatch.setattr(job, "write_page", lambda *given: None)
+    monkeypatch.setattr(job.figures, "save_animation", lambda *given: None)
+
+
+def _exit_with_numbers(name: str, flags: Sequence[object]) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        leave_pictures_out(monkeypatch)
+        sys.exit(run_analysis(name, flags, monkeypatch))
+
+
+def numbers_of_a_process(name: str, *flags: object) -> int | None:
+    """The exit status of the main job, without pictures, in a process of its own (forked)."""
+    return ended(started(_exit_with_numbers, name, flags))
+
+
+def run_without_torch(name: str, *flags: object) -> subprocess.CompletedProcess:
+    """`python analyses/name.py flags` in an interpreter in which importing torch fails."""
+    code = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; sys.path.insert(0, {!r}); "
+    code = code.format(str(ANALYSES)) + "runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", code, str(ANALYSES / f"{name}.py"), *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def assert_refused_in_one_line(

@@ -1,16 +1,19 @@
 """The scripts about information as a user runs them, and the figures that they draw."""
 
 import importlib
+import io
 import json
 import subprocess
 import sys
 import zipfile
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from scripts import run_without_torch
 
 import causal_circuits as cc
 from causal_circuits import figures
@@ -20,25 +23,16 @@ PARENTS = [None, 0, 1, None, 3, 0, None]
 
 
 def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "analyses" / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
-
-
-@pytest.fixture
-def run_here(monkeypatch, capsys):
     """Run a script's main() in this process, where torch is loaded already."""
-
-    def run(name: str, *arguments: object) -> subprocess.CompletedProcess:
+    with pytest.MonkeyPatch.context() as monkeypatch, redirect_stdout(io.StringIO()) as out:
         monkeypatch.syspath_prepend(str(ROOT / "analyses"))
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        try:
-            code = importlib.import_module(name).main()
-        except SystemExit as ended:
-            code = ended.code
-        told = capsys.readouterr()
-        return subprocess.CompletedProcess([], code, told.out, told.err)
-
-    return run
+        with redirect_stderr(io.StringIO()) as error:
+            try:
+                code = importlib.import_module(name).main()
+            except SystemExit as ended:
+                code = ended.code
+    return subprocess.CompletedProcess([], code, out.getvalue(), error.getvalue())
 
 
 def assert_one_line_refusal(done: subprocess.CompletedProcess, *words: str) -> None:
@@ -58,7 +52,7 @@ def batch() -> cc.Batch:
 def recovery(tmp_path_factory, batch) -> tuple[Path, subprocess.CompletedProcess]:
     folder = tmp_path_factory.mktemp("recovery")
     np.savez_compressed(folder / "data.npz", tokens=batch.tokens, target_probs=batch.target_probs, other=np.zeros(3))
-    return folder, run_script("recover_graph.py", folder / "data.npz", "--out", folder / "out", "--quiet")
+    return folder, run_script("recover_graph", folder / "data.npz", "--out", folder / "out", "--quiet")
 
 
 def test_recovery_writes_the_graph_and_a_page(recovery, look_at_report):
@@ -82,10 +76,10 @@ def test_recovery_writes_the_graph_and_a_page(recovery, look_at_report):
     assert not list((folder / "out").glob("*.part"))
 
 
-def test_labels_in_safetensors_are_read_too(tmp_path, batch, run_here):
+def test_labels_in_safetensors_are_read_too(tmp_path, batch):
     labels = torch.multinomial(batch.target_probs, 1, generator=torch.Generator().manual_seed(0))[:, 0]
     save_file({"tokens": batch.tokens.to(torch.int32), "labels": labels}, tmp_path / "data.safetensors")
-    done = run_here("recover_graph", tmp_path / "data.safetensors", "--out", tmp_path / "out", "--quiet")
+    done = run_script("recover_graph", tmp_path / "data.safetensors", "--out", tmp_path / "out", "--quiet")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["graph"]["found_parents"] == [*PARENTS, None]
@@ -161,32 +155,32 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_files_are_refused_in_one_line(tmp_path, name, run_here):
+def test_bad_files_are_refused_in_one_line(tmp_path, name):
     write, words = BAD_FILES[name]
     write(tmp_path / "data.npz")
-    done = run_here("recover_graph", tmp_path / "data.npz", "--out", tmp_path, "--quiet")
+    done = run_script("recover_graph", tmp_path / "data.npz", "--out", tmp_path, "--quiet")
     assert_one_line_refusal(done, *words)
 
 
 @pytest.mark.parametrize("name", ["results.json", "report.html", "figures"])
-def test_what_is_in_the_way_of_the_results_is_said_beforehand(tmp_path, name, batch, run_here):
+def test_what_is_in_the_way_of_the_results_is_said_beforehand(tmp_path, name, batch):
     np.savez(tmp_path / "data.npz", tokens=batch.tokens, target_probs=batch.target_probs)
     (tmp_path / "figures").touch() if name == "figures" else (tmp_path / name).mkdir()
-    done = run_here("recover_graph", tmp_path / "data.npz", "--out", tmp_path, "--quiet")
+    done = run_script("recover_graph", tmp_path / "data.npz", "--out", tmp_path, "--quiet")
     assert_one_line_refusal(done, name, "in the way")
 
 
-def test_a_negative_seed_is_refused(run_here):
-    assert_one_line_refusal(run_here("recover_graph", "data.npz", "--seed", -1), "--seed must be 0 or more")
+def test_a_negative_seed_is_refused():
+    assert_one_line_refusal(run_script("recover_graph", "data.npz", "--seed", -1), "--seed must be 0 or more")
 
 
 def test_a_file_of_another_kind_is_refused_before_anything_heavy_is_loaded(tmp_path):
-    assert_one_line_refusal(run_script("recover_graph.py", tmp_path / "data.csv"), ".npz", ".safetensors")
+    assert_one_line_refusal(run_without_torch("recover_graph", tmp_path / "data.csv"), ".npz", ".safetensors")
 
 
-def test_gradient_information_measures_and_tells(tmp_path, run_here, look_at_report):
+def test_gradient_information_measures_and_tells(tmp_path, look_at_report):
     flags = ("--graph", "chain", "--d-vocab", 2, "--alpha", 1, "--n-ctx", 5, 8, "--sequences", 4000, "--forests", 1)
-    done = run_here("gradient_information", *flags, "--quick", "--out", tmp_path, "--quiet")
+    done = run_script("gradient_information", *flags, "--quick", "--out", tmp_path, "--quiet")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     results = json.loads((tmp_path / "results.json").read_text())
@@ -210,8 +204,8 @@ def test_gradient_information_measures_and_tells(tmp_path, run_here, look_at_rep
         (("--sequences", 5), ("at least 100",)),
     ],
 )
-def test_gradient_information_refuses_bad_flags(flags, words, run_here):
-    assert_one_line_refusal(run_here("gradient_information", *flags), *words)
+def test_gradient_information_refuses_bad_flags(flags, words):
+    assert_one_line_refusal(run_script("gradient_information", *flags), *words)
 
 
 def test_figures_of_a_recovery_show_every_position(batch):

@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from browser import NEEDS_BROWSER, Browser, assert_sound, open_page
+from forked_kernel import fork_kernels
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +22,7 @@ def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     notebook = nbformat.read(request.param, as_version=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
+        fork_kernels(patch)
         patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
         where = {"metadata": {"path": str(ROOT / "notebooks")}}
         NotebookClient(notebook, timeout=600, startup_timeout=600, resources=where).execute()  # a busy machine may wait

@@ -23,21 +23,31 @@ from interrupted import (
     started,
     stop_at,
 )
-from scripts import analysis_module
+from scripts import analysis_module, leave_pictures_out
 
 import causal_circuits as cc
 
 # ---- going on
 
 
-@pytest.mark.parametrize("path", ["fused", "structured"])
-@pytest.mark.parametrize("record", [EVERY_STEP, cc.RecordAt.every(4, 30, layers=(0,)), cc.RecordAt(steps=(30,))])
-@pytest.mark.parametrize("every", [1, 5, 12, 7])
-def test_a_run_that_failed_half_way_ends_where_an_uninterrupted_one_does(chain_task, tmp_path, path, record, every):
-    dtype = {"fused": torch.float32, "structured": torch.float64}[path]
-    whole, cut, again = (new_model(dtype) for _ in range(3))
-    expected = cc.train(whole, chain_task, CONFIG, record=record)
+DTYPES = {"fused": torch.float32, "structured": torch.float64}
+RECORDS = (EVERY_STEP, cc.RecordAt.every(4, 30, layers=(0,)), cc.RecordAt(steps=(30,)))
+
+
+@pytest.fixture(scope="module", params=[(path, i) for path in DTYPES for i in range(3)], ids=lambda p: f"{p[0]}-{p[1]}")
+def uninterrupted(request):
+    """The path, the record asked for, and what came out of a run that nothing stopped."""
+    path, record = request.param[0], RECORDS[request.param[1]]
+    whole = new_model(DTYPES[path])
+    expected = cc.train(whole, cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.3), CONFIG, record=record)
     assert expected.path == path
+    return path, record, whole, expected
+
+
+@pytest.mark.parametrize("every", [1, 5, 12, 7])
+def test_a_run_that_failed_half_way_ends_where_an_uninterrupted_one_does(chain_task, tmp_path, uninterrupted, every):
+    path, record, whole, expected = uninterrupted
+    cut, again = new_model(DTYPES[path]), new_model(DTYPES[path])
     kept = cc.Checkpoints(tmp_path / "kept", every=every)
     with pytest.raises(RuntimeError, match="a metric"):
         cc.train(cut, chain_task, CONFIG, record=record, on_record=stop_at(20), checkpoints=kept)
@@ -236,6 +246,7 @@ def run_script(folder: Path, interrupted: bool = False) -> None:
 
     flags = ["--d-vocab", 3, "--n-ctx", 6, "--steps", 60, "--seed", 4, "--quiet", "--out", folder]
     with pytest.MonkeyPatch.context() as patch:
+        leave_pictures_out(patch)
         job = analysis_module("induction_head", patch)
         patch.setattr(sys, "argv", ["induction_head.py", *map(str, flags)])
         patch.setattr(cc, "train", train)

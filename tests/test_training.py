@@ -1,12 +1,15 @@
 """The training loop: what moves, what does not, and that every path gives the same weights."""
 
+import json
 import math
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from assertions import assert_close, assert_refused, hooks_of
+from forked_kernel import forget_the_tests
+from interrupted import ended, started
 
 import causal_circuits as cc
 from causal_circuits.models import HookedTransformer
@@ -351,21 +354,28 @@ def test_recipes_spend_the_steps_they_are_given() -> None:
     )
 
 
-def test_everything_works_without_numba() -> None:
-    program = (
-        "import sys; sys.modules['numba'] = None\n"
-        "import causal_circuits as cc\n"
-        "task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)\n"
-        "record = cc.train(cc.disentangled_transformer(3, 6), task, cc.TrainConfig.joint(3, batch_size=32))\n"
-        "print(record.path, task.sample(700, seed=4).tokens.sum().item(), record.losses.tolist())\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
-    path, tokens, *losses = done.stdout.replace("[", "").replace("]", "").replace(",", "").split()
+def train_without_numba(told: Path) -> None:
+    """In a process of its own, where the package is imported without numba."""
+    forget_the_tests()
+    for name in [name for name in sys.modules if name.split(".")[0] == "numba"]:
+        del sys.modules[name]
+    sys.modules["numba"] = None
+    import causal_circuits as cc
+
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    record = cc.train(cc.disentangled_transformer(3, 6), task, cc.TrainConfig.joint(3, batch_size=32))
+    tokens = task.sample(700, seed=4).tokens.sum().item()
+    told.write_text(json.dumps([record.path, tokens, record.losses.tolist()]))
+
+
+def test_everything_works_without_numba(tmp_path: Path) -> None:
+    assert ended(started(train_without_numba, tmp_path / "told")) == 0
+    path, tokens, losses = json.loads((tmp_path / "told").read_text())
     task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     fused = cc.train(cc.disentangled_transformer(3, 6), task, cc.TrainConfig.joint(3, batch_size=32))
     assert (path, fused.path) == ("structured", "fused")
-    assert int(tokens) == task.sample(700, seed=4).tokens.sum().item()
-    assert [float(loss) for loss in losses] == pytest.approx(fused.losses.tolist(), rel=1e-5)
+    assert tokens == task.sample(700, seed=4).tokens.sum().item()
+    assert losses == pytest.approx(fused.losses.tolist(), rel=1e-5)
 
 
 # ---- ordinary transformers

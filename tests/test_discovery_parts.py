@@ -1,0 +1,176 @@
+"""The parts of graph discovery one by one: sums over sequences against loops, what heads match, where rules begin."""
+
+import numpy as np
+import pytest
+import torch
+from assertions import assert_refused
+from hypothesis import given
+from hypothesis import strategies as st
+
+import causal_circuits as cc
+from causal_circuits.discovery.edge_scores import EdgeScores
+from causal_circuits.discovery.head_matches import Matches, by_what_rows_say, further_parents, matches_of, needed
+from causal_circuits.discovery.kernel_rows import FEWEST, RowTest, judge_row
+from causal_circuits.discovery.several_heads import judge_heads
+from causal_circuits.discovery.testing import holm
+
+
+@pytest.fixture(scope="module")
+def data():
+    """60 sequences over 6 positions and a query: tokens, targets."""
+    batch = cc.InContextTask(cc.graph_from_parents([None, 0, 0, None, 1, None]), d_vocab=3).sample(60, seed=3)
+    return batch.tokens.numpy(), batch.target_probs.double().numpy()
+
+
+@pytest.fixture(scope="module")
+def terms(data):
+    """Each sequence's child factors a_i, hits h_j, |y|^2 factor and offset, by the formulas of `edge_scores`."""
+    tokens, targets = data
+    asked = np.bincount(tokens[:, -1], minlength=3) / len(tokens)
+    sharpness = np.array([y @ y for y in targets])
+    plain = np.array([[3 * y[token] for token in row[:-1]] for y, row in zip(targets, tokens, strict=True)])
+    offset = np.polyval(np.polyfit(sharpness, plain.mean(axis=1), 1), sharpness)
+    hit = np.array([[(token == row[-1]) / (3 * asked[row[-1]]) for token in row[:-1]] for row in tokens])
+    return plain - offset[:, None], hit, 3 * sharpness - offset, offset
+
+
+def assert_contrasts(found, values) -> None:
+    """Mean and unbiased variance over sequences of values [sequence, ...]."""
+    np.testing.assert_allclose(found.mean, values.mean(axis=0), atol=1e-9)
+    np.testing.assert_allclose(found.variance, values.var(axis=0, ddof=1), atol=1e-9)
+    assert found.n == len(values)
+
+
+def test_differences_of_edge_scores_have_the_means_and_variances_of_plain_loops(data, terms):
+    (a, h, sharp, _), scores, best = terms, EdgeScores(*data, 60), np.array([0, 0, 0, 2, 1, 4])
+    products = a[:, :, None] * h[:, None, :]
+    np.testing.assert_allclose(scores.score, products.mean(axis=0), atol=1e-9)
+    np.testing.assert_allclose(scores.expected, (sharp[:, None] * h).mean(axis=0), atol=1e-9)
+    at_best = np.stack([products[:, i, j] for i, j in enumerate(best)], axis=1)
+    assert_contrasts(scores.against_rivals(best), at_best[:, :, None] - products)
+    assert_contrasts(scores.against_edge(), (sharp[:, None] - a)[:, :, None] * h[:, None, :])
+    below = scores.below(0.7)
+    np.testing.assert_allclose(below.mean, 0.7 - products.mean(axis=0), atol=1e-9)
+    np.testing.assert_allclose(below.variance, products.var(axis=0, ddof=1), atol=1e-9)
+    largest = (np.abs(a).max(axis=1) * h.max(axis=1)).max()
+    assert below.bound == pytest.approx(2 * largest)
+
+
+def test_the_first_pair_is_tested_by_others_and_by_equal_tokens(data, terms):
+    (a, h, _, offset), others = terms, np.array([2, 3, 5])
+    by_others, by_match = EdgeScores(*data, 60).of_first_pair(1, 0, others)
+    pair = a[:, 1] * h[:, 0]
+    both = [[pair - a[:, other] * h[:, key] for key in (0, 1)] for other in others]
+    assert_contrasts(by_others, np.moveaxis(np.array(both), 2, 0))
+    equal = data[0][:, 1] == data[0][:, 0]
+    assert_contrasts(by_match, (pair + offset * h[:, 0] - equal)[:, None, None])
+
+
+def test_fewer_sequences_than_rows_count_where_some_are_copies(data):
+    few, all_of_them = EdgeScores(*data, 30).against_edge(), EdgeScores(*data, 60).against_edge()
+    np.testing.assert_allclose(few.variance / (30 / 29), all_of_them.variance / (60 / 59))
+    assert few.n == 30
+
+
+def test_a_head_matches_where_it_attends_clearly_and_to_an_earlier_position():
+    pattern = torch.tensor([[1.0, 0, 0, 0], [0.6, 0.4, 0, 0], [0.1, 0.3, 0.6, 0], [0.1, 0.2, 0.7, 0]])
+    assert matches_of(pattern, 0.5) == Matches(2, (-1, 0, -1, -1))
+    assert matches_of(pattern, 0.6) == Matches(2, (-1, 0, -1, -1))
+    assert matches_of(pattern, 0.61) == Matches(2, (-1, -1, -1, -1))
+
+
+@pytest.fixture(scope="module")
+def one_child():
+    """Position 2 has parents 0 and 1, the target 1 and 3; sequences, and the test of their rows."""
+    task = cc.InContextTask(cc.graph_from_parents([[], [], [0, 1], [], [1, 3]]), d_vocab=3)
+    batch = task.sample(20_000, seed=1)
+    return batch, RowTest(batch.tokens, batch.target_probs)
+
+
+def test_rows_name_the_parent_of_the_target_also_where_the_key_is_position_0(one_child):
+    batch, test = one_child
+    astray, right = Matches(2, (-1, -1, 0, -1)), Matches(3, (-1, -1, 1, -1))
+    settled = by_what_rows_say([astray, right], test, batch.tokens, batch.target_probs)
+    assert settled == [Matches(1, astray.keys), right]
+
+
+def test_a_head_without_which_rows_tell_as_much_is_not_needed(one_child):
+    _, test = one_child
+    slots = {1: Matches(1, (-1, -1, 0, -1)), 3: Matches(3, (-1, -1, 1, -1)), 2: Matches(2, (-1, -1, -1, -1))}
+    assert needed(slots, test) == {t: slots[t] for t in (1, 3)}
+
+
+def test_the_parent_that_no_head_carries_is_named_with_its_edges_and_none_into_the_last_row():
+    task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
+    batch = task.sample(20_000, seed=2)
+    head = Matches(7, (-1, -1, 1, 2, 3, 4, 5, -1))
+    test = RowTest(batch.tokens, batch.target_probs)
+    (found,) = further_parents({7: head}, test, batch.tokens, batch.target_probs)
+    assert found.last_key == 6
+    before_it = {edge for edge in found.edges if edge[1] < 6}  # the row of position 6 is compared with itself
+    assert before_it == {(row - 2, row) for row in range(2, 6)}
+    assert max(child for _, child in found.edges) < 7
+    assert found.share > 1
+
+
+def test_a_share_needs_a_dozen_sequences(one_child):
+    batch, _ = one_child
+    keys = {1: 0, 3: 1}
+    held = RowTest(batch.tokens, batch.target_probs).holds(keys).nonzero()[:, 0]
+    for n, known in ((FEWEST, True), (FEWEST - 1, False)):
+        some = held[:n]
+        share = RowTest(batch.tokens[some], batch.target_probs[some]).share(2, keys)
+        assert (share.value == share.value) == known
+        assert known or (share.error != share.error and share.p_value == 1.0)
+
+
+def test_a_row_with_one_key_missing_reports_the_share_of_the_event_that_settled_it(one_child):
+    _, test = one_child
+    verdict, whole = judge_row(test, 2, {1: 0}, (1, 3)), test.share(2, {1: 0, 3: 1})
+    assert verdict.keys == {1: 0}
+    assert (verdict.share, verdict.p_value, verdict.reason) == (whole.value, whole.p_value, "")
+    assert test.share(2, {1: 0}).value < 0.8  # the key alone would not have
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 1.5, float("nan")])
+def test_levels_are_probabilities(data, level):
+    assert_refused(lambda: cc.recover_graph(*data, level=level), "level must lie in (0, 1)", "0.05")
+
+
+def test_of_the_last_position_only_what_is_accepted_is_told_and_margins_count_every_other_entry():
+    task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
+    batch = task.sample(8192, seed=3)
+    attention = torch.zeros(2, 8, 8)
+    for head, back in enumerate((2, 1)):
+        attention[head, 0, 0] = attention[head, 1, 0] = attention[head, 7, 8 - back] = 1.0
+        attention[head, range(2, 7), range(2 - back, 7 - back)] = 0.7
+        attention[head, range(2, 7), range(3 - back, 8 - back)] = 0.3  # the entry after the parent
+    found, _, _ = judge_heads(attention, batch.tokens, batch.target_probs, range(2), 0.5, 0.01)
+    assert {(c.parent, c.child) for c in found if c.accepted} == {(p, c) for p, c in task.graph.edges if c != 7}
+    assert all(c.accepted for c in found if c.child == 7)
+    assert [c.margin for c in found if c.accepted and c.child < 7] == pytest.approx([0.4] * 10)
+
+
+def test_the_only_pair_has_the_p_value_of_its_only_test():
+    batch = cc.InContextTask(cc.chain_graph(3), d_vocab=3, alpha=1.0).sample(60, seed=0)
+    found = cc.recover_graph(batch.tokens, batch.target_probs)
+    scores = EdgeScores(batch.tokens.numpy(), batch.target_probs.double().numpy(), found.n_independent)
+    _, match = scores.of_first_pair(1, 0, np.zeros(0, dtype=np.int64))
+    assert 1e-12 < found.p_values[1, 0] < 0.5
+    assert float(found.p_values[1, 0]) == pytest.approx(float(match.p_values()[0, 0]), rel=1e-5)
+
+
+def rejected_stepping_down(p_values: list[float], level: float) -> set[int]:
+    """Holm (1979) as he wrote it: the smallest against level / n, the next against level / (n - 1), until one holds."""
+    left, out = sorted(range(len(p_values)), key=p_values.__getitem__), set()
+    while left and p_values[left[0]] * len(left) <= level:
+        out.add(left.pop(0))
+    return out
+
+
+@given(st.lists(st.sampled_from([0.0, 0.004, 0.01, 0.02, 0.03, 0.3, 0.7, 1.0]), max_size=7))
+def test_corrected_p_values_decide_as_holms_procedure_does(p_values):
+    adjusted = holm(p_values)
+    assert all(p <= q <= 1 for p, q in zip(p_values, adjusted, strict=True))
+    for level in (0.011, 0.051, 0.101, 0.5, 0.99):
+        assert {i for i, q in enumerate(adjusted) if q <= level} == rejected_stepping_down(p_values, level)
