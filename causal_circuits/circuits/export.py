@@ -42,7 +42,7 @@ def plain_values(result: object) -> Any:
 
 def circuit_frame(model: CircuitModel, circuit: Circuit, discoveries: Sequence[Discovery] = ()) -> Any:
     """A pandas DataFrame with one row for each edge of the model: sender, reader, in_circuit, and a column a method."""
-    import pandas  # type: ignore[import-untyped]  # comes with transformer_lens; slow to import
+    import pandas  # type: ignore[import-untyped]  # slow to import
 
     mask = model.mask(circuit).tolist()
     rows = [
