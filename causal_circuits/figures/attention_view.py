@@ -81,6 +81,12 @@ class AttentionView:
         properties: what the React component gets, as JSON that is safe inside a script element.
         steps: of training, if a slider goes through them; else empty.
         frames: the patterns at these steps, as JSON.
+
+    >>> import numpy as np
+    >>> from causal_circuits import figures
+    >>> view = figures.attention_view(np.array([[[1.0, 0.0], [0.5, 0.5]]]), labels=["p0=3", "query=7"])
+    >>> view.labels, "AttentionPatterns" in view._repr_html_()
+    (('p0=3', 'query=7'), True)
     """
 
     labels: tuple[str, ...]

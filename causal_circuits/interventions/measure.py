@@ -55,5 +55,10 @@ def other_positions(n: int, n_ctx: int, seed: int) -> Int[Tensor, "batch pos"]:
 
 
 def standard_error(values: Tensor) -> float:
-    """Of the mean of paired values; infinite for a single one."""
+    """Of the mean of paired values; infinite for a single one.
+
+    >>> import torch
+    >>> standard_error(torch.tensor([1.0, 2.0, 3.0, 2.0])) ** 2 * 6  # variance 2/3, of a mean of four: 1/6
+    1.0
+    """
     return float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("inf")
