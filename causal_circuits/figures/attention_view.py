@@ -195,7 +195,11 @@ def attention_view(
 
 @cache
 def circuits_vis_bundle() -> str:
-    """The JavaScript of the installed CircuitsVis package, safe to stand inside a script element (1.3 MB)."""
+    """The JavaScript of the installed CircuitsVis package, safe to stand inside a script element (1.3 MB).
+
+    >>> "</script" in circuits_vis_bundle()
+    False
+    """
     package = find_spec("circuitsvis")
     if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError("attention views need CircuitsVis, which is not installed: pip install circuitsvis")
