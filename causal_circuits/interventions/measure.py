@@ -58,7 +58,7 @@ def standard_error(values: Tensor) -> float:
     """Of the mean of paired values; infinite for a single one.
 
     >>> import torch
-    >>> standard_error(torch.tensor([1.0, 2.0, 3.0, 2.0])) ** 2 * 6  # variance 2/3, of a mean of four: 1/6
-    1.0
+    >>> round(standard_error(torch.tensor([1.0, 2.0, 3.0])), 4)  # the standard deviation is 1, the root of three 1.7321
+    0.5774
     """
     return float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("inf")
