@@ -34,7 +34,7 @@ The authors' notebook prints 1 - block attention for every edge. Beside the run 
 * The children are right: in 20 of 20 graphs the positions with a printed value are those with a parent here.
 * The parents are right as far as training tells: all 6 edges that the record leaves unlearned are unlearned here too
   (graphs 9, 12, 13 twice, 15, 19; here also 13: 0 -> 7 and 18: 2 -> 18), which wrong parents would not bring about. One
-  call draws the parents of every graph, so those of graph 0 cannot be wrong alone. There each parent has one child: no
+  function draws the parents of every graph, so graph 0 cannot be wrong alone. There each parent has one child: no
   later sibling, which would make the record lower than our run, and it is higher.
 * What differs in graph 0 is every one of its 8 edges. Over the learned edges of a graph, the mean of 1 - attention in
   the record divided by ours is .93 to 1.12 in 13 graphs (in graphs 5 and 14 edge by edge, to .03), .77 to .83 in graphs
