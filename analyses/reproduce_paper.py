@@ -12,7 +12,8 @@
 9     20 random forests
 
 Faithful runs go on where they stopped when the command is given again; so does the default Figure 9. DIR gets one
-folder a figure, with figures/, the models and results.json (every number, command, seed, versions, times).
+folder a figure, with figures/, the models and results.json (every number, command, seed, versions, times), and
+report.html: all of them on one page.
 """
 
 import argparse
@@ -86,7 +87,6 @@ def summary(done: list[dict[str, object]], arguments: argparse.Namespace) -> str
         lines.append(f"no time     left for figure {', '.join(sorted(wanted - made))}; give a longer --budget")
     if not all(result["complete"] for result in done):
         lines.append("unfinished  give the same command again to go on")
-    lines.append(f"look at     {arguments.out}")
     return "\n".join(lines)
 
 
@@ -104,6 +104,9 @@ def main() -> int:
         parser.error(str(error))
     if arguments.figure is not None:
         print(summary(run_figures(arguments), arguments))
+        from paper_page import write_page
+
+        print(f"look at     {write_page(arguments.out, arguments.seed) or arguments.out}")
     if arguments.table is not None:
         from paper_table import write_table
 

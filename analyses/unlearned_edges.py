@@ -16,8 +16,8 @@ against the same done to a stranger's row.
     python analyses/unlearned_edges.py                 # about three minutes
     python analyses/unlearned_edges.py --quick         # seconds; too short to show anything
 
-Interrupted or killed, the same command goes on where it was. DIR gets results.json, with a section for
-docs/REPRODUCTION.md, and figures/.
+Interrupted or killed, the same command goes on where it was. DIR gets report.html (look at this), results.json, with a
+section for docs/REPRODUCTION.md, and figures/.
 """
 
 import argparse
@@ -179,11 +179,48 @@ def judged(name: str, by: dict[str, list[bool]]) -> str:
     return f"holds: {freed}" if share > idle + 0.25 else f"does not hold: {freed}"
 
 
-def verdict(rows: list[dict]) -> str:
-    """What came out, counted."""
-    by = {}
+def learned_by_variant(rows: list[dict]) -> dict[str, list[bool]]:
+    """Variant -> whether each of its edges was learned."""
+    by: dict[str, list[bool]] = {}
     for row in rows:
         by.setdefault(row["variant"], []).append(row["block_attention"] > 0.5)
+    return by
+
+
+def page_parts(rows: list[dict]) -> dict[str, object]:
+    """Title, verdict and sections of the page."""
+    from causal_circuits import figures
+
+    by = learned_by_variant(rows)
+    changes = [
+        {
+            "change": row["variant"],
+            "graph": row["graph"],
+            "edge": f"{row['parent']} to {row['child']}",
+            "block attention at the end": row["block_attention"],
+            "first step above one half": row["above_half_at"],
+        }
+        for row in rows
+    ]
+    sentence = "One mark for each edge and change; an edge counts as learned to the right of the line at one half."
+    return {
+        "title": "Why the paper's training leaves later siblings unlearned",
+        "verdict": [
+            figures.Check(
+                judged(name, by).startswith("holds"), f"{explanation[0].upper()}{explanation[1:]}.", judged(name, by)
+            )
+            for name, explanation in EXPLANATIONS.items()
+            if name in by
+        ],
+        "sections": [
+            ("What frees the edge", sentence, ["unlearned_edges"], figures.table_html(changes, "Every training"))
+        ],
+    }
+
+
+def verdict(rows: list[dict]) -> str:
+    """What came out, counted."""
+    by = learned_by_variant(rows)
     counted = "; ".join(f"{name}: {sum(learned)} of {len(learned)}" for name, learned in by.items())
     text = f"\nLearned (above one half): {counted}.\n\n" + "\n".join(
         f"* {explanation}: {judged(name, by)}." for name, explanation in EXPLANATIONS.items() if name in by
@@ -206,8 +243,8 @@ def main() -> int:
     parser, arguments = parse_arguments()
     from going_on import Units  # after parsing: torch takes seconds to import
     from paper_job import Stopwatch
-    from results_file import check_writable, result_header, write_results
-    from studies import check_counts
+    from results_file import check_writable
+    from studies import check_counts, write_study
 
     from causal_circuits import figures
 
@@ -226,10 +263,13 @@ def main() -> int:
     for row in rows:
         values.setdefault(row["variant"], {})[f"graph {row['graph']}, parent {row['parent']}"] = row["block_attention"]
     plot = figures.plot_groups(values, xlabel="block attention of the edge at the end", levels={"one half": 0.5})
-    figures.save_figure(plot, arguments.out / "figures" / "unlearned_edges")
-    header = {**result_header(parser.prog, arguments), "command": command}
-    write_results({**header, **watch.read(), "rows": rows, "section": text}, arguments.out)
-    units.finish()
+    write_study(
+        arguments,
+        units,
+        {**watch.read(), "rows": rows, "section": text},
+        {"unlearned_edges": plot},
+        **page_parts(rows),
+    )
     print(text.strip())
     return 0
 

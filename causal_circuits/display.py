@@ -40,6 +40,9 @@ def table_html(rows: Sequence[Row], caption: str) -> str:
     """A table with a column for each key (in order of first appearance); all text escaped, numbers right-aligned.
 
     Integers as they are (from 10,000 on with commas), other numbers to four significant digits, None and NaN as a dash.
+
+    >>> "<td>L0H0</td>" in table_html([{"head": "L0H0", "loss": 1.7916}], caption="heads")
+    True
     """
     columns = _columns(rows)
     head = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in columns)

@@ -31,6 +31,13 @@ class SequenceAttention:
         steps: of training, one a state.
         heads: (layer, head) of each.
         attention: [state, head, query_pos, key_pos].
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> seen = cc.sequence_attention(model, task.sample(1, seed=0).tokens[0])
+    >>> seen.heads, tuple(seen.attention.shape)
+    (((0, 0), (1, 0)), (1, 2, 6, 6))
     """
 
     tokens: Int[Tensor, " n_ctx"]
@@ -97,6 +104,15 @@ class PredictorDistances:
         steps: of training.
         names: of the predictors.
         divergence: float64 [state, predictor]; mean KL(predictor || model) over sequences, nats.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> batch = task.sample(64, seed=0)
+    >>> film = cc.PredictorFilm(batch, cc.named_predictors(task, batch))
+    >>> film(0, cc.disentangled_transformer(3, 6))
+    >>> found = film.result()
+    >>> found.steps, tuple(found.divergence.shape), round(float(found.divergence[0, 0]), 6)  # untrained: uniform
+    ((0,), (1, 3), 0.0)
     """
 
     steps: tuple[int, ...]
@@ -116,6 +132,15 @@ class PredictorFilm:
         batch: the sequences on which model and predictors are compared; a thousand will do.
         predictors: name -> probabilities [batch, d_vocab]; `named_predictors(task, batch)` makes the usual ones.
         folder: where to keep what is seen; this film's own.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> batch = task.sample(64, seed=0)
+    >>> film = cc.PredictorFilm(batch, cc.named_predictors(task, batch))
+    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=16)
+    >>> record = cc.train(model, task, config, on_record=film)
+    >>> film.result().steps == record.steps
+    True
     """
 
     def __init__(

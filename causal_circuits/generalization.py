@@ -31,6 +31,10 @@ class WorstKernel:
         error: its score, the largest seen.
         start_error: the largest score among the random kernels that the search started from.
         history: the best score after every round; it never falls.
+
+    >>> found = worst_kernel(lambda kernel: float(kernel[0, 0]), d_vocab=3, n_start=8, n_rounds=8)
+    >>> found.error >= found.start_error, len(found.history), found.kernel.shape
+    (True, 9, (3, 3))
     """
 
     kernel: Float[np.ndarray, "d_vocab d_vocab"]

@@ -39,6 +39,13 @@ class HeadScores:
         induction_score: attention from the last position to positions whose parents' tokens are the target's.
         copying_score: Re(sum of eigenvalues) / sum of |eigenvalues| of W_E W_V W_O W_U; 1 is perfect copying.
         transformer_lens_parent_score, transformer_lens_induction_score: the uncalibrated "mul" scores.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> previous, induction = cc.detect_induction_heads(model, task, n_sequences=64)
+    >>> previous.role, round(previous.parent_score, 2), induction.role
+    ('previous-token', 1.0, 'induction')
     """
 
     layer: int
@@ -96,6 +103,12 @@ def detect_induction_heads(
         model: any HookedTransformer over the task's tokens and context length.
         task: gives the graph, and the sequences unless `tokens` are given.
         n_sequences, seed: of the sequences drawn.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> [head.role for head in cc.detect_induction_heads(model, task, n_sequences=64)]
+    ['previous-token', 'induction']
     """
     tokens = task.sample(n_sequences, seed=seed).tokens if tokens is None else tokens
     task.check_tokens(tokens)
@@ -158,6 +171,12 @@ def induction_mask(task: InContextTask, tokens: Int[Tensor, "batch n_ctx"]) -> B
 
     With one parent that is token(parent(j)) = token(i), for every row i. With several it is defined for the last
     row alone: the tokens of j's parents are those of the target's parents.
+
+    >>> import torch
+    >>> from causal_circuits import InContextTask, chain_graph, induction_mask
+    >>> mask = induction_mask(InContextTask(chain_graph(4), d_vocab=2), torch.tensor([[0, 1, 1, 0]]))
+    >>> mask[0, 3].tolist()  # the token before position 1 is that of position 3
+    [False, True, False, False]
     """
     batch, n_ctx = tokens.shape
     mask = torch.zeros(batch, n_ctx, n_ctx, dtype=torch.bool)
@@ -197,7 +216,12 @@ def _mul_score(pattern: Tensor, mask: Tensor) -> float:
 
 @torch.no_grad()
 def copying_score(model: HookedTransformer, layer: int, head: int) -> float:
-    """Re(sum of eigenvalues) / sum of |eigenvalues| of the full OV circuit W_E W_V W_O W_U; 0 if it writes nothing."""
+    """Re(sum of eigenvalues) / sum of |eigenvalues| of the full OV circuit W_E W_V W_O W_U; 0 if it writes nothing.
+
+    >>> from causal_circuits import chain_graph, copying_score, plant_circuit
+    >>> round(copying_score(plant_circuit(chain_graph(6), d_vocab=3), layer=1, head=0), 3)
+    1.0
+    """
     attn = model.blocks[layer].attn
     circuit = model.W_E @ attn.W_V[head] @ attn.W_O[head] @ model.W_U
     eigenvalues = torch.linalg.eigvals(circuit.double())

@@ -48,6 +48,11 @@ class RecordAt:
         folder: where the arrays grow as memory-mapped ``.npy`` files, for records larger than memory; None keeps
             them in memory. At every checkpoint and at the end their checksums are written beside them, and
             `TrainingRecord.load(folder)` reads what was there by then.
+
+    >>> RecordAt.every(100, until=300).steps
+    (0, 100, 200, 300)
+    >>> RecordAt(steps=(0, 10), score_gradients=False).attention
+    True
     """
 
     steps: tuple[int, ...] | None = None
@@ -104,6 +109,13 @@ class Snapshot:
         attention: [layer, head_index, query_pos, key_pos], averaged over the batch.
         score_gradients: the same shape; d(mean loss) / d(scores), summed over the batch.
         weight_gradients: the same shape; d(mean loss) / d(attention weights), summed over the batch.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> snapshot = cc.take_snapshot(model, batch)
+    >>> tuple(snapshot.attention.shape), snapshot.score_gradients.shape == snapshot.attention.shape
+    ((2, 1, 6, 6), True)
     """
 
     step: int
@@ -127,6 +139,13 @@ class TrainingRecord:
         seconds: wall time of training, recording included.
         sequences_per_s: sequences drawn and trained on in a second, recording included.
         path: "fused" or "structured", the way most steps were computed.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=512)
+    >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
+    >>> len(record.losses), record.steps, record.attention.shape == (2, 2, 1, 6, 6)
+    (4, (0, 4), True)
     """
 
     losses: Float[Tensor, " step"]

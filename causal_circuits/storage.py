@@ -60,6 +60,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
         ValueError: it is something else, or longer than any file of ours.
         OSError: there is no such file.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     read_json(write_files(folder, {"numbers.json": "[1, 2]"}) / "numbers.json")
+    [1, 2]
     """
     path = Path(path)
     if path.stat().st_size > LONGEST_JSON:
@@ -71,7 +76,12 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Tensors as the content of a safetensors file."""
+    """Tensors as the content of a safetensors file.
+
+    >>> import torch
+    >>> tensors_of(tensor_bytes({"weights": torch.ones(2)}), "anywhere")["weights"]
+    tensor([1., 1.])
+    """
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
@@ -80,12 +90,24 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Raises:
         ValueError: the file is truncated or is something else.
+
+    >>> import torch
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = write_files(folder, {"a.safetensors": tensor_bytes({"weights": torch.ones(2)})}) / "a.safetensors"
+    ...     read_tensors(path)["weights"]
+    tensor([1., 1.])
     """
     return tensors_of(Path(path).read_bytes(), path)
 
 
 def tensors_of(content: bytes, path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file's content; `path` is what an error names."""
+    """The tensors of a safetensors file's content; `path` is what an error names.
+
+    >>> import torch
+    >>> tensors_of(tensor_bytes({"weights": torch.ones(2)}), "anywhere")["weights"]
+    tensor([1., 1.])
+    """
     try:
         return load(content)
     except SafetensorError as error:

@@ -75,6 +75,16 @@ def test_the_table_has_a_row_for_each_figure_and_says_what_is_missing(quick):
         assert (f"figure {n} (faithful)" in text.partition("Not run:")[2]) == (n != "8")  # its default is the paper's
 
 
+def test_one_page_shows_every_figure(quick, look_at_report):
+    page = (quick / "report.html").read_text()
+    for n in "256789":
+        assert f"Figure {n}, our recipe, at toy size" in page
+    for folder in FOLDERS:
+        assert results(quick / folder)["row"]["verdict"] in page
+    assert page.count('<div class="figure"') == len(list(quick.glob("figure_*/figures/*.svg")))
+    look_at_report(quick / "report.html")
+
+
 def test_a_faithful_run_stops_in_time_and_says_so(tmp_path, capsys, monkeypatch):
     flags = ["--figure", "9", "--faithful", "--quick", "--quiet", "--budget", 1e-6, "--out", tmp_path]
     assert run_analysis("reproduce_paper", flags, monkeypatch) == 0
@@ -170,7 +180,7 @@ def test_changed_graphs_change_what_their_names_say(monkeypatch):
     assert made["roots uniform"] == (parents, "uniform", 5)
 
 
-def test_the_unlearned_edges_script_counts_what_it_trained(tmp_path, monkeypatch):
+def test_the_unlearned_edges_script_counts_what_it_trained(tmp_path, monkeypatch, look_at_report):
     flags = ["--quick", "--quiet", "--seed", 2, "--out", tmp_path]
     assert run_analysis("unlearned_edges", flags, monkeypatch) == 0
     found = results(tmp_path)
@@ -180,6 +190,8 @@ def test_the_unlearned_edges_script_counts_what_it_trained(tmp_path, monkeypatch
     assert rows["as it is"]["gradient_as_trained"] != rows["as it is"]["gradient_sibling_uniform"]
     assert "Learned (above one half): as it is: 0 of 1" in found["section"]
     assert (tmp_path / "figures" / "unlearned_edges.svg").is_file()
+    assert "frees 0 of 1" in (tmp_path / "report.html").read_text()
+    look_at_report(tmp_path / "report.html")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,14 @@ class EntryModel:
         edges: (head, query_pos, key_pos) of every entry, head by head and row by row: the axis of every mask.
         whole: the model as a function of its circuit, on the same sequences.
         layer: whose entries.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> from causal_circuits import circuits
+    >>> entries = circuits.entry_model(model, batch)
+    >>> entries.edges[:3], len(entries.edges)  # (head, query_pos, key_pos)
+    (((0, 0, 0), (0, 1, 0), (0, 1, 1)), 21)
     """
 
     edges: tuple[Entry, ...]

@@ -62,6 +62,16 @@ class CircuitModel:
         clean: every slot's value in the clean run (of the last layer's slots, that of the last row).
         corrupted: every slot's counterfactual value.
         pairs: every slot's value in a run on other tokens, for the methods that compare pairs of runs.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import circuits
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> whole = circuits.circuit_model(model, task.sample(64, seed=0))
+    >>> whole.edges[:2], len(whole)
+    ((('token', 'L0H0.q'), ('position', 'L0H0.q')), 19)
+    >>> bool(whole.costs(whole.full[None]).mean() < whole.costs(whole.empty[None]).mean())
+    True
     """
 
     graph: nx.DiGraph

@@ -41,8 +41,18 @@ def plain_values(result: object) -> Any:
 
 
 def circuit_frame(model: CircuitModel, circuit: Circuit, discoveries: Sequence[Discovery] = ()) -> Any:
-    """A pandas DataFrame with one row for each edge of the model: sender, reader, in_circuit, and a column a method."""
-    import pandas  # type: ignore[import-untyped]  # comes with transformer_lens; slow to import
+    """A pandas DataFrame with one row for each edge of the model: sender, reader, in_circuit, and a column a method.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import circuits
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> whole = circuits.circuit_model(model, task.sample(64, seed=0))
+    >>> frame = circuits.circuit_frame(whole, [("position", "L0H0.q")])
+    >>> list(frame.columns), int(frame.in_circuit.sum())
+    (['sender', 'reader', 'in_circuit'], 1)
+    """
+    import pandas  # type: ignore[import-untyped]  # slow to import
 
     mask = model.mask(circuit).tolist()
     rows = [
@@ -54,7 +64,17 @@ def circuit_frame(model: CircuitModel, circuit: Circuit, discoveries: Sequence[D
 
 
 def annotated_graph(model: CircuitModel, circuit: Circuit, discoveries: Sequence[Discovery] = ()) -> nx.DiGraph:
-    """The model's whole graph, each edge marked `in_circuit` and with each method's score: what GraphML holds."""
+    """The model's whole graph, each edge marked `in_circuit` and with each method's score: what GraphML holds.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import circuits
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> whole = circuits.circuit_model(model, task.sample(64, seed=0))
+    >>> graph = circuits.annotated_graph(whole, [("position", "L0H0.q")])
+    >>> graph.edges["position", "L0H0.q"]["in_circuit"], graph.edges["token", "L0H0.q"]["in_circuit"]
+    (True, False)
+    """
     graph = model.graph.copy()
     mask = model.mask(circuit).tolist()
     for part, (edge, keep) in enumerate(zip(model.edges, mask, strict=True)):
@@ -71,7 +91,18 @@ def export_circuit(
     discoveries: Sequence[Discovery] = (),
     proof: CircuitProof | None = None,
 ) -> list[Path]:
-    """Write circuit.json, circuit.graphml and circuit.csv to a folder (made if missing), each in one piece."""
+    """Write circuit.json, circuit.graphml and circuit.csv to a folder (made if missing), each in one piece.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import circuits
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> whole = circuits.circuit_model(model, task.sample(64, seed=0))
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     [path.name for path in circuits.export_circuit(folder, whole, [("position", "L0H0.q")])]
+    ['circuit.json', 'circuit.graphml', 'circuit.csv']
+    """
     frame = circuit_frame(model, circuit, discoveries)
     content = {
         "counterfactual": model.counterfactual,

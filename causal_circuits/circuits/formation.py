@@ -54,6 +54,15 @@ class Formation:
         scores: the knock-out effects held to the graph, at each step.
         loss: [step]; on the batch that all this is measured on, nats.
         record: what training left.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import circuits
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
+    >>> when, batch = cc.RecordAt(steps=(0, 4)), task.sample(64, seed=0)
+    >>> formation = circuits.watch_formation(model, task, config, record=when, batch=batch)
+    >>> formation.cells, tuple(formation.attention.shape)
+    (((1, 0), (2, 1), (3, 2), (4, 3)), (2, 4))
     """
 
     steps: tuple[int, ...]
@@ -121,6 +130,15 @@ def watch_formation(
         metric: of the effects of attention entries.
         counterfactual: of the edges between heads.
         seed: of that batch and of the counterfactual.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import circuits
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
+    >>> when, batch = cc.RecordAt(steps=(0, 4)), task.sample(64, seed=0)
+    >>> formation = circuits.watch_formation(model, task, config, record=when, batch=batch)
+    >>> formation.steps, bool((formation.effect[-1] >= 0).all())
+    ((0, 4), True)
     """
     return watch_formations(
         [model],
@@ -152,6 +170,15 @@ def watch_formations(
     Args:
         models, configs: one for each run; configurations may differ in their seeds.
         task, record, batch, metric, counterfactual, seed, progress: as in `watch_formation`.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> from causal_circuits import circuits
+    >>> models = [cc.disentangled_transformer(3, 6) for seed in (0, 1)]
+    >>> configs = [cc.TrainConfig.joint(4, batch_size=64, seed=seed) for seed in (0, 1)]
+    >>> when, batch = cc.RecordAt(steps=(0, 4)), task.sample(64, seed=0)
+    >>> [formation.steps for formation in circuits.watch_formations(models, task, configs, record=when, batch=batch)]
+    [(0, 4), (0, 4)]
     """
     cells = tuple(attention_cells(task.graph))
     if not cells:

@@ -30,7 +30,14 @@ LOGITS = "logits"
 
 
 class CircuitGraph(nx.DiGraph):  # type: ignore[misc]  # networkx is untyped here
-    """A `networkx.DiGraph` of senders and readers that shows itself as a table: who reads whom."""
+    """A `networkx.DiGraph` of senders and readers that shows itself as a table: who reads whom.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import circuits
+    >>> graph = circuits.circuit_graph(cc.disentangled_transformer(3, 6))
+    >>> sorted(graph.predecessors("L0H0.q"))
+    ['position', 'token']
+    """
 
     def rows(self) -> list[Row]:
         """One row a reader, in the order of a forward pass."""
@@ -77,7 +84,14 @@ def circuit_graph(model: HookedTransformer, granularity: Granularity = "head") -
 
 
 def circuit_edges(graph: nx.DiGraph) -> list[Edge]:
-    """The edges that a circuit may have or not, reader by reader in the order of a forward pass."""
+    """The edges that a circuit may have or not, reader by reader in the order of a forward pass.
+
+    >>> from causal_circuits import disentangled_transformer
+    >>> from causal_circuits.circuits import circuit_graph
+    >>> edges = circuit_edges(circuit_graph(disentangled_transformer(3, 6)))
+    >>> edges[0], len(edges)
+    (('token', 'L0H0.q'), 19)
+    """
     order = {node: place for place, node in enumerate(graph)}
     edges = [(sender, reader) for sender, reader, kind in graph.edges(data="kind") if kind == "read"]
     return sorted(edges, key=lambda edge: (order[edge[1]], order[edge[0]]))

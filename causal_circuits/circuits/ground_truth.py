@@ -28,6 +28,12 @@ class GraphScores:
         auroc_children: the AUROC over rows with parents alone; in a root's row a trained model may use entries that are
             no edges, because a root's token tells about the kernel too.
         n_edges: edges.
+
+    >>> import torch
+    >>> from causal_circuits import chain_graph
+    >>> from causal_circuits.circuits import score_against_graph
+    >>> score_against_graph(torch.ones(4, 4), chain_graph(4)).auroc  # all the same: a toss-up
+    0.5
     """
 
     auroc: float

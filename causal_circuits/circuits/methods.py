@@ -57,6 +57,15 @@ class Discovery:
         edges: the parts.
         score: [edge], float64; higher: more needed.
         seconds: wall time.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import circuits
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> whole = circuits.circuit_model(model, task.sample(64, seed=0))
+    >>> found = circuits.discover(whole, "attention")
+    >>> found.method, found.edges == whole.edges, int(found.circuit(3).sum())
+    ('attention', True, 3)
     """
 
     method: MethodName

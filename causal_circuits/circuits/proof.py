@@ -35,6 +35,16 @@ class NeededEdge:
         standard_error: of that.
         p_value: one-sided, against "it is not needed"; Holm-corrected over the circuit's edges.
         needed: p_value below the level.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import circuits
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> whole = circuits.circuit_model(model, task.sample(64, seed=0))
+    >>> proof = circuits.prove_circuit(whole, ~circuits.inert_edges(whole), n_random=99, n_bootstrap=20)
+    >>> worst = max(proof.edges, key=lambda edge: edge.effect)
+    >>> worst.effect > 0, worst.needed
+    (True, True)
     """
 
     edge: Edge
@@ -46,7 +56,11 @@ class NeededEdge:
 
 @dataclass(frozen=True)
 class Criterion:
-    """One criterion, passed or not, and why in one sentence with its numbers."""
+    """One criterion, passed or not, and why in one sentence with its numbers.
+
+    >>> Criterion("faithful", True, "the circuit keeps .99 of the gain").passed
+    True
+    """
 
     name: str
     passed: bool
@@ -67,6 +81,15 @@ class CircuitProof:
         random_costs: mean costs of random circuits of the same size.
         sufficiency_p: the circuit's rank among them, as a p-value; NaN if it is the whole model.
         criteria: the four, in order.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import circuits
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> whole = circuits.circuit_model(model, task.sample(64, seed=0))
+    >>> proof = circuits.prove_circuit(whole, ~circuits.inert_edges(whole), n_random=99, n_bootstrap=20)
+    >>> len(proof.circuit), [criterion.name for criterion in proof.criteria]
+    (9, ['faithful', 'complete', 'minimal', 'sufficient'])
     """
 
     circuit: tuple[Edge, ...]

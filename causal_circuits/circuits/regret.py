@@ -22,6 +22,16 @@ class Ranking:
         cost: [size]; mean cost of the `size` highest-scoring edges.
         regret: [size]; that minus the least cost of any circuit with at most as many edges.
         faithfulness: [size]; f = (cost of none - cost) / (cost of none - cost of all); 1 is the whole model.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import circuits
+    >>> task = cc.InContextTask(cc.chain_graph(5), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> whole = circuits.circuit_model(model, task.sample(20, seed=0))
+    >>> frontier = circuits.oracle_frontier(whole)
+    >>> ranking = circuits.rank(whole, circuits.discover(whole, "exact"), frontier)
+    >>> ranking.method, bool((ranking.regret >= -1e-9).all())
+    ('exact', True)
     """
 
     method: str

@@ -20,7 +20,16 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """One law, the largest deviation from it, and whether that is within the tolerance."""
+    """One law, the largest deviation from it, and whether that is within the tolerance.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> from causal_circuits import circuits
+    >>> check = circuits.self_checks(model, batch)[0]
+    >>> check.passed, check.error < 1e-4
+    (True, True)
+    """
 
     law: str
     error: float

@@ -36,7 +36,15 @@ MIN_INFORMATION_SHARE = 0.3
 def mean_attention(
     model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], chunk: int = 2048
 ) -> Float[Tensor, "layer head_index query_pos key_pos"]:
-    """The real attention patterns of every layer, averaged over sequences; float32, on the CPU."""
+    """The real attention patterns of every layer, averaged over sequences; float32, on the CPU.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> attention = cc.mean_attention(model, batch.tokens)
+    >>> attention[0, 0, 3, 2] > 0.999  # layer 0, head 0, from position 3 to its parent
+    tensor(True)
+    """
     total: Tensor | None = None
     for start in range(0, len(tokens), chunk):
         piece = tokens[start : start + chunk].to(model.W_U.device)
@@ -79,6 +87,13 @@ def extract_graph(
         (`causal_circuits.discovery.several_heads`); an edge that several heads carry has the strongest one as "head"
         and all of them as "heads". ``graph.graph["heads"]`` says what each head carries (`HeadReport`), and
         ``graph.graph["further_parents"]`` what none does (`FurtherParent`): more parents than heads, for one.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> found = cc.extract_graph(model, task, n_sequences=2000)
+    >>> cc.compare_graphs(task.graph, found).exact
+    True
     """
     if not 0 < min_weight <= 1:
         raise ValueError(f"min_weight must lie in (0, 1]: got {min_weight}")

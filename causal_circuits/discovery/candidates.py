@@ -17,6 +17,13 @@ class CandidateEdge:
         p_value: one-sided, against "no information"; Holm-corrected over candidates.
         accepted: whether it is an edge of the extracted graph.
         reason: why, in words.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> edge = cc.extract_graph(model, task, n_sequences=2000).graph["candidates"][0]
+    >>> edge.parent, edge.child, edge.accepted, round(edge.weight, 3)
+    (0, 1, True, 1.0)
     """
 
     parent: int

@@ -29,6 +29,9 @@ class FurtherParent:
         last_key: the position t, a parent of the target by the data.
         edges: (parent, child) in the rows where t explains something that the heads do not.
         share: how many times more the rows tell with t than without, d_vocab times if tokens were independent.
+
+    >>> FurtherParent(last_key=5, edges=((2, 4),), share=1.8).edges
+    ((2, 4),)
     """
 
     last_key: int

@@ -43,6 +43,14 @@ class Position:
         p_root: of "this position has a parent", Holm-corrected over positions; NaN if it cannot be tested.
         sequences_needed: at which an edge here is or would be certain at the level; inf if none would do.
         reason: why, in words.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> batch = task.sample(3000, seed=0)
+    >>> found = cc.recover_graph(batch.tokens, batch.target_probs)
+    >>> child = found.positions[1]
+    >>> child.verdict, child.parent, child.p_value < 0.01
+    ('child', 0, True)
     """
 
     position: int
@@ -72,6 +80,13 @@ class RecoveredGraph:
         sequences_needed: about how many would make a typical edge certain; inf if the targets do not say.
         level: family-wise error of the edges, and of the roots.
         warnings: what in the data contradicts the assumptions.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> batch = task.sample(3000, seed=0)
+    >>> found = cc.recover_graph(batch.tokens, batch.target_probs)
+    >>> cc.compare_graphs(task.graph, found.graph).exact, found.n_sequences
+    (True, 3000)
     """
 
     graph: nx.DiGraph

@@ -51,6 +51,13 @@ class HeadReport:
         last_weight: the last row's attention to t; small where layer 1 reads the last position's token directly.
         edges: (parent, child) of every edge it carries; child n_ctx is the target.
         role: in words; "carries nothing" if it has no edge.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=2)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=2)
+    >>> reports = cc.extract_graph(model, task, n_sequences=2000).graph["heads"]
+    >>> [(report.head, report.last_key) for report in reports]
+    [(0, 6), (1, 7)]
     """
 
     head: int
@@ -77,6 +84,14 @@ def judge_heads(
         min_weight, level: least attention of an edge, family-wise error of the test.
         last_layer: the last query's attention in the last layer, of the first so many sequences; without it a head's t
             must be what its last row attends to.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=2)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=2), task.sample(2000, seed=0)
+    >>> attention = cc.mean_attention(model, batch.tokens)[0]
+    >>> _, reports, _ = judge_heads(attention, batch.tokens, batch.target_probs, [0, 1], min_weight=0.5, level=0.01)
+    >>> [report.last_key for report in reports]  # the parents of the target
+    [6, 7]
     """
     test, few = RowTest(tokens, target_probs), (tokens[:N_SEQUENCES], target_probs[:N_SEQUENCES])
     copies = by_what_rows_say([matches_of(pattern, min_weight) for pattern in attention], test, *few)

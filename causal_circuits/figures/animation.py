@@ -117,6 +117,15 @@ def plot_graph_forming(
         graph: the true graph.
         state: which of the recorded states; -1 is the last.
         layer, head: whose attention; None takes the largest over the layer's heads.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import figures
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
+    >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
+    >>> ax = figures.plot_graph_forming(record, task.graph, state=0)
+    >>> "0" in ax.get_title()
+    True
     """
     arcs, n_ctx = arcs_in_time(record, graph, layer, head), n_ctx_of(graph)
     ax = new_axes(ax, float(np.clip(0.3 * n_ctx + 2, 6.0, 11.0)), 3.8)
@@ -157,6 +166,16 @@ def save_animation(
         record, graph, layer, head: as in `plot_graph_forming`.
         path: ends in .gif; its folder is made if missing, the file written whole or not at all.
         seconds_each: of a frame.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import figures
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
+    >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     figures.save_animation(record, task.graph, folder + "/film.gif").name
+    'film.gif'
     """
     path = Path(path)
     if path.suffix != ".gif":
@@ -189,6 +208,14 @@ def graph_film_html(record: TrainingRecord, graph: nx.DiGraph, layer: int = 0, h
 
     Args:
         record, graph, layer, head: as in `plot_graph_forming`.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import figures
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
+    >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
+    >>> 'type="range"' in str(figures.graph_film_html(record, task.graph))
+    True
     """
     arcs, name = arcs_in_time(record, graph, layer, head), f"graph-film-{next(_NUMBERS)}"
     others = set(arcs.weights) - arcs.true

@@ -23,6 +23,11 @@ def plot_graph_comparison(true: nx.DiGraph, found: nx.DiGraph, ax: Axes | None =
 
     Raises:
         ValueError: they cover different positions.
+
+    >>> from causal_circuits import chain_graph, pairs_graph
+    >>> ax = plot_graph_comparison(chain_graph(6), pairs_graph(6))
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['found and true (2)', 'missing (2)', 'false (0)', 'given (1)']
     """
     recovery = compare_graphs(true, found)
     n_ctx = n_ctx_of(true)
@@ -109,6 +114,14 @@ def plot_recovered_graph(recovered: RecoveredGraph, ax: Axes | None = None) -> A
 
     Args:
         recovered: what `recover_graph` returns.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> batch = task.sample(3000, seed=0)
+    >>> found = cc.recover_graph(batch.tokens, batch.target_probs)
+    >>> from causal_circuits import figures
+    >>> [text.get_text() for text in figures.plot_recovered_graph(found).get_legend().get_texts()]
+    ['edge found (4)', 'given (1)']
     """
     graph, undecided = recovered.graph, recovered.undecided
     n_ctx = n_ctx_of(graph)

@@ -81,6 +81,12 @@ class AttentionView:
         properties: what the React component gets, as JSON that is safe inside a script element.
         steps: of training, if a slider goes through them; else empty.
         frames: the patterns at these steps, as JSON.
+
+    >>> import numpy as np
+    >>> from causal_circuits import figures
+    >>> view = figures.attention_view(np.array([[[1.0, 0.0], [0.5, 0.5]]]), labels=["p0=3", "query=7"])
+    >>> view.labels, "AttentionPatterns" in view._repr_html_()
+    (('p0=3', 'query=7'), True)
     """
 
     labels: tuple[str, ...]
@@ -189,7 +195,11 @@ def attention_view(
 
 @cache
 def circuits_vis_bundle() -> str:
-    """The JavaScript of the installed CircuitsVis package, safe to stand inside a script element (1.3 MB)."""
+    """The JavaScript of the installed CircuitsVis package, safe to stand inside a script element (1.3 MB).
+
+    >>> "</script" in circuits_vis_bundle()
+    False
+    """
     package = find_spec("circuitsvis")
     if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError("attention views need CircuitsVis, which is not installed: pip install circuitsvis")

@@ -28,6 +28,11 @@ class WeightBlocks:
         matrix: [rows, columns].
         rows, columns: (slot, size) in order; the sizes add up to the matrix's.
         row_label, column_label: what the two axes are: "query", "key", ...
+
+    >>> import numpy as np
+    >>> slots = [("token", 2), ("position", 3)]
+    >>> WeightBlocks("A1", np.zeros((5, 5)), rows=slots, columns=slots).title
+    'A1'
     """
 
     title: str
@@ -39,7 +44,13 @@ class WeightBlocks:
 
 
 def plot_weight_blocks(blocks: WeightBlocks, ax: Axes | None = None) -> Axes:
-    """A heat map, white at zero, with a line between neighbouring slots and each slot's name at its middle."""
+    """A heat map, white at zero, with a line between neighbouring slots and each slot's name at its middle.
+
+    >>> import numpy as np
+    >>> slots = [("token", 2), ("position", 3)]
+    >>> plot_weight_blocks(WeightBlocks("A1", np.eye(5), rows=slots, columns=slots)).get_title()
+    'A1'
+    """
     ax = new_axes(ax, 5.6, 4.8)
     values = to_numpy(blocks.matrix)
     sizes = tuple(sum(size for _, size in slots) for slots in (blocks.rows, blocks.columns))
@@ -71,7 +82,14 @@ def plot_weight_blocks(blocks: WeightBlocks, ax: Axes | None = None) -> Axes:
 
 
 def plot_weight_panels(panels: Sequence[WeightBlocks], n_columns: int = 2) -> Figure:
-    """Several weight matrices side by side, each on its own scale."""
+    """Several weight matrices side by side, each on its own scale.
+
+    >>> import numpy as np
+    >>> slots = [("token", 2), ("position", 3)]
+    >>> panels = [WeightBlocks(name, np.eye(5), rows=slots, columns=slots) for name in ("A1", "A2")]
+    >>> [ax.get_title() for ax in plot_weight_panels(panels).axes][:2]
+    ['A1', 'A2']
+    """
     if not panels:
         raise ValueError("panels of weights need at least one matrix: got none")
     n_rows = -(-len(panels) // n_columns)
@@ -90,6 +108,12 @@ def plot_attentions(attentions: Mapping[str, Matrix], graph: nx.DiGraph) -> Figu
     Args:
         attentions: title -> [query_pos, key_pos].
         graph: whose edges to outline.
+
+    >>> import numpy as np
+    >>> from causal_circuits import chain_graph
+    >>> uniform = np.tril(np.ones((4, 4))) / np.arange(1, 5)[:, None]
+    >>> len(plot_attentions({"head 0": uniform, "head 1": uniform}, chain_graph(4)).axes) >= 2
+    True
     """
     if not attentions:
         raise ValueError("at least one attention pattern is needed: got none")
@@ -109,6 +133,10 @@ def plot_attention_by_position(
         points: series -> (child position, weight in 0 .. 1).
         level: of a horizontal line below which an edge counts as not learned.
         title: of the axes.
+
+    >>> ax = plot_attention_by_position({"ours": [(1, 0.98), (2, 0.97)], "theirs": [(1, 0.9), (2, 0.4)]})
+    >>> ax.get_legend_handles_labels()[1]
+    ['ours', 'theirs']
     """
     ax = new_axes(ax, 7.6, 4.0)
     for k, (name, series) in enumerate(points.items()):

@@ -49,6 +49,11 @@ def plot_circuit(
         title: of the axes.
         effects: (sender, reader) -> what cutting the edge costs (`NeededEdge.effect`, `CircuitModel.effects`);
             written on the edges of the circuit, which are as thick as they are worth.
+
+    >>> from causal_circuits import circuits, disentangled_transformer
+    >>> graph = circuits.circuit_graph(disentangled_transformer(3, 6))
+    >>> plot_circuit(graph, [("position", "L0H0.q"), ("token", "L0H0.v")], title="two edges").get_title()
+    'two edges'
     """
     places = _places(graph)
     width = 1 + max(x for x, _ in places.values())
@@ -89,6 +94,17 @@ def plot_frontier(frontier: Frontier, rankings: Sequence[Ranking] = (), ax: Axes
     Args:
         frontier: from `oracle_frontier`; drawn as a thick line.
         rankings: from `rank`; drawn each with a marker of its own, and named with its mean regret.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import circuits
+    >>> task = cc.InContextTask(cc.chain_graph(5), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> whole = circuits.circuit_model(model, task.sample(20, seed=0))
+    >>> frontier = circuits.oracle_frontier(whole)
+    >>> from causal_circuits import figures
+    >>> ranking = circuits.rank(whole, circuits.discover(whole, "exact"), frontier)
+    >>> len(figures.plot_frontier(frontier, [ranking]).lines) >= 2
+    True
     """
     ax = new_axes(ax, 7.2, 4.4)
     sizes = np.arange(len(frontier.cost))
@@ -107,7 +123,18 @@ def plot_frontier(frontier: Frontier, rankings: Sequence[Ranking] = (), ax: Axes
 
 
 def plot_needed_edges(proof: CircuitProof, ax: Axes | None = None) -> Axes:
-    """What the circuit loses with each of its edges cut, with two standard errors; hollow: not shown to be needed."""
+    """What the circuit loses with each of its edges cut, with two standard errors; hollow: not shown to be needed.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import circuits
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> whole = circuits.circuit_model(model, task.sample(64, seed=0))
+    >>> from causal_circuits import figures
+    >>> proof = circuits.prove_circuit(whole, ~circuits.inert_edges(whole), n_random=99, n_bootstrap=20)
+    >>> len(figures.plot_needed_edges(proof).get_yticklabels())
+    9
+    """
     ax = new_axes(ax, 6.4, 0.34 * len(proof.edges) + 1.3)
     for row, edge in enumerate(proof.edges):
         filled = BLUE if edge.needed else "white"
@@ -127,6 +154,16 @@ def plot_formation(formation: Formation, axes: Sequence[Axes] | None = None) -> 
     Args:
         formation: from `watch_formation`.
         axes: three axes to draw in - attention, the effect's share of its row, the effect - or None for a new figure.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import circuits
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
+    >>> when, batch = cc.RecordAt(steps=(0, 4)), task.sample(64, seed=0)
+    >>> formation = circuits.watch_formation(model, task, config, record=when, batch=batch)
+    >>> from causal_circuits import figures
+    >>> len(figures.plot_formation(formation).axes)
+    3
     """
     if axes is None:
         figure = Figure(figsize=(12.6, 3.8), layout="constrained")
@@ -167,6 +204,17 @@ def plot_onsets(formations: Sequence[Formation], ax: Axes | None = None) -> Axes
     Args:
         formations: from `watch_formations`, one for each seed: a dot at the mean over seeds, a bar from least to most.
         ax: axes to draw in, or None for a new figure.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import circuits
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
+    >>> when, batch = cc.RecordAt(steps=(0, 4)), task.sample(64, seed=0)
+    >>> formation = circuits.watch_formation(model, task, config, record=when, batch=batch)
+    >>> from causal_circuits import figures
+    >>> ax = figures.plot_onsets([formation])
+    >>> ax.get_ylabel() != ""
+    True
     """
     if not formations:
         raise ValueError("a figure of onsets needs at least one run: got none")
@@ -207,6 +255,10 @@ def plot_benchmark(
     Args:
         rows: with the keys `method`, `model` and the quantities; None where a quantity was not measured.
         quantities: what to draw, from top to bottom.
+
+    >>> rows = [{"method": name, "model": "planted", "auroc": auroc} for name, auroc in (("exact", 1.0), ("eap", 0.5))]
+    >>> len(plot_benchmark(rows, quantities=("auroc",)).axes)
+    1
     """
     if not rows:
         raise ValueError("a benchmark figure needs at least one row: got none")

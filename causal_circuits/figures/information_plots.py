@@ -52,6 +52,12 @@ def plot_gradient_vs_information(
         standard_error: of `measured`; drawn as bars of two of them on both sides.
         title: say the correlation here; nothing is computed.
         label: of the horizontal axis.
+
+    >>> import torch
+    >>> from causal_circuits import chain_graph
+    >>> g = torch.diag(torch.ones(3), -1)
+    >>> plot_gradient_vs_information(0.9 * g, g, chain_graph(4), standard_error=0.01 * g).get_xlabel()
+    'predicted g (a pure number)'
     """
     ax = new_axes(ax, 5.4, 4.6)
     y, x = to_numpy(measured), to_numpy(predicted)
@@ -97,6 +103,10 @@ def plot_agreement(
         series: name -> (x values, y values), such as context lengths and slopes.
         xlabel, ylabel: with units.
         group_size: so many series in a row share a colour and a marker and differ in line style.
+
+    >>> ax = plot_agreement({"chain": ([20, 100], [0.9, 0.98])}, xlabel="context length", ylabel="slope")
+    >>> ax.get_xscale()
+    'log'
     """
     if not series:
         raise ValueError("an agreement figure needs at least one series: got none")
@@ -126,6 +136,15 @@ def plot_edge_formation(formation: Formation, ax: Axes | None = None) -> Axes:
 
     Args:
         formation: what `edge_formation` returns.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import figures
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
+    >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
+    >>> formation = cc.edge_formation(record, cc.predicted_gradient(task).value.float(), task.graph)
+    >>> len(figures.plot_edge_formation(formation).lines) >= 4  # an edge each
+    True
     """
     ax = new_axes(ax, 6.6, 4.2)
     pull = to_numpy(formation.information)
@@ -154,6 +173,14 @@ def plot_recovery(recovered: RecoveredGraph, ax: Axes | None = None) -> Axes:
 
     Args:
         recovered: what `recover_graph` returns. Positions without a known weight are drawn at 0.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> batch = task.sample(3000, seed=0)
+    >>> found = cc.recover_graph(batch.tokens, batch.target_probs)
+    >>> from causal_circuits import figures
+    >>> figures.plot_recovery(found).get_xlabel() != ""
+    True
     """
     positions = [p for p in recovered.positions if p.candidate is not None]
     ax = new_axes(ax, float(np.clip(0.3 * len(recovered.positions) + 2, 5.6, 11.0)), 3.8)

@@ -38,6 +38,11 @@ def plot_attention_and_graph(
         attention: [query_pos, key_pos], weights in 0 .. 1; nothing is drawn above the diagonal.
         graph: the true graph, over the same positions.
         ax: where to draw; None makes a figure (`ax.figure`).
+
+    >>> import numpy as np
+    >>> from causal_circuits import chain_graph
+    >>> plot_attention_and_graph(np.tril(np.ones((4, 4))) / 4, chain_graph(4), title="uniform").get_title()
+    'uniform'
     """
     ax = new_axes(ax, 5.6, 4.6)
     values = to_numpy(attention)
@@ -63,6 +68,11 @@ def plot_matrix(
         graph: whose edges to outline; None outlines nothing.
         label: of the colour bar, with the unit.
         diverging: a scale symmetric about 0, white at 0 (for signed quantities); otherwise smallest to largest.
+
+    >>> import numpy as np
+    >>> from causal_circuits import chain_graph
+    >>> plot_matrix(np.eye(4, k=-1), chain_graph(4), title="edges", label="nats").get_title()
+    'edges'
     """
     ax = new_axes(ax, 5.6, 4.6)
     values = to_numpy(matrix)
@@ -84,6 +94,14 @@ def plot_knock_out(knock_out: KnockOut, graph: nx.DiGraph, head: int | None = No
         knock_out: from `knock_out_edges`.
         graph: the true graph.
         head: of the layer; None takes for each entry the head whose cut costs most.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> from causal_circuits import figures
+    >>> ax = figures.plot_knock_out(cc.knock_out_edges(model, batch), task.graph)
+    >>> len(ax.images) + len(ax.collections) > 0
+    True
     """
     effect = to_numpy(knock_out.effect)
     if head is not None and not 0 <= head < len(effect):
@@ -115,6 +133,14 @@ def plot_film_strip(
         n_frames: at most so many; evenly spaced in the order of recording, six to a row.
         quantity: "attention" on one scale 0 .. 1; "score_gradients": minus the gradient, each frame on the scale of its
             own largest entry, which its title gives (nats per unit of score).
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import figures
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
+    >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
+    >>> len(figures.plot_film_strip(record, task.graph).axes) >= 2  # a frame for each recorded step
+    True
     """
     frames, is_gradient = _frames(record, layer, head, n_frames, quantity), quantity == "score_gradients"
     columns = min(len(frames), 6)

@@ -19,6 +19,16 @@ def plot_phases(distances: PredictorDistances, ax: Axes | None = None) -> Axes:
 
     Args:
         distances: what a `PredictorFilm` gives.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> from causal_circuits import figures
+    >>> batch = task.sample(64, seed=0)
+    >>> film = cc.PredictorFilm(batch, cc.named_predictors(task, batch))
+    >>> config = cc.TrainConfig.joint(4, batch_size=64)
+    >>> record = cc.train(cc.disentangled_transformer(3, 6), task, config, on_record=film)
+    >>> len(figures.plot_phases(film.result()).lines) >= 3  # one a predictor
+    True
     """
     ax = new_axes(ax, 7.2, 4.2)
     steps, divergence = np.array(distances.steps) + 1, to_numpy(distances.divergence)
@@ -55,6 +65,10 @@ def plot_table(
         rows: one a method; a column for each key, in order of first appearance.
         better: column -> "high" or "low"; columns that are not named are not judged.
         title: of the axes.
+
+    >>> ax = plot_table([{"method": "exact", "AUROC": 1.0}, {"method": "EAP", "AUROC": 0.5}], better={"AUROC": "high"})
+    >>> "exact" in [text.get_text() for text in ax.texts]
+    True
     """
     if not rows:
         raise ValueError("a table needs at least one row: got none")

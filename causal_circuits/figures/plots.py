@@ -54,6 +54,15 @@ def plot_loss(
         references: name -> loss in nats (entropy floor, exact Bayes, edge posterior, best unigram, uniform); values
             that are not finite are left out.
         test_loss: of the trained model, nats; a diamond at the last step.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import figures
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
+    >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
+    >>> ax = figures.plot_loss(record, {"uniform": 1.0986, "edge posterior": 0.65})
+    >>> ax.get_xscale()
+    'log'
     """
     ax = new_axes(ax, 7.6, 4.4)
     losses = to_numpy(record.losses)
@@ -89,6 +98,12 @@ def plot_gradient_and_information(
         information: the same shape; what theory predicts for it.
         graph: whose edges to mark.
         title: say the correlation here; nothing is computed.
+
+    >>> import torch
+    >>> from causal_circuits import chain_graph
+    >>> g = torch.diag(torch.ones(3), -1)
+    >>> plot_gradient_and_information(-0.01 * g, g, chain_graph(4), title="correlation 1").get_title()
+    'correlation 1'
     """
     ax = new_axes(ax, 5.6, 4.4)
     drawn, predicted = -to_numpy(gradient), to_numpy(information)
@@ -118,6 +133,14 @@ def plot_head_scores(scores: Sequence[HeadScores], ax: Axes | None = None) -> Ax
     """Four bars for each head - previous-token, parent, induction, copying - with its role below its name.
 
     0 is what uniform attention scores (no copying), 1 is perfect.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> from causal_circuits import figures
+    >>> ax = figures.plot_head_scores(cc.detect_induction_heads(model, task, n_sequences=64))
+    >>> len(ax.patches)  # two heads, four scores
+    8
     """
     if not scores:
         raise ValueError("head scores need at least one head: got none; pass what detect_induction_heads returns")
@@ -139,6 +162,10 @@ def plot_ablation(results: Sequence[tuple[str, str, float]], ax: Axes | None = N
 
     Args:
         results: (label, method, share of gain lost) triples, e.g. ("L0H0", "mean", 0.98).
+
+    >>> ax = plot_ablation([("L0H0", "mean", 0.98), ("L1H0", "mean", 1.02)])
+    >>> len(ax.patches)
+    2
     """
     if not results:
         raise ValueError("an ablation plot needs at least one result: got none; pass (label, method, share) triples")

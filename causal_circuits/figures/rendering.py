@@ -27,6 +27,13 @@ def save_figure(figure_or_axes: Figure | Axes, path_stem: str | os.PathLike[str]
     """Write ``<path_stem>.png`` (150 dpi) and ``<path_stem>.svg``; the folder is made if missing.
 
     The same figure gives the same SVG, byte for byte.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from causal_circuits import figures
+    >>> with TemporaryDirectory() as folder:
+    ...     saved = figures.save_figure(figures.plot_ablation([("L0H0", "mean", 0.98)]), folder + "/ablation")
+    ...     [path.name for path in saved]
+    ['ablation.png', 'ablation.svg']
     """
     figure, stem = figure_of(figure_or_axes), Path(path_stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +65,11 @@ def figure_html(figure_or_axes: Figure | Axes | Path, alt: str) -> str:
     Args:
         figure_or_axes: what to show; a path takes what `save_figure` wrote to that stem, which saves drawing it again.
         alt: what the figure shows, in words, for those who do not see it.
+
+    >>> from causal_circuits import figures
+    >>> page = figures.figure_html(figures.plot_ablation([("L0H0", "mean", 0.98)]), alt="98% of the gain is lost")
+    >>> "<svg" in page, "98% of the gain is lost" in page
+    (True, True)
     """
     if not alt.strip():
         raise ValueError("a figure needs an alt text that says what it shows: got an empty one")

@@ -42,6 +42,9 @@ class Check:
         passed: whether it holds.
         claim: what should hold, a sentence.
         evidence: the numbers that decide it.
+
+    >>> Check(True, "The graph was found.", "18 of 18 parents, none false").claim
+    'The graph was found.'
     """
 
     passed: bool
@@ -58,6 +61,9 @@ class Section:
         sentence: the one sentence that it shows.
         body: HTML (figures, tables, views).
         command: what to type to make it again.
+
+    >>> Section("Attention", "Layer 0 looks at the parents.", "<p>a figure</p>").title
+    'Attention'
     """
 
     title: str
@@ -81,6 +87,13 @@ def write_report(
         verdict: the claims, passed or failed; shown first.
         sections: the evidence, in order.
         meta: seed, versions, wall time; shown last.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> checks = [Check(True, "The graph was found.", "18 of 18 parents")]
+    >>> with TemporaryDirectory() as folder:
+    ...     path = write_report(folder + "/page.html", title="A chain", verdict=checks, sections=[], meta={"seed": "0"})
+    ...     "18 of 18 parents" in path.read_text()
+    True
     """
     path = Path(path)
     write_files(path.parent, {path.name: report_html(title=title, verdict=verdict, sections=sections, meta=meta)})
@@ -88,7 +101,13 @@ def write_report(
 
 
 def report_html(*, title: str, verdict: Sequence[Check], sections: Sequence[Section], meta: Mapping[str, str]) -> str:
-    """The page as text; each script stands in it once if any section needs it, else not at all."""
+    """The page as text; each script stands in it once if any section needs it, else not at all.
+
+    >>> checks = [Check(True, "The graph was found.", "18 of 18 parents")]
+    >>> page = report_html(title="A chain", verdict=checks, sections=[], meta={"seed": "0"})
+    >>> page.lower().startswith("<!doctype html>"), "18 of 18 parents" in page
+    (True, True)
+    """
     numbered = list(enumerate(sections, start=1))
     needed = [script for mark, script in _SCRIPTS.items() if any(mark in section.body for section in sections)]
     parts = [
@@ -106,7 +125,14 @@ def report_html(*, title: str, verdict: Sequence[Check], sections: Sequence[Sect
 
 
 def attention_html(views: Sequence[AttentionView]) -> str:
-    """CircuitsVis views for a section's body, without the script, which `write_report` adds once a page."""
+    """CircuitsVis views for a section's body, without the script, which `write_report` adds once a page.
+
+    >>> import numpy as np
+    >>> from causal_circuits import figures
+    >>> view = figures.attention_view(np.array([[[1.0, 0.0], [0.5, 0.5]]]), labels=["p0=3", "query=7"])
+    >>> "<div" in figures.attention_html([view])
+    True
+    """
     return "\n".join(f'<div class="figure">{view.fragment()}</div>' for view in views)
 
 

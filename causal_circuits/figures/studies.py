@@ -33,6 +33,10 @@ def plot_scaling(
         fits: name -> (prefactor, exponent) of value = prefactor * length ** exponent; a series may lack one.
         ylabel, xlabel: with units.
         bound: (name, prefactor, exponent) of a line to compare with, drawn dotted.
+
+    >>> points = {"gap": [(20, 0.1), (20, 0.11), (40, 0.05), (80, 0.025)]}
+    >>> plot_scaling(points, {"gap": (2.0, -1.0)}, ylabel="nats").get_yscale()
+    'log'
     """
     ax = new_axes(ax, 6.4, 5.0)
     lengths = sorted({x for series in points.values() for x, _ in series})
@@ -76,6 +80,10 @@ def plot_curves(
         levels: name -> y of horizontal lines to read the curves against.
         title: of the axes.
         legend: False where neighbouring axes have the same curves.
+
+    >>> ax = plot_curves({"loss": [(1, 1.0), (10, 0.5), (100, 0.4)]}, xlabel="step", ylabel="nats")
+    >>> ax.get_xscale(), ax.get_ylabel()
+    ('log', 'nats')
     """
     ax = new_axes(ax, 6.8, 4.2)
     for k, (name, curve) in enumerate(curves.items()):
@@ -117,6 +125,11 @@ def plot_groups(
         xlabel: with units.
         levels: name -> x of vertical lines.
         log_x: a logarithmic x axis.
+
+    >>> shares = {"ours": {"chain": 1.0, "pairs": 0.9}, "theirs": {"chain": 0.8, "pairs": 0.7}}
+    >>> ax = plot_groups(shares, xlabel="attention")
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['chain', 'pairs']
     """
     groups = list(dict.fromkeys(group for of_group in values.values() for group in of_group))
     if not groups:

@@ -39,6 +39,15 @@ class GradientComparison:
         variance_explained_without_jacobian: the same by g itself, not put through the softmax; equal for weights.
         noise_share: mean squared standard error over the variance of the measured entries; NaN if no error was given.
             What a perfect prediction would leave unexplained.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> batch = task.sample(64, seed=0)
+    >>> g = cc.predicted_gradient(task).value
+    >>> measured = cc.measured_gradient(batch.tokens, batch.target_probs).value
+    >>> comparison = cc.compare_gradient(-measured, g, task.graph)
+    >>> -1 <= comparison.correlation <= 1, len(comparison.parent_ranks)
+    (True, 4)
     """
 
     correlation: float
@@ -102,7 +111,13 @@ def compare_gradient(
 
 
 def through_softmax(g: Matrix, attention: Matrix | None = None) -> Matrix:
-    """The gradient of attention scores, P_ij (g_ij - sum_k P_ik g_ik); uniform causal attention if P is None."""
+    """The gradient of attention scores, P_ij (g_ij - sum_k P_ik g_ik); uniform causal attention if P is None.
+
+    >>> import torch
+    >>> g = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    >>> through_softmax(g)[1]  # half of it at the parent, minus half at the other position, each times the weight .5
+    tensor([ 0.2500, -0.2500])
+    """
     if attention is None:
         return score_gradient_of(g)
     pattern = attention.to(g.dtype)
@@ -137,6 +152,14 @@ class Formation:
         information: [edge]; the pull on the edge's score at the start, g through the uniform softmax.
         order_agreement: Spearman's rank correlation of `information` and earliness; edges never formed come last; NaN
             with fewer than two edges or no differences.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=512)
+    >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
+    >>> formation = cc.edge_formation(record, cc.predicted_gradient(task).value.float(), task.graph)
+    >>> formation.edges == tuple(sorted(cc.latent_edges(task.graph))), formation.steps == record.steps
+    (True, True)
     """
 
     steps: tuple[int, ...]
@@ -158,6 +181,14 @@ def edge_formation(
         predicted: g of the task.
         graph: the true graph.
         layer, head: whose.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=512)
+    >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
+    >>> formation = cc.edge_formation(record, cc.predicted_gradient(task).value.float(), task.graph)
+    >>> [comparison.parent_ranks for comparison in formation.comparisons][0]
+    (1, 1, 1, 1)
     """
     if record.attention is None or record.score_gradients is None:
         raise ValueError(
@@ -214,6 +245,12 @@ class Rival:
         relation: what the rival is to the child.
         excess: the parent's value less the rival's; negative if data processing is violated.
         standard_errors: excess over the root of both squared standard errors; NaN without errors.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> rival = cc.closest_rivals(cc.chi_squared_information(task, n_kernels=64).value, task.graph)[0]
+    >>> rival.child, rival.parent, rival.position, rival.relation, rival.excess > 0
+    (2, 1, 0, 'ancestor', True)
     """
 
     child: int

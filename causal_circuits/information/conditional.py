@@ -35,6 +35,9 @@ class Matches:
     Attributes:
         last_key: the position t whose token the last row copies.
         keys: [n_ctx]; for each row the position it copies from, -1 where it copies nothing in particular.
+
+    >>> Matches(last_key=5, keys=(-1, 0, 1, 2, 3, -1)).keys[4]
+    3
     """
 
     last_key: int
@@ -50,6 +53,12 @@ class ConditionalInformation:
         standard_error: the same shape; infinite where fewer than two sequences decide.
         share_matched: [child]; the share of sequences in which the given matches hold.
         n_samples: sequences used.
+
+    >>> from causal_circuits import InContextTask, conditional_information, ngram_graph
+    >>> batch = InContextTask(ngram_graph(8, 2), d_vocab=2).sample(500, seed=0)
+    >>> found = conditional_information(batch.tokens, batch.target_probs)
+    >>> tuple(found.value.shape), found.n_samples
+    ((8, 8, 8), 500)
     """
 
     value: Float[Tensor, "child key_pos last_key_pos"]

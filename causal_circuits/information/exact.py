@@ -37,6 +37,11 @@ class Information:
         n_samples: kernels, or sequences, averaged over.
         method: "propagation" along paths of a forest, "enumeration" of every sequence, "sampling" of sequences from
             each kernel (all three average over drawn kernels), or "sequences": estimated from data.
+
+    >>> from causal_circuits import InContextTask, chain_graph, chi_squared_information
+    >>> information = chi_squared_information(InContextTask(chain_graph(6), d_vocab=3), n_kernels=64)
+    >>> information.method, information.n_samples, bool(information.value[1, 0] > information.value[2, 0] > 0)
+    ('propagation', 64, True)
     """
 
     value: Float[Tensor, "n_ctx n_ctx"]

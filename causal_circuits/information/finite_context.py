@@ -150,6 +150,12 @@ def measured_gradient(
         of: what the gradient is taken with respect to.
         last_key: the position whose token a head's last row copies, in place of the last token; the last row is then
             zero, since it is fixed.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> batch = task.sample(4000, seed=0)
+    >>> cc.measured_gradient(batch.tokens, batch.target_probs).value[1:5].argmax(dim=1).tolist()
+    [0, 1, 2, 3]
     """
     if of not in ("weights", "scores"):
         raise ValueError(f"a gradient is taken of 'weights' or 'scores': got {of!r}")

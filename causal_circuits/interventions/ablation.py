@@ -39,6 +39,13 @@ class AblationResult:
         standard_error: of their paired difference.
         slots: the residual slots that were ablated together.
         metric: what was measured.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> result = cc.ablate_heads(model, batch, [(0, 0)])
+    >>> result.heads, result.method, result.loss > result.baseline_loss
+    (((0, 0),), 'mean', True)
     """
 
     heads: tuple[tuple[int, int], ...]
@@ -77,6 +84,13 @@ def ablate_heads(
         metric: "loss" (nats), another of `METRICS`, or a function of log-probabilities, one number a sequence.
         task: what the metric "kl_to_posterior" needs.
         seed: of resampling and permuting.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> result = cc.ablate_heads(model, batch, [(0, 0)], method="resample")
+    >>> result.loss - result.baseline_loss > 2 * result.standard_error
+    True
     """
     check(model, batch)
     heads = tuple((int(layer), int(head)) for layer, head in heads)
@@ -114,6 +128,13 @@ def ablate_slots(
             "resample": another sequence's; "permute": another position's.
         layer: 0 .. n_layers; n_layers is the final residual stream, which the read-out reads.
         metric, task, seed: as in `ablate_heads`.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> result = cc.ablate_slots(model, batch, ["position"], "permute")
+    >>> result.slots, result.loss > result.baseline_loss
+    (('position',), True)
     """
     check(model, batch)
     known, n_layers = slots(model), model.cfg.n_layers

@@ -34,6 +34,13 @@ class KnockOut:
         baseline_loss: the metric of the untouched model.
         metric: what was measured.
         path: "closed_form" or "hooks".
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> cuts = cc.knock_out_edges(model, batch)
+    >>> cuts.path, bool(cuts.effect[0, 1, 0] > 0), bool(cuts.effect[0, 0, 1].isnan())
+    ('closed_form', True, True)
     """
 
     layer: int
@@ -77,6 +84,13 @@ def knock_out_edges(
         path: "auto", or one of the two ways by name.
         copies: sequences times entries that are run at once (memory grows with it).
         seed: of resampling and permuting.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> cuts = cc.knock_out_edges(model, batch, metric="kl_to_model")
+    >>> cc.edge_auroc(cuts.effect[0], task.graph)
+    1.0
     """
     if method not in KNOCK_OUT_METHODS:
         raise ValueError(f"method must be one of {', '.join(KNOCK_OUT_METHODS)}: got {method!r}")

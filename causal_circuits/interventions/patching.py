@@ -29,6 +29,16 @@ class PatchingResult:
         names: the hook names, or the paths, in the order of `metric`'s rows.
         metric: [name, pos], or [name, 1] when all positions were patched at once.
         clean, corrupted: the metric of the two untouched runs.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> clean, corrupted = task.sample(32, seed=0), task.sample(32, seed=1)
+    >>> result = cc.patch_activations(
+    ...     model, clean.tokens, corrupted.tokens, lambda log_probs: (clean.target_probs * log_probs).sum(1).mean()
+    ... )
+    >>> result.names[0], result.metric.shape == (len(result.names), 6)
+    ('blocks.0.hook_resid_pre', True)
     """
 
     names: tuple[str, ...]
@@ -61,6 +71,16 @@ def patch_activations(
         names: hooks whose activations have axes [batch, pos, ...]; the default is ``hook_resid_pre`` and the
             attention output ``hook_z`` of every layer.
         by_position: patch one position at a time; otherwise all at once.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> clean, corrupted = task.sample(32, seed=0), task.sample(32, seed=1)
+    >>> def of_use(log_probs):
+    ...     return (clean.target_probs * log_probs).sum(dim=1).mean()
+    >>> result = cc.patch_activations(model, clean.tokens, corrupted.tokens, of_use, by_position=False)
+    >>> round(float(result.metric[0, 0]) - result.clean, 4)  # everything that layer 0 reads is the clean run's
+    0.0
     """
     _check_pairs(model, clean, corrupted)
     if names is None:

@@ -50,6 +50,13 @@ class Scrubbed:
         random_loss: the same with donors drawn freely.
         baseline_loss: the untouched model.
         recovered: (random - scrubbed) / (random - untouched): 1 if the claim is all there is to it, 0 if it is empty.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> scrubbed = cc.scrub_hypothesis(model, batch, task)
+    >>> scrubbed.claim, scrubbed.loss < scrubbed.random_loss
+    ('both', True)
     """
 
     claim: Claim

@@ -122,6 +122,12 @@ def warm_start(model: HookedTransformer, scale: float = 2.0) -> HookedTransforme
     ``W_Q[1]`` gets `scale` x identity from the query's token to the token that each layer-1 head copied (with
     several heads: head by head, between the copies on both sides), and W_U gets it from the last layer's attended
     token. In the reduced model it is A2 = scale I (beta0 of Algorithm 1).
+
+    >>> import torch
+    >>> from causal_circuits import reduced_transformer, warm_start
+    >>> model = warm_start(reduced_transformer(d_vocab=3, n_ctx=6), scale=2.0)
+    >>> int((model.W_Q[1] == 2.0).sum())  # A2 = 2 I
+    3
     """
     layout = layout_of(model)
     if layout.n_layers != 2:
@@ -141,6 +147,10 @@ def match_blocks(model: HookedTransformer, copier: int, *, by_copy: bool | None 
     Views into ``W_Q[1]``, [d_vocab, d_vocab], one for each head of layer 1. With one copying head the query's own
     token is compared, as in the paper; with several it is the copy, because the last row holds the target's parents.
     `by_copy` decides otherwise.
+
+    >>> from causal_circuits import disentangled_transformer
+    >>> [tuple(block.shape) for block in match_blocks(disentangled_transformer(3, 6), copier=0, by_copy=False)]
+    [(3, 3)]
     """
     layout, named = layout_of(model), layout_of(model).slots()
     key = named[f"L0H{copier}.token"].slice
@@ -152,7 +162,13 @@ def match_blocks(model: HookedTransformer, copier: int, *, by_copy: bool | None 
 
 
 def warm_readout(model: HookedTransformer, scale: float) -> HookedTransformer:
-    """Let W_U read the token that the last layer attends to, `scale` logits in all, in place; returns the model."""
+    """Let W_U read the token that the last layer attends to, `scale` logits in all, in place; returns the model.
+
+    >>> from causal_circuits import disentangled_transformer
+    >>> model = warm_readout(disentangled_transformer(3, 6), scale=2.0)
+    >>> float(model.W_U.detach().sum())  # 2 logits for each of 3 tokens
+    6.0
+    """
     layout, named = layout_of(model), layout_of(model).slots()
     identity = scale * torch.eye(layout.d_vocab, dtype=model.W_U.dtype, device=model.W_U.device)
     for head in range(layout.n_heads[1]):
@@ -184,6 +200,12 @@ def plant_circuit(
         match_scale: weight of one matching token in layer 1.
         readout_scale: logits a unit of attended token frequency.
         n_heads: more heads than needed may be asked for; the others stay empty.
+
+    >>> import torch
+    >>> from causal_circuits import mean_attention, pairs_graph, plant_circuit
+    >>> model = plant_circuit(pairs_graph(6), d_vocab=3)
+    >>> mean_attention(model, torch.zeros(1, 6, dtype=torch.int64))[0, 0, 3, 2] > 0.999
+    tensor(True)
     """
     validate_graph(graph)
     n_ctx, target_parents = n_ctx_of(graph), parents_of(graph, n_ctx_of(graph))
@@ -230,7 +252,12 @@ def attention_block(model: HookedTransformer, layer: int, head: int, query_slot:
 
 
 def live_heads(model: HookedTransformer) -> list[tuple[int, int]]:
-    """(layer, head) of every head, the dead ones that only pad a layer left out."""
+    """(layer, head) of every head, the dead ones that only pad a layer left out.
+
+    >>> from causal_circuits import disentangled_transformer, live_heads
+    >>> live_heads(disentangled_transformer(3, 6, n_heads=(2, 1)))
+    [(0, 0), (0, 1), (1, 0)]
+    """
     n_heads = getattr(getattr(model, "causal_circuits_layout", None), "n_heads", None)
     if n_heads is None:
         n_heads = (model.cfg.n_heads,) * model.cfg.n_layers
@@ -238,7 +265,11 @@ def live_heads(model: HookedTransformer) -> list[tuple[int, int]]:
 
 
 def check_head(model: HookedTransformer, layer: int, head: int) -> None:
-    """Raise a ValueError unless the model has this head."""
+    """Raise a ValueError unless the model has this head.
+
+    >>> from causal_circuits import disentangled_transformer
+    >>> check_head(disentangled_transformer(3, 6), 0, 0)
+    """
     if (layer, head) not in live_heads(model):
         raise ValueError(
             f"the model has no head {head} in layer {layer}: its heads (layer, head) are {live_heads(model)}"
@@ -246,7 +277,11 @@ def check_head(model: HookedTransformer, layer: int, head: int) -> None:
 
 
 def check_model(model: HookedTransformer, d_vocab: int, n_ctx: int) -> None:
-    """Raise a ValueError unless sequences of this kind fit the model and its weights are numbers."""
+    """Raise a ValueError unless sequences of this kind fit the model and its weights are numbers.
+
+    >>> from causal_circuits import disentangled_transformer
+    >>> check_model(disentangled_transformer(3, 6), d_vocab=3, n_ctx=6)
+    """
     fits = n_ctx == model.cfg.n_ctx if has_layout(model) else n_ctx <= model.cfg.n_ctx
     if d_vocab != model.cfg.d_vocab or not fits:
         raise ValueError(

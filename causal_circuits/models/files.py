@@ -24,6 +24,12 @@ def save_model(model: HookedTransformer, folder: str | os.PathLike[str]) -> Path
 
     Only the trained weights are stored; the frozen identities follow from the sizes. Each file is written beside
     its place and moved there, so an interrupted save leaves the earlier files whole.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from causal_circuits import chain_graph, plant_circuit, save_model
+    >>> with TemporaryDirectory() as folder:
+    ...     sorted(path.name for path in save_model(plant_circuit(chain_graph(6), d_vocab=3), folder).iterdir())
+    ['model.json', 'model.safetensors']
     """
     layout = layout_of(model)
     trained = {name: p for name, p in model.named_parameters() if name.endswith(("W_Q", "W_U"))}
@@ -43,6 +49,14 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
 
     Raises:
         ValueError: a file is missing or is not what `save_model` writes.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from causal_circuits import chain_graph, load_model, plant_circuit, save_model
+    >>> model = plant_circuit(chain_graph(6), d_vocab=3)
+    >>> with TemporaryDirectory() as folder:
+    ...     again = load_model(save_model(model, folder))
+    >>> bool((again.W_Q == model.W_Q).all())
+    True
     """
     folder = Path(folder)
     for name in (WEIGHTS, CONFIG):

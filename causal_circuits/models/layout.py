@@ -26,6 +26,10 @@ class Slot:
         name: ``"token"``, ``"position"``, ``"L0H1.token"``, ``"L1H0.L0H1.token"``, ...
         start, stop: the half-open range of coordinates.
         description: the name in words.
+
+    >>> from causal_circuits import disentangled_transformer, slots
+    >>> slots(disentangled_transformer(3, 6))["position"].stop
+    9
     """
 
     name: str
@@ -48,6 +52,9 @@ class Layout:
             and an output that is a probability vector rather than logits).
         d_vocab, n_ctx: vocabulary and context length.
         n_heads: heads of each layer.
+
+    >>> Layout("disentangled", d_vocab=10, n_ctx=20, n_heads=(1, 1)).width(2)  # 30, doubled by the head of each layer
+    120
     """
 
     kind: Kind
@@ -119,6 +126,10 @@ def layout_of(model: HookedTransformer) -> Layout:
 
     Raises:
         ValueError: the model was not built by `causal_circuits`.
+
+    >>> from causal_circuits import disentangled_transformer
+    >>> layout_of(disentangled_transformer(3, 6, n_heads=(2, 1))).n_heads
+    (2, 1)
     """
     layout = getattr(model, "causal_circuits_layout", None)
     if not isinstance(layout, Layout):
@@ -130,7 +141,12 @@ def layout_of(model: HookedTransformer) -> Layout:
 
 
 def has_layout(model: HookedTransformer) -> bool:
-    """Whether the model was built by `causal_circuits`."""
+    """Whether the model was built by `causal_circuits`.
+
+    >>> from causal_circuits import disentangled_transformer
+    >>> has_layout(disentangled_transformer(3, 6))
+    True
+    """
     return isinstance(getattr(model, "causal_circuits_layout", None), Layout)
 
 

@@ -31,6 +31,12 @@ def logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Floa
     ``hook_pattern``); ordinary ones compute their last layer at the last position alone unless a hook sits there;
     everything else takes the plain forward. For the reduced model the output is a probability
     vector: see `log_probs`.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> tuple(cc.models.logits(model, batch.tokens).shape)
+    (64, 3)
     """
     if has_layout(model) and not _has_other_hooks(model):
         if layout_of(model).kind == "disentangled":
@@ -43,7 +49,15 @@ def logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Floa
 
 
 def log_probs(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
-    """The log of the model's prediction at the last position: log softmax of logits, or log(f + 1e-9) if reduced."""
+    """The log of the model's prediction at the last position: log softmax of logits, or log(f + 1e-9) if reduced.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> log_probs = cc.log_probs(model, batch.tokens)
+    >>> bool(log_probs.exp().sum(dim=1).allclose(log_probs.new_ones(64)))
+    True
+    """
     output = logits(model, tokens)
     if has_layout(model) and layout_of(model).kind == "reduced":
         return (output + PROBABILITY_FLOOR).log()
@@ -51,7 +65,15 @@ def log_probs(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> F
 
 
 def structured_logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
-    """Logits of a disentangled transformer at the last position (see the module's text for the method)."""
+    """Logits of a disentangled transformer at the last position (see the module's text for the method).
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> plain = model(batch.tokens)[:, -1]
+    >>> bool((cc.models.structured_logits(model, batch.tokens) - plain).abs().max() < 1e-4)
+    True
+    """
     layout = layout_of(model)
     _check_tokens(layout, tokens)
     one_hot = torch.nn.functional.one_hot(tokens, layout.d_vocab).to(model.W_U.dtype)

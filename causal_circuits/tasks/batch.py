@@ -14,6 +14,11 @@ class Batch:
     Attributes:
         tokens: int64 [batch, n_ctx].
         target_probs: float32 [batch, d_vocab]; the law of the target given its parents' tokens.
+
+    >>> from causal_circuits import InContextTask, chain_graph
+    >>> batch = InContextTask(chain_graph(6), d_vocab=3).sample(100, seed=0)
+    >>> batch.tokens.shape, batch.target_probs.shape, len(batch[:10].tokens)
+    (torch.Size([100, 6]), torch.Size([100, 3]), 10)
     """
 
     tokens: Int[Tensor, "batch n_ctx"]

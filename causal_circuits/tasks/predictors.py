@@ -26,7 +26,12 @@ from causal_circuits.tasks.task import InContextTask
 def cross_entropy(
     probs: Float[Tensor, "batch d_vocab"], target_probs: Float[Tensor, "batch d_vocab"]
 ) -> Float[Tensor, " batch"]:
-    """-sum target log(probs) for every sequence, in nats; 0 log 0 is 0."""
+    """-sum target log(probs) for every sequence, in nats; 0 log 0 is 0.
+
+    >>> import torch
+    >>> cross_entropy(torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0]])).exp().tolist()
+    [2.0]
+    """
     return -torch.special.xlogy(target_probs.double(), probs.double()).sum(dim=-1)
 
 
@@ -39,6 +44,12 @@ def edge_posterior(task: InContextTask, tokens: Int[Tensor, "batch n_ctx"]) -> F
     of their rows, weighted by the likelihood of the edges.
 
     Returns float64 probabilities [batch, d_vocab].
+
+    >>> import torch
+    >>> from causal_circuits import InContextTask, chain_graph, edge_posterior
+    >>> task = InContextTask(chain_graph(4), d_vocab=2, alpha=1.0)
+    >>> edge_posterior(task, torch.tensor([[0, 1, 1, 0]]))  # 0 was followed by 1 once: (1 + [0, 1]) / (2 + 1)
+    tensor([[0.3333, 0.6667]], dtype=torch.float64)
     """
     task.check_tokens(tokens)
     counts = _transition_counts(task, tokens)
@@ -100,6 +111,13 @@ class ExactBayes:
         probs: float64 [batch, d_vocab].
         effective_draws: mean effective sample size of the importance weights; much below the number of
             draws means that roots are informative and more draws are needed.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> batch = task.sample(64, seed=0)
+    >>> found = cc.exact_bayes(task, batch.tokens, n_draws=32)
+    >>> tuple(found.probs.shape)
+    (64, 3)
     """
 
     probs: Float[Tensor, "batch d_vocab"]
@@ -117,6 +135,13 @@ def exact_bayes(
     draws: on the pairs graph at (10, 20), where roots matter most, 64, 256 and 1,024 draws lie .0265, .0357 and .0371
     (+- .003) below the edge posterior. Where roots carry no information - they are uniform or shared - this equals the
     edge posterior and nothing is drawn.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> batch = task.sample(64, seed=0)
+    >>> probs = cc.exact_bayes(task, batch.tokens, n_draws=64).probs
+    >>> bool(probs.sum(dim=1).allclose(probs.new_ones(64)))
+    True
     """
     task.check_tokens(tokens)
     if task.given_kernels is not None:
@@ -177,7 +202,12 @@ def _posterior_draws(
 
 
 def unigram(tokens: Int[Tensor, "batch n_ctx"], d_vocab: int, pseudo_count: float) -> Float[Tensor, "batch d_vocab"]:
-    """Token frequencies of the context, smoothed: (pseudo_count + counts) / (d_vocab pseudo_count + n_ctx)."""
+    """Token frequencies of the context, smoothed: (pseudo_count + counts) / (d_vocab pseudo_count + n_ctx).
+
+    >>> import torch
+    >>> unigram(torch.tensor([[0, 0, 0, 1]]), d_vocab=2, pseudo_count=1.0)
+    tensor([[0.6667, 0.3333]], dtype=torch.float64)
+    """
     return _smoothed(_token_counts(tokens, d_vocab), pseudo_count)
 
 
@@ -191,7 +221,14 @@ def _smoothed(counts: Tensor, pseudo_count: float) -> Float[Tensor, "batch d_voc
 
 
 def best_unigram_loss(batch: Batch) -> float:
-    """The lowest loss of a smoothed unigram on the batch, over pseudo-counts from 0.001 to 100 (log grid)."""
+    """The lowest loss of a smoothed unigram on the batch, over pseudo-counts from 0.001 to 100 (log grid).
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> batch = task.sample(64, seed=0)
+    >>> 0 < cc.best_unigram_loss(batch) < 1.2
+    True
+    """
     d_vocab = batch.target_probs.shape[-1]
     grid = np.logspace(-3, 2, 51)
     counts = _token_counts(batch.tokens, d_vocab)
@@ -205,6 +242,13 @@ class ReferenceLosses:
 
     `exact_bayes` is the edge posterior plus their paired difference on a sub-sample; `exact_bayes_error` is the
     standard error of that difference and `exact_bayes_effective_draws` tells whether the importance sampling held.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> batch = task.sample(64, seed=0)
+    >>> lines = cc.reference_losses(task, batch)
+    >>> lines.entropy < lines.edge_posterior < lines.uniform
+    True
     """
 
     entropy: float
@@ -219,7 +263,15 @@ class ReferenceLosses:
 def reference_losses(
     task: InContextTask, batch: Batch, n_exact: int = 1024, n_draws: int = 256, seed: int = 0
 ) -> ReferenceLosses:
-    """All reference lines on one batch; exact Bayes on its first `n_exact` sequences."""
+    """All reference lines on one batch; exact Bayes on its first `n_exact` sequences.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> batch = task.sample(64, seed=0)
+    >>> lines = cc.reference_losses(task, batch, n_draws=64)
+    >>> lines.entropy < lines.exact_bayes < lines.best_unigram
+    True
+    """
     posterior = cross_entropy(edge_posterior(task, batch.tokens), batch.target_probs)
     sub = batch[:n_exact]
     exact = exact_bayes(task, sub.tokens, n_draws=n_draws, seed=seed)

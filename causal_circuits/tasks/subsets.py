@@ -41,7 +41,14 @@ def subset_predictor(
 
 
 def subset_loss(task: InContextTask, batch: Batch, which: Sequence[int]) -> float:
-    """The lowest loss of `subset_predictor` on a batch, over pseudo-counts from 0.001 to 100 (log grid); nats."""
+    """The lowest loss of `subset_predictor` on a batch, over pseudo-counts from 0.001 to 100 (log grid); nats.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.ngram_graph(12, 2), d_vocab=2)
+    >>> batch = task.sample(500, seed=0)
+    >>> cc.subset_loss(task, batch, [0, 1]) < cc.subset_loss(task, batch, [])
+    True
+    """
     counts = _subset_counts(task, batch.tokens, which)
     total = counts.sum(dim=-1, keepdim=True)
     losses = [
@@ -55,6 +62,12 @@ def subset_losses(task: InContextTask, batch: Batch) -> dict[tuple[int, ...], fl
     """The calibrated loss for every set of parent numbers, from none to all: where a plateau of training may lie.
 
     With k parents there are 2^k lines; for an (m + 1)-gram inside a (k + 1)-gram take the last m numbers.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.ngram_graph(12, 2), d_vocab=2)
+    >>> losses = cc.subset_losses(task, task.sample(500, seed=0))
+    >>> sorted(losses), min(losses, key=losses.get)
+    ([(), (0,), (0, 1), (1,)], (0, 1))
     """
     numbers = range(len(task.target_parents))
     sets = [which for size in range(len(numbers) + 1) for which in combinations(numbers, size)]

@@ -30,7 +30,18 @@ KEPT = 2
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is of another run, or of a model of other sizes."""
+    """A checkpoint is of another run, or of a model of other sizes.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     try:
+    ...         cc.restore_checkpoint(cc.disentangled_transformer(3, 6), folder)
+    ...     except cc.CheckpointError as error:
+    ...         print("no whole checkpoint" in str(error))
+    True
+    """
 
 
 @dataclass(frozen=True)
@@ -165,6 +176,18 @@ def restore_checkpoint(model: HookedTransformer, folder: str | os.PathLike[str])
 
     Raises:
         CheckpointError: there is no whole checkpoint, or it is of a model of other sizes.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> from tempfile import TemporaryDirectory
+    >>> model, again = cc.disentangled_transformer(3, 6), cc.disentangled_transformer(3, 6)
+    >>> with TemporaryDirectory() as folder:
+    ...     config, kept = cc.TrainConfig.joint(4, batch_size=8), cc.Checkpoints(folder, every=2)
+    ...     record = cc.train(model, task, config, checkpoints=kept)
+    ...     cc.restore_checkpoint(again, folder)
+    4
+    >>> bool((again.W_U == model.W_U).all())
+    True
     """
     state = load_state(folder, None)
     if state is None:

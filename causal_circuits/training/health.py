@@ -20,6 +20,16 @@ class DivergenceError(FloatingPointError):
         step: at which it happened; so many optimiser steps were done before.
         member: of the ensemble; 0 where one model is trained.
         checkpoint: the step of the last good checkpoint (`restore_checkpoint` gives its weights to a model), or None.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.disentangled_transformer(3, 6)
+    >>> config = cc.TrainConfig.joint(20, learning_rate=1e30, batch_size=8)
+    >>> try:
+    ...     cc.train(model, task, config)
+    ... except cc.DivergenceError as error:
+    ...     print(error.checkpoint is None, 0 < error.step < 20)
+    True True
     """
 
     def __init__(self, message: str, step: int, member: int, checkpoint: int | None) -> None:
@@ -36,6 +46,12 @@ class TrainingHealth:
             clearly above its lowest tenth) or "too short" to tell.
         first, lowest, last: mean loss of the first tenth, of the lowest and of the last, nats.
         advice: what to try; empty where nothing is wrong.
+
+    >>> import torch
+    >>> from causal_circuits import TrainingRecord, training_health
+    >>> falling = torch.linspace(2.0, 1.0, 200, dtype=torch.float64)
+    >>> training_health(TrainingRecord(falling, (), falling[:0], attention=None, score_gradients=None)).verdict
+    'falls'
     """
 
     verdict: Literal["falls", "plateau", "diverges", "rises", "too short"]

@@ -35,6 +35,17 @@ class TrainingPaused(Exception):  # no error: it is what `minutes` asked for
     Attributes:
         step: steps done.
         records: what a finished run would have returned, up to here.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> from tempfile import TemporaryDirectory
+    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(9, batch_size=8)
+    >>> with TemporaryDirectory() as folder:
+    ...     try:
+    ...         cc.train(model, task, config, checkpoints=cc.Checkpoints(folder, minutes=1e-9))
+    ...     except cc.TrainingPaused as paused:
+    ...         print(paused.step < 9)
+    True
     """
 
     def __init__(self, message: str, step: int, records: list[TrainingRecord]) -> None:

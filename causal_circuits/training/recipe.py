@@ -19,6 +19,11 @@ class Stage:
         optimizer: "adam", "adamw" or "sgd".
         schedule: "constant", "cosine" (to zero) or "linear" (to zero).
         weight_decay: of Adam(W) and SGD.
+
+    >>> Stage(100, 0.3, train=("W_Q.0",)).optimizer
+    'adam'
+    >>> Stage(1000, 0.1, schedule="cosine").train is None
+    True
     """
 
     steps: int
@@ -54,7 +59,11 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def default_stages(steps: int = 2000) -> tuple[Stage, ...]:
-    """The recipe that recovered the graph on every forest tried (ARCHITECTURE.md has the comparison)."""
+    """The recipe that recovered the graph on every forest tried (ARCHITECTURE.md has the comparison).
+
+    >>> [(stage.steps, stage.learning_rate, stage.train) for stage in default_stages(2000)]
+    [(100, 0.3, ('W_Q.0',)), (1900, 0.1, None)]
+    """
     if steps < 2:
         raise ValueError(f"the default recipe has two stages and needs at least 2 steps: got {steps}")
     first = max(1, min(100, steps // 5))
@@ -76,6 +85,11 @@ class TrainConfig:
             Algorithm 1). It overwrites those blocks: None leaves the model as it comes, to go on with a trained one.
         seed: of the data: one long stream of sequences, kept apart from whatever `InContextTask.sample` is asked
             for; step s trains on its sequences s batch_size, ..., whatever the path and the number of threads.
+
+    >>> [stage.steps for stage in TrainConfig().stages]
+    [100, 1900]
+    >>> TrainConfig.joint(500, learning_rate=0.05, batch_size=256).batch_size
+    256
     """
 
     stages: tuple[Stage, ...] = field(default_factory=default_stages)

@@ -11,7 +11,15 @@ from causal_circuits.tasks import Batch
 
 
 def gradient_step(model: HookedTransformer, batch: Batch) -> float:
-    """Set the gradient of the mean loss on a batch, by the fastest path that honours every hook; return the loss."""
+    """Set the gradient of the mean loss on a batch, by the fastest path that honours every hook; return the loss.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> loss = cc.training.gradient_step(model, batch)
+    >>> abs(loss - float(cc.evaluate(model, batch).mean())) < 1e-5, model.W_U.grad.shape == model.W_U.shape
+    (True, True)
+    """
     if can_fuse(model):
         return fused_step(model, batch.tokens, batch.target_probs).loss
     model.zero_grad(set_to_none=True)
@@ -21,13 +29,29 @@ def gradient_step(model: HookedTransformer, batch: Batch) -> float:
 
 
 def mean_loss(model: HookedTransformer, batch: Batch) -> Tensor:
-    """Mean soft-label cross-entropy at the last position, nats; a scalar that can be differentiated."""
+    """Mean soft-label cross-entropy at the last position, nats; a scalar that can be differentiated.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> mean = cc.training.mean_loss(model, batch)
+    >>> abs(float(mean.detach()) - float(cc.evaluate(model, batch).mean())) < 1e-5
+    True
+    """
     return -(batch.target_probs * log_probs(model, batch.tokens)).sum(dim=-1).mean()
 
 
 @torch.no_grad()
 def evaluate(model: HookedTransformer, batch: Batch, chunk: int = 2048) -> Tensor:
-    """The loss of every sequence of a batch, float64 [batch], nats; `chunk` sequences at a time."""
+    """The loss of every sequence of a batch, float64 [batch], nats; `chunk` sequences at a time.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> losses = cc.evaluate(model, batch)
+    >>> losses.dtype, len(losses), float(losses.mean()) < cc.best_unigram_loss(batch)
+    (torch.float64, 64, True)
+    """
     batch = batch.to(model.W_U.device, model.W_U.dtype)
     pieces = [batch[start : start + chunk] for start in range(0, len(batch), chunk)]
     return torch.cat(
@@ -39,6 +63,12 @@ def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record:
     """Attention and its gradients on one batch by hooks; a pass of its own, so it does not touch the training.
 
     The parameters' gradients, if they have any, stay as they are.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> cc.take_snapshot(model, batch, record=cc.RecordAt(score_gradients=False)).score_gradients is None
+    True
     """
     record = record or RecordAt()
     frozen = [block.attn.W_Q for block in model.blocks if not block.attn.W_Q.requires_grad]
@@ -69,6 +99,10 @@ def trainable_parameters(model: HookedTransformer) -> dict[str, torch.nn.Paramet
     """What can be trained, under the names that a Stage uses: "W_Q.0", "W_Q.1", ..., "W_U".
 
     Of an ordinary transformer, every parameter under its own name.
+
+    >>> from causal_circuits import disentangled_transformer
+    >>> list(trainable_parameters(disentangled_transformer(3, 6)))
+    ['W_Q.0', 'W_Q.1', 'W_U']
     """
     if not has_layout(model):
         return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

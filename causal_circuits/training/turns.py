@@ -55,6 +55,12 @@ class PairGain:
     Attributes:
         value: [query_pos, key_pos, last_key_pos]; nats a unit of layer-1 score; 0 unless j < i < n_ctx - 1.
         standard_error: the same shape.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
+    >>> gain = cc.pair_gain(cc.disentangled_transformer(3, 8, (2, 1)), task.sample(64, seed=0))
+    >>> gain.value.shape == gain.standard_error.shape == (8, 8, 8)
+    True
     """
 
     value: Float[Tensor, "query_pos key_pos last_key_pos"]
@@ -75,6 +81,13 @@ class Turn:
         support: [last_key_pos], the total gain of every t.
         gain: [query_pos, key_pos], G at t (at the best t, if none was worth it).
         start: the training step at which the turn began.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
+    >>> model = cc.models.warm_readout(cc.disentangled_transformer(3, 8, (2, 1)), 4.0)
+    >>> turn = cc.take_turn(model, task.sample(5_000, seed=0), head=0)
+    >>> turn.head, turn.last_key in (6, 7), tuple(turn.gain.shape)  # positions 6 and 7 are the parents of the target
+    (0, True, (8, 8))
     """
 
     head: int
@@ -96,6 +109,9 @@ class TurnConfig:
         attention: scores given to the best entry of a row.
         batch_size, seed: of the training data.
         n_sequences: from which G is estimated, each turn.
+
+    >>> TurnConfig(steps=3000).settle
+    60
     """
 
     steps: int = 6000
@@ -238,6 +254,12 @@ def take_turn(
         before: the turns already taken; their t are not given out again.
         config: scales.
         start: the step to be noted in the turn.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
+    >>> model = cc.models.warm_readout(cc.disentangled_transformer(3, 8, (2, 1)), 4.0)
+    >>> cc.take_turn(model, task.sample(5_000, seed=0), head=0).last_key in (6, 7)  # a parent of the target
+    True
     """
     config = config or TurnConfig()
     gain = pair_gain(model, batch)
@@ -264,7 +286,14 @@ def take_turn(
 
 
 def pair_gain(model: HookedTransformer, batch: Batch, chunk: int = 1024) -> PairGain:
-    """G of the module's text, on a batch, for a head whose match is off; the model is left as it was."""
+    """G of the module's text, on a batch, for a head whose match is off; the model is left as it was.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
+    >>> gain = cc.pair_gain(cc.disentangled_transformer(3, 8, (2, 1)), task.sample(64, seed=0))
+    >>> bool(gain.value[0].eq(0).all())  # the first row has nothing to look at
+    True
+    """
     n_ctx = batch.tokens.shape[1]
     moments = torch.zeros(2, n_ctx, n_ctx * n_ctx, dtype=torch.float64)  # of slope and its square, times the match
     slopes, matches = torch.zeros(2, n_ctx, dtype=torch.float64), torch.zeros(n_ctx * n_ctx, dtype=torch.float64)

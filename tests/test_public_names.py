@@ -1,0 +1,104 @@
+"""Public names and the documentation match, and every public function and class has an example that runs.
+
+The examples themselves run as doctests (`--doctest-modules` in pyproject.toml).
+"""
+
+import importlib
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import causal_circuits as cc
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *ROOT.glob("*/README.md"),
+        *(ROOT / "notebooks").glob("*.ipynb"),
+    ]
+)
+# what a page may call a module of ours; `cc` is the package
+MODULES = (
+    "graphs|tasks|information|models|recording|training|films|heads|interventions|discovery|circuits|figures|storage"
+)
+USED = re.compile(rf"(?<![\w./])(?:cc|causal_circuits|(?:cc\.|causal_circuits\.)?(?:{MODULES}))(?:\.[A-Za-z_]\w*)+")
+FILES = re.compile(r"(?<![\w/])(?:analyses|benchmarks|docs|notebooks|tests)/[\w/.-]*\.(?:py|md|json|png|ipynb)\b")
+
+
+def public() -> dict[str, Any]:
+    """Every public function and class of ours, by the path that a user imports it from."""
+    found = {}
+    for path in [cc.__name__, *(f"{cc.__name__}.{name}" for name in MODULES.split("|"))]:
+        module = importlib.import_module(path)
+        for name in getattr(module, "__all__", []):
+            value = getattr(module, name)
+            if callable(value) and str(getattr(value, "__module__", "")).startswith(cc.__name__):
+                found[f"{path}.{name}"] = value
+    return found
+
+
+def text_of(page: Path) -> str:
+    """What a page says in code: between backticks, in blocks, or in the cells of a notebook."""
+    if page.suffix == ".ipynb":
+        return "\n".join("".join(cell["source"]) for cell in json.loads(page.read_text())["cells"])
+    return "\n".join(re.findall(r"```.*?```|`[^`\n]+`", page.read_text(), flags=re.DOTALL))
+
+
+def resolves(dotted: str) -> bool:
+    """Whether a dotted name is a name of ours, or an attribute of one; file names are none."""
+    if dotted.endswith((".py", ".md")):
+        return True
+    value: Any = cc
+    for part in dotted.removeprefix("causal_circuits.").removeprefix("cc.").split("."):
+        if not hasattr(value, part):
+            try:
+                value = importlib.import_module(f"{value.__name__}.{part}")
+            except (ImportError, AttributeError):
+                return inspect.isclass(value) and part in value.__annotations__
+        else:
+            value = getattr(value, part)
+    return True
+
+
+@pytest.mark.parametrize("path", public())
+def test_a_public_name_has_a_claim_and_an_example(path: str):
+    documentation = inspect.getdoc(public()[path]) or ""
+    assert documentation.split("\n")[0].endswith((".", ":")), "the first line is a sentence"
+    assert ">>> " in documentation, "no example"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_that_the_documentation_uses_exist(page: Path):
+    assert [name for name in USED.findall(text_of(page)) if not resolves(name)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_the_documentation_names_exist(page: Path):
+    assert [name for name in FILES.findall(page.read_text()) if not (ROOT / name).exists()] == []
+
+
+def test_the_reference_is_what_the_docstrings_say(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    page = (ROOT / "docs" / "API.md").read_text()
+    assert page == importlib.import_module("write_api").api(), "run python docs/write_api.py"
+
+
+def test_every_public_name_is_in_the_reference():
+    page = (ROOT / "docs" / "API.md").read_text()
+    assert [name for name in cc.__all__ if not re.search(rf"^- `cc\.{name}[`(]", page, flags=re.MULTILINE)] == []
+    for path in public():
+        assert re.search(rf"^- `(cc\.)?{path.rpartition('.')[2]}[`(]", page, flags=re.MULTILINE), path
+
+
+def test_a_name_that_does_not_exist_is_found():
+    assert USED.findall("`cc.no_such_name(3)`, `figures.nothing`") == ["cc.no_such_name", "figures.nothing"]
+    assert not resolves("cc.no_such_name")
+    assert not resolves("figures.nothing")
+    assert resolves("cc.InContextTask.sample")
+    assert resolves("cc.KnockOut.effect")
