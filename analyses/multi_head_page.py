@@ -162,7 +162,7 @@ def table(f: MultiHeadFindings, out: Path) -> str:
         + "; ".join(head.role for head in f.single.graph["heads"])
         + "".join(f"; {sentence}" for sentence in further_sentences(f.single))
         + f"; why: {why_one_parent(f)}",
-        f"time        {f.seconds:.1f} s, of which training {f.record.seconds:.1f} s "
+        f"time        {f.seconds:.1f} s; training {f.record.seconds:.1f} s in all "
         f"({f.record.sequences_per_s:,.0f} sequences/s, {f.record.path} path)",
         f"look at     {out / 'report.html'}",
     ]

@@ -118,7 +118,7 @@ def table(findings: Findings, out: Path) -> str:
     lines += [
         f"knock-out   AUROC {f.auroc():.3f} ({f.auroc(children_only=True):.3f} in rows of children); "
         f"a true edge costs {float(on_edges.mean()):.4f} nats, another entry {float(elsewhere.mean()):.4f}",
-        f"time        {f.seconds:.1f} s, of which training {f.record.seconds:.1f} s "
+        f"time        {f.seconds:.1f} s; training {f.record.seconds:.1f} s in all "
         f"({f.record.sequences_per_s:,.0f} sequences/s, {f.record.path} path)",
         f"look at     {out / 'report.html'}",
     ]

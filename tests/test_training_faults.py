@@ -95,6 +95,7 @@ def losses(curve: torch.Tensor) -> cc.TrainingRecord:
     ("curve", "verdict", "advice"),
     [
         (torch.linspace(2.3, 1.8, 400), "falls", ""),
+        (torch.cat([torch.linspace(2.3, 1.8, 6), torch.full((394,), 1.8)]), "falls", ""),  # within the first tenth
         (torch.full((400,), 2.3), "plateau", "raise the learning rate"),
         (torch.linspace(2.3, 2.9, 400), "diverges", "lower the learning rate"),
         (torch.cat([torch.linspace(2.3, 1.8, 200), torch.linspace(1.8, 2.1, 200)]), "rises", "fell and rose again"),

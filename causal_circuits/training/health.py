@@ -102,8 +102,8 @@ def training_health(record: TrainingRecord) -> TrainingHealth:
         verdict = "diverges"
     elif above(9, low):
         verdict = "rises"
-    elif above(0, 9):
-        verdict = "falls"
+    elif above(0, 9) or losses[0] - means[9] > max(CLEAR * tenths[9].std(ddof=1), SHARE * abs(means[9])):
+        verdict = "falls"  # perhaps within the first tenth, all of it
     else:
         verdict = "plateau"
     return TrainingHealth(verdict, float(means[0]), float(means[low]), float(means[9]), ADVICE[verdict])
