@@ -204,6 +204,15 @@ def test_dags_too_are_the_same_without_numba(roots: str, monkeypatch: pytest.Mon
     assert_the_same_without_numba(task, 700, 3, monkeypatch)
 
 
+def test_far_places_of_a_stream_are_the_same_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, far = cc.InContextTask(cc.chain_graph(5), d_vocab=3), 2**32 - 4  # the place is a 64-bit number
+    compiled = task.stream(1)(8, far)
+    monkeypatch.setattr("causal_circuits.simd.available", lambda: False)
+    vectorised = task.stream(1)(8, far)
+    assert torch.equal(compiled.tokens, vectorised.tokens)
+    torch.testing.assert_close(compiled.target_probs, vectorised.target_probs, atol=1e-5, rtol=1e-4)
+
+
 def test_a_longer_batch_begins_with_the_shorter_one(chain_task: cc.InContextTask) -> None:
     longer, draw = chain_task.sample(1500, seed=5), chain_task.stream(5)
     assert torch.equal(chain_task.sample(700, seed=5).tokens, longer.tokens[:700])
@@ -399,6 +408,16 @@ def test_a_batch_can_be_cut_and_moved(chain_task: cc.InContextTask) -> None:
     moved = batch.to("cpu", torch.float64)
     assert moved.target_probs.dtype == torch.float64
     assert moved.tokens.dtype == torch.int64
+
+
+def test_every_row_of_a_batch_is_checked(chain_task: cc.InContextTask) -> None:
+    batch = chain_task.sample(5)
+    batch.check(chain_task.d_vocab, chain_task.n_ctx)
+    for bad in (float("nan"), 0.5, -2.0):
+        probs = batch.target_probs.clone()
+        probs[3, 0] = bad if bad != 0.5 else probs[3, 0] + 0.5
+        wrong = cc.Batch(batch.tokens, probs)
+        assert_refused(lambda wrong=wrong: wrong.check(chain_task.d_vocab), "target_probs", "sum 1")
 
 
 # ---- predictors

@@ -1,0 +1,68 @@
+"""Parts of the information modules that their laws leave open: found by `tests/mutation/mutate.py`."""
+
+import numpy as np
+import pytest
+import torch
+from assertions import assert_refused
+from scipy.stats import rankdata
+
+import causal_circuits as cc
+from causal_circuits.information import comparison, conditional, dag_gradient, pair_laws
+
+
+def test_tied_ranks_share_their_mean():
+    values = np.array([3.0, 1.0, 1.0, 2.0, 1.0, 7.0])
+    np.testing.assert_allclose(comparison._ranks(values), rankdata(values) - 0.5)
+
+
+def test_errors_over_kernels_are_those_of_a_mean():
+    values = np.random.default_rng(0).normal(size=(3, 4, 4))
+    found = dag_gradient._averaged(values, None, "enumeration", diagonal=True)
+    expected = np.tril(values.std(axis=0, ddof=1) / 3**0.5)
+    np.testing.assert_allclose(found.standard_error.numpy(), expected, rtol=1e-12)
+
+
+def test_a_key_of_no_position_is_refused():
+    task = cc.InContextTask(cc.chain_graph(5), d_vocab=3)
+    batch = task.sample(50)
+
+    def given(*keys: int) -> object:
+        return conditional.conditional_information(batch.tokens, batch.target_probs, [conditional.Matches(3, keys)])
+
+    given(-1, 0, 1, 2, -1)
+    assert_refused(lambda: given(-2, 0, 1, 2, -1), "key", "-2")
+
+
+def test_intervals_are_quantiles_of_two_resamples_or_more():
+    batch = cc.InContextTask(cc.chain_graph(6), d_vocab=3).sample(400)
+    cc.estimate_information(batch.tokens, batch.target_probs, n_bootstrap=2, n_splits=1)
+    wide, narrow = (
+        cc.estimate_information(batch.tokens, batch.target_probs, n_bootstrap=400, n_splits=1, level=level)
+        for level in (0.05, 0.998)
+    )
+    below = torch.ones(5, 5, dtype=torch.bool).tril(-1)
+    width = (wide.upper - wide.lower)[:5, :5][below]
+    assert ((narrow.upper - narrow.lower)[:5, :5][below] < 0.05 * width).all()  # both ends near the median
+    middle = (narrow.upper[:5, :5][below] - wide.lower[:5, :5][below]) / width
+    assert ((middle > 0.3) & (middle < 0.7)).all()
+
+
+@pytest.mark.parametrize("quantity", [cc.chi_squared_information, cc.mutual_information])
+def test_the_bias_of_counting_is_taken_off(monkeypatch, quantity):
+    """Two roots share no information; 200 sequences would show 1/200 of chi-squared, half of it in nats."""
+    monkeypatch.setattr(pair_laws, "MOST_ENUMERATED", 0)
+    monkeypatch.setattr(pair_laws, "SAMPLED_SEQUENCES", 200)
+    found = quantity(cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2, alpha=0.5), 256)
+    assert found.method == "sampling"
+    assert abs(found.value[1, 0].item()) < 4 * found.standard_error[1, 0].item()
+    assert abs(found.value[1, 0].item()) < 0.3 / 200
+
+
+def test_errors_of_a_measured_gradient_are_those_over_sequences():
+    batch = cc.InContextTask(cc.chain_graph(6), d_vocab=3).sample(40)
+    for of in ("weights", "scores"):
+        found = cc.measured_gradient(batch.tokens, batch.target_probs, of)
+        each = [cc.measured_gradient(batch.tokens[i : i + 1], batch.target_probs[i : i + 1], of) for i in range(40)]
+        values = torch.stack([one.value for one in each])
+        torch.testing.assert_close(found.value, values.mean(dim=0))
+        torch.testing.assert_close(found.standard_error, values.std(dim=0) / 40**0.5)
