@@ -9,6 +9,7 @@ import torch
 from assertions import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import beta, kstest
 from scripts import assert_refused_in_one_line, run_analysis
 
 import causal_circuits as cc
@@ -188,3 +189,10 @@ def test_generalization_runs_and_writes_its_numbers(tmp_path, capsys, monkeypatc
 )
 def test_generalization_refuses_in_one_line(flags, reason, tmp_path, capsys, monkeypatch) -> None:
     assert_refused_in_one_line("generalization", [*flags, "--out", tmp_path], reason, capsys, monkeypatch)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.3, 1.0, 10.0])
+def test_dirichlet_families_have_the_alpha_of_their_name(alpha: float) -> None:
+    """An entry of a row of 4 is Beta(alpha, 3 alpha)."""
+    entries = cc.kernel_family(f"dirichlet {alpha:g}", 4000, 4, gamma=0.0, seed=1)[:, 0, 0]
+    assert kstest(entries, beta(alpha, 3 * alpha).cdf).pvalue > 1e-4

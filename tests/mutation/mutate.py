@@ -52,7 +52,7 @@ WARM = (
 # Module or folder -> its tests, the quickest first; the module's own doctests come before them.
 TESTS = {
     "graphs": ("test_graphs", "test_heads", "test_discovery"),
-    "tasks": ("test_tasks", "test_last_position"),
+    "tasks": ("test_tasks", "test_last_position", "test_generalization"),
     "information": ("test_information", "test_conditional_information", "test_dag_gradient", "test_comparison"),
     "discovery": ("test_discovery_parts", "test_kernel_rows", "test_discovery", "test_several_heads", "test_recover"),
 }
