@@ -53,7 +53,13 @@ WARM = (
 TESTS = {
     "graphs": ("test_graphs", "test_heads", "test_discovery"),
     "tasks": ("test_tasks", "test_last_position", "test_generalization"),
-    "information": ("test_information", "test_conditional_information", "test_dag_gradient", "test_comparison"),
+    "information": (
+        "test_information_parts",
+        "test_information",
+        "test_conditional_information",
+        "test_dag_gradient",
+        "test_comparison",
+    ),
     "discovery": ("test_discovery_parts", "test_kernel_rows", "test_discovery", "test_several_heads", "test_recover"),
 }
 LEFT_OUT = ("tests/test_several_heads.py::test_a_quick_run_writes_what_it_promises",)  # a script, 8 s
