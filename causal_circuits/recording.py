@@ -8,7 +8,7 @@ attention weights themselves, which information predicts entry by entry, is reco
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,13 +21,11 @@ from torch import Tensor
 
 from causal_circuits.display import sparkline_html, table_html
 from causal_circuits.models import HookedTransformer
-from causal_circuits.storage import read_checked, read_json, read_tensors, tensor_bytes, write_checked, write_files
-from causal_circuits.streamed import Seal, StreamedArray, read_sealed
+from causal_circuits.storage import read_checked, read_json, read_tensors, tensor_bytes, write_files
+from causal_circuits.streamed import INDEX, INDEX_FORMAT, Seal, read_sealed
 
 # Of a snapshot, [layer, head_index, query_pos, key_pos].
-_MATRICES = ("attention", "score_gradients", "weight_gradients")
-# The index of a folder with streamed arrays: what a record holds besides them, and their checksums.
-_INDEX, _INDEX_FORMAT = "streamed", "causal_circuits.streamed/1"
+MATRICES = ("attention", "score_gradients", "weight_gradients")
 
 
 @dataclass(frozen=True)
@@ -200,7 +198,7 @@ class TrainingRecord:
         """
         folder = Path(folder)
         try:
-            if (folder / f"{_INDEX}.json").is_file() and not (folder / "record.json").exists():
+            if (folder / f"{INDEX}.json").is_file() and not (folder / "record.json").exists():
                 return cls(**_read_streamed(folder))
             plain, tensors = read_json(folder / "record.json"), read_tensors(folder / "record.safetensors")
             return cls(
@@ -212,7 +210,7 @@ class TrainingRecord:
             raise ValueError(f"{folder} does not hold a record saved by causal_circuits: {error!r}") from error
 
     def _tensors(self) -> dict[str, Tensor | None]:
-        return {name: getattr(self, name) for name in ("losses", "recorded_losses", *_MATRICES)}
+        return {name: getattr(self, name) for name in ("losses", "recorded_losses", *MATRICES)}
 
 
 @dataclass
@@ -282,7 +280,7 @@ def to_plain(config: object) -> dict[str, object]:
 
 def _read_streamed(folder: Path) -> dict[str, Any]:
     """The fields of the record whose arrays were streamed to a folder."""
-    head, tensors = read_checked(folder / f"{_INDEX}.json", _INDEX_FORMAT, "index of streamed arrays")
+    head, tensors = read_checked(folder / f"{INDEX}.json", INDEX_FORMAT, "index of streamed arrays")
     steps = tuple(head["steps"])
     arrays: dict[str, Any] = {"attention": None, "score_gradients": None}
     for name, seal in head["seals"].items():
@@ -291,96 +289,6 @@ def _read_streamed(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{folder} has {len(rows)} rows of {name} for {len(steps)} recorded steps")
         arrays[name] = torch.from_numpy(rows[: len(steps)])
     return {**head["about"], **tensors, **arrays, "steps": steps}
-
-
-class SnapshotStore:
-    """The arrays of a record while it grows: in memory, or as memory-mapped files of a folder."""
-
-    def __init__(self, n_records: int, folder: str | os.PathLike[str] | None) -> None:
-        self._n, self._folder = n_records, None if folder is None else Path(folder)
-        self._steps: list[int] = []
-        self._losses: list[float] = []
-        self._arrays: dict[str, np.ndarray] = {}
-        self._streamed: dict[str, StreamedArray] = {}
-        if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def streams(self) -> bool:
-        """Whether arrays are growing on disk."""
-        return bool(self._streamed)
-
-    def add(self, snapshot: Snapshot) -> None:
-        """Keep one snapshot."""
-        for name in _MATRICES:
-            value = getattr(snapshot, name)
-            if value is not None:
-                self._add(name, value.numpy())
-        self._steps.append(snapshot.step)
-        self._losses.append(snapshot.loss)
-
-    def _add(self, name: str, value: np.ndarray) -> None:
-        shape = (self._n, *value.shape)
-        if self._folder is None:
-            if name not in self._arrays:
-                self._arrays[name] = np.empty(shape, value.dtype)
-            self._arrays[name][len(self._steps)] = value
-            return
-        if name not in self._streamed:
-            (self._folder / f"{_INDEX}.json").unlink(missing_ok=True)  # of the run that is written over
-            self._streamed[name] = StreamedArray.new(self._folder / f"{name}.npy", shape, value.dtype)
-        self._streamed[name].append(value)
-
-    def fields(self) -> dict[str, Any]:
-        """The fields of a TrainingRecord that were measured."""
-        return {
-            "steps": tuple(self._steps),
-            "recorded_losses": torch.tensor(self._losses, dtype=torch.float64),
-            **{name: self._tensor(name) for name in _MATRICES},
-        }
-
-    def _tensor(self, name: str) -> Tensor | None:
-        if name in self._streamed:
-            return torch.from_numpy(self._streamed[name].rows())
-        return torch.from_numpy(self._arrays[name][: len(self._steps)]) if name in self._arrays else None
-
-    def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: all that was added; of streamed arrays, flushed here, the checksum."""
-        state = {"steps": torch.tensor(self._steps), "losses": torch.tensor(self._losses, dtype=torch.float64)}
-        for name, array in self._arrays.items():
-            state[name] = torch.from_numpy(array[: len(self._steps)])
-        for name, streamed in self._streamed.items():
-            seal = streamed.seal()
-            state[f"{name}.bytes"] = torch.tensor(seal.bytes)
-            state[f"{name}.sha256"] = torch.tensor(list(bytes.fromhex(seal.sha256)), dtype=torch.uint8)
-        return state
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` kept; streamed arrays are opened again, later snapshots to be overwritten.
-
-        Raises:
-            ValueError: a streamed array is not what it was then; it names the file.
-        """
-        for name in _MATRICES:
-            if name in state:
-                kept = state[name].numpy()
-                self._arrays[name] = np.empty((self._n, *kept.shape[1:]), kept.dtype)
-                self._arrays[name][: len(kept)] = kept
-            elif self._folder is not None and f"{name}.sha256" in state:
-                seal = Seal(int(state[f"{name}.bytes"]), bytes(state[f"{name}.sha256"].tolist()).hex())
-                path = self._folder / f"{name}.npy"
-                self._streamed[name] = StreamedArray.reopen(path, seal, len(state["steps"]))
-        self._steps, self._losses = state["steps"].tolist(), state["losses"].tolist()
-
-    def write_index(self, record: TrainingRecord) -> None:
-        """Beside streamed arrays: their checksums, and all else that the record so far holds."""
-        if self._folder is None or not self.streams:
-            return
-        about = {name: getattr(record, name) for name in ("config", "seconds", "sequences_per_s", "path")}
-        seals = {name: asdict(streamed.seal()) for name, streamed in self._streamed.items()}
-        head = {"format": _INDEX_FORMAT, "steps": record.steps, "about": about, "seals": seals}
-        small = {"losses": record.losses, "recorded_losses": record.recorded_losses}
-        write_checked(self._folder, _INDEX, head, small)
 
 
 def join_records(records: Sequence[TrainingRecord], config: object) -> TrainingRecord:

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 BLOCK = 2**22
+# The index of a folder with streamed arrays: what a record holds besides them, and their seals.
+INDEX, INDEX_FORMAT = "streamed", "causal_circuits.streamed/1"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from causal_circuits.models import HookedTransformer
-from causal_circuits.recording import RecordAt, SnapshotStore, TrainingRecord, to_plain
+from causal_circuits.recording import RecordAt, TrainingRecord, to_plain
 from causal_circuits.tasks import InContextTask
 from causal_circuits.training.checkpoints import (
     Checkpoints,
@@ -27,6 +27,7 @@ from causal_circuits.training.checkpoints import (
 from causal_circuits.training.health import DivergenceError
 from causal_circuits.training.recipe import TrainConfig
 from causal_circuits.training.runs import FusedRun, StructuredRun
+from causal_circuits.training.snapshots import SnapshotStore
 
 
 class TrainingPaused(Exception):  # no error: it is what `minutes` asked for
