@@ -1,7 +1,7 @@
 """Import everything with the garbage collector paused; nothing else changes.
 
-An import of torch, TransformerLens and this package makes some million objects and no garbage. Looking through them
-again and again takes a tenth of the time.
+An import of torch, TransformerLens and this package makes some million objects and no garbage. Without looking through
+them again and again it takes 5.6 s instead of 6.1 (medians of five, in turn, on the machine of the benchmarks).
 """
 
 import gc

@@ -144,7 +144,9 @@ class FusedRun:
         self._jobs = [self._job(member, part, parts) for member in range(n) for part in range(parts)]
         self._losses = np.zeros(len(self._jobs))
         self._nothing = self._watched = np.empty((len(self._jobs), 0, 0, 0, 0), np.float32)
-        self._pool, self._n_threads = ThreadPoolExecutor(n_threads), n_threads
+        self._pool = ThreadPoolExecutor(n_threads)
+        self._shares = [self._jobs[thread::n_threads] for thread in range(min(n_threads, len(self._jobs)))]
+        self._draws_its_own = all(task.counts for task in tasks)  # otherwise one job draws what several have just used
         self._groups = [
             Updates(leaves, stages, f"{group}", start, fused=True)
             for group, (leaves, stages) in enumerate(self._leaves())
@@ -163,7 +165,8 @@ class FusedRun:
         sums = _Stacks(len(self._models), self._weights.shapes, self._sums[part])
         first, second, unembed = (stack[member].numpy() for stack in self._weights.views)
         d_first, d_second, d_unembed = (stack[member].numpy() for stack in sums.views)
-        fill, (tokens, targets) = task.filler((self._configs[member].seed, TRAINING_STREAM)), self._batch(member)
+        fill = task.filler((self._configs[member].seed, TRAINING_STREAM))
+        tokens, targets = self._tokens[member], self._targets[member]
         return _Job(
             index=member * parts + part,
             batch=(tokens[rows], targets[rows]),
@@ -171,9 +174,6 @@ class FusedRun:
             sums=(d_first, d_second, d_unembed),
             pieces=tuple(_Piece((tokens[cut], targets[cut]), cut.start, fill) for cut in cuts),
         )
-
-    def _batch(self, member: int) -> tuple[np.ndarray, np.ndarray]:
-        return self._tokens[member], self._targets[member]
 
     def _leaves(self) -> Iterator[tuple[dict[str, torch.nn.Parameter], tuple[Stage, ...]]]:
         """For each run of members with equal stages, their part of every stack as parameters with gradients."""
@@ -193,30 +193,22 @@ class FusedRun:
 
         Sequences are drawn a piece at a time, by whoever has time: one thread also runs the optimiser.
         """
-        n_threads = min(self._n_threads, len(self._jobs))
-        shares = [self._jobs[thread :: self._n_threads] for thread in range(n_threads)]
-        to_draw = [deque(piece for job in share for piece in job.pieces) for share in shares]
-        self._differentiated = [Event() for _ in shares]
-        alone = all(task.counts for task in self._tasks)  # otherwise one job draws what several have just used
-        first = step * self._configs[0].batch_size
+        differentiated = self._differentiated = [Event() for _ in self._shares]
+        to_draw = [deque(piece for job in share for piece in job.pieces) for share in self._shares]
+        threads, first = range(len(self._shares)), step * self._configs[0].batch_size
 
         def work(thread: int) -> None:
             try:
-                for job in shares[thread] if differentiate else ():
+                for job in self._shares[thread] if differentiate else ():
                     self._differentiate(job)
             finally:
-                self._differentiated[thread].set()
-            for owner in (thread, *range(thread), *range(thread + 1, n_threads)):
-                for event in self._differentiated[owner : owner + 1] if alone else self._differentiated:
+                differentiated[thread].set()
+            for owner in (thread, *(other for other in threads if other != thread)):
+                for event in [differentiated[owner]] if self._draws_its_own else differentiated:
                     event.wait()
-                while True:
-                    try:
-                        piece = to_draw[owner].popleft()
-                    except IndexError:  # another thread took the last
-                        break
-                    piece.fill(*piece.drawn, first + piece.first)
+                _draw(to_draw[owner], first)
 
-        return [self._pool.submit(work, thread) for thread in range(n_threads)]
+        return [self._pool.submit(work, thread) for thread in threads]
 
     def _finish(self) -> None:
         """Wait until the sequences of the step to come are drawn."""
@@ -306,8 +298,18 @@ class FusedRun:
 
     def close(self) -> None:
         """Stop drawing; give the models their weights."""
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown()  # cancelling one thread's work would leave the others waiting for it
         self.write_back()
+
+
+def _draw(pieces: deque[_Piece], first: int) -> None:
+    """Draw until nothing is left of what other threads, too, may be taking from; a step begins at place `first`."""
+    while True:
+        try:
+            piece = pieces.popleft()
+        except IndexError:
+            return
+        piece.fill(*piece.drawn, first + piece.first)
 
 
 class _Stacks:
