@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "information": {"graphs", "tasks", "recording"},
     "recording": {"display", "models", "storage", "streamed"},
     "films": {"models", "recording", "storage", "tasks"},
-    "training": {"graphs", "tasks", "models", "recording", "storage", "streamed"},
+    "training": {"graphs", "simd", "tasks", "models", "recording", "storage", "streamed"},
     "heads": {"display", "graphs", "models", "tasks"},
     "interventions": {"graphs", "models", "tasks"},
     "discovery": {"graphs", "tasks", "information", "models", "recording", "heads", "interventions"},

@@ -5,7 +5,7 @@ A run holds the weights while it lasts. Both kinds draw the same sequences for t
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
@@ -107,12 +107,28 @@ class _Job:
     pieces: tuple[_Piece, ...]
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """What the threads do in one step, share by share.
+
+    Attributes:
+        differentiate: whether there are sequences yet.
+        differentiated: whether a share's sequences have been used.
+        to_draw: what of it is still to be drawn for the step to come, whose place in the stream is `first`.
+    """
+
+    differentiate: bool
+    differentiated: list[Event]
+    to_draw: list[deque[_Piece]]
+    first: int
+
+
 class FusedRun:
     """One or many models of the same sizes on the fused step: weights, gradients and data in stacks, [member, ...].
 
-    Every thread takes its share of the members, or of the batch when there are few: first the gradient, then the next
-    step's sequences, which take the place of those just used. The optimiser runs meanwhile. Members whose stages are
-    equal share one optimiser.
+    Every thread, the caller's among them, takes its share of the members, or of the batch when there are few: first the
+    gradient, then the next step's sequences, which take the place of those just used. The caller's also runs the
+    optimiser. Members whose stages are equal share one.
     """
 
     path = "fused"
@@ -148,11 +164,12 @@ class FusedRun:
         self._shares = [self._jobs[thread::n_threads] for thread in range(min(n_threads, len(self._jobs)))]
         self._draws_its_own = all(task.counts for task in tasks)  # otherwise one job draws what several have just used
         self._groups = [
-            Updates(leaves, stages, f"{group}", start, fused=True)
+            Updates(leaves, stages, f"{group}", start, compiled=True)
             for group, (leaves, stages) in enumerate(self._leaves())
         ]
         self._step = start.step if start else 0
-        self._at_work = self._start(differentiate=False, step=self._step)
+        self._start(self._step, differentiate=False)
+        self._differentiate(self._turn, 0)
 
     def _job(self, member: int, part: int, parts: int) -> "_Job":
         size, task = self._configs[0].batch_size, self._tasks[member]
@@ -188,37 +205,48 @@ class FusedRun:
                     leaves[name].grad = gradient[start:end]
             yield leaves, stages[start]
 
-    def _start(self, differentiate: bool, step: int) -> list["Future[None]"]:
-        """Set every thread to work: on the gradients of its share, if asked, then on the sequences of `step`.
-
-        Sequences are drawn a piece at a time, by whoever has time: one thread also runs the optimiser.
-        """
-        differentiated = self._differentiated = [Event() for _ in self._shares]
+    def _start(self, step: int, differentiate: bool = True) -> None:
+        """Set the other threads to work: on the gradients of their shares, if asked, then on sequences of `step`."""
+        differentiated = [Event() for _ in self._shares]
         to_draw = [deque(piece for job in share for piece in job.pieces) for share in self._shares]
-        threads, first = range(len(self._shares)), step * self._configs[0].batch_size
+        self._turn = turn = _Turn(differentiate, differentiated, to_draw, first=step * self._configs[0].batch_size)
 
         def work(thread: int) -> None:
-            try:
-                for job in self._shares[thread] if differentiate else ():
-                    self._differentiate(job)
-            finally:
-                differentiated[thread].set()
-            for owner in (thread, *(other for other in threads if other != thread)):
-                for event in [differentiated[owner]] if self._draws_its_own else differentiated:
-                    event.wait()
-                _draw(to_draw[owner], first)
+            self._differentiate(turn, thread)
+            self._draw(turn, thread)
 
-        return [self._pool.submit(work, thread) for thread in threads]
+        self._at_work = [self._pool.submit(work, thread) for thread in range(1, len(self._shares))]
+
+    def _differentiate(self, turn: "_Turn", thread: int) -> None:
+        """The gradients of a thread's share."""
+        try:
+            for job in self._shares[thread] if turn.differentiate else ():
+                loss = self._kernel(*job.batch, job.weights, job.sums, self._watched[job.index], self._share)
+                self._losses[job.index] = loss * float(self._share)
+        finally:
+            turn.differentiated[thread].set()
+
+    def _draw(self, turn: "_Turn", thread: int) -> None:
+        """Sequences for the step to come, piece by piece until none is left: of this thread's share, then of others'.
+
+        Shares are equal but time is not: the thread that runs the optimiser draws less.
+        """
+        owners = range(len(self._shares))
+        for owner in (thread, *(other for other in owners if other != thread)):
+            for event in [turn.differentiated[owner]] if self._draws_its_own else turn.differentiated:
+                event.wait()
+            while True:
+                try:
+                    piece = turn.to_draw[owner].popleft()
+                except IndexError:
+                    break
+                piece.fill(*piece.drawn, turn.first + piece.first)
 
     def _finish(self) -> None:
-        """Wait until the sequences of the step to come are drawn."""
+        """Draw what is left of the sequences of the step to come."""
+        self._draw(self._turn, 0)
         for future in self._at_work:
             future.result()
-
-    def _differentiate(self, job: _Job) -> None:
-        """Gradient and loss of a job's sequences."""
-        loss = self._kernel(*job.batch, job.weights, job.sums, self._watched[job.index], self._share)
-        self._losses[job.index] = loss * float(self._share)
 
     def records_by_itself(self, record: RecordAt) -> bool:
         """Whether `gradients` leaves the record behind: layer 0's scores are what the fused step differentiates."""
@@ -236,8 +264,9 @@ class FusedRun:
             self._watched = self._nothing
         self._finish()
         self._step += 1
-        self._at_work = self._start(differentiate=True, step=self._step)
-        for event in self._differentiated:
+        self._start(self._step)
+        self._differentiate(self._turn, 0)
+        for event in self._turn.differentiated:
             event.wait()
         for future in self._at_work:
             if future.done():
@@ -298,18 +327,11 @@ class FusedRun:
 
     def close(self) -> None:
         """Stop drawing; give the models their weights."""
-        self._pool.shutdown()  # cancelling one thread's work would leave the others waiting for it
+        for pieces, event in zip(self._turn.to_draw, self._turn.differentiated, strict=True):
+            pieces.clear()
+            event.set()  # this thread may have been interrupted before its share, and others wait for it
+        self._pool.shutdown()
         self.write_back()
-
-
-def _draw(pieces: deque[_Piece], first: int) -> None:
-    """Draw until nothing is left of what other threads, too, may be taking from; a step begins at place `first`."""
-    while True:
-        try:
-            piece = pieces.popleft()
-        except IndexError:
-            return
-        piece.fill(*piece.drawn, first + piece.first)
 
 
 class _Stacks:

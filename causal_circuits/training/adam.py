@@ -1,0 +1,45 @@
+# mypy: ignore-errors
+# (numba types what stands here; to mypy the operators of a compiled vector mean nothing)
+"""Adam's arithmetic, compiled: the weights of a fused run are so few that torch's bookkeeping costs ten times as much.
+
+Kingma & Ba (2015), algorithm 1, with torch's conventions for epsilon and weight decay; this file needs numba.
+"""
+
+from functools import cache
+from inspect import unwrap  # numba compiles the function itself, not a run-time type check around it
+
+import numba
+import numpy as np
+
+from causal_circuits.simd.lanes import LANES
+from causal_circuits.simd.vectors import fma, inverse, load, root, splat, store
+
+
+@cache
+def compiled():  # numba's dispatcher has no useful static type
+    """`adam`, compiled."""
+    return numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(unwrap(adam))
+
+
+def adam(weights, gradient, mean, square, keep, decay, rate, to_mean, to_square, scale, epsilon):
+    """One step in place on flat float32 arrays of whole vectors.
+
+    Args:
+        mean, square: running means of the gradient and of its square.
+        keep: what of a weight is left by decoupled weight decay (AdamW): 1 - learning rate * decay.
+        decay: added to the gradient for each unit of weight (Adam's own weight decay).
+        rate: learning rate / (1 - beta1^t).
+        to_mean, to_square: 1 - beta1 and 1 - beta2.
+        scale: 1 / sqrt(1 - beta2^t).
+    """
+    keep, decay, rate, to_mean = np.float32(keep), np.float32(decay), np.float32(rate), np.float32(to_mean)
+    to_square, scale, epsilon = np.float32(to_square), np.float32(scale), np.float32(epsilon)
+    for v in range(0, weights.size, LANES):
+        w = load(weights, v) * keep
+        g = fma(w, decay, load(gradient, v))
+        m, s = load(mean, v), load(square, v)
+        m = fma(g - m, to_mean, m)
+        s = fma(g * g - s, to_square, s)
+        store(mean, v, m)
+        store(square, v, s)
+        store(weights, v, fma(m * inverse(fma(root(s), scale, splat(epsilon))), -rate, w))
