@@ -1,6 +1,8 @@
 """Imports point one way only, and each outside library has one door."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,25 @@ def test_every_public_name_exists() -> None:
     assert causal_circuits.__all__
     for name in causal_circuits.__all__:
         assert getattr(causal_circuits, name) is not None
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [("gc.enable()", "True False"), ("gc.disable()", "False False"), ("gc.freeze()", "True True")],
+)
+def test_the_garbage_collector_is_left_as_it_was(before: str, expected: str) -> None:
+    """On or off, and what somebody froze stays frozen; a cycle from before the import is found after it."""
+    code = f"""
+import gc, weakref
+class Cycle: pass
+cycle = Cycle(); cycle.itself = cycle; seen = weakref.ref(cycle); del cycle
+{before}
+frozen = gc.get_freeze_count()
+import causal_circuits
+assert gc.get_freeze_count() == frozen
+print(gc.isenabled(), frozen > 0)
+gc.unfreeze(); gc.collect()
+assert seen() is None
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
