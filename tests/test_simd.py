@@ -1,6 +1,10 @@
 """Vectors inside kernels against numpy, and Philox against the published answers."""
 
+import importlib
 import math
+import sys
+from inspect import unwrap
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -8,8 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from causal_circuits.simd import functions, integers, philox, vectors
+from causal_circuits.models.fused_kernel import batch
+from causal_circuits.simd import columns, functions, integers, philox, vectors
 from causal_circuits.simd.lanes import LANES
+from causal_circuits.simd.sources import fingerprint
+from causal_circuits.tasks import compiled
+from causal_circuits.training import adam
 
 
 @numba.njit
@@ -134,3 +142,71 @@ def _draw(lanes, counter, key, out):
     )
     for word in range(4):
         vectors.store(out, word * LANES, words[word])
+
+
+@numba.njit
+def _add_columns(block, stride, table, table_stride, index):
+    columns.add_columns(block, 0, stride, table, 0, table_stride, vectors.load(index, 0))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_columns_are_added_to_the_rows_that_an_index_names(seed: int) -> None:
+    """Against numpy's unbuffered sum, rows named once, several times and not at all, with numbers beside them."""
+    generator = np.random.default_rng(seed)
+    block = generator.normal(size=(LANES, LANES + 5)).astype(np.float32)
+    table = generator.normal(size=(6, LANES + 3)).astype(np.float32)
+    index = generator.integers(0, 6 if seed else 1, LANES).astype(np.int32)
+    expected = table.astype(np.float64)
+    np.add.at(expected[:, :LANES], index, block[:, :LANES].T.astype(np.float64))
+    _add_columns(block.reshape(-1), block.shape[1], table.reshape(-1), table.shape[1], index)
+    assert np.abs(table - expected).max() < 1e-5
+
+
+KERNEL = """
+import numba
+from piece import piece
+from causal_circuits.simd.sources import fingerprint
+SOURCES = fingerprint(__file__, {piece!r})
+
+def double(x, sources=SOURCES):
+    return piece(x)
+
+kernel = numba.njit(cache=True)(double)
+found = kernel(3.0), sum(kernel.stats.cache_hits.values())
+"""
+
+
+def test_a_kernel_on_disk_lives_as_long_as_all_that_it_was_made_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The piece stands in another file, which numba does not look at; the kernel's own file is never touched."""
+    monkeypatch.syspath_prepend(tmp_path)
+    piece = tmp_path / "piece.py"
+    (tmp_path / "kernel.py").write_text(KERNEL.format(piece=str(piece)))
+    results = []
+    for factor in (2, 2, 5):
+        piece.write_text(f"import numba\n\n@numba.njit\ndef piece(x):\n    return {factor} * x\n")
+        for name in ("piece", "kernel"):
+            sys.modules.pop(name, None)
+        (tmp_path / "__pycache__" / f"piece.{sys.implementation.cache_tag}.pyc").unlink(missing_ok=True)
+        importlib.invalidate_caches()
+        fingerprint.cache_clear()
+        results.append(importlib.import_module("kernel").found)
+    assert results == [(6.0, 0), (6.0, 1), (15.0, 0)]
+
+
+@pytest.mark.parametrize("kernel", ["step", "step of given sizes", "sampler", "adam"])
+def test_every_kernel_is_kept_under_its_sources(kernel: str) -> None:
+    module = {"step": batch, "step of given sizes": batch, "sampler": compiled, "adam": adam}[kernel]
+    function = {
+        "step": batch.batch_gradient,
+        "step of given sizes": batch.compiled_for((4, 3, 1, 1)).py_func,
+        "sampler": compiled._sample,
+        "adam": adam.adam,
+    }[kernel]
+    assert unwrap(function).__defaults__ == (module.SOURCES,)
+    folder = Path(module.__file__).parent
+    read = fingerprint(str(folder)) if module is batch else fingerprint(module.__file__)
+    if module is compiled:
+        read = fingerprint(module.__file__, str(folder / "draws.py"))
+    assert read == module.SOURCES

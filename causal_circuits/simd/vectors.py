@@ -64,7 +64,8 @@ _arithmetic(operator.sub, "fsub", "sub")
 _arithmetic(operator.mul, "fmul", "mul")
 
 
-def _pointer(context, builder, array_type, array, offset, vector):
+def pointer(context, builder, array_type, array, offset, vector):
+    """Where a vector lies in an array read as flat memory."""
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [offset]), vector.as_pointer())
 
@@ -82,7 +83,7 @@ def load(typingctx, array, offset):
 
     def generate(context, builder, sig, args):
         offset = context.cast(builder, args[1], sig.args[1], types.intp)
-        value = builder.load(_pointer(context, builder, sig.args[0], args[0], offset, IR[lanes]))
+        value = builder.load(pointer(context, builder, sig.args[0], args[0], offset, IR[lanes]))
         value.align = 4
         return value
 
@@ -97,7 +98,7 @@ def store(typingctx, array, offset, value):
 
     def generate(context, builder, sig, args):
         offset = context.cast(builder, args[1], sig.args[1], types.intp)
-        written = builder.store(args[2], _pointer(context, builder, sig.args[0], args[0], offset, IR[value]))
+        written = builder.store(args[2], pointer(context, builder, sig.args[0], args[0], offset, IR[value]))
         written.align = 4
         return context.get_dummy_value()
 

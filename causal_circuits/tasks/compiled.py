@@ -21,6 +21,7 @@ from causal_circuits.simd.integers import count_up, repeat
 from causal_circuits.simd.lanes import LANES, inlined, shared
 from causal_circuits.simd.memory import KeptPerThread
 from causal_circuits.simd.philox import random_vectors, uniform
+from causal_circuits.simd.sources import fingerprint
 from causal_circuits.simd.vectors import (
     any_less,
     choose_less,
@@ -34,6 +35,7 @@ from causal_circuits.simd.vectors import (
     splat,
     store,
 )
+from causal_circuits.tasks import draws
 from causal_circuits.tasks.draws import FOR_GAMMAS, FOR_TOKENS, SINE, SMALL, TINY
 
 # Kernel entries whose gammas are drawn at once: enough that those to draw again fill vectors, few enough that the
@@ -283,7 +285,10 @@ def sampler():  # numba's dispatcher has no useful static type
     return sample
 
 
-def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens, targets, room):
+SOURCES = fingerprint(__file__, draws.__file__)
+
+
+def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens, targets, room, sources=SOURCES):
     """Fill tokens [n, n_ctx] and targets [n, d_vocab] with sequences start, start + 1, ... of a stream.
 
     Args:
@@ -293,6 +298,7 @@ def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens,
         n_roots_law: 0 uniform roots, 1 the stationary law of the one-parent kernel, 2 a Dirichlet draw: the last row.
         key: `simd.philox.vectors_of_key` of the seed's two words.
         room: `allocate` of these sizes, a thread's own.
+        sources: left out; see `simd.sources`.
     """
     n, n_tok, n_ctx = len(tokens), targets.shape[1], tokens.shape[1]
     n_rows = alpha.shape[1] // (n_tok * LANES)

@@ -12,7 +12,10 @@ import numba
 import numpy as np
 
 from causal_circuits.simd.lanes import LANES
+from causal_circuits.simd.sources import fingerprint
 from causal_circuits.simd.vectors import fma, inverse, load, root, splat, store
+
+SOURCES = fingerprint(__file__)
 
 
 @cache
@@ -21,7 +24,7 @@ def compiled():  # numba's dispatcher has no useful static type
     return numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(unwrap(adam))
 
 
-def adam(weights, gradient, mean, square, keep, decay, rate, to_mean, to_square, scale, epsilon):
+def adam(weights, gradient, mean, square, keep, decay, rate, to_mean, to_square, scale, epsilon, sources=SOURCES):
     """One step in place on flat float32 arrays of whole vectors.
 
     Args:
@@ -31,6 +34,7 @@ def adam(weights, gradient, mean, square, keep, decay, rate, to_mean, to_square,
         rate: learning rate / (1 - beta1^t).
         to_mean, to_square: 1 - beta1 and 1 - beta2.
         scale: 1 / sqrt(1 - beta2^t).
+        sources: left out; see `simd.sources`.
     """
     keep, decay, rate, to_mean = np.float32(keep), np.float32(decay), np.float32(rate), np.float32(to_mean)
     to_square, scale, epsilon = np.float32(to_square), np.float32(scale), np.float32(epsilon)

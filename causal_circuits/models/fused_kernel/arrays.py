@@ -35,7 +35,9 @@ Sums = namedtuple("Sums", "pp tp pt tt a2 w pattern d_pattern")
 # reaches them; the last row of layer 0's pattern; what reaches the logits and that row's outputs.
 Chunk = namedtuple("Chunk", "x features q p_last d_logits d_dense")
 # Of one sequence, in the notation of `fused.py`: e^scores and 1 / their sums; r, P r, p; c, P c, dt; what passes.
-Scratch = namedtuple("Scratch", "rows scale r reached p c passed dt d_features tops mixing means mixed token_row")
+Scratch = namedtuple(
+    "Scratch", "rows scale r reached p c passed dt d_features tops mixing means mixed token_row columns"
+)
 Room = namedtuple("Room", "packed sums chunk one")
 
 
@@ -46,7 +48,7 @@ def all_sizes(four):
     d0 = n_ctx + n_tok
     d1, dense, d_model = d0 * (1 + m1), d0 * m1, d0 * (1 + m1) * (1 + m2)
     features, q = padded(d_model - d0) + LANES, padded(d1) + LANES
-    rows = (n_ctx + 3) // 4 * 4 * padded(n_ctx)
+    rows = padded(n_ctx) * padded(n_ctx)
     wide = padded(n_ctx), padded(n_tok), padded(d1), padded(dense), features, q, rows
     return Sizes(n_ctx, n_tok, m1, m2, d0, d1, dense, d_model, d_model - d0, *wide)
 
@@ -83,7 +85,7 @@ def carve(numbers, tokens, sizes):
     packed = Packed(a1, a2, a2_t, w, w_t, one_hot)
     pp, at = take(numbers, at, m1 * n_ctx * sizes.wide_ctx)
     tp, at = take(numbers, at, m1 * n_tok * sizes.wide_ctx)
-    pt, at = take(numbers, at, m1 * n_ctx * sizes.wide_tok)
+    pt, at = take(numbers, at, m1 * n_tok * sizes.wide_ctx)
     tt, at = take(numbers, at, m1 * n_tok * sizes.wide_tok)
     d_a2, at = take(numbers, at, m2 * (d1 + 4) * sizes.wide_d1)
     d_w, at = take(numbers, at, (sizes.d_model + 4) * sizes.wide_tok)
@@ -111,7 +113,8 @@ def carve(numbers, tokens, sizes):
     means, at = take(numbers, at, sizes.wide_ctx)
     mixed, at = take(numbers, at, sizes.wide_ctx)
     token_row, at = take(numbers, at, sizes.wide_tok)
-    one = Scratch(rows, scale, r, reached, p, c, passed, dt, d_features, tops, mixing, means, mixed, token_row)
+    columns, at = take(numbers, at, sizes.wide_tok * sizes.wide_ctx)
+    one = Scratch(rows, scale, r, reached, p, c, passed, dt, d_features, tops, mixing, means, mixed, token_row, columns)
     return Room(packed, sums, chunk, one), at, n_tokens
 
 
@@ -165,7 +168,7 @@ def unpack(sums, gradients, watched, share, sizes):
                     watched[0, h, i, k] = sums.pattern[at] * share
                     watched[1, h, i, k] = sums.d_pattern[at] * share if k <= i else 0.0
             for s in range(n_tok):
-                g_first[h, n_tok + i, s] = sums.pt[(h * n_ctx + i) * sizes.wide_tok + s] * share
+                g_first[h, n_tok + i, s] = sums.pt[(h * n_tok + s) * sizes.wide_ctx + i] * share
                 g_first[h, s, n_tok + i] = sums.tp[(h * n_tok + s) * sizes.wide_ctx + i] * share
         for s in range(n_tok):
             for t in range(n_tok):

@@ -7,7 +7,8 @@
 
 import numpy as np
 
-from causal_circuits.models.fused_kernel.tiles import MAX_ONE_HOT, add_to, by_token, padded
+from causal_circuits.models.fused_kernel.tiles import add_to
+from causal_circuits.simd.columns import add_columns
 from causal_circuits.simd.functions import exp, look_up_in
 from causal_circuits.simd.lanes import LANES, inlined
 from causal_circuits.simd.vectors import fma, keep_first, larger, largest_of, load, splat, store, sum_of
@@ -78,35 +79,22 @@ def mix_rows(weights, rows, at, n, stride, out):
 
 
 @inlined
-def add_rows_by_token(rows, at, stride, x, x_at, h, sizes, one_hot, sums, by_position, by_both):
-    """Sum each row of score gradients over keys by the key's token; add it to the two tables with token columns."""
-    n_ctx, n_tok = sizes.n_ctx, sizes.n_tok
-    wide = padded(n_tok)
-    if wide > MAX_ONE_HOT:
-        for i in range(n_ctx):
-            by_token(rows, at + i * stride, x, x_at, i + 1, n_tok, one_hot, sums, 0)
-            for v in range(0, n_tok, LANES):
-                add_to(by_position, (h * n_ctx + i) * wide + v, load(sums, v))
-                add_to(by_both, (h * n_tok + x[x_at + i]) * wide + v, load(sums, v))
-        return
-    for v in range(0, n_tok, LANES):
-        for i in range(0, n_ctx, 4):  # rows are padded to a multiple of four; the spare ones are zero
-            r0 = at + i * stride
-            r1, r2, r3 = r0 + stride, r0 + 2 * stride, r0 + 3 * stride
-            s0, s1, s2, s3 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
-            for k in range(min(i + 4, n_ctx)):
-                hot = load(one_hot, x[x_at + k] * wide + v)
-                s0, s1 = fma(rows[r0 + k], hot, s0), fma(rows[r1 + k], hot, s1)
-                s2, s3 = fma(rows[r2 + k], hot, s2), fma(rows[r3 + k], hot, s3)
-            o = (h * n_ctx + i) * wide + v
-            add_to(by_position, o, s0)
-            add_to(by_both, (h * n_tok + x[x_at + i]) * wide + v, s0)
-            if i + 1 < n_ctx:
-                add_to(by_position, o + wide, s1)
-                add_to(by_both, (h * n_tok + x[x_at + i + 1]) * wide + v, s1)
-            if i + 2 < n_ctx:
-                add_to(by_position, o + 2 * wide, s2)
-                add_to(by_both, (h * n_tok + x[x_at + i + 2]) * wide + v, s2)
-            if i + 3 < n_ctx:
-                add_to(by_position, o + 3 * wide, s3)
-                add_to(by_both, (h * n_tok + x[x_at + i + 3]) * wide + v, s3)
+def add_rows_by_token(rows, at, x, x_at, h, sizes, columns, by_position, by_both):
+    """Sum each row of score gradients over keys by the key's token; add it to the two tables that name keys so.
+
+    Turned over, a block of rows is a vector over queries for each key: entries are added and not multiplied. `columns`
+    and `by_position` are [token, query].
+    """
+    n_ctx, n_tok, wide = sizes.n_ctx, sizes.n_tok, sizes.wide_ctx
+    for v in range(0, n_tok * wide, LANES):
+        store(columns, v, splat(0.0))
+    for k in range(0, n_ctx, LANES):
+        tokens = load(x, x_at + k)
+        for i in range(k, n_ctx, LANES):  # rows are padded to whole vectors; the spare ones are zero
+            add_columns(rows, at + i * wide + k, wide, columns, i, wide, tokens)
+    for v in range(0, n_tok * wide, LANES):
+        add_to(by_position, h * n_tok * wide + v, load(columns, v))
+    for i in range(0, n_ctx, LANES):
+        tokens = load(x, x_at + i)
+        for s in range(0, n_tok, LANES):
+            add_columns(columns, s * wide + i, wide, by_both, h * n_tok * sizes.wide_tok + s, sizes.wide_tok, tokens)

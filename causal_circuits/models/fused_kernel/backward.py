@@ -103,9 +103,7 @@ def back_through_layer_0(packed, chunk, one, sums, b, sizes):
                 store(rows, at + v, value)
                 add_to(sums.pp, row * sizes.wide_ctx + v, value)
                 add_to(sums.tp, by_query * sizes.wide_ctx + v, value)
-        add_rows_by_token(
-            rows, h * sizes.wide_rows, sizes.wide_ctx, x, xb, h, sizes, packed.one_hot, one.token_row, sums.pt, sums.tt
-        )
+        add_rows_by_token(rows, h * sizes.wide_rows, x, xb, h, sizes, one.columns, sums.pt, sums.tt)
 
 
 @inlined
@@ -158,6 +156,7 @@ def back_through_last_rows(packed, chunk, one, sums, n, watched, sizes):
                 add_to(sums.pp, (h * n_ctx + last) * sizes.wide_ctx + v, value)
                 add_to(sums.tp, (h * n_tok + token) * sizes.wide_ctx + v, value)
             by_token(mixed, 0, x, xb, n_ctx, n_tok, packed.one_hot, one.token_row, 0)
+            for s in range(n_tok):
+                sums.pt[(h * n_tok + s) * sizes.wide_ctx + last] += one.token_row[s]
             for v in range(0, n_tok, LANES):
-                add_to(sums.pt, (h * n_ctx + last) * sizes.wide_tok + v, load(one.token_row, v))
                 add_to(sums.tt, (h * n_tok + token) * sizes.wide_tok + v, load(one.token_row, v))

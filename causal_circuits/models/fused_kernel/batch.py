@@ -5,6 +5,7 @@
 from collections.abc import Callable
 from functools import cache
 from inspect import unwrap  # numba compiles the function itself, not a run-time type check around it
+from os.path import dirname
 
 import numba
 
@@ -32,9 +33,12 @@ from causal_circuits.models.fused_kernel.forward import (
     write_outputs,
 )
 from causal_circuits.simd.lanes import FLAGS, inlined
+from causal_circuits.simd.sources import fingerprint
+
+SOURCES = fingerprint(dirname(__file__))
 
 
-def batch_gradient(tokens, targets, weights, gradients, watched, share, memory, four):
+def batch_gradient(tokens, targets, weights, gradients, watched, share, memory, four, sources=SOURCES):
     """Fill `gradients` with those of `share` times the loss summed over a batch; return the summed loss.
 
     Args:
@@ -46,6 +50,7 @@ def batch_gradient(tokens, targets, weights, gradients, watched, share, memory, 
         share: one over the number of sequences that the loss is a mean of.
         memory: `arrays.allocate(four)`, a thread's own.
         four: n_ctx, n_tok, m1, m2.
+        sources: left out; see `simd.sources`.
     """
     sizes = all_sizes(four)
     m1, m2 = sizes.m1, sizes.m2
@@ -76,20 +81,22 @@ def batch_gradient(tokens, targets, weights, gradients, watched, share, memory, 
     return loss
 
 
+_gradient = inlined(batch_gradient)
+KERNEL = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
+
+
 @cache
 def compiled() -> Callable[..., float]:
     """`batch_gradient` for all sizes."""
-    options = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": set(FLAGS), "_nrt": False}
-    return numba.njit(**options)(unwrap(batch_gradient))
+    return numba.njit(**KERNEL, fastmath=set(FLAGS))(unwrap(batch_gradient))
 
 
 @cache
 def compiled_for(four: tuple[int, int, int, int]) -> Callable[..., float]:
     """`batch_gradient` without its last argument: sizes become constants, so loops are unrolled and sums folded."""
     n_ctx, n_tok, m1, m2 = four
-    gradient = inlined(batch_gradient)
 
-    def frozen(tokens, targets, weights, gradients, watched, share, memory):
-        return gradient(tokens, targets, weights, gradients, watched, share, memory, (n_ctx, n_tok, m1, m2))
+    def frozen(tokens, targets, weights, gradients, watched, share, memory, sources=SOURCES):
+        return _gradient(tokens, targets, weights, gradients, watched, share, memory, (n_ctx, n_tok, m1, m2))
 
-    return numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(unwrap(frozen))
+    return numba.njit(**KERNEL)(unwrap(frozen))
