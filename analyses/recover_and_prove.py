@@ -4,7 +4,6 @@ Not a script. The job itself is `findings.run`, the page is `report_page.write_p
 """
 
 import argparse
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -43,7 +42,7 @@ def run_from_arguments(
     kept = arguments.out / "checkpoints"  # what an interrupted run goes on from
     findings = run(task, arguments.seed, arguments.steps, arguments.quiet, kept)
     write(findings, arguments.out, result_header(parser.prog, arguments))  # sets findings.seconds
-    shutil.rmtree(kept)
+    remove_ours(kept, "step_*")
     print(table(findings, arguments.out))
     return 0
 

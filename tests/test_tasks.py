@@ -550,6 +550,7 @@ def test_edge_posterior_losses_of_the_papers_graphs(graph: object, expected: flo
         ({"alpha": np.ones(4)}, ("alpha", "[d_vocab]", "d_vocab 3", "[4]")),
         ({"roots": "fair"}, ("roots", "'stationary', 'uniform' or 'shared'", "'fair'")),
         ({"kernels": np.full((3, 3), 0.3)}, ("sum to 1", "0.9", "divide by the row sums")),
+        ({"kernels": np.diag([1, 0.7, 1])}, ("sum to 1", "sums to 0.7")),  # the row that is off, not one that is right
         ({"kernels": np.full((2, 2), 0.5)}, ("[3, 3]", "[2, 2]")),
         ({"kernels": np.array([[1.5, -0.5, 0.0]] * 3)}, ("probabilities", "negative")),
         ({"kernels": np.full((3, 3), np.nan)}, ("probabilities", "NaN")),
