@@ -64,7 +64,7 @@ def versions() -> dict[str, str]:
 
 
 def remove_ours(folder: Path, *patterns: str) -> None:
-    """Remove what a script kept in a folder until its results were written; what is not ours, or behind a link, stays."""
+    """Remove what a script kept in a folder until it was done; what is not ours, or behind a link, stays."""
     for path in [path for pattern in patterns for path in folder.glob(pattern)]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

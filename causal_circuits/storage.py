@@ -46,7 +46,7 @@ def write_files(folder: str | os.PathLike[str], contents: Mapping[str, bytes | s
     """
     folder = Path(folder)
     for name in contents:
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", ".."):
             raise ValueError(f"a file is written into its folder, under a plain name: got {name!r}")
     folder.mkdir(parents=True, exist_ok=True)
     parts = {folder / f"{name}.part": folder / name for name in contents}
