@@ -114,14 +114,28 @@ def damage_file(path: Path, content: bytes, chance: random.Random) -> None:
     if chance.random() < 0.06:
         replace_file(path, chance)
     elif path.suffix == ".json":
-        path.write_bytes(damaged_text(content.decode(), chance))
+        put(path, damaged_text(content.decode(), chance))
     else:
-        path.write_bytes(damaged_bytes(content, chance))
+        put(path, damaged_bytes(content, chance))
+
+
+def put(path: Path, content: bytes) -> None:
+    """A regular file in the place of whatever is there."""
+    remove(path)
+    path.write_bytes(content)
+
+
+def remove(path: Path) -> None:
+    """Whatever is there."""
+    if path.is_dir() and not path.is_symlink():
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
 
 
 def replace_file(path: Path, chance: random.Random) -> None:
     """Nothing, or what is no regular file, where a file was."""
-    path.unlink()
+    remove(path)
     kind = chance.randrange(6)
     if kind == 1:
         path.mkdir()

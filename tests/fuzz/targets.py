@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from damage import crafted_npy, crafted_tensors, damage_file, damaged_array, damaged_value, forge
+from damage import crafted_npy, crafted_tensors, damage_file, damaged_array, damaged_value, forge, put
 
 import causal_circuits as cc
 from causal_circuits.streamed import Seal, StreamedArray, read_sealed
@@ -95,9 +95,9 @@ class Targets:
         for _ in range(chance.choice([1] * 9 + [2])):
             path = self.file_of(name, chance)
             if path.suffix == ".safetensors" and chance.random() < 0.3:
-                path.write_bytes(crafted_tensors(self.good[path], chance))
+                put(path, crafted_tensors(self.good[path], chance))
             elif chance.random() < 0.05:
-                path.write_bytes(self.good[chance.choice(sorted(self.good))])
+                put(path, self.good[chance.choice(sorted(self.good))])
             else:
                 damage_file(path, self.good[path], chance)
         return path.parent
