@@ -101,9 +101,7 @@ def test_a_head_that_carried_a_further_parent_would_match_its_edges_and_nothing_
     assert matches_of_further(further, 6) == Matches(3, (-1, -1, 0, -1, 1, -1))
     batch = cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2).sample(200, seed=0)
     given = cc.conditional_information(batch.tokens, batch.target_probs, [matches_of_further(further, 6)])
-    assert float(given.share_matched[3]) == pytest.approx(
-        1.0, abs=1e-6
-    )  # a row without a key is matched by every sequence
+    assert float(given.share_matched[3]) == pytest.approx(1.0, abs=1e-6)  # without a key every sequence matches
 
 
 def test_rows_name_the_parent_of_the_target_also_where_the_key_is_position_0(one_child):

@@ -3,6 +3,7 @@
 `tests/fuzz/fuzz_inputs.py` draws thousands; here stands what it, or reading the code as an attacker would, has found.
 """
 
+import ast
 import hashlib
 import io
 import json
@@ -62,6 +63,44 @@ def tensors(header: dict[str, object], data: bytes = b"") -> bytes:
     """A safetensors file with this header."""
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
+
+
+# ---- nothing is run
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = [
+    path for folder in ("causal_circuits", "analyses", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))
+]
+UNPICKLERS = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal"}
+
+
+def runs_what_it_reads(node: ast.AST) -> bool:
+    """Whether a piece of source can make code out of a file's bytes."""
+    match node:
+        case ast.Import(names=names):
+            return any(name.name.split(".")[0] in UNPICKLERS for name in names)
+        case ast.ImportFrom(module=module):
+            return (module or "").split(".")[0] in UNPICKLERS
+        case ast.Call(func=ast.Name(id="eval" | "exec")):
+            return True
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="torch" | "np" | "numpy" | "pandas" | "pd"), attr=name)):
+            return name in ("load", "read_pickle")
+        case ast.keyword(arg="allow_pickle", value=value):
+            return not (isinstance(value, ast.Constant) and value.value is False)
+    return False
+
+
+@pytest.mark.parametrize("source", ["import pickle", "torch.load(x)", "np.load(x)", "f(allow_pickle=True)", "eval(x)"])
+def test_what_runs_a_file_is_told(source):
+    assert any(map(runs_what_it_reads, ast.walk(ast.parse(source))))
+
+
+def test_nothing_that_is_read_is_run():
+    """(What numba has compiled and cached beside the package is code, like the package itself.)"""
+    assert len(OURS) > 150
+    for path in OURS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not runs_what_it_reads(node), f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
 
 
 # ---- sizes, and what has no end
