@@ -73,6 +73,7 @@ def test_what_is_not_asked_for_is_the_same_everywhere() -> None:
     """With their defaults, information and gradient average over the same kernels: equal at a true parent, exactly."""
     task = cc.InContextTask(cc.chain_graph(5), d_vocab=3, alpha=0.5)
     information, gradient = cc.chi_squared_information(task), cc.predicted_gradient(task)
+    assert information.n_samples == gradient.n_samples == cc.mutual_information(task).n_samples
     parents = [(child, child - 1) for child in range(1, 4)]
     for child, parent in parents:
         assert information.value[child, parent].item() == pytest.approx(gradient.value[child, parent].item(), rel=1e-9)
