@@ -15,7 +15,7 @@ import networkx as nx
 from command_line import BEGAN, OneLineParser
 from findings import Findings, run, share_of_gain
 from report_page import draw_figures, write_page
-from results_file import check_writable, result_header, write_results
+from results_file import check_writable, remove_ours, result_header, write_results
 
 import causal_circuits as cc
 from causal_circuits import figures
@@ -42,7 +42,8 @@ def run_from_arguments(
     kept = arguments.out / "checkpoints"  # what an interrupted run goes on from
     findings = run(task, arguments.seed, arguments.steps, arguments.quiet, kept)
     write(findings, arguments.out, result_header(parser.prog, arguments))  # sets findings.seconds
-    remove_ours(kept, "step_*")
+    for folder in (kept / "film", kept / "phases", kept):
+        remove_ours(folder, "step_*")
     print(table(findings, arguments.out))
     return 0
 
