@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from assertions import assert_refused
-from interrupted import CONFIG, assert_same_end, new_model, stop_at
+from interrupted import CONFIG, EVERY_STEP, assert_same_end, cut_short, new_model, stop_at
 from safetensors.torch import save
 from scripts import analysis_module, assert_refused_in_one_line
 
@@ -371,15 +371,7 @@ def test_finished_work_takes_nothing_of_the_users_with_it(monkeypatch, tmp_path)
 @pytest.fixture
 def kept(chain_task, tmp_path) -> Path:
     """A checkpoint of step 24 with a record in memory; Adam and AdamW remember moments."""
-    with pytest.raises(RuntimeError):
-        cc.train(
-            new_model(),
-            chain_task,
-            CONFIG,
-            record=cc.RecordAt.every(4, 30),
-            on_record=stop_at(28),
-            checkpoints=cc.Checkpoints(tmp_path, every=24),
-        )
+    cut_short(chain_task, tmp_path, every=24)
     return tmp_path
 
 
@@ -405,7 +397,7 @@ def test_a_forged_checkpoint_is_named_and_not_used(chain_task, kept, name):
         for later in kept.glob("step_000000030.*"):  # the end of the run before
             later.unlink()
         write_checked(kept, path.stem, {**head, **in_head}, {**whole, **in_tensors})
-        train = {"record": cc.RecordAt.every(4, 30), "checkpoints": cc.Checkpoints(kept, every=30)}
+        train = {"record": EVERY_STEP, "checkpoints": cc.Checkpoints(kept, every=30)}
         if name == "identity":
             assert_refused(lambda train=train: cc.train(new_model(), chain_task, CONFIG, **train), "of another run")
         else:
@@ -420,7 +412,7 @@ def test_moments_of_other_sizes_are_refused(chain_task, kept):
     moment = next(name for name in whole if name.endswith("exp_avg"))
     for value in (torch.zeros(3), whole[moment].to(torch.int64)):
         write_checked(kept, path.stem, head, {**whole, moment: value})
-        train = {"record": cc.RecordAt.every(4, 30), "checkpoints": cc.Checkpoints(kept, every=30)}
+        train = {"record": EVERY_STEP, "checkpoints": cc.Checkpoints(kept, every=30)}
         assert_refused(lambda train=train: cc.train(new_model(), chain_task, CONFIG, **train), "optimiser", "parameter")
 
 
