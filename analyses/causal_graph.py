@@ -14,11 +14,10 @@ figures/, model/ and record/.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from command_line import exit_status, make_parser
+from command_line import exit_status, make_parser, read_parents_file
 
 
 def make_graph(arguments: argparse.Namespace) -> object:
@@ -48,12 +47,7 @@ def make_graph(arguments: argparse.Namespace) -> object:
 
 def read_parents(path: Path) -> list[int | None]:
     """A JSON list of parents; a ValueError that says what the file holds instead."""
-    try:
-        parents = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"--parents must name a readable file: {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"--parents must name a JSON file with a list: {path}: {error}") from error
+    parents = read_parents_file(path, "a list")
     if not isinstance(parents, list):
         raise ValueError(
             f"a parents file must hold a list, one entry a position: {path} holds a {type(parents).__name__}"

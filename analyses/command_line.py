@@ -93,6 +93,18 @@ def expected_errors() -> tuple[type[Exception], ...]:
     return CheckpointError, DivergenceError, OSError
 
 
+def read_parents_file(path: Path, form: str) -> object:
+    """What the JSON file of --parents holds; a ValueError, in one line, if it cannot be read."""
+    from causal_circuits.storage import read_json  # after parsing: it imports torch
+
+    try:
+        return read_json(path)
+    except OSError as error:
+        raise ValueError(f"--parents must name a readable file: {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"--parents must name a JSON file with {form}: {error}") from error
+
+
 def read_figure_9(path: Path = FIGURE_9) -> list[list[int]]:
     """The parents of the 20 forests of the paper's Figure 9 (-1: a root), n_ctx 20.
 

@@ -9,7 +9,6 @@ that is damaged, or of another run, is named in one line on stderr and made agai
 import argparse
 import json
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 
 from command_line import BEGAN
 from kept_values import put_together, taken_apart
-from results_file import flag_values, versions
+from results_file import flag_values, remove_ours, versions
 from torch import Tensor
 
 import causal_circuits as cc
@@ -84,7 +83,7 @@ class Units:
         if path.is_file():
             try:
                 return self._read(path, name)
-            except (ValueError, KeyError, TypeError, OSError) as error:
+            except (ValueError, OSError) as error:
                 tell(f"{error}: made again")
         began, tensors = time.perf_counter(), dict[str, Tensor]()
         result = make()
@@ -95,11 +94,18 @@ class Units:
 
     def _read(self, path: Path, name: str) -> Any:
         head, tensors = cc.storage.read_checked(path, UNIT, "unit")
-        other = cc.storage.first_difference({"name": head["name"], **head["run"]}, {"name": name, **self._run})
+        there = {part: head.get(part) for part in ("name", "run")}
+        other = cc.storage.first_difference(there, {"name": name, "run": self._run})
         if other is not None:
             raise ValueError(f"the unit {path} is of another run: {shown(other)}")
-        result = put_together(head["result"], tensors)
-        self.earlier_s += head["seconds"]
+        seconds = head.get("seconds")
+        if type(seconds) not in (int, float):
+            raise ValueError(f"the unit {path} is damaged (it took {seconds!r} seconds)")
+        try:
+            result = put_together(head.get("result"), tensors)
+        except ValueError as error:
+            raise ValueError(f"the unit {path} is damaged ({error})") from error
+        self.earlier_s += seconds
         return result
 
     def training(self, name: str) -> Path:
@@ -117,7 +123,7 @@ class Units:
 
     def finish(self) -> None:
         """Remove the units: the results are written down."""
-        shutil.rmtree(self._folder)
+        remove_ours(self._folder, "run.json", "unit_*", "training_*")
 
 
 def weights_of(model: Any) -> dict[str, Tensor]:
@@ -134,7 +140,7 @@ def with_weights(model: Any, weights: Mapping[str, Tensor]) -> Any:
 def shown(difference: tuple[str, Any, Any]) -> str:
     """A difference in words."""
     name, there, here = difference
-    return f"{name} is {there!r} there, {here!r} here"
+    return f"{name.removeprefix('run.')} is {there!r} there, {here!r} here"
 
 
 def tell(text: str) -> None:

@@ -33,19 +33,26 @@ def taken_apart(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 def put_together(values: Any, tensors: Mapping[str, Tensor]) -> Any:
     """What `taken_apart` took apart; a ValueError if it is nothing of the kind."""
+    try:
+        return _put_together(values, tensors)
+    except (KeyError, TypeError, AttributeError) as error:  # no such tensor or field, or something else in its place
+        raise ValueError(f"no result can be put together from this: {error!r}") from error
+
+
+def _put_together(values: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(values, list):
-        return [put_together(item, tensors) for item in values]
+        return [_put_together(item, tensors) for item in values]
     if not isinstance(values, dict):
         return values
     match values:
         case {"tensor": name}:
             return tensors[name]
         case {"class": name, "fields": whole}:
-            return _class_of(name)(**{key: put_together(part, tensors) for key, part in whole.items()})
+            return _class_of(name)(**{key: _put_together(part, tensors) for key, part in whole.items()})
         case {"dict": pairs}:
-            return dict(put_together(pair, tensors) for pair in pairs)
+            return dict(_put_together(pair, tensors) for pair in pairs)
         case {"tuple": items}:
-            return tuple(put_together(item, tensors) for item in items)
+            return tuple(_put_together(item, tensors) for item in items)
     raise ValueError(f"no result can be put together from {sorted(values)}")
 
 

@@ -17,11 +17,10 @@ figures/, model/ and record/.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from command_line import exit_status, make_parser
+from command_line import exit_status, make_parser, read_parents_file
 
 
 def make_graph(arguments: argparse.Namespace) -> object:
@@ -55,12 +54,7 @@ def make_graph(arguments: argparse.Namespace) -> object:
 
 def read_parents(path: Path) -> list[list[int]]:
     """A JSON list of lists; a ValueError that says what the file holds instead."""
-    try:
-        parents = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"--parents must name a readable file: {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"--parents must name a JSON file with a list of lists: {path}: {error}") from error
+    parents = read_parents_file(path, "a list of lists")
     if not isinstance(parents, list) or not all(isinstance(entry, list) for entry in parents):
         raise ValueError(
             f"a parents file must hold a list of lists, one a position and the target's last, [] for a root: {path}"

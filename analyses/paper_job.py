@@ -3,7 +3,6 @@
 Not a script.
 """
 
-import json
 import shlex
 import sys
 import time
@@ -119,9 +118,14 @@ def finish(
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:
-    """A figure's results.json, or None."""
+    """A figure's results.json, or None; a ValueError if it is something else."""
     path = folder / RESULTS
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    found = cc.storage.read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no results: delete it, or make it again")
+    return found
 
 
 def block_attention(model: Any, head: int = 0) -> torch.Tensor:

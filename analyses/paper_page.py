@@ -26,11 +26,16 @@ def write_page(out: Path, seed: int) -> Path | None:
     found = [(folder, result) for folder in folders(out) if (result := read_results(folder)) is not None]
     if not found:
         return None
+    try:
+        verdict = [check(result) for _, result in found]
+        sections = [section(folder, result) for folder, result in found]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"a results.json in {out} is none of this script's ({error!r}): make it again") from error
     return figures.write_report(
         out / "report.html",
         title="How Transformers Learn Causal Structure, figure by figure",
-        verdict=[check(result) for _, result in found],
-        sections=[section(folder, result) for folder, result in found],
+        verdict=verdict,
+        sections=sections,
         meta={"seed": str(seed), **{name: str(number) for name, number in versions().items()}},
     )
 

@@ -54,12 +54,12 @@ siblings. Not found: what in a run's data decides how far layer 1 comes on this 
 def write_table(out: Path, path: Path) -> str:
     """Write the table of what is in `out`; returns a line that says so."""
     results = [found for folder in folders(out) if (found := read_results(folder)) is not None]
-    text = HEAD.format(out=out) + "".join(line(result) for result in results)
-    text += "".join(section(result) for result in results)
-    six = read_results(out / "unlearned_edges")
-    if six is not None:
-        text += six["section"]
-    text += missing(results)
+    six = read_results(out / "unlearned_edges") or {"section": ""}
+    try:
+        text = HEAD.format(out=out) + "".join(line(result) for result in results)
+        text += "".join(section(result) for result in results) + six["section"] + missing(results)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"a results.json in {out} is none of this script's ({error!r}): make it again") from error
     cc.storage.write_files(path.parent, {path.name: text})
     return f"table       {len(results)} rows in {path}"
 

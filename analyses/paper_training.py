@@ -90,13 +90,13 @@ class Progress:
         self._folder, self._wall, self._cpu = folder, time.perf_counter(), time.process_time()
         kept: dict[str, Any] = {"wall_s": 0.0, "cpu_s": 0.0, "measured": {}}
         path = folder / f"{PROGRESS}.json"
-        if path.is_file():
-            try:
+        try:
+            if path.is_file():
                 kept, _ = cc.storage.read_checked(path, FORMAT, "list of measurements")
-            except ValueError as error:
-                raise cc.CheckpointError(f"{error}: delete {folder} to train again") from error
-        self.measured: dict[int, dict[str, float]] = {int(step): found for step, found in kept["measured"].items()}
-        self._earlier = kept["wall_s"], kept["cpu_s"]
+            self.measured: dict[int, dict[str, float]] = {int(step): dict(m) for step, m in kept["measured"].items()}
+            self._earlier = float(kept["wall_s"]), float(kept["cpu_s"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise cc.CheckpointError(f"{error}: delete {folder} to train again") from error
 
     def here(self) -> tuple[float, float]:
         """Wall and processor seconds of this call."""

@@ -4,7 +4,6 @@ Not a script. The job itself is `findings.run`, the page is `report_page.write_p
 """
 
 import argparse
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,7 +15,7 @@ import networkx as nx
 from command_line import BEGAN, OneLineParser
 from findings import Findings, run, share_of_gain
 from report_page import draw_figures, write_page
-from results_file import check_writable, result_header, write_results
+from results_file import check_writable, remove_ours, result_header, write_results
 
 import causal_circuits as cc
 from causal_circuits import figures
@@ -43,7 +42,8 @@ def run_from_arguments(
     kept = arguments.out / "checkpoints"  # what an interrupted run goes on from
     findings = run(task, arguments.seed, arguments.steps, arguments.quiet, kept)
     write(findings, arguments.out, result_header(parser.prog, arguments))  # sets findings.seconds
-    shutil.rmtree(kept)
+    for folder in (kept / "film", kept / "phases", kept):
+        remove_ours(folder, "step_*")
     print(table(findings, arguments.out))
     return 0
 

@@ -104,13 +104,16 @@ def main() -> int:
         parser.error(str(error))
     if arguments.figure is not None:
         print(summary(run_figures(arguments), arguments))
-        from paper_page import write_page
+    from paper_page import write_page
+    from paper_table import write_table
 
-        print(f"look at     {write_page(arguments.out, arguments.seed) or arguments.out}")
-    if arguments.table is not None:
-        from paper_table import write_table
-
-        print(write_table(arguments.out, arguments.table))
+    try:
+        if arguments.figure is not None:
+            print(f"look at     {write_page(arguments.out, arguments.seed) or arguments.out}")
+        if arguments.table is not None:
+            print(write_table(arguments.out, arguments.table))
+    except ValueError as error:  # of a results.json that is none
+        parser.error(str(error))
     return 0
 
 

@@ -1,29 +1,24 @@
 """Read a user's arrays from .npz or .safetensors, checked before anything is allocated. Not a script."""
 
-import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import causal_circuits as cc
+
 NAMES = ("tokens", "target_probs", "labels")
 MOST_BYTES = 2**32  # of one array
-READERS: dict[tuple[int, int], Callable] = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
     EOFError,
     NotImplementedError,  # an unknown compression
     RuntimeError,  # encrypted
-    tokenize.TokenError,  # these two: a header that is no Python literal
-    SyntaxError,
 )
 
 
@@ -67,38 +62,29 @@ def _read_npz(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            names = _wanted(members, path)
-            for name in names:
-                _check_header(archive, members[name], name, path)
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names}
+            return {name: _read_member(archive, members[name], name, path) for name in _wanted(members, path)}
     except UNREADABLE as error:
         raise ValueError(f"{path} is not a readable .npz file: {error}") from error
 
 
-def _check_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, path: Path) -> None:
-    """Refuse pickled objects, and shapes that are too large or that the file does not fill."""
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, path: Path) -> np.ndarray:
+    """An array, once its header says numbers, not too many, and as many as are there; what was checked is read."""
     with archive.open(info) as stream:
         try:
-            version = np.lib.format.read_magic(stream)
-            reader = READERS.get(version)
-            shape, _, dtype = reader(stream) if reader else ((), False, np.dtype(float))
-        except (ValueError, *UNREADABLE) as error:
-            raise ValueError(f"{name} in {path} is not a readable .npy array: {error}") from error
-        header = stream.tell()
-    if reader is None:
-        raise ValueError(f"{name} in {path} has .npy version {version}: save it with numpy.savez")
-    if dtype.hasobject:
-        raise ValueError(
-            f"{name} in {path} holds Python objects (ragged rows?): it must be one rectangular array of numbers"
-        )
-    _check_size(name, shape, dtype.itemsize, path)
-    if prod(shape) * dtype.itemsize != info.file_size - header:
-        raise ValueError(f"{name} in {path} says shape {list(shape)} but holds {info.file_size - header:,} bytes")
+            shape, dtype = cc.streamed.npy_header(stream)
+        except ValueError as error:
+            raise ValueError(f"{name} in {path}: {error}") from error
+        _check_size(name, shape, dtype.itemsize, path)
+        if prod(shape) * dtype.itemsize != info.file_size - stream.tell():
+            raise ValueError(
+                f"{name} in {path} says shape {list(shape)} but holds {info.file_size - stream.tell():,} bytes"
+            )
+        stream.seek(0)
+        return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt") as archive:
@@ -106,5 +92,6 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             for name in names:
                 _check_size(name, archive.get_slice(name).get_shape(), 8, path)
             return {name: archive.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
+    except cc.storage.UNREADABLE_TENSORS as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path} is not a readable .safetensors file: {said[:200]}") from error

@@ -82,7 +82,8 @@ class SequenceFilm:
     """
 
     def __init__(self, tokens: Int[Tensor, " n_ctx"], folder: str | os.PathLike[str] | None = None) -> None:
-        self._tokens, self._frames = tokens, _Frames(folder)
+        self._tokens = tokens
+        self._frames = _Frames(folder, {"attention": (len(tokens), len(tokens)), "heads": (2,)})
 
     def __call__(self, step: int, model: HookedTransformer) -> None:
         """Look at the model."""
@@ -158,7 +159,7 @@ class PredictorFilm:
                     f"got {list(probs.shape)}"
                 )
         self._batch, self._predictors = batch, {name: probs.double() for name, probs in predictors.items()}
-        self._frames = _Frames(folder)
+        self._frames = _Frames(folder, {"divergence": (len(predictors),)})
 
     @torch.no_grad()
     def __call__(self, step: int, model: HookedTransformer) -> None:
@@ -196,13 +197,24 @@ def _divergence(probs: Tensor, log_predicted: Tensor) -> Tensor:
     return (torch.special.xlogy(probs, probs) - probs * log_predicted).sum(dim=-1).mean()
 
 
-class _Frames:
-    """Some tensors a step, in memory and, with a folder, in files."""
+def _kinds(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
-    def __init__(self, folder: str | os.PathLike[str] | None) -> None:
+
+class _Frames:
+    """Some tensors a step, in memory and, with a folder, in files; `ends` are their last sizes, by name."""
+
+    def __init__(self, folder: str | os.PathLike[str] | None, ends: Mapping[str, tuple[int, ...]]) -> None:
         self._folder = None if folder is None else Path(folder)
-        files = [] if self._folder is None else self._folder.glob("step_*.safetensors")
-        self._seen = {int(file.stem.removeprefix("step_")): read_tensors(file) for file in files}
+        files = [] if self._folder is None else sorted(self._folder.glob("step_*.safetensors"))
+        self._seen: dict[int, dict[str, Tensor]] = {}
+        for file in files:
+            step, seen = file.stem.removeprefix("step_"), read_tensors(file)
+            first = next(iter(self._seen.values()), seen)
+            alike = all(name in seen and seen[name].shape[-len(last) :] == last for name, last in ends.items())
+            if not step.isdecimal() or not alike or _kinds(seen) != _kinds(first):
+                raise ValueError(f"{file} is no state of this film: name a folder of its own, or delete the file")
+            self._seen[int(step)] = seen
 
     def keep(self, step: int, seen: dict[str, Tensor]) -> None:
         self._seen[step] = seen

@@ -199,14 +199,14 @@ class TrainingRecord:
         folder = Path(folder)
         try:
             if (folder / f"{INDEX}.json").is_file() and not (folder / "record.json").exists():
-                return cls(**_read_streamed(folder))
+                return _sound(cls(**_read_streamed(folder)))
             plain, tensors = read_json(folder / "record.json"), read_tensors(folder / "record.safetensors")
-            return cls(
-                **{"attention": None, "score_gradients": None, **plain, **tensors, "steps": tuple(plain["steps"])}
+            return _sound(
+                cls(**{"attention": None, "score_gradients": None, **plain, **tensors, "steps": tuple(plain["steps"])})
             )
         except FileNotFoundError as error:
             raise ValueError(f"a saved record is a folder with record.json and record.safetensors: {error}") from error
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, _Unsound) as error:
             raise ValueError(f"{folder} does not hold a record saved by causal_circuits: {error!r}") from error
 
     def _tensors(self) -> dict[str, Tensor | None]:
@@ -284,11 +284,37 @@ def _read_streamed(folder: Path) -> dict[str, Any]:
     steps = tuple(head["steps"])
     arrays: dict[str, Any] = {"attention": None, "score_gradients": None}
     for name, seal in head["seals"].items():
-        rows = read_sealed(folder / f"{Path(name).name}.npy", Seal(**seal))
+        if name not in MATRICES:  # it is about to become a path
+            raise ValueError(f"{folder} does not hold a record saved by causal_circuits: it streams {name!r}")
+        rows = read_sealed(folder / f"{name}.npy", Seal(**seal))
         if len(rows) < len(steps):
             raise ValueError(f"{folder} has {len(rows)} rows of {name} for {len(steps)} recorded steps")
         arrays[name] = torch.from_numpy(rows[: len(steps)])
     return {**head["about"], **tensors, **arrays, "steps": steps}
+
+
+class _Unsound(ValueError):
+    """What a file holds is no record."""
+
+
+def _sound(record: TrainingRecord) -> TrainingRecord:
+    """The record, if its parts are what a training leaves and fit each other."""
+    floats = {"seconds": record.seconds, "sequences_per_s": record.sequences_per_s}
+    wrong = [name for name, value in floats.items() if type(value) not in (int, float)]
+    wrong += [] if isinstance(record.path, str) else ["path"]
+    wrong += [] if isinstance(record.config, dict) else ["config"]
+    wrong += [] if all(type(step) is int and step >= 0 for step in record.steps) else ["steps"]
+    sizes: dict[str, tuple[int | None, ...]] = {"losses": (None,), "recorded_losses": (len(record.steps),)}
+    sizes |= dict.fromkeys(MATRICES, (len(record.steps), None, None, None, None))
+    for name, size in sizes.items():
+        value = getattr(record, name)
+        if value is None and name in MATRICES:
+            continue
+        fits = value.ndim == len(size) and all(m in (None, n) for n, m in zip(value.shape, size, strict=True))
+        wrong += [] if fits and value.is_floating_point() else [name]
+    if wrong:
+        raise _Unsound(f"its {wrong[0]} is not what a training leaves")
+    return record
 
 
 def join_records(records: Sequence[TrainingRecord], config: object) -> TrainingRecord:

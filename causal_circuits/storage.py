@@ -3,6 +3,9 @@
 Models, records, checkpoints and results all go through `write_files`. A process that is killed at any moment, or a
 disk that is full, leaves the earlier files as they were. Tensors are safetensors: nothing is ever unpickled.
 `write_checked` adds checksums, so that `read_checked` notices a file that was truncated or altered later.
+
+What is read may be anybody's: sizes are checked before a byte is read, devices and pipes (which have no end) are
+refused, and whatever a file holds, it is read or refused by a ValueError.
 """
 
 import hashlib
@@ -19,8 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-# The JSON of a model, a record or a checkpoint is a few kilobytes; a much longer file is none of ours.
-LONGEST_JSON = 2**26
+# The JSON of a model, a record or a checkpoint is a few kilobytes, some ten levels deep; much more is none of ours.
+LONGEST_JSON, DEEPEST_JSON = 2**26, 100
+# What safetensors raises for what is none (unknown dtypes, sizes that overflow, a thousand axes).
+UNREADABLE_TENSORS = (SafetensorError, KeyError, TypeError, OverflowError, RuntimeError)
 
 
 def write_files(folder: str | os.PathLike[str], contents: Mapping[str, bytes | str]) -> Path:
@@ -28,7 +33,10 @@ def write_files(folder: str | os.PathLike[str], contents: Mapping[str, bytes | s
 
     All are written out before the first is moved to its place; they are moved in the order given.
 
+    Nothing is written outside the folder: a name is a plain file name, and no link is followed, only replaced.
+
     Raises:
+        ValueError: a name is a path.
         OSError: the disk is full, or the folder cannot be written to; every file that was there is unharmed.
 
     >>> from tempfile import TemporaryDirectory
@@ -37,11 +45,15 @@ def write_files(folder: str | os.PathLike[str], contents: Mapping[str, bytes | s
     ['numbers.json']
     """
     folder = Path(folder)
+    for name in contents:
+        if Path(name).name != name or name in ("", ".."):
+            raise ValueError(f"a file is written into its folder, under a plain name: got {name!r}")
     folder.mkdir(parents=True, exist_ok=True)
     parts = {folder / f"{name}.part": folder / name for name in contents}
     try:
         for part, content in zip(parts, contents.values(), strict=True):
-            with part.open("wb") as file:
+            part.unlink(missing_ok=True)  # left by a process that was killed, or a link to somewhere else
+            with part.open("xb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -58,7 +70,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """The values of a JSON file.
 
     Raises:
-        ValueError: it is something else, or longer than any file of ours.
+        ValueError: it is something else, or longer or nested deeper than any file of ours.
         OSError: there is no such file.
 
     >>> from tempfile import TemporaryDirectory
@@ -66,13 +78,37 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     ...     read_json(write_files(folder, {"numbers.json": "[1, 2]"}) / "numbers.json")
     [1, 2]
     """
-    path = Path(path)
-    if path.stat().st_size > LONGEST_JSON:
-        raise ValueError(f"{path} is longer than any of ours: {path.stat().st_size:,} bytes")
+    content = _content(Path(path), LONGEST_JSON, "any of ours")
     try:
-        return json.loads(path.read_bytes())
+        values = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+    level = [values]
+    for _ in range(DEEPEST_JSON):
+        level = [item for value in level if isinstance(value, dict | list) for item in _items(value)]
+    if level:
+        raise ValueError(f"{path} is nested deeper than any of ours: more than {DEEPEST_JSON} levels")
+    return values
+
+
+def _items(values: dict[str, Any] | list[Any]) -> list[Any]:
+    return values if isinstance(values, list) else list(values.values())
+
+
+def _content(path: Path, most: int, longest: str) -> bytes:
+    """All of a file; a ValueError if it has no end or more than `most` bytes, before they are read."""
+    size = path.stat().st_size
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    if size > most:
+        raise ValueError(f"{path} is longer than {longest}: {size:,} bytes")
+    return path.read_bytes()
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory; of any machine's, where it does not tell."""
+    known = "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {})
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else 2**63
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -89,7 +125,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
     Raises:
-        ValueError: the file is truncated or is something else.
+        ValueError: the file is truncated, is something else, or is larger than this machine's memory.
 
     >>> import torch
     >>> from tempfile import TemporaryDirectory
@@ -98,7 +134,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     ...     read_tensors(path)["weights"]
     tensor([1., 1.])
     """
-    return tensors_of(Path(path).read_bytes(), path)
+    return tensors_of(_content(Path(path), _memory(), "this machine's memory"), path)
 
 
 def tensors_of(content: bytes, path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -110,8 +146,9 @@ def tensors_of(content: bytes, path: str | os.PathLike[str]) -> dict[str, Tensor
     """
     try:
         return load(content)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    except UNREADABLE_TENSORS as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path} is not a readable safetensors file: {said[:200]}") from error
 
 
 # ---- checksums
@@ -172,9 +209,9 @@ def read_checked(
     if "sha256" not in head:
         return head, {}
     beside = path.with_suffix(".safetensors")
-    if not beside.is_file() or beside.stat().st_size != head["size"]:
+    if not beside.is_file() or beside.stat().st_size != head.get("size"):
         raise ValueError(f"the {what} {beside} is damaged (truncated, or missing)")
-    content = beside.read_bytes()
+    content = _content(beside, _memory(), "this machine's memory")
     if hashlib.sha256(content).hexdigest() != head["sha256"]:
         raise ValueError(f"the {what} {beside} is damaged (its checksum does not fit)")
     return head, tensors_of(content, beside)

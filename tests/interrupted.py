@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Callable
 
+import pytest
 import torch
 
 import causal_circuits as cc
@@ -24,6 +25,13 @@ def stop_at(step: int):
             raise RuntimeError("a metric of the user's")
 
     return look
+
+
+def cut_short(task: cc.InContextTask, folder: object, every: int) -> None:
+    """Leave the checkpoints of a run that failed at step 28 of 30."""
+    kept = cc.Checkpoints(folder, every=every)
+    with pytest.raises(RuntimeError):
+        cc.train(new_model(), task, CONFIG, record=EVERY_STEP, on_record=stop_at(28), checkpoints=kept)
 
 
 def assert_same_end(found: cc.TrainingRecord, expected: cc.TrainingRecord) -> None:

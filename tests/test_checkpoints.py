@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from assertions import assert_refused
-from interrupted import CONFIG, EVERY_STEP, STAGES, assert_same_end, assert_same_weights, new_model, stop_at
+from interrupted import (
+    CONFIG,
+    EVERY_STEP,
+    STAGES,
+    assert_same_end,
+    assert_same_weights,
+    cut_short,
+    new_model,
+)
 
 import causal_circuits as cc
 from causal_circuits.training.checkpoints import load_state
@@ -20,15 +28,7 @@ from causal_circuits.training.checkpoints import load_state
 @pytest.fixture
 def kept(chain_task, tmp_path) -> Path:
     """Checkpoints of steps 16 and 24 of a run that failed later."""
-    with pytest.raises(RuntimeError):
-        cc.train(
-            new_model(),
-            chain_task,
-            CONFIG,
-            record=EVERY_STEP,
-            on_record=stop_at(28),
-            checkpoints=cc.Checkpoints(tmp_path, every=8),
-        )
+    cut_short(chain_task, tmp_path, every=8)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"step_{step:09d}.{kind}" for step in (16, 24) for kind in ("json", "safetensors")
     ]

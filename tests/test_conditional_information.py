@@ -53,6 +53,21 @@ def test_estimates_agree_with_enumeration() -> None:
     assert torch.allclose(found.share_matched, exact.share_matched, atol=0.02)
 
 
+def test_a_standard_error_is_the_spread_of_the_estimate_over_samples() -> None:
+    """Neither too small nor too large, also where the pair's share of the matched sequences is half."""
+    task, given, found = small_task(), [cc.Matches(2, (-1, -1, 0, 1, -1))], []
+    for seed in range(200):
+        batch = task.sample(400, seed=seed)
+        found.append(cc.conditional_information(batch.tokens, batch.target_probs, given))
+    spread = torch.stack([each.value for each in found]).std(dim=0)
+    error = torch.stack([each.standard_error for each in found]).square().mean(dim=0).sqrt()
+    told = (spread > 0.01) & error.isfinite()
+    assert told.sum() > 20
+    ratio = (error / spread)[told]
+    assert float(ratio.min()) > 0.75  # 200 samples tell a spread to 5%
+    assert float(ratio.max()) < 1.3
+
+
 @pytest.mark.parametrize("alpha", [0.1, 1.0])
 def test_each_parent_known_multiplies_what_the_next_one_tells(alpha: float) -> None:
     """Uniform independent tokens: E[w | m matches] = 1 + (d_vocab rho - 1) d_vocab^(m - k)."""

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 import causal_circuits as cc
 from causal_circuits.discovery.edge_scores import EdgeScores
-from causal_circuits.discovery.head_matches import Matches, by_what_rows_say, further_parents, matches_of, needed
+from causal_circuits.discovery.head_matches import (
+    FurtherParent,
+    Matches,
+    by_what_rows_say,
+    further_parents,
+    matches_of,
+    matches_of_further,
+    needed,
+)
 from causal_circuits.discovery.kernel_rows import FEWEST, RowTest, judge_row
 from causal_circuits.discovery.several_heads import judge_heads
 from causal_circuits.discovery.testing import holm
@@ -85,6 +93,15 @@ def one_child():
     task = cc.InContextTask(cc.graph_from_parents([[], [], [0, 1], [], [1, 3]]), d_vocab=3)
     batch = task.sample(20_000, seed=1)
     return batch, RowTest(batch.tokens, batch.target_probs)
+
+
+def test_a_head_that_carried_a_further_parent_would_match_its_edges_and_nothing_else() -> None:
+    """What stands for it is a head's matches like any other: it can be given to the lifts of the others."""
+    further = FurtherParent(last_key=3, edges=((0, 2), (1, 4)), share=1.5)
+    assert matches_of_further(further, 6) == Matches(3, (-1, -1, 0, -1, 1, -1))
+    batch = cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2).sample(200, seed=0)
+    given = cc.conditional_information(batch.tokens, batch.target_probs, [matches_of_further(further, 6)])
+    assert float(given.share_matched[3]) == pytest.approx(1.0, abs=1e-6)  # without a key every sequence matches
 
 
 def test_rows_name_the_parent_of_the_target_also_where_the_key_is_position_0(one_child):

@@ -67,3 +67,27 @@ def test_errors_of_a_measured_gradient_are_those_over_sequences():
         values = torch.stack([one.value for one in each])
         torch.testing.assert_close(found.value, values.mean(dim=0))
         torch.testing.assert_close(found.standard_error, values.std(dim=0) / 40**0.5)
+
+
+def test_what_is_not_asked_for_is_the_same_everywhere() -> None:
+    """With their defaults, information and gradient average over the same kernels: equal at a true parent, exactly."""
+    task = cc.InContextTask(cc.chain_graph(5), d_vocab=3, alpha=0.5)
+    information, gradient = cc.chi_squared_information(task), cc.predicted_gradient(task)
+    assert information.n_samples == gradient.n_samples == cc.mutual_information(task).n_samples
+    parents = [(child, child - 1) for child in range(1, 4)]
+    for child, parent in parents:
+        assert information.value[child, parent].item() == pytest.approx(gradient.value[child, parent].item(), rel=1e-9)
+
+
+def test_enumeration_draws_the_query_uniformly() -> None:
+    """Forests are propagated; summed over all sequences instead they have the same joint laws, the query's too."""
+    task = cc.InContextTask(cc.graph_from_parents([None, 0, 0, None]), d_vocab=3, alpha=0.5)
+    kernels, law = pair_laws.draw(task, 4, 0)
+    joint = np.concatenate(list(pair_laws.enumerated(task, kernels, law, 0)))  # [kernel, pair, s', s]
+    found = dict(zip(zip(*np.tril_indices(5, -1), strict=True), joint.swapaxes(0, 1), strict=True))
+    for position in range(4):
+        expected = np.full((4, 3, 1), 1 / 3) * law[:, None, :]  # independent of all, and not stationary
+        np.testing.assert_allclose(found[4, position], expected, atol=1e-6)  # kernels were drawn in float32
+    for cells, propagated in pair_laws.propagated(task, kernels, law):
+        for cell in cells:
+            np.testing.assert_allclose(found[cell], propagated, atol=1e-6)

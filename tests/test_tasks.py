@@ -418,6 +418,20 @@ def test_every_row_of_a_batch_is_checked(chain_task: cc.InContextTask) -> None:
         probs[3, 0] = bad if bad != 0.5 else probs[3, 0] + 0.5
         wrong = cc.Batch(batch.tokens, probs)
         assert_refused(lambda wrong=wrong: wrong.check(chain_task.d_vocab), "target_probs", "sum 1")
+    probs = batch.target_probs.clone()
+    probs[3, :2] = torch.tensor([1.25, -0.25]) * probs[3, :2].sum()  # the sum is as before
+    assert_refused(lambda: cc.Batch(batch.tokens, probs).check(chain_task.d_vocab), "target_probs")
+
+
+def test_a_calibrated_loss_is_the_lowest_of_its_predictors() -> None:
+    task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3, alpha=0.3)
+    batch = task.sample(300, seed=4)
+    for which in ([], [1], [0, 1]):
+        losses = [
+            float(cc.cross_entropy(cc.subset_predictor(task, batch.tokens, which, pseudo), batch.target_probs).mean())
+            for pseudo in np.geomspace(1e-3, 100, 400)
+        ]
+        assert cc.subset_loss(task, batch, which) == pytest.approx(min(losses), abs=1e-3)  # between points of its grid
 
 
 # ---- predictors
@@ -550,6 +564,7 @@ def test_edge_posterior_losses_of_the_papers_graphs(graph: object, expected: flo
         ({"alpha": np.ones(4)}, ("alpha", "[d_vocab]", "d_vocab 3", "[4]")),
         ({"roots": "fair"}, ("roots", "'stationary', 'uniform' or 'shared'", "'fair'")),
         ({"kernels": np.full((3, 3), 0.3)}, ("sum to 1", "0.9", "divide by the row sums")),
+        ({"kernels": np.diag([1, 0.7, 1])}, ("sum to 1", "sums to 0.7")),  # the row that is off, not one that is right
         ({"kernels": np.full((2, 2), 0.5)}, ("[3, 3]", "[2, 2]")),
         ({"kernels": np.array([[1.5, -0.5, 0.0]] * 3)}, ("probabilities", "negative")),
         ({"kernels": np.full((3, 3), np.nan)}, ("probabilities", "NaN")),

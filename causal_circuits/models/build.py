@@ -47,7 +47,7 @@ def disentangled_transformer(
     """
     _check_sizes(d_vocab, n_ctx, n_heads)
     layout = Layout("disentangled", int(d_vocab), int(n_ctx), tuple(int(heads) for heads in n_heads))
-    model = _empty_transformer(layout, d_head=layout.width(layout.n_layers - 1), dtype=dtype, device=device)
+    model = _empty_transformer(layout, dtype=dtype, device=device)
     for layer, heads in enumerate(layout.n_heads):
         attn, width = model.blocks[layer].attn, layout.width(layer)
         for head in range(heads):
@@ -88,8 +88,7 @@ def reduced_transformer(
     if len(n_heads) != 2 or n_heads[1] != 1:
         raise ValueError(f"a reduced model has one head in layer 1, n_heads = (k, 1): got {tuple(n_heads)}")
     layout = Layout("reduced", int(d_vocab), int(n_ctx), (int(n_heads[0]), 1))
-    d_head = max(d_vocab * layout.n_heads[0], n_ctx)
-    model = _empty_transformer(layout, d_head=d_head, dtype=dtype, device=device)
+    model = _empty_transformer(layout, dtype=dtype, device=device)
     named = layout.slots()
     tokens, positions = torch.eye(d_vocab, dtype=dtype), torch.eye(n_ctx, dtype=dtype)
     first, second = model.blocks[0].attn, model.blocks[1].attn
@@ -304,16 +303,14 @@ def _check_sizes(d_vocab: int, n_ctx: int, n_heads: Sequence[int]) -> None:
         raise ValueError(f"n_heads must list at least one head for each layer, such as (1, 1): got {n_heads!r}")
 
 
-def _empty_transformer(
-    layout: Layout, d_head: int, dtype: torch.dtype, device: torch.device | str
-) -> HookedTransformer:
+def _empty_transformer(layout: Layout, dtype: torch.dtype, device: torch.device | str) -> HookedTransformer:
     """A HookedTransformer of the layout's sizes with every parameter zero but the two embeddings."""
     d_model = layout.width(layout.n_layers)
     config = HookedTransformerConfig(
         n_layers=layout.n_layers,
         d_model=d_model,
         n_ctx=layout.n_ctx,
-        d_head=d_head,
+        d_head=layout.d_head,
         n_heads=max(layout.n_heads),
         d_vocab=layout.d_vocab,
         attn_only=True,

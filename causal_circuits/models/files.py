@@ -77,11 +77,8 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ValueError(f"{folder / CONFIG} does not describe a model saved by causal_circuits: {error!r}") from error
     parameters = dict(model.named_parameters())
-    expected = {name for name in parameters if name.endswith(("W_Q", "W_U"))}
-    if expected - set(weights):
-        raise ValueError(f"{folder / WEIGHTS} holds no {sorted(expected - set(weights))[0]}: save the model again")
     for name, weight in weights.items():
-        if name not in parameters or parameters[name].shape != weight.shape or weight.dtype != dtype:
+        if weight.dtype != dtype:
             raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {name} is {list(weight.shape)} {weight.dtype}")
         parameters[name].data.copy_(weight)
     return model
@@ -94,7 +91,17 @@ def _check_sizes(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> No
     numbers = [config["d_vocab"], config["n_ctx"], *config["n_heads"]]
     if not all(type(number) is int and number > 0 for number in numbers):
         raise ValueError(f"sizes must be positive integers: got {numbers[:8]}")
+    if len(config["n_heads"]) != len(weights) - 1:
+        raise ValueError(f"it does not fit {WEIGHTS}: {len(config['n_heads'])} layers, {len(weights)} tensors")
     layout = Layout(config["kind"], config["d_vocab"], config["n_ctx"], tuple(config["n_heads"]))
-    there, said = list(weights[READ_OUT].shape), [layout.width(layout.n_layers), layout.d_vocab]
-    if there != said:
-        raise ValueError(f"it does not fit {WEIGHTS}: its sizes make {READ_OUT} {said}, there it is {there}")
+    for name, said in _shapes(layout).items():
+        there = list(weights[name].shape) if name in weights else "missing"
+        if there != said:
+            raise ValueError(f"it does not fit {WEIGHTS}: its sizes make {name} {said}, there it is {there}")
+
+
+def _shapes(layout: Layout) -> dict[str, list[int]]:
+    """The trained weights of a layout; the frozen ones are no larger."""
+    d_model = layout.width(layout.n_layers)
+    query = [max(layout.n_heads), d_model, layout.d_head]
+    return {READ_OUT: [d_model, layout.d_vocab]} | {f"blocks.{k}.attn.W_Q": query for k in range(layout.n_layers)}

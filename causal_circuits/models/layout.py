@@ -78,6 +78,13 @@ class Layout:
         return self.d_block * self.n_blocks(layer)
 
     @property
+    def d_head(self) -> int:
+        """Width of a head: of what the last layer reads; in a reduced model, of all copied tokens or of positions."""
+        if self.kind == "reduced":
+            return max(self.d_vocab * self.n_heads[0], self.n_ctx)
+        return self.width(self.n_layers - 1)
+
+    @property
     def n_layers(self) -> int:
         """Number of attention layers."""
         return len(self.n_heads)

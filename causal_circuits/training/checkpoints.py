@@ -162,10 +162,12 @@ def _task_values(task: InContextTask) -> dict[str, Any]:
 
 
 def save_state(folder: str | os.PathLike[str], identity: Mapping[str, Any], state: State) -> None:
-    """Write a checkpoint, and remove those that are older than the one before it."""
+    """Write a checkpoint; remove those older than the one before it, and later ones, which were passed over."""
     head = {"format": FORMAT, "step": state.step, "seconds": state.seconds, "identity": identity}
-    folder = write_checked(folder, f"step_{state.step:09d}", head, state.tensors).parent
-    for old in sorted(folder.glob("step_*.json"))[:-KEPT]:
+    written = write_checked(folder, f"step_{state.step:09d}", head, state.tensors)
+    every = sorted(written.parent.glob("step_*.json"))
+    newest = every.index(written) + 1
+    for old in every[: max(newest - KEPT, 0)] + every[newest:]:
         with suppress(FileNotFoundError):
             old.unlink()
             old.with_suffix(".safetensors").unlink()
@@ -196,17 +198,29 @@ def restore_checkpoint(model: HookedTransformer, folder: str | os.PathLike[str])
     return state.step
 
 
+def _state(path: Path, head: Mapping[str, Any], tensors: dict[str, Tensor]) -> State:
+    """A checkpoint's content; a ValueError if it is none, though its checksums fit."""
+    step, seconds = head.get("step"), head.get("seconds")
+    if type(step) is not int or step < 0 or not isinstance(seconds, int | float):
+        raise ValueError(f"the checkpoint {path} is damaged (step {step!r}, {seconds!r} seconds)")
+    return State(step, seconds, tensors)
+
+
 def give_weights(models: Sequence[HookedTransformer], state: State, folder: str | os.PathLike[str]) -> None:
     """Give models the weights of a checkpoint."""
     kept, weights = state.part("weights"), weights_of(models)
     for name in sorted({*kept, *weights}):
-        there, here = (list(some[name].shape) if name in some else None for some in (kept, weights))
+        there, here = (None if name not in some else _kind(some[name]) for some in (kept, weights))
         if there != here:
             raise CheckpointError(
                 f"the checkpoint in {folder} is another model's: {name} is {there} there, {here} here"
             )
     for name, weight in weights.items():
         weight.copy_(kept[name])
+
+
+def _kind(weight: Tensor) -> str:
+    return str(list(weight.shape)) if weight.is_floating_point() else f"{list(weight.shape)} {weight.dtype}"
 
 
 def load_state(
@@ -224,13 +238,13 @@ def load_state(
     for path in sorted(Path(folder).glob("step_*.json"), reverse=True):
         try:
             head, tensors = read_checked(path, FORMAT, "checkpoint")
-            other = None if identity is None else first_difference(head["identity"], identity)
+            state = _state(path, head, tensors)
+            other = None if identity is None else first_difference(head.get("identity"), identity)
             if other is not None:
                 raise CheckpointError(
                     f"the checkpoints in {folder} are of another run: {other[0]} is {other[1]} there, {other[2]} here; "
                     "name another folder, or delete this one"
                 )
-            state = State(head["step"], head["seconds"], tensors)
             if restore is not None:
                 restore(state)
         except CheckpointError:

@@ -98,7 +98,11 @@ class Keeper:
         return [SnapshotStore(n_records, Path(record.folder) / f"member_{i:03d}") for i in range(n_members)]
 
     def _restore(self, state: State) -> None:
-        self.losses[: state.step] = state.tensors["losses"].numpy()
+        losses = state.tensors.get("losses")
+        fits = losses is not None and losses.dtype == torch.float64 and state.step <= self._n_steps
+        if losses is None or not fits or losses.shape != self.losses[: state.step].shape:
+            raise ValueError(f"the checkpoint of step {state.step:,} is damaged: its losses are not those of its steps")
+        self.losses[: state.step] = losses.numpy()
         for member, store in enumerate(self.stores):
             store.restore(state.part(f"record.{member}"))
 

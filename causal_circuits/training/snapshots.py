@@ -14,6 +14,15 @@ from causal_circuits.recording import MATRICES, Snapshot, TrainingRecord
 from causal_circuits.storage import write_checked
 from causal_circuits.streamed import INDEX, INDEX_FORMAT, Seal, StreamedArray
 
+_FLOATS = (torch.float32, torch.float64)
+# What `SnapshotStore.state` keeps: dtypes, and a shape (None: one number a snapshot). Arrays have a row a snapshot.
+_KEPT: dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...] | None]] = {
+    "steps": ((torch.int64,), None),
+    "losses": ((torch.float64,), None),
+    "bytes": ((torch.int64,), ()),
+    "sha256": ((torch.uint8,), (32,)),
+}
+
 
 class SnapshotStore:
     """The arrays of a record while it grows: in memory, or as memory-mapped files of a folder."""
@@ -68,7 +77,10 @@ class SnapshotStore:
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: all that was added; of streamed arrays, flushed here, the checksum."""
-        state = {"steps": torch.tensor(self._steps), "losses": torch.tensor(self._losses, dtype=torch.float64)}
+        state = {
+            "steps": torch.tensor(self._steps, dtype=torch.int64),
+            "losses": torch.tensor(self._losses, dtype=torch.float64),
+        }
         for name, array in self._arrays.items():
             state[name] = torch.from_numpy(array[: len(self._steps)])
         for name, streamed in self._streamed.items():
@@ -81,8 +93,9 @@ class SnapshotStore:
         """Go on from what `state` kept; streamed arrays are opened again, later snapshots to be overwritten.
 
         Raises:
-            ValueError: a streamed array is not what it was then; it names the file.
+            ValueError: a streamed array is not what it was then (it names the file), or this is no such state.
         """
+        _check(state, self._n)
         for name in MATRICES:
             if name in state:
                 kept = state[name].numpy()
@@ -103,3 +116,18 @@ class SnapshotStore:
         head = {"format": INDEX_FORMAT, "steps": record.steps, "about": about, "seals": seals}
         small = {"losses": record.losses, "recorded_losses": record.recorded_losses}
         write_checked(self._folder, INDEX, head, small)
+
+
+def _check(state: Mapping[str, Tensor], most: int) -> None:
+    """Raise a ValueError unless this is what `SnapshotStore.state` keeps of at most so many snapshots."""
+    steps = state.get("steps")
+    n = len(steps) if steps is not None and steps.ndim == 1 else -1
+    wrong = [] if 0 <= n <= most and "losses" in state else ["steps"]
+    for name, value in state.items():
+        dtypes, size = _KEPT.get(name.rpartition(".")[2], (_FLOATS, (n, *value.shape[1:])))
+        if name.endswith(".sha256") and f"{name.removesuffix('sha256')}bytes" not in state:
+            wrong.append(name)
+        fits = value.shape == ((n,) if size is None else size) and (value.dtype in dtypes or value.numel() == 0)
+        wrong += [] if fits and (n > 0 or name in ("steps", "losses")) else [name]
+    if wrong:
+        raise ValueError(f"the checkpoint's record is damaged: its {wrong[0]} is not what a training leaves")

@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from causal_circuits.training.checkpoints import State
+from causal_circuits.training.checkpoints import CheckpointError, State
 from causal_circuits.training.recipe import OPTIMIZERS, SCHEDULES, Stage
 
 
@@ -115,8 +115,12 @@ class _CompiledAdam:
 
 def _restore(optimizer: torch.optim.Optimizer, remembered: dict[str, Tensor]) -> None:
     """Give an optimiser what `Updates.state` kept."""
+    moments = () if isinstance(optimizer, torch.optim.SGD) else ("step", "exp_avg", "exp_avg_sq")
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in remembered.items():
-        index, _, quantity = name.partition(".")
-        state.setdefault(int(index), {})[quantity] = value
+    for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        found = {name: remembered[f"{index}.{name}"] for name in moments if f"{index}.{name}" in remembered}
+        sizes = {name: value.shape if value.is_floating_point() else None for name, value in found.items()}
+        if found and sizes != {name: torch.Size() if name == "step" else parameter.shape for name in moments}:
+            raise CheckpointError(f"the checkpoint's optimiser is another run's: it does not fit parameter {index}")
+        state |= {index: found} if found else {}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
