@@ -10,6 +10,8 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from command_line import CLAIMED
+
 import causal_circuits as cc
 
 
@@ -49,6 +51,12 @@ def check_writable(folder: Path) -> None:
             f"--out must have room for results.json, report.html and the folder figures: {folder / in_the_way[0]} is "
             "in the way; move it, or choose another --out"
         )
+
+
+def claim_folder(folder: Path) -> None:
+    """`check_writable`, and a ValueError if another process is at work in the folder; it is the script's to its end."""
+    check_writable(folder)
+    CLAIMED.enter_context(cc.locks.alone_in(folder))
 
 
 def versions() -> dict[str, str]:

@@ -128,7 +128,8 @@ def train_ensemble(
 @contextmanager
 def _alone_where_it_writes(record: RecordAt, checkpoints: Checkpoints | None) -> Iterator[None]:
     """Within, no other process trains in the folders of this run."""
-    given = {Path(folder) for folder in (record.folder, checkpoints and checkpoints.folder) if folder is not None}
+    folders = [record.folder] + ([] if checkpoints is None else [checkpoints.folder])
+    given = {Path(folder) for folder in folders if folder is not None}
     with ExitStack() as alone:
         for folder in sorted(given):
             alone.enter_context(alone_in(folder))

@@ -218,6 +218,7 @@ class Targets:
         import induction_head
         import recover_and_prove
         import reproduce_paper
+        from command_line import CLAIMED
 
         def begin(*given: object) -> None:
             raise SystemExit(0)
@@ -255,7 +256,7 @@ class Targets:
             words += [chance.choice(names)] + [chance.choice(values) for _ in range(chance.choice([0, 1, 1, 1, 2]))]
         sys.argv = ["script.py", *words]
         error = io.StringIO()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error):
+        with CLAIMED, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error):
             try:
                 module.main()
             except SystemExit as ended:
