@@ -18,7 +18,7 @@ import networkx as nx
 import torch
 from command_line import BEGAN, OneLineParser
 from going_on import Units
-from results_file import check_writable, command_of, versions, write_results
+from results_file import begin, command_of, versions, write_results
 from tqdm import tqdm
 
 import causal_circuits as cc
@@ -41,7 +41,7 @@ def run_from_arguments(parser: OneLineParser, arguments: argparse.Namespace) -> 
     """Measure the units that are not done yet, print the table."""
     try:
         cc.InContextTask(make_graph("chain", arguments.n_ctx, 0), d_vocab=arguments.d_vocab, alpha=arguments.alpha)
-        check_writable(arguments.out)
+        begin(arguments)
         kept = kept_units(arguments, parser.prog)
     except ValueError as error:
         parser.error(str(error))

@@ -9,11 +9,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
 FIGURE_9 = Path(__file__).parent / "figure9_graphs.json"
 BEGAN = time.perf_counter()  # before the imports that take seconds: the wall time reported is the user's
+CLAIMED = ExitStack()  # folders that no other process may write into (`results_file.claim_folder`) while a script runs
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -73,7 +75,7 @@ def exit_status(main: Callable[[], int]) -> int:
         sys.stderr.write(f"{name}: {' '.join(str(message).split())}\n")
 
     try:
-        with warnings.catch_warnings():
+        with CLAIMED, warnings.catch_warnings():
             warnings.showwarning = in_one_line
             return main()
     except SystemExit:  # --help and bad flags: nothing to ask torch about

@@ -210,7 +210,7 @@ def main() -> int:
     from algorithm_1 import FULL_ADAM, GRADIENT_DESCENT  # after parsing: torch takes seconds to import
     from generalization_page import finish
     from going_on import Units
-    from results_file import check_writable
+    from results_file import begin
     from studies import check_counts, check_lengths, graph_maker
     from tqdm.auto import tqdm
 
@@ -222,7 +222,7 @@ def main() -> int:
         cc.bounded_below(cc.kernel_family("sticky", 1, arguments.d_vocab), arguments.gamma)
         make_graph = graph_maker(arguments.graph)
         tasks = [cc.InContextTask(make_graph(n), arguments.d_vocab, arguments.alpha) for n in arguments.lengths]
-        check_writable(arguments.out)
+        begin(arguments)
         units = Units.of(parser.prog, arguments)
     except ValueError as error:
         parser.error(str(error))

@@ -62,7 +62,7 @@ class Units:
 
     def _refuse_another_run(self) -> None:
         path = self._folder / "run.json"
-        begun = [*self._folder.glob("unit_*.json"), *self._folder.glob("training_*")]
+        begun = [*self._folder.glob("unit_*.json"), *self._folder.glob("training_*/**/step_*.json")]
         if not begun or not path.is_file():
             return
         try:

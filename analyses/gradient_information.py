@@ -77,9 +77,9 @@ def main() -> int:
         from agreement import measure_all  # after parsing: torch takes seconds to import
         from agreement_page import draw_figures, table, write_page
         from going_on import Units
-        from results_file import check_writable, result_header, say, write_results
+        from results_file import begin, result_header, say, write_results
 
-        check_writable(arguments.out)
+        begin(arguments)
         units = Units.of(parser.prog, arguments)
         measured = measure_all(arguments, units, say(arguments.quiet))
     except ValueError as error:

@@ -12,7 +12,7 @@ import networkx as nx
 import torch
 from command_line import BEGAN, OneLineParser
 from going_on import Units
-from results_file import check_writable, say
+from results_file import begin, say
 
 import causal_circuits as cc
 
@@ -109,7 +109,7 @@ def run_from_arguments(
             raise ValueError(f"--steps must be at least 2 for each of {n_heads[0]} heads: got {steps}")
         settle = max(1, min(60, steps // (4 * n_heads[0])))
         config = cc.TurnConfig(steps=steps, settle=settle, seed=arguments.seed)
-        check_writable(arguments.out)
+        begin(arguments)
         units = Units.of(parser.prog, arguments, parents=sorted(graph.edges))
     except ValueError as error:
         parser.error(str(error))

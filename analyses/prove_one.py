@@ -16,7 +16,7 @@ import networkx as nx
 import torch
 from command_line import OneLineParser
 from going_on import Units, weights_of, with_weights
-from results_file import check_writable, result_header, say, write_results
+from results_file import begin, result_header, say, write_results
 
 import causal_circuits as cc
 from causal_circuits import circuits
@@ -79,7 +79,7 @@ def run_from_arguments(
             cc.models.check_model(model, task.d_vocab, task.n_ctx)
         if not cc.latent_edges(graph):
             raise ValueError("the graph has no edge between context positions: there is nothing to prove")
-        check_writable(arguments.out)
+        begin(arguments)
         weights = None if model is None else cc.storage.digest(dict(model.named_parameters()))
         units = Units.of(parser.prog, arguments, parents=cc.graph_parents(graph), weights=weights)
     except ValueError as error:

@@ -15,7 +15,7 @@ import networkx as nx
 from command_line import BEGAN, OneLineParser
 from findings import Findings, run, share_of_gain
 from report_page import draw_figures, write_page
-from results_file import check_writable, remove_ours, result_header, write_results
+from results_file import begin, remove_ours, result_header, write_results
 
 import causal_circuits as cc
 from causal_circuits import figures
@@ -36,7 +36,7 @@ def run_from_arguments(
                 "the graph has no edge between context positions: there is nothing to recover; name a parent"
             )
         task = cc.InContextTask(graph, d_vocab=arguments.d_vocab, alpha=arguments.alpha)
-        check_writable(arguments.out)
+        begin(arguments)
     except ValueError as error:
         parser.error(str(error))
     kept = arguments.out / "checkpoints"  # what an interrupted run goes on from

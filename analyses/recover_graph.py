@@ -53,7 +53,7 @@ def main() -> int:
     if arguments.data.suffix not in SUFFIXES:
         parser.error(f"DATA must be a file that ends in {' or '.join(SUFFIXES)}: got {arguments.data}")
     from recovery_page import draw_figures, table, write_page  # after parsing: torch takes seconds to import
-    from results_file import check_writable, result_header, say, write_results
+    from results_file import claim_folder, result_header, say, write_results
     from user_arrays import read_arrays
 
     import causal_circuits as cc
@@ -62,7 +62,7 @@ def main() -> int:
     try:
         tell(f"reading {arguments.data}")
         arrays = read_arrays(arguments.data)
-        check_writable(arguments.out)
+        claim_folder(arguments.out)
         tell("one pass over the sequences for the scores, another for their errors")
         targets = arrays.get("target_probs", arrays.get("labels"))
         found = cc.recover_graph(arrays["tokens"], targets, d_vocab=arguments.d_vocab, level=arguments.level)

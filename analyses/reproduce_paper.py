@@ -20,8 +20,12 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from command_line import BEGAN, OneLineParser, base_parser, exit_status
+
+if TYPE_CHECKING:
+    from paper_job import Job
 
 FIGURES = ("2", "5", "6", "7", "8", "9")
 
@@ -53,21 +57,37 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--seed must be 0 or more: got {arguments.seed}")
 
 
-def run_figures(arguments: argparse.Namespace) -> list[dict[str, object]]:
+def wanted_figures(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """What will be made; 5 and 7 are two pictures of one training."""
+    if arguments.figure == "all":
+        return FIGURES
+    return ("5", "7") if arguments.figure in ("5", "7") else (arguments.figure,)
+
+
+def claim_figures(arguments: argparse.Namespace) -> "Job":
+    """The job, its figures' folders claimed: other figures may be made in the same DIR at the same time."""
+    from paper_job import Job  # after parsing: torch takes seconds to import
+    from results_file import claim_folder, say_if_slow
+
+    deadline = float("inf") if arguments.budget is None else BEGAN + 60 * arguments.budget
+    job = Job(arguments.out, arguments.seed, arguments.faithful, arguments.quick, arguments.quiet, deadline=deadline)
+    for figure in wanted_figures(arguments):
+        claim_folder(job.folder(figure))
+    say_if_slow(arguments.quiet)
+    return job
+
+
+def run_figures(job: "Job", wanted: tuple[str, ...]) -> list[dict[str, object]]:
     """The results of the figures asked for, in order; those that the budget left no time for are missing."""
     from paper_forests import figure_9
-    from paper_job import Job
     from paper_multi import figures_5_and_7
     from paper_ordinary import figure_8
     from paper_single import figure_2, figure_6
 
     makers = {"2": figure_2, "5": figures_5_and_7, "6": figure_6, "7": figures_5_and_7, "8": figure_8, "9": figure_9}
-    wanted = FIGURES if arguments.figure == "all" else (arguments.figure,)
-    deadline = float("inf") if arguments.budget is None else BEGAN + 60 * arguments.budget
-    job = Job(arguments.out, arguments.seed, arguments.faithful, arguments.quick, arguments.quiet, deadline=deadline)
     done = []
     for make in dict.fromkeys(makers[figure] for figure in wanted):
-        if time.perf_counter() >= deadline:
+        if time.perf_counter() >= job.deadline:
             continue
         made = make(job)
         done += made if isinstance(made, list) else [made]
@@ -100,16 +120,20 @@ def main() -> int:
         check_writable(arguments.out)
         if arguments.table is not None:
             check_writable(arguments.table.parent)
+        job = None if arguments.figure is None else claim_figures(arguments)
     except ValueError as error:
         parser.error(str(error))
-    if arguments.figure is not None:
-        print(summary(run_figures(arguments), arguments))
+    if job is not None:
+        print(summary(run_figures(job, wanted_figures(arguments)), arguments))
     from paper_page import write_page
     from paper_table import write_table
 
+    from causal_circuits.locks import alone_in
+
     try:
-        if arguments.figure is not None:
-            print(f"look at     {write_page(arguments.out, arguments.seed) or arguments.out}")
+        if job is not None:
+            with alone_in(arguments.out, wait=True):  # whoever makes other figures writes this page too
+                print(f"look at     {write_page(arguments.out, arguments.seed) or arguments.out}")
         if arguments.table is not None:
             print(write_table(arguments.out, arguments.table))
     except ValueError as error:  # of a results.json that is none

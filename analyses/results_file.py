@@ -11,6 +11,8 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from command_line import CLAIMED
+
 import causal_circuits as cc
 
 
@@ -49,6 +51,26 @@ def check_writable(folder: Path) -> None:
         raise ValueError(
             f"--out must have room for results.json, report.html and the folder figures: {folder / in_the_way[0]} is "
             "in the way; move it, or choose another --out"
+        )
+
+
+def claim_folder(folder: Path) -> None:
+    """`check_writable`, and a ValueError if another process is at work in the folder; it is the script's to its end."""
+    check_writable(folder)
+    CLAIMED.enter_context(cc.locks.alone_in(folder))
+
+
+def begin(arguments: argparse.Namespace) -> None:
+    """Claim --out; unless --quiet, one line on stderr if the work will be slow."""
+    claim_folder(arguments.out)
+    say_if_slow(arguments.quiet)
+
+
+def say_if_slow(quiet: bool) -> None:
+    """One line if what compiles the fast path is missing."""
+    if not cc.simd.available():
+        say(quiet)(
+            "numba is not installed: sampling and training take a slower path; pip install numba for the fast one"
         )
 
 

@@ -98,7 +98,7 @@ def main() -> int:
     """Run from the command line."""
     parser, arguments = parse_arguments()
     from going_on import Units  # after parsing: torch takes seconds to import
-    from results_file import check_writable
+    from results_file import begin
     from structure_methods import MISSING, load_pc
     from structure_page import finish
     from studies import check_counts
@@ -112,7 +112,7 @@ def main() -> int:
             raise ValueError(f"--level must lie between 0 and 1: got {arguments.level}")
         graphs = [cc.graph_from_parents(parents) for parents in read_figure_9()[: arguments.graphs]]
         cc.InContextTask(graphs[0], arguments.d_vocab, arguments.alpha)
-        check_writable(arguments.out)
+        begin(arguments)
         pc, rows = load_pc(), []
         units = Units.of(parser.prog, arguments, pc=pc is not None)
     except ValueError as error:

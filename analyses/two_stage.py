@@ -175,7 +175,7 @@ def main() -> int:
     parser, arguments = parse_arguments()
     from algorithm_1 import VARIANTS  # after parsing: torch takes seconds to import
     from going_on import Units
-    from results_file import check_writable
+    from results_file import begin
     from studies import check_counts, check_lengths, graph_maker
     from tqdm.auto import tqdm
     from two_stage_page import finish
@@ -190,7 +190,7 @@ def main() -> int:
             cc.InContextTask(make_graph(n_ctx), d_vocab=arguments.d_vocab, alpha=arguments.alpha)
             if not cc.latent_edges(make_graph(n_ctx)):
                 raise ValueError(f"--graph {arguments.graph} has no edge at n_ctx {n_ctx}: choose a longer context")
-        check_writable(arguments.out)
+        begin(arguments)
         units = Units.of(parser.prog, arguments)
     except ValueError as error:
         parser.error(str(error))

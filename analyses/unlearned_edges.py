@@ -243,14 +243,14 @@ def main() -> int:
     parser, arguments = parse_arguments()
     from going_on import Units  # after parsing: torch takes seconds to import
     from paper_job import Stopwatch
-    from results_file import check_writable
+    from results_file import begin
     from studies import check_counts, write_study
 
     from causal_circuits import figures
 
     try:
         check_counts(arguments, steps=1, batch_size=1, targets=1)
-        check_writable(arguments.out)
+        begin(arguments)
         units = Units.of(parser.prog, arguments)
     except ValueError as error:
         parser.error(str(error))

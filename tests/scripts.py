@@ -23,7 +23,7 @@ def run_analysis(name: str, flags: Sequence[object], monkeypatch: pytest.MonkeyP
     """The exit status of `python analyses/name.py flags`; run as users run it, with no types checked."""
     module = analysis_module(name, monkeypatch)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
-    with unchecked_types():
+    with unchecked_types(), analysis_module("command_line", monkeypatch).CLAIMED:
         return module.main()
 
 

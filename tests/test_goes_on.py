@@ -386,6 +386,8 @@ def test_another_run_in_the_same_folder_is_refused_and_loses_nothing(going_on, t
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     for path in tmp_path.glob("unit_*"):
         path.unlink()
+    with cc.locks.alone_in(going_on.Units(tmp_path, RUN).training("heads") / "turn_0"):
+        pass  # killed before the first checkpoint
     going_on.Units(tmp_path, RUN | change)  # nothing was done: nothing can be lost
 
 
@@ -430,15 +432,21 @@ def make_twelve_units(folder: Path) -> None:
     cc.storage.write_checked(folder, "end", {"format": "end/1"}, {"all": torch.stack(whole)})
 
 
+def units_in(folder: Path) -> int:
+    return len(list(folder.glob("units/unit_*.json")))
+
+
 def test_killed_at_random_moments_it_ends_where_an_unkilled_run_does(going_on, tmp_path):
     assert ended(started(make_twelve_units, tmp_path / "whole")) == 0
-    chance, done = random.Random(5), []
+    chance, done = random.Random(5), [0]
     for _ in range(8):
-        process = started(make_twelve_units, tmp_path / "cut")
-        time.sleep(chance.uniform(0.02, 0.2))
+        process, more = started(make_twelve_units, tmp_path / "cut"), chance.randrange(3)
+        while process.is_alive() and units_in(tmp_path / "cut") < min(done[-1] + more, 11):
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.05))
         process.kill()
         assert ended(process) in (-signal.SIGKILL, 0)
-        done.append(len(list((tmp_path / "cut").glob("units/unit_*.json"))))
+        done.append(units_in(tmp_path / "cut"))
     assert done == sorted(done)
     assert done[-1] > 0
     assert ended(started(make_twelve_units, tmp_path / "cut")) == 0

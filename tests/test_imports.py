@@ -15,6 +15,7 @@ PACKAGE = ROOT / "causal_circuits"
 ALLOWED: dict[str, set[str]] = {
     "display": set(),
     "graphs": {"display"},
+    "locks": set(),
     "simd": set(),
     "storage": set(),
     "streamed": set(),
@@ -25,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "information": {"graphs", "tasks", "recording"},
     "recording": {"display", "models", "storage", "streamed"},
     "films": {"models", "recording", "storage", "tasks"},
-    "training": {"graphs", "simd", "tasks", "models", "recording", "storage", "streamed"},
+    "training": {"graphs", "simd", "tasks", "models", "recording", "storage", "streamed", "locks"},
     "heads": {"display", "graphs", "models", "tasks"},
     "interventions": {"graphs", "models", "tasks"},
     "discovery": {"graphs", "tasks", "information", "models", "recording", "heads", "interventions"},

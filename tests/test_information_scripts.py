@@ -29,7 +29,8 @@ def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess:
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         with redirect_stderr(io.StringIO()) as error:
             try:
-                code = importlib.import_module(name).main()
+                with importlib.import_module("command_line").CLAIMED:
+                    code = importlib.import_module(name).main()
             except SystemExit as ended:
                 code = ended.code
     return subprocess.CompletedProcess([], code, out.getvalue(), error.getvalue())

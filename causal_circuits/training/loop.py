@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
+from causal_circuits.locks import alone_in
 from causal_circuits.models import HookedTransformer, has_layout, layout_of, warm_start
 from causal_circuits.models.fused import can_fuse
 from causal_circuits.recording import RecordAt, Snapshot, TrainingRecord
@@ -47,7 +50,8 @@ def train(
         checkpoints: where to keep checkpoints; if some of this very run are there, it goes on from the newest.
 
     Raises:
-        ValueError: model and task do not fit, or a stage names an unknown parameter.
+        ValueError: model and task do not fit, a stage names an unknown parameter, or another process trains in the
+            folder of `checkpoints` or `record`.
         CheckpointError: the folder holds checkpoints of another run.
         DivergenceError: the loss or a gradient is no longer a number; it names the step and what to try.
         TrainingPaused: the minutes of `checkpoints` are over.
@@ -104,16 +108,32 @@ def train_ensemble(
     """
     record = record or RecordAt()
     _check(models, tasks, configs)
-    for model, config in zip(models, configs, strict=True):
-        if config.warm_start is not None:
-            warm_start(model, config.warm_start)
-    if all(can_fuse(model) for model in models):
-        return _run(list(models), list(tasks), list(configs), record, progress, on_record, checkpoints, fused=True)
-    found, began = [], time.perf_counter()
-    for i, (model, task, config) in enumerate(zip(models, tasks, configs, strict=True)):
-        own = checkpoints.within(f"member_{i:03d}", began) if checkpoints and len(models) > 1 else checkpoints
-        found += _run([model], [task], [config], record, progress, on_record, own, fused=False)
-    return found
+    with _alone_where_it_writes(record, checkpoints):
+        for model, config in zip(models, configs, strict=True):
+            if config.warm_start is not None:
+                warm_start(model, config.warm_start)
+        if all(can_fuse(model) for model in models):
+            return _run(list(models), list(tasks), list(configs), record, progress, on_record, checkpoints, fused=True)
+        found, began = [], time.perf_counter()
+        for i, (model, task, config) in enumerate(zip(models, tasks, configs, strict=True)):
+            there, own = record, checkpoints
+            if len(models) > 1:
+                name = f"member_{i:03d}"
+                there = replace(record, folder=None if record.folder is None else Path(record.folder) / name)
+                own = None if checkpoints is None else checkpoints.within(name, began)
+            found += _run([model], [task], [config], there, progress, on_record, own, fused=False)
+        return found
+
+
+@contextmanager
+def _alone_where_it_writes(record: RecordAt, checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Within, no other process trains in the folders of this run."""
+    folders = [record.folder] + ([] if checkpoints is None else [checkpoints.folder])
+    given = {Path(folder) for folder in folders if folder is not None}
+    with ExitStack() as alone:
+        for folder in sorted(given):
+            alone.enter_context(alone_in(folder))
+        yield
 
 
 def _run(

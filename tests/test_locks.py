@@ -1,0 +1,215 @@
+"""One process at a time in a folder: trainings with checkpoints, scripts with --out; after kill -9 the next gets in."""
+
+import errno
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import Timer
+
+import numpy as np
+import pytest
+import torch
+from assertions import assert_refused
+from interrupted import CONFIG, FORK, assert_same_weights, ended, new_model, started
+from scripts import analysis_module, assert_refused_in_one_line, run_analysis
+
+import causal_circuits as cc
+from causal_circuits import locks
+
+
+def stay(folder: Path, ends: Connection) -> None:
+    with locks.alone_in(folder):
+        ends.send("inside")
+        ends.poll(60)
+
+
+@pytest.fixture
+def other(tmp_path) -> Iterator[tuple[object, Callable[[], None]]]:
+    """A process that is alone in `tmp_path`, and what makes it leave."""
+    ours, theirs = FORK.Pipe()
+    process = started(stay, tmp_path, theirs)
+    assert ours.poll(60)
+    yield process, lambda: ours.send("leave")
+    process.kill()
+    ended(process)
+
+
+def test_a_second_process_is_refused_until_the_first_has_left(tmp_path, other):
+    process, leave = other
+
+    def enter() -> None:
+        with locks.alone_in(tmp_path):
+            pass
+
+    assert_refused(enter, f"{tmp_path} is taken by process {process.pid} on ", "wait for its end")
+    with locks.alone_in(tmp_path / "sub"):  # is another folder
+        pass
+    leave()
+    assert ended(process) == 0
+    enter()
+    assert os.listdir(tmp_path) == ["sub"]
+
+
+def test_kill_9_leaves_the_folder_to_the_next(tmp_path, other):
+    process, _ = other
+    process.kill()
+    assert ended(process) == -signal.SIGKILL
+    assert (tmp_path / ".lock").is_file()
+    with locks.alone_in(tmp_path):
+        assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} on ")
+    assert os.listdir(tmp_path) == []
+
+
+def test_who_waits_gets_in_afterwards(tmp_path, other):
+    (process, leave), told = other, []
+    Timer(0.2, lambda: (told.append(process), leave())).start()
+    with locks.alone_in(tmp_path, wait=True):
+        assert told == [process]
+    assert ended(process) == 0
+
+
+def count_up(folder: Path, times: int) -> None:
+    for _ in range(times):
+        with locks.alone_in(folder, wait=True):
+            file = folder / "count"
+            number = int(file.read_text())
+            time.sleep(0.0005)
+            file.write_text(str(number + 1))
+
+
+def test_never_two_at_once(tmp_path):
+    """The file of the lock goes and comes all the time: nobody may hold a lock on one that is gone."""
+    (tmp_path / "count").write_text("0")
+    counting = [started(count_up, tmp_path, 60) for _ in range(4)]
+    assert [ended(process) for process in counting] == [0] * 4
+    assert (tmp_path / "count").read_text() == "240"
+    assert os.listdir(tmp_path) == ["count"]
+
+
+def test_whoever_deleted_the_folder_does_not_take_the_next_ones_lock(tmp_path):
+    folder = tmp_path / "folder"
+    with locks.alone_in(folder):
+        shutil.rmtree(folder)
+        with locks.alone_in(folder):
+            mine = (folder / ".lock").stat().st_ino
+            with pytest.raises(ValueError, match="is taken by process"), locks.alone_in(folder):
+                pass
+            assert (folder / ".lock").stat().st_ino == mine
+    assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize("lacking", ["system", "file system", "permission"])
+def test_where_nothing_can_be_locked_nobody_is_kept_out(tmp_path, monkeypatch, lacking):
+    def no_locks(*given: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    if lacking == "system":
+        monkeypatch.setattr(locks, "fcntl", None)
+    elif lacking == "file system":
+        monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    else:
+        (tmp_path / ".lock").mkdir()  # cannot be opened; a mode would not stop root
+    with locks.alone_in(tmp_path), locks.alone_in(tmp_path):
+        pass
+
+
+# ---- trainings
+
+
+@pytest.mark.parametrize("taken", ["checkpoints", "record"])
+def test_a_training_in_a_taken_folder_is_refused_and_the_model_left_as_it_was(chain_task, tmp_path, taken):
+    config = cc.TrainConfig.joint(5, batch_size=8, warm_start=2.0)
+    model, untouched = new_model(), new_model()
+    options = {
+        "checkpoints": cc.Checkpoints(tmp_path / "checkpoints"),
+        "record": cc.RecordAt(folder=tmp_path / "record"),
+    }
+    with locks.alone_in(tmp_path / taken):
+        assert_refused(lambda: cc.train(model, chain_task, config, **options), str(tmp_path / taken), "is taken by")
+    assert_same_weights(model, untouched)
+    assert not list(tmp_path.rglob("*.json"))
+    cc.train(model, chain_task, config, **options)
+
+
+def train_there(folder: Path) -> None:
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.3)
+    cc.train(new_model(), task, CONFIG, checkpoints=cc.Checkpoints(folder, every=1))
+
+
+def test_of_trainings_that_race_for_a_folder_one_ends_as_if_alone(tmp_path):
+    """Four race for a folder; those that come too late are refused (status 1)."""
+    racing = [started(train_there, tmp_path / "raced") for _ in range(4)]
+    codes = [ended(process) for process in racing]
+    assert 0 in codes
+    assert set(codes) <= {0, 1}
+    train_there(tmp_path / "alone")
+    weights = [cc.storage.read_tensors(tmp_path / name / "step_000000030.safetensors") for name in ("raced", "alone")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+# ---- scripts
+
+SCRIPTS = ["induction_head", "causal_graph", "recover_graph", "gradient_information", "two_stage", "generalization"]
+SCRIPTS += ["structure_learning", "circuit_proof", "discovery_benchmark", "multi_head", "unlearned_edges"]
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A file of a user's sequences."""
+    batch = cc.InContextTask(cc.chain_graph(5), d_vocab=3).sample(40, seed=1)
+    np.savez(tmp_path / "data.npz", tokens=batch.tokens.numpy(), target_probs=batch.target_probs.numpy())
+    return tmp_path / "data.npz"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_refuses_a_folder_in_which_another_process_works(script, data, tmp_path, capsys, monkeypatch):
+    flags = [data] if script == "recover_graph" else []
+    with locks.alone_in(tmp_path / "out"):
+        reason = f"{tmp_path / 'out'} is taken by process {os.getpid()} on "
+        assert_refused_in_one_line(script, [*flags, "--quiet", "--out", tmp_path / "out"], reason, capsys, monkeypatch)
+        assert os.listdir(tmp_path / "out") == [".lock"]
+
+
+def test_a_script_gives_its_folder_back_however_it_ends(tmp_path, monkeypatch):
+    command_line = analysis_module("command_line", monkeypatch)
+    results_file = analysis_module("results_file", monkeypatch)
+
+    def work() -> int:
+        results_file.claim_folder(tmp_path)
+        assert_refused(lambda: results_file.claim_folder(tmp_path), "is taken by")
+        return 0
+
+    def stopped() -> int:
+        work()
+        raise KeyboardInterrupt
+
+    assert command_line.exit_status(stopped) == 130
+    assert command_line.exit_status(work) == 0
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("at_work", "asked", "refused"),
+    [("9", "9", True), ("7", "5", True), ("2", "all", True), ("9_faithful", "9", False), ("2", "9", False)],
+)
+def test_several_figures_may_be_made_at_once_but_each_by_one(at_work, asked, refused, tmp_path, capsys, monkeypatch):
+    script, made = analysis_module("reproduce_paper", monkeypatch), []
+
+    def make(job: object, wanted: tuple[str, ...]) -> list[dict]:
+        for figure in wanted:
+            assert (job.folder(figure) / ".lock").is_file()
+        made.extend(wanted)
+        return []
+
+    monkeypatch.setattr(script, "run_figures", make)
+    with locks.alone_in(tmp_path / f"figure_{at_work}"):
+        flags = ["--figure", asked, "--out", tmp_path]
+        if refused:
+            assert_refused_in_one_line("reproduce_paper", flags, "is taken by process", capsys, monkeypatch)
+        else:
+            assert run_analysis("reproduce_paper", flags, monkeypatch) == 0
+    assert made == ([] if refused else [asked])
