@@ -403,3 +403,11 @@ def test_a_warm_start_of_an_ordinary_transformer_is_refused(chain_task: cc.InCon
     assert_refused(lambda: cc.train(model, chain_task, cc.TrainConfig.joint(2)), "ordinary", "warm_start=None")
     named = cc.TrainConfig.joint(2, train=("W_Q.0",), warm_start=None)
     assert_refused(lambda: cc.train(model, chain_task, named), "'W_Q.0'", "blocks.0.attn.W_Q")
+
+
+def test_evaluating_on_another_vocabulary_is_refused(chain_task: cc.InContextTask) -> None:
+    batch = chain_task.sample(8)
+    model = cc.disentangled_transformer(3, 6)
+    assert_refused(lambda: cc.evaluate(model, batch), "0 .. 2", "tokens")
+    few = cc.tasks.Batch(batch.tokens % 3, batch.target_probs)
+    assert_refused(lambda: cc.evaluate(model, few), "target_probs", "[8, 3]", "[8, 4]")

@@ -45,6 +45,9 @@ def mean_loss(model: HookedTransformer, batch: Batch) -> Tensor:
 def evaluate(model: HookedTransformer, batch: Batch, chunk: int = 2048) -> Tensor:
     """The loss of every sequence of a batch, float64 [batch], nats; `chunk` sequences at a time.
 
+    Raises:
+        ValueError: tokens or targets that are none of the model's vocabulary, or no probabilities.
+
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
@@ -52,6 +55,7 @@ def evaluate(model: HookedTransformer, batch: Batch, chunk: int = 2048) -> Tenso
     >>> losses.dtype, len(losses), float(losses.mean()) < cc.best_unigram_loss(batch)
     (torch.float64, 64, True)
     """
+    batch.check(model.cfg.d_vocab)
     batch = batch.to(model.W_U.device, model.W_U.dtype)
     pieces = [batch[start : start + chunk] for start in range(0, len(batch), chunk)]
     return torch.cat(
