@@ -14,7 +14,8 @@ from pathlib import Path
 def fingerprint(*files: str) -> int:
     """A hash of Python files, with those of this folder; a folder stands for the files in it.
 
-    >>> fingerprint() == fingerprint(), fingerprint() == fingerprint(__file__ + "/../../graphs.py")
+    >>> from causal_circuits import graphs
+    >>> fingerprint() == fingerprint(), fingerprint() == fingerprint(graphs.__file__)
     (True, False)
     """
     paths = [Path(__file__).parent, *map(Path, files)]
