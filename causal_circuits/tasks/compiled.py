@@ -11,7 +11,6 @@ threads, and a longer batch begins with the shorter one.
 
 from collections import namedtuple
 from functools import cache
-from inspect import unwrap  # numba compiles the function itself, not a run-time type check around it
 
 import numba
 import numpy as np
@@ -21,7 +20,7 @@ from causal_circuits.simd.integers import count_up, repeat
 from causal_circuits.simd.lanes import LANES, inlined, shared
 from causal_circuits.simd.memory import KeptPerThread
 from causal_circuits.simd.philox import random_vectors, uniform
-from causal_circuits.simd.sources import fingerprint
+from causal_circuits.simd.sources import made_from
 from causal_circuits.simd.vectors import (
     any_less,
     choose_less,
@@ -274,7 +273,9 @@ def rows_at_once(n_tok):
 @cache
 def sampler():  # numba's dispatcher has no useful static type
     """`_sample`, compiled: a function of all its arguments but the memory, which every thread keeps."""
-    compiled = numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(unwrap(_sample))
+    compiled = numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(
+        made_from(_sample, __file__, draws.__file__)
+    )
     memory = KeptPerThread(allocate)
 
     def sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens, targets):
@@ -285,10 +286,7 @@ def sampler():  # numba's dispatcher has no useful static type
     return sample
 
 
-SOURCES = fingerprint(__file__, draws.__file__)
-
-
-def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens, targets, room, sources=SOURCES):
+def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens, targets, room):
     """Fill tokens [n, n_ctx] and targets [n, d_vocab] with sequences start, start + 1, ... of a stream.
 
     Args:
@@ -298,7 +296,6 @@ def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens,
         n_roots_law: 0 uniform roots, 1 the stationary law of the one-parent kernel, 2 a Dirichlet draw: the last row.
         key: `simd.philox.vectors_of_key` of the seed's two words.
         room: `allocate` of these sizes, a thread's own.
-        sources: left out; see `simd.sources`.
     """
     n, n_tok, n_ctx = len(tokens), targets.shape[1], tokens.shape[1]
     n_rows = alpha.shape[1] // (n_tok * LANES)

@@ -6,25 +6,22 @@ Kingma & Ba (2015), algorithm 1, with torch's conventions for epsilon and weight
 """
 
 from functools import cache
-from inspect import unwrap  # numba compiles the function itself, not a run-time type check around it
 
 import numba
 import numpy as np
 
 from causal_circuits.simd.lanes import LANES
-from causal_circuits.simd.sources import fingerprint
+from causal_circuits.simd.sources import made_from
 from causal_circuits.simd.vectors import fma, inverse, load, root, splat, store
-
-SOURCES = fingerprint(__file__)
 
 
 @cache
 def compiled():  # numba's dispatcher has no useful static type
     """`adam`, compiled."""
-    return numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(unwrap(adam))
+    return numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(made_from(adam, __file__))
 
 
-def adam(weights, gradient, mean, square, keep, decay, rate, to_mean, to_square, scale, epsilon, sources=SOURCES):
+def adam(weights, gradient, mean, square, keep, decay, rate, to_mean, to_square, scale, epsilon):
     """One step in place on flat float32 arrays of whole vectors.
 
     Args:
@@ -34,7 +31,6 @@ def adam(weights, gradient, mean, square, keep, decay, rate, to_mean, to_square,
         rate: learning rate / (1 - beta1^t).
         to_mean, to_square: 1 - beta1 and 1 - beta2.
         scale: 1 / sqrt(1 - beta2^t).
-        sources: left out; see `simd.sources`.
     """
     keep, decay, rate, to_mean = np.float32(keep), np.float32(decay), np.float32(rate), np.float32(to_mean)
     to_square, scale, epsilon = np.float32(to_square), np.float32(scale), np.float32(epsilon)

@@ -33,12 +33,10 @@ from causal_circuits.models.fused_kernel.forward import (
     write_outputs,
 )
 from causal_circuits.simd.lanes import FLAGS, inlined
-from causal_circuits.simd.sources import fingerprint
-
-SOURCES = fingerprint(dirname(__file__))
+from causal_circuits.simd.sources import fingerprint, made_from
 
 
-def batch_gradient(tokens, targets, weights, gradients, watched, share, memory, four, sources=SOURCES):
+def batch_gradient(tokens, targets, weights, gradients, watched, share, memory, four):
     """Fill `gradients` with those of `share` times the loss summed over a batch; return the summed loss.
 
     Args:
@@ -50,7 +48,6 @@ def batch_gradient(tokens, targets, weights, gradients, watched, share, memory, 
         share: one over the number of sequences that the loss is a mean of.
         memory: `arrays.allocate(four)`, a thread's own.
         four: n_ctx, n_tok, m1, m2.
-        sources: left out; see `simd.sources`.
     """
     sizes = all_sizes(four)
     m1, m2 = sizes.m1, sizes.m2
@@ -82,21 +79,24 @@ def batch_gradient(tokens, targets, weights, gradients, watched, share, memory, 
 
 
 _gradient = inlined(batch_gradient)
+FOLDER = dirname(__file__)
 KERNEL = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
 
 
 @cache
 def compiled() -> Callable[..., float]:
     """`batch_gradient` for all sizes."""
-    return numba.njit(**KERNEL, fastmath=set(FLAGS))(unwrap(batch_gradient))
+    return numba.njit(**KERNEL, fastmath=set(FLAGS))(made_from(batch_gradient, FOLDER))
 
 
 @cache
 def compiled_for(four: tuple[int, int, int, int]) -> Callable[..., float]:
     """`batch_gradient` without its last argument: sizes become constants, so loops are unrolled and sums folded."""
     n_ctx, n_tok, m1, m2 = four
+    sources = fingerprint(FOLDER)
 
-    def frozen(tokens, targets, weights, gradients, watched, share, memory, sources=SOURCES):
+    def frozen(tokens, targets, weights, gradients, watched, share, memory):
+        sources  # noqa: B018  # see `simd.sources`
         return _gradient(tokens, targets, weights, gradients, watched, share, memory, (n_ctx, n_tok, m1, m2))
 
     return numba.njit(**KERNEL)(unwrap(frozen))
