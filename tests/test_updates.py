@@ -89,6 +89,13 @@ def test_what_it_remembers_is_all_that_it_needs(name: str, half_way: int) -> Non
         assert torch.equal(later.state()[key], value), key
 
 
+def assert_closes(run: runs.FusedRun) -> None:
+    closing = threading.Thread(target=run.close, daemon=True)
+    closing.start()
+    closing.join(timeout=30)
+    assert not closing.is_alive()
+
+
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 def test_a_run_broken_off_in_its_own_share_lets_the_other_threads_go(
     chain_task: cc.InContextTask, n_threads: int
@@ -107,10 +114,7 @@ def test_a_run_broken_off_in_its_own_share_lets_the_other_threads_go(
     run._kernel = interrupted
     with pytest.raises(KeyboardInterrupt):
         run.gradients()
-    closing = threading.Thread(target=run.close, daemon=True)
-    closing.start()
-    closing.join(timeout=30)
-    assert not closing.is_alive()
+    assert_closes(run)
 
 
 def test_an_interruption_before_the_share_lets_them_go_too(
@@ -128,7 +132,4 @@ def test_an_interruption_before_the_share_lets_them_go_too(
     monkeypatch.setattr(run, "_differentiate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run.gradients()
-    closing = threading.Thread(target=run.close, daemon=True)
-    closing.start()
-    closing.join(timeout=30)
-    assert not closing.is_alive()
+    assert_closes(run)
