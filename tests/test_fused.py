@@ -9,6 +9,7 @@ from torch import Tensor
 import causal_circuits as cc
 from causal_circuits.models import HookedTransformer, layout_of
 from causal_circuits.models.fused import FusedStep, can_fuse, fused_step
+from causal_circuits.models.fused_kernel.arrays import WIDEST_GAP
 
 SIZES = [(3, 6), (7, 4), (5, 5)]  # d_vocab below, above and equal to n_ctx
 HEADS = [(1, 1), (2, 1), (1, 2), (3, 2)]
@@ -87,6 +88,39 @@ def test_scores_whose_exponentials_underflow(n_heads: tuple[int, int], scale: in
     assert (tokens == 0).any()
     assert not (tokens[:8] == 0).any()
     assert_fused_equals_autograd(model, tokens, targets)
+
+
+@pytest.mark.parametrize("gap", [59.0, 61.0])
+@pytest.mark.parametrize("d_vocab", [4, 19])
+def test_products_of_exponentials_up_to_the_widest_gap(d_vocab: int, gap: float) -> None:
+    """Each row's largest score lies the whole gap below the sum of its tables' largest, spread over three of them."""
+    assert 59.0 < WIDEST_GAP < 61.0
+    n_ctx = 6
+    model = cc.disentangled_transformer(d_vocab, n_ctx, init_scale=0.0, seed=2)
+    generator = torch.Generator().manual_seed(5)
+    for name in ("blocks.1.attn.W_Q", "unembed.W_U"):
+        weight = dict(model.named_parameters())[name].data
+        weight += 0.3 * torch.randn(weight.shape, generator=generator)
+    first = model.blocks[0].attn.W_Q.data[0, : d_vocab + n_ctx, : d_vocab + n_ctx]
+    first[:, 0] = gap / 4  # a token that never occurs, wanted by every token and position
+    first[:d_vocab, d_vocab + n_ctx - 1] = gap / 2  # the last position, which only the last query sees
+    first[d_vocab:, d_vocab:] = torch.randint(-30, 31, (n_ctx, n_ctx), generator=generator) / 4
+    tokens, targets = draw(d_vocab, n_ctx, 24)
+    tokens[tokens == 0] = 1
+    assert_fused_equals_autograd(model, tokens, targets)
+
+
+def test_a_batch_that_went_wrong_leaves_nothing_to_the_next() -> None:
+    model, healthy = cc.disentangled_transformer(3, 5, (2, 1), init_scale=0.4), {}
+    tokens, targets = draw(3, 5, 9)
+    for name, parameter in model.named_parameters():
+        healthy[name] = parameter.detach().clone()
+    for name in ("blocks.0.attn.W_Q", "blocks.1.attn.W_Q", "unembed.W_U"):
+        dict(model.named_parameters())[name].data.fill_(float("nan"))
+        assert fused_step(model, tokens, targets).loss != 0.0
+        for other, parameter in model.named_parameters():
+            parameter.data.copy_(healthy[other])
+        assert_fused_equals_autograd(model, tokens, targets)
 
 
 def test_large_scores_in_the_second_layer() -> None:

@@ -39,8 +39,10 @@ def _apply(name, a, b, out):
             vectors.store(out, v, vectors.larger(x, y))
         elif name == 6:
             vectors.store(out, v, vectors.keep_first(x, 3, -1.0))
-        else:
+        elif name == 7:
             vectors.store(out, v, vectors.root(x))
+        else:
+            vectors.store(out, v, functions.exp_of_negative(x))
 
 
 def apply(name: int, a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
@@ -70,6 +72,16 @@ def test_exponential() -> None:
     ends = apply(1, np.array([-np.inf, -100, -87.5, 0.0, np.nan], np.float32))
     assert (ends[:4] == [0, 0, 0, 1]).all()
     assert np.isnan(ends[4])
+
+
+def test_exponential_of_negative_numbers() -> None:
+    x = np.linspace(-87.3, 0, 200_000).astype(np.float32)
+    assert np.abs(apply(8, x) / np.exp(x.astype(np.float64)) - 1).max() < 1e-7
+    below = np.linspace(-90, -87.3, 10_000).astype(np.float32)
+    assert np.abs(apply(8, below) - np.exp(below.astype(np.float64))).max() < 1e-38
+    ends = apply(8, np.array([-np.inf, -1e30, -100, -88, 0.0, np.nan], np.float32))
+    assert (ends[:5] == [0, 0, 0, 0, 1]).all()
+    assert np.isnan(ends[5])
 
 
 def test_logarithm() -> None:
@@ -105,6 +117,25 @@ def test_sums_maxima_and_counts() -> None:
         assert math.isclose(total, a.sum(), abs_tol=1e-5)
         assert largest == a.max()
         assert (count, some) == ((a < bound).sum(), (a < bound).any())
+
+
+def test_four_sums_entries_and_lanes_of_equal_index() -> None:
+    @numba.njit
+    def compute(a, index, out, number):
+        rows = vectors.load(a, 0), vectors.load(a, LANES), vectors.load(a, 2 * LANES), vectors.load(a, 3 * LANES)
+        vectors.store_four_sums(out, 1, rows[0], rows[1], rows[2], rows[3])
+        vectors.store(out, 8, vectors.where_equal(vectors.load(index, 0), number, rows[0]))
+        return vectors.entry(a, 5), vectors.entry(index, 3)
+
+    generator = np.random.default_rng(4)
+    a = generator.normal(size=(4, LANES)).astype(np.float32)
+    a[0, 0] = np.nan  # lanes that are not chosen do not count
+    index, out = generator.integers(1, 3, LANES).astype(np.int32), np.full(8 + LANES, 7, np.float32)
+    index[0] = 0
+    assert compute(a.reshape(-1), index, out, 2) == (a.reshape(-1)[5], index[3])
+    assert (out[[0, *range(5, 8)]] == 7).all()
+    assert np.allclose(out[1:5], a.sum(axis=1), atol=1e-5, equal_nan=True)
+    assert np.array_equal(out[8:], np.where(index == 2, a[0], 0))
 
 
 def test_philox_gives_the_published_answers(monkeypatch: pytest.MonkeyPatch) -> None:

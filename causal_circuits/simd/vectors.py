@@ -106,6 +106,22 @@ def store(typingctx, array, offset, value):
 
 
 @intrinsic
+def entry(typingctx, array, offset):
+    """One entry of an array read as flat memory.
+
+    array[offset] would ask first whether the offset counts from the end, in inner loops as costly as the arithmetic.
+    """
+    if not isinstance(array, types.Array) or array.layout != "C":
+        return None
+
+    def generate(context, builder, sig, args):
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.load(builder.gep(data, [context.cast(builder, args[1], sig.args[1], types.intp)]))
+
+    return array.dtype(array, offset), generate
+
+
+@intrinsic
 def splat(typingctx, number):
     """A number in every lane: a float32 vector."""
 
@@ -229,6 +245,42 @@ def scatter(typingctx, array, offset, stride, value):
         return context.get_dummy_value()
 
     return types.void(array, offset, stride, floats), generate
+
+
+@intrinsic
+def where_equal(typingctx, index, number, value):
+    """The lanes of a float32 vector whose index is a number, 0 in the rest."""
+
+    def generate(context, builder, sig, args):
+        number = spread_out(builder, context.cast(builder, args[1], sig.args[1], types.int32))
+        return builder.select(builder.icmp_signed("==", args[0], number), args[2], constant(IR[floats], 0.0))
+
+    return floats(integers, number, floats), generate
+
+
+@intrinsic
+def store_four_sums(typingctx, array, offset, a, b, c, d):
+    """Write the sums over all lanes of four float32 vectors side by side; `sum_of` four times takes twice as long."""
+
+    def generate(context, builder, sig, args):
+        def pairs(first, second):  # neighbours added, four lanes at a time: those of `first`, then those of `second`
+            even = [at + lane for start in range(0, LANES, 4) for at in (start, LANES + start) for lane in (0, 2)]
+            odd = [lane + 1 for lane in even]
+            halves = (builder.shuffle_vector(first, second, ir.Constant(BITS, lanes)) for lanes in (even, odd))
+            return builder.fadd(*halves, flags=FLAGS)
+
+        total, n = pairs(pairs(*args[2:4]), pairs(*args[4:6])), LANES
+        while n > 4:
+            n //= 2
+            low, high = (ir.Constant(ir.VectorType(ir.IntType(32), n), list(range(at, at + n))) for at in (0, n))
+            low, high = (builder.shuffle_vector(total, total, half) for half in (low, high))
+            total = builder.fadd(low, high, flags=FLAGS)
+        offset = context.cast(builder, args[1], sig.args[1], types.intp)
+        written = builder.store(total, pointer(context, builder, sig.args[0], args[0], offset, total.type))
+        written.align = 4
+        return context.get_dummy_value()
+
+    return types.void(array, offset, floats, floats, floats, floats), generate
 
 
 @intrinsic

@@ -9,13 +9,18 @@ from collections import namedtuple
 
 import numpy as np
 
-from causal_circuits.models.fused_kernel.tiles import MAX_ONE_HOT, padded
+from causal_circuits.models.fused_kernel.tiles import ROWS, padded
+from causal_circuits.simd.functions import exp_of_negative
 from causal_circuits.simd.lanes import LANES, inlined, shared
+from causal_circuits.simd.vectors import keep_first, load, store
 
 # Sequences whose dense products are done together: a multiple of 4, the height of a tile.
 CHUNK = 16
 # A vector that starts at the last entry of a row, and one more, still lie in the array.
 SPARE = 4 * LANES
+# Of the exponentials that layer 0's tables hold, three are multiplied. A row's largest product cannot be smaller than
+# e^-gap; were it, what matters beside it might underflow, and exponentials are taken of whole scores.
+WIDEST_GAP = 60.0
 # Numbers in a line of the cache, where arrays begin.
 LINE = 16
 
@@ -26,17 +31,20 @@ Sizes = namedtuple(
     "n_ctx n_tok m1 m2 d0 d1 dense d_model n_features "
     "wide_ctx wide_tok wide_d1 wide_dense wide_features wide_q wide_rows",
 )
-# a1 [m1, d0, d0]; a2 [m2, d1, d1]; a2_t its rows that heads wrote, transposed; w [d_model, n_tok]; w_t its rows behind
-# the embedding, transposed; one_hot [n_tok, n_tok].
-Packed = namedtuple("Packed", "a1 a2 a2_t w w_t one_hot")
-# Gradients of layer 0's scores by (query, key), each named by position or token; of A2 and W_U; the pattern, and its.
-Sums = namedtuple("Sums", "pp tp pt tt a2 w pattern d_pattern")
+# a1 [m1, d0, d0]; pp, tp, pt and tt, its exponentials by (query, key), each named by position or token, so that the
+# largest of a row is 1, pp zero above the diagonal; gap [m1], see WIDEST_GAP: only if it is wider is a1
+# there, only if not, the rest. Then a2 [m2, d1, d1]; a2_t its rows that heads wrote, transposed; w [d0, n_tok], the
+# embedding's rows of W_U; w_t [n_tok, n_features], the others transposed.
+Packed = namedtuple("Packed", "a1 pp tp pt tt gap a2 a2_t w w_t")
+# Gradients of layer 0's scores by (query, key) as above, pt [token, query]; of a2, w, w_t; the pattern, and its.
+Sums = namedtuple("Sums", "pp tp pt tt a2 w w_t pattern d_pattern")
 # Of every sequence of a chunk: tokens, features (the residual but for the embedding), layer 1's queries, then what
 # reaches them; the last row of layer 0's pattern; what reaches the logits and that row's outputs.
 Chunk = namedtuple("Chunk", "x features q p_last d_logits d_dense")
-# Of one sequence, in the notation of `fused.py`: e^scores and 1 / their sums; r, P r, p; c, P c, dt; what passes.
+# Of one sequence, in the notation of `fused.py`: e^scores and 1 / their sums; r, P r, p; c, P c, dt; p and dt times
+# that scale; what passes; of a vector of rows, the scores' gradients, by key [query, key] and by token [token, query].
 Scratch = namedtuple(
-    "Scratch", "rows scale r reached p c passed dt d_features tops mixing means mixed token_row columns"
+    "Scratch", "rows scale r reached p c passed dt through back d_features means mixed tables block columns"
 )
 Room = namedtuple("Room", "packed sums chunk one")
 
@@ -72,26 +80,31 @@ def take(memory, at, n):
 def carve(numbers, tokens, sizes):
     """A `Room` in two pieces of memory that were zero at first, and how much of each it takes.
 
-    What pads a row stays zero; `add_outer` fills rows in fours, so the sums of A2 and W_U have rows to spare.
+    What pads a row stays zero; sums over rows in fours have rows to spare.
     """
     n_ctx, n_tok, m1, m2 = sizes.n_ctx, sizes.n_tok, sizes.m1, sizes.m2
     d0, d1, at = sizes.d0, sizes.d1, 0
     a1, at = take(numbers, at, m1 * d0 * d0)
+    pp, at = take(numbers, at, m1 * n_ctx * sizes.wide_ctx)
+    tp, at = take(numbers, at, m1 * n_tok * sizes.wide_ctx)
+    pt, at = take(numbers, at, m1 * n_ctx * sizes.wide_tok)
+    tt, at = take(numbers, at, m1 * n_tok * sizes.wide_tok)
+    gap, at = take(numbers, at, m1)
     a2, at = take(numbers, at, m2 * d1 * sizes.wide_d1)
     a2_t, at = take(numbers, at, m2 * d1 * sizes.wide_dense)
-    w, at = take(numbers, at, sizes.d_model * sizes.wide_tok)
-    w_t, at = take(numbers, at, n_tok * sizes.wide_features)
-    one_hot, at = take(numbers, at, n_tok * sizes.wide_tok if sizes.wide_tok <= MAX_ONE_HOT else 0)
-    packed = Packed(a1, a2, a2_t, w, w_t, one_hot)
-    pp, at = take(numbers, at, m1 * n_ctx * sizes.wide_ctx)
+    w, at = take(numbers, at, d0 * sizes.wide_tok)
+    w_t, at = take(numbers, at, sizes.wide_tok * sizes.wide_features)
+    packed = Packed(a1, pp, tp, pt, tt, gap, a2, a2_t, w, w_t)
+    pp, at = take(numbers, at, (m1 * n_ctx + ROWS) * sizes.wide_ctx)
     tp, at = take(numbers, at, m1 * n_tok * sizes.wide_ctx)
     pt, at = take(numbers, at, m1 * n_tok * sizes.wide_ctx)
     tt, at = take(numbers, at, m1 * n_tok * sizes.wide_tok)
     d_a2, at = take(numbers, at, m2 * (d1 + 4) * sizes.wide_d1)
-    d_w, at = take(numbers, at, (sizes.d_model + 4) * sizes.wide_tok)
+    d_w, at = take(numbers, at, d0 * sizes.wide_tok)
+    d_w_t, at = take(numbers, at, (n_tok + 4) * sizes.wide_features)
     pattern, at = take(numbers, at, m1 * n_ctx * sizes.wide_ctx)
     d_pattern, at = take(numbers, at, m1 * n_ctx * sizes.wide_ctx)
-    sums = Sums(pp, tp, pt, tt, d_a2, d_w, pattern, d_pattern)
+    sums = Sums(pp, tp, pt, tt, d_a2, d_w, d_w_t, pattern, d_pattern)
     x, n_tokens = take(tokens, 0, CHUNK * sizes.wide_ctx)
     features, at = take(numbers, at, CHUNK * sizes.wide_features)
     q, at = take(numbers, at, m2 * CHUNK * sizes.wide_q)
@@ -107,15 +120,52 @@ def carve(numbers, tokens, sizes):
     c, at = take(numbers, at, m2 * (1 + m1) * sizes.wide_ctx)
     passed, at = take(numbers, at, m2 * m1 * sizes.wide_ctx)
     dt, at = take(numbers, at, m2 * sizes.wide_ctx)
+    through, at = take(numbers, at, sizes.wide_ctx)
+    back, at = take(numbers, at, sizes.wide_ctx)
     d_features, at = take(numbers, at, sizes.wide_features)
-    tops, at = take(numbers, at, sizes.wide_ctx)
-    mixing, at = take(numbers, at, sizes.wide_ctx)
     means, at = take(numbers, at, sizes.wide_ctx)
     mixed, at = take(numbers, at, sizes.wide_ctx)
-    token_row, at = take(numbers, at, sizes.wide_tok)
-    columns, at = take(numbers, at, sizes.wide_tok * sizes.wide_ctx)
-    one = Scratch(rows, scale, r, reached, p, c, passed, dt, d_features, tops, mixing, means, mixed, token_row, columns)
+    tables, at = take(numbers, at, ROWS * sizes.wide_tok)
+    block, at = take(numbers, at, LANES * sizes.wide_ctx)
+    columns, at = take(numbers, at, LANES * sizes.wide_tok)
+    whole = rows, scale, r, reached, p, c, passed, dt, through, back, d_features, means, mixed
+    one = Scratch(*whole, tables, block, columns)
     return Room(packed, sums, chunk, one), at, n_tokens
+
+
+@inlined
+def exponentials(first, h, row, start, n, out, at):
+    """e^(weight - largest) of n weights of a row, zero up to whole vectors; returns largest - smallest."""
+    low, high = np.float32(np.inf), -np.float32(np.inf)
+    for k in range(n):
+        weight = first[h, row, start + k]
+        out[at + k] = weight
+        low, high = min(low, weight), max(high, weight)
+    for v in range(0, n, LANES):
+        store(out, at + v, keep_first(exp_of_negative(load(out, at + v) - high), n - v, 0.0))
+    return high - low
+
+
+@inlined
+def pack_scores(first, h, packed, sizes):
+    """The exponentials of layer 0's weights; if their tables are too wide, the weights as they are."""
+    n_ctx, n_tok, d0 = sizes.n_ctx, sizes.n_tok, sizes.d0
+    by_position = by_token = np.float32(0.0)
+    for i in range(n_ctx):
+        row = h * n_ctx + i
+        exponentials(first, h, n_tok + i, n_tok, i + 1, packed.pp, row * sizes.wide_ctx)
+        spread = exponentials(first, h, n_tok + i, 0, n_tok, packed.pt, row * sizes.wide_tok)
+        by_position = max(by_position, spread)
+    for t in range(n_tok):
+        row = h * n_tok + t
+        spread = exponentials(first, h, t, n_tok, n_ctx, packed.tp, row * sizes.wide_ctx)
+        spread += exponentials(first, h, t, 0, n_tok, packed.tt, row * sizes.wide_tok)
+        by_token = max(by_token, spread)
+    packed.gap[h] = by_position + by_token
+    if not packed.gap[h] < WIDEST_GAP:
+        for row in range(d0):
+            for d in range(d0):
+                packed.a1[(h * d0 + row) * d0 + d] = first[h, row, d]
 
 
 @inlined
@@ -124,11 +174,9 @@ def pack(weights, packed, sizes):
     first, second, unembed = weights
     n_tok, m1, m2 = sizes.n_tok, sizes.m1, sizes.m2
     d0, d1, dense = sizes.d0, sizes.d1, sizes.dense
-    a1, a2, a2_t, w, w_t = packed.a1, packed.a2, packed.a2_t, packed.w, packed.w_t
+    a2, a2_t = packed.a2, packed.a2_t
     for h in range(m1):
-        for row in range(d0):
-            for d in range(d0):
-                a1[(h * d0 + row) * d0 + d] = first[h, row, d]
+        pack_scores(first, h, packed, sizes)
     for m in range(m2):
         for row in range(d1):
             for d in range(d1):
@@ -137,20 +185,17 @@ def pack(weights, packed, sizes):
             for d in range(d1):
                 for row in range(start, min(start + 16, dense)):
                     a2_t[(m * d1 + d) * sizes.wide_dense + row] = second[m, d0 + row, d]
-    for row in range(sizes.d_model):
-        for s in range(n_tok):
-            w[row * sizes.wide_tok + s] = unembed[row, s]
-            if row >= d0:
-                w_t[s * sizes.wide_features + row - d0] = unembed[row, s]
-    if sizes.wide_tok <= MAX_ONE_HOT:
-        for s in range(n_tok):
-            packed.one_hot[s * sizes.wide_tok + s] = 1.0
+    for s in range(n_tok):
+        for row in range(d0):
+            packed.w[row * sizes.wide_tok + s] = unembed[row, s]
+        for row in range(d0, sizes.d_model):
+            packed.w_t[s * sizes.wide_features + row - d0] = unembed[row, s]
 
 
 @inlined
 def clear(sums):
     """Back to zero, before the first sequence of a batch."""
-    for array in (sums.pp, sums.tp, sums.pt, sums.tt, sums.a2, sums.w, sums.pattern, sums.d_pattern):
+    for array in (sums.pp, sums.tp, sums.pt, sums.tt, sums.a2, sums.w, sums.w_t, sums.pattern, sums.d_pattern):
         array[:] = 0.0
 
 
@@ -177,6 +222,8 @@ def unpack(sums, gradients, watched, share, sizes):
         for row in range(sizes.d1):
             for d in range(sizes.d1):
                 g_second[m, row, d] = sums.a2[(m * (sizes.d1 + 4) + row) * sizes.wide_d1 + d] * share
-    for row in range(sizes.d_model):
-        for s in range(n_tok):
+    for s in range(n_tok):
+        for row in range(sizes.d0):
             g_unembed[row, s] = sums.w[row * sizes.wide_tok + s] * share
+        for row in range(sizes.d0, sizes.d_model):
+            g_unembed[row, s] = sums.w_t[s * sizes.wide_features + row - sizes.d0] * share

@@ -2,48 +2,109 @@
 # (numba types what stands here; to mypy the operators of a compiled vector mean nothing)
 """Rows of attention: scores, softmax, mixing, and what the gradient of a pattern adds to the scores' table.
 
-`sizes` is (n_ctx, n_tok, m1, m2): context, vocabulary, heads of layer 0 and of layer 1.
+Four rows at a time share what is loaded for them.
 """
 
 import numpy as np
 
-from causal_circuits.models.fused_kernel.tiles import add_to
+from causal_circuits.models.fused_kernel.arrays import WIDEST_GAP
+from causal_circuits.models.fused_kernel.tiles import FEW_TOKENS, ROWS, add_to
 from causal_circuits.simd.columns import add_columns
-from causal_circuits.simd.functions import exp, look_up_in
+from causal_circuits.simd.functions import exp_of_negative, look_up_in
 from causal_circuits.simd.lanes import LANES, inlined
-from causal_circuits.simd.vectors import fma, keep_first, larger, largest_of, load, splat, store, sum_of
+from causal_circuits.simd.vectors import (
+    entry,
+    fma,
+    keep_first,
+    larger,
+    largest_of,
+    load,
+    splat,
+    store,
+    store_four_sums,
+    sum_of,
+)
 
 
 @inlined
-def scores(first, h, i, x, x_at, token_row, sizes, out, at):
-    """Row i of layer 0's scores, head h, for keys 0 .. i, minus infinity up to whole vectors; returns the largest."""
-    n_ctx, n_tok = sizes.n_ctx, sizes.n_tok
-    d0 = n_ctx + n_tok
-    by_query_token, by_query_position = (h * d0 + x[x_at + i]) * d0, (h * d0 + n_tok + i) * d0
-    for v in range(0, n_tok, LANES):
-        store(token_row, v, load(first, by_query_token + v) + load(first, by_query_position + v))
-    low, high = load(token_row, 0), load(token_row, LANES)
-    by_query_token += n_tok
-    by_query_position += n_tok
-    top = splat(-np.inf)
+def factors_by_token(packed, h, i, token, sizes, table, at):
+    """The factor of row i of e^scores that each token of a key stands for: two vectors, longer ones in `table`."""
+    n_tok, wide = sizes.n_tok, sizes.wide_tok
+    t, p = (h * n_tok + token) * wide, (h * sizes.n_ctx + i) * wide
+    for v in range(0, n_tok if n_tok > FEW_TOKENS else 0, LANES):
+        store(table, at + v, load(packed.tt, t + v) * load(packed.pt, p + v))
+    return load(packed.tt, t) * load(packed.pt, p), load(packed.tt, t + LANES) * load(packed.pt, p + LANES)
+
+
+@inlined
+def row_of_weights(packed, h, i, x, x_at, sizes, table, out, at):
+    """Row i of e^scores, times a factor, zero for later keys; returns its sum."""
+    n_tok, token, total = sizes.n_tok, entry(x, x_at + i), splat(0.0)
+    if not entry(packed.gap, h) < WIDEST_GAP:
+        return row_of_wide_scores(packed.a1, h, i, x, x_at, sizes, table, out, at)
+    low, high = factors_by_token(packed, h, i, token, sizes, table, 0)
+    t, p = (h * n_tok + token) * sizes.wide_ctx, (h * sizes.n_ctx + i) * sizes.wide_ctx
     for v in range(0, i + 1, LANES):
-        score = load(first, by_query_token + v) + load(first, by_query_position + v)
-        score = score + look_up_in(low, high, token_row, 0, load(x, x_at + v), n_tok)
+        value = look_up_in(low, high, table, 0, load(x, x_at + v), n_tok)
+        value = value * load(packed.tp, t + v) * load(packed.pp, p + v)
+        store(out, at + v, value)
+        total = total + value
+    return sum_of(total)
+
+
+@inlined
+def row_of_wide_scores(first, h, i, x, x_at, sizes, table, out, at):
+    """`row_of_weights` without tables of exponentials: of scores minus their largest."""
+    n_tok, d0 = sizes.n_tok, sizes.d0
+    t, p = (h * d0 + entry(x, x_at + i)) * d0, (h * d0 + n_tok + i) * d0
+    for v in range(0, n_tok, LANES):
+        store(table, v, load(first, t + v) + load(first, p + v))
+    low, high = load(table, 0), load(table, LANES)
+    top, total = splat(-np.inf), splat(0.0)
+    for v in range(0, i + 1, LANES):
+        score = load(first, t + n_tok + v) + load(first, p + n_tok + v)
+        score = score + look_up_in(low, high, table, 0, load(x, x_at + v), n_tok)
         score = keep_first(score, i + 1 - v, -np.inf)
         store(out, at + v, score)
         top = larger(score, top)
-    return largest_of(top)
+    largest = largest_of(top)
+    for v in range(0, i + 1, LANES):
+        value = exp_of_negative(load(out, at + v) - largest)
+        store(out, at + v, value)
+        total = total + value
+    return sum_of(total)
 
 
 @inlined
-def exponentials(rows, at, n, largest):
-    """exp(entry - largest) of n entries in place, whole vectors at a time; returns 1 / their sum."""
-    total = splat(0.0)
-    for v in range(0, n, LANES):
-        value = exp(load(rows, at + v) - largest)
-        store(rows, at + v, value)
-        total = total + value
-    return np.float32(1.0) / sum_of(total)
+def four_rows_of_weights(packed, h, i, x, x_at, sizes, table, rows, at, totals, to):
+    """`row_of_weights` for four rows from i on, and the sum of each; rows behind the last are copies of it."""
+    last, n_tok, wide, stride = sizes.n_ctx - 1, sizes.n_tok, sizes.wide_tok, sizes.wide_ctx
+    if not entry(packed.gap, h) < WIDEST_GAP:
+        for j in range(ROWS):
+            row = min(i + j, last)
+            total = row_of_wide_scores(packed.a1, h, row, x, x_at, sizes, table, rows, at + j * stride)
+            totals[to + j] = total
+        return
+    i1, i2, i3 = min(i + 1, last), min(i + 2, last), min(i + 3, last)
+    t0, t1, t2, t3 = entry(x, x_at + i), entry(x, x_at + i1), entry(x, x_at + i2), entry(x, x_at + i3)
+    low0, high0 = factors_by_token(packed, h, i, t0, sizes, table, 0)
+    low1, high1 = factors_by_token(packed, h, i1, t1, sizes, table, wide)
+    low2, high2 = factors_by_token(packed, h, i2, t2, sizes, table, 2 * wide)
+    low3, high3 = factors_by_token(packed, h, i3, t3, sizes, table, 3 * wide)
+    s0, s1, s2, s3 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
+    for v in range(0, i + ROWS, LANES):
+        tokens, row = load(x, x_at + v), at + v
+        tp, pp = h * n_tok * stride + v, h * sizes.n_ctx * stride + v
+        e0 = look_up_in(low0, high0, table, 0, tokens, n_tok) * load(packed.tp, tp + t0 * stride)
+        e1 = look_up_in(low1, high1, table, wide, tokens, n_tok) * load(packed.tp, tp + t1 * stride)
+        e2 = look_up_in(low2, high2, table, 2 * wide, tokens, n_tok) * load(packed.tp, tp + t2 * stride)
+        e3 = look_up_in(low3, high3, table, 3 * wide, tokens, n_tok) * load(packed.tp, tp + t3 * stride)
+        e0, e1 = e0 * load(packed.pp, pp + i * stride), e1 * load(packed.pp, pp + i1 * stride)
+        e2, e3 = e2 * load(packed.pp, pp + i2 * stride), e3 * load(packed.pp, pp + i3 * stride)
+        store(rows, row, e0), store(rows, row + stride, e1)
+        store(rows, row + 2 * stride, e2), store(rows, row + 3 * stride, e3)
+        s0, s1, s2, s3 = s0 + e0, s1 + e1, s2 + e2, s3 + e3
+    store_four_sums(totals, to, s0, s1, s2, s3)
 
 
 @inlined
@@ -54,47 +115,54 @@ def softmax(scores, at, n):
         score = keep_first(load(scores, at + v), n - v, -np.inf)
         store(scores, at + v, score)
         top = larger(score, top)
-    largest = largest_of(top)
-    scale = exponentials(scores, at, n, largest)
+    largest, total = largest_of(top), splat(0.0)
+    for v in range(0, n, LANES):
+        value = exp_of_negative(load(scores, at + v) - largest)
+        store(scores, at + v, value)
+        total = total + value
+    scale = np.float32(1.0) / sum_of(total)
     for v in range(0, n, LANES):
         store(scores, at + v, load(scores, at + v) * scale)
     return largest - np.log(scale)
 
 
 @inlined
-def mix_rows(weights, rows, at, n, stride, out):
-    """Out = sum_j weights[j] rows[j, :], rows being causal: row j ends at entry j."""
-    for v in range(0, n, LANES):
-        s0, s1, s2, s3 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
-        j, row = v, at + v * stride + v
-        while j + 3 < n:
-            s0, s1 = fma(weights[j], load(rows, row), s0), fma(weights[j + 1], load(rows, row + stride), s1)
-            s2 = fma(weights[j + 2], load(rows, row + 2 * stride), s2)
-            s3 = fma(weights[j + 3], load(rows, row + 3 * stride), s3)
-            j, row = j + 4, row + 4 * stride
-        while j < n:
-            s0 = fma(weights[j], load(rows, row), s0)
-            j, row = j + 1, row + stride
-        store(out, v, (s0 + s1) + (s2 + s3))
+def differentiate_rows(one, h, m, i, n_rows, sums, x, xb, sizes):
+    """DS of some rows from i on through head m of layer 1, in `block`, added up by query and key position, query token.
+
+    Rows of the block that are not asked for become zero.
+    """
+    n_ctx, n_tok, m1, wide = sizes.n_ctx, sizes.n_tok, sizes.m1, sizes.wide_ctx
+    row, query, end = h * sizes.wide_rows + i * wide, (h * n_ctx + i) * wide, i + LANES
+    c, r = (m * (1 + m1) + 1 + h) * wide, (m * m1 + h) * wide
+    for j in range(n_rows):
+        at, pp, tp = row + j * wide, query + j * wide, (h * n_tok + entry(x, xb + i + j)) * wide
+        through, back = splat(entry(one.through, i + j)), splat(entry(one.back, i + j))
+        mean = splat(-entry(one.means, i + j))
+        for v in range(0, end, LANES):
+            value = fma(through, load(one.c, c + v), fma(back, load(one.r, r + v), mean)) * load(one.rows, at + v)
+            store(one.block, j * wide + v, value)
+            add_to(sums.pp, pp + v, value)
+            add_to(sums.tp, tp + v, value)
+    for j in range(n_rows, LANES):
+        for v in range(0, end, LANES):
+            store(one.block, j * wide + v, splat(0.0))
 
 
 @inlined
-def add_rows_by_token(rows, at, x, x_at, h, sizes, columns, by_position, by_both):
-    """Sum each row of score gradients over keys by the key's token; add it to the two tables that name keys so.
+def add_block_by_token(one, h, i, sums, x, x_at, sizes):
+    """Sum the block's rows, score gradients of queries from i on, by the key's token; add them to pt and tt.
 
     Turned over, a block of rows is a vector over queries for each key: entries are added and not multiplied. `columns`
-    and `by_position` are [token, query].
+    is [token, query], as is `sums.pt`.
     """
-    n_ctx, n_tok, wide = sizes.n_ctx, sizes.n_tok, sizes.wide_ctx
-    for v in range(0, n_tok * wide, LANES):
-        store(columns, v, splat(0.0))
-    for k in range(0, n_ctx, LANES):
-        tokens = load(x, x_at + k)
-        for i in range(k, n_ctx, LANES):  # rows are padded to whole vectors; the spare ones are zero
-            add_columns(rows, at + i * wide + k, wide, columns, i, wide, tokens)
-    for v in range(0, n_tok * wide, LANES):
-        add_to(by_position, h * n_tok * wide + v, load(columns, v))
-    for i in range(0, n_ctx, LANES):
-        tokens = load(x, x_at + i)
-        for s in range(0, n_tok, LANES):
-            add_columns(columns, s * wide + i, wide, by_both, h * n_tok * sizes.wide_tok + s, sizes.wide_tok, tokens)
+    n_tok, wide, columns = sizes.n_tok, sizes.wide_ctx, one.columns
+    for s in range(n_tok):
+        store(columns, s * LANES, splat(0.0))
+    for k in range(0, i + 1, LANES):
+        add_columns(one.block, k, wide, columns, 0, LANES, load(x, x_at + k))
+    for s in range(n_tok):
+        add_to(sums.pt, (h * n_tok + s) * wide + i, load(columns, s * LANES))
+    tokens = load(x, x_at + i)
+    for s in range(0, n_tok, LANES):
+        add_columns(columns, s * LANES, LANES, sums.tt, h * n_tok * sizes.wide_tok + s, sizes.wide_tok, tokens)

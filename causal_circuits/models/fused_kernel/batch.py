@@ -50,30 +50,27 @@ def batch_gradient(tokens, targets, weights, gradients, watched, share, memory, 
         four: n_ctx, n_tok, m1, m2.
     """
     sizes = all_sizes(four)
-    m1, m2 = sizes.m1, sizes.m2
     packed, sums, chunk, one = carve(memory[0], memory[1], sizes)[0]
     pack(weights, packed, sizes)
     clear(sums)
-    d0, loss = sizes.d0, 0.0
+    loss = 0.0
     for start in range(0, len(tokens), CHUNK):
         n = min(CHUNK, len(tokens) - start)
-        queries_of_layer_1(packed, chunk, one.token_row, tokens, start, n, sizes)
+        queries_of_layer_1(packed, chunk, one.tables, tokens, start, n, sizes)
         for b in range(n):
             attend(packed, chunk, one, b, sizes)
             if watched.size > 0:
                 add_pattern(one, sums.pattern, sizes)
-            for m in range(m2):
-                to = b * sizes.wide_features + d0 * ((1 + m1) * (1 + m) - 1)
-                attention_of_head, x_at = (one.p, m * sizes.wide_ctx), b * sizes.wide_ctx
-                write_outputs(attention_of_head, one, chunk, x_at, packed.one_hot, sizes, chunk.features, to)
+            for m in range(sizes.m2):
+                write_outputs(chunk, one, b, m, sizes)
             loss += logits_and_loss(packed, chunk, targets, start, b, sizes)
             reach_features(packed, chunk, one, b, sizes)
-            back_through_layer_1(packed, chunk, one, b, sizes)
+            back_through_layer_1(chunk, one, b, sizes)
             if watched.size > 0:
                 add_pattern_gradient(one, sums.d_pattern, sizes)
-            back_through_layer_0(packed, chunk, one, sums, b, sizes)
+            back_through_layer_0(chunk, one, sums, b, sizes)
         add_dense_products(packed, chunk, sums, n, sizes)
-        back_through_last_rows(packed, chunk, one, sums, n, watched.size > 0, sizes)
+        back_through_last_rows(chunk, one, sums, n, watched.size > 0, sizes)
     unpack(sums, gradients, watched, share, sizes)
     return loss
 

@@ -5,14 +5,22 @@
 import numpy as np
 
 from causal_circuits.models.fused_kernel.arrays import CHUNK
-from causal_circuits.models.fused_kernel.attention import exponentials, mix_rows, scores, softmax
-from causal_circuits.models.fused_kernel.tiles import add_to, dot, multiply, scale_by, spread, write_block
+from causal_circuits.models.fused_kernel.attention import four_rows_of_weights, row_of_weights, softmax
+from causal_circuits.models.fused_kernel.tiles import (
+    ROWS,
+    add_four_rows,
+    add_to,
+    four_dots,
+    multiply,
+    spread,
+    write_block,
+)
 from causal_circuits.simd.lanes import LANES, inlined
-from causal_circuits.simd.vectors import fma, keep_first, load, splat, store
+from causal_circuits.simd.vectors import entry, inverse, keep_first, load, splat, store
 
 
 @inlined
-def queries_of_layer_1(packed, chunk, token_row, tokens, start, n, sizes):
+def queries_of_layer_1(packed, chunk, table, tokens, start, n, sizes):
     """The last row of layer 0's pattern, its outputs, and the query that layer 1 makes of them: q = residual A2."""
     n_ctx, n_tok, m1, m2 = sizes.n_ctx, sizes.n_tok, sizes.m1, sizes.m2
     last = n_ctx - 1
@@ -24,11 +32,10 @@ def queries_of_layer_1(packed, chunk, token_row, tokens, start, n, sizes):
             x[xb + k] = tokens[start + b, k]
         for h in range(m1):
             at = (b * m1 + h) * sizes.wide_ctx
-            largest = scores(packed.a1, h, last, x, xb, token_row, sizes, p_last, at)
-            z = exponentials(p_last, at, n_ctx, largest)
+            z = np.float32(1.0) / row_of_weights(packed, h, last, x, xb, sizes, table, p_last, at)
             for v in range(0, n_ctx, LANES):
                 store(p_last, at + v, load(p_last, at + v) * z)
-            write_block(p_last, at, x, xb, sizes, packed.one_hot, chunk.features, b * sizes.wide_features + h * d0)
+            write_block(p_last, at, x, xb, sizes, chunk.features, b * sizes.wide_features + h * d0)
         for m in range(m2):
             own, token, position = (m * CHUNK + b) * sizes.wide_q, m * d1 + x[xb + last], m * d1 + n_tok + last
             for v in range(0, d1, LANES):
@@ -44,35 +51,32 @@ def queries_of_layer_1(packed, chunk, token_row, tokens, start, n, sizes):
 def attend(packed, chunk, one, b, sizes):
     """Layer 0's pattern (its rows e^scores and their scale), what layer 1 sees through it, and layer 1's pattern."""
     n_ctx, n_tok, m1, m2 = sizes.n_ctx, sizes.n_tok, sizes.m1, sizes.m2
-    d0, last = sizes.d0, n_ctx - 1
-    x, xb, q, p_last = chunk.x, b * sizes.wide_ctx, chunk.q, chunk.p_last
+    d0, wide = sizes.d0, sizes.wide_ctx
+    x, xb, q = chunk.x, b * sizes.wide_ctx, chunk.q
     rows, scale, r, reached, p = one.rows, one.scale, one.r, one.reached, one.p
     for m in range(m2):
         qm = (m * CHUNK + b) * sizes.wide_q
         for v in range(0, n_ctx, LANES):
-            store(p, m * sizes.wide_ctx + v, spread(q, qm, x, xb, n_tok, v))
+            store(p, m * wide + v, spread(q, qm, x, xb, n_tok, v))
             for h in range(m1):
                 value = spread(q, qm + (1 + h) * d0, x, xb, n_tok, v)
-                store(r, (m * m1 + h) * sizes.wide_ctx + v, keep_first(value, n_ctx - v, 0.0))
+                store(r, (m * m1 + h) * wide + v, keep_first(value, n_ctx - v, 0.0))
     for h in range(m1):
-        at, to = h * sizes.wide_rows, h * sizes.wide_ctx
-        for i in range(last):
-            one.tops[i] = scores(packed.a1, h, i, x, xb, one.token_row, sizes, rows, at + i * sizes.wide_ctx)
-        for i in range(last):
-            scale[to + i] = exponentials(rows, at + i * sizes.wide_ctx, i + 1, one.tops[i])
+        for i in range(0, n_ctx, ROWS):
+            at = h * sizes.wide_rows + i * wide
+            four_rows_of_weights(packed, h, i, x, xb, sizes, one.tables, rows, at, scale, h * wide + i)
+            for m in range(m2):
+                four_dots(rows, at, wide, r, (m * m1 + h) * wide, i + ROWS, reached, (m * m1 + h) * wide + i)
         for v in range(0, n_ctx, LANES):
-            store(rows, at + last * sizes.wide_ctx + v, load(p_last, (b * m1 + h) * sizes.wide_ctx + v))
-        scale[to + last] = 1.0
-        for m in range(m2):
-            mh = (m * m1 + h) * sizes.wide_ctx
-            for i in range(n_ctx):
-                reached[mh + i] = dot(rows, at + i * sizes.wide_ctx, r, mh, i + 1)
-            for v in range(0, n_ctx, LANES):
-                through = load(reached, mh + v) * load(scale, to + v)
+            z = keep_first(inverse(load(scale, h * wide + v)), n_ctx - v, 0.0)
+            store(scale, h * wide + v, z)
+            for m in range(m2):
+                mh = (m * m1 + h) * wide
+                through = load(reached, mh + v) * z
                 store(reached, mh + v, through)
-                add_to(p, m * sizes.wide_ctx + v, through)
+                add_to(p, m * wide + v, through)
     for m in range(m2):
-        softmax(p, m * sizes.wide_ctx, n_ctx)
+        softmax(p, m * wide, n_ctx)
 
 
 @inlined
@@ -87,39 +91,32 @@ def add_pattern(one, pattern, sizes):
 
 
 @inlined
-def write_outputs(weights, one, chunk, x_at, one_hot, sizes, out, out_at):
-    """What weights [n_ctx] over layer 1's keys bring together: a block as embedded, and one a head of layer 0."""
-    n_ctx, m1, d0 = sizes.n_ctx, sizes.m1, sizes.d0
-    values, at = weights
-    write_block(values, at, chunk.x, x_at, sizes, one_hot, out, out_at)
+def write_outputs(chunk, one, b, m, sizes):
+    """What head m of layer 1 brings together: a block as embedded, and one a head of layer 0."""
+    n_ctx, m1, d0, wide, x_at = sizes.n_ctx, sizes.m1, sizes.d0, sizes.wide_ctx, b * sizes.wide_ctx
+    out = b * sizes.wide_features + d0 * ((1 + m1) * (1 + m) - 1)
+    write_block(one.p, m * wide, chunk.x, x_at, sizes, chunk.features, out)
     for h in range(m1):
-        scale_by(values, at, one.scale, h * sizes.wide_ctx, n_ctx, one.mixing)
-        mix_rows(one.mixing, one.rows, h * sizes.wide_rows, n_ctx, sizes.wide_ctx, one.mixed)
-        write_block(one.mixed, 0, chunk.x, x_at, sizes, one_hot, out, out_at + d0 * (1 + h))
+        for v in range(0, n_ctx, LANES):
+            store(one.through, v, load(one.p, m * wide + v) * load(one.scale, h * wide + v))
+            store(one.mixed, v, splat(0.0))
+        for i in range(0, n_ctx, ROWS):
+            at = h * sizes.wide_rows + i * wide
+            add_four_rows(one.through, i, one.rows, at, wide, i + ROWS, one.mixed, 0)
+        write_block(one.mixed, 0, chunk.x, x_at, sizes, chunk.features, out + d0 * (1 + h))
 
 
 @inlined
 def logits_and_loss(packed, chunk, targets, start, b, sizes):
     """The loss of a sequence; its logits' gradient, softmax(logits) - target, takes their place."""
-    n_ctx, n_tok = sizes.n_ctx, sizes.n_tok
-    last = n_ctx - 1
-    features, fb, w, token = chunk.features, b * sizes.wide_features, packed.w, chunk.x[b * sizes.wide_ctx + last]
-    logits, at = chunk.d_logits, b * sizes.wide_tok
+    n_tok, last = sizes.n_tok, sizes.n_ctx - 1
+    logits, at, token = chunk.d_logits, b * sizes.wide_tok, entry(chunk.x, b * sizes.wide_ctx + last)
+    wide, features = sizes.wide_features, b * sizes.wide_features
+    for s in range(0, n_tok, ROWS):
+        four_dots(packed.w_t, s * wide, wide, chunk.features, features, sizes.n_features, logits, at + s)
     for v in range(0, n_tok, LANES):
-        s0 = load(w, token * sizes.wide_tok + v) + load(w, (n_tok + last) * sizes.wide_tok + v)
-        s1, s2, s3 = splat(0.0), splat(0.0), splat(0.0)
-        f = 0
-        while f + 3 < sizes.n_features:
-            o = (sizes.d0 + f) * sizes.wide_tok + v
-            s0 = fma(features[fb + f], load(w, o), s0)
-            s1 = fma(features[fb + f + 1], load(w, o + sizes.wide_tok), s1)
-            s2 = fma(features[fb + f + 2], load(w, o + 2 * sizes.wide_tok), s2)
-            s3 = fma(features[fb + f + 3], load(w, o + 3 * sizes.wide_tok), s3)
-            f += 4
-        while f < sizes.n_features:
-            s0 = fma(features[fb + f], load(w, (sizes.d0 + f) * sizes.wide_tok + v), s0)
-            f += 1
-        store(logits, at + v, (s0 + s1) + (s2 + s3))
+        add_to(logits, at + v, load(packed.w, token * sizes.wide_tok + v))
+        add_to(logits, at + v, load(packed.w, (n_tok + last) * sizes.wide_tok + v))
     loss, total_target = 0.0, np.float32(0.0)
     for s in range(n_tok):
         total_target += targets[start + b, s]
