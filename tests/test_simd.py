@@ -243,6 +243,13 @@ def test_every_kernel_is_kept_under_its_sources_and_nothing_that_changes_by_itse
     assert all(isinstance(value, int) for value in values)
 
 
+def test_the_fused_step_with_other_vectors_than_this_machine_has(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("other_lanes.py")
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(script.parents[1])}
+    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout.count("equal")) == (0, 4), run.stderr
+
+
 def test_a_second_process_compiles_no_kernel(tmp_path: Path) -> None:
     """One process after another with one cache: the sampler is compiled by the first and loaded by the second."""
     code = """

@@ -101,16 +101,18 @@ def _choose_at_least(typingctx, index, bound, if_at_least, otherwise):
 
 
 HAS_PERMUTE = PERMUTE is not None
+# Tables up to this size are looked up in registers, larger ones in memory.
+IN_REGISTERS = 2 * LANES if HAS_PERMUTE else 0
 
 
 @inlined
 def look_up_in(low, high, array, offset, index, size):
     """array[offset + index] lane by lane for indices below `size`, `low` and `high` being the table's first vectors.
 
-    A table of up to two vectors is read in registers, a larger one from memory.
+    A table of up to `IN_REGISTERS` numbers is these two vectors; `array` may then hold anything.
     """
     if HAS_PERMUTE and size <= LANES:
         return _permute(low, index)
-    if HAS_PERMUTE and size <= 2 * LANES:
+    if HAS_PERMUTE and size <= IN_REGISTERS:
         return _choose_at_least(index, LANES, _permute(high, index), _permute(low, index))
     return gather(array, offset, index)

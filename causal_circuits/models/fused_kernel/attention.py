@@ -8,9 +8,9 @@ Four rows at a time share what is loaded for them.
 import numpy as np
 
 from causal_circuits.models.fused_kernel.arrays import WIDEST_GAP
-from causal_circuits.models.fused_kernel.tiles import FEW_TOKENS, ROWS, add_to
+from causal_circuits.models.fused_kernel.tiles import ROWS, add_to
 from causal_circuits.simd.columns import add_columns
-from causal_circuits.simd.functions import exp_of_negative, look_up_in
+from causal_circuits.simd.functions import IN_REGISTERS, exp_of_negative, look_up_in
 from causal_circuits.simd.lanes import LANES, inlined
 from causal_circuits.simd.vectors import (
     entry,
@@ -28,10 +28,10 @@ from causal_circuits.simd.vectors import (
 
 @inlined
 def factors_by_token(packed, h, i, token, sizes, table, at):
-    """The factor of row i of e^scores that each token of a key stands for: two vectors, longer ones in `table`."""
+    """The factor that each token of a key stands for in row i of e^scores, as `look_up_in` wants it: see there."""
     n_tok, wide = sizes.n_tok, sizes.wide_tok
     t, p = (h * n_tok + token) * wide, (h * sizes.n_ctx + i) * wide
-    for v in range(0, n_tok if n_tok > FEW_TOKENS else 0, LANES):
+    for v in range(0, n_tok if n_tok > IN_REGISTERS else 0, LANES):
         store(table, at + v, load(packed.tt, t + v) * load(packed.pt, p + v))
     return load(packed.tt, t) * load(packed.pt, p), load(packed.tt, t + LANES) * load(packed.pt, p + LANES)
 
