@@ -3,8 +3,9 @@
 import pytest
 
 # With --dist loadfile a worker takes whole files: the long ones first, so that none is left over for one worker alone.
-LONG = ("test_notebooks", "test_analyses", "test_resume", "test_turns", "test_reproduce", "test_circuit_analyses")
-LONG += ("test_circuits_proof", "test_readme", "test_several_heads")
+# test_imports is second because it needs no kernel: one worker compiles them, and the other finds them compiled.
+LONG = ("test_notebooks", "test_imports", "test_goes_on", "test_resume", "test_analyses", "test_turns")
+LONG += ("test_circuits_proof", "test_circuit_analyses", "test_reproduce", "test_readme", "test_circuits_methods")
 
 
 def pytest_configure(config: pytest.Config) -> None:
