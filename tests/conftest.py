@@ -1,77 +1,25 @@
-"""Settings and small models shared by all tests."""
+"""Which files go first, and the fixtures, where tests are run."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
-import networkx as nx
 import pytest
-import torch
-from browser import CHROMIUM, Browser, assert_report_is_sound
-from hypothesis import settings
-
-import causal_circuits as cc
-
-torch.set_num_threads(1)
-settings.register_profile("causal_circuits", deadline=None, derandomize=True, max_examples=25, database=None)
-settings.load_profile("causal_circuits")
-
-FORK = [None, 0, 0, 1, None, 4]  # a root with two children, a grandchild, a second tree; n_ctx 7
 
 # With --dist loadfile a worker takes whole files: the long ones first, so that none is left over for one worker alone.
-LONG = ("test_notebooks", "test_analyses", "test_resume", "test_turns", "test_reproduce", "test_circuit_analyses")
-LONG += ("test_circuits_proof", "test_readme", "test_several_heads")
+# test_imports is second because it needs no kernel: one worker compiles them, and the other finds them compiled.
+LONG = ("test_notebooks", "test_imports", "test_goes_on", "test_resume", "test_analyses", "test_turns")
+LONG += ("test_circuits_proof", "test_circuit_analyses", "test_reproduce", "test_readme", "test_circuits_methods")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """xdist would begin with the files of most tests."""
+    """The process that only hands out files to others does without the fixtures, and so without torch.
+
+    And xdist would begin with the files of most tests.
+    """
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+    hands_out = config.getoption("dist", "no") != "no" and config.getoption("tx", None)  # xdist's, not a worker's
+    if not hands_out:
+        config.pluginmanager.import_plugin("small_models")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Stable: within a file, and among the others, everything stays in its order."""
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
-
-
-@pytest.fixture
-def fork() -> nx.DiGraph:
-    """A forest over 7 positions with two trees, a fork and a chain of three."""
-    return cc.graph_from_parents(FORK)
-
-
-@pytest.fixture
-def fork_task(fork: nx.DiGraph) -> cc.InContextTask:
-    """The fork with three tokens."""
-    return cc.InContextTask(fork, d_vocab=3, alpha=0.5)
-
-
-@pytest.fixture
-def chain_task() -> cc.InContextTask:
-    """A Markov chain over 6 positions with four tokens."""
-    return cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.3)
-
-
-@pytest.fixture
-def random_model() -> cc.models.HookedTransformer:
-    """Two heads, then one, with normal weights, over the chain task's tokens and positions."""
-    return cc.disentangled_transformer(4, 6, (2, 1), init_scale=0.5, seed=3)
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """One headless Chromium for all tests that look at pages."""
-    running = Browser(tmp_path_factory.mktemp("chromium"))
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def look_at_report(request: pytest.FixtureRequest) -> Callable[[Path], None]:
-    """Checks a report in the browser; where there is none (never in CI, see test_browser.py) only its size."""
-
-    def look(path: Path) -> None:
-        assert path.stat().st_size < 6_000_000
-        if CHROMIUM is not None:
-            assert_report_is_sound(request.getfixturevalue("browser"), path)
-
-    return look

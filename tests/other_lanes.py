@@ -1,6 +1,7 @@
 """The fused step as a machine compiles it that has other vectors: 16 lanes, and no instruction to look up in registers.
 
-Run by test_simd in a process of its own, because numba compiles for one machine only. Not a test.
+A step of .ci/run with a process of its own, because numba compiles for one machine only; no test of pytest's, because
+the kernel takes half a minute to compile. `python tests/other_lanes.py`
 """
 
 import os

@@ -125,7 +125,8 @@ def test_a_saved_planted_model_is_proved_and_written_down(tmp_path, capsys, monk
     assert_refused_in_one_line("circuit_proof", [*flags, 11], "it was built for (3, 10)", capsys, monkeypatch)
 
 
-def test_a_model_trained_there_is_watched_over_seeds(tmp_path):
+def test_a_model_trained_there_is_watched_over_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(analysis_module("prove_one", monkeypatch), "RECORDED", 7)
     size = ["--graph", "chain", "--n-ctx", 6, "--steps", 60, "--sequences", 64, "--formation-seeds", 2]
     printed = run_script("circuit_proof", *size, "--quiet", "--out", tmp_path)
     assert "median onset in steps, 2 seeds" in printed

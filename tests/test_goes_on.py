@@ -201,7 +201,7 @@ SMALLER = [
 ]
 SCRIPTS = {
     "two_stage": ["--lengths", 6, 8, "--seeds", 1, "--steps", 6, 6, "--batch-size", 32, "--test", 64, "--figure-9", 1],
-    "circuit_proof": ["--graph", "chain", "--n-ctx", 6, "--steps", 20, "--sequences", 64, "--formation-seeds", 2],
+    "circuit_proof": ["--graph", "chain", "--n-ctx", 5, "--steps", 20, "--sequences", 64, "--formation-seeds", 2],
     "gradient_information": [
         *["--graph", "forest", "--d-vocab", 3, "--alpha", 1, "--n-ctx", 6, 8],
         *["--sequences", 200, "--forests", 1],

@@ -133,35 +133,59 @@ def assert_resolves(parts: list[str], path: Path) -> None:
     assert len(parts) <= 3, f"{path.name} reaches into the folder of a module: {'.'.join(parts)}"
 
 
-def test_importing_the_package_loads_no_plotting_library() -> None:
-    code = "import sys, causal_circuits; print([m for m in ('matplotlib.pyplot', 'circuitsvis') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 def test_every_public_name_exists() -> None:
     assert causal_circuits.__all__
     for name in causal_circuits.__all__:
         assert getattr(causal_circuits, name) is not None
 
 
+FRESH = """
+import gc, os, sys, weakref
+import torch, transformer_lens  # once for all; the package comes afresh to each fork
+
+def plotting():
+    import causal_circuits
+    print([m for m in ('matplotlib.pyplot', 'circuitsvis') if m in sys.modules])
+
+class Cycle: pass
+
+def collector(before):
+    cycle = Cycle(); cycle.itself = cycle; seen = weakref.ref(cycle); del cycle
+    before()
+    frozen = gc.get_freeze_count()
+    import causal_circuits
+    assert bool(gc.get_freeze_count()) == bool(frozen)
+    print(gc.isenabled(), frozen > 0)
+    gc.unfreeze(); gc.collect()
+    assert seen() is None
+
+for job, *given in ((plotting,), (collector, gc.disable), (collector, gc.freeze)):
+    assert "causal_circuits" not in sys.modules
+    if child := os.fork():
+        assert os.waitpid(child, 0)[1] == 0
+        continue
+    job(*given)
+    sys.stdout.flush()
+    os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh() -> list[str]:
+    """What three imports of the package, each into a fork of one fresh interpreter, printed."""
+    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_importing_the_package_loads_no_plotting_library(fresh: list[str]) -> None:
+    assert fresh[0] == "[]"
+
+
 @pytest.mark.parametrize(
     ("before", "expected"),
     [("gc.disable()", "False False"), ("gc.freeze()", "True True")],
 )
-def test_the_garbage_collector_is_left_as_it_was(before: str, expected: str) -> None:
+def test_the_garbage_collector_is_left_as_it_was(before: str, expected: str, fresh: list[str]) -> None:
     """On or off, and what somebody froze stays frozen; a cycle from before the import is found after it."""
-    code = f"""
-import gc, weakref
-class Cycle: pass
-cycle = Cycle(); cycle.itself = cycle; seen = weakref.ref(cycle); del cycle
-{before}
-frozen = gc.get_freeze_count()
-import causal_circuits
-assert bool(gc.get_freeze_count()) == bool(frozen)
-print(gc.isenabled(), frozen > 0)
-gc.unfreeze(); gc.collect()
-assert seen() is None
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == expected
+    assert fresh[("gc.disable()", "gc.freeze()").index(before) + 1] == expected

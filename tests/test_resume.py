@@ -159,14 +159,14 @@ def test_a_run_that_ran_out_of_time_says_how_far_it_came_and_goes_on(chain_task,
 
 # ---- kill -9 and Ctrl-C, in processes of their own (forked: no second import of torch)
 
-LONG = (cc.Stage(100, 0.1, train=("W_Q.0",)), cc.Stage(300, 0.05, optimizer="adamw", schedule="cosine"))
+LONG = (cc.Stage(50, 0.1, train=("W_Q.0",)), cc.Stage(150, 0.05, optimizer="adamw", schedule="cosine"))
 
 
 def train_and_save(folder: Path, path: str, every: int) -> None:
-    """A run of 400 steps whose model and record are written at the end."""
+    """A run of 200 steps whose model and record are written at the end."""
     task = cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.3)
     model = new_model(torch.float32 if path == "fused" else torch.float64)
-    record, config = cc.RecordAt.every(50, 400), cc.TrainConfig(LONG, batch_size=24)
+    record, config = cc.RecordAt.every(25, 200), cc.TrainConfig(LONG, batch_size=24)
     kept = cc.Checkpoints(folder / "kept", every=every)
     cc.train(model, task, config, checkpoints=kept, record=record, progress=False).save(folder / "record")
     cc.save_model(model, folder / "model")

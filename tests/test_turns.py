@@ -74,7 +74,7 @@ def test_heads_in_turn_learn_every_edge_that_tells_something(parents: list[list[
     task = cc.InContextTask(graph, d_vocab=d_vocab)
     k = len(task.target_parents)
     model = cc.disentangled_transformer(d_vocab, task.n_ctx, (k, 1))
-    config = cc.TurnConfig(steps=40 * k + 20, settle=40, batch_size=512)
+    config = cc.TurnConfig(steps=40 * k + 20, settle=40, batch_size=512, n_sequences=8192)
     record, turns = cc.train_in_turns(model, task, config, record=cc.RecordAt(steps=()), progress=False)
     assert {turn.last_key for turn in turns} == set(task.target_parents)
     found = cc.extract_graph(model, task, n_sequences=8192)
@@ -127,7 +127,7 @@ def test_a_constant_gain_of_rows_is_no_match() -> None:
 def test_a_head_too_many_gets_nothing_to_do_and_carries_nothing() -> None:
     task = cc.InContextTask(cc.ngram_graph(10, 2), d_vocab=3)
     model = cc.disentangled_transformer(3, 10, (3, 2))
-    config = cc.TurnConfig(steps=100, settle=30, batch_size=512)
+    config = cc.TurnConfig(steps=100, settle=30, batch_size=512, n_sequences=8192)
     _, turns = cc.train_in_turns(model, task, config, record=cc.RecordAt(steps=()), progress=False)
     assert [turn.last_key is None for turn in turns] == [False, False, True]
     heads = cc.extract_graph(model, task, n_sequences=8192).graph["heads"]

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 
 from causal_circuits.figures.arcs import arc_points, draw_nodes, frame_arcs
 from causal_circuits.figures.page_parts import PagePart
+from causal_circuits.figures.rendering import laid_out
 from causal_circuits.figures.style import BLACK, MODEL, SMALL, TRUE_EDGE, new_axes, to_numpy
 from causal_circuits.figures.svg_arcs import Frame
 from causal_circuits.graphs import attention_cells, has_query, latent_edges, n_ctx_of
@@ -188,11 +189,9 @@ def save_animation(
     figure = Figure(figsize=(float(np.clip(0.3 * n_ctx_of(graph) + 2, 6.0, 11.0)), 3.8), layout="constrained")
     ax = figure.add_subplot()
     plot_graph_forming(record, graph, -1, layer, head, ax=ax)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once: the frames do not jump
     writer = PillowWriter(fps=1 / seconds_each)  # type: ignore[arg-type]  # any positive number will do
     try:
-        with writer.saving(figure, str(part), dpi=90):
+        with laid_out(figure), writer.saving(figure, str(part), dpi=90):  # once: the frames do not jump
             for state in [*range(n_states), n_states - 1, n_states - 1]:
                 ax.clear()
                 plot_graph_forming(record, graph, state, layer, head, ax=ax)

@@ -38,18 +38,28 @@ def save_figure(figure_or_axes: Figure | Axes, path_stem: str | os.PathLike[str]
     figure, stem = figure_of(figure_or_axes), Path(path_stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    with _laid_out(figure):
+    with laid_out(figure):
         paths[0].write_bytes(_png(figure))
         paths[1].write_text(_svg(figure), encoding="utf-8")
     return paths
 
 
 @contextmanager
-def _laid_out(figure: Figure) -> Iterator[None]:
-    """Lay the figure out once for all renderings inside; its layout engine is given back."""
+def laid_out(figure: Figure) -> Iterator[None]:
+    """Lay the figure out once for all renderings inside; its layout engine is given back.
+
+    Inside there is no engine at all: matplotlib draws a figure that has one, be it the placeholder "none", twice.
+
+    >>> figure = Figure(layout="constrained")
+    >>> with laid_out(figure):
+    ...     figure.get_layout_engine() is None
+    True
+    """
     engine = figure.get_layout_engine()
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    if engine is not None and figure.axes:
+        engine.execute(figure)
+    with rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)
     try:
         yield
     finally:

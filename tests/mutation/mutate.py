@@ -63,7 +63,6 @@ TESTS = {
     "discovery": ("test_discovery_parts", "test_kernel_rows", "test_discovery", "test_several_heads", "test_recover"),
 }
 LEFT_OUT = ("tests/test_several_heads.py::test_a_quick_run_writes_what_it_promises",)  # a script, 8 s
-COMPILED = ("tasks/compiled", "tasks/draws")  # what is inlined in the compiled sampler: its cache must not be used
 MEMORY = 8 * 2**30
 
 
@@ -95,9 +94,8 @@ class FirstFailure:
             self.path.write_text(report.nodeid)
 
 
-def run_tests(tests: list[str], folder: Path, seconds: int, cold: bool) -> int:
+def run_tests(tests: list[str], folder: Path, seconds: int) -> int:
     """In the forked child: pytest's exit status, everything said going to a file."""
-    import numba
     import pytest
 
     with (folder / "said").open("w") as said:
@@ -107,22 +105,20 @@ def run_tests(tests: list[str], folder: Path, seconds: int, cold: bool) -> int:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     spent = int(time.process_time())  # by the imports before the fork
     resource.setrlimit(resource.RLIMIT_CPU, (spent + seconds, spent + seconds + 5))
-    if cold:
-        numba.config.CACHE_DIR = str(folder / "numba")
     options = [f"--deselect={test}" for test in LEFT_OUT]
     options += ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis is imported already
     return int(pytest.main([*tests, *options], plugins=[FirstFailure(folder / "failed")]))
 
 
-def in_a_fork(tests: list[str], seconds: int, cold: bool = False) -> dict[str, object]:
+def in_a_fork(tests: list[str], seconds: int) -> dict[str, object]:
     """What became of the tests: "passed", "failed", "slow" (CPU seconds) or "broken"; the first that failed."""
     with tempfile.TemporaryDirectory() as name:
         folder, deadline = Path(name), time.monotonic() + 30 * seconds  # a test may also wait for ever
         child = os.fork()
         if child == 0:
             try:
-                os._exit(run_tests(tests, folder, seconds, cold))
+                os._exit(run_tests(tests, folder, seconds))
             except Exception:
                 traceback.print_exc()
             finally:  # whatever happened: the child must not clean up after its parent
@@ -152,7 +148,7 @@ def known_equivalent() -> dict[tuple[str, str, str, str], str]:
 def try_mutants(module: str, chosen: list[Mutant], tree: Path, seconds: int) -> list[dict[str, object]]:
     """A row for each mutant of a module; the file is put back after each."""
     path, reasons, rows = tree / "causal_circuits" / f"{module}.py", known_equivalent(), []
-    source, stamp = path.read_text(), path.stat()
+    source = path.read_text()
     for mutant in chosen:
         text = source.splitlines()[mutant.line - 1].strip()
         why = reasons.get((module, text, mutant.old, mutant.new))
@@ -160,9 +156,8 @@ def try_mutants(module: str, chosen: list[Mutant], tree: Path, seconds: int) -> 
             rows.append({"module": module, **asdict(mutant), "outcome": "equivalent", "why": why, "by": "", "cpu_s": 0})
             continue
         path.write_text(mutant.applied_to(source))
-        found = in_a_fork(tests_of(module), seconds, module in COMPILED)
+        found = in_a_fork(tests_of(module), seconds)
         path.write_text(source)
-        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # what is compiled stays valid
         found["outcome"] = "survived" if found["outcome"] == "passed" else found["outcome"]
         rows.append({"module": module, **asdict(mutant), **found})
         where = f"{module}.py:{mutant.line}"
