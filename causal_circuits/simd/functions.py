@@ -23,21 +23,26 @@ LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4  # their sum is ln 2; the first 
 
 
 @inlined
+def _beyond_the_line(r):
+    """(e ** r - 1 - r) / r ** 2 for |r| <= ln 2 / 2 (coefficients: Cephes, expf)."""
+    p = fma(r, splat(1.9875691500e-4), splat(1.3981999507e-3))
+    p = fma(p, r, splat(8.3334519073e-3))
+    p = fma(p, r, splat(4.1665795894e-2))
+    p = fma(p, r, splat(1.6666665459e-1))
+    return fma(p, r, splat(5.0000001201e-1))
+
+
+@inlined
 def exp(x):
     """E ** x lane by lane to 2e-7 relative for x <= 88; 0 below -87, NaN stays NaN.
 
-    x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial for e ** r (coefficients: Cephes, expf), and 2 ** n from bits.
+    x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial for e ** r, and 2 ** n from bits.
     """
     clamped = choose_less(x, -87.0, splat(-87.0), x)
     n = nearest_integer(clamped * LOG2_E)
     whole = to_floats(n)
     r = fma(whole, -LN2_LOW, fma(whole, -LN2_HIGH, clamped))
-    p = fma(r, splat(1.9875691500e-4), splat(1.3981999507e-3))
-    p = fma(p, r, splat(8.3334519073e-3))
-    p = fma(p, r, splat(4.1665795894e-2))
-    p = fma(p, r, splat(1.6666665459e-1))
-    p = fma(p, r, splat(5.0000001201e-1))
-    p = fma(p, r * r, r + 1.0)
+    p = fma(_beyond_the_line(r), r * r, r + 1.0)
     return choose_less(x, -87.0, splat(0.0), p * from_bits(shift_left(n + 127, 23)))
 
 
@@ -52,12 +57,7 @@ def exp_of_negative(x):
     rounded = fma(clamped, LOG2_E, splat(ROUND))
     whole = fma(rounded, splat(1.0), splat(-ROUND))
     r = fma(whole, -LN2_LOW, fma(whole, -LN2_HIGH, clamped))
-    p = fma(r, splat(1.9875691500e-4), splat(1.3981999507e-3))
-    p = fma(p, r, splat(8.3334519073e-3))
-    p = fma(p, r, splat(4.1665795894e-2))
-    p = fma(p, r, splat(1.6666665459e-1))
-    p = fma(p, r, splat(5.0000001201e-1))
-    p = fma(fma(p, r, splat(1.0)), r, splat(1.0))
+    p = fma(fma(_beyond_the_line(r), r, splat(1.0)), r, splat(1.0))
     return p * from_bits(shift_left(bits_of(rounded), 23))
 
 
