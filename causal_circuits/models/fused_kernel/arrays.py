@@ -32,8 +32,8 @@ Sizes = namedtuple(
     "wide_ctx wide_tok wide_d1 wide_dense wide_features wide_q wide_rows",
 )
 # a1 [m1, d0, d0]; pp, tp, pt and tt, its exponentials by (query, key), each named by position or token, so that the
-# largest of a row is 1, pp zero above the diagonal; gap [m1], see WIDEST_GAP: only if it is wider is a1
-# there, only if not, the rest. Then a2 [m2, d1, d1]; a2_t its rows that heads wrote, transposed; w [d0, n_tok], the
+# largest of a row is 1, pp zero above the diagonal; gap [m1], see WIDEST_GAP: a1 is there only if it is wider, and then
+# the tables are not read. a2 [m2, d1, d1]; a2_t its rows that heads wrote, transposed; w [d0, n_tok], the
 # embedding's rows of W_U; w_t [n_tok, n_features], the others transposed.
 Packed = namedtuple("Packed", "a1 pp tp pt tt gap a2 a2_t w w_t")
 # Gradients of layer 0's scores by (query, key) as above, pt [token, query]; of a2, w, w_t; the pattern, and its.
