@@ -99,9 +99,9 @@ def carve(numbers, tokens, sizes):
     tp, at = take(numbers, at, m1 * n_tok * sizes.wide_ctx)
     pt, at = take(numbers, at, m1 * n_tok * sizes.wide_ctx)
     tt, at = take(numbers, at, m1 * n_tok * sizes.wide_tok)
-    d_a2, at = take(numbers, at, m2 * (d1 + 4) * sizes.wide_d1)
+    d_a2, at = take(numbers, at, m2 * (d1 + ROWS) * sizes.wide_d1)
     d_w, at = take(numbers, at, d0 * sizes.wide_tok)
-    d_w_t, at = take(numbers, at, (n_tok + 4) * sizes.wide_features)
+    d_w_t, at = take(numbers, at, (n_tok + ROWS) * sizes.wide_features)
     pattern, at = take(numbers, at, m1 * n_ctx * sizes.wide_ctx)
     d_pattern, at = take(numbers, at, m1 * n_ctx * sizes.wide_ctx)
     sums = Sums(pp, tp, pt, tt, d_a2, d_w, d_w_t, pattern, d_pattern)
@@ -221,7 +221,7 @@ def unpack(sums, gradients, watched, share, sizes):
     for m in range(m2):
         for row in range(sizes.d1):
             for d in range(sizes.d1):
-                g_second[m, row, d] = sums.a2[(m * (sizes.d1 + 4) + row) * sizes.wide_d1 + d] * share
+                g_second[m, row, d] = sums.a2[(m * (sizes.d1 + ROWS) + row) * sizes.wide_d1 + d] * share
     for s in range(n_tok):
         for row in range(sizes.d0):
             g_unembed[row, s] = sums.w[row * sizes.wide_tok + s] * share

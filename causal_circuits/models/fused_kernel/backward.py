@@ -114,7 +114,7 @@ def add_dense_products(packed, chunk, sums, n, sizes):
     d0, d1, dense = sizes.d0, sizes.d1, sizes.dense
     features, d_logits = (chunk.features, sizes.wide_features), (chunk.d_logits, sizes.wide_tok)
     for m in range(m2):
-        q, first_row = chunk.q[m * CHUNK * sizes.wide_q :], m * (d1 + 4)
+        q, first_row = chunk.q[m * CHUNK * sizes.wide_q :], m * (d1 + ROWS)
         back = packed.a2_t[m * d1 * sizes.wide_dense :], sizes.wide_dense
         multiply((q, sizes.wide_q), n, d1, back, dense, (chunk.d_dense, sizes.wide_dense), 0)
         d_a2 = sums.a2, sizes.wide_d1
