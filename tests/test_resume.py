@@ -184,14 +184,13 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_where_an_unkilled_run_does
     began = time.monotonic()
     assert ended(started(train_and_save, tmp_path / "whole", path, every)) == 0
     seconds, chance, reached = time.monotonic() - began, random.Random(every), []
-    for _ in range(5):
+    while len(reached) < 5 or reached[-1] == "":  # on a busy machine five may all come before the first checkpoint
         process = started(train_and_save, tmp_path / "cut", path, every)
-        time.sleep(chance.uniform(0.05, 0.3) * seconds)
+        time.sleep(chance.uniform(0.05, 0.3) * seconds * 1.2 ** len(reached))
         process.kill()
         assert ended(process) in (-signal.SIGKILL, 0)
         reached.append(max((path.name for path in (tmp_path / "cut" / "kept").glob("*.json")), default=""))
     assert reached == sorted(reached)
-    assert reached[-1] > ""
     assert ended(started(train_and_save, tmp_path / "cut", path, every)) == 0
     assert saved(tmp_path / "cut") == saved(tmp_path / "whole")
     assert not list(tmp_path.glob("cut/*/*.part"))
