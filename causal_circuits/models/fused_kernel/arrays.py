@@ -9,7 +9,7 @@ from collections import namedtuple
 
 import numpy as np
 
-from causal_circuits.models.fused_kernel.tiles import ROWS, padded
+from causal_circuits.models.fused_kernel.tiles import PANEL, ROWS, padded, panels
 from causal_circuits.simd.functions import exp_of_negative
 from causal_circuits.simd.lanes import LANES, inlined, shared
 from causal_circuits.simd.vectors import keep_first, load, store
@@ -33,8 +33,8 @@ Sizes = namedtuple(
 )
 # a1 [m1, d0, d0]; pp, tp, pt and tt, its exponentials by (query, key), each named by position or token, so that the
 # largest of a row is 1, pp zero above the diagonal; gap [m1], see WIDEST_GAP: a1 is there only if it is wider, and then
-# the tables are not read. a2 [m2, d1, d1]; a2_t its rows that heads wrote, transposed; w [d0, n_tok], the
-# embedding's rows of W_U; w_t [n_tok, n_features], the others transposed.
+# the tables are not read. a2 [m2, d1, d1] and a2_t, its rows that heads wrote transposed, in panels, see
+# `tiles.multiply`; w [d0, n_tok], the embedding's rows of W_U; w_t [n_tok, n_features], the others transposed.
 Packed = namedtuple("Packed", "a1 pp tp pt tt gap a2 a2_t w w_t")
 # Gradients of layer 0's scores by (query, key) as above, pt [token, query]; of a2, w, w_t; the pattern, and its.
 Sums = namedtuple("Sums", "pp tp pt tt a2 w w_t pattern d_pattern")
@@ -90,8 +90,8 @@ def carve(numbers, tokens, sizes):
     pt, at = take(numbers, at, m1 * n_ctx * sizes.wide_tok)
     tt, at = take(numbers, at, m1 * n_tok * sizes.wide_tok)
     gap, at = take(numbers, at, m1)
-    a2, at = take(numbers, at, m2 * d1 * sizes.wide_d1)
-    a2_t, at = take(numbers, at, m2 * d1 * sizes.wide_dense)
+    a2, at = take(numbers, at, m2 * d1 * panels(d1))
+    a2_t, at = take(numbers, at, m2 * d1 * panels(sizes.dense))
     w, at = take(numbers, at, d0 * sizes.wide_tok)
     w_t, at = take(numbers, at, sizes.wide_tok * sizes.wide_features)
     packed = Packed(a1, pp, tp, pt, tt, gap, a2, a2_t, w, w_t)
@@ -178,13 +178,16 @@ def pack(weights, packed, sizes):
     for h in range(m1):
         pack_scores(first, h, packed, sizes)
     for m in range(m2):
-        for row in range(d1):
+        for start in range(0, d1, PANEL):
+            panel = d1 * (m * panels(d1) + start)
+            for row in range(d1):
+                for d in range(min(PANEL, d1 - start)):
+                    a2[panel + row * PANEL + d] = second[m, row, start + d]
+        for start in range(0, dense, PANEL):
+            panel = d1 * (m * panels(dense) + start)
             for d in range(d1):
-                a2[(m * d1 + row) * sizes.wide_d1 + d] = second[m, row, d]
-        for start in range(0, dense, 16):  # a cache line of the transpose at a time
-            for d in range(d1):
-                for row in range(start, min(start + 16, dense)):
-                    a2_t[(m * d1 + d) * sizes.wide_dense + row] = second[m, d0 + row, d]
+                for row in range(min(PANEL, dense - start)):
+                    a2_t[panel + d * PANEL + row] = second[m, d0 + start + row, d]
     for s in range(n_tok):
         for row in range(d0):
             packed.w[row * sizes.wide_tok + s] = unembed[row, s]

@@ -5,6 +5,7 @@
 from causal_circuits.models.fused_kernel.arrays import CHUNK
 from causal_circuits.models.fused_kernel.attention import add_block_by_token, differentiate_rows
 from causal_circuits.models.fused_kernel.tiles import (
+    PANEL,
     ROWS,
     add_four_rows,
     add_outer,
@@ -13,6 +14,7 @@ from causal_circuits.models.fused_kernel.tiles import (
     dot,
     four_dots,
     multiply,
+    panels,
     spread,
     write_block,
 )
@@ -115,7 +117,7 @@ def add_dense_products(packed, chunk, sums, n, sizes):
     features, d_logits = (chunk.features, sizes.wide_features), (chunk.d_logits, sizes.wide_tok)
     for m in range(m2):
         q, first_row = chunk.q[m * CHUNK * sizes.wide_q :], m * (d1 + ROWS)
-        back = packed.a2_t[m * d1 * sizes.wide_dense :], sizes.wide_dense
+        back = packed.a2_t, m * d1 * panels(dense), d1 * PANEL
         multiply((q, sizes.wide_q), n, d1, back, dense, (chunk.d_dense, sizes.wide_dense), 0)
         d_a2 = sums.a2, sizes.wide_d1
         add_outer(features, dense, (q, sizes.wide_q), d1, n, d_a2, (first_row + d0) * sizes.wide_d1)

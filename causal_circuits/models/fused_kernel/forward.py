@@ -7,11 +7,13 @@ import numpy as np
 from causal_circuits.models.fused_kernel.arrays import CHUNK
 from causal_circuits.models.fused_kernel.attention import four_rows_of_weights, row_of_weights, softmax
 from causal_circuits.models.fused_kernel.tiles import (
+    PANEL,
     ROWS,
     add_four_rows,
     add_to,
     four_dots,
     multiply,
+    panels,
     spread,
     write_block,
 )
@@ -37,14 +39,16 @@ def queries_of_layer_1(packed, chunk, table, tokens, start, n, sizes):
                 store(p_last, at + v, load(p_last, at + v) * z)
             write_block(p_last, at, x, xb, sizes, chunk.features, b * sizes.wide_features + h * d0)
         for m in range(m2):
-            own, token, position = (m * CHUNK + b) * sizes.wide_q, m * d1 + x[xb + last], m * d1 + n_tok + last
-            for v in range(0, d1, LANES):
-                value = load(packed.a2, token * sizes.wide_d1 + v)
-                store(q, own + v, value + load(packed.a2, position * sizes.wide_d1 + v))
+            own = (m * CHUNK + b) * sizes.wide_q
+            for v in range(0, d1, PANEL):
+                panel = d1 * (m * panels(d1) + v)
+                token, position = panel + x[xb + last] * PANEL, panel + (n_tok + last) * PANEL
+                store(q, own + v, load(packed.a2, token) + load(packed.a2, position))
+                store(q, own + v + LANES, load(packed.a2, token + LANES) + load(packed.a2, position + LANES))
     for m in range(m2):
-        matrix = packed.a2[(m * d1 + d0) * sizes.wide_d1 :]
         features = chunk.features, sizes.wide_features
-        multiply(features, n, sizes.dense, (matrix, sizes.wide_d1), d1, (q, sizes.wide_q), m * CHUNK * sizes.wide_q)
+        matrix = packed.a2, m * d1 * panels(d1) + d0 * PANEL, d1 * PANEL
+        multiply(features, n, sizes.dense, matrix, d1, (q, sizes.wide_q), m * CHUNK * sizes.wide_q)
 
 
 @inlined

@@ -15,12 +15,20 @@ from causal_circuits.simd.vectors import entry, fma, load, splat, store, store_f
 FEW_TOKENS = 2 * LANES
 # Rows that are worked on together: they share what they have in common.
 ROWS = 4
+# Columns of a matrix that lie together, row by row, to be multiplied with.
+PANEL = 2 * LANES
 
 
 @shared
 def padded(n):
     """N rounded up to whole vectors."""
     return (n + LANES - 1) // LANES * LANES
+
+
+@shared
+def panels(n):
+    """N rounded up to whole panels."""
+    return (n + PANEL - 1) // PANEL * PANEL
 
 
 @inlined
@@ -100,15 +108,17 @@ def write_block(values, at, x, x_at, sizes, out, out_at):
 
 @inlined
 def multiply(left, n_rows, n_k, right, n_columns, result, out_at):
-    """out[c, :] += sum_k x[c, k] matrix[k, :], for columns in vectors and, within them, rows c in fours.
+    """out[c, :] += sum_k x[c, k] matrix[k, :], a panel of columns at a time and, within it, rows c in fours.
 
-    Each matrix is a flat array and its stride; `out_at` is where the result's first row begins.
+    Left and result are a flat array and its stride; `out_at` is where the result's first row begins. The matrix is in
+    panels, [panel, k, PANEL], so that memory is read from one end to the other: given as an array, where its first row
+    begins, and from panel to panel.
     """
     x, x_stride = left
-    matrix, m_stride = right
+    matrix, m_at, m_stride = right
     out, out_stride = result
-    for v in range(0, n_columns, 2 * LANES):
-        w = v + LANES
+    for v in range(0, n_columns, PANEL):
+        w, panel = v + LANES, m_at + v // PANEL * m_stride
         for c in range(0, n_rows, 4):
             x0, o0 = c * x_stride, c * out_stride + out_at
             x1, x2, x3 = x0 + x_stride, x0 + 2 * x_stride, x0 + 3 * x_stride
@@ -117,7 +127,7 @@ def multiply(left, n_rows, n_k, right, n_columns, result, out_at):
                 a0, a1, a2, a3 = load(out, o0 + v), load(out, o1 + v), load(out, o2 + v), load(out, o3 + v)
                 b0, b1, b2, b3 = load(out, o0 + w), load(out, o1 + w), load(out, o2 + w), load(out, o3 + w)
                 for k in range(n_k):
-                    a, b = load(matrix, k * m_stride + v), load(matrix, k * m_stride + w)
+                    a, b = load(matrix, panel + k * PANEL), load(matrix, panel + k * PANEL + LANES)
                     f0, f1, f2, f3 = entry(x, x0 + k), entry(x, x1 + k), entry(x, x2 + k), entry(x, x3 + k)
                     a0, a1, a2, a3 = fma(f0, a, a0), fma(f1, a, a1), fma(f2, a, a2), fma(f3, a, a3)
                     b0, b1, b2, b3 = fma(f0, b, b0), fma(f1, b, b1), fma(f2, b, b2), fma(f3, b, b3)
@@ -126,7 +136,7 @@ def multiply(left, n_rows, n_k, right, n_columns, result, out_at):
             else:
                 a0, a1, a2, a3 = load(out, o0 + v), load(out, o1 + v), load(out, o2 + v), load(out, o3 + v)
                 for k in range(n_k):
-                    a = load(matrix, k * m_stride + v)
+                    a = load(matrix, panel + k * PANEL)
                     a0, a1 = fma(entry(x, x0 + k), a, a0), fma(entry(x, x1 + k), a, a1)
                     a2, a3 = fma(entry(x, x2 + k), a, a2), fma(entry(x, x3 + k), a, a3)
                 store(out, o0 + v, a0), store(out, o1 + v, a1), store(out, o2 + v, a2), store(out, o3 + v, a3)
@@ -136,7 +146,7 @@ def multiply(left, n_rows, n_k, right, n_columns, result, out_at):
 def add_outer(left, n_k, right, n_columns, n_rows, result, out_at):
     """out[k, :] += sum_c x[c, k] y[c, :], for k in fours (out has rows to spare) and columns in vectors.
 
-    Matrices as in `multiply`.
+    Matrices are flat arrays and their strides; `out_at` is where the result's first row begins.
     """
     x, x_stride = left
     y, y_stride = right
