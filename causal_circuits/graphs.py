@@ -143,7 +143,6 @@ def graph_from_digraph(digraph: nx.DiGraph) -> nx.DiGraph:
     graph.add_nodes_from(range(n + 2))
     graph.add_edges_from(digraph.edges)
     graph.add_edge(n, n + 1)
-    validate_graph(graph)
     return graph
 
 

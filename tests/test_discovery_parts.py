@@ -21,6 +21,7 @@ from causal_circuits.discovery.head_matches import (
 from causal_circuits.discovery.kernel_rows import FEWEST, RowTest, judge_row
 from causal_circuits.discovery.several_heads import judge_heads
 from causal_circuits.discovery.testing import holm
+from causal_circuits.discovery.user_data import read_data, unusable_positions
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +192,12 @@ def test_corrected_p_values_decide_as_holms_procedure_does(p_values):
     assert all(p <= q <= 1 for p, q in zip(p_values, adjusted, strict=True))
     for level in (0.011, 0.051, 0.101, 0.5, 0.99):
         assert {i for i, q in enumerate(adjusted) if q <= level} == rejected_stepping_down(p_values, level)
+
+
+@pytest.mark.parametrize(("chance", "named"), [(0.53, []), (0.7, [2])])
+def test_a_position_is_passed_over_for_another_law_not_for_one_that_is_a_little_off(chance, named):
+    """With 20,000 sequences three hundredths are beyond doubt (p below 1e-10), but no sign of another process."""
+    rng = np.random.default_rng(0)
+    tokens = (rng.random((20_000, 6)) < [0.5, 0.5, chance, 0.5, 0.5, 0.5]).astype(int)
+    why, _ = unusable_positions(read_data(tokens, rng.integers(2, size=len(tokens)), None))
+    assert [position for position, reason in why.items() if "frequencies" in reason] == named

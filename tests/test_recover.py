@@ -265,6 +265,7 @@ BAD_DATA = {
     "fractions": (([[0.5, 1.0]], [0]), ("integers",)),
     "fractional labels": (([[0, 1]], [0.5]), ("labels", "integers")),
     "not a token": (([[0, 1], [0, 3]], [[0.5, 0.5], [0.5, 0.5]]), ("vocabulary 0 .. 1", "3")),
+    "just no token": (([[0, 1], [0, 2]], [[0.5, 0.5], [0.5, 0.5]]), ("vocabulary 0 .. 1", "2")),
     "negative token": (([[0, 1], [0, -1]], [0, 1]), ("vocabulary", "-1")),
     "uneven": (([[0, 1], [1, 0]], [0]), ("equally many", "2", "1")),
     "off one": (([[0, 1], [1, 0]], [[0.5, 0.5], [0.5, 0.4]]), ("row 1", "0.9", "divide by the row sums")),
