@@ -17,7 +17,7 @@ from causal_circuits.simd import columns, functions, integers, philox, vectors
 from causal_circuits.simd.lanes import LANES
 from causal_circuits.simd.sources import fingerprint
 from causal_circuits.tasks import InContextTask
-from causal_circuits.training import adam
+from causal_circuits.training import compiled
 
 
 @numba.njit
@@ -229,7 +229,8 @@ ROOT, FUSED = Path(__file__).parents[1], str(Path(batch.__file__).parent)
 KERNELS = {
     "step": (lambda: batch.compiled().py_func, (FUSED,)),
     "step of given sizes": (lambda: batch.compiled_for((4, 3, 1, 1)).py_func, (FUSED,)),
-    "adam": (lambda: adam.compiled().py_func, (adam.__file__,)),
+    "adam": (lambda: compiled.compiled_adam().py_func, (compiled.__file__,)),
+    "sum": (lambda: compiled.compiled_sum().py_func, (compiled.__file__,)),
 }
 
 

@@ -1,13 +1,14 @@
-"""The optimisers: compiled Adam against torch's own, also when it goes on half way; and a run that is broken off."""
+"""The optimisers: compiled Adam against torch's own, also when it goes on half way; and what else a fused run does."""
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from assertions import assert_close
 
 import causal_circuits as cc
-from causal_circuits.training import runs
+from causal_circuits.training import compiled, runs
 from causal_circuits.training.checkpoints import State
 from causal_circuits.training.updates import Updates
 
@@ -87,6 +88,19 @@ def test_what_it_remembers_is_all_that_it_needs(name: str, half_way: int) -> Non
     assert later.state().keys() == at_the_end.state().keys()
     for key, value in at_the_end.state().items():
         assert torch.equal(later.state()[key], value), key
+
+
+@pytest.mark.parametrize("n_parts", [1, 2, 3])
+@pytest.mark.parametrize("wrong", [None, np.nan, np.inf])
+def test_what_threads_found_is_added_up_and_one_entry_that_is_no_number_shows(n_parts: int, wrong: float) -> None:
+    parts, out = np.random.default_rng(0).normal(size=(n_parts, 192)).astype(np.float32), np.empty(192, np.float32)
+    if wrong is not None:
+        parts[-1, 70] = wrong
+    total = compiled.compiled_sum()(parts, out)
+    assert np.allclose(out, parts.sum(axis=0), rtol=1e-6, atol=1e-6, equal_nan=True)
+    assert np.isfinite(total) == (wrong is None)
+    if wrong is None:
+        assert total == pytest.approx(float(parts.sum(dtype=np.float64)), abs=1e-4)
 
 
 def assert_closes(run: runs.FusedRun) -> None:

@@ -166,11 +166,11 @@ class Keeper:
 
     def check(self, step: int, gradients_finite: bool) -> None:
         """Raise a DivergenceError unless the losses and gradients of a step are numbers."""
-        wrong = np.flatnonzero(~np.isfinite(self.losses[step]))
-        if len(wrong):
-            member = int(wrong[0])
+        losses = self.losses[step]
+        if not isfinite(float(losses.sum())):
+            member = int(np.flatnonzero(~np.isfinite(losses))[0])
             whose = f" of member {member}" if len(self._configs) > 1 else ""
-            raise self._divergence(f"the loss{whose} became {self.losses[step, member]}", step, member)
+            raise self._divergence(f"the loss{whose} became {losses[member]}", step, member)
         if not gradients_finite:
             raise self._divergence("a gradient became no number", step, 0)
 

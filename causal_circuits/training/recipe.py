@@ -1,5 +1,6 @@
 """How to train: stages with their optimisers, and the recipes that the package knows."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -53,7 +54,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
-    "cosine": lambda progress: 0.5 * (1.0 + float(torch.cos(torch.tensor(torch.pi * progress)))),
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
     "linear": lambda progress: 1.0 - progress,
 }
 

@@ -141,6 +141,8 @@ class FusedRun:
         n_threads: int,
         start: State | None = None,
     ) -> None:
+        from causal_circuits.training.compiled import compiled_sum  # needs numba
+
         order = sorted(range(len(models)), key=lambda i: (str(configs[i].stages), i))  # equal stages side by side
         self._models, self._configs = [models[i] for i in order], [configs[i] for i in order]
         self._tasks, self._place = [tasks[i] for i in order], np.argsort(order)
@@ -157,8 +159,10 @@ class FusedRun:
         parts = 1 if n % n_threads == 0 or n > 4 * n_threads else min(n_threads, size)
         self._gradients = _Stacks(n, shapes)
         self._sums = self._gradients.whole[None] if parts == 1 else torch.zeros(parts, len(self._gradients.whole))
+        self._parts, self._whole = self._sums.numpy(), self._gradients.whole.numpy()
         self._jobs = [self._job(member, part, parts) for member in range(n) for part in range(parts)]
         self._losses = np.zeros(len(self._jobs))
+        self._total, self._add_up = 0.0, compiled_sum()
         self._nothing = self._watched = np.empty((len(self._jobs), 0, 0, 0, 0), np.float32)
         self._pool = ThreadPoolExecutor(n_threads)
         self._shares = [self._jobs[thread::n_threads] for thread in range(min(n_threads, len(self._jobs)))]
@@ -271,13 +275,12 @@ class FusedRun:
         for future in self._at_work:
             if future.done():
                 future.result()  # raises what went wrong in a thread
-        if len(self._sums) > 1:
-            torch.sum(self._sums, dim=0, out=self._gradients.whole)
+        self._total = self._add_up(self._parts, self._whole)
         return self._losses.reshape(len(self._models), -1).sum(axis=1)[self._place]
 
     def gradients_finite(self) -> bool:
         """Whether every gradient of this step is a number."""
-        return isfinite(float(self._gradients.whole.sum()))
+        return isfinite(self._total)
 
     def update(self) -> None:
         """One step of every optimiser."""

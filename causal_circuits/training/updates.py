@@ -17,7 +17,7 @@ class Updates:
         parameters, stages: as in a TrainConfig.
         name: of this optimiser among those of a run.
         start: where to go on from.
-        compiled: do the arithmetic of Adam and AdamW in `adam.py`; the parameters are flat and of whole vectors.
+        compiled: do the arithmetic of Adam and AdamW in `compiled.py`; the parameters are flat and of whole vectors.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class _CompiledAdam:
     """The arithmetic of torch's Adam or AdamW after its first step; what it remembers stays in torch's own object."""
 
     def __init__(self, optimizer: torch.optim.Adam) -> None:
-        from causal_circuits.training.adam import compiled  # needs numba
+        from causal_circuits.training.compiled import compiled_adam  # needs numba
 
-        (self._group,), self._adam = optimizer.param_groups, compiled()
+        (self._group,), self._adam = optimizer.param_groups, compiled_adam()
         states = [(parameter, optimizer.state[parameter]) for parameter in self._group["params"]]
         self._arrays = [
             tuple(tensor.numpy() for tensor in (parameter.data, parameter.grad, state["exp_avg"], state["exp_avg_sq"]))

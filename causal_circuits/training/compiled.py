@@ -1,8 +1,10 @@
 # mypy: ignore-errors
 # (numba types what stands here; to mypy the operators of a compiled vector mean nothing)
-"""Adam's arithmetic, compiled: the weights of a fused run are so few that torch's bookkeeping costs ten times as much.
+"""What a fused run does between two gradients, compiled: add up what the threads found, and Adam.
 
-Kingma & Ba (2015), algorithm 1, with torch's conventions for epsilon and weight decay; this file needs numba.
+The weights are so few that torch's bookkeeping costs ten times as much. Both keep the interpreter's lock, which a run's
+other threads ask for between two pieces of work: to give it away and wait for it again takes longer than the
+arithmetic. This file needs numba.
 """
 
 from functools import cache
@@ -12,17 +14,39 @@ import numpy as np
 
 from causal_circuits.simd.lanes import LANES
 from causal_circuits.simd.sources import made_from
-from causal_circuits.simd.vectors import fma, inverse, load, root, splat, store
+from causal_circuits.simd.vectors import fma, inverse, load, root, splat, store, sum_of
+
+KERNEL = {"cache": True, "error_model": "numpy", "_nrt": False}
 
 
 @cache
-def compiled():  # numba's dispatcher has no useful static type
+def compiled_sum():  # numba's dispatcher has no useful static type
+    """`add_up`, compiled."""
+    return numba.njit(**KERNEL)(made_from(add_up, __file__))
+
+
+@cache
+def compiled_adam():
     """`adam`, compiled."""
-    return numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(made_from(adam, __file__))
+    return numba.njit(**KERNEL)(made_from(adam, __file__))
+
+
+def add_up(parts, out):
+    """Write the sum of rows [part, n] of whole vectors to `out`, [n]; return the sum of all: a number if all are."""
+    total, n = splat(0.0), out.size
+    for v in range(0, n, LANES):
+        value = load(parts, v)
+        for part in range(1, len(parts)):
+            value = value + load(parts, part * n + v)
+        store(out, v, value)
+        total = total + value
+    return sum_of(total)
 
 
 def adam(weights, gradient, mean, square, keep, decay, rate, to_mean, to_square, scale, epsilon):
-    """One step in place on flat float32 arrays of whole vectors.
+    """One step in place on flat float32 arrays of whole vectors: Kingma & Ba (2015), algorithm 1.
+
+    Epsilon and weight decay are torch's.
 
     Args:
         mean, square: running means of the gradient and of its square.
