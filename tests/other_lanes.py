@@ -34,7 +34,7 @@ def check(n_lanes: int, d_vocab: int, n_ctx: int, n_heads: tuple[int, int]) -> N
     import causal_circuits as cc
     from causal_circuits.simd import functions, lanes
 
-    assert lanes.LANES == n_lanes
+    assert n_lanes == lanes.LANES
     assert not functions.HAS_PERMUTE
     task = cc.InContextTask(cc.chain_graph(n_ctx), d_vocab=d_vocab)
     assert_the_same_without_numba(task, 700, 3, pytest.MonkeyPatch())
