@@ -56,6 +56,11 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_the_weights_move(chai
     assert torch.isfinite(model.W_U).all()
 
 
+def test_a_model_in_half_precision_is_told_so(chain_task):
+    with pytest.raises(cc.DivergenceError, match=r"became .*: train in float32, with model\.float\(\): .* float16;"):
+        cc.train(new_model(torch.float16), chain_task, CONFIG)
+
+
 def fill_the_disk(folder: Path) -> None:
     """From step 20 on no file may grow beyond fifty bytes; exits with 7 if training says so."""
 

@@ -180,7 +180,11 @@ class Keeper:
         good = "no checkpoint was kept"
         if self._checkpoints is not None and self._saved:
             good = f"the last good checkpoint is that of step {self._saved:,} in {self._checkpoints.folder}"
-        message = f"{what} at step {step:,}: lower the learning rate (now {stage.learning_rate}); {good}"
+        dtype = self._models[member].W_U.dtype
+        advice = f"lower the learning rate (now {stage.learning_rate})"
+        if dtype.itemsize < 4:  # torch's optimisers do not get far there, whatever the rate
+            advice = f"train in float32, with model.float(): this model is in {str(dtype).removeprefix('torch.')}"
+        message = f"{what} at step {step:,}: {advice}; {good}"
         return DivergenceError(message, step, member, self._saved or None)
 
     def _seconds(self) -> float:
