@@ -237,10 +237,18 @@ def assert_sound(page: Page, paint_ms: float = 2000.0) -> None:
 
 
 def assert_report_is_sound(browser: Browser, path: Path) -> None:
-    """A report is sound on a desk and on a phone (where nothing hangs over the side), and axe-core has no objection."""
+    """A report is sound on a desk and on a phone (where nothing hangs over the side), and axe-core has no objection.
+
+    On a desk no picture is shown so small that its letters cannot be read.
+    """
     assert path.stat().st_size < 6_000_000
     with open_page(browser, path) as page:
         assert_sound(page)
+        small = page.run(
+            "[...document.querySelectorAll('.figure > svg, .figure > img')].filter((e) => e.checkVisibility() && "
+            "e.getBoundingClientRect().width < 0.75 * parseFloat(e.style.width)).map((e) => e.outerHTML.slice(0, 200))"
+        )
+        assert not small, small
         if AXE.exists():
             assert_accessible(page)
     with open_page(browser, path, width=375, height=800) as page:

@@ -45,6 +45,7 @@ nav li { padding: .15rem 0; }
 .figure, .scroll { overflow-x: auto; margin: 1rem 0; }
 .side-by-side { display: flex; flex-wrap: wrap; gap: 0 1.5rem; align-items: flex-start; }
 .side-by-side > .figure { flex: 1 1 30rem; max-width: 36rem; }
+.side-by-side > .figure:only-child { max-width: none; }
 .again { margin: 1rem 0 .25rem; font-size: .875rem; }
 pre { margin: 0; padding: .6rem .8rem; overflow-x: auto; background: #f3f3f3; border-radius: .3rem; }
 code { font: .875rem/1.4 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
@@ -70,6 +71,7 @@ th { border-bottom: 2px solid #8a8a8a; }
   .attention-view { max-width: 13cm; }
   .side-by-side { gap: 0 2%; }
   .side-by-side > .figure, .head-panel { flex: 0 0 49%; max-width: 49%; }
+  .side-by-side > .figure:only-child { flex-basis: 100%; }
   .head-panel { display: inline-block; width: 49%; vertical-align: top; }
   .head-panel[hidden] { display: inline-block !important; }
   .figure, .scroll { overflow: visible; }
