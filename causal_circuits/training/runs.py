@@ -164,6 +164,7 @@ class FusedRun:
         self._losses = np.zeros(len(self._jobs))
         self._total, self._add_up = 0.0, compiled_sum()
         self._nothing = self._watched = np.empty((len(self._jobs), 0, 0, 0, 0), np.float32)
+        self._uniform = np.tri(first.n_ctx, dtype=np.float32) / np.arange(1, first.n_ctx + 1, dtype=np.float32)[:, None]
         self._pool = ThreadPoolExecutor(n_threads)
         self._shares = [self._jobs[thread::n_threads] for thread in range(min(n_threads, len(self._jobs)))]
         self._draws_its_own = all(task.counts for task in tasks)  # otherwise one job draws what several have just used
@@ -303,24 +304,31 @@ class FusedRun:
 
     def own_snapshots(self, step: int, losses: "np.ndarray", record: RecordAt) -> list[Snapshot]:
         """Layer 0 of every member, as the last call of `gradients` saw it."""
-        n, (n_ctx, n_tok, n_live, _) = len(self._models), sizes_of(self._models[0])
-        shape = (n, 1, self._models[0].cfg.n_heads, n_ctx, n_ctx)  # dead heads attend uniformly and have no gradient
-        attention = (torch.ones(n_ctx, n_ctx).tril() / torch.arange(1, n_ctx + 1)[:, None]).expand(shape).clone()
-        gradients, of_weights = torch.zeros(shape), torch.zeros(shape)
+        n, n_tok, attention, of_weights = len(self._models), self._tasks[0].d_vocab, None, None
         if self._watched.size > 0:
-            summed = torch.from_numpy(self._watched.reshape(n, -1, *self._watched.shape[1:]).sum(axis=1))
-            attention[:, 0, :n_live], of_weights[:, 0, :n_live] = summed[:, 0], summed[:, 1]
-        gradients[:, 0, :n_live] = self._gradients.views[0][:, :, n_tok:, n_tok:]
+            summed = self._watched.reshape(n, -1, *self._watched.shape[1:]).sum(axis=1)
+            attention, of_weights = self._all_heads(summed[:, 0], self._uniform), self._all_heads(summed[:, 1], 0.0)
+        of_scores = self._all_heads(self._gradients.views[0].numpy()[:, :, n_tok:, n_tok:], 0.0)
         return [
             Snapshot(
                 step=step,
                 loss=float(losses[i]),
-                attention=attention[member] if record.attention else None,
-                score_gradients=gradients[member] if record.score_gradients else None,
-                weight_gradients=of_weights[member] if record.weight_gradients else None,
+                attention=attention[member] if record.attention and attention is not None else None,
+                score_gradients=of_scores[member] if record.score_gradients else None,
+                weight_gradients=of_weights[member] if record.weight_gradients and of_weights is not None else None,
             )
             for i, member in enumerate(self._place)
         ]
+
+    def _all_heads(self, live: "np.ndarray", dead: "np.ndarray | float") -> Tensor:
+        """[member, layer, head, query, key] of the live heads' matrices [member, head, query, key] and the dead ones'.
+
+        Dead heads attend uniformly, without a gradient. A copy, in numpy: torch would give the interpreter's lock away.
+        """
+        n, n_live, n_ctx, _ = live.shape
+        whole = np.empty((n, 1, self._models[0].cfg.n_heads, n_ctx, n_ctx), np.float32)
+        whole[:, 0, :n_live], whole[:, 0, n_live:] = live, dead
+        return torch.from_numpy(whole)
 
     def write_back(self) -> None:
         """Give the models the weights as they are now."""
