@@ -141,7 +141,7 @@ def weights_and_loss(
             "edge posterior": numbers["edge_posterior"],
         },
     )
-    return {"weights": figures.plot_weight_panels(weight_panels(model, task.graph), n_columns=3), "loss": curve}
+    return {"weights": figures.plot_weight_panels(weight_panels(model, task.graph)), "loss": curve}
 
 
 def table_row(numbers: dict[str, Any], job: Job, run: Run | None) -> dict[str, str]:
