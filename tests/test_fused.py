@@ -9,7 +9,7 @@ from torch import Tensor
 import causal_circuits as cc
 from causal_circuits.models import HookedTransformer, layout_of
 from causal_circuits.models.fused import FusedStep, can_fuse, fused_step
-from causal_circuits.models.fused_kernel.arrays import WIDEST_GAP
+from causal_circuits.models.fused_kernel.arrays import CHUNK, KEPT, WIDEST_GAP
 
 SIZES = [(3, 6), (7, 4), (5, 5)]  # d_vocab below, above and equal to n_ctx
 HEADS = [(1, 1), (2, 1), (1, 2), (3, 2)]
@@ -55,6 +55,14 @@ def test_fused_gradients_equal_autograd(n_heads: tuple[int, int], d_vocab: int, 
     model = cc.disentangled_transformer(d_vocab, n_ctx, n_heads, init_scale=0.4, seed=1)
     assert can_fuse(model)
     assert_fused_equals_autograd(model, *draw(d_vocab, n_ctx, batch))
+
+
+@pytest.mark.parametrize(("n_heads", "sharpness"), [((1, 2), 1.0), ((1, 1), 8.0)], ids=str)
+def test_long_contexts_whose_rows_are_computed_again(n_heads: tuple[int, int], sharpness: float) -> None:
+    """More rows than are kept, more sequences than a chunk; sharp scores of layer 1 come late or early."""
+    model = cc.disentangled_transformer(3, KEPT + 5, n_heads, init_scale=0.3, seed=1)
+    model.blocks[1].attn.W_Q.data *= sharpness
+    assert_fused_equals_autograd(model, *draw(3, KEPT + 5, CHUNK + 1))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 9])

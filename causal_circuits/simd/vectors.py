@@ -19,7 +19,7 @@ Importing this file needs numba; `causal_circuits.simd.available` says whether i
 import operator
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic
@@ -105,6 +105,53 @@ def store(typingctx, array, offset, value):
     return types.void(array, offset, value), generate
 
 
+def first_lanes(context, builder, value, number_type):
+    """A mask of the lanes below a number."""
+    n = spread_out(builder, context.cast(builder, value, number_type, types.int32))
+    return builder.icmp_signed("<", ir.Constant(BITS, list(range(LANES))), n)
+
+
+def masked_load(builder, at, mask):
+    """The lanes of a mask from memory, 0 in the rest, whose memory is not touched."""
+    arguments = at, word(4), mask, constant(IR[floats], 0.0)
+    function = ir.FunctionType(IR[floats], [argument.type for argument in arguments])
+    name = f"llvm.masked.load.{suffix(IR[floats])}.p0{suffix(IR[floats])}"
+    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), arguments)
+
+
+def masked_store(builder, value, at, mask):
+    """Write the lanes of a mask; the memory of the rest is not touched."""
+    arguments = value, at, word(4), mask
+    function = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+    name = f"llvm.masked.store.{suffix(IR[floats])}.p0{suffix(IR[floats])}"
+    builder.call(cgutils.get_or_insert_function(builder.module, function, name), arguments)
+
+
+@intrinsic
+def load_first(typingctx, array, offset, n):
+    """The first n of `LANES` neighbours from a float32 array, read as flat memory, then zeros: it may end there."""
+
+    def generate(context, builder, sig, args):
+        offset = context.cast(builder, args[1], sig.args[1], types.intp)
+        at = pointer(context, builder, sig.args[0], args[0], offset, IR[floats])
+        return masked_load(builder, at, first_lanes(context, builder, args[2], sig.args[2]))
+
+    return floats(array, offset, n), generate
+
+
+@intrinsic
+def store_first(typingctx, array, offset, n, value):
+    """Write the first n lanes to a float32 array, read as flat memory; what lies behind stays as it is."""
+
+    def generate(context, builder, sig, args):
+        offset = context.cast(builder, args[1], sig.args[1], types.intp)
+        at = pointer(context, builder, sig.args[0], args[0], offset, IR[floats])
+        masked_store(builder, args[3], at, first_lanes(context, builder, args[2], sig.args[2]))
+        return context.get_dummy_value()
+
+    return types.void(array, offset, n, floats), generate
+
+
 @intrinsic
 def entry(typingctx, array, offset):
     """One entry of an array read as flat memory.
@@ -174,8 +221,7 @@ def keep_first(typingctx, value, n, otherwise):
     """The lanes below n as they are, `otherwise` in the rest."""
 
     def generate(context, builder, sig, args):
-        n = spread_out(builder, context.cast(builder, args[1], sig.args[1], types.int32))
-        inside = builder.icmp_signed("<", ir.Constant(BITS, list(range(LANES))), n)
+        inside = first_lanes(context, builder, args[1], sig.args[1])
         return builder.select(inside, args[0], as_lanes(context, builder, args[2], sig.args[2], value))
 
     return value(value, n, otherwise), generate

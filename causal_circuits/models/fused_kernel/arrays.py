@@ -10,12 +10,17 @@ from collections import namedtuple
 import numpy as np
 
 from causal_circuits.models.fused_kernel.tiles import PANEL, ROWS, padded, panels
+from causal_circuits.simd.columns import turn_over
 from causal_circuits.simd.functions import exp_of_negative
 from causal_circuits.simd.lanes import LANES, inlined, shared
-from causal_circuits.simd.vectors import keep_first, load, store
+from causal_circuits.simd.vectors import keep_first, larger, largest_of, load, load_first, splat, store, store_first
 
 # Sequences whose dense products are done together: a multiple of 4, the height of a tile.
 CHUNK = 16
+# Contexts up to this: a sequence's rows of attention stay in the cache until it has been differentiated. Of longer
+# ones only a band of rows is at hand, for one sequence of the chunk after the other, and computed again on the way
+# back: that takes less time than to fetch them from memory, with the tables that a band is made of and added to.
+KEPT, BAND = 512, LANES
 # A vector that starts at the last entry of a row, and one more, still lie in the array.
 SPARE = 4 * LANES
 # Of the exponentials that layer 0's tables hold, three are multiplied. A row's largest product cannot be smaller than
@@ -25,11 +30,12 @@ WIDEST_GAP = 60.0
 LINE = 16
 
 # Context, vocabulary, heads of layer 0 and 1; widths of a block, of layer 1's residual, of its dense part (what heads
-# wrote), of the whole residual, of all of it but a block; and, wide_*, from row to row of each kind of array.
+# wrote), of the whole residual, of all of it but a block; wide_*, from row to row of each kind of array; rows of a
+# band, and the sequences that go through a band one after the other.
 Sizes = namedtuple(
     "Sizes",
     "n_ctx n_tok m1 m2 d0 d1 dense d_model n_features "
-    "wide_ctx wide_tok wide_d1 wide_dense wide_features wide_q wide_rows",
+    "wide_ctx wide_tok wide_d1 wide_dense wide_features wide_q wide_rows band group",
 )
 # a1 [m1, d0, d0]; pp, tp, pt and tt, its exponentials by (query, key), each named by position or token, so that the
 # largest of a row is 1, pp zero above the diagonal; gap [m1], see WIDEST_GAP: a1 is there only if it is wider, and then
@@ -41,12 +47,15 @@ Sums = namedtuple("Sums", "pp tp pt tt a2 w w_t pattern d_pattern")
 # Of every sequence of a chunk: tokens, features (the residual but for the embedding), layer 1's queries, then what
 # reaches them; the last row of layer 0's pattern; what reaches the logits and that row's outputs.
 Chunk = namedtuple("Chunk", "x features q p_last d_logits d_dense")
-# Of one sequence, in the notation of `fused.py`: e^scores and 1 / their sums; r, P r, p; c, P c, dt; p and dt times
-# that scale; what passes; of a vector of rows, the scores' gradients, by key [query, key] and by token [token, query].
-Scratch = namedtuple(
-    "Scratch", "rows scale r reached p c passed dt through back d_features means mixed tables block columns"
-)
-Room = namedtuple("Room", "packed sums chunk one")
+# Of one sequence, in the notation of `fused.py`: 1 / sums of e^scores; r, P r, p; u, later what dt brings together in
+# its place; of layer 1's scores the largest up to each band, and the sum of e^(score - largest), lane by lane; what
+# reaches the features; c, p.dp, P c, dt.
+Sequence = namedtuple("Sequence", "scale r reached p mixed tops totals d_features c inner passed dt")
+# Of a band of rows: e^scores, zero above the diagonal; factors by token; what passes to and fro times the scale; of a
+# vector of rows, row sums, a square of the scores' gradients [query, key], and all of them by token [token, query].
+Band = namedtuple("Band", "rows tables through back means square columns")
+# `one` is the first of `group` sequences; those behind it lie in `others`, `step` numbers each.
+Room = namedtuple("Room", "packed sums chunk band one others step")
 
 
 @shared
@@ -56,9 +65,9 @@ def all_sizes(four):
     d0 = n_ctx + n_tok
     d1, dense, d_model = d0 * (1 + m1), d0 * m1, d0 * (1 + m1) * (1 + m2)
     features, q = padded(d_model - d0) + LANES, padded(d1) + LANES
-    rows = padded(n_ctx) * padded(n_ctx)
-    wide = padded(n_ctx), padded(n_tok), padded(d1), padded(dense), features, q, rows
-    return Sizes(n_ctx, n_tok, m1, m2, d0, d1, dense, d_model, d_model - d0, *wide)
+    band, group = (padded(n_ctx), 1) if n_ctx <= KEPT else (BAND, CHUNK)
+    wide = padded(n_ctx), padded(n_tok), padded(d1), padded(dense), features, q, band * padded(n_ctx)
+    return Sizes(n_ctx, n_tok, m1, m2, d0, d1, dense, d_model, d_model - d0, *wide, band, group)
 
 
 def allocate(four: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -113,37 +122,56 @@ def carve(numbers, tokens, sizes):
     d_dense, at = take(numbers, at, CHUNK * sizes.wide_dense)
     chunk = Chunk(x, features, q, p_last, d_logits, d_dense)
     rows, at = take(numbers, at, m1 * sizes.wide_rows)
-    scale, at = take(numbers, at, m1 * sizes.wide_ctx)
-    r, at = take(numbers, at, m2 * m1 * sizes.wide_ctx)
-    reached, at = take(numbers, at, m2 * m1 * sizes.wide_ctx)
-    p, at = take(numbers, at, m2 * sizes.wide_ctx)
-    c, at = take(numbers, at, m2 * (1 + m1) * sizes.wide_ctx)
-    passed, at = take(numbers, at, m2 * m1 * sizes.wide_ctx)
-    dt, at = take(numbers, at, m2 * sizes.wide_ctx)
-    through, at = take(numbers, at, sizes.wide_ctx)
-    back, at = take(numbers, at, sizes.wide_ctx)
-    d_features, at = take(numbers, at, sizes.wide_features)
-    means, at = take(numbers, at, sizes.wide_ctx)
-    mixed, at = take(numbers, at, sizes.wide_ctx)
     tables, at = take(numbers, at, ROWS * sizes.wide_tok)
-    block, at = take(numbers, at, LANES * sizes.wide_ctx)
+    through, at = take(numbers, at, m1 * sizes.wide_ctx)
+    back, at = take(numbers, at, LANES)
+    means, at = take(numbers, at, LANES)
+    square, at = take(numbers, at, LANES * LANES)
     columns, at = take(numbers, at, LANES * sizes.wide_tok)
-    whole = rows, scale, r, reached, p, c, passed, dt, through, back, d_features, means, mixed
-    one = Scratch(*whole, tables, block, columns)
-    return Room(packed, sums, chunk, one), at, n_tokens
+    band = Band(rows, tables, through, back, means, square, columns)
+    one, others = carve_sequence(numbers, at, sizes)
+    step = others - at
+    at = others + step * (sizes.group - 1)
+    return Room(packed, sums, chunk, band, one, numbers[others:at], step), at, n_tokens
+
+
+@shared
+def carve_sequence(numbers, at, sizes):
+    """A `Sequence` from `at` on, and where it ends."""
+    m1, m2, wide = sizes.m1, sizes.m2, sizes.wide_ctx
+    scale, at = take(numbers, at, m1 * wide)
+    r, at = take(numbers, at, m2 * m1 * wide)
+    reached, at = take(numbers, at, m2 * m1 * wide)
+    p, at = take(numbers, at, m2 * wide)
+    mixed, at = take(numbers, at, m2 * m1 * wide)
+    tops, at = take(numbers, at, m2 * wide)
+    totals, at = take(numbers, at, m2 * LANES)
+    d_features, at = take(numbers, at, sizes.wide_features)
+    c, at = take(numbers, at, m2 * (1 + m1) * wide)
+    inner, at = take(numbers, at, m2)
+    passed, at = take(numbers, at, m2 * m1 * wide)
+    dt, at = take(numbers, at, m2 * wide)
+    return Sequence(scale, r, reached, p, mixed, tops, totals, d_features, c, inner, passed, dt), at
 
 
 @inlined
-def exponentials(first, h, row, start, n, out, at):
+def scratch_of(room, g, sizes):
+    """The `Sequence` of number g of a group."""
+    return room.one if g == 0 else carve_sequence(room.others, (g - 1) * room.step, sizes)[0]
+
+
+@inlined
+def exponentials(weights, at, n, out, to):
     """e^(weight - largest) of n weights of a row, zero up to whole vectors; returns largest - smallest."""
-    low, high = np.float32(np.inf), -np.float32(np.inf)
-    for k in range(n):
-        weight = first[h, row, start + k]
-        out[at + k] = weight
-        low, high = min(low, weight), max(high, weight)
+    top = turned = splat(-np.inf)
     for v in range(0, n, LANES):
-        store(out, at + v, keep_first(exp_of_negative(load(out, at + v) - high), n - v, 0.0))
-    return high - low
+        weight = load_first(weights, at + v, n - v)
+        top = larger(keep_first(weight, n - v, -np.inf), top)
+        turned = larger(keep_first(weight * -1.0, n - v, -np.inf), turned)
+    largest = largest_of(top)
+    for v in range(0, n, LANES):
+        store(out, to + v, keep_first(exp_of_negative(load_first(weights, at + v, n - v) - largest), n - v, 0.0))
+    return largest + largest_of(turned)
 
 
 @inlined
@@ -152,81 +180,88 @@ def pack_scores(first, h, packed, sizes):
     n_ctx, n_tok, d0 = sizes.n_ctx, sizes.n_tok, sizes.d0
     by_position = by_token = np.float32(0.0)
     for i in range(n_ctx):
-        row = h * n_ctx + i
-        exponentials(first, h, n_tok + i, n_tok, i + 1, packed.pp, row * sizes.wide_ctx)
-        spread = exponentials(first, h, n_tok + i, 0, n_tok, packed.pt, row * sizes.wide_tok)
-        by_position = max(by_position, spread)
+        row, at = h * n_ctx + i, (h * d0 + n_tok + i) * d0
+        exponentials(first, at + n_tok, i + 1, packed.pp, row * sizes.wide_ctx)
+        by_position = max(by_position, exponentials(first, at, n_tok, packed.pt, row * sizes.wide_tok))
     for t in range(n_tok):
-        row = h * n_tok + t
-        spread = exponentials(first, h, t, n_tok, n_ctx, packed.tp, row * sizes.wide_ctx)
-        spread += exponentials(first, h, t, 0, n_tok, packed.tt, row * sizes.wide_tok)
+        row, at = h * n_tok + t, (h * d0 + t) * d0
+        spread = exponentials(first, at + n_tok, n_ctx, packed.tp, row * sizes.wide_ctx)
+        spread += exponentials(first, at, n_tok, packed.tt, row * sizes.wide_tok)
         by_token = max(by_token, spread)
     packed.gap[h] = by_position + by_token
     if not packed.gap[h] < WIDEST_GAP:
-        for row in range(d0):
-            for d in range(d0):
-                packed.a1[(h * d0 + row) * d0 + d] = first[h, row, d]
+        copy(first, h * d0 * d0, d0 * d0, packed.a1, h * d0 * d0, 1.0)
+
+
+@inlined
+def copy(source, at, n, out, to, factor):
+    """N numbers, each times a factor."""
+    for v in range(0, n, LANES):
+        store_first(out, to + v, n - v, load_first(source, at + v, n - v) * factor)
+
+
+@inlined
+def copy_turned(source, at, stride, n_rows, n_columns, out, to, out_stride, factor):
+    """A matrix transposed, each number times a factor; strides are from row to row."""
+    for i in range(0, n_rows, LANES):
+        for k in range(0, n_columns, LANES):
+            here, there = at + i * stride + k, to + k * out_stride + i
+            turn_over(source, here, stride, n_rows - i, n_columns - k, out, there, out_stride, factor)
 
 
 @inlined
 def pack(weights, packed, sizes):
     """The weights as the kernel reads them."""
     first, second, unembed = weights
-    n_tok, m1, m2 = sizes.n_tok, sizes.m1, sizes.m2
-    d0, d1, dense = sizes.d0, sizes.d1, sizes.dense
-    a2, a2_t = packed.a2, packed.a2_t
-    for h in range(m1):
+    n_tok, d0, d1, dense = sizes.n_tok, sizes.d0, sizes.d1, sizes.dense
+    for h in range(sizes.m1):
         pack_scores(first, h, packed, sizes)
-    for m in range(m2):
+    for m in range(sizes.m2):
         for start in range(0, d1, PANEL):
-            panel = d1 * (m * panels(d1) + start)
+            panel, n = d1 * (m * panels(d1) + start), min(PANEL, d1 - start)
             for row in range(d1):
-                for d in range(min(PANEL, d1 - start)):
-                    a2[panel + row * PANEL + d] = second[m, row, start + d]
+                copy(second, (m * d1 + row) * d1 + start, n, packed.a2, panel + row * PANEL, 1.0)
         for start in range(0, dense, PANEL):
-            panel = d1 * (m * panels(dense) + start)
-            for d in range(d1):
-                for row in range(min(PANEL, dense - start)):
-                    a2_t[panel + d * PANEL + row] = second[m, d0 + start + row, d]
-    for s in range(n_tok):
-        for row in range(d0):
-            packed.w[row * sizes.wide_tok + s] = unembed[row, s]
-        for row in range(d0, sizes.d_model):
-            packed.w_t[s * sizes.wide_features + row - d0] = unembed[row, s]
+            panel, n = d1 * (m * panels(dense) + start), min(PANEL, dense - start)
+            copy_turned(second, (m * d1 + d0 + start) * d1, d1, n, d1, packed.a2_t, panel, PANEL, 1.0)
+    for row in range(d0):
+        copy(unembed, row * n_tok, n_tok, packed.w, row * sizes.wide_tok, 1.0)
+    copy_turned(unembed, d0 * n_tok, n_tok, sizes.n_features, n_tok, packed.w_t, 0, sizes.wide_features, 1.0)
 
 
 @inlined
-def clear(sums):
+def clear(sums, watched):
     """Back to zero, before the first sequence of a batch."""
-    for array in (sums.pp, sums.tp, sums.pt, sums.tt, sums.a2, sums.w, sums.w_t, sums.pattern, sums.d_pattern):
+    for array in (sums.pp, sums.tp, sums.pt, sums.tt, sums.a2, sums.w, sums.w_t):
         array[:] = 0.0
+    if watched:
+        sums.pattern[:] = 0.0
+        sums.d_pattern[:] = 0.0
 
 
 @inlined
 def unpack(sums, gradients, watched, share, sizes):
     """The sums times `share`, without the padding."""
-    g_first, g_second, g_unembed = gradients
-    n_ctx, n_tok, m1, m2 = sizes.n_ctx, sizes.n_tok, sizes.m1, sizes.m2
-    for h in range(m1):
+    first, second, unembed = gradients
+    n_ctx, n_tok, d0, d1, wide = sizes.n_ctx, sizes.n_tok, sizes.d0, sizes.d1, sizes.wide_ctx
+    for h in range(sizes.m1):
+        by_token = h * d0 * d0
+        by_position = by_token + n_tok * d0
         for i in range(n_ctx):
-            for k in range(n_ctx):
-                g_first[h, n_tok + i, n_tok + k] = sums.pp[(h * n_ctx + i) * sizes.wide_ctx + k] * share
-                if watched.size > 0:
-                    at = (h * n_ctx + i) * sizes.wide_ctx + k
-                    watched[0, h, i, k] = sums.pattern[at] * share
-                    watched[1, h, i, k] = sums.d_pattern[at] * share if k <= i else 0.0
-            for s in range(n_tok):
-                g_first[h, n_tok + i, s] = sums.pt[(h * n_tok + s) * sizes.wide_ctx + i] * share
-                g_first[h, s, n_tok + i] = sums.tp[(h * n_tok + s) * sizes.wide_ctx + i] * share
+            copy(sums.pp, (h * n_ctx + i) * wide, n_ctx, first, by_position + i * d0 + n_tok, share)
+        copy_turned(sums.pt, h * n_tok * wide, wide, n_tok, n_ctx, first, by_position, d0, share)
         for s in range(n_tok):
-            for t in range(n_tok):
-                g_first[h, s, t] = sums.tt[(h * n_tok + s) * sizes.wide_tok + t] * share
-    for m in range(m2):
-        for row in range(sizes.d1):
-            for d in range(sizes.d1):
-                g_second[m, row, d] = sums.a2[(m * (sizes.d1 + ROWS) + row) * sizes.wide_d1 + d] * share
-    for s in range(n_tok):
-        for row in range(sizes.d0):
-            g_unembed[row, s] = sums.w[row * sizes.wide_tok + s] * share
-        for row in range(sizes.d0, sizes.d_model):
-            g_unembed[row, s] = sums.w_t[s * sizes.wide_features + row - sizes.d0] * share
+            copy(sums.tp, (h * n_tok + s) * wide, n_ctx, first, by_token + s * d0 + n_tok, share)
+            copy(sums.tt, (h * n_tok + s) * sizes.wide_tok, n_tok, first, by_token + s * d0, share)
+    for m in range(sizes.m2):
+        for row in range(d1):
+            copy(sums.a2, (m * (d1 + ROWS) + row) * sizes.wide_d1, d1, second, (m * d1 + row) * d1, share)
+    for row in range(d0):
+        copy(sums.w, row * sizes.wide_tok, n_tok, unembed, row * n_tok, share)
+    copy_turned(sums.w_t, 0, sizes.wide_features, n_tok, sizes.n_features, unembed, d0 * n_tok, n_tok, share)
+    if watched.size > 0:
+        for row in range(sizes.m1 * n_ctx):
+            copy(sums.pattern, row * wide, n_ctx, watched, row * n_ctx, share)
+            for v in range(0, n_ctx, LANES):
+                value = keep_first(load(sums.d_pattern, row * wide + v) * share, row % n_ctx + 1 - v, 0.0)
+                store_first(watched, (sizes.m1 * n_ctx + row) * n_ctx + v, n_ctx - v, value)

@@ -127,42 +127,31 @@ def softmax(scores, at, n):
 
 
 @inlined
-def differentiate_rows(one, h, m, i, n_rows, sums, x, xb, sizes):
-    """DS of some rows from i on through head m of layer 1, in `block`, added up by query and key position, query token.
+def differentiate_rows(one, band, row, h, m, i, n_rows, sums, x, xb, sizes):
+    """DS of rows from i on, a vector of them at most, through head m of layer 1, added up in all four tables of a head.
 
-    Rows of the block that are not asked for become zero.
+    `row` is where the first of them lies in the band. A square of them at a time is turned over: then it is a vector
+    over queries for each key, and entries are added to those of the key's token instead of multiplied. `columns` is
+    [token, query], as is `sums.pt`.
     """
-    n_ctx, n_tok, m1, wide = sizes.n_ctx, sizes.n_tok, sizes.m1, sizes.wide_ctx
-    row, query, end = h * sizes.wide_rows + i * wide, (h * n_ctx + i) * wide, i + LANES
+    n_ctx, n_tok, m1, wide, columns = sizes.n_ctx, sizes.n_tok, sizes.m1, sizes.wide_ctx, band.columns
     c, r = (m * (1 + m1) + 1 + h) * wide, (m * m1 + h) * wide
-    for j in range(n_rows):
-        at, pp, tp = row + j * wide, query + j * wide, (h * n_tok + entry(x, xb + i + j)) * wide
-        through, back = splat(entry(one.through, i + j)), splat(entry(one.back, i + j))
-        mean = splat(-entry(one.means, i + j))
-        for v in range(0, end, LANES):
-            value = fma(through, load(one.c, c + v), fma(back, load(one.r, r + v), mean)) * load(one.rows, at + v)
-            store(one.block, j * wide + v, value)
-            add_to(sums.pp, pp + v, value)
-            add_to(sums.tp, tp + v, value)
-    for j in range(n_rows, LANES):
-        for v in range(0, end, LANES):
-            store(one.block, j * wide + v, splat(0.0))
-
-
-@inlined
-def add_block_by_token(one, h, i, sums, x, x_at, sizes):
-    """Sum the block's rows, score gradients of queries from i on, by the key's token; add them to pt and tt.
-
-    Turned over, a block of rows is a vector over queries for each key: entries are added and not multiplied. `columns`
-    is [token, query], as is `sums.pt`.
-    """
-    n_tok, wide, columns = sizes.n_tok, sizes.wide_ctx, one.columns
+    pp, tp = (h * n_ctx + i) * wide, h * n_tok * wide
     for s in range(n_tok):
         store(columns, s * LANES, splat(0.0))
-    for k in range(0, i + 1, LANES):
-        add_columns(one.block, k, wide, columns, 0, LANES, load(x, x_at + k))
+    for j in range(n_rows, LANES):
+        store(band.square, j * LANES, splat(0.0))
+    for v in range(0, i + LANES, LANES):
+        seen, asked = load(one.c, c + v), load(one.r, r + v)
+        for j in range(n_rows):
+            value = fma(entry(band.back, j), asked, splat(-entry(band.means, j)))
+            value = fma(entry(band.through, j), seen, value) * load(band.rows, row + j * wide + v)
+            store(band.square, j * LANES, value)
+            add_to(sums.pp, pp + j * wide + v, value)
+            add_to(sums.tp, tp + entry(x, xb + i + j) * wide + v, value)
+        add_columns(band.square, 0, LANES, columns, 0, LANES, load(x, xb + v))
     for s in range(n_tok):
         add_to(sums.pt, (h * n_tok + s) * wide + i, load(columns, s * LANES))
-    tokens = load(x, x_at + i)
+    tokens = load(x, xb + i)
     for s in range(0, n_tok, LANES):
         add_columns(columns, s * LANES, LANES, sums.tt, h * n_tok * sizes.wide_tok + s, sizes.wide_tok, tokens)

@@ -3,7 +3,7 @@
 """From the loss back to every weight: sequence by sequence through both layers, dense products for a chunk."""
 
 from causal_circuits.models.fused_kernel.arrays import CHUNK
-from causal_circuits.models.fused_kernel.attention import add_block_by_token, differentiate_rows
+from causal_circuits.models.fused_kernel.attention import differentiate_rows, four_rows_of_weights
 from causal_circuits.models.fused_kernel.tiles import (
     PANEL,
     ROWS,
@@ -36,34 +36,20 @@ def reach_features(packed, chunk, one, b, sizes):
 
 
 @inlined
-def back_through_layer_1(chunk, one, b, sizes):
-    """Dp = c_0 + sum_h P_h c_h and dt = p (dp - p.dp); dt as embedded takes the place of the query's first block."""
-    n_ctx, n_tok, m1, m2 = sizes.n_ctx, sizes.n_tok, sizes.m1, sizes.m2
-    n_blocks = 1 + m1
-    x, xb, c, passed, p, dt = chunk.x, b * sizes.wide_ctx, one.c, one.passed, one.p, one.dt
+def reach_pattern_of_layer_1(chunk, one, b, sizes):
+    """What reaches layer 1's pattern: c, and p . dp, which is what its outputs have in common with their gradient."""
+    n_ctx, n_tok, m1, m2, wide = sizes.n_ctx, sizes.n_tok, sizes.m1, sizes.m2, sizes.wide_ctx
     for m in range(m2):
-        for block in range(n_blocks):
-            o = sizes.d0 * (n_blocks * (1 + m) - 1 + block)
+        for block in range(1 + m1):
+            o, at = sizes.d0 * ((1 + m1) * (1 + m) - 1 + block), (m * (1 + m1) + block) * wide
             for v in range(0, n_ctx, LANES):
-                value = spread(one.d_features, o, x, xb, n_tok, v)
-                store(c, (m * n_blocks + block) * sizes.wide_ctx + v, keep_first(value, n_ctx - v, 0.0))
-        for v in range(0, n_ctx, LANES):
-            store(dt, m * sizes.wide_ctx + v, load(c, m * n_blocks * sizes.wide_ctx + v))
-        for h in range(m1):
-            mh = (m * m1 + h) * sizes.wide_ctx
-            for i in range(0, n_ctx, ROWS):
-                at, seen = h * sizes.wide_rows + i * sizes.wide_ctx, (m * n_blocks + 1 + h) * sizes.wide_ctx
-                four_dots(one.rows, at, sizes.wide_ctx, c, seen, i + ROWS, passed, mh + i)
-            for v in range(0, n_ctx, LANES):
-                through = load(passed, mh + v) * load(one.scale, h * sizes.wide_ctx + v)
-                store(passed, mh + v, through)
-                add_to(dt, m * sizes.wide_ctx + v, through)
-        inner = dot(p, m * sizes.wide_ctx, dt, m * sizes.wide_ctx, n_ctx)
-        for v in range(0, n_ctx, LANES):
-            value = load(p, m * sizes.wide_ctx + v) * (load(dt, m * sizes.wide_ctx + v) - inner)
-            store(dt, m * sizes.wide_ctx + v, value)
-        own = (m * CHUNK + b) * sizes.wide_q
-        write_block(dt, m * sizes.wide_ctx, x, xb, sizes, chunk.q, own)
+                value = spread(one.d_features, o, chunk.x, b * wide, n_tok, v)
+                store(one.c, at + v, keep_first(value, n_ctx - v, 0.0))
+        first = m * (1 + m1) * wide
+        inner = dot(one.p, m * wide, one.c, first, n_ctx)
+        one.inner[m] = inner + dot(one.mixed, m * m1 * wide, one.c, first + wide, m1 * wide)
+    for v in range(0, m2 * m1 * wide, LANES):
+        store(one.mixed, v, splat(0.0))
 
 
 @inlined
@@ -81,30 +67,63 @@ def add_pattern_gradient(one, d_pattern, sizes):
 
 
 @inlined
-def back_through_layer_0(chunk, one, sums, b, sizes):
-    """DS = P (dP - rowsum), one head of layer 1 after the other, added up by query and key, each by position and token.
+def rows_again(packed, chunk, band, b, first, sizes):
+    """A band of rows of layer 0's pattern, as it was on the way forward."""
+    for h in range(sizes.m1):
+        for i in range(first, min(first + sizes.band, sizes.n_ctx), ROWS):
+            to = band.rows, h * sizes.wide_rows + (i - first) * sizes.wide_ctx, band.means, 0
+            four_rows_of_weights(packed, h, i, chunk.x, b * sizes.wide_ctx, sizes, band.tables, *to)
 
-    On the way, what dt brings together through each head of layer 0 takes the place of the rest of the query.
+
+@inlined
+def pass_through_layer_1(one, band, m, first, sizes):
+    """Dp = c_0 + sum_h P_h c_h and dt = p (dp - p.dp) of a band of rows."""
+    n_ctx, m1, wide, block = sizes.n_ctx, sizes.m1, sizes.wide_ctx, m * (1 + sizes.m1) * sizes.wide_ctx
+    end = min(first + sizes.band, n_ctx)
+    for v in range(first, end, LANES):
+        store(one.dt, m * wide + v, load(one.c, block + v) - one.inner[m])
+    for h in range(m1):
+        mh, seen = (m * m1 + h) * wide, block + (1 + h) * wide
+        for i in range(first, end, ROWS):
+            at = h * sizes.wide_rows + (i - first) * wide
+            four_dots(band.rows, at, wide, one.c, seen, i + ROWS, one.passed, mh + i)
+        for v in range(first, end, LANES):
+            passed = load(one.passed, mh + v) * load(one.scale, h * wide + v)
+            store(one.passed, mh + v, passed)
+            add_to(one.dt, m * wide + v, passed)
+    for v in range(first, end, LANES):
+        store(one.dt, m * wide + v, load(one.dt, m * wide + v) * load(one.p, m * wide + v))
+
+
+@inlined
+def back_through_layer_0(chunk, one, band, sums, b, m, first, sizes):
+    """DS = P (dP - rowsum) of a band of rows, added up by query and key, each by position and token.
+
+    On the way, what dt brings together through each head of layer 0 is added up.
     """
-    n_ctx, m1, m2, wide = sizes.n_ctx, sizes.m1, sizes.m2, sizes.wide_ctx
-    x, xb = chunk.x, b * wide
+    n_ctx, m1, wide = sizes.n_ctx, sizes.m1, sizes.wide_ctx
+    for h in range(m1):
+        mh = (m * m1 + h) * wide
+        for i in range(first, min(first + sizes.band, n_ctx), LANES):
+            end, at = min(n_ctx - i, LANES), h * sizes.wide_rows + (i - first) * wide
+            z = load(one.scale, h * wide + i)
+            through, back = load(one.p, m * wide + i) * z, load(one.dt, m * wide + i) * z
+            store(band.means, 0, fma(through, load(one.passed, mh + i), back * load(one.reached, mh + i)))
+            store(band.through, 0, through), store(band.back, 0, back)
+            for j in range(0, end, ROWS):
+                add_four_rows(band.back, j, band.rows, at + j * wide, wide, i + j + ROWS, one.mixed, mh)
+            differentiate_rows(one, band, at, h, m, i, end, sums, chunk.x, b * wide, sizes)
+
+
+@inlined
+def write_queries(chunk, one, b, sizes):
+    """What reaches layer 1's query takes its place."""
+    m1, m2, wide, xb = sizes.m1, sizes.m2, sizes.wide_ctx, b * sizes.wide_ctx
     for m in range(m2):
         own = (m * CHUNK + b) * sizes.wide_q
+        write_block(one.dt, m * wide, chunk.x, xb, sizes, chunk.q, own)
         for h in range(m1):
-            mh = (m * m1 + h) * wide
-            for v in range(0, n_ctx, LANES):
-                z = load(one.scale, h * wide + v)
-                through, back = load(one.p, m * wide + v) * z, load(one.dt, m * wide + v) * z
-                store(one.means, v, fma(through, load(one.passed, mh + v), back * load(one.reached, mh + v)))
-                store(one.through, v, through), store(one.back, v, back), store(one.mixed, v, splat(0.0))
-            for i in range(0, n_ctx, LANES):
-                end = min(n_ctx - i, LANES)
-                for j in range(i, i + end, ROWS):
-                    at = h * sizes.wide_rows + j * wide
-                    add_four_rows(one.back, j, one.rows, at, wide, j + ROWS, one.mixed, 0)
-                differentiate_rows(one, h, m, i, end, sums, x, xb, sizes)
-                add_block_by_token(one, h, i, sums, x, xb, sizes)
-            write_block(one.mixed, 0, x, xb, sizes, chunk.q, own + (1 + h) * sizes.d0)
+            write_block(one.mixed, (m * m1 + h) * wide, chunk.x, xb, sizes, chunk.q, own + (1 + h) * sizes.d0)
         for d in range(sizes.d1, sizes.wide_d1):
             chunk.q[own + d] = 0.0
 
@@ -136,11 +155,11 @@ def add_dense_products(packed, chunk, sums, n, sizes):
 
 
 @inlined
-def back_through_last_rows(chunk, one, sums, n, watched, sizes):
+def back_through_last_rows(chunk, band, sums, n, watched, sizes):
     """What reaches layer 0's last row, whose outputs made the query, added up like that of the other rows."""
     n_ctx, n_tok, m1 = sizes.n_ctx, sizes.n_tok, sizes.m1
     d0, last = sizes.d0, n_ctx - 1
-    x, p_last, mixed = chunk.x, chunk.p_last, one.mixed
+    x, p_last, row = chunk.x, chunk.p_last, band.through
     for b in range(n):
         xb = b * sizes.wide_ctx
         token = x[xb + last]
@@ -148,17 +167,17 @@ def back_through_last_rows(chunk, one, sums, n, watched, sizes):
             at = (b * m1 + h) * sizes.wide_ctx
             for v in range(0, n_ctx, LANES):
                 value = spread(chunk.d_dense, b * sizes.wide_dense + h * d0, x, xb, n_tok, v)
-                store(mixed, v, keep_first(value, n_ctx - v, 0.0))
+                store(row, v, keep_first(value, n_ctx - v, 0.0))
             for v in range(0, n_ctx if watched else 0, LANES):
-                add_to(sums.d_pattern, (h * n_ctx + last) * sizes.wide_ctx + v, load(mixed, v))
-            inner = dot(p_last, at, mixed, 0, n_ctx)
+                add_to(sums.d_pattern, (h * n_ctx + last) * sizes.wide_ctx + v, load(row, v))
+            inner = dot(p_last, at, row, 0, n_ctx)
             for v in range(0, n_ctx, LANES):
-                value = load(p_last, at + v) * (load(mixed, v) - inner)
-                store(mixed, v, value)
+                value = load(p_last, at + v) * (load(row, v) - inner)
+                store(row, v, value)
                 add_to(sums.pp, (h * n_ctx + last) * sizes.wide_ctx + v, value)
                 add_to(sums.tp, (h * n_tok + token) * sizes.wide_ctx + v, value)
-            by_token(mixed, 0, x, xb, n_ctx, n_tok, one.tables, 0)
+            by_token(row, 0, x, xb, n_ctx, n_tok, band.tables, 0)
             for s in range(n_tok):
-                sums.pt[(h * n_tok + s) * sizes.wide_ctx + last] += one.tables[s]
+                sums.pt[(h * n_tok + s) * sizes.wide_ctx + last] += band.tables[s]
             for v in range(0, n_tok, LANES):
-                add_to(sums.tt, (h * n_tok + token) * sizes.wide_tok + v, load(one.tables, v))
+                add_to(sums.tt, (h * n_tok + token) * sizes.wide_tok + v, load(band.tables, v))

@@ -17,8 +17,9 @@ from causal_circuits.models.fused_kernel.tiles import (
     spread,
     write_block,
 )
+from causal_circuits.simd.functions import exp_of_negative
 from causal_circuits.simd.lanes import LANES, inlined
-from causal_circuits.simd.vectors import entry, inverse, keep_first, load, splat, store
+from causal_circuits.simd.vectors import entry, inverse, keep_first, larger, largest_of, load, splat, store, sum_of
 
 
 @inlined
@@ -52,62 +53,114 @@ def queries_of_layer_1(packed, chunk, table, tokens, start, n, sizes):
 
 
 @inlined
-def attend(packed, chunk, one, b, sizes):
-    """Layer 0's pattern (its rows e^scores and their scale), what layer 1 sees through it, and layer 1's pattern."""
-    n_ctx, n_tok, m1, m2 = sizes.n_ctx, sizes.n_tok, sizes.m1, sizes.m2
-    d0, wide = sizes.d0, sizes.wide_ctx
-    x, xb, q = chunk.x, b * sizes.wide_ctx, chunk.q
-    rows, scale, r, reached, p = one.rows, one.scale, one.r, one.reached, one.p
-    for m in range(m2):
+def ask(chunk, one, b, sizes):
+    """What layer 1 gives to each position as embedded, the first part of its scores, and to each as it was attended."""
+    n_ctx, n_tok, m1, d0, wide = sizes.n_ctx, sizes.n_tok, sizes.m1, sizes.d0, sizes.wide_ctx
+    x, xb, q = chunk.x, b * wide, chunk.q
+    for m in range(sizes.m2):
         qm = (m * CHUNK + b) * sizes.wide_q
         for v in range(0, n_ctx, LANES):
-            store(p, m * wide + v, spread(q, qm, x, xb, n_tok, v))
+            store(one.p, m * wide + v, spread(q, qm, x, xb, n_tok, v))
             for h in range(m1):
                 value = spread(q, qm + (1 + h) * d0, x, xb, n_tok, v)
-                store(r, (m * m1 + h) * wide + v, keep_first(value, n_ctx - v, 0.0))
-    for h in range(m1):
-        for i in range(0, n_ctx, ROWS):
-            at = h * sizes.wide_rows + i * wide
-            four_rows_of_weights(packed, h, i, x, xb, sizes, one.tables, rows, at, scale, h * wide + i)
-            for m in range(m2):
-                four_dots(rows, at, wide, r, (m * m1 + h) * wide, i + ROWS, reached, (m * m1 + h) * wide + i)
-        for v in range(0, n_ctx, LANES):
-            z = keep_first(inverse(load(scale, h * wide + v)), n_ctx - v, 0.0)
-            store(scale, h * wide + v, z)
-            for m in range(m2):
-                mh = (m * m1 + h) * wide
-                through = load(reached, mh + v) * z
-                store(reached, mh + v, through)
-                add_to(p, m * wide + v, through)
-    for m in range(m2):
-        softmax(p, m * wide, n_ctx)
+                store(one.r, (m * m1 + h) * wide + v, keep_first(value, n_ctx - v, 0.0))
+    for v in range(0, sizes.m2 * m1 * wide, LANES):
+        store(one.mixed, v, splat(0.0))
 
 
 @inlined
-def add_pattern(one, pattern, sizes):
-    """Add layer 0's pattern to the sum that a recording wants."""
-    n_ctx, m1 = sizes.n_ctx, sizes.m1
+def rows_of_layer_0(packed, chunk, one, band, b, first, sizes):
+    """A band of rows of layer 0's pattern from `first` on, e^scores and their scale; layer 1's scores are added to."""
+    n_ctx, m1, m2, wide = sizes.n_ctx, sizes.m1, sizes.m2, sizes.wide_ctx
+    x, xb, end = chunk.x, b * wide, min(first + sizes.band, n_ctx)
     for h in range(m1):
-        for i in range(n_ctx):
+        for i in range(first, end, ROWS):
+            at = h * sizes.wide_rows + (i - first) * wide
+            four_rows_of_weights(packed, h, i, x, xb, sizes, band.tables, band.rows, at, one.scale, h * wide + i)
+            for m in range(m2):
+                mh = (m * m1 + h) * wide
+                four_dots(band.rows, at, wide, one.r, mh, i + ROWS, one.reached, mh + i)
+        for v in range(first, end, LANES):
+            z = keep_first(inverse(load(one.scale, h * wide + v)), n_ctx - v, 0.0)
+            store(one.scale, h * wide + v, z)
+            for m in range(m2):
+                mh = (m * m1 + h) * wide
+                through = load(one.reached, mh + v) * z
+                store(one.reached, mh + v, through)
+                add_to(one.p, m * wide + v, through)
+
+
+@inlined
+def mix_rows(one, band, m, first, sizes):
+    """Add a band of rows to what head m of layer 1 brings together, each times e^(its score - the largest so far).
+
+    When a larger score comes, what was added shrinks: Milakov & Gimelshein (2018), algorithm 3.
+    """
+    n_ctx, m1, wide = sizes.n_ctx, sizes.m1, sizes.wide_ctx
+    end, top = min(first + sizes.band, n_ctx), splat(-np.inf)
+    for v in range(first, end, LANES):
+        scores = keep_first(load(one.p, m * wide + v), n_ctx - v, -np.inf)
+        store(one.p, m * wide + v, scores)
+        top = larger(scores, top)
+    largest, total, number = largest_of(top), splat(0.0), m * wide + first // sizes.band
+    if first > 0:
+        before = entry(one.tops, number - 1)
+        largest = max(largest, before)
+        shrink = exp_of_negative(splat(before - largest))
+        for h in range(m1):
+            for v in range((m * m1 + h) * wide, (m * m1 + h) * wide + first, LANES):
+                store(one.mixed, v, load(one.mixed, v) * shrink)
+        total = load(one.totals, m * LANES) * shrink
+    one.tops[number] = largest
+    for v in range(first, end, LANES):
+        weights = exp_of_negative(load(one.p, m * wide + v) - largest)
+        store(one.p, m * wide + v, weights)
+        total = total + weights
+        for h in range(m1):
+            store(band.through, h * wide + v, weights * load(one.scale, h * wide + v))
+    store(one.totals, m * LANES, total)
+    for h in range(m1):
+        for i in range(first, end, ROWS):
+            at = h * sizes.wide_rows + (i - first) * wide
+            add_four_rows(band.through, h * wide + i, band.rows, at, wide, i + ROWS, one.mixed, (m * m1 + h) * wide)
+
+
+@inlined
+def settle(one, sizes):
+    """What the bands left in units of their own: layer 1's pattern, and what it brings together of layer 0's."""
+    n_ctx, m1, wide, band = sizes.n_ctx, sizes.m1, sizes.wide_ctx, sizes.band
+    last = (n_ctx - 1) // band
+    for m in range(sizes.m2):
+        scale = np.float32(1.0) / sum_of(load(one.totals, m * LANES))
+        for number in range(last + 1):
+            shrink = (
+                exp_of_negative(splat(entry(one.tops, m * wide + number) - entry(one.tops, m * wide + last))) * scale
+            )
+            for v in range(number * band, min((number + 1) * band, n_ctx), LANES):
+                store(one.p, m * wide + v, load(one.p, m * wide + v) * shrink)
+        for v in range(m * m1 * wide, (m + 1) * m1 * wide, LANES):
+            store(one.mixed, v, load(one.mixed, v) * scale)
+
+
+@inlined
+def add_pattern(one, band, pattern, first, sizes):
+    """Add a band of layer 0's pattern to the sum that a recording wants."""
+    n_ctx, wide = sizes.n_ctx, sizes.wide_ctx
+    for h in range(sizes.m1):
+        for i in range(first, min(first + sizes.band, n_ctx)):
             for v in range(0, i + 1, LANES):
-                value = load(one.rows, h * sizes.wide_rows + i * sizes.wide_ctx + v) * one.scale[h * sizes.wide_ctx + i]
-                add_to(pattern, (h * n_ctx + i) * sizes.wide_ctx + v, value)
+                value = load(band.rows, h * sizes.wide_rows + (i - first) * wide + v) * entry(one.scale, h * wide + i)
+                add_to(pattern, (h * n_ctx + i) * wide + v, value)
 
 
 @inlined
 def write_outputs(chunk, one, b, m, sizes):
     """What head m of layer 1 brings together: a block as embedded, and one a head of layer 0."""
-    n_ctx, m1, d0, wide, x_at = sizes.n_ctx, sizes.m1, sizes.d0, sizes.wide_ctx, b * sizes.wide_ctx
+    m1, d0, wide, xb = sizes.m1, sizes.d0, sizes.wide_ctx, b * sizes.wide_ctx
     out = b * sizes.wide_features + d0 * ((1 + m1) * (1 + m) - 1)
-    write_block(one.p, m * wide, chunk.x, x_at, sizes, chunk.features, out)
+    write_block(one.p, m * wide, chunk.x, xb, sizes, chunk.features, out)
     for h in range(m1):
-        for v in range(0, n_ctx, LANES):
-            store(one.through, v, load(one.p, m * wide + v) * load(one.scale, h * wide + v))
-            store(one.mixed, v, splat(0.0))
-        for i in range(0, n_ctx, ROWS):
-            at = h * sizes.wide_rows + i * wide
-            add_four_rows(one.through, i, one.rows, at, wide, i + ROWS, one.mixed, 0)
-        write_block(one.mixed, 0, chunk.x, x_at, sizes, chunk.features, out + d0 * (1 + h))
+        write_block(one.mixed, (m * m1 + h) * wide, chunk.x, xb, sizes, chunk.features, out + d0 * (1 + h))
 
 
 @inlined
