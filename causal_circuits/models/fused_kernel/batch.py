@@ -35,45 +35,6 @@ from causal_circuits.simd.lanes import FLAGS, inlined
 from causal_circuits.simd.sources import fingerprint, made_from
 
 
-@inlined
-def through_attention(room, targets, start, begin, end, watched, sizes):
-    """A group of sequences forward to the loss, returned, and back, all through a band of rows, then the next."""
-    packed, sums, chunk, band = room.packed, room.sums, room.chunk, room.band
-    for b in range(begin, end):
-        ask(chunk, scratch_of(room, b - begin, sizes), b, sizes)
-    for first in range(0, sizes.n_ctx, sizes.band):
-        for b in range(begin, end):
-            one = scratch_of(room, b - begin, sizes)
-            rows_of_layer_0(packed, chunk, one, band, b, first, sizes)
-            if watched:
-                add_pattern(one, band, sums.pattern, first, sizes)
-            for m in range(sizes.m2):
-                mix_rows(one, band, m, first, sizes)
-    loss = 0.0
-    for b in range(begin, end):
-        one = scratch_of(room, b - begin, sizes)
-        settle(one, sizes)
-        for m in range(sizes.m2):
-            write_outputs(chunk, one, b, m, sizes)
-        loss += logits_and_loss(packed, chunk, targets, start, b, sizes)
-        reach_features(packed, chunk, one, b, sizes)
-        reach_pattern_of_layer_1(chunk, one, b, sizes)
-    for first in range(0, sizes.n_ctx, sizes.band):
-        for b in range(begin, end):
-            one = scratch_of(room, b - begin, sizes)
-            if sizes.group > 1:
-                rows_again(packed, chunk, band, b, first, sizes)
-            for m in range(sizes.m2):
-                pass_through_layer_1(one, band, m, first, sizes)
-                back_through_layer_0(chunk, one, band, sums, b, m, first, sizes)
-    for b in range(begin, end):
-        one = scratch_of(room, b - begin, sizes)
-        if watched:
-            add_pattern_gradient(one, sums.d_pattern, sizes)
-        write_queries(chunk, one, b, sizes)
-    return loss
-
-
 def batch_gradient(tokens, targets, weights, gradients, watched, share, memory, four):
     """Fill `gradients` with those of `share` times the loss summed over a batch; return the summed loss.
 
@@ -96,8 +57,39 @@ def batch_gradient(tokens, targets, weights, gradients, watched, share, memory, 
     for start in range(0, len(tokens), CHUNK):
         n = min(CHUNK, len(tokens) - start)
         queries_of_layer_1(packed, chunk, band.tables, tokens, start, n, sizes)
-        for b in range(0, n, sizes.group):
-            loss += through_attention(room, targets, start, b, min(b + sizes.group, n), watched.size > 0, sizes)
+        for begin in range(0, n, sizes.group):
+            end = min(begin + sizes.group, n)
+            for b in range(begin, end):
+                ask(chunk, scratch_of(room, b - begin, sizes), b, sizes)
+            for first in range(0, sizes.n_ctx, sizes.band):
+                for b in range(begin, end):
+                    one = scratch_of(room, b - begin, sizes)
+                    rows_of_layer_0(packed, chunk, one, band, b, first, sizes)
+                    if watched.size > 0:
+                        add_pattern(one, band, sums.pattern, first, sizes)
+                    for m in range(sizes.m2):
+                        mix_rows(one, band, m, first, sizes)
+            for b in range(begin, end):
+                one = scratch_of(room, b - begin, sizes)
+                settle(one, sizes)
+                for m in range(sizes.m2):
+                    write_outputs(chunk, one, b, m, sizes)
+                loss += logits_and_loss(packed, chunk, targets, start, b, sizes)
+                reach_features(packed, chunk, one, b, sizes)
+                reach_pattern_of_layer_1(chunk, one, b, sizes)
+            for first in range(0, sizes.n_ctx, sizes.band):
+                for b in range(begin, end):
+                    one = scratch_of(room, b - begin, sizes)
+                    if sizes.group > 1:
+                        rows_again(packed, chunk, band, b, first, sizes)
+                    for m in range(sizes.m2):
+                        pass_through_layer_1(one, band, m, first, sizes)
+                        back_through_layer_0(chunk, one, band, sums, b, m, first, sizes)
+            for b in range(begin, end):
+                one = scratch_of(room, b - begin, sizes)
+                if watched.size > 0:
+                    add_pattern_gradient(one, sums.d_pattern, sizes)
+                write_queries(chunk, one, b, sizes)
         add_dense_products(packed, chunk, sums, n, sizes)
         back_through_last_rows(chunk, band, sums, n, watched.size > 0, sizes)
     unpack(sums, gradients, watched, share, sizes)
