@@ -60,16 +60,16 @@ def freeze(from_sequences: int = 0) -> None:
 def gradient_on_all_cores(model: object, batch: cc.Batch) -> Callable[[], object]:
     """A function that computes the fused gradient of a batch, the batch shared out over torch's number of threads."""
     n_threads, n = torch.get_num_threads(), len(batch)
-    weights = tuple(np.ascontiguousarray(weight.numpy()) for weight in fused.live_weights(model))
+    weights = tuple(np.ascontiguousarray(weight.numpy()).reshape(1, -1) for weight in fused.live_weights(model))
     kernel, share = fused.kernel_for(fused.sizes_of(model)), np.float32(1 / n)
-    nothing = np.empty((0, 0, 0, 0), np.float32)
-    tokens, targets = batch.tokens.numpy(), batch.target_probs.numpy()
+    nothing, losses = np.empty((0, 0, 0, 0, 0), np.float32), np.empty(n_threads)
+    tokens, targets = batch.tokens.numpy()[None], batch.target_probs.numpy()[None]
     sums = [tuple(np.empty_like(weight) for weight in weights) for _ in range(n_threads)]
     pool = ThreadPoolExecutor(n_threads)
 
-    def part(thread: int) -> float:
-        rows = slice(n * thread // n_threads, n * (thread + 1) // n_threads)
-        return kernel(tokens[rows], targets[rows], weights, sums[thread], nothing, share)
+    def part(thread: int) -> None:
+        rows, loss = slice(n * thread // n_threads, n * (thread + 1) // n_threads), losses[thread : thread + 1]
+        kernel(tokens[:, rows], targets[:, rows], weights, sums[thread], nothing, share, loss)
 
     return lambda: list(pool.map(part, range(n_threads)))
 

@@ -32,7 +32,7 @@ from causal_circuits import simd
 from causal_circuits.models.layout import has_layout, layout_of
 
 Sizes = tuple[int, int, int, int]
-Weights = tuple[np.ndarray, np.ndarray, np.ndarray]
+Weights = tuple[np.ndarray, ...]
 
 # A run of this many sequences pays for a kernel compiled for its own sizes (half a minute, up to twice as fast).
 FREEZE_FROM = 2**24
@@ -86,23 +86,22 @@ def live_weights(model: HookedTransformer) -> tuple[Tensor, Tensor, Tensor]:
 def fused_step(model: HookedTransformer, tokens: Tensor, target_probs: Tensor) -> FusedStep:
     """Set `.grad` of the trainable parameters to the gradient of the mean loss on a batch, and return its record."""
     sizes, live = sizes_of(model), live_weights(model)
-    first, second, unembed = (np.ascontiguousarray(weight.numpy()) for weight in live)
-    weights, gradients = (first, second, unembed), (np.empty_like(first), np.empty_like(second), np.empty_like(unembed))
-    watched = np.empty((2, sizes[2], sizes[0], sizes[0]), np.float32)
-    share = np.float32(1.0 / len(tokens))
-    batch = tokens.contiguous().numpy(), target_probs.contiguous().numpy()
-    loss = kernel_for(sizes)(*batch, weights, gradients, watched, share)
+    weights = tuple(np.ascontiguousarray(weight.numpy()).reshape(1, -1) for weight in live)
+    gradients = tuple(np.empty_like(weight) for weight in weights)
+    watched, losses = np.empty((1, 2, sizes[2], sizes[0], sizes[0]), np.float32), np.empty(1)
+    batch = tokens.contiguous().numpy()[None], target_probs.contiguous().numpy()[None]
+    kernel_for(sizes)(*batch, weights, gradients, watched, np.float32(1.0 / len(tokens)), losses)
     parameters = (model.blocks[0].attn.W_Q, model.blocks[1].attn.W_Q, model.unembed.W_U)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
+    for parameter, gradient, weight in zip(parameters, gradients, live, strict=True):
         parameter.grad = torch.zeros_like(parameter)
-        parameter.grad[tuple(slice(size) for size in gradient.shape)] = torch.from_numpy(gradient)
+        parameter.grad[tuple(slice(size) for size in weight.shape)] = torch.from_numpy(gradient).view(weight.shape)
     n_tok = sizes[1]
-    score_gradient = torch.from_numpy(gradients[0][:, n_tok:, n_tok:].copy())
-    attention, weight_gradient = torch.from_numpy(watched)
-    return FusedStep(loss * float(share), attention, score_gradient, weight_gradient)
+    score_gradient = torch.from_numpy(gradients[0].reshape(live[0].shape)[:, n_tok:, n_tok:].copy())
+    attention, weight_gradient = torch.from_numpy(watched[0])
+    return FusedStep(float(losses[0]), attention, score_gradient, weight_gradient)
 
 
-Kernel = Callable[[np.ndarray, np.ndarray, Weights, Weights, np.ndarray, np.float32], float]
+Kernel = Callable[[np.ndarray, np.ndarray, Weights, Weights, np.ndarray, np.float32, np.ndarray], None]
 
 
 def kernel_for(sizes: Sizes, n_sequences: int = 0) -> Kernel:

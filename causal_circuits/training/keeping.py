@@ -148,8 +148,9 @@ class Keeper:
     def _save(self, step: int, run: FusedRun | StructuredRun, checkpoints: Checkpoints) -> None:
         run.write_back()
         weights = weights_of(self._models)
-        if not all(isfinite(float(weight.sum())) for weight in weights.values()):
-            raise self._divergence("a weight became no number", step - 1, 0)
+        wrong = [name for name, weight in weights.items() if not isfinite(float(weight.sum()))]
+        if wrong:
+            raise self._divergence("a weight", "became no number", step - 1, int(wrong[0].partition(".")[0]))
         tensors = {f"weights.{name}": weight for name, weight in weights.items()} | run.optimizer_state()
         tensors["losses"] = torch.from_numpy(self.losses[:step])
         for member, store in enumerate(self.stores):
@@ -164,17 +165,16 @@ class Keeper:
             for store, record in zip(self.stores, self.records(step), strict=True):
                 store.write_index(record)
 
-    def check(self, step: int, gradients_finite: bool) -> None:
-        """Raise a DivergenceError unless the losses and gradients of a step are numbers."""
+    def check(self, step: int, without_gradient: int | None) -> None:
+        """Raise a DivergenceError unless the losses and gradients of a step are numbers (or one member's are not)."""
         losses = self.losses[step]
         if not isfinite(float(losses.sum())):
             member = int(np.flatnonzero(~np.isfinite(losses))[0])
-            whose = f" of member {member}" if len(self._configs) > 1 else ""
-            raise self._divergence(f"the loss{whose} became {losses[member]}", step, member)
-        if not gradients_finite:
-            raise self._divergence("a gradient became no number", step, 0)
+            raise self._divergence("the loss", f"became {losses[member]}", step, member)
+        if without_gradient is not None:
+            raise self._divergence("a gradient", "became no number", step, without_gradient)
 
-    def _divergence(self, what: str, step: int, member: int) -> DivergenceError:
+    def _divergence(self, what: str, became: str, step: int, member: int) -> DivergenceError:
         ends = np.cumsum([stage.steps for stage in self._configs[member].stages])
         stage = self._configs[member].stages[int(np.searchsorted(ends, step, side="right"))]
         good = "no checkpoint was kept"
@@ -184,7 +184,8 @@ class Keeper:
         advice = f"lower the learning rate (now {stage.learning_rate})"
         if dtype.itemsize < 4:  # torch's optimisers do not get far there, whatever the rate
             advice = f"train in float32, with model.float(): this model is in {str(dtype).removeprefix('torch.')}"
-        message = f"{what} at step {step:,}: {advice}; {good}"
+        whose = f" of member {member}" if len(self._configs) > 1 else ""
+        message = f"{what}{whose} {became} at step {step:,}: {advice}; {good}"
         return DivergenceError(message, step, member, self._saved or None)
 
     def _seconds(self) -> float:

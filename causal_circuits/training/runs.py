@@ -68,10 +68,10 @@ class StructuredRun:
     def write_back(self) -> None:
         """Nothing to do: the model itself is trained."""
 
-    def gradients_finite(self) -> bool:
-        """Whether every gradient of this step is a number."""
+    def without_gradient(self) -> int | None:
+        """Which member has a gradient that is no number, if there is one."""
         gradients = (p.grad for p in trainable_parameters(self._model).values() if p.grad is not None)
-        return all(isfinite(float(gradient.sum())) for gradient in gradients)
+        return None if all(isfinite(float(gradient.sum())) for gradient in gradients) else 0
 
     def update(self) -> None:
         """One step of the optimiser."""
@@ -98,9 +98,12 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Job:
-    """A thread's piece of work: sequences of one member to differentiate, and to draw for the step to come."""
+    """A thread's piece of work: sequences to differentiate, and to draw for the step to come.
 
-    index: int
+    Of several members, all sequences; of one, some: then `places`, where their results go, is one of the member's.
+    """
+
+    places: slice
     batch: tuple[np.ndarray, np.ndarray]
     weights: Weights
     sums: Weights
@@ -160,13 +163,17 @@ class FusedRun:
         self._gradients = _Stacks(n, shapes)
         self._sums = self._gradients.whole[None] if parts == 1 else torch.zeros(parts, len(self._gradients.whole))
         self._parts, self._whole = self._sums.numpy(), self._gradients.whole.numpy()
-        self._jobs = [self._job(member, part, parts) for member in range(n) for part in range(parts)]
-        self._losses = np.zeros(len(self._jobs))
+        self._losses = np.zeros(n * parts)
         self._total, self._add_up = 0.0, compiled_sum()
-        self._nothing = self._watched = np.empty((len(self._jobs), 0, 0, 0, 0), np.float32)
+        self._nothing = self._watched = np.empty((n * parts, 0, 0, 0, 0), np.float32)
         self._uniform = np.tri(first.n_ctx, dtype=np.float32) / np.arange(1, first.n_ctx + 1, dtype=np.float32)[:, None]
         self._pool = ThreadPoolExecutor(n_threads)
-        self._shares = [self._jobs[thread::n_threads] for thread in range(min(n_threads, len(self._jobs)))]
+        if parts == 1:
+            ends = [n * thread // n_threads for thread in range(n_threads + 1)]
+            self._shares = [[self._job(slice(*members), 0, 1)] for members in pairwise(ends)]
+        else:
+            jobs = [self._job(slice(i, i + 1), part, parts) for i in range(n) for part in range(parts)]
+            self._shares = [jobs[thread::n_threads] for thread in range(min(n_threads, len(jobs)))]
         self._draws_its_own = all(task.counts for task in tasks)  # otherwise one job draws what several have just used
         self._groups = [
             Updates(leaves, stages, f"{group}", start, compiled=True)
@@ -176,26 +183,28 @@ class FusedRun:
         self._start(self._step, differentiate=False)
         self._differentiate(self._turn, 0)
 
-    def _job(self, member: int, part: int, parts: int) -> "_Job":
-        size, task = self._configs[0].batch_size, self._tasks[member]
+    def _job(self, members: slice, part: int, parts: int) -> "_Job":
+        size = self._configs[0].batch_size
         rows = slice(size * part // parts, size * (part + 1) // parts)
-        if task.counts:
+        sums = _Stacks(len(self._models), self._weights.shapes, self._sums[part])
+        return _Job(
+            places=slice(members.start * parts + part, (members.stop - 1) * parts + part + 1),
+            batch=(self._tokens[members, rows], self._targets[members, rows]),
+            weights=tuple(stack[members].numpy() for stack in self._weights.flat),
+            sums=tuple(stack[members].numpy() for stack in sums.flat),
+            pieces=tuple(self._pieces(members, rows)),
+        )
+
+    def _pieces(self, members: slice, rows: slice) -> "Iterator[_Piece]":
+        """What is to be drawn for some rows of some members' batches."""
+        for member in range(members.start, members.stop):
+            task, tokens, targets = self._tasks[member], self._tokens[member], self._targets[member]
+            fill = task.filler((self._configs[member].seed, TRAINING_STREAM))
             starts = range(rows.start, rows.stop, DRAWN_AT_ONCE)
             cuts = [slice(start, min(start + DRAWN_AT_ONCE, rows.stop)) for start in starts]
-        else:  # such a task draws a batch from one stream
-            cuts = [slice(0, size)] if part == 0 else []
-        sums = _Stacks(len(self._models), self._weights.shapes, self._sums[part])
-        first, second, unembed = (stack[member].numpy() for stack in self._weights.views)
-        d_first, d_second, d_unembed = (stack[member].numpy() for stack in sums.views)
-        fill = task.filler((self._configs[member].seed, TRAINING_STREAM))
-        tokens, targets = self._tokens[member], self._targets[member]
-        return _Job(
-            index=member * parts + part,
-            batch=(tokens[rows], targets[rows]),
-            weights=(first, second, unembed),
-            sums=(d_first, d_second, d_unembed),
-            pieces=tuple(_Piece((tokens[cut], targets[cut]), cut.start, fill) for cut in cuts),
-        )
+            if not task.counts:  # such a task draws a batch from one stream
+                cuts = [slice(0, len(tokens))] if rows.start == 0 else []
+            yield from (_Piece((tokens[cut], targets[cut]), cut.start, fill) for cut in cuts)
 
     def _leaves(self) -> Iterator[tuple[dict[str, torch.nn.Parameter], tuple[Stage, ...]]]:
         """For each run of members with equal stages, their part of every stack as parameters with gradients."""
@@ -226,8 +235,8 @@ class FusedRun:
         """The gradients of a thread's share."""
         try:
             for job in self._shares[thread] if turn.differentiate else ():
-                loss = self._kernel(*job.batch, job.weights, job.sums, self._watched[job.index], self._share)
-                self._losses[job.index] = loss * float(self._share)
+                watched, losses = self._watched[job.places], self._losses[job.places]
+                self._kernel(*job.batch, job.weights, job.sums, watched, self._share, losses)
         finally:
             turn.differentiated[thread].set()
 
@@ -264,7 +273,7 @@ class FusedRun:
         """
         n_ctx, _, n_heads, _ = sizes_of(self._models[0])
         if record is not None and (record.attention or record.weight_gradients):
-            self._watched = np.empty((len(self._jobs), 2, n_heads, n_ctx, n_ctx), np.float32)
+            self._watched = np.empty((len(self._losses), 2, n_heads, n_ctx, n_ctx), np.float32)
         else:
             self._watched = self._nothing
         self._finish()
@@ -279,9 +288,12 @@ class FusedRun:
         self._total = self._add_up(self._parts, self._whole)
         return self._losses.reshape(len(self._models), -1).sum(axis=1)[self._place]
 
-    def gradients_finite(self) -> bool:
-        """Whether every gradient of this step is a number."""
-        return isfinite(self._total)
+    def without_gradient(self) -> int | None:
+        """Which member has a gradient that is no number, if there is one."""
+        if isfinite(self._total):
+            return None
+        sums = sum(np.abs(flat.numpy()).sum(axis=1) for flat in self._gradients.flat)[self._place]
+        return int(np.flatnonzero(~np.isfinite(sums))[0] if not np.isfinite(sums).all() else sums.argmax())
 
     def update(self) -> None:
         """One step of every optimiser."""

@@ -175,22 +175,22 @@ def exponentials(weights, at, n, out, to):
 
 
 @inlined
-def pack_scores(first, h, packed, sizes):
+def pack_scores(first, start, h, packed, sizes):
     """The exponentials of layer 0's weights; if their tables are too wide, the weights as they are."""
     n_ctx, n_tok, d0 = sizes.n_ctx, sizes.n_tok, sizes.d0
     by_position = by_token = np.float32(0.0)
     for i in range(n_ctx):
-        row, at = h * n_ctx + i, (h * d0 + n_tok + i) * d0
+        row, at = h * n_ctx + i, start + (h * d0 + n_tok + i) * d0
         exponentials(first, at + n_tok, i + 1, packed.pp, row * sizes.wide_ctx)
         by_position = max(by_position, exponentials(first, at, n_tok, packed.pt, row * sizes.wide_tok))
     for t in range(n_tok):
-        row, at = h * n_tok + t, (h * d0 + t) * d0
+        row, at = h * n_tok + t, start + (h * d0 + t) * d0
         spread = exponentials(first, at + n_tok, n_ctx, packed.tp, row * sizes.wide_ctx)
         spread += exponentials(first, at, n_tok, packed.tt, row * sizes.wide_tok)
         by_token = max(by_token, spread)
     packed.gap[h] = by_position + by_token
     if not packed.gap[h] < WIDEST_GAP:
-        copy(first, h * d0 * d0, d0 * d0, packed.a1, h * d0 * d0, 1.0)
+        copy(first, start + h * d0 * d0, d0 * d0, packed.a1, h * d0 * d0, 1.0)
 
 
 @inlined
@@ -210,23 +210,26 @@ def copy_turned(source, at, stride, n_rows, n_columns, out, to, out_stride, fact
 
 
 @inlined
-def pack(weights, packed, sizes):
-    """The weights as the kernel reads them."""
+def pack(weights, member, packed, sizes):
+    """The weights of a member as the kernel reads them."""
     first, second, unembed = weights
     n_tok, d0, d1, dense = sizes.n_tok, sizes.d0, sizes.d1, sizes.dense
+    of_second, of_unembed = member * second.shape[1], member * unembed.shape[1]
     for h in range(sizes.m1):
-        pack_scores(first, h, packed, sizes)
+        pack_scores(first, member * first.shape[1], h, packed, sizes)
     for m in range(sizes.m2):
         for start in range(0, d1, PANEL):
             panel, n = d1 * (m * panels(d1) + start), min(PANEL, d1 - start)
             for row in range(d1):
-                copy(second, (m * d1 + row) * d1 + start, n, packed.a2, panel + row * PANEL, 1.0)
+                copy(second, of_second + (m * d1 + row) * d1 + start, n, packed.a2, panel + row * PANEL, 1.0)
         for start in range(0, dense, PANEL):
             panel, n = d1 * (m * panels(dense) + start), min(PANEL, dense - start)
-            copy_turned(second, (m * d1 + d0 + start) * d1, d1, n, d1, packed.a2_t, panel, PANEL, 1.0)
+            at = of_second + (m * d1 + d0 + start) * d1
+            copy_turned(second, at, d1, n, d1, packed.a2_t, panel, PANEL, 1.0)
     for row in range(d0):
-        copy(unembed, row * n_tok, n_tok, packed.w, row * sizes.wide_tok, 1.0)
-    copy_turned(unembed, d0 * n_tok, n_tok, sizes.n_features, n_tok, packed.w_t, 0, sizes.wide_features, 1.0)
+        copy(unembed, of_unembed + row * n_tok, n_tok, packed.w, row * sizes.wide_tok, 1.0)
+    at = of_unembed + d0 * n_tok
+    copy_turned(unembed, at, n_tok, sizes.n_features, n_tok, packed.w_t, 0, sizes.wide_features, 1.0)
 
 
 @inlined
@@ -240,12 +243,13 @@ def clear(sums, watched):
 
 
 @inlined
-def unpack(sums, gradients, watched, share, sizes):
-    """The sums times `share`, without the padding."""
+def unpack(sums, member, gradients, watched, share, sizes):
+    """The sums of a member times `share`, without the padding."""
     first, second, unembed = gradients
+    of_second, of_unembed = member * second.shape[1], member * unembed.shape[1]
     n_ctx, n_tok, d0, d1, wide = sizes.n_ctx, sizes.n_tok, sizes.d0, sizes.d1, sizes.wide_ctx
     for h in range(sizes.m1):
-        by_token = h * d0 * d0
+        by_token = member * first.shape[1] + h * d0 * d0
         by_position = by_token + n_tok * d0
         for i in range(n_ctx):
             copy(sums.pp, (h * n_ctx + i) * wide, n_ctx, first, by_position + i * d0 + n_tok, share)
@@ -255,13 +259,16 @@ def unpack(sums, gradients, watched, share, sizes):
             copy(sums.tt, (h * n_tok + s) * sizes.wide_tok, n_tok, first, by_token + s * d0, share)
     for m in range(sizes.m2):
         for row in range(d1):
-            copy(sums.a2, (m * (d1 + ROWS) + row) * sizes.wide_d1, d1, second, (m * d1 + row) * d1, share)
+            copy(sums.a2, (m * (d1 + ROWS) + row) * sizes.wide_d1, d1, second, of_second + (m * d1 + row) * d1, share)
     for row in range(d0):
-        copy(sums.w, row * sizes.wide_tok, n_tok, unembed, row * n_tok, share)
-    copy_turned(sums.w_t, 0, sizes.wide_features, n_tok, sizes.n_features, unembed, d0 * n_tok, n_tok, share)
+        copy(sums.w, row * sizes.wide_tok, n_tok, unembed, of_unembed + row * n_tok, share)
+    at = of_unembed + d0 * n_tok
+    copy_turned(sums.w_t, 0, sizes.wide_features, n_tok, sizes.n_features, unembed, at, n_tok, share)
     if watched.size > 0:
-        for row in range(sizes.m1 * n_ctx):
-            copy(sums.pattern, row * wide, n_ctx, watched, row * n_ctx, share)
+        n_rows = sizes.m1 * n_ctx
+        for row in range(n_rows):
+            to = (2 * member * n_rows + row) * n_ctx
+            copy(sums.pattern, row * wide, n_ctx, watched, to, share)
             for v in range(0, n_ctx, LANES):
                 value = keep_first(load(sums.d_pattern, row * wide + v) * share, row % n_ctx + 1 - v, 0.0)
-                store_first(watched, (sizes.m1 * n_ctx + row) * n_ctx + v, n_ctx - v, value)
+                store_first(watched, to + n_rows * n_ctx + v, n_ctx - v, value)

@@ -35,65 +35,67 @@ from causal_circuits.simd.lanes import FLAGS, inlined
 from causal_circuits.simd.sources import fingerprint, made_from
 
 
-def batch_gradient(tokens, targets, weights, gradients, watched, share, memory, four):
-    """Fill `gradients` with those of `share` times the loss summed over a batch; return the summed loss.
+def batch_gradient(tokens, targets, weights, gradients, watched, share, losses, memory, four):
+    """Fill `losses` with `share` times the loss of each member summed over its batch, `gradients` with its gradients.
 
     Args:
-        tokens, targets: [batch, n_ctx] and [batch, n_tok].
-        weights: A1 [m1, d0, d0], A2 [m2, d1, d1] and W_U [d_model, n_tok].
+        tokens, targets: [member, batch, n_ctx] and [member, batch, n_tok].
+        weights: A1 [m1, d0, d0], A2 [m2, d1, d1] and W_U [d_model, n_tok], each [member, entry]; rows may be longer.
         gradients: three arrays of the same shapes.
-        watched: [2, m1, n_ctx, n_ctx], layer 0's pattern summed over the batch times `share` and the gradient that
-            reaches it; or anything empty.
+        watched: [member, 2, m1, n_ctx, n_ctx], layer 0's pattern summed over the batch times `share` and the gradient
+            that reaches it; or anything empty.
         share: one over the number of sequences that the loss is a mean of.
+        losses: [member], float64.
         memory: `arrays.allocate(four)`, a thread's own.
         four: n_ctx, n_tok, m1, m2.
     """
     sizes = all_sizes(four)
     room = carve(memory[0], memory[1], sizes)[0]
     packed, sums, chunk, band = room.packed, room.sums, room.chunk, room.band
-    pack(weights, packed, sizes)
-    clear(sums, watched.size > 0)
-    loss = 0.0
-    for start in range(0, len(tokens), CHUNK):
-        n = min(CHUNK, len(tokens) - start)
-        queries_of_layer_1(packed, chunk, band.tables, tokens, start, n, sizes)
-        for begin in range(0, n, sizes.group):
-            end = min(begin + sizes.group, n)
-            for b in range(begin, end):
-                ask(chunk, scratch_of(room, b - begin, sizes), b, sizes)
-            for first in range(0, sizes.n_ctx, sizes.band):
+    for member in range(len(tokens)):
+        pack(weights, member, packed, sizes)
+        clear(sums, watched.size > 0)
+        loss = 0.0
+        for start in range(0, tokens.shape[1], CHUNK):
+            n = min(CHUNK, tokens.shape[1] - start)
+            queries_of_layer_1(packed, chunk, band.tables, tokens, member, start, n, sizes)
+            for begin in range(0, n, sizes.group):
+                end = min(begin + sizes.group, n)
+                for b in range(begin, end):
+                    ask(chunk, scratch_of(room, b - begin, sizes), b, sizes)
+                for first in range(0, sizes.n_ctx, sizes.band):
+                    for b in range(begin, end):
+                        one = scratch_of(room, b - begin, sizes)
+                        rows_of_layer_0(packed, chunk, one, band, b, first, sizes)
+                        if watched.size > 0:
+                            add_pattern(one, band, sums.pattern, first, sizes)
+                        for m in range(sizes.m2):
+                            mix_rows(one, band, m, first, sizes)
                 for b in range(begin, end):
                     one = scratch_of(room, b - begin, sizes)
-                    rows_of_layer_0(packed, chunk, one, band, b, first, sizes)
+                    settle(one, sizes)
+                    for m in range(sizes.m2):
+                        write_outputs(chunk, one, b, m, sizes)
+                    loss += logits_and_loss(packed, chunk, targets, member, start, b, sizes)
+                    reach_features(packed, chunk, one, b, sizes)
+                    reach_pattern_of_layer_1(chunk, one, b, sizes)
+                for first in range(0, sizes.n_ctx, sizes.band):
+                    for b in range(begin, end):
+                        one = scratch_of(room, b - begin, sizes)
+                        if sizes.group > 1:
+                            rows_again(packed, chunk, band, b, first, sizes)
+                        for m in range(sizes.m2):
+                            pass_through_layer_1(one, band, m, first, sizes)
+                            back_through_layer_0(chunk, one, band, sums, b, m, first, sizes)
+                for b in range(begin, end):
+                    one = scratch_of(room, b - begin, sizes)
                     if watched.size > 0:
-                        add_pattern(one, band, sums.pattern, first, sizes)
-                    for m in range(sizes.m2):
-                        mix_rows(one, band, m, first, sizes)
-            for b in range(begin, end):
-                one = scratch_of(room, b - begin, sizes)
-                settle(one, sizes)
-                for m in range(sizes.m2):
-                    write_outputs(chunk, one, b, m, sizes)
-                loss += logits_and_loss(packed, chunk, targets, start, b, sizes)
-                reach_features(packed, chunk, one, b, sizes)
-                reach_pattern_of_layer_1(chunk, one, b, sizes)
-            for first in range(0, sizes.n_ctx, sizes.band):
-                for b in range(begin, end):
-                    one = scratch_of(room, b - begin, sizes)
-                    if sizes.group > 1:
-                        rows_again(packed, chunk, band, b, first, sizes)
-                    for m in range(sizes.m2):
-                        pass_through_layer_1(one, band, m, first, sizes)
-                        back_through_layer_0(chunk, one, band, sums, b, m, first, sizes)
-            for b in range(begin, end):
-                one = scratch_of(room, b - begin, sizes)
-                if watched.size > 0:
-                    add_pattern_gradient(one, sums.d_pattern, sizes)
-                write_queries(chunk, one, b, sizes)
-        add_dense_products(packed, chunk, sums, n, sizes)
-        back_through_last_rows(chunk, band, sums, n, watched.size > 0, sizes)
-    unpack(sums, gradients, watched, share, sizes)
-    return loss
+                        add_pattern_gradient(one, sums.d_pattern, sizes)
+                    write_queries(chunk, one, b, sizes)
+            add_dense_products(packed, chunk, sums, n, sizes)
+            back_through_last_rows(chunk, band, sums, n, watched.size > 0, sizes)
+        unpack(sums, member, gradients, watched, share, sizes)
+        losses[member] = loss * share
 
 
 _gradient = inlined(batch_gradient)
@@ -102,19 +104,19 @@ KERNEL = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
 
 
 @cache
-def compiled() -> Callable[..., float]:
+def compiled() -> Callable[..., None]:
     """`batch_gradient` for all sizes."""
     return numba.njit(**KERNEL, fastmath=set(FLAGS))(made_from(batch_gradient, FOLDER))
 
 
 @cache
-def compiled_for(four: tuple[int, int, int, int]) -> Callable[..., float]:
+def compiled_for(four: tuple[int, int, int, int]) -> Callable[..., None]:
     """`batch_gradient` without its last argument: sizes become constants, so loops are unrolled and sums folded."""
     n_ctx, n_tok, m1, m2 = four
     sources = fingerprint(FOLDER)
 
-    def frozen(tokens, targets, weights, gradients, watched, share, memory):
+    def frozen(tokens, targets, weights, gradients, watched, share, losses, memory):
         sources  # noqa: B018  # see `simd.sources`
-        return _gradient(tokens, targets, weights, gradients, watched, share, memory, (n_ctx, n_tok, m1, m2))
+        return _gradient(tokens, targets, weights, gradients, watched, share, losses, memory, (n_ctx, n_tok, m1, m2))
 
     return numba.njit(**KERNEL)(unwrap(frozen))

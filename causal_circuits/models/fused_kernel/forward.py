@@ -23,7 +23,7 @@ from causal_circuits.simd.vectors import entry, inverse, keep_first, larger, lar
 
 
 @inlined
-def queries_of_layer_1(packed, chunk, table, tokens, start, n, sizes):
+def queries_of_layer_1(packed, chunk, table, tokens, member, start, n, sizes):
     """The last row of layer 0's pattern, its outputs, and the query that layer 1 makes of them: q = residual A2."""
     n_ctx, n_tok, m1, m2 = sizes.n_ctx, sizes.n_tok, sizes.m1, sizes.m2
     last = n_ctx - 1
@@ -32,7 +32,7 @@ def queries_of_layer_1(packed, chunk, table, tokens, start, n, sizes):
     for b in range(n):
         xb = b * sizes.wide_ctx
         for k in range(n_ctx):
-            x[xb + k] = tokens[start + b, k]
+            x[xb + k] = tokens[member, start + b, k]
         for h in range(m1):
             at = (b * m1 + h) * sizes.wide_ctx
             z = np.float32(1.0) / row_of_weights(packed, h, last, x, xb, sizes, table, p_last, at)
@@ -164,7 +164,7 @@ def write_outputs(chunk, one, b, m, sizes):
 
 
 @inlined
-def logits_and_loss(packed, chunk, targets, start, b, sizes):
+def logits_and_loss(packed, chunk, targets, member, start, b, sizes):
     """The loss of a sequence; its logits' gradient, softmax(logits) - target, takes their place."""
     n_tok, last = sizes.n_tok, sizes.n_ctx - 1
     logits, at, token = chunk.d_logits, b * sizes.wide_tok, entry(chunk.x, b * sizes.wide_ctx + last)
@@ -176,9 +176,9 @@ def logits_and_loss(packed, chunk, targets, start, b, sizes):
         add_to(logits, at + v, load(packed.w, (n_tok + last) * sizes.wide_tok + v))
     loss, total_target = 0.0, np.float32(0.0)
     for s in range(n_tok):
-        total_target += targets[start + b, s]
-        loss -= targets[start + b, s] * logits[at + s]
+        total_target += targets[member, start + b, s]
+        loss -= targets[member, start + b, s] * logits[at + s]
     loss += total_target * softmax(logits, at, n_tok)
     for s in range(n_tok):
-        logits[at + s] = total_target * logits[at + s] - targets[start + b, s]
+        logits[at + s] = total_target * logits[at + s] - targets[member, start + b, s]
     return loss
