@@ -254,11 +254,11 @@ from causal_circuits.simd.lanes import LANES
 from causal_circuits.simd.philox import vectors_of_key
 from causal_circuits.tasks.compiled import sampler
 from causal_circuits.tasks.draws import gamma_constants
-alphas, tokens, targets = np.full(4, 0.1), np.empty((8, 4), np.int64), np.empty((8, 2), np.float32)
+alphas, tokens, targets = np.full(4, 0.1), np.empty((1, 8, 4), np.int64), np.empty((1, 8, 2), np.float32)
 parents, degrees = np.array([[0], [0], [1], [0], [3]]), np.array([0, 1, 1, -1, 1])
-plan = np.repeat(gamma_constants(alphas), LANES, axis=1), np.zeros(2, np.int64), parents, degrees, 1
-sampler()(*plan, vectors_of_key((1, 2)), 0, tokens, targets)
-assert np.allclose(targets.sum(axis=1), 1) and "torch" not in sys.modules
+plan = np.repeat(gamma_constants(alphas), LANES, axis=1), np.zeros(2, np.int64), parents[None], degrees[None], 1
+sampler()(*plan, vectors_of_key((1, 2))[None], 0, tokens, targets)
+assert np.allclose(targets.sum(axis=2), 1) and "torch" not in sys.modules
 cells = {{name: cell.cell_contents for name, cell in zip(sampler().__code__.co_freevars, sampler().__closure__)}}
 print(sum(cells["compiled"].stats.cache_hits.values()))
 """

@@ -272,20 +272,28 @@ def rows_at_once(n_tok):
 
 @cache
 def sampler():  # numba's dispatcher has no useful static type
-    """`_sample`, compiled: a function of all its arguments but the memory, which every thread keeps."""
+    """`_sample_all`, compiled: a function of all its arguments but the memory, which every thread keeps."""
     compiled = numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(
-        made_from(_sample, __file__, draws.__file__)
+        made_from(_sample_all, __file__, draws.__file__)
     )
     memory = KeptPerThread(allocate)
 
-    def sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens, targets):
-        n_tok = targets.shape[1]
-        room = memory(alpha.shape[1] // (n_tok * LANES), n_tok, tokens.shape[1])
-        compiled(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens, targets, room)
+    def sample(alpha, first_row, parents, degrees, n_roots_law, keys, start, tokens, targets):
+        n_tok = targets.shape[2]
+        room = memory(alpha.shape[1] // (n_tok * LANES), n_tok, tokens.shape[2])
+        compiled(alpha, first_row, parents, degrees, n_roots_law, keys, start, tokens, targets, room)
 
     return sample
 
 
+def _sample_all(alpha, first_row, parents, degrees, n_roots_law, keys, start, tokens, targets, room):
+    """Fill tokens [member, n, n_ctx] and targets [member, n, d_vocab]: see `_sample`; keys are [member, word]."""
+    for member in range(len(tokens)):
+        of_member = parents[member], degrees[member], n_roots_law, keys[member], start, tokens[member], targets[member]
+        _sample(alpha, first_row, *of_member, room)
+
+
+@inlined
 def _sample(alpha, first_row, parents, degrees, n_roots_law, key, start, tokens, targets, room):
     """Fill tokens [n, n_ctx] and targets [n, d_vocab] with sequences start, start + 1, ... of a stream.
 

@@ -181,22 +181,8 @@ class InContextTask:
         Where `counts` holds, the stream is the same however it is cut into calls; elsewhere each call draws from a
         stream of its own, named by (seed, place).
         """
-        try:
-            sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"seed must be a non-negative integer or a sequence of them: got {seed!r}") from error
-        if not self.counts:
-            return partial(self._fill_from_stream, sequence)
-        if not simd.available():
-            return partial(self._fill_by_counting, _draws.key_of(sequence))
-        from causal_circuits.simd.lanes import LANES
-        from causal_circuits.simd.philox import vectors_of_key
-        from causal_circuits.tasks.compiled import sampler  # needs numba
-
-        constants, *plan = self._sampling_plan
-        constants, key = np.repeat(constants, LANES, axis=1), vectors_of_key(_draws.key_of(sequence))
-        fill = sampler()
-        return lambda tokens, target_probs, first: fill(constants, *plan, key, first, tokens, target_probs)
+        fill = filler_of([self], [seed])
+        return lambda tokens, target_probs, first: fill(tokens[None], target_probs[None], first)
 
     def stream(self, seed: Seed) -> Callable[[int, int], Batch]:
         """A function (n, first) -> `n` sequences of a seed's stream from its place `first` on, on one thread."""
@@ -386,3 +372,42 @@ def _checked_kernel(kernel: np.ndarray, n_parents: int, d_vocab: int) -> Float[n
             f"each row of a kernel must sum to 1: found a row that sums to {worst:.6g}; divide by the row sums"
         )
     return (kernel / sums[..., None]).reshape(len(kernel), d_vocab**n_parents, d_vocab)
+
+
+def filler_of(tasks: Sequence[InContextTask], seeds: Sequence[Seed]) -> Filler:
+    """`InContextTask.filler` for several: of tokens [member, batch, n_ctx] and target_probs [member, batch, d_vocab].
+
+    Tasks that differ in their graphs alone are drawn from in one compiled call.
+    """
+    sequences = [_seed_sequence(seed) for seed in seeds]
+    plans = [task._sampling_plan for task in tasks if task.counts and simd.available()]
+    alike = {(plan[0].tobytes(), plan[1].tobytes(), plan[2].shape, plan[4]) for plan in plans}
+    if len(plans) == len(tasks) and len(alike) == 1:
+        from causal_circuits.simd.lanes import LANES
+        from causal_circuits.simd.philox import vectors_of_key
+        from causal_circuits.tasks.compiled import sampler  # needs numba
+
+        constants, first_row, _, _, roots = plans[0]
+        parents, degrees = (np.stack([plan[which] for plan in plans]) for which in (2, 3))
+        keys = np.stack([vectors_of_key(_draws.key_of(sequence)) for sequence in sequences])
+        fill = partial(sampler(), np.repeat(constants, LANES, axis=1), first_row, parents, degrees, roots, keys)
+        return lambda tokens, target_probs, first: fill(first, tokens, target_probs)
+    if len(tasks) > 1:
+        each = [filler_of([task], [sequence]) for task, sequence in zip(tasks, sequences, strict=True)]
+
+        def fill_each(tokens: np.ndarray, target_probs: np.ndarray, first: int) -> None:
+            for member, fill_one in enumerate(each):
+                fill_one(tokens[member : member + 1], target_probs[member : member + 1], first)
+
+        return fill_each
+    (task,), (sequence,) = tasks, sequences
+    by_counting = partial(task._fill_by_counting, _draws.key_of(sequence))
+    alone = by_counting if task.counts else partial(task._fill_from_stream, sequence)
+    return lambda tokens, target_probs, first: alone(tokens[0], target_probs[0], first)
+
+
+def _seed_sequence(seed: Seed) -> np.random.SeedSequence:
+    try:
+        return seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"seed must be a non-negative integer or a sequence of them: got {seed!r}") from error

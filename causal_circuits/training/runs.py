@@ -19,7 +19,7 @@ from causal_circuits.models import HookedTransformer
 from causal_circuits.models.fused import Weights, kernel_for, live_weights, sizes_of
 from causal_circuits.recording import RecordAt, Snapshot
 from causal_circuits.tasks import Batch, InContextTask
-from causal_circuits.tasks.task import Filler
+from causal_circuits.tasks.task import Filler, filler_of
 from causal_circuits.training.checkpoints import State
 from causal_circuits.training.recipe import Stage, TrainConfig
 from causal_circuits.training.steps import gradient_step, take_snapshot, trainable_parameters
@@ -168,13 +168,13 @@ class FusedRun:
         self._nothing = self._watched = np.empty((n * parts, 0, 0, 0, 0), np.float32)
         self._uniform = np.tri(first.n_ctx, dtype=np.float32) / np.arange(1, first.n_ctx + 1, dtype=np.float32)[:, None]
         self._pool = ThreadPoolExecutor(n_threads)
+        self._draws_its_own = all(task.counts for task in tasks)  # otherwise one job draws what several have just used
         if parts == 1:
             ends = [n * thread // n_threads for thread in range(n_threads + 1)]
             self._shares = [[self._job(slice(*members), 0, 1)] for members in pairwise(ends)]
         else:
             jobs = [self._job(slice(i, i + 1), part, parts) for i in range(n) for part in range(parts)]
             self._shares = [jobs[thread::n_threads] for thread in range(min(n_threads, len(jobs)))]
-        self._draws_its_own = all(task.counts for task in tasks)  # otherwise one job draws what several have just used
         self._groups = [
             Updates(leaves, stages, f"{group}", start, compiled=True)
             for group, (leaves, stages) in enumerate(self._leaves())
@@ -196,15 +196,17 @@ class FusedRun:
         )
 
     def _pieces(self, members: slice, rows: slice) -> "Iterator[_Piece]":
-        """What is to be drawn for some rows of some members' batches."""
-        for member in range(members.start, members.stop):
-            task, tokens, targets = self._tasks[member], self._tokens[member], self._targets[member]
-            fill = task.filler((self._configs[member].seed, TRAINING_STREAM))
-            starts = range(rows.start, rows.stop, DRAWN_AT_ONCE)
+        """What is to be drawn for some rows of some members' batches, of several small ones at once."""
+        size, starts = self._configs[0].batch_size, range(rows.start, rows.stop, DRAWN_AT_ONCE)
+        together = max(1, DRAWN_AT_ONCE // size) if self._draws_its_own else 1
+        for start in range(members.start, members.stop, together):
+            group = slice(start, min(start + together, members.stop))
+            tasks, configs = self._tasks[group], self._configs[group]
             cuts = [slice(start, min(start + DRAWN_AT_ONCE, rows.stop)) for start in starts]
-            if not task.counts:  # such a task draws a batch from one stream
-                cuts = [slice(0, len(tokens))] if rows.start == 0 else []
-            yield from (_Piece((tokens[cut], targets[cut]), cut.start, fill) for cut in cuts)
+            if not tasks[0].counts:  # such a task draws a batch from one stream
+                cuts = [slice(0, size)] if rows.start == 0 else []
+            fill = filler_of(tasks, [(config.seed, TRAINING_STREAM) for config in configs])
+            yield from (_Piece((self._tokens[group, cut], self._targets[group, cut]), cut.start, fill) for cut in cuts)
 
     def _leaves(self) -> Iterator[tuple[dict[str, torch.nn.Parameter], tuple[Stage, ...]]]:
         """For each run of members with equal stages, their part of every stack as parameters with gradients."""
