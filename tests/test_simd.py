@@ -193,6 +193,36 @@ def test_columns_are_added_to_the_rows_that_an_index_names(seed: int) -> None:
     assert np.abs(table - expected).max() < 1e-5
 
 
+@numba.njit
+def _first(source, n, out):
+    vectors.store_first(out, 0, n, vectors.load_first(source, 0, n))
+
+
+@pytest.mark.parametrize("n", [-3, 0, 1, LANES - 1, LANES, LANES + 5])
+def test_the_first_lanes_alone_are_read_and_written(n: int) -> None:
+    source, out = np.arange(1.0, 2 * LANES + 1, dtype=np.float32), np.full(2 * LANES, -1.0, np.float32)
+    _first(source, n, out)
+    there = min(max(n, 0), LANES)
+    assert (out[:there] == source[:there]).all()
+    assert (out[there:] == -1.0).all()
+
+
+@numba.njit
+def _turn_over(source, stride, n_rows, n_columns, out, out_stride):
+    columns.turn_over(source, 0, stride, n_rows, n_columns, out, 0, out_stride, 2.0)
+
+
+@given(st.integers(1, LANES + 2), st.integers(1, LANES + 2))
+def test_matrices_are_turned_over(n_rows: int, n_columns: int) -> None:
+    """Every entry that is asked for, up to a square of vectors; everything else stays as it was."""
+    source = np.random.default_rng(n_rows).normal(size=(n_rows, n_columns + 1)).astype(np.float32)
+    out = np.full((n_columns, n_rows + 3), np.nan, np.float32)
+    _turn_over(source.reshape(-1), n_columns + 1, n_rows, n_columns, out.reshape(-1), n_rows + 3)
+    expected, rows, there = np.full_like(out, np.nan), min(n_rows, LANES), min(n_columns, LANES)
+    expected[:there, :rows] = 2.0 * source[:rows, :there].T
+    assert np.array_equal(out, expected, equal_nan=True)
+
+
 KERNEL = """
 import numba
 from piece import piece

@@ -19,6 +19,7 @@ from test_graphs import dag_parents, forest_parents
 import causal_circuits as cc
 from causal_circuits.simd.lanes import LANES
 from causal_circuits.tasks import compiled, kernels
+from causal_circuits.tasks import task as task_module
 
 CYCLE = np.roll(np.eye(4), 1, axis=1)  # token t is always followed by t + 1: a chain of period 4
 KERNEL = np.array([[0.7, 0.2, 0.1], [0.05, 0.05, 0.9], [0.3, 0.6, 0.1]])
@@ -211,6 +212,23 @@ def test_far_places_of_a_stream_are_the_same_without_numba(monkeypatch: pytest.M
     vectorised = task.stream(1)(8, far)
     assert torch.equal(compiled.tokens, vectorised.tokens)
     torch.testing.assert_close(compiled.target_probs, vectorised.target_probs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("numba_there", [True, False])
+def test_several_tasks_at_once_are_drawn_as_each_alone(numba_there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs alone different; in-degrees and concentrations too; one whose sequences have no numbers of their own."""
+    monkeypatch.setattr(task_module.simd, "available", lambda: numba_there)
+    graphs = cc.chain_graph(8), cc.random_forest(8, seed=3), cc.ngram_graph(8, 2)
+    trees = [cc.InContextTask(graph, d_vocab=3, alpha=0.5) for graph in graphs[:2]]
+    others = [cc.InContextTask(graphs[2], d_vocab=3), cc.InContextTask(graphs[0], d_vocab=3, alpha=1e-4)]
+    assert not others[1].counts
+    for tasks in (trees, trees + others):
+        tokens, targets = np.empty((len(tasks), 40, 8), np.int64), np.empty((len(tasks), 40, 3), np.float32)
+        task_module.filler_of(tasks, range(len(tasks)))(tokens, targets, 100)
+        for seed, task in enumerate(tasks):
+            alone = task.stream(seed)(40, 100)
+            assert np.array_equal(tokens[seed], alone.tokens.numpy())
+            assert np.array_equal(targets[seed], alone.target_probs.numpy())
 
 
 def test_a_longer_batch_begins_with_the_shorter_one(chain_task: cc.InContextTask) -> None:
