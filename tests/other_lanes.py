@@ -46,5 +46,5 @@ def check(n_lanes: int, d_vocab: int, n_ctx: int, n_heads: tuple[int, int]) -> N
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         n_lanes = pretend_to_be_another_machine(folder)
-        for sizes in ((3, 6, (2, 1)), (5, 18, (1, 2)), (19, 7, (1, 1)), (40, 5, (1, 1))):
+        for sizes in ((3, 6, (2, 1)), (5, 18, (1, 2)), (19, 7, (1, 1)), (40, 5, (1, 1)), (3, 520, (1, 1))):
             check(n_lanes, *sizes)

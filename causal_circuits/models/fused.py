@@ -13,6 +13,10 @@ Backward, with c_h[k] the gradient that reaches u_h[k]:
     dp = c_0 + sum_h P_h c_h;   dt = p (dp - p.dp);   dP_h = p (x) c_h + dt (x) r_h      (rank two)
     dS_h = P_h (dP_h - rowsum), whose row sums are p (P_h c_h) + dt (P_h r_h): already at hand.
 
+p.dp is the product of the outputs p and u_h with what reaches them, c_0 and c_h, so dt is known as soon as a row of
+P_h c_h is: rows of P are needed a band at a time. In long contexts, whose rows do not fit the cache, they are not kept
+but computed again on the way back, and u_h is summed relative to the largest score so far (an online softmax).
+
 The batch sum of dS_h is the gradient of A's position-position block, so recording it costs nothing. e^scores is a
 product of entries of four tables, the exponentials of A's blocks, which are taken once a batch; only if a row's largest
 product could underflow (`fused_kernel.arrays.WIDEST_GAP`) is the exponential of every score taken. The arithmetic

@@ -1,6 +1,10 @@
 # mypy: ignore-errors
 # (numba types what stands here; to mypy the operators of a compiled vector mean nothing)
-"""The gradient of a batch: a chunk of sequences forward and back at a time, sums over all of them."""
+"""The gradient of a batch: a chunk of sequences forward and back at a time, sums over all of them.
+
+The chunk's dense products are done together. Through the patterns its sequences go in groups: each by itself while its
+rows fit the cache, otherwise all through one band of rows, then the next (`arrays.KEPT`).
+"""
 
 from collections.abc import Callable
 from functools import cache
@@ -63,7 +67,7 @@ def batch_gradient(tokens, targets, weights, gradients, watched, share, losses, 
                 end = min(begin + sizes.group, n)
                 for b in range(begin, end):
                     ask(chunk, scratch_of(room, b - begin, sizes), b, sizes)
-                for first in range(0, sizes.n_ctx, sizes.band):
+                for first in range(0, sizes.n_ctx, sizes.band):  # forward, a band of rows after the other
                     for b in range(begin, end):
                         one = scratch_of(room, b - begin, sizes)
                         rows_of_layer_0(packed, chunk, one, band, b, first, sizes)
@@ -71,7 +75,7 @@ def batch_gradient(tokens, targets, weights, gradients, watched, share, losses, 
                             add_pattern(one, band, sums.pattern, first, sizes)
                         for m in range(sizes.m2):
                             mix_rows(one, band, m, first, sizes)
-                for b in range(begin, end):
+                for b in range(begin, end):  # to the loss, and back to what layer 1 brings together
                     one = scratch_of(room, b - begin, sizes)
                     settle(one, sizes)
                     for m in range(sizes.m2):
@@ -79,7 +83,7 @@ def batch_gradient(tokens, targets, weights, gradients, watched, share, losses, 
                     loss += logits_and_loss(packed, chunk, targets, member, start, b, sizes)
                     reach_features(packed, chunk, one, b, sizes)
                     reach_pattern_of_layer_1(chunk, one, b, sizes)
-                for first in range(0, sizes.n_ctx, sizes.band):
+                for first in range(0, sizes.n_ctx, sizes.band):  # back through the bands
                     for b in range(begin, end):
                         one = scratch_of(room, b - begin, sizes)
                         if sizes.group > 1:
