@@ -2,7 +2,8 @@
 
 A causal graph is a `networkx.DiGraph` whose nodes are the context positions ``0 .. n_ctx - 1`` and one
 more node, ``n_ctx``: the *target*, the token to be predicted. An edge goes parent -> child, and a parent
-always precedes its child.
+always precedes its child. A node may have a "label", which figures show. `graph.graph["target"]` says that the last
+node is the target: the functions here write it, and a graph without a query that does not say it brings a warning.
 
 Two families (Nichani, Damian & Lee 2024, sections 2 and 6):
 
@@ -11,16 +12,18 @@ Two families (Nichani, Damian & Lee 2024, sections 2 and 6):
 * **general DAGs.** Positions have up to k parents, and so has the target.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
 import numpy as np
+from torch import Tensor
 
 from causal_circuits.display import short_list, table_html
 
-Parents = Sequence[int | Sequence[int] | None]
+Parents = Sequence[int | np.integer | Sequence[int] | np.ndarray | Tensor | None] | np.ndarray | Tensor
 
 
 # Far beyond what an [n_ctx, n_ctx] matrix of attention allows; a larger number is a slip, and would fill the memory.
@@ -60,8 +63,8 @@ def random_forest(n_ctx: int, root_probability: float = 0.5, seed: int | np.rand
     _check_n_ctx(n_ctx)
     if not 0 <= root_probability <= 1:
         raise ValueError(f"root_probability must lie in [0, 1]: got {root_probability}; 0.5 is the paper's value")
-    if not isinstance(seed, np.random.Generator) and seed < 0:
-        raise ValueError(f"seed must be a non-negative integer: got {seed}")
+    if not isinstance(seed, np.random.Generator) and (not _is_integer(seed) or seed < 0):
+        raise ValueError(f"seed must be a non-negative integer: got {seed!r}")
     generator = np.random.default_rng(seed)
     parents: list[int | None] = [None]
     for position in range(1, n_ctx - 1):
@@ -80,8 +83,8 @@ def ngram_graph(n_ctx: int, order: int) -> nx.DiGraph:
     [(0, 2), (1, 2), (1, 3), (2, 3), (2, 4), (3, 4)]
     """
     _check_n_ctx(n_ctx)
-    if not 1 <= order < n_ctx:
-        raise ValueError(f"an n-gram's order must lie in 1 .. n_ctx - 1 = {n_ctx - 1}: got {order}")
+    if not _is_integer(order) or not 1 <= order < n_ctx:
+        raise ValueError(f"an n-gram's order must be an integer in 1 .. n_ctx - 1 = {n_ctx - 1}: got {order!r}")
     parents = [() if i < order else tuple(range(i - order, i)) for i in range(n_ctx + 1)]
     return _named(f"{order + 1}-gram", graph_from_parents(parents))
 
@@ -92,7 +95,7 @@ def graph_from_parents(parents: Parents) -> nx.DiGraph:
     Args:
         parents: one entry a position. *Forest*: ``n_ctx - 1`` entries, each an int, or None or -1 for a
             root; the query position and the target follow by themselves. *General*: if any entry is a
-            list or tuple, ``n_ctx + 1`` entries, the target's parents last, ``[]`` for a root.
+            list, tuple or array, ``n_ctx + 1`` entries, the target's parents last, ``[]`` for a root.
 
     Raises:
         ValueError: the list is empty, an entry is no position, parents are repeated, out of order or after the child.
@@ -102,16 +105,17 @@ def graph_from_parents(parents: Parents) -> nx.DiGraph:
     >>> sorted(graph_from_parents([[], [], [0, 1], [1, 2]]).edges)    # n_ctx 3, two parents each
     [(0, 2), (1, 2), (1, 3), (2, 3)]
     """
+    parents = _plain(parents)
     if isinstance(parents, str | bytes | dict) or not isinstance(parents, Iterable):
         raise ValueError(f"parents must be a list with one entry a position: got {type(parents).__name__}")
-    entries = list(parents)
+    entries = [_plain(entry) for entry in parents]
     if not entries:
         raise ValueError("a graph needs at least one position before the query: got an empty list of parents")
     general = any(isinstance(entry, list | tuple) for entry in entries)
     n_ctx = len(entries) - 1 if general else len(entries) + 1
     if n_ctx < 1:
         raise ValueError("a graph needs at least one context position: got only the target's parents")
-    graph = nx.DiGraph()
+    graph = nx.DiGraph(target=n_ctx)
     graph.add_nodes_from(range(n_ctx + 1))
     for child, entry in enumerate(entries):
         for parent in _entry_parents(child, entry, n_ctx):
@@ -123,38 +127,49 @@ def graph_from_parents(parents: Parents) -> nx.DiGraph:
 
 
 def graph_from_digraph(digraph: nx.DiGraph) -> nx.DiGraph:
-    """The forest or DAG with a query and a target added behind the nodes 0 .. n - 1 of any DiGraph.
+    """The forest with a query and a target added behind the nodes 0 .. n - 1 of a DiGraph, attributes included.
 
     The new query (node n) is the only parent of the new target (node n + 1), so positions may have at most
-    one parent. A DiGraph that already holds its target needs no conversion: every function takes it as it is.
+    one parent. A DiGraph that already holds its target needs no conversion: every function takes it as it is; say so
+    by ``networkx.DiGraph(edges, target=n_ctx)`` where it has no query.
 
-    >>> sorted(graph_from_digraph(nx.DiGraph([(0, 1), (1, 2)])).edges)
-    [(0, 1), (1, 2), (3, 4)]
+    >>> graph = graph_from_digraph(nx.DiGraph([(0, 1), (1, 2)]))
+    >>> sorted(graph.edges), graph.graph["target"]
+    ([(0, 1), (1, 2), (3, 4)], 4)
     """
     _check_digraph(digraph)
+    if "target" in digraph.graph:
+        raise ValueError(
+            f"a query and a target are added to a graph that has none: its target is {digraph.graph['target']}; "
+            'use it as it is, or take graph.graph["target"] away'
+        )
     n = digraph.number_of_nodes()
     crowded = [node for node in digraph if digraph.in_degree(node) > 1]
     if crowded:
         raise ValueError(
             f"a graph with a query gives each position at most one parent: position {crowded[0]} has "
-            f"{sorted(digraph.predecessors(crowded[0]))}; add the target node yourself to use several parents"
+            f"{list(parents_of(digraph, crowded[0]))}; add the target node yourself to use several parents"
         )
     graph = nx.DiGraph()
     graph.add_nodes_from(range(n + 2))
-    graph.add_edges_from(digraph.edges)
+    graph.add_nodes_from(digraph.nodes(data=True))
+    graph.add_edges_from((int(parent), int(child), facts) for parent, child, facts in digraph.edges(data=True))
     graph.add_edge(n, n + 1)
+    graph.graph.update(digraph.graph, target=n + 1)
     return graph
 
 
 def validate_graph(graph: nx.DiGraph) -> None:
     """Pass if `graph` is a causal graph; otherwise raise a ValueError that names rule, value and remedy.
 
+    A warning tells of a graph that has no query and does not say that its last node is the target, not a position.
+
     >>> validate_graph(nx.DiGraph([(1, 0)]))
     Traceback (most recent call last):
     ValueError: a parent must precede its child: edge 1 -> 0 in a graph over 1 positions; renumber the positions
     """
     _check_digraph(graph)
-    n_ctx = graph.number_of_nodes() - 1
+    n_ctx = n_ctx_of(graph)
     if n_ctx < 1:
         raise ValueError("a graph needs a context position and a target: got 1 node; add the target as the last node")
     if graph.in_degree(n_ctx) == 0:
@@ -162,33 +177,74 @@ def validate_graph(graph: nx.DiGraph) -> None:
             f"the target (the last node, {n_ctx}) needs a parent: it has none; "
             f"add an edge {n_ctx - 1} -> {n_ctx}, or use graph_from_digraph to add a query and a target"
         )
+    if graph.graph.get("target", n_ctx) != n_ctx:
+        raise ValueError(
+            f'the target must be the last node, {n_ctx}: graph.graph["target"] is {graph.graph["target"]!r}; '
+            "correct it, or take it away and use graph_from_digraph to add a query and a target"
+        )
+    if "target" not in graph.graph and not has_query(graph):
+        warnings.warn(
+            f"the last node, {n_ctx}, is taken as the target, behind {n_ctx} positions: if it is a position, use "
+            f'graph_from_digraph to add a query and a target; if it is the target, say graph.graph["target"] = {n_ctx}',
+            stacklevel=2,
+        )
 
 
 def _check_digraph(graph: nx.DiGraph) -> None:
-    if not isinstance(graph, nx.DiGraph):
-        raise ValueError(f"a causal graph must be a networkx.DiGraph: got {type(graph).__name__}")
+    """Raise a ValueError unless it is a DiGraph over the nodes 0 .. n - 1 whose edges all point forward."""
+    _check_type(graph)
     n_nodes = graph.number_of_nodes()
     if n_nodes == 0:
         raise ValueError("a graph needs at least one position: got an empty graph")
-    if set(graph.nodes) != set(range(n_nodes)):
-        strange: list[Hashable] = [node for node in graph if node not in range(n_nodes)]
+    strange = [node for node in graph if not _is_integer(node) or not 0 <= node < n_nodes]
+    if strange:
         raise ValueError(
-            f"nodes must be the positions 0 .. {n_nodes - 1}: got {strange[0]!r}; relabel with networkx.relabel_nodes"
+            f"nodes must be the positions 0 .. {n_nodes - 1} as integers: got {strange[0]!r}; "
+            f"relabel them by {_relabelling(graph)}"
         )
-    if not nx.is_directed_acyclic_graph(graph):
+    backward = [edge for edge in graph.edges if edge[0] >= edge[1]]
+    if backward and not nx.is_directed_acyclic_graph(graph):
         cycle = [edge[0] for edge in nx.find_cycle(graph)]
         loop = " -> ".join(str(node) for node in [*cycle, cycle[0]])
         raise ValueError(f"a causal graph has no cycle: found {loop}; remove one of these edges")
-    for parent, child in graph.edges:
-        if parent >= child:
-            raise ValueError(
-                f"a parent must precede its child: edge {parent} -> {child} in a graph over {n_nodes - 1} positions; "
-                "renumber the positions"
-            )
+    for parent, child in backward:
+        raise ValueError(
+            f"a parent must precede its child: edge {parent} -> {child} in a graph over {n_nodes - 1} positions; "
+            "renumber the positions"
+        )
+
+
+def _check_type(graph: nx.DiGraph) -> None:
+    if not isinstance(graph, nx.DiGraph):
+        raise ValueError(
+            f"a causal graph must be a networkx.DiGraph: got {type(graph).__name__}; "
+            "make one of (parent, child) pairs by networkx.DiGraph(edges), or of a list by graph_from_parents"
+        )
+    if graph.is_multigraph():
+        raise ValueError(
+            f"a causal graph must be a networkx.DiGraph: got {type(graph).__name__}; networkx.DiGraph(graph) keeps one "
+            "of parallel edges"
+        )
+
+
+def _relabelling(graph: nx.DiGraph) -> str:
+    """The call that turns a graph's nodes into 0 .. n - 1."""
+    numbers = {int(node) for node in graph if str(node).isdecimal() or (isinstance(node, float) and node.is_integer())}
+    for first, change in ((0, "int"), (1, "lambda node: int(node) - 1")):
+        if numbers == set(range(first, first + len(graph))):
+            return f"networkx.relabel_nodes(graph, {change})"
+    labelled = any("label" in facts for _, facts in graph.nodes(data=True))
+    kept = "" if labelled else ', label_attribute="label"'
+    return f"networkx.convert_node_labels_to_integers(graph{kept}), which numbers them in their order"
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def n_ctx_of(graph: nx.DiGraph) -> int:
     """The number of context positions (the target not counted)."""
+    _check_type(graph)
     return graph.number_of_nodes() - 1
 
 
@@ -198,7 +254,10 @@ def parents_of(graph: nx.DiGraph, node: int) -> tuple[int, ...]:
     >>> parents_of(chain_graph(5), 2), parents_of(chain_graph(5), 0)
     ((1,), ())
     """
-    return tuple(sorted(graph.predecessors(node)))
+    _check_type(graph)
+    if node not in graph:
+        raise ValueError(f"a node must be one of the graph's, 0 .. {n_ctx_of(graph)}: got {node!r}")
+    return tuple(sorted(int(parent) for parent in graph.predecessors(node)))
 
 
 def has_query(graph: nx.DiGraph) -> bool:
@@ -207,6 +266,7 @@ def has_query(graph: nx.DiGraph) -> bool:
     >>> has_query(chain_graph(5)), has_query(ngram_graph(5, order=2))
     (True, False)
     """
+    _check_digraph(graph)
     target = n_ctx_of(graph)
     in_degrees = [graph.in_degree(node) for node in graph]
     return max(in_degrees) <= 1 and parents_of(graph, target) == (target - 1,) and graph.in_degree(target - 1) == 0
@@ -220,6 +280,7 @@ def graph_parents(graph: nx.DiGraph) -> list[int | None] | list[list[int]]:
     >>> graph_parents(ngram_graph(3, order=2))
     [[], [], [0, 1], [1, 2]]
     """
+    _check_digraph(graph)
     n_ctx = n_ctx_of(graph)
     if n_ctx == 1 or not has_query(graph):  # one position is too few for the short form
         return [list(parents_of(graph, node)) for node in range(n_ctx + 1)]
@@ -232,8 +293,8 @@ def latent_edges(graph: nx.DiGraph) -> set[tuple[int, int]]:
     >>> sorted(latent_edges(chain_graph(4)))
     [(0, 1), (1, 2)]
     """
-    edges = set(graph.edges)
-    if has_query(graph):
+    given, edges = has_query(graph), _edges(graph)
+    if given:
         edges.remove((n_ctx_of(graph) - 1, n_ctx_of(graph)))
     return edges
 
@@ -305,12 +366,15 @@ def compare_graphs(true: nx.DiGraph, found: nx.DiGraph) -> GraphRecovery:
     >>> compare_graphs(chain_graph(6), pairs_graph(6)).missing
     ((1, 2), (3, 4))
     """
+    for graph in (true, found):
+        _check_digraph(graph)
     if n_ctx_of(true) != n_ctx_of(found):
         raise ValueError(
-            f"graphs must cover the same positions to be compared: {n_ctx_of(true)} against {n_ctx_of(found)}"
+            f"graphs must cover the same positions to be compared: {n_ctx_of(true)} against {n_ctx_of(found)} "
+            "(the last node is the target); add what one of them lacks"
         )
     true_edges = latent_edges(true)
-    found_edges = set(found.edges) - (set(true.edges) - true_edges)  # the given edge, if any, is nobody's discovery
+    found_edges = _edges(found) - (_edges(true) - true_edges)  # the given edge, if any, is nobody's discovery
     hits = len(true_edges & found_edges)
     precision = hits / len(found_edges) if found_edges else 1.0
     recall = hits / len(true_edges) if true_edges else 1.0
@@ -325,24 +389,33 @@ def compare_graphs(true: nx.DiGraph, found: nx.DiGraph) -> GraphRecovery:
     )
 
 
+def _edges(graph: nx.DiGraph) -> set[tuple[int, int]]:
+    return {(int(parent), int(child)) for parent, child in graph.edges}
+
+
 def _named(name: str, graph: nx.DiGraph) -> nx.DiGraph:
     graph.graph["name"] = name
     return graph
 
 
 def _check_n_ctx(n_ctx: int) -> None:
-    if isinstance(n_ctx, bool) or not isinstance(n_ctx, int | np.integer) or n_ctx < 2:
+    if not _is_integer(n_ctx) or n_ctx < 2:
         raise ValueError(f"n_ctx must be an integer of at least 2 (one position and the query): got {n_ctx!r}")
     if n_ctx > MOST_POSITIONS:
         raise ValueError(f"n_ctx must be at most {MOST_POSITIONS:,} (attention is [n_ctx, n_ctx]): got {n_ctx:,}")
 
 
+def _plain(value: Any) -> Any:
+    """Lists and numbers in place of arrays and tensors."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic | Tensor) else value
+
+
 def _entry_parents(child: int, entry: object, n_ctx: int) -> list[int]:
     """The parents that one entry of a parents list names, each checked to lie in the context."""
-    is_root = entry is None or entry == -1
+    is_root = entry is None or (_is_integer(entry) and entry == -1)
     listed: list[Any] = list(entry) if isinstance(entry, list | tuple) else [] if is_root else [entry]
     for parent in listed:
-        if isinstance(parent, bool) or not isinstance(parent, int | np.integer):
+        if not _is_integer(parent):
             raise ValueError(
                 f"a parent must be an integer position, None or -1 for a root: got {parent!r} at position {child}"
             )

@@ -1,7 +1,12 @@
 """Causal graphs: named ones, the parents list, validation, comparison."""
 
+import json
+from pathlib import Path
+
 import networkx as nx
+import numpy as np
 import pytest
+import torch
 from assertions import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,6 +111,125 @@ def test_a_query_and_a_target_are_added_behind_a_digraph() -> None:
     assert cc.has_query(graph)
 
 
+def test_what_a_digraph_knows_of_its_nodes_and_edges_survives_the_conversion() -> None:
+    rain = nx.DiGraph([(0, 1, {"weight": 0.5})], name="weather")
+    rain.nodes[1]["label"] = "rain"
+    graph = cc.graph_from_digraph(rain)
+    assert graph.nodes[1] == {"label": "rain"}
+    assert graph.edges[0, 1] == {"weight": 0.5}
+    assert graph.graph == {"name": "weather", "target": 3}
+    assert graph.nodes[2] == graph.nodes[3] == graph.edges[2, 3] == {}
+    assert rain.graph == {"name": "weather"}
+
+
+@pytest.mark.parametrize("first", [0, 1, 0.0])
+def test_graphml_is_read_by_following_the_errors(first: float, tmp_path: Path) -> None:
+    """Each refusal names the call that helps; with it the same graph comes out, with the names of its nodes."""
+    there = nx.DiGraph([(0, 1), (0, 2)])
+    nx.set_node_attributes(there, {0: "wind", 1: "rain", 2: "snow"}, "label")
+    nx.write_graphml(nx.relabel_nodes(there, lambda node: node + first), tmp_path / "weather.graphml")
+    read = nx.read_graphml(tmp_path / "weather.graphml")
+    with pytest.raises(ValueError, match="relabel") as refusal:
+        cc.graph_from_digraph(read)
+    remedy = str(refusal.value).split("relabel them by ")[1].split(", which")[0]
+    graph = cc.graph_from_digraph(eval(remedy, {"networkx": nx, "graph": read}))
+    assert cc.compare_graphs(cc.graph_from_digraph(there), graph).exact
+    assert nx.get_node_attributes(graph, "label") == {0: "wind", 1: "rain", 2: "snow"}
+
+
+def test_named_nodes_are_numbered_and_keep_their_names_as_labels() -> None:
+    read = nx.DiGraph([("wind", "rain"), ("rain", "snow")])
+    with pytest.raises(ValueError, match="'wind'") as refusal:
+        cc.graph_from_digraph(read)
+    call = str(refusal.value).split("relabel them by ")[1].split(", which")[0]
+    graph = cc.graph_from_digraph(eval(call, {"networkx": nx, "graph": read}))
+    assert set(graph.edges) == edges((0, 1), (1, 2), (3, 4))
+    assert [graph.nodes[node].get("label") for node in graph] == ["wind", "rain", "snow", None, None]
+
+
+def test_a_path_over_six_positions_is_not_silently_five_positions_and_a_target() -> None:
+    path = nx.path_graph(6, create_using=nx.DiGraph)
+    with pytest.warns(UserWarning, match="the last node, 5, is taken as the target, behind 5 positions"):
+        task = cc.InContextTask(path, d_vocab=3)
+    assert task.n_ctx == 5
+    with pytest.warns(UserWarning, match="graph_from_digraph"):
+        cc.validate_graph(nx.DiGraph([(0, 2), (1, 2), (2, 3)]))
+    added = cc.graph_from_digraph(path)
+    assert cc.latent_edges(added) == set(path.edges)
+    assert cc.InContextTask(added, d_vocab=3).n_ctx == 7
+
+
+def test_a_graph_that_says_which_node_is_its_target_is_taken_at_its_word() -> None:
+    said = nx.DiGraph(nx.path_graph(6, create_using=nx.DiGraph).edges, target=5)
+    cc.validate_graph(said)  # no warning, which would be an error
+    assert cc.compare_graphs(said, cc.ngram_graph(5, order=1)).exact
+    for graph in (said, cc.ngram_graph(5, order=2), cc.chain_graph(5)):
+        assert_refused(lambda graph=graph: cc.graph_from_digraph(graph), "its target is 5", "as it is")
+    part = cc.ngram_graph(5, order=2).subgraph(range(4))
+    assert_refused(lambda: cc.validate_graph(part), "the target must be the last node, 3", "is 5", "correct it")
+
+
+@given(forest_parents())
+def test_positions_may_be_numpy_integers_or_come_as_arrays(parents: list[int | None]) -> None:
+    plain = cc.graph_from_parents(parents)
+    array = np.array([-1 if parent is None else parent for parent in parents])
+    given = [array, array.astype(np.int32), torch.from_numpy(array), tuple(array)]
+    made = [cc.graph_from_parents(parents) for parents in given]
+    made.append(nx.relabel_nodes(plain, np.int64))
+    for graph in made:
+        assert cc.compare_graphs(plain, graph).exact
+        assert cc.graph_parents(graph) == cc.graph_parents(plain)
+        assert json.loads(json.dumps(sorted(cc.latent_edges(graph)))) == [
+            list(e) for e in sorted(cc.latent_edges(plain))
+        ]
+
+
+def test_arrays_name_several_parents() -> None:
+    lists = [np.array([], dtype=int), np.array([0]), np.array([0, 1]), torch.tensor([1, 2])]
+    assert cc.graph_parents(cc.graph_from_parents(lists)) == [[], [0], [0, 1], [1, 2]]
+
+
+def test_a_task_draws_the_same_sequences_whatever_its_nodes_are_made_of() -> None:
+    for plain in (cc.chain_graph(6), cc.ngram_graph(6, order=2)):
+        task, other = (cc.InContextTask(g, d_vocab=3) for g in (plain, nx.relabel_nodes(plain, np.int32)))
+        assert torch.equal(task.sample(64, seed=1).tokens, other.sample(64, seed=1).tokens)
+
+
+NO_CAUSAL_GRAPHS = {
+    "undirected": nx.Graph(cc.chain_graph(5).edges),
+    "MultiDiGraph": nx.MultiDiGraph(cc.chain_graph(5).edges),
+    "parallel edges": nx.MultiDiGraph([(0, 1), (0, 1), (1, 2)]),
+    "float nodes": nx.relabel_nodes(cc.chain_graph(5), float),
+    "text nodes": nx.relabel_nodes(cc.chain_graph(5), str),
+    "truth values": nx.DiGraph([(False, True)]),
+    "no node": nx.DiGraph(),
+    "a node left out": nx.DiGraph([(0, 1), (3, 4)]),
+    "a cycle": nx.DiGraph([(0, 1), (1, 2), (2, 0)]),
+    "a loop": nx.DiGraph([(0, 0), (0, 1)]),
+    "backwards": nx.DiGraph([(1, 0)]),
+    "a list": [None, 0, 1],
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("graph", NO_CAUSAL_GRAPHS.values(), ids=NO_CAUSAL_GRAPHS)
+def test_every_function_refuses_what_is_no_causal_graph(graph: object) -> None:
+    for call in (
+        cc.validate_graph,
+        cc.has_query,
+        cc.latent_edges,
+        cc.graph_parents,
+        cc.graph_from_digraph,
+        cc.graphs.attention_cells,
+        lambda graph: cc.compare_graphs(cc.chain_graph(5), graph),
+        lambda graph: cc.compare_graphs(graph, cc.chain_graph(5)),
+        lambda graph: cc.compare_graphs(graph, graph),
+        lambda graph: cc.InContextTask(graph, d_vocab=3),
+        lambda graph: cc.plant_circuit(graph, d_vocab=3),
+    ):
+        assert_refused(lambda call=call: call(graph))
+
+
 @given(dag_parents(), st.randoms(use_true_random=False))
 def test_comparison_counts_edges(parents: list[list[int]], chance: object) -> None:
     true = cc.graph_from_parents(parents)
@@ -156,6 +280,11 @@ def test_a_parent_lies_in_the_context() -> None:
     assert_refused(lambda: cc.graph_from_parents([[], [0], [2]]), "in the context 0 .. 1", "2")
     assert_refused(lambda: cc.graph_from_parents([None, 0.5]), "integer position", "0.5")
     assert_refused(lambda: cc.graph_from_parents([None, True]), "integer position", "True")
+    for entry in (0.0, -1.0, np.float64(0.0), "0", np.bool_(False), 0j):
+        assert_refused(lambda entry=entry: cc.graph_from_parents([None, entry]), "integer position", "at position 1")
+    assert_refused(lambda: cc.graph_from_parents(np.array([-1.0, 0.0])), "integer position", "-1.0")
+    assert_refused(lambda: cc.graph_from_parents([[], [0.0], [0]]), "integer position", "0.0 at position 1")
+    assert_refused(lambda: cc.parents_of(cc.chain_graph(5), 9), "0 .. 5", "got 9")
     assert_refused(lambda: cc.graph_from_parents([[], [0, 0], [1]]), "once", "[0, 0]", "remove")
     assert_refused(lambda: cc.graph_from_parents([[], [], [1, 0], [1]]), "in order", "[1, 0] at position 2", "[0, 1]")
 
@@ -189,6 +318,8 @@ def test_sizes_out_of_range_are_refused() -> None:
     assert_refused(lambda: cc.random_forest(5, root_probability=float("nan")), "root_probability", "nan")
     assert_refused(lambda: cc.ngram_graph(4, order=4), "order", "4")
     assert_refused(lambda: cc.ngram_graph(4, order=0), "order", "0")
+    assert_refused(lambda: cc.ngram_graph(4, order=2.0), "order", "integer", "2.0")
+    assert_refused(lambda: cc.random_forest(5, seed=1.5), "seed", "integer", "1.5")
     assert_refused(lambda: cc.compare_graphs(cc.chain_graph(5), cc.chain_graph(6)), "same positions", "5", "6")
 
 
