@@ -6,23 +6,51 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 
-@dataclass(frozen=True)
+
+@check_arguments
+@dataclass(frozen=True, init=False)
 class Batch:
     """Sequences and what to predict after them.
 
+    Args:
+        tokens: integers of any width [batch, n_ctx], as a tensor, a numpy array or lists.
+        target_probs: probabilities [batch, d_vocab], the law of the target given its parents' tokens; or labels
+            [batch], the targets themselves, which stand for the probabilities 0 and 1.
+        d_vocab: how many tokens there are, for labels; None takes as many as occur, the largest token or label plus
+            one. Targets of probabilities say it themselves.
+
     Attributes:
         tokens: int64 [batch, n_ctx].
-        target_probs: float32 [batch, d_vocab]; the law of the target given its parents' tokens.
+        target_probs: float32, or float64 if given so, [batch, d_vocab].
 
     >>> from causal_circuits import InContextTask, chain_graph
     >>> batch = InContextTask(chain_graph(6), d_vocab=3).sample(100, seed=0)
     >>> batch.tokens.shape, batch.target_probs.shape, len(batch[:10].tokens)
     (torch.Size([100, 6]), torch.Size([100, 3]), 10)
+    >>> Batch([[0, 1, 2], [2, 2, 1]], [1, 0]).target_probs
+    tensor([[0., 1., 0.],
+            [1., 0., 0.]])
     """
 
     tokens: Int[Tensor, "batch n_ctx"]
     target_probs: Float[Tensor, "batch d_vocab"]
+
+    def __init__(
+        self,
+        tokens: Int[Tensor, "batch n_ctx"],
+        target_probs: Float[Tensor, "batch d_vocab"] | Int[Tensor, "batch"],
+        d_vocab: int | None = None,
+    ) -> None:
+        if target_probs.ndim == 1:
+            target_probs = _one_hot(tokens, target_probs, d_vocab)
+        elif d_vocab not in (None, target_probs.shape[1]):
+            raise ValueError(
+                f"d_vocab must be the width of target_probs, {target_probs.shape[1]}: got {d_vocab}; leave it out"
+            )
+        object.__setattr__(self, "tokens", tokens)
+        object.__setattr__(self, "target_probs", target_probs)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -55,12 +83,42 @@ class Batch:
         return Batch(self.tokens.to(device), self.target_probs.to(device=device, dtype=dtype))
 
 
+def _one_hot(
+    tokens: Int[Tensor, "batch n_ctx"], labels: Int[Tensor, "batch"], d_vocab: int | None
+) -> Float[Tensor, "batch d_vocab"]:
+    """Labels as the probabilities 0 and 1, among `d_vocab` tokens or as many as occur."""
+    if tokens.numel() == 0:
+        raise ValueError(f"tokens must be [batch, n_ctx] with a batch of 1 or more: got {list(tokens.shape)}")
+    if d_vocab is None:
+        check_offset(tokens, labels)
+        d_vocab = int(max(tokens.max(), labels.max())) + 1
+    check_tokens(tokens, d_vocab)
+    if labels.min() < 0 or labels.max() >= d_vocab:
+        raise ValueError(
+            f"labels must be integers in 0 .. {d_vocab - 1}: got some in [{labels.min()}, {labels.max()}]; "
+            "give d_vocab if there are more tokens"
+        )
+    return torch.nn.functional.one_hot(labels, d_vocab).float()
+
+
+def check_offset(tokens: Int[Tensor, "batch n_ctx"], labels: Int[Tensor, "batch"]) -> None:
+    """Raise a ValueError if tokens seem to be counted from 1 and labels from 0."""
+    lowest, highest = int(tokens.min()), int(tokens.max())
+    if lowest == 1 and int(labels.min()) == 0 and int(labels.max()) == highest - 1:
+        raise ValueError(
+            f"tokens and labels must be counted alike: got tokens in 1 .. {highest} and labels in 0 .. {highest - 1}; "
+            f"subtract 1 from the tokens, or give d_vocab={highest + 1} if token 0 occurs as a label only"
+        )
+
+
 def check_tokens(tokens: Tensor, d_vocab: int, n_ctx: int | None = None) -> None:
     """Raise a ValueError unless `tokens` are integers in 0 .. d_vocab - 1, [batch, n_ctx], a batch of at least one."""
     if tokens.ndim != 2 or tokens.shape[0] == 0 or n_ctx not in (None, tokens.shape[1]):
         expected = "n_ctx" if n_ctx is None else f"n_ctx={n_ctx}"
         raise ValueError(f"tokens must be [batch, {expected}] with a batch of 1 or more: got {list(tokens.shape)}")
     if tokens.is_floating_point() or tokens.min() < 0 or tokens.max() >= d_vocab:
+        hint = "; subtract 1 if they are counted from 1" if tokens.min() == 1 and tokens.max() == d_vocab else ""
         raise ValueError(
-            f"tokens must be integers in 0 .. {d_vocab - 1}: got {tokens.dtype} in [{tokens.min()}, {tokens.max()}]"
+            f"tokens must be integers in 0 .. {d_vocab - 1}: "
+            f"got {tokens.dtype} in [{tokens.min()}, {tokens.max()}]{hint}"
         )
