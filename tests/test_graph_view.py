@@ -1,6 +1,7 @@
 """The graph to explore, the graph while it forms, phases and tables: what is drawn is what was found."""
 
 import re
+from html import escape
 from pathlib import Path
 
 import networkx as nx
@@ -50,6 +51,20 @@ def test_every_edge_true_or_found_can_be_pointed_at_and_tells_its_numbers(fork: 
     }
     assert all(f"<title>{label.replace('<', '&lt;')}</title>" in html for label in edges_of(html).values())
     assert all(words in Page(html).text for words in ("found and true (2)", "missing (2)", "false (1)"))
+
+
+def test_labels_of_nodes_stand_in_place_of_their_numbers(fork: nx.DiGraph) -> None:
+    named = fork.copy()
+    named.nodes[1]["label"] = BAD
+    plain, labelled = (figures.interactive_graph(graph, fork) for graph in (fork, named))
+    assert BAD in Page(labelled).text
+    assert BAD not in labelled
+    assert labelled.replace(escape(BAD), "1").split("</svg>")[0] == re.sub(
+        r"graph-view-\d+", re.search(r"graph-view-\d+", labelled)[0], plain.split("</svg>")[0]
+    )
+    drawn = (figures.plot_graph_comparison(named, fork), figures.plot_graph_forming(forming(fork), named))
+    for ax in drawn:
+        assert [text.get_text() for text in ax.get_xticklabels()] == ["0", BAD, "2", "3", "4", "5", "6", "7"]
 
 
 def test_only_false_edges_hang_below_the_line(fork: nx.DiGraph) -> None:

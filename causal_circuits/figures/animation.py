@@ -17,6 +17,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.arcs import arc_points, draw_nodes, frame_arcs
 from causal_circuits.figures.page_parts import PagePart
 from causal_circuits.figures.rendering import laid_out
@@ -103,6 +104,7 @@ def arcs_in_time(record: TrainingRecord, graph: nx.DiGraph, layer: int = 0, head
     return ArcsInTime(record.steps, weights, true)
 
 
+@check_arguments
 def plot_graph_forming(
     record: TrainingRecord,
     graph: nx.DiGraph,
@@ -142,7 +144,7 @@ def plot_graph_forming(
     outline = [arc_points(*edge, 1) for edge in sorted(arcs.true)]
     ax.add_collection(LineCollection(outline, colors=TRUE_EDGE, linewidths=0.5, linestyles=":"), autolim=False)
     draw_nodes(ax, graph)
-    frame_arcs(ax, n_ctx, arcs.true, others)
+    frame_arcs(ax, graph, arcs.true, others)
     ax.set_title(arcs.told(state), fontsize=10, pad=22)
     handles = [
         Line2D([], [], color=MODEL, linewidth=1.8, label="attention on a true edge"),
@@ -153,6 +155,7 @@ def plot_graph_forming(
     return ax
 
 
+@check_arguments
 def save_animation(
     record: TrainingRecord,
     graph: nx.DiGraph,
@@ -202,6 +205,7 @@ def save_animation(
     return path
 
 
+@check_arguments
 def graph_film_html(record: TrainingRecord, graph: nx.DiGraph, layer: int = 0, head: int | None = None) -> PagePart:
     """The same as a part of a page: a slider goes through the recorded steps; without JavaScript the last one shows.
 

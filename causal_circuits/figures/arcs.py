@@ -5,6 +5,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.discovery import RecoveredGraph
 from causal_circuits.figures.style import BLACK, GREY, MODEL, SMALL, TRUE_EDGE, new_axes
 from causal_circuits.graphs import compare_graphs, has_query, latent_edges, n_ctx_of
@@ -12,6 +13,7 @@ from causal_circuits.graphs import compare_graphs, has_query, latent_edges, n_ct
 Edges = set[tuple[int, int]]
 
 
+@check_arguments
 def plot_graph_comparison(true: nx.DiGraph, found: nx.DiGraph, ax: Axes | None = None) -> Axes:
     """An arc for each edge: solid if found and true, dashed if missing, dash-dotted below the line if false.
 
@@ -39,7 +41,7 @@ def plot_graph_comparison(true: nx.DiGraph, found: nx.DiGraph, ax: Axes | None =
     if has_query(true):
         _draw_arcs(ax, {(n_ctx - 1, n_ctx)}, "given", colour=GREY, style="-", width=0.8)
     draw_nodes(ax, true)
-    frame_arcs(ax, n_ctx, latent_edges(true), false)
+    frame_arcs(ax, true, latent_edges(true), false)
     _legend(ax)
     return ax
 
@@ -90,14 +92,20 @@ def draw_nodes(ax: Axes, graph: nx.DiGraph) -> None:
         )
 
 
-def frame_arcs(ax: Axes, n_ctx: int, above: Edges, below: Edges) -> None:
-    """Limits around the arcs, a tick a position (or every fifth), no vertical axis: heights mean nothing."""
+def frame_arcs(ax: Axes, graph: nx.DiGraph, above: Edges, below: Edges) -> None:
+    """Limits around the arcs, a tick a position (or every fifth), no vertical axis: heights mean nothing.
+
+    A tick shows the node's "label" where the graph has one, else its number.
+    """
+    n_ctx = n_ctx_of(graph)
     top = max([2.0, *(arc_height(*edge) for edge in above)])
     bottom = max([arc_height(*edge) for edge in below], default=0.0)
     ax.set_xlim(-0.8, n_ctx + 0.8)
     ax.set_ylim(-max(bottom, 0.35 * top) * 1.1, top * 1.1)
-    ax.set_xticks(range(0, n_ctx + 1, 1 if n_ctx <= 30 else 5))
-    ax.tick_params(axis="x", labelsize=SMALL)
+    ticks = range(0, n_ctx + 1, 1 if n_ctx <= 30 else 5)
+    labels = [str(graph.nodes[node].get("label", node)) for node in ticks]
+    ax.set_xticks(ticks, labels)
+    ax.tick_params(axis="x", labelsize=SMALL, labelrotation=90 if max(map(len, labels)) > 3 else 0)
     ax.set_yticks([])
     for side in ("left", "right", "top"):
         ax.spines[side].set_visible(False)
@@ -109,6 +117,7 @@ def _legend(ax: Axes) -> None:
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=SMALL)
 
 
+@check_arguments
 def plot_recovered_graph(recovered: RecoveredGraph, ax: Axes | None = None) -> Axes:
     """An arc for each edge found in a user's sequences; positions that the data cannot decide carry a question mark.
 
@@ -135,6 +144,6 @@ def plot_recovered_graph(recovered: RecoveredGraph, ax: Axes | None = None) -> A
         ax.plot(undecided, [0] * len(undecided), "o", mfc="white", mec=TRUE_EDGE, markersize=9, zorder=4, label=label)
         for position in undecided:
             ax.annotate("?", (position, 0), ha="center", va="center", fontsize=SMALL - 1, color=TRUE_EDGE, zorder=5)
-    frame_arcs(ax, n_ctx, edges, set())
+    frame_arcs(ax, graph, edges, set())
     _legend(ax)
     return ax

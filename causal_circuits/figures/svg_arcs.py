@@ -53,7 +53,7 @@ class Frame:
         return f"M{x0:.1f} {self.line:.1f}A{radii} 0 0 {0 if below else 1} {x1:.1f} {self.line:.1f}"
 
     def svg(self, inside: str, graph: nx.DiGraph, label: str, attributes: str = 'role="img"') -> str:
-        """The drawing: a dot and a number for each position, `query` and `target` named, the arcs inside."""
+        """The drawing: a dot and a number, or label, for each position; `query` and `target` named; the arcs inside."""
         width, height = self.size
         style = f"width:{width:.0f}px;max-width:100%;min-width:min({width:.0f}px,30rem);height:auto"
         return (
@@ -67,13 +67,14 @@ class Frame:
         marks = []
         for position in range(self.n_ctx + 1):
             x, name = _MARGIN + STEP * position, special.get(position)
+            label = name or escape(str(graph.nodes[position].get("label", position)))
             look = 'fill="#fff" stroke="#000"' if name else 'fill="#000"'
             marks.append(f'<circle cx="{x:.1f}" cy="{self.line:.1f}" r="4" {look}/>')
             if name or position % every == 0:
                 turned = f' transform="rotate(-35 {x:.1f} {self.line + 18:.1f})"' if name else ""
                 anchor = "end" if name else "middle"
                 place = f'x="{x:.1f}" y="{self.line + 18:.1f}" text-anchor="{anchor}"{turned}'
-                marks.append(f"<text {place}>{name or position}</text>")
+                marks.append(f"<text {place}>{label}</text>")
         return f'<g class="positions" aria-hidden="true">{"".join(marks)}</g>\n'
 
 
