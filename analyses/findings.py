@@ -7,7 +7,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import networkx as nx
 import torch
 
 import causal_circuits as cc
@@ -28,7 +27,7 @@ class Findings:
     record: cc.TrainingRecord
     references: cc.ReferenceLosses
     test_loss: float
-    found: nx.DiGraph
+    found: cc.ExtractedGraph
     recovery: cc.GraphRecovery
     attention: torch.Tensor
     heads: list[cc.HeadScores]

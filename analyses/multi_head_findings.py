@@ -55,7 +55,7 @@ class MultiHeadFindings:
     references: cc.ReferenceLosses
     partial: dict[tuple[int, ...], float]
     test_loss: float
-    found: nx.DiGraph
+    found: cc.ExtractedGraph
     attention: torch.Tensor
     missing: list[MissingEdge]
     knock_out: cc.KnockOut
@@ -63,7 +63,7 @@ class MultiHeadFindings:
     alone: cc.ConditionalInformation
     given: list[cc.ConditionalInformation]
     single_loss: float
-    single: nx.DiGraph
+    single: cc.ExtractedGraph
     single_turn: cc.Turn
     seed: int
     seconds: float = 0.0
@@ -216,7 +216,7 @@ def information_of_true_parents(
 def explain_missing(
     task: cc.InContextTask,
     model: object,
-    found: nx.DiGraph,
+    found: cc.ExtractedGraph,
     attention: torch.Tensor,
     alone: cc.ConditionalInformation,
     given: Sequence[cc.ConditionalInformation],
@@ -270,11 +270,11 @@ def told(information: cc.ConditionalInformation, child: int, parent: int, t: int
 
 @torch.no_grad()
 def loss_if_carried(
-    task: cc.InContextTask, model: object, found: nx.DiGraph, child: int, batch: cc.Batch
+    task: cc.InContextTask, model: object, found: cc.ExtractedGraph, child: int, batch: cc.Batch
 ) -> tuple[float, float]:
     """How much the loss changes when a row attends to its true parents, each by the head that has its t; its error."""
     above = dict(zip(task.target_parents, cc.parents_of(task.graph, child), strict=True))
-    heads = {head.head: above[head.last_key] for head in found.graph["heads"] if head.last_key in above}
+    heads = {head.head: above[head.last_key] for head in found.heads if head.last_key in above}
 
     def carry(pattern: torch.Tensor, hook: object) -> torch.Tensor:
         pattern = pattern.clone()

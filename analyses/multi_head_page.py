@@ -36,12 +36,12 @@ def results(f: MultiHeadFindings, header: dict[str, Any]) -> dict[str, object]:
             "recovered": len(f.recovered),
             "exact": len(f.recovered) == len(f.edges) and not f.false,
             "false_edges": len(f.false),
-            "head_of_edge": {f"{p}->{c}": sorted(f.found.edges[p, c]["heads"]) for p, c in sorted(f.found.edges)},
+            "head_of_edge": {f"{p}->{c}": list(f.found.carriers(p, c)) for p, c in sorted(f.found.edges)},
             "missing": [asdict(edge) for edge in f.missing],
-            "candidates": [asdict(candidate) for candidate in f.found.graph["candidates"]],
+            "candidates": [asdict(candidate) for candidate in f.found.candidates],
         },
-        "heads": [asdict(head) for head in f.found.graph["heads"]],
-        "further_parents": [asdict(further) for further in f.found.graph["further_parents"]],
+        "heads": [asdict(head) for head in f.found.heads],
+        "further_parents": [asdict(further) for further in f.found.further_parents],
         "turns": [{"head": t.head, "last_key": t.last_key, "support": t.support.tolist()} for t in f.turns],
         "information": information_rows(f),
         "knock_out": knock_out_rows(f),
@@ -57,8 +57,8 @@ def results(f: MultiHeadFindings, header: dict[str, Any]) -> dict[str, object]:
         "single_head": {
             "test_loss": f.single_loss,
             "excess_over_edge_posterior": f.single_loss - f.references.edge_posterior,
-            "heads": [asdict(head) for head in f.single.graph["heads"]],
-            "further_parents": [asdict(further) for further in f.single.graph["further_parents"]],
+            "heads": [asdict(head) for head in f.single.heads],
+            "further_parents": [asdict(further) for further in f.single.further_parents],
             "given": f.single_turn.last_key,
             "gain_alone": {str(t): float(f.single_turn.support[t]) for t in f.task.target_parents},
         },
@@ -113,7 +113,7 @@ def information_rows(f: MultiHeadFindings) -> list[dict[str, object]]:
 def knock_out_rows(f: MultiHeadFindings) -> list[dict[str, object]]:
     """For each head: what cutting its own edges costs, and what cutting any other entry does."""
     rows, last = [], f.task.n_ctx - 1
-    for report in f.found.graph["heads"]:
+    for report in f.found.heads:
         effect = f.knock_out.effect[report.head]
         own = {(min(child, last), parent) for parent, child in report.edges}
         cut = [float(effect[cell]) for cell in own]
@@ -159,7 +159,7 @@ def table(f: MultiHeadFindings, out: Path) -> str:
     lines += [f"no head     {sentence}" for sentence in further_sentences(f.found)]
     lines += [
         f"one head    excess {f.single_loss - f.references.edge_posterior:+.4f} nats; "
-        + "; ".join(head.role for head in f.single.graph["heads"])
+        + "; ".join(head.role for head in f.single.heads)
         + "".join(f"; {sentence}" for sentence in further_sentences(f.single))
         + f"; why: {why_one_parent(f)}",
         f"time        {f.seconds:.1f} s; training {f.record.seconds:.1f} s in all "
@@ -174,7 +174,7 @@ def further_sentences(graph: Any) -> list[str]:
     return [
         f"position {further.last_key} is another parent of the target, with parents in {len(further.edges)} rows, "
         f"that no head carries (its rows tell {further.share:.1f} times as much with it)"
-        for further in graph.graph["further_parents"]
+        for further in graph.further_parents
     ]
 
 
@@ -203,7 +203,7 @@ def draw_figures(f: MultiHeadFindings) -> dict[str, Any]:
         "loss": figures.plot_loss(f.record, lines, test_loss=f.test_loss),
         "graph": figures.plot_graph_comparison(graph, f.found),
     }
-    for report in f.found.graph["heads"]:
+    for report in f.found.heads:
         name = f"L0H{report.head}"
         drawn[f"attention_{name}"] = figures.plot_attention_and_graph(
             f.attention[0, report.head], graph, title=f"{name} {report.role}"
@@ -260,7 +260,7 @@ def verdict(f: MultiHeadFindings) -> list[figures.Check]:
     unlearned = [edge for edge in f.missing if not edge.explained]
     needed = [row for row in f.ablations if row.heads[0][0] == 0]
     single_excess = f.single_loss - f.references.edge_posterior
-    on_duty = [head for head in f.found.graph["heads"] if head.edges]
+    on_duty = [head for head in f.found.heads if head.edges]
     return [
         figures.Check(
             not f.false and not unlearned,
@@ -276,7 +276,7 @@ def verdict(f: MultiHeadFindings) -> list[figures.Check]:
         figures.Check(
             len({head.last_key for head in on_duty}) == len(f.task.target_parents),
             "Each parent of the target has a head of its own",
-            "; ".join(f"L0H{head.head} {head.role}" for head in f.found.graph["heads"]),
+            "; ".join(f"L0H{head.head} {head.role}" for head in f.found.heads),
         ),
         figures.Check(
             all(row.loss - row.baseline_loss > 0.05 for row in needed if row.heads[0][1] in {h.head for h in on_duty}),
@@ -303,7 +303,7 @@ def sections(f: MultiHeadFindings, folder: Path, command: str) -> list[figures.S
         shown = [figures.figure_html(folder / name, alt=f"{title}: {sentence}") for name in names]
         return figures.Section(title, sentence, f'<div class="side-by-side">{"".join(shown)}</div>{more}', command)
 
-    heads = [f"L0H{head.head}" for head in f.found.graph["heads"]]
+    heads = [f"L0H{head.head}" for head in f.found.heads]
     caption = "True edges that no head carries, and why"
     missing = figures.table_html([asdict(edge) for edge in f.missing], caption=caption) if f.missing else ""
     return [
@@ -348,7 +348,7 @@ def sections(f: MultiHeadFindings, folder: Path, command: str) -> list[figures.S
         section(
             "The same task with a single head",
             f"One head stops {f.single_loss - f.references.edge_posterior:+.4f} nats above the edge posterior: "
-            + "; ".join(head.role for head in f.single.graph["heads"])
+            + "; ".join(head.role for head in f.single.heads)
             + ". "
             + " ".join(f"{sentence}." for sentence in further_sentences(f.single))
             + f" Why: {why_one_parent(f)}.",
@@ -358,12 +358,12 @@ def sections(f: MultiHeadFindings, folder: Path, command: str) -> list[figures.S
 
 def edge_rows(f: MultiHeadFindings) -> list[dict[str, object]]:
     """One row for each edge found."""
-    said = {(c.parent, c.child): c.reason for c in f.found.graph["candidates"] if c.accepted}
+    said = {(c.parent, c.child): c.reason for c in f.found.candidates if c.accepted}
     return [
         {
             "parent": parent,
             "child": "target" if child == f.task.n_ctx else child,
-            "heads": ", ".join(f"L0H{head}" for head in sorted(facts["heads"])),
+            "heads": ", ".join(f"L0H{head}" for head in f.found.carriers(parent, child)),
             "attention": round(facts["weight"], 3),
             "lift": round(facts["information"], 3),
             "share of a child": round(facts["information_share"], 2),

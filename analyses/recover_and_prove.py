@@ -65,7 +65,7 @@ def results(findings: Findings, header: dict[str, Any]) -> dict[str, object]:
             "false_edges": len(f.recovery.false),
             "mean_parent_attention": fmean(f.parent_attention),
             "min_parent_attention": min(f.parent_attention),
-            "candidates": [asdict(candidate) for candidate in f.found.graph["candidates"]],
+            "candidates": [asdict(candidate) for candidate in f.found.candidates],
         },
         "heads": [asdict(head) for head in f.heads],
         "ablation": [

@@ -225,7 +225,7 @@ def edge_rows(findings: Findings) -> list[dict[str, object]]:
             "truth": "edge" if (c.parent, c.child) in true else "no edge",
             "why": c.reason,
         }
-        for c in findings.found.graph["candidates"]
+        for c in findings.found.candidates
     ]
 
 
@@ -269,7 +269,7 @@ def edge_facts(findings: Findings) -> dict[tuple[int, int], dict[str, object]]:
         }
         for parent, child in sorted(edges)
     }
-    for c in findings.found.graph["candidates"]:
+    for c in findings.found.candidates:
         if (c.parent, c.child) in facts:
             p = f"{c.p_value:.1e}" if c.p_value > 1e-300 else "< 1e-300"
             facts[c.parent, c.child] |= {"information": c.information, "p (Holm)": p}

@@ -90,7 +90,7 @@ def by_attention(task: cc.InContextTask, data: cc.Batch, level: float, steps: in
     stage = first_stage(FULL_ADAM, task, steps)
     run_stage(model, resampled, stage, beta0=FULL_ADAM.beta0, batch_size=512, seed=seed)
     found = cc.extract_graph(model, batch=data, level=level)
-    proposed = {(candidate.parent, candidate.child) for candidate in found.graph["candidates"]}
+    proposed = {(candidate.parent, candidate.child) for candidate in found.candidates}
     return proposed, set(found.edges) - {(task.n_ctx - 1, task.n_ctx)}
 
 

@@ -13,7 +13,7 @@ from causal_circuits.discovery import holm
 
 def assert_recovers(model, task, **arguments):
     found = cc.extract_graph(model, task, n_sequences=8192, **arguments)
-    assert cc.compare_graphs(task.graph, found).exact, found.graph["candidates"]
+    assert cc.compare_graphs(task.graph, found).exact, found.candidates
     return found
 
 
@@ -26,7 +26,7 @@ def test_planted_graph_is_found_with_its_facts(graph):
         assert facts["margin"] > 0.98
         assert facts["p_value"] < 1e-6
         assert facts["information_share"] >= 0.3
-    assert found.graph["roots_tested"]
+    assert found.roots_tested
 
 
 def test_a_roots_row_that_attends_somewhere_is_no_edge():
@@ -37,7 +37,7 @@ def test_a_roots_row_that_attends_somewhere_is_no_edge():
         block[root] = 0.0
         block[root, root - 1] = 20.0
     found = assert_recovers(model, cc.InContextTask(graph, d_vocab=4))
-    reasons = {c.child: c.reason for c in found.graph["candidates"] if not c.accepted}
+    reasons = {c.child: c.reason for c in found.candidates if not c.accepted}
     assert all(reasons[root].startswith("a root") for root in (1, 3, 5, 6, 8, 10))
 
 
@@ -68,7 +68,7 @@ def test_without_data_attention_alone_is_reported_and_said_so():
     graph = cc.random_forest(12, 0.5, seed=2)
     found = cc.extract_graph(cc.plant_circuit(graph, d_vocab=4))
     assert cc.compare_graphs(graph, found).recall == 1.0
-    assert not found.graph["roots_tested"]
+    assert not found.roots_tested
 
 
 def test_several_parents_are_shared_between_heads():

@@ -130,7 +130,7 @@ def test_a_head_too_many_gets_nothing_to_do_and_carries_nothing() -> None:
     config = cc.TurnConfig(steps=100, settle=30, batch_size=512, n_sequences=8192)
     _, turns = cc.train_in_turns(model, task, config, record=cc.RecordAt(steps=()), progress=False)
     assert [turn.last_key is None for turn in turns] == [False, False, True]
-    heads = cc.extract_graph(model, task, n_sequences=8192).graph["heads"]
+    heads = cc.extract_graph(model, task, n_sequences=8192).heads
     assert [head.role == "carries nothing" for head in heads] == [False, False, True]
 
 
@@ -140,8 +140,8 @@ def test_a_single_head_stops_above_two_and_the_parent_it_leaves_is_named() -> No
     cc.train_in_turns(model, task, cc.TurnConfig(steps=120, settle=60, batch_size=512), progress=False)
     test, found = task.sample(4096, seed=5), cc.extract_graph(model, task, n_sequences=8192)
     assert float(cc.evaluate(model, test).mean()) > task.bayes_loss(test) + 0.05
-    (head,) = found.graph["heads"]
-    (further,) = found.graph["further_parents"]
+    (head,) = found.heads
+    (further,) = found.further_parents
     assert {head.last_key, further.last_key} == set(task.target_parents)
     assert cc.compare_graphs(task.graph, found).false == ()
 
@@ -165,7 +165,7 @@ def _last_batch(task: cc.InContextTask, config: cc.TurnConfig) -> cc.Batch:
     """The batch on which the last state was measured: the one after the joint stage's own."""
     seed = int(np.random.SeedSequence((config.seed, 2)).generate_state(1)[0])
     n_joint = config.steps - 2 * config.settle
-    return task.stream((seed, TRAINING_STREAM))(config.batch_size, n_joint * config.batch_size)
+    return task.draws((seed, TRAINING_STREAM), n_joint * config.batch_size, config.batch_size)
 
 
 def test_roots_are_left_alone_where_nothing_depends_on_anything() -> None:

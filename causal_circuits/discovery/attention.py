@@ -16,7 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.discovery.candidates import CandidateEdge
+from causal_circuits.discovery.extracted import ExtractedGraph
 from causal_circuits.discovery.head_matches import FurtherParent
 from causal_circuits.discovery.several_heads import HeadReport, judge_heads
 from causal_circuits.discovery.testing import holm, upper_tail
@@ -24,7 +26,7 @@ from causal_circuits.graphs import attention_cells
 from causal_circuits.information import Information, estimate_gradient
 from causal_circuits.models import HookedTransformer, check_model, live_heads, log_probs
 from causal_circuits.recording import watch_attention
-from causal_circuits.tasks import Batch, InContextTask
+from causal_circuits.tasks import Batch, Task
 
 # An edge must carry this share of the information of the best-supported edge. Over 67 forests (d_vocab 2-20, n_ctx
 # 6-60, alpha .1-1, 20,000 sequences) true edges carried at least .44, the largest entry of a root's row at most .15
@@ -32,6 +34,7 @@ from causal_circuits.tasks import Batch, InContextTask
 MIN_INFORMATION_SHARE = 0.3
 
 
+@check_arguments
 @torch.no_grad()
 def mean_attention(
     model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], chunk: int = 2048
@@ -57,16 +60,17 @@ def mean_attention(
     return (total / len(tokens)).float()
 
 
+@check_arguments
 def extract_graph(
     model: HookedTransformer,
-    task: InContextTask | None = None,
+    task: Task | None = None,
     *,
     batch: Batch | None = None,
     n_sequences: int = 20_000,
     min_weight: float = 0.5,
     level: float = 0.01,
     seed: int = 1,
-) -> nx.DiGraph:
+) -> ExtractedGraph:
     """The causal graph that layer 0's attention encodes.
 
     Args:
@@ -79,14 +83,14 @@ def extract_graph(
 
     Returns:
         A graph over ``n_ctx`` positions and the target. Edges carry "weight", "margin", "head", "information",
-        "information_share" and "p_value"; ``graph.graph["candidates"]`` lists every `CandidateEdge`, the rejected ones
+        "information_share" and "p_value"; its field ``candidates`` lists every `CandidateEdge`, the rejected ones
         with their reason. Without task and batch, uniform random tokens are used and roots cannot be told apart:
-        ``graph.graph["roots_tested"]`` is False and a warning belongs with any figure made of it.
+        ``roots_tested`` is False and a warning belongs with any figure made of it.
 
         Of a task without a query, whose last row stands for the target's parents, the graph is the union over heads
-        (`causal_circuits.discovery.several_heads`); an edge that several heads carry has the strongest one as "head"
-        and all of them as "heads". ``graph.graph["heads"]`` says what each head carries (`HeadReport`), and
-        ``graph.graph["further_parents"]`` what none does (`FurtherParent`): more parents than heads, for one.
+        (`causal_circuits.discovery.several_heads`); an edge that several heads carry has the strongest one as "head",
+        and ``carriers`` names all of them. ``heads`` says what each head carries (`HeadReport`), and
+        ``further_parents`` what none does (`FurtherParent`): more parents than heads, for one.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
@@ -100,7 +104,7 @@ def extract_graph(
     n_ctx, has_query = model.cfg.n_ctx, task is None or task.has_query
     if batch is None and task is not None:
         check_model(model, task.d_vocab, task.n_ctx)
-        batch = task.sample(n_sequences, seed=seed)
+        batch = task.sample_at_most(n_sequences, seed=seed)
     if batch is None:
         generator = torch.Generator().manual_seed(seed)
         check_model(model, model.cfg.d_vocab, n_ctx)
@@ -126,18 +130,14 @@ def extract_graph(
         )
     else:
         candidates = _judge(_proposals(attention[heads], has_query, n_ctx), gradient, min_weight, level)
-    graph = nx.DiGraph(roots_tested=batch is not None, candidates=candidates, heads=reports, further_parents=further)
+    graph = ExtractedGraph(target=n_ctx, roots_tested=batch is not None)
+    graph.candidates, graph.heads, graph.further_parents = tuple(candidates), tuple(reports), tuple(further)
     graph.add_nodes_from(range(n_ctx + 1))
     if has_query:
         graph.add_edge(n_ctx - 1, n_ctx)
     for edge in sorted((c for c in candidates if c.accepted), key=lambda c: c.weight):
         facts = ("weight", "margin", "head", "information", "information_share", "p_value")
-        carriers = (
-            (*graph.edges[edge.parent, edge.child].get("heads", ()), edge.head)
-            if graph.has_edge(edge.parent, edge.child)
-            else (edge.head,)
-        )
-        graph.add_edge(edge.parent, edge.child, heads=carriers, **{fact: getattr(edge, fact) for fact in facts})
+        graph.add_edge(edge.parent, edge.child, **{fact: getattr(edge, fact) for fact in facts})
     return graph
 
 
@@ -203,6 +203,7 @@ def _judge(
     return candidates
 
 
+@check_arguments
 def edge_auroc(score: Float[Tensor, "query_pos key_pos"], true: nx.DiGraph, *, children_only: bool = False) -> float:
     """The probability that a true edge scores above another causal entry (ties count half).
 

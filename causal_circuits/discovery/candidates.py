@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from causal_circuits.arguments import check_arguments
 
+
+@check_arguments
 @dataclass(frozen=True)
 class CandidateEdge:
     """One proposal of the attention, and what became of it.
@@ -21,7 +24,7 @@ class CandidateEdge:
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model = cc.plant_circuit(task.graph, d_vocab=3)
-    >>> edge = cc.extract_graph(model, task, n_sequences=2000).graph["candidates"][0]
+    >>> edge = cc.extract_graph(model, task, n_sequences=2000).candidates[0]
     >>> edge.parent, edge.child, edge.accepted, round(edge.weight, 3)
     (0, 1, True, 1.0)
     """

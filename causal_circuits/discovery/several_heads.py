@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.discovery.candidates import CandidateEdge
 from causal_circuits.discovery.head_matches import (
     DOMINANT,
@@ -41,6 +42,7 @@ from causal_circuits.information.conditional import ConditionalInformation, Matc
 N_SEQUENCES = 8192
 
 
+@check_arguments
 @dataclass(frozen=True)
 class HeadReport:
     """What one head of layer 0 carries.
@@ -55,7 +57,7 @@ class HeadReport:
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=2)
     >>> model = cc.plant_circuit(task.graph, d_vocab=2)
-    >>> reports = cc.extract_graph(model, task, n_sequences=2000).graph["heads"]
+    >>> reports = cc.extract_graph(model, task, n_sequences=2000).heads
     >>> [(report.head, report.last_key) for report in reports]
     [(0, 6), (1, 7)]
     """
@@ -67,6 +69,7 @@ class HeadReport:
     role: str
 
 
+@check_arguments
 def judge_heads(
     attention: Float[Tensor, "head_index query_pos key_pos"],
     tokens: Int[Tensor, "batch n_ctx"],

@@ -1,0 +1,47 @@
+"""A graph read out of a model, with the evidence that it rests on."""
+
+import networkx as nx
+
+from causal_circuits.discovery.candidates import CandidateEdge
+from causal_circuits.discovery.head_matches import FurtherParent
+from causal_circuits.discovery.several_heads import HeadReport
+
+
+class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is Any
+    """What `extract_graph` returns: a networkx.DiGraph of numbers and text, its evidence in fields of its own.
+
+    It can be written as GraphML, GEXF or node-link JSON, with the numbers on its edges and without the fields. Copies
+    and pickles have the fields; a part of it, or the graph with other nodes, has not.
+
+    Attributes:
+        candidates: every `CandidateEdge`, the rejected ones with their reason.
+        heads: what each head carries (`HeadReport`), of a task without a query.
+        further_parents: parents of the target that no head carries (`FurtherParent`): more parents than heads, for one.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> found = cc.extract_graph(cc.plant_circuit(task.graph, d_vocab=3), task, n_sequences=2000)
+    >>> found.roots_tested, found.candidates[0].accepted, found.carriers(0, 1)
+    (True, True, (0,))
+    """
+
+    candidates: tuple[CandidateEdge, ...]
+    heads: tuple[HeadReport, ...]
+    further_parents: tuple[FurtherParent, ...]
+
+    @property
+    def roots_tested(self) -> bool:
+        """Whether sequences told roots from children; if not, a warning belongs with any figure made of it."""
+        return bool(self.graph["roots_tested"])
+
+    def carriers(self, parent: int, child: int) -> tuple[int, ...]:
+        """The heads of layer 0 that carry an edge."""
+        accepted = (c for c in self.candidates if c.accepted and (c.parent, c.child) == (parent, child))
+        return tuple(sorted(edge.head for edge in accepted))
+
+    def copy(self, as_view: bool = False) -> "ExtractedGraph":
+        """The graph and its evidence; networkx.DiGraph.copy says what a view is."""
+        copied: ExtractedGraph = super().copy(as_view=as_view)
+        fields = ("candidates", "heads", "further_parents")
+        copied.__dict__.update({name: vars(self)[name] for name in fields if name in vars(self)})
+        return copied
