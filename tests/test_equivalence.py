@@ -89,10 +89,10 @@ def test_the_planted_circuit_survives_both_ways(chain_task):
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"attn_only": False, "d_mlp": 8, "act_fn": "relu"}, "attn_only=True"),
-        ({"normalization_type": "LN"}, "normalization_type=None"),
-        ({"positional_embedding_type": "rotary", "rotary_dim": 4}, "positional_embedding_type='standard'"),
-        ({"attention_dir": "bidirectional"}, "attention_dir='causal'"),
+        ({"attn_only": False, "d_mlp": 8, "act_fn": "relu"}, "attn_only=False"),
+        ({"normalization_type": "LN"}, "normalization_type='LN'"),
+        ({"positional_embedding_type": "rotary", "rotary_dim": 4}, "positional_embedding_type='rotary'"),
+        ({"attention_dir": "bidirectional"}, "attention_dir='bidirectional'"),
         ({"n_heads": 7, "n_layers": 4}, "at most 8,192"),
     ],
 )

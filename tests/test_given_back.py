@@ -84,6 +84,7 @@ def test_the_model_is_given_back(name):
 @pytest.mark.parametrize("name", ["disentangle", "entangle"])
 def test_rewriting_a_model_leaves_the_original(name):
     model = used_model() if name == "entangle" else cc.ordinary_transformer(4, 6, d_mlp=0)
+    model.reset_hooks()  # weights alone are rewritten: a hook is refused by name (test_attachments)
     with assert_given_back(model):
         getattr(cc, name)(model)
 

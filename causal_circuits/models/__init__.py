@@ -11,6 +11,7 @@ This folder is the one door to `transformer_lens`.
 
 from transformer_lens import HookedTransformer
 
+from causal_circuits.models.acceptance import attachments, refuse_foreign
 from causal_circuits.models.build import (
     attention_block,
     check_head,
@@ -28,14 +29,23 @@ from causal_circuits.models.equivalence import disentangle, entangle
 from causal_circuits.models.files import load_model, save_model
 from causal_circuits.models.layout import Layout, Slot, has_layout, layout_of, slots
 from causal_circuits.models.ordinary import ordinary_transformer
-from causal_circuits.models.structured import PROBABILITY_FLOOR, log_probs, logits, structured_logits
+from causal_circuits.models.structured import (
+    PROBABILITY_FLOOR,
+    check_forward,
+    log_probs,
+    logits,
+    plain_forward,
+    structured_logits,
+)
 
 __all__ = [
     "PROBABILITY_FLOOR",
     "HookedTransformer",
     "Layout",
     "Slot",
+    "attachments",
     "attention_block",
+    "check_forward",
     "check_head",
     "check_model",
     "disentangle",
@@ -49,9 +59,11 @@ __all__ = [
     "logits",
     "match_blocks",
     "ordinary_transformer",
+    "plain_forward",
     "plant_circuit",
     "plant_decoy",
     "reduced_transformer",
+    "refuse_foreign",
     "save_model",
     "slots",
     "structured_logits",

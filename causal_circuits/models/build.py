@@ -4,8 +4,9 @@ The paper's A^(l)_h is the model's ``W_Q[l, h]`` and the paper's W_O^T is its ``
 frozen copy of the identity that puts the right thing into the right slot.
 """
 
-import warnings
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -13,10 +14,14 @@ import torch
 from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import has_query, n_ctx_of, parents_of, validate_graph
-from causal_circuits.models.layout import Layout, has_layout, layout_of
+from causal_circuits.models.acceptance import register_known_class
+from causal_circuits.models.layout import Block, Layout, frozen_identities, has_layout, layout_of, note_origin
+from causal_circuits.models.ordinary import build_transformer
 
 
+@check_arguments
 def disentangled_transformer(
     d_vocab: int = 10,
     n_ctx: int = 20,
@@ -47,19 +52,13 @@ def disentangled_transformer(
     """
     _check_sizes(d_vocab, n_ctx, n_heads)
     layout = Layout("disentangled", int(d_vocab), int(n_ctx), tuple(int(heads) for heads in n_heads))
-    model = _empty_transformer(layout, dtype=dtype, device=device)
-    for layer, heads in enumerate(layout.n_heads):
-        attn, width = model.blocks[layer].attn, layout.width(layer)
-        for head in range(heads):
-            start = width * (1 + head)
-            for frozen in (attn.W_K[head, :width, :width], attn.W_V[head, :width, :width]):
-                frozen.data.copy_(torch.eye(width))
-            attn.W_O.data[head, :width, start : start + width] = torch.eye(width)
+    model = _frozen_transformer(layout, dtype=dtype, device=device)
     if init_scale:
         _randomize(model, layout, init_scale, seed)
-    return _freeze(model)
+    return model
 
 
+@check_arguments
 def reduced_transformer(
     d_vocab: int = 10,
     n_ctx: int = 20,
@@ -88,33 +87,10 @@ def reduced_transformer(
     if len(n_heads) != 2 or n_heads[1] != 1:
         raise ValueError(f"a reduced model has one head in layer 1, n_heads = (k, 1): got {tuple(n_heads)}")
     layout = Layout("reduced", int(d_vocab), int(n_ctx), (int(n_heads[0]), 1))
-    model = _empty_transformer(layout, dtype=dtype, device=device)
-    named = layout.slots()
-    tokens, positions = torch.eye(d_vocab, dtype=dtype), torch.eye(n_ctx, dtype=dtype)
-    first, second = model.blocks[0].attn, model.blocks[1].attn
-    for head in range(layout.n_heads[0]):
-        copied = named[f"L0H{head}.token"].slice
-        first.W_K.data[head, named["position"].slice, :n_ctx] = positions
-        second.W_K.data[0, copied, head * d_vocab : (head + 1) * d_vocab] = tokens
-        first.W_V.data[head, named["token"].slice, :d_vocab] = tokens
-        first.W_O.data[head, :d_vocab, copied] = tokens
-    second.W_V.data[0, named["token"].slice, :d_vocab] = tokens
-    second.W_O.data[0, :d_vocab, named["L1H0.token"].slice] = tokens
-    model.unembed.W_U.data[named["L1H0.token"].slice] = tokens
-    _freeze(model)
-    model.unembed.W_U.requires_grad_(False)
-    _train_only(first.W_Q, named["position"].slice, n_ctx)
-    _train_only(second.W_Q, named["token"].slice, d_vocab)
-    return model
+    return _frozen_transformer(layout, dtype=dtype, device=device)
 
 
-def _train_only(weights: torch.nn.Parameter, rows: slice, n_columns: int) -> None:
-    """Gradients of all entries of W_Q but those of one block of head 0 are zero, so no optimiser moves them."""
-    mask = torch.zeros_like(weights)
-    mask[0, rows, :n_columns] = 1.0
-    weights.register_hook(lambda gradient: gradient * mask.to(gradient))  # type: ignore[no-untyped-call]
-
-
+@check_arguments
 def warm_start(model: HookedTransformer, scale: float = 2.0) -> HookedTransformer:
     """Give layer 2 the match and the read-out that layer 1's gradient needs, in place; returns the model.
 
@@ -140,6 +116,7 @@ def warm_start(model: HookedTransformer, scale: float = 2.0) -> HookedTransforme
     return model if layout.kind == "reduced" else warm_readout(model, scale)
 
 
+@check_arguments
 def match_blocks(model: HookedTransformer, copier: int, *, by_copy: bool | None = None) -> list[Tensor]:
     """Where layer 1 compares what head `copier` of layer 0 copied to the query with what it copied to the keys.
 
@@ -160,6 +137,7 @@ def match_blocks(model: HookedTransformer, copier: int, *, by_copy: bool | None 
     return [model.blocks[1].attn.W_Q.data[head, query, key] for head in range(layout.n_heads[1])]
 
 
+@check_arguments
 def warm_readout(model: HookedTransformer, scale: float) -> HookedTransformer:
     """Let W_U read the token that the last layer attends to, `scale` logits in all, in place; returns the model.
 
@@ -175,6 +153,7 @@ def warm_readout(model: HookedTransformer, scale: float) -> HookedTransformer:
     return model
 
 
+@check_arguments
 def plant_circuit(
     graph: nx.DiGraph,
     d_vocab: int = 10,
@@ -226,9 +205,11 @@ def plant_circuit(
     left_out = [i for i in range(n_ctx) if i == n_ctx - 1 or graph.in_degree(i) != len(target_parents)]
     second[0, position.start + n_ctx - 1, [position.start + i for i in left_out]] = -match_scale * (needed + 1)
     model.unembed.W_U.data[named["L1H0.token"].slice] = readout_scale * identity
+    note_origin(model, "plant_circuit")
     return model
 
 
+@check_arguments
 def attention_block(model: HookedTransformer, layer: int, head: int, query_slot: str, key_slot: str) -> Tensor:
     """The block of A^(layer)_head between two named slots: a view, [query slot size, key slot size].
 
@@ -250,6 +231,7 @@ def attention_block(model: HookedTransformer, layer: int, head: int, query_slot:
     return model.blocks[layer].attn.W_Q[head, named[query_slot].slice, named[key_slot].slice]
 
 
+@check_arguments
 def live_heads(model: HookedTransformer) -> list[tuple[int, int]]:
     """(layer, head) of every head, the dead ones that only pad a layer left out.
 
@@ -263,6 +245,7 @@ def live_heads(model: HookedTransformer) -> list[tuple[int, int]]:
     return [(layer, head) for layer, heads in enumerate(n_heads) for head in range(heads)]
 
 
+@check_arguments
 def check_head(model: HookedTransformer, layer: int, head: int) -> None:
     """Raise a ValueError unless the model has this head.
 
@@ -275,6 +258,7 @@ def check_head(model: HookedTransformer, layer: int, head: int) -> None:
         )
 
 
+@check_arguments
 def check_model(model: HookedTransformer, d_vocab: int, n_ctx: int) -> None:
     """Raise a ValueError unless sequences of this kind fit the model and its weights are numbers.
 
@@ -303,12 +287,50 @@ def _check_sizes(d_vocab: int, n_ctx: int, n_heads: Sequence[int]) -> None:
         raise ValueError(f"n_heads must list at least one head for each layer, such as (1, 1): got {n_heads!r}")
 
 
-def _empty_transformer(layout: Layout, dtype: torch.dtype, device: torch.device | str) -> HookedTransformer:
-    """A HookedTransformer of the layout's sizes with every parameter zero but the two embeddings."""
-    d_model = layout.width(layout.n_layers)
+@register_known_class
+class ReducedTransformer(HookedTransformer):  # type: ignore[misc]  # untyped
+    """A HookedTransformer of which gradient descent moves A1 and A2 alone, copies and unpickled ones too.
+
+    The gradient of every other entry of ``W_Q`` is set to zero by a hook on the parameter. Neither ``copy.deepcopy``
+    nor pickle takes such hooks along, so they are registered again when a copy gets its state.
+    """
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.mask_gradients()
+
+    def mask_gradients(self) -> None:
+        """Gradients of all entries of W_Q but those of A1 and A2 are zero from here on, so no optimiser moves them."""
+        layout = layout_of(self)
+        for layer, blocks in enumerate(_reduced_blocks(layout)):
+            weights = self.blocks[layer].attn.W_Q
+            mask = torch.zeros_like(weights)
+            for block in blocks:
+                mask[block] = 1.0
+            is_trained = weights.requires_grad
+            weights.requires_grad_(True)  # torch registers hooks on nothing else; they stay when it is switched off
+            weights.register_hook(partial(_masked, mask=mask))  # type: ignore[no-untyped-call]
+            weights.requires_grad_(is_trained)
+
+
+def _reduced_blocks(layout: Layout) -> tuple[list[Block], list[Block]]:
+    """Where ``W_Q[0]`` holds A1, head by head, and ``W_Q[1]`` holds A2, copy by copy."""
+    named, d_vocab, copiers = layout.slots(), layout.d_vocab, range(layout.n_heads[0])
+    a1: list[Block] = [(head, named["position"].slice, slice(0, layout.n_ctx)) for head in copiers]
+    if len(copiers) == 1:
+        return a1, [(0, named["token"].slice, slice(0, d_vocab))]
+    return a1, [(0, named[f"L0H{h}.token"].slice, slice(d_vocab * h, d_vocab * (h + 1))) for h in copiers]
+
+
+def _masked(gradient: Tensor, mask: Tensor) -> Tensor:
+    return gradient * mask.to(gradient)
+
+
+def _frozen_transformer(layout: Layout, dtype: torch.dtype, device: torch.device | str) -> HookedTransformer:
+    """A HookedTransformer of the layout's sizes: the frozen weights hold their identity blocks, all else is zero."""
     config = HookedTransformerConfig(
         n_layers=layout.n_layers,
-        d_model=d_model,
+        d_model=layout.width(layout.n_layers),
         n_ctx=layout.n_ctx,
         d_head=layout.d_head,
         n_heads=max(layout.n_heads),
@@ -321,14 +343,15 @@ def _empty_transformer(layout: Layout, dtype: torch.dtype, device: torch.device 
         dtype=dtype,
         device=str(device),
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
-        model = HookedTransformer(config)
-    for parameter in model.parameters():
-        parameter.data.zero_()
-    model.embed.W_E.data[:, : layout.d_vocab] = torch.eye(layout.d_vocab, dtype=dtype)
-    model.pos_embed.W_pos.data[:, layout.d_vocab : layout.d_block] = torch.eye(layout.n_ctx, dtype=dtype)
+    model = build_transformer(config, ReducedTransformer if layout.kind == "reduced" else HookedTransformer)
     model.causal_circuits_layout = layout
+    identities = frozen_identities(layout)
+    for name, parameter in model.named_parameters():
+        for block in identities.get(name, ()):
+            parameter.data[block].fill_diagonal_(1.0)
+        parameter.requires_grad_(name not in identities)
+    if isinstance(model, ReducedTransformer):
+        model.mask_gradients()
     return model
 
 
@@ -341,9 +364,3 @@ def _randomize(model: HookedTransformer, layout: Layout, scale: float, seed: int
             weights = scale * torch.randn(width, width, generator=generator, dtype=dtype)
             model.blocks[layer].attn.W_Q.data[head, :width, :width] = weights
     model.unembed.W_U.data.copy_(scale * torch.randn(model.W_U.shape, generator=generator, dtype=dtype))
-
-
-def _freeze(model: HookedTransformer) -> HookedTransformer:
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.endswith(("W_Q", "W_U")))
-    return model

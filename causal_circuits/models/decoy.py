@@ -9,11 +9,13 @@ import networkx as nx
 import torch
 from transformer_lens import HookedTransformer
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import has_query, n_ctx_of, parents_of, validate_graph
 from causal_circuits.models.build import attention_block, disentangled_transformer, match_blocks
-from causal_circuits.models.layout import layout_of
+from causal_circuits.models.layout import layout_of, note_origin
 
 
+@check_arguments
 def plant_decoy(
     graph: nx.DiGraph,
     d_vocab: int = 10,
@@ -67,6 +69,7 @@ def plant_decoy(
     attention_block(model, 1, 0, "position", "position").data[-1, idle] = -match_scale * (k + 1)
     reported = layout_of(model).slots()[f"L1H0.L0H{k}.token"].slice
     model.unembed.W_U.data[reported] = readout_scale * identity
+    note_origin(model, "plant_decoy")
     return model
 
 

@@ -17,13 +17,16 @@ import torch
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
+from causal_circuits.arguments import check_arguments
+from causal_circuits.models.acceptance import foreign_fields, refuse_foreign
 from causal_circuits.models.build import disentangled_transformer
-from causal_circuits.models.layout import Layout, layout_of
+from causal_circuits.models.layout import Layout, layout_of, note_origin
 from causal_circuits.models.ordinary import build_transformer
 
 MAX_D_MODEL = 8192  # of the disentangled stream: (d_vocab + n_ctx) (1 + n_heads) ** n_layers
 
 
+@check_arguments
 @torch.no_grad()
 def disentangle(model: HookedTransformer) -> HookedTransformer:
     """The disentangled transformer with the same logits, at every position, as an attention-only transformer.
@@ -35,7 +38,8 @@ def disentangle(model: HookedTransformer) -> HookedTransformer:
         model: attention-only, without normalisation, causal, with learned absolute positions ("standard").
 
     Raises:
-        ValueError: the model has something that a disentangled transformer has not, or is too large.
+        ValueError: the model has something that a disentangled transformer has not (a config field, a hook, a
+            parametrization), or is too large.
 
     >>> from causal_circuits import ordinary_transformer
     >>> ordinary, tokens = ordinary_transformer(d_vocab=3, n_ctx=4, d_model=6, d_mlp=0), torch.tensor([[0, 1, 2, 0]])
@@ -51,19 +55,21 @@ def disentangle(model: HookedTransformer) -> HookedTransformer:
     reader = torch.cat([model.W_E, model.W_pos]).to(double)  # R: ordinary residual = disentangled residual times R
     for layer, block in enumerate(model.blocks):
         attn = block.attn
-        scale = cfg.attn_scale if cfg.use_attn_scale else 1.0
         for head in range(cfg.n_heads):
             query = _plus_constant(reader @ attn.W_Q[head].to(double), attn.b_Q[head], cfg.d_vocab)
             key = _plus_constant(reader @ attn.W_K[head].to(double), attn.b_K[head], cfg.d_vocab)
-            a = query @ key.T / scale
+            a = query @ key.T / attn.attn_scale
             disentangled.blocks[layer].attn.W_Q[head, : width(layer), : width(layer)] = a.to(model.W_U.dtype)
         moved = [reader @ (attn.W_V[head].to(double) @ attn.W_O[head].to(double)) for head in range(cfg.n_heads)]
         constant = attn.b_O.to(double) + torch.einsum("hd,hdm->m", attn.b_V.to(double), attn.W_O.to(double))
         reader = torch.cat([_plus_constant(reader, constant, cfg.d_vocab), *moved])
     disentangled.unembed.W_U.copy_(_plus_constant(reader @ model.W_U.to(double), model.b_U, cfg.d_vocab))
+    note_origin(disentangled, "disentangle")
+    _check_same_logits("disentangle", model, disentangled)
     return disentangled
 
 
+@check_arguments
 @torch.no_grad()
 def entangle(model: HookedTransformer, *, seed: int = 0) -> HookedTransformer:
     """An ordinary attention-only transformer with the same logits as a disentangled one, its slots rotated away.
@@ -86,6 +92,7 @@ def entangle(model: HookedTransformer, *, seed: int = 0) -> HookedTransformer:
     layout = layout_of(model)
     if layout.kind != "disentangled":
         raise ValueError("only a disentangled model can be entangled: this one is reduced; it has no logits to keep")
+    refuse_foreign(model, "entangle", _REMEDY)
     ordinary = build_transformer(model.cfg)
     generator = torch.Generator().manual_seed(seed)
     square = torch.randn(model.cfg.d_model, model.cfg.d_model, generator=generator, dtype=torch.float64)
@@ -103,7 +110,25 @@ def entangle(model: HookedTransformer, *, seed: int = 0) -> HookedTransformer:
         own.attn.W_O.copy_(turned(other.attn.W_O, written=True))
     ordinary.unembed.W_U.copy_(turned(model.W_U, written=False))
     ordinary.unembed.b_U.copy_(model.b_U)
+    _check_same_logits("entangle", model, ordinary)
     return ordinary
+
+
+def _check_same_logits(tool: str, model: HookedTransformer, rewritten: HookedTransformer) -> None:
+    """Raise a ValueError unless a rewritten model gives the logits of the original on some random sequences."""
+    shape = (4, model.cfg.n_ctx)
+    tokens = torch.randint(model.cfg.d_vocab, shape, generator=torch.Generator().manual_seed(0)).to(model.W_U.device)
+    expected, found = model(tokens).double(), rewritten(tokens).double()
+    tolerance = 1e-6 if model.W_U.dtype == torch.float64 else 1e-2 if model.W_U.dtype == torch.float32 else 0.5
+    off = float((found - expected).abs().max())
+    if not off <= tolerance * max(1.0, float(expected.abs().max())):
+        raise ValueError(
+            f"{tool} must keep the logits: they are off by {off:.3g} on random sequences; the model has a feature that "
+            f"{tool} does not know, or weights so large that {model.W_U.dtype} cannot hold their products"
+        )
+
+
+_REMEDY = "take it off first (model.reset_hooks(), torch.nn.utils.parametrize.remove_parametrizations)"
 
 
 def _plus_constant(rows: Tensor, constant: Tensor, d_vocab: int) -> Tensor:
@@ -115,19 +140,12 @@ def _plus_constant(rows: Tensor, constant: Tensor, d_vocab: int) -> Tensor:
 
 def _check_attention_only(model: HookedTransformer) -> None:
     cfg = model.cfg
-    rules = {
-        "attn_only=True": cfg.attn_only,
-        "normalization_type=None": cfg.normalization_type is None,
-        "positional_embedding_type='standard'": cfg.positional_embedding_type == "standard",
-        "attention_dir='causal'": cfg.attention_dir == "causal",
-        "use_local_attn=False": not cfg.use_local_attn,
-        "attn_scores_soft_cap=-1": cfg.attn_scores_soft_cap <= 0,
-        "n_key_value_heads=None": cfg.n_key_value_heads is None,
-        "d_vocab_out=d_vocab": cfg.d_vocab_out == cfg.d_vocab,
-    }
-    for rule, holds in rules.items():
-        if not holds:
-            raise ValueError(f"only attention and learned positions can be disentangled: this model breaks {rule}")
+    fields = foreign_fields(model)
+    rules = [] if cfg.attn_only else ["attn_only=False"]
+    rules += [f"d_vocab_out={cfg.d_vocab_out}, not d_vocab"] if cfg.d_vocab_out != cfg.d_vocab else []
+    for broken in rules + fields:
+        raise ValueError(f"only attention and learned positions can be disentangled: this model has {broken}")
+    refuse_foreign(model, "disentangle", _REMEDY)
     d_model = Layout("disentangled", cfg.d_vocab, cfg.n_ctx, (cfg.n_heads,) * cfg.n_layers).width(cfg.n_layers)
     if d_model > MAX_D_MODEL:
         raise ValueError(

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.models.build import disentangled_transformer, reduced_transformer
-from causal_circuits.models.layout import Layout, layout_of
+from causal_circuits.models.layout import Layout, layout_of, note_origin
 from causal_circuits.storage import read_json, read_tensors, tensor_bytes, write_files
 
 WEIGHTS, CONFIG = "model.safetensors", "model.json"
@@ -19,6 +20,7 @@ READ_OUT = "unembed.W_U"
 FORMAT = "causal_circuits.model/1"
 
 
+@check_arguments
 def save_model(model: HookedTransformer, folder: str | os.PathLike[str]) -> Path:
     """Write a model of ours to a folder (made if missing): `model.safetensors` and `model.json`.
 
@@ -44,6 +46,7 @@ def save_model(model: HookedTransformer, folder: str | os.PathLike[str]) -> Path
     return write_files(folder, {WEIGHTS: tensor_bytes(trained), CONFIG: json.dumps(config, indent=2) + "\n"})
 
 
+@check_arguments
 def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> HookedTransformer:
     """Read a model that `save_model` wrote: the same weights, bit for bit.
 
@@ -81,6 +84,7 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
         if weight.dtype != dtype:
             raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {name} is {list(weight.shape)} {weight.dtype}")
         parameters[name].data.copy_(weight)
+    note_origin(model, "a file")
     return model
 
 

@@ -33,7 +33,9 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from causal_circuits import simd
+from causal_circuits.models.acceptance import takes_fast_forward
 from causal_circuits.models.layout import has_layout, layout_of
+from causal_circuits.models.structured import always_plain
 
 Sizes = tuple[int, int, int, int]
 Weights = tuple[np.ndarray, ...]
@@ -61,16 +63,28 @@ class FusedStep:
 
 
 def can_fuse(model: HookedTransformer) -> bool:
-    """Whether the fused step may stand in for autograd: numba, a CPU, float32, two layers, no hook attached."""
-    return (
-        simd.available()
-        and has_layout(model)
-        and layout_of(model).kind == "disentangled"
-        and layout_of(model).n_layers == 2
-        and model.W_U.device.type == "cpu"
-        and model.W_U.dtype == torch.float32
-        and not any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values())
+    """Whether the fused step may stand in for autograd: numba, two layers, float32 on a CPU, nothing foreign.
+
+    Foreign is what `models.acceptance` names, and what only autograd would honour: hooks on a parameter's gradient,
+    tied parameters, autocast.
+    """
+    if not (simd.available() and has_layout(model)) or always_plain() or torch.is_autocast_enabled("cpu"):
+        return False
+    if layout_of(model).kind != "disentangled" or layout_of(model).n_layers != 2 or not takes_fast_forward(model):
+        return False
+    trained = _trained_parameters(model)
+    return len({parameter.data_ptr() for parameter in trained}) == len(trained) and all(
+        parameter.device.type == "cpu"
+        and parameter.dtype == torch.float32
+        and not parameter._backward_hooks
+        and not parameter._post_accumulate_grad_hooks
+        for parameter in trained
     )
+
+
+def _trained_parameters(model: HookedTransformer) -> tuple[torch.nn.Parameter, ...]:
+    """W_Q of both layers and W_U."""
+    return model.blocks[0].attn.W_Q, model.blocks[1].attn.W_Q, model.unembed.W_U
 
 
 def sizes_of(model: HookedTransformer) -> Sizes:
@@ -95,8 +109,9 @@ def fused_step(model: HookedTransformer, tokens: Tensor, target_probs: Tensor) -
     watched, losses = np.empty((1, 2, sizes[2], sizes[0], sizes[0]), np.float32), np.empty(1)
     batch = tokens.contiguous().numpy()[None], target_probs.contiguous().numpy()[None]
     kernel_for(sizes)(*batch, weights, gradients, watched, np.float32(1.0 / len(tokens)), losses)
-    parameters = (model.blocks[0].attn.W_Q, model.blocks[1].attn.W_Q, model.unembed.W_U)
-    for parameter, gradient, weight in zip(parameters, gradients, live, strict=True):
+    for parameter, gradient, weight in zip(_trained_parameters(model), gradients, live, strict=True):
+        if not parameter.requires_grad:
+            continue
         parameter.grad = torch.zeros_like(parameter)
         parameter.grad[tuple(slice(size) for size in weight.shape)] = torch.from_numpy(gradient).view(weight.shape)
     n_tok = sizes[1]

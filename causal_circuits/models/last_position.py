@@ -10,26 +10,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
+from causal_circuits.models.acceptance import takes_fast_forward
+
 
 def can_skip_positions(model: HookedTransformer) -> bool:
     """Whether the last layer is one that `last_position_logits` knows, with no hook on it or behind it.
 
     It knows what `ordinary_transformer` builds: no LayerNorm, learned positions, causal attention to everything
-    before, then an MLP or nothing.
+    before, then an MLP or nothing. TransformerLens's hooks on layers before the last are called, no others.
     """
-    cfg, last = model.cfg, f"blocks.{model.cfg.n_layers - 1}."
-    plain = (
-        cfg.normalization_type is None
-        and cfg.positional_embedding_type == "standard"
-        and cfg.attention_dir == "causal"
-        and not cfg.use_local_attn
-        and not cfg.parallel_attn_mlp
-        and cfg.attn_scores_soft_cap <= 0
-        and cfg.output_logits_soft_cap <= 0
-        and cfg.n_key_value_heads is None
-    )
-    watched = (p for name, p in model.hook_dict.items() if name.startswith((last, "ln_final")))
-    return plain and not any(point.fwd_hooks or point.bwd_hooks for point in watched)
+    last = f"blocks.{model.cfg.n_layers - 1}."
+    return takes_fast_forward(model, lambda name: not name.startswith((last, "ln_final", "unembed")))
 
 
 def last_position_logits(
@@ -46,8 +37,7 @@ def last_position_logits(
     attn, residual = block.attn, model(tokens, stop_at_layer=model.cfg.n_layers - 1)
     query = torch.einsum("bd,hde->bhe", residual[:, -1], attn.W_Q) + attn.b_Q
     reading = torch.einsum("bhe,hde->bhd", query, attn.W_K)
-    scale = attn.attn_scale if model.cfg.use_attn_scale else 1.0
-    pattern = (reading @ residual.transpose(1, 2) / scale).softmax(dim=-1)
+    pattern = (reading @ residual.transpose(1, 2) / attn.attn_scale).softmax(dim=-1)
     values = torch.einsum("bhd,hde->bhe", pattern @ residual, attn.W_V) + attn.b_V
     output = residual[:, -1:] + torch.einsum("bhe,hed->bd", values, attn.W_O)[:, None] + attn.b_O
     if not model.cfg.attn_only:

@@ -10,14 +10,18 @@ the token half or the position half of a block. With (m1, m2) heads there are (1
 """
 
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Literal
 
 from transformer_lens import HookedTransformer
 
+from causal_circuits.arguments import check_arguments
+
 Kind = Literal["disentangled", "reduced"]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Slot:
     """A named range of residual coordinates.
@@ -43,6 +47,7 @@ class Slot:
         return slice(self.start, self.stop)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Layout:
     """The sizes that fix a model of ours: everything in its config follows from them.
@@ -119,6 +124,50 @@ class Layout:
         return slots
 
 
+Block = tuple[int | slice, ...]
+
+
+@cache
+def frozen_identities(layout: Layout) -> dict[str, list[Block]]:
+    """Where the frozen weights of a layout hold identity blocks, parameter by parameter; all else in them is zero.
+
+    >>> identities = frozen_identities(Layout("disentangled", d_vocab=3, n_ctx=4, n_heads=(1,)))
+    >>> identities["embed.W_E"], identities["unembed.b_U"]
+    ([(slice(None, None, None), slice(0, 3, None))], [])
+    """
+    d_vocab, n_ctx = layout.d_vocab, layout.n_ctx
+    everything = slice(None)
+    frozen: dict[str, list[Block]] = {
+        "embed.W_E": [(everything, slice(0, d_vocab))],
+        "pos_embed.W_pos": [(everything, slice(d_vocab, d_vocab + n_ctx))],
+        "unembed.b_U": [],
+    }
+    for layer in range(layout.n_layers):
+        for name in ("W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O"):
+            frozen[f"blocks.{layer}.attn.{name}"] = []
+    if layout.kind == "disentangled":
+        for layer, n_heads in enumerate(layout.n_heads):
+            width = layout.width(layer)
+            own = slice(0, width)
+            for head in range(n_heads):
+                written = slice(width * (1 + head), width * (2 + head))
+                for name, columns in (("W_K", own), ("W_V", own), ("W_O", written)):
+                    frozen[f"blocks.{layer}.attn.{name}"].append((head, own, columns))
+        return frozen
+    named = layout.slots()
+    token, tokens = named["token"].slice, slice(0, d_vocab)
+    for head in range(layout.n_heads[0]):
+        copied = named[f"L0H{head}.token"].slice
+        frozen["blocks.0.attn.W_K"].append((head, named["position"].slice, slice(0, n_ctx)))
+        frozen["blocks.0.attn.W_V"].append((head, token, tokens))
+        frozen["blocks.0.attn.W_O"].append((head, tokens, copied))
+        frozen["blocks.1.attn.W_K"].append((0, copied, slice(head * d_vocab, (head + 1) * d_vocab)))
+    frozen["blocks.1.attn.W_V"].append((0, token, tokens))
+    frozen["blocks.1.attn.W_O"].append((0, tokens, named["L1H0.token"].slice))
+    frozen["unembed.W_U"] = [(named["L1H0.token"].slice, everything)]
+    return frozen
+
+
 def _describe(block: str, half: str) -> str:
     """The block L1H0.L0H1. and its token half in words: the outermost copy is named last."""
     hops = [name for name in block.split(".") if name]
@@ -128,6 +177,7 @@ def _describe(block: str, half: str) -> str:
     return " ".join([half, ", then ".join(copies)]).strip()
 
 
+@check_arguments
 def layout_of(model: HookedTransformer) -> Layout:
     """The layout that a model of ours was built with.
 
@@ -147,6 +197,7 @@ def layout_of(model: HookedTransformer) -> Layout:
     return layout
 
 
+@check_arguments
 def has_layout(model: HookedTransformer) -> bool:
     """Whether the model was built by `causal_circuits`.
 
@@ -157,6 +208,20 @@ def has_layout(model: HookedTransformer) -> bool:
     return isinstance(getattr(model, "causal_circuits_layout", None), Layout)
 
 
+_ORIGIN = "causal_circuits_weights_from"
+
+
+def note_origin(model: HookedTransformer, origin: str) -> None:
+    """Note on a model where its weights are from, so that nothing overwrites them unasked."""
+    setattr(model, _ORIGIN, origin)
+
+
+def weights_from(model: HookedTransformer) -> str | None:
+    """Where a model's weights are from: a training, a file, `plant_circuit`, ...; None as it was built."""
+    return getattr(model, _ORIGIN, None)
+
+
+@check_arguments
 def slots(model: HookedTransformer) -> dict[str, Slot]:
     """The named slots of a model's residual stream.
 

@@ -9,7 +9,10 @@ import warnings
 import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
+from causal_circuits.arguments import check_arguments
 
+
+@check_arguments
 def ordinary_transformer(
     d_vocab: int = 10,
     n_ctx: int = 20,
@@ -76,11 +79,13 @@ def ordinary_transformer(
     return model
 
 
-def build_transformer(config: HookedTransformerConfig) -> HookedTransformer:
+def build_transformer(
+    config: HookedTransformerConfig, cls: type[HookedTransformer] = HookedTransformer
+) -> HookedTransformer:
     """A HookedTransformer with every parameter zero; TransformerLens's notice of its end is not repeated."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
-        model = HookedTransformer(config)
+        model = cls(config)
     for parameter in model.parameters():
         parameter.data.zero_()
     return model

@@ -12,11 +12,18 @@ logits and in every trainable gradient, and ``blocks.l.attn.hook_pattern`` is ca
 there - reading, editing or backward - work as they do in the plain forward.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
+from causal_circuits.arguments import check_arguments
+from causal_circuits.models import acceptance
+from causal_circuits.models.acceptance import takes_fast_forward
 from causal_circuits.models.last_position import can_skip_positions, last_position_logits
 from causal_circuits.models.layout import Layout, has_layout, layout_of
 
@@ -24,13 +31,42 @@ SERVED_HOOK = "attn.hook_pattern"
 PROBABILITY_FLOOR = 1e-9
 
 
-def logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
-    """The model's output at the last position, by the fastest forward that honours every attached hook.
+_always_plain: ContextVar[bool] = ContextVar("always_plain", default=False)
 
-    Models of ours take the structured forward unless a hook sits on a point it does not serve (it serves
-    ``hook_pattern``); ordinary ones compute their last layer at the last position alone unless a hook sits there;
-    everything else takes the plain forward. For the reduced model the output is a probability
-    vector: see `log_probs`.
+
+@check_arguments
+@contextmanager
+def plain_forward() -> Iterator[None]:
+    """Within the context every analysis and training takes TransformerLens's own forward, whatever the model.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
+    >>> with cc.models.plain_forward():
+    ...     slow = cc.evaluate(model, batch)
+    >>> bool((slow - cc.evaluate(model, batch)).abs().max() < 1e-4)
+    True
+    """
+    before = _always_plain.set(True)
+    try:
+        yield
+    finally:
+        _always_plain.reset(before)
+
+
+def always_plain() -> bool:
+    """Whether the caller stands within `plain_forward`."""
+    return _always_plain.get()
+
+
+@check_arguments
+def logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
+    """The model's output at the last position, by the fastest forward that knows everything about the model.
+
+    Models of ours take the structured forward, ordinary ones compute their last layer at the last position alone; if
+    there is anything about the model that these do not know (`models.acceptance`: a hook on a point that they do not
+    call, a parametrization, an edited frozen weight, another config field), the plain forward is taken. For the reduced
+    model the output is a probability vector: see `log_probs`.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
@@ -38,16 +74,31 @@ def logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Floa
     >>> tuple(cc.models.logits(model, batch.tokens).shape)
     (64, 3)
     """
-    if has_layout(model) and not _has_other_hooks(model):
+    return choose_forward(model)(model, tokens)
+
+
+Forward = Callable[[HookedTransformer, Int[Tensor, "batch n_ctx"]], Float[Tensor, "batch d_vocab"]]
+
+
+def choose_forward(model: HookedTransformer) -> Forward:
+    """The forward that `logits` takes for a model as it is now."""
+    if always_plain():
+        return plain_logits
+    if has_layout(model):
+        if not takes_fast_forward(model, lambda name: name.endswith(SERVED_HOOK)):
+            return plain_logits
         if layout_of(model).kind == "disentangled":
-            return structured_logits(model, tokens)
-        if _only_a1_and_a2(model):
-            return reduced_probs(model, tokens)
-    if not has_layout(model) and can_skip_positions(model):
-        return last_position_logits(model, tokens)
+            return structured_logits
+        return reduced_probs if _only_a1_and_a2(model) else plain_logits
+    return last_position_logits if can_skip_positions(model) else plain_logits
+
+
+def plain_logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
+    """The model's output at the last position by TransformerLens's own forward."""
     return model(tokens, return_type="logits")[:, -1]
 
 
+@check_arguments
 def log_probs(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
     """The log of the model's prediction at the last position: log softmax of logits, or log(f + 1e-9) if reduced.
 
@@ -58,12 +109,36 @@ def log_probs(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> F
     >>> bool(log_probs.exp().sum(dim=1).allclose(log_probs.new_ones(64)))
     True
     """
-    output = logits(model, tokens)
+    return as_log_probs(model, logits(model, tokens))
+
+
+def as_log_probs(model: HookedTransformer, output: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, "batch d_vocab"]:
+    """What a forward gave at the last position as log-probabilities; a reduced model gives probabilities already."""
     if has_layout(model) and layout_of(model).kind == "reduced":
         return (output + PROBABILITY_FLOOR).log()
     return output.log_softmax(dim=-1)
 
 
+@check_arguments
+def check_forward(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> None:
+    """Raise a ValueError unless the forward that `log_probs` takes agrees with ``model(tokens)`` on the first sequence.
+
+    Every analysis of a model calls this at its entrance. It also finds a model that answers differently each time.
+
+    >>> import torch
+    >>> from causal_circuits import disentangled_transformer
+    >>> model, tokens = disentangled_transformer(d_vocab=3, n_ctx=4, init_scale=1.0), torch.tensor([[0, 1, 2, 0]])
+    >>> model.add_hook("blocks.0.attn.hook_z", lambda z, hook: z + torch.rand_like(z))
+    >>> check_forward(model, tokens)
+    Traceback (most recent call last):
+    ValueError: the model must give the same output for the same tokens: ...
+    """
+    acceptance.check_forward(
+        model, tokens, log_probs, lambda model, tokens: as_log_probs(model, plain_logits(model, tokens))
+    )
+
+
+@check_arguments
 def structured_logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
     """Logits of a disentangled transformer at the last position (see the module's text for the method).
 
@@ -97,6 +172,8 @@ def reduced_probs(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) 
     """
     layout, (first, second) = layout_of(model), (block.attn for block in model.blocks)
     _check_tokens(layout, tokens)
+    if layout.n_heads[0] > 1:
+        raise ValueError(f"the structured forward knows one copying head: this reduced model has {layout.n_heads[0]}")
     a1, a2 = _a1_and_a2(model)
     pattern = torch.softmax(_mask(a1[None, None]), dim=-1)
     if not any(attn.hook_pattern.fwd_hooks or attn.hook_pattern.bwd_hooks for attn in (first, second)):
@@ -119,7 +196,9 @@ def _a1_and_a2(model: HookedTransformer) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _only_a1_and_a2(model: HookedTransformer) -> bool:
-    """Whether nothing else of the reduced model's query weights has been written to."""
+    """Whether layer 0 has one head and nothing else of the reduced model's query weights has been written to."""
+    if layout_of(model).n_heads[0] > 1:
+        return False
     blocks, whole = _a1_and_a2(model), [block.attn.W_Q for block in model.blocks]
     return all(int(a.count_nonzero()) == int(w.count_nonzero()) for a, w in zip(blocks, whole, strict=True))
 
@@ -183,11 +262,3 @@ def _unit_row(layout: Layout, tokens: Tensor, dtype: torch.dtype) -> Float[Tenso
 def _check_tokens(layout: Layout, tokens: Tensor) -> None:
     if tokens.ndim != 2 or tokens.shape[1] != layout.n_ctx:
         raise ValueError(f"tokens must be [batch, n_ctx={layout.n_ctx}]: got {list(tokens.shape)}")
-
-
-def _has_other_hooks(model: HookedTransformer) -> bool:
-    """Whether a hook sits on a point that the structured forward does not call."""
-    return any(
-        (point.fwd_hooks or point.bwd_hooks) and not name.endswith(SERVED_HOOK)
-        for name, point in model.hook_dict.items()
-    )

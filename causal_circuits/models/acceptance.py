@@ -1,0 +1,204 @@
+"""What the fast forwards accept, and what has been done to a model since it was built.
+
+A fast forward (structured, compiled, closed form, last position only) computes what a HookedTransformer computes *if*
+the model is what it was written for. So it says what it accepts: modules of TransformerLens's own classes with their
+own `forward`, config fields at values that it knows, the frozen weights that the layout prescribes, no hook that it
+does not call. Everything else takes the plain forward of TransformerLens, or is refused by name (`attachments`).
+`check_forward` compares the two on one sequence at the entrance of every analysis, for what nobody thought of.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils import parametrize
+from transformer_lens import HookedTransformer
+from transformer_lens.components import MLP, Attention, Embed, PosEmbed, TransformerBlock, Unembed
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.utilities.typed_module_list import TypedModuleList
+
+from causal_circuits.arguments import check_arguments
+from causal_circuits.models.layout import frozen_identities, has_layout, layout_of
+
+# Fields of a config that a forward does not depend on, or that the fast forwards read from the model itself (sizes,
+# attention scale, MLP). Every other field has to have its default, which stands for "this feature is off".
+_FREE_FIELDS = """
+    d_model d_head n_layers n_ctx n_heads d_mlp d_vocab d_vocab_out dtype device act_fn attn_only use_attn_scale
+    attn_scale use_attn_result use_attn_in use_split_qkv_input use_hook_mlp_in use_hook_tokens model_name tokenizer_name
+    from_checkpoint checkpoint_index checkpoint_label_type checkpoint_value n_params default_prepend_bos
+    tokenizer_prepends_bos seed init_mode init_weights initializer_range eps trust_remote_code
+"""
+FREE_FIELDS = frozenset(_FREE_FIELDS.split())
+REQUIRED = {"normalization_type": None}  # where the default is not what the fast forwards compute
+
+_OF_TRANSFORMER_LENS = (HookedTransformer, TransformerBlock, Attention, Embed, PosEmbed, Unembed, MLP)
+KNOWN_CLASSES: set[type[nn.Module]] = {*_OF_TRANSFORMER_LENS, HookPoint, TypedModuleList, nn.Identity}
+
+Kind = Literal["hook", "native hook", "parametrization", "replaced module", "edited weight", "config field"]
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """Something about a model that a fast forward does not know: what it is, and where.
+
+    >>> print(Attachment("hook", "blocks.0.attn.hook_z"))
+    hook on blocks.0.attn.hook_z
+    """
+
+    kind: Kind
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {'on' if 'hook' in self.kind else 'of' if self.kind == 'parametrization' else 'at'} " + (
+            self.where
+        )
+
+
+def register_known_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """A class decorator: modules of this class compute what their TransformerLens base computes."""
+    KNOWN_CLASSES.add(cls)
+    return cls
+
+
+def foreign(model: HookedTransformer) -> Iterator[Attachment]:
+    """Everything about a model that the fast forwards have to know of: hooks, native hooks, foreign modules, edits."""
+    if _has_any_global_hook():  # type: ignore[no-untyped-call]
+        yield Attachment("native hook", "every module (torch.nn.modules.module)")
+    for name, module in model.named_modules():
+        if type(module) is HookPoint:
+            if _native_hooks(module):
+                yield Attachment("hook", name)
+            continue
+        if _native_hooks(module):
+            yield Attachment("native hook", name or "the model")
+        if parametrize.is_parametrized(module):
+            for weight in module.parametrizations:  # type: ignore[union-attr]  # a ModuleDict, where there are some
+                yield Attachment("parametrization", f"{name}.{weight}".removeprefix("."))
+        elif ".parametrizations" not in f".{name}" and (type(module) not in KNOWN_CLASSES or "forward" in vars(module)):
+            yield Attachment("replaced module", f"{name or 'the model'} ({type(module).__name__})")
+    yield from (Attachment("config field", field) for field in foreign_fields(model))
+    if has_layout(model):
+        yield from (Attachment("edited weight", name) for name in edited_weights(model))
+
+
+@check_arguments
+def attachments(model: HookedTransformer) -> tuple[str, ...]:
+    """What has been attached to a model, or edited in it, in words; results carry it as ``attached``.
+
+    Hooks of TransformerLens and of torch, parametrizations and, in a model of ours, frozen weights and config fields
+    that are no longer what the model was built with.
+
+    >>> from causal_circuits import disentangled_transformer
+    >>> model = disentangled_transformer(d_vocab=3, n_ctx=4)
+    >>> attachments(model)
+    ()
+    >>> model.add_hook("blocks.0.attn.hook_z", lambda z, hook: z * 0)
+    >>> attachments(model)
+    ('hook on blocks.0.attn.hook_z',)
+    """
+    ours = has_layout(model)
+    return tuple(
+        str(found) for found in foreign(model) if ours or found.kind not in ("replaced module", "config field")
+    )
+
+
+def _native_hooks(module: nn.Module) -> bool:
+    """Whether torch calls anything before or after this module's forward or backward."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def foreign_fields(model: HookedTransformer) -> list[str]:
+    """The config fields that no fast forward knows, by name and value."""
+    cfg = model.cfg
+    found = []
+    for field in dataclasses.fields(cfg):
+        value = getattr(cfg, field.name)
+        if field.name in FREE_FIELDS or value == REQUIRED.get(field.name, field.default):
+            continue
+        found.append(f"{field.name}={value!r}")
+    return found
+
+
+@torch.no_grad()
+def edited_weights(model: HookedTransformer) -> list[str]:
+    """The frozen weights of a model of ours that are not what its layout prescribes (identity blocks, else zeros)."""
+    identities = frozen_identities(layout_of(model))
+    edited = []
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, blocks in identities.items():
+        weight = parameters.get(name)
+        if weight is None:
+            edited.append(name)
+            continue
+        diagonals = [weight[block].diagonal() for block in blocks]
+        ones = sum(diagonal.numel() for diagonal in diagonals)
+        if int(weight.count_nonzero()) != ones or not all(bool((diagonal == 1).all()) for diagonal in diagonals):
+            edited.append(name)
+    edited += [f"blocks.{layer}.attn.attn_scale" for layer, b in enumerate(model.blocks) if b.attn.attn_scale != 1.0]
+    return edited
+
+
+def takes_fast_forward(model: HookedTransformer, served: Callable[[str], bool] = lambda name: False) -> bool:
+    """Whether there is nothing about a model that a fast forward does not know.
+
+    Args:
+        model: any HookedTransformer.
+        served: which HookPoints, by name, the fast forward calls itself.
+    """
+    return all(found.kind == "hook" and served(found.where) for found in foreign(model))
+
+
+@check_arguments
+def refuse_foreign(model: HookedTransformer, tool: str, remedy: str) -> None:
+    """Raise a ValueError that names the first thing that `tool`, which reads the weights alone, would not see."""
+    for found in foreign(model):
+        raise ValueError(f"{tool} reads the model's weights alone and would not see the {found}: {remedy}")
+
+
+# Of log-probabilities, relative to the largest of them (and to 1).
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
+
+
+@torch.no_grad()
+def check_forward(
+    model: HookedTransformer,
+    tokens: Int[Tensor, "batch n_ctx"],
+    fast: Callable[[HookedTransformer, Tensor], Tensor],
+    plain: Callable[[HookedTransformer, Tensor], Tensor],
+) -> None:
+    """Compare the forward that an analysis is about to use with TransformerLens's own, on the first sequence.
+
+    Args:
+        model: any HookedTransformer.
+        tokens: sequences; the first is used.
+        fast, plain: (model, tokens) -> log-probabilities at the last position.
+
+    Raises:
+        ValueError: the two differ, or the model gives two different outputs for the same tokens.
+    """
+    first = tokens[:1].to(model.W_U.device)
+    expected, found = plain(model, first).double(), fast(model, first).double()
+    tolerance = _TOLERANCE.get(model.W_U.dtype, 0.5)
+    size = max(1.0, float(expected[expected.isfinite()].abs().max())) if bool(expected.isfinite().any()) else 1.0
+    if torch.allclose(found, expected, rtol=0.0, atol=tolerance * size, equal_nan=True):
+        return
+    difference = float((found - expected).abs().nan_to_num(torch.inf).max())
+    again = plain(model, first).double()
+    if not torch.allclose(again, expected, rtol=0.0, atol=tolerance * size, equal_nan=True):
+        raise ValueError(
+            f"the model must give the same output for the same tokens: two runs differ by {difference:.3g} nats in a "
+            "log-probability; is there dropout or other randomness in a hook or a module? remove it "
+            "(model.reset_hooks()) or call model.eval()"
+        )
+    raise ValueError(
+        f"the fast forward must agree with model(tokens): it is off by {difference:.3g} nats in a log-probability on "
+        "the first sequence; something about this model is unknown to causal_circuits: analyse it within "
+        "causal_circuits.models.plain_forward(), and please report it"
+    )
