@@ -170,12 +170,16 @@ def test_batches_are_well_formed(parents: list[list[int]], d_vocab: int, log_alp
     assert torch.allclose(batch.target_probs.sum(dim=1), torch.ones(20), atol=1e-5)
 
 
-@given(n=st.integers(1, 1300), seed=st.integers(0, 2**40), n_threads=st.integers(2, 4))
-def test_the_seed_alone_decides_the_batch(n: int, seed: int, n_threads: int) -> None:
-    task = cc.InContextTask(cc.chain_graph(4), d_vocab=3)
-    one, other = task.sample(n, seed=seed, n_threads=1), task.sample(n, seed=seed, n_threads=n_threads)
-    assert torch.equal(one.tokens, other.tokens)
-    assert torch.equal(one.target_probs, other.target_probs)
+@given(n=st.integers(1, 1300), seed=st.integers(0, 2**40))
+def test_threads_draw_what_one_call_draws(n: int, seed: int) -> None:
+    """Also of kernels of the user's, which are drawn piece by piece."""
+    for alpha in (0.1, 1e-3):
+        task = cc.InContextTask(cc.chain_graph(4), d_vocab=3, alpha=alpha)
+        tokens, target_probs = np.empty((1, n, 4), np.int64), np.empty((1, n, 3), np.float32)
+        task_module.filler_of([task], [seed])(tokens, target_probs, 0)
+        batch = task.sample(n, seed=seed)
+        assert np.array_equal(batch.tokens, tokens[0])
+        assert np.array_equal(batch.target_probs, target_probs[0])
 
 
 def assert_the_same_without_numba(task: cc.InContextTask, n: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,9 +211,9 @@ def test_dags_too_are_the_same_without_numba(roots: str, monkeypatch: pytest.Mon
 
 def test_far_places_of_a_stream_are_the_same_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     task, far = cc.InContextTask(cc.chain_graph(5), d_vocab=3), 2**32 - 4  # the place is a 64-bit number
-    compiled = task.stream(1)(8, far)
+    compiled = task.draws(1, far, 8)
     monkeypatch.setattr("causal_circuits.simd.available", lambda: False)
-    vectorised = task.stream(1)(8, far)
+    vectorised = task.draws(1, far, 8)
     assert torch.equal(compiled.tokens, vectorised.tokens)
     torch.testing.assert_close(compiled.target_probs, vectorised.target_probs, atol=1e-5, rtol=1e-4)
 
@@ -226,17 +230,17 @@ def test_several_tasks_at_once_are_drawn_as_each_alone(numba_there: bool, monkey
         tokens, targets = np.empty((len(tasks), 40, 8), np.int64), np.empty((len(tasks), 40, 3), np.float32)
         task_module.filler_of(tasks, range(len(tasks)))(tokens, targets, 100)
         for seed, task in enumerate(tasks):
-            alone = task.stream(seed)(40, 100)
+            alone = task.draws(seed, 100, 40)
             assert np.array_equal(tokens[seed], alone.tokens.numpy())
             assert np.array_equal(targets[seed], alone.target_probs.numpy())
 
 
 def test_a_longer_batch_begins_with_the_shorter_one(chain_task: cc.InContextTask) -> None:
-    longer, draw = chain_task.sample(1500, seed=5), chain_task.stream(5)
+    longer = chain_task.sample(1500, seed=5)
     assert torch.equal(chain_task.sample(700, seed=5).tokens, longer.tokens[:700])
-    assert torch.equal(draw(300, 600).tokens, longer.tokens[600:900])
+    assert torch.equal(chain_task.draws(5, 600, 300).tokens, longer.tokens[600:900])
     far = 2**32 - 3  # the place is a 64-bit number
-    assert not torch.equal(draw(6, far).tokens[3:], longer.tokens[:3])
+    assert not torch.equal(chain_task.draws(5, far, 6).tokens[3:], longer.tokens[:3])
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 7.0])

@@ -13,16 +13,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import parents_of
+from causal_circuits.tasks.base import Task, graph_of
 from causal_circuits.tasks.batch import Batch
 from causal_circuits.tasks.predictors import cross_entropy
-from causal_circuits.tasks.task import InContextTask
 
 PSEUDO_COUNTS = np.logspace(-3, 2, 51)
 
 
+@check_arguments
 def subset_predictor(
-    task: InContextTask, tokens: Int[Tensor, "batch n_ctx"], which: Sequence[int], pseudo_count: float
+    task: Task, tokens: Int[Tensor, "batch n_ctx"], which: Sequence[int], pseudo_count: float
 ) -> Float[Tensor, "batch d_vocab"]:
     """Smoothed frequencies of what followed the target's tokens at the parents numbered `which` (from 0, by position).
 
@@ -30,7 +32,7 @@ def subset_predictor(
     parents numbered `which` hold the tokens of the target's. All parents and pseudo_count alpha are the edge posterior;
     none gives frequencies of all children.
 
-    >>> from causal_circuits import ngram_graph
+    >>> from causal_circuits import InContextTask, ngram_graph
     >>> task = InContextTask(ngram_graph(6, order=2), d_vocab=2)
     >>> tokens = torch.tensor([[0, 1, 1, 0, 1, 0]])             # target after (1, 0); after (., 0) came 1 once
     >>> subset_predictor(task, tokens, which=(1,), pseudo_count=1.0)
@@ -40,7 +42,8 @@ def subset_predictor(
     return (counts + pseudo_count) / (counts.sum(dim=-1, keepdim=True) + task.d_vocab * pseudo_count)
 
 
-def subset_loss(task: InContextTask, batch: Batch, which: Sequence[int]) -> float:
+@check_arguments
+def subset_loss(task: Task, batch: Batch, which: Sequence[int]) -> float:
     """The lowest loss of `subset_predictor` on a batch, over pseudo-counts from 0.001 to 100 (log grid); nats.
 
     >>> import causal_circuits as cc
@@ -58,7 +61,8 @@ def subset_loss(task: InContextTask, batch: Batch, which: Sequence[int]) -> floa
     return float(min(losses))
 
 
-def subset_losses(task: InContextTask, batch: Batch) -> dict[tuple[int, ...], float]:
+@check_arguments
+def subset_losses(task: Task, batch: Batch) -> dict[tuple[int, ...], float]:
     """The calibrated loss for every set of parent numbers, from none to all: where a plateau of training may lie.
 
     With k parents there are 2^k lines; for an (m + 1)-gram inside a (k + 1)-gram take the last m numbers.
@@ -74,19 +78,19 @@ def subset_losses(task: InContextTask, batch: Batch) -> dict[tuple[int, ...], fl
     return {which: subset_loss(task, batch, which) for which in sets}
 
 
-def _subset_counts(task: InContextTask, tokens: Tensor, which: Sequence[int]) -> Float[Tensor, "batch d_vocab"]:
+def _subset_counts(task: Task, tokens: Tensor, which: Sequence[int]) -> Float[Tensor, "batch d_vocab"]:
     """How often each token followed, along the graph's edges, the target's tokens at some of its parents."""
     task.check_tokens(tokens)
-    in_degree = len(task.target_parents)
+    graph, in_degree = graph_of(task), len(task.target_parents)
     if len(set(which)) != len(which) or any(not 0 <= number < in_degree for number in which):
         raise ValueError(f"parent numbers must differ and lie in 0 .. {in_degree - 1} of the target: got {list(which)}")
     counts = torch.zeros(len(tokens), task.d_vocab, dtype=torch.float64)
-    children = [i for i in range(task.n_ctx) if task.graph.in_degree(i) == in_degree]
+    children = [i for i in range(task.n_ctx) if graph.in_degree(i) == in_degree]
     if not children:
         return counts
     tokens = tokens.cpu()
     match = torch.ones(len(tokens), len(children), dtype=torch.float64)
     for number in which:
-        parents = [parents_of(task.graph, child)[number] for child in children]
+        parents = [parents_of(graph, child)[number] for child in children]
         match *= tokens[:, parents] == tokens[:, [task.target_parents[number]]]
     return counts.scatter_add_(1, tokens[:, children], match)

@@ -9,9 +9,9 @@ that it must know which position is whose parent (Nichani, Damian & Lee 2024, ta
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
-from typing import Literal
+from typing import Any, Literal, NoReturn, final
 
 import networkx as nx
 import numpy as np
@@ -20,25 +20,34 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits import simd
-from causal_circuits.graphs import has_query, n_ctx_of, parents_of, validate_graph
+from causal_circuits.arguments import check_arguments
+from causal_circuits.graphs import parents_of, validate_graph
+from causal_circuits.storage import digest
 from causal_circuits.tasks import draws as _draws
 from causal_circuits.tasks import kernels as _kernels
-from causal_circuits.tasks.batch import Batch, check_tokens
+from causal_circuits.tasks.base import Seed, Task, check_places, seed_sequence
+from causal_circuits.tasks.batch import Batch
 
 Roots = Literal["stationary", "uniform", "shared"]
-Seed = int | Sequence[int] | np.random.SeedSequence
 Filler = Callable[[np.ndarray, np.ndarray, int], None]
 
 # Sequences are drawn in pieces of this many: the result is the same for any number of threads, and a piece's arrays
 # stay in the second-level cache.
 PIECE = 512
+# Threads that draw the pieces of a large batch.
+THREADS = 2
 # Of one kernel. A piece holds PIECE kernels and their cumulative sums in float32: 0.5 GiB at this limit, a thread.
 MAX_KERNEL_ENTRIES = 2**17
 
 
+@check_arguments
+@final
 @dataclass(frozen=True, eq=False)
-class InContextTask:
+class InContextTask(Task):
     """Sequences drawn from a causal graph with a fresh random kernel for each sequence.
+
+    The class is final: compiled code draws its sequences, which a subclass would not change. For sequences of another
+    kind subclass `Task` and override `draws`; for a table of them take `BatchTask`.
 
     Args:
         graph: a causal graph (see `causal_circuits.graphs`): a forest with a query, or any DAG.
@@ -62,11 +71,17 @@ class InContextTask:
     (torch.Size([4, 20]), torch.Size([4, 10]))
     """
 
-    graph: nx.DiGraph
+    graph: nx.DiGraph = field()  # needed, though Task has None
     d_vocab: int = 10
     alpha: "float | Sequence[float] | np.ndarray" = 0.1
     kernels: "np.ndarray | Tensor | Mapping[int, np.ndarray | Tensor] | None" = None
     roots: Roots | None = None
+
+    def __init_subclass__(cls) -> NoReturn:
+        raise TypeError(
+            f"InContextTask is final, and {cls.__name__} subclasses it: compiled code draws its sequences, whatever a "
+            "subclass overrides; subclass cc.Task and override draws"
+        )
 
     def __post_init__(self) -> None:
         validate_graph(self.graph)
@@ -84,21 +99,6 @@ class InContextTask:
                     f"the limit is {MAX_KERNEL_ENTRIES:,}: use fewer parents or tokens"
                 )
         _ = self.alphas, self.given_kernels, self.given_laws  # validated where they are made
-
-    @property
-    def n_ctx(self) -> int:
-        """Length of the context, query included, target not."""
-        return n_ctx_of(self.graph)
-
-    @cached_property
-    def has_query(self) -> bool:
-        """Whether the last context position is a uniform query and the target's only parent."""
-        return has_query(self.graph)
-
-    @cached_property
-    def target_parents(self) -> tuple[int, ...]:
-        """The positions whose tokens decide the target's law."""
-        return parents_of(self.graph, self.n_ctx)
 
     @cached_property
     def in_degrees(self) -> tuple[int, ...]:
@@ -153,48 +153,41 @@ class InContextTask:
             return None
         return np.stack([_kernels.kernel_stationary_law(kernel) for kernel in self.given_kernels[1]])
 
-    def sample(self, n: int, seed: Seed = 0, n_threads: int = 2) -> Batch:
-        """Draw `n` sequences. The same seed gives the same sequences for any number of threads.
+    def draws(self, seed: Seed, first: int, n: int) -> Batch:
+        """`n` sequences of a seed's stream from its place `first` on, the same for any number of threads.
 
-        Args:
-            n: number of sequences, at least 1.
-            seed: an integer or a sequence of integers (such as ``(run_seed, step)``).
-            n_threads: parts of a large batch drawn side by side.
+        Where `counts` holds, a sequence is a function of the seed and its place. Elsewhere (kernels of the user's, tiny
+        alpha) every `PIECE` sequences from `first` on have a random stream of their own, so that overlapping calls
+        agree only if they start at the same place; sequences of different places are independent all the same.
         """
-        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-            raise ValueError(f"the number of sequences must be a positive integer: got {n!r}")
+        check_places(first, n)
         tokens = np.empty((n, self.n_ctx), dtype=np.int64)
         target_probs = np.empty((n, self.d_vocab), dtype=np.float32)
-        size = max(PIECE, -(-n // (4 * n_threads))) if self.counts and simd.available() else PIECE
-        fill, pieces = self.filler(seed), [slice(start, min(start + size, n)) for start in range(0, n, size)]
-        if len(pieces) <= 2 or n_threads <= 1:
+        size = max(PIECE, -(-n // (4 * THREADS))) if self.counts and simd.available() else PIECE
+        fill, pieces = filler_of([self], [seed]), [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+        def draw(piece: slice) -> None:
+            fill(tokens[None, piece], target_probs[None, piece], first + piece.start)
+
+        if len(pieces) <= 2:
             for piece in pieces:
-                fill(tokens[piece], target_probs[piece], piece.start)
+                draw(piece)
         else:
-            pool = _threads(n_threads, os.getpid())
-            list(pool.map(lambda piece: fill(tokens[piece], target_probs[piece], piece.start), pieces))
+            list(_threads(THREADS, os.getpid()).map(draw, pieces))
         return Batch(torch.from_numpy(tokens), torch.from_numpy(target_probs))
 
-    def filler(self, seed: Seed) -> Filler:
-        """A function (tokens, target_probs, first) that fills arrays with a seed's sequences from a place on.
-
-        Where `counts` holds, the stream is the same however it is cut into calls; elsewhere each call draws from a
-        stream of its own, named by (seed, place).
-        """
-        fill = filler_of([self], [seed])
-        return lambda tokens, target_probs, first: fill(tokens[None], target_probs[None], first)
-
-    def stream(self, seed: Seed) -> Callable[[int, int], Batch]:
-        """A function (n, first) -> `n` sequences of a seed's stream from its place `first` on, on one thread."""
-        fill = self.filler(seed)
-
-        def draw(n: int, first: int) -> Batch:
-            tokens = np.empty((n, self.n_ctx), dtype=np.int64)
-            target_probs = np.empty((n, self.d_vocab), dtype=np.float32)
-            fill(tokens, target_probs, first)
-            return Batch(torch.from_numpy(tokens), torch.from_numpy(target_probs))
-
-        return draw
+    def identity(self) -> Mapping[str, Any]:
+        """Graph, vocabulary and prior."""
+        kernels = self.given_kernels
+        alphas = {str(k): alpha for k, alpha in self.alphas.items()}
+        return {
+            "n_ctx": self.n_ctx,
+            "edges": sorted([int(parent), int(child)] for parent, child in self.graph.edges),
+            "d_vocab": int(self.d_vocab),
+            "roots": self.root_law,
+            "alpha": {k: float(a.flat[0]) if a.min() == a.max() else digest({k: a}) for k, a in alphas.items()},
+            "kernels": None if kernels is None else digest({str(k): kernel for k, kernel in kernels.items()}),
+        }
 
     def draw_kernels(
         self, n: int, generator: np.random.Generator
@@ -262,12 +255,15 @@ class InContextTask:
     def _fill_from_stream(
         self, seed: np.random.SeedSequence, tokens: np.ndarray, target_probs: np.ndarray, first: int
     ) -> None:
-        """Sequences from a random stream of this call: kernels of the user's, or tiny concentrations."""
-        stream = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, first))
-        generator, n = np.random.Generator(np.random.SFC64(stream)), len(tokens)
-        kernels, law = self.draw_kernels(n, generator)
-        uniforms = generator.random(size=(n, self.n_ctx), dtype=np.float32)
-        self._fill(kernels, law, uniforms, generator.integers(self.d_vocab, size=n), tokens, target_probs)
+        """Sequences from a random stream for each piece: kernels of the user's, or tiny concentrations."""
+        for start in range(0, len(tokens), PIECE):
+            piece = slice(start, start + PIECE)
+            stream = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, first + start))
+            generator, n = np.random.Generator(np.random.SFC64(stream)), len(tokens[piece])
+            kernels, law = self.draw_kernels(n, generator)
+            uniforms = generator.random(size=(n, self.n_ctx), dtype=np.float32)
+            queries = generator.integers(self.d_vocab, size=n)
+            self._fill(kernels, law, uniforms, queries, tokens[piece], target_probs[piece])
 
     def _fill(
         self,
@@ -317,10 +313,6 @@ class InContextTask:
         for index in range(1, parent_tokens.shape[-1]):
             row = row * self.d_vocab + parent_tokens[..., index]
         return row
-
-    def check_tokens(self, tokens: Tensor) -> None:
-        """Raise a ValueError unless `tokens` are integers [batch, n_ctx] within the vocabulary."""
-        check_tokens(tokens, self.d_vocab, self.n_ctx)
 
     def bayes_predictor(self, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
         """The edge posterior: see `causal_circuits.tasks.predictors.edge_posterior`."""
@@ -375,11 +367,12 @@ def _checked_kernel(kernel: np.ndarray, n_parents: int, d_vocab: int) -> Float[n
 
 
 def filler_of(tasks: Sequence[InContextTask], seeds: Sequence[Seed]) -> Filler:
-    """`InContextTask.filler` for several: of tokens [member, batch, n_ctx] and target_probs [member, batch, d_vocab].
+    """`InContextTask.draws` in place, for several tasks: a function (tokens, target_probs, first).
 
-    Tasks that differ in their graphs alone are drawn from in one compiled call.
+    It fills tokens [member, batch, n_ctx] and target_probs [member, batch, d_vocab] with the sequences from the place
+    `first` of every stream on. Tasks that differ in their graphs alone are drawn from in one compiled call.
     """
-    sequences = [_seed_sequence(seed) for seed in seeds]
+    sequences = [seed_sequence(seed) for seed in seeds]
     plans = [task._sampling_plan for task in tasks if task.counts and simd.available()]
     alike = {(plan[0].tobytes(), plan[1].tobytes(), plan[2].shape, plan[4]) for plan in plans}
     if len(plans) == len(tasks) and len(alike) == 1:
@@ -404,10 +397,3 @@ def filler_of(tasks: Sequence[InContextTask], seeds: Sequence[Seed]) -> Filler:
     by_counting = partial(task._fill_by_counting, _draws.key_of(sequence))
     alone = by_counting if task.counts else partial(task._fill_from_stream, sequence)
     return lambda tokens, target_probs, first: alone(tokens[0], target_probs[0], first)
-
-
-def _seed_sequence(seed: Seed) -> np.random.SeedSequence:
-    try:
-        return seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"seed must be a non-negative integer or a sequence of them: got {seed!r}") from error

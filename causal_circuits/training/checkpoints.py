@@ -3,28 +3,33 @@
 A checkpoint is two files, `step_000000500.safetensors` (weights, optimiser, losses, records so far) and the same name
 with `.json` (schema, step, what the run is, size and SHA-256 of the tensors, SHA-256 of itself), the JSON moved to its
 place last. Sequences need no state: those of step s are a function of the seed and s. So a run that goes on from a
-checkpoint does, number for number, what it would have done without the interruption (same machine and threads).
+checkpoint does, number for number, what it would have done without the interruption; what decides the rounding besides
+(versions of libraries, vector width, on the structured path threads) is part of what a run is.
 """
 
 import json
 import os
+import platform
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.models import HookedTransformer
 from causal_circuits.recording import RecordAt
 from causal_circuits.storage import digest, first_difference, read_checked, write_checked
-from causal_circuits.tasks import InContextTask
+from causal_circuits.tasks import InContextTask, Task
 from causal_circuits.training.recipe import TrainConfig
 
-FORMAT = "causal_circuits.checkpoint/2"  # 2: with checksums of what is streamed
+FORMAT = "causal_circuits.checkpoint/3"  # 3: with what decides the rounding
 # The newest checkpoint and, should that one be damaged, the one before it.
 KEPT = 2
 
@@ -44,6 +49,7 @@ class CheckpointError(ValueError):
     """
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Checkpoints:
     """Where a training keeps checkpoints, and how often; the same call, given again, goes on from the newest.
@@ -56,6 +62,9 @@ class Checkpoints:
         every: steps between checkpoints.
         minutes: stop after so long (in this call) with a checkpoint and a `TrainingPaused`, one step done at least;
             None trains to the end.
+        exact: go on only where the result will be bit for bit what it would have been without the stop: versions of
+            the libraries, vector width and, on the structured path, threads and device must be those of the
+            checkpoint. False goes on all the same.
 
     >>> from tempfile import TemporaryDirectory
     >>> from torch import equal
@@ -71,6 +80,7 @@ class Checkpoints:
     folder: str | os.PathLike[str]
     every: int = 500
     minutes: float | None = None
+    exact: bool = True
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -119,7 +129,7 @@ def weights_of(models: Sequence[HookedTransformer]) -> dict[str, Tensor]:
 
 def identity_of(
     models: Sequence[HookedTransformer],
-    tasks: Sequence[InContextTask],
+    tasks: Sequence[Task],
     configs: Sequence[TrainConfig],
     record: RecordAt,
     path: str,
@@ -134,6 +144,7 @@ def identity_of(
         json.dumps(
             {
                 "path": path,
+                "machine": _what_decides_bits(path, models[0]),
                 "record": recorded,
                 "members": [
                     {"task": _task_values(task), "config": asdict(config), "initial weights": digest(weights)}
@@ -144,18 +155,35 @@ def identity_of(
     )
 
 
-def _task_values(task: InContextTask) -> dict[str, Any]:
-    """All that decides a task's sequences."""
-    kernels = task.given_kernels
-    alphas = {str(k): alpha for k, alpha in task.alphas.items()}
-    return {
+def _what_decides_bits(path: str, model: HookedTransformer) -> dict[str, Any]:
+    """What the rounding of a run depends on, besides the run itself."""
+    libraries = ("torch", "numpy", "transformer-lens") if path == "structured" else ("torch", "numpy", "numba")
+    decides: dict[str, Any] = {name: version(name) for name in libraries} | {"processor": platform.machine()}
+    if path == "fused":
+        from causal_circuits.simd.lanes import LANES  # needs numba
+
+        return decides | {"floats in a vector": LANES}
+    return decides | {"device": model.W_U.device.type, "threads of torch": torch.get_num_threads()}
+
+
+def _task_values(task: Task) -> dict[str, Any]:
+    """All that decides a task's sequences: what it says itself and, of other classes than ours, the class and sizes."""
+    if isinstance(task, InContextTask):
+        return dict(task.identity())
+    kind = type(task)
+    values = {
+        "class": f"{kind.__module__}.{kind.__qualname__}",
         "n_ctx": task.n_ctx,
-        "edges": sorted([int(parent), int(child)] for parent, child in task.graph.edges),
         "d_vocab": int(task.d_vocab),
-        "roots": task.root_law,
-        "alpha": {k: float(a.flat[0]) if a.min() == a.max() else digest({k: a}) for k, a in alphas.items()},
-        "kernels": None if kernels is None else digest({str(k): kernel for k, kernel in kernels.items()}),
+        "identity": task.identity(),
     }
+    try:
+        json.dumps(values, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{kind.__name__}.identity() must return JSON values: {error}; use numbers, strings, lists and dicts"
+        ) from error
+    return values
 
 
 # ---- files
@@ -173,6 +201,7 @@ def save_state(folder: str | os.PathLike[str], identity: Mapping[str, Any], stat
             old.with_suffix(".safetensors").unlink()
 
 
+@check_arguments
 def restore_checkpoint(model: HookedTransformer, folder: str | os.PathLike[str]) -> int:
     """Give a model the weights of the newest whole checkpoint of its training; returns how many steps it had done.
 
@@ -227,24 +256,21 @@ def load_state(
     folder: str | os.PathLike[str],
     identity: Mapping[str, Any] | None,
     restore: Callable[[State], None] | None = None,
+    exact: bool = True,
 ) -> State | None:
     """The newest whole checkpoint of a run (of any, without an identity); None if there is none.
 
     A damaged one is named in a warning and passed over; `restore`, given each, may raise a ValueError to call it so.
 
     Raises:
-        CheckpointError: the checkpoint is of another run: of another task, model or configuration.
+        CheckpointError: the checkpoint is of another run: of another task, model or configuration, or (if `exact`) of
+            other versions or threads.
     """
     for path in sorted(Path(folder).glob("step_*.json"), reverse=True):
         try:
             head, tensors = read_checked(path, FORMAT, "checkpoint")
             state = _state(path, head, tensors)
-            other = None if identity is None else first_difference(head.get("identity"), identity)
-            if other is not None:
-                raise CheckpointError(
-                    f"the checkpoints in {folder} are of another run: {other[0]} is {other[1]} there, {other[2]} here; "
-                    "name another folder, or delete this one"
-                )
+            _check_identity(folder, head.get("identity"), identity, exact)
             if restore is not None:
                 restore(state)
         except CheckpointError:
@@ -254,3 +280,22 @@ def load_state(
             continue
         return state
     return None
+
+
+def _check_identity(folder: str | os.PathLike[str], there: Any, here: Mapping[str, Any] | None, exact: bool) -> None:
+    """Raise a CheckpointError that names the first difference between two runs, if there is one."""
+    if here is None:
+        return
+    ignored = set() if exact else {"machine"}
+    kept, own = ({k: v for k, v in one.items() if k not in ignored} if isinstance(one, Mapping) else one
+                 for one in (there, here))  # fmt: skip
+    other = first_difference(kept, own)
+    if other is None:
+        return
+    where, remedy = f"{other[0]} is {other[1]} there, {other[2]} here", "name another folder, or delete this one"
+    if other[0].startswith("machine"):
+        raise CheckpointError(
+            f"the checkpoints in {folder} would not be gone on from bit for bit: {where}; "
+            f"Checkpoints(..., exact=False) goes on all the same, or {remedy}"
+        )
+    raise CheckpointError(f"the checkpoints in {folder} are of another run: {where}; {remedy}")

@@ -14,7 +14,7 @@ import torch
 
 from causal_circuits.models import HookedTransformer
 from causal_circuits.recording import RecordAt, TrainingRecord, to_plain
-from causal_circuits.tasks import InContextTask
+from causal_circuits.tasks import Task
 from causal_circuits.training.checkpoints import (
     Checkpoints,
     State,
@@ -66,7 +66,7 @@ class Keeper:
     def __init__(
         self,
         models: Sequence[HookedTransformer],
-        tasks: Sequence[InContextTask],
+        tasks: Sequence[Task],
         configs: Sequence[TrainConfig],
         record: RecordAt,
         checkpoints: Checkpoints | None,
@@ -78,7 +78,7 @@ class Keeper:
         self.start: State | None = None
         if checkpoints is not None:
             self._identity = identity_of(models, tasks, configs, record, path)
-            self.start = load_state(checkpoints.folder, self._identity, self._restore)
+            self.start = load_state(checkpoints.folder, self._identity, self._restore, checkpoints.exact)
             if self.start is None:
                 self.stores = self._new_stores(record)  # a checkpoint that was passed over may have filled them in part
             else:

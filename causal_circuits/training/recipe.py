@@ -7,7 +7,10 @@ from typing import Literal
 
 import torch
 
+from causal_circuits.arguments import check_arguments
 
+
+@check_arguments
 @dataclass(frozen=True)
 class Stage:
     """A stretch of training with its own optimiser.
@@ -59,6 +62,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
+@check_arguments
 def default_stages(steps: int = 2000) -> tuple[Stage, ...]:
     """The recipe that recovered the graph on every forest tried (ARCHITECTURE.md has the comparison).
 
@@ -74,6 +78,7 @@ def default_stages(steps: int = 2000) -> tuple[Stage, ...]:
     )
 
 
+@check_arguments
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train.
@@ -84,7 +89,7 @@ class TrainConfig:
         batch_size: fresh sequences a step.
         warm_start: scale of the identity blocks that layer 2 and W_U are given before the first step (beta0 of
             Algorithm 1). It overwrites those blocks: None leaves the model as it comes, to go on with a trained one.
-        seed: of the data: one long stream of sequences, kept apart from whatever `InContextTask.sample` is asked
+        seed: of the data: one long stream of sequences, kept apart from whatever `Task.sample` is asked
             for; step s trains on its sequences s batch_size, ..., whatever the path and the number of threads.
 
     >>> [stage.steps for stage in TrainConfig().stages]

@@ -33,11 +33,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.models import HookedTransformer, layout_of, match_blocks, warm_readout
 from causal_circuits.recording import RecordAt, TrainingRecord, join_records
-from causal_circuits.tasks import Batch, InContextTask
+from causal_circuits.tasks import Batch, Task
 from causal_circuits.training.checkpoints import Checkpoints
-from causal_circuits.training.loop import OnRecord, train
+from causal_circuits.training.loop import OnRecord, check_untrained, train
 from causal_circuits.training.recipe import Stage, TrainConfig
 from causal_circuits.training.steps import mean_loss
 
@@ -48,6 +49,7 @@ CLEAR = 4.5
 WORTH_A_HEAD = 0.7
 
 
+@check_arguments
 @dataclass(frozen=True)
 class PairGain:
     """G[i, j, t]: what the loss gains where a further head attends from i to j and from the last position to t.
@@ -71,6 +73,7 @@ class PairGain:
         return self.value.clamp(min=0).amax(dim=1).sum(dim=0)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Turn:
     """One head's turn.
@@ -97,6 +100,7 @@ class Turn:
     start: int
 
 
+@check_arguments
 @dataclass(frozen=True)
 class TurnConfig:
     """How heads take turns.
@@ -108,7 +112,7 @@ class TurnConfig:
         match, readout: scale of the identity blocks of layer 1 and of W_U.
         attention: scores given to the best entry of a row.
         batch_size, seed: of the training data.
-        n_sequences: from which G is estimated, each turn.
+        n_sequences: from which G is estimated, each turn; all of a table's, if it has fewer.
 
     >>> TurnConfig(steps=3000).settle
     60
@@ -136,9 +140,10 @@ class TurnConfig:
             raise ValueError(f"seed must be 0 or more: got {self.seed}")
 
 
+@check_arguments
 def train_in_turns(
     model: HookedTransformer,
-    task: InContextTask,
+    task: Task,
     config: TurnConfig | None = None,
     *,
     record: RecordAt | None = None,
@@ -181,6 +186,7 @@ def train_in_turns(
         raise ValueError(
             f"steps must exceed settle x heads = {config.settle} x {n_heads}: got {config.steps}; lower settle"
         )
+    check_untrained(model, "train_in_turns", "train(model, task, TrainConfig(..., warm_start=None))")
     recorded, began = record.within(config.steps), time.perf_counter()
 
     def run(stage: Stage, index: int, start: int) -> TrainingRecord:
@@ -192,7 +198,7 @@ def train_in_turns(
     _reset(model, config.readout)
     for head in range(n_heads):
         start = head * config.settle
-        batch = task.sample(config.n_sequences, seed=(config.seed, head, _TURN_STREAM))
+        batch = task.sample_at_most(config.n_sequences, seed=(config.seed, head, _TURN_STREAM))
         turns.append(take_turn(model, batch, head, tuple(turns), config, start))
         settle = Stage(config.settle, config.settle_rate, train=("W_Q.0",))
         records.append(run(settle, head, start))
@@ -207,7 +213,7 @@ _TURN_STREAM = 2402_14736  # ends the seeds of the sequences that G is estimated
 
 def _run(
     model: HookedTransformer,
-    task: InContextTask,
+    task: Task,
     config: TurnConfig,
     stage: Stage,
     index: int,
@@ -238,6 +244,7 @@ def _reset(model: HookedTransformer, readout: float) -> None:
     warm_readout(model, readout)
 
 
+@check_arguments
 def take_turn(
     model: HookedTransformer,
     batch: Batch,
@@ -285,6 +292,7 @@ def take_turn(
     return Turn(head, best, support, rows, start)
 
 
+@check_arguments
 def pair_gain(model: HookedTransformer, batch: Batch, chunk: int = 1024) -> PairGain:
     """G of the module's text, on a batch, for a head whose match is off; the model is left as it was.
 

@@ -1,0 +1,150 @@
+"""What every task is: one door, `draws`, through which training, tests and tools get their sequences."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, final
+
+import networkx as nx
+import numpy as np
+from torch import Tensor
+
+from causal_circuits.arguments import check_arguments
+from causal_circuits.graphs import has_query, n_ctx_of, parents_of
+from causal_circuits.tasks.batch import Batch, check_tokens
+
+Seed = int | Sequence[int] | np.random.SeedSequence
+
+
+@check_arguments
+class Task(ABC):
+    """Where sequences come from: a subclass sets `graph` and `d_vocab` and overrides `draws`, and can be trained on.
+
+    Training, `sample` and every tool call `draws` and nothing else. To be trained with checkpoints a task also needs
+    `identity`.
+
+    Attributes:
+        graph: the causal graph behind the sequences, or None if it is not known; then `n_ctx` has to be overridden.
+        d_vocab: number of tokens.
+
+    >>> import torch
+    >>> from causal_circuits import Batch, Task, chain_graph
+    >>> class Constant(Task):
+    ...     graph, d_vocab = chain_graph(4), 2
+    ...     def draws(self, seed, first, n):
+    ...         return Batch(torch.zeros(n, 4, dtype=torch.int64), torch.full((n, 2), 0.5))
+    >>> Constant().sample(2, seed=0).tokens.tolist()
+    [[0, 0, 0, 0], [0, 0, 0, 0]]
+    """
+
+    graph: nx.DiGraph | None = None
+    d_vocab: int
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "sample" in cls.__dict__:
+            raise TypeError(
+                f"sequences have one door: {cls.__name__} overrides sample, which training does not call; override draws"
+            )
+
+    @abstractmethod
+    def draws(self, seed: Seed, first: int, n: int) -> Batch:
+        """`n` sequences of a seed's stream, from its place `first` on.
+
+        The same arguments must give the same sequences, at any time and in any thread (a training that goes on from a
+        checkpoint asks for the places it has not seen): keep no generator between calls, make one from (seed, first).
+        """
+
+    def identity(self) -> Mapping[str, Any]:
+        """What decides this task's sequences, as JSON values: a checkpoint of a training on another task is refused."""
+        raise ValueError(
+            f"a training on {type(self).__name__} can have no checkpoints: it does not say what decides its sequences; "
+            "define identity(), returning JSON values, or train without checkpoints"
+        )
+
+    @property
+    def n_sequences(self) -> int | None:
+        """How many different sequences there are; None if new ones can be drawn without end."""
+        return None
+
+    @property
+    def n_ctx(self) -> int:
+        """Length of the context, query included, target not."""
+        return n_ctx_of(graph_of(self))
+
+    @cached_property
+    def has_query(self) -> bool:
+        """Whether the last context position is a query, the target's only parent; taken for granted without a graph."""
+        return self.graph is None or has_query(self.graph)
+
+    @cached_property
+    def target_parents(self) -> tuple[int, ...]:
+        """The positions whose tokens decide the target's law."""
+        if self.graph is None and self.has_query:
+            return (self.n_ctx - 1,)
+        return parents_of(graph_of(self), self.n_ctx)
+
+    @final
+    def sample(self, n: int, seed: Seed = 0) -> Batch:
+        """Draw `n` sequences: places 0 to n - 1 of a seed's stream.
+
+        Args:
+            n: number of sequences, at least 1 and at most `n_sequences`.
+            seed: an integer or a sequence of integers (such as ``(run_seed, step)``).
+        """
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+            raise ValueError(f"the number of sequences must be a positive integer: got {n!r}")
+        if self.n_sequences is not None and n > self.n_sequences:
+            raise ValueError(
+                f"{type(self).__name__} has {self.n_sequences:,} sequences, and copies would make p-values false: "
+                f"got n={n:,}; ask for at most {self.n_sequences:,}"
+            )
+        return checked_draws(self, seed, 0, int(n))
+
+    def sample_at_most(self, n: int, seed: Seed = 0) -> Batch:
+        """`n` sequences, or all there are if they are fewer."""
+        return self.sample(n if self.n_sequences is None else min(n, self.n_sequences), seed)
+
+    def check_tokens(self, tokens: Tensor) -> None:
+        """Raise a ValueError unless `tokens` are integers [batch, n_ctx] within the vocabulary."""
+        check_tokens(tokens, self.d_vocab, self.n_ctx)
+
+
+def checked_draws(task: Task, seed: Seed, first: int, n: int) -> Batch:
+    """`task.draws(seed, first, n)`, refused by name if it is not `n` sequences of the task's sizes."""
+    batch = task.draws(seed, first, n)
+    what = f"{type(task).__name__}.draws must return a Batch of n={n} sequences"
+    if not isinstance(batch, Batch):
+        raise ValueError(f"{what}: got {type(batch).__name__}; return Batch(tokens, target_probs)")
+    if len(batch) != n:
+        raise ValueError(f"{what}: got {len(batch)}")
+    try:
+        batch.check(task.d_vocab, task.n_ctx)
+    except ValueError as error:
+        raise ValueError(f"{what}, d_vocab {task.d_vocab}, n_ctx {task.n_ctx}: {error}") from error
+    return batch
+
+
+def graph_of(task: Task) -> nx.DiGraph:
+    """The task's graph, or a ValueError that says that it has none."""
+    if task.graph is None:
+        raise ValueError(
+            f"this needs the causal graph of the task, and {type(task).__name__} has none: give it its graph, as in "
+            "BatchTask(batch, graph=graph)"
+        )
+    return task.graph
+
+
+def check_places(first: int, n: int) -> None:
+    """Raise a ValueError unless `n` sequences from the place `first` on can be asked for."""
+    for name, value, least in (("first", first, 0), ("n", n, 1)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}: got {value!r}")
+
+
+def seed_sequence(seed: Seed) -> np.random.SeedSequence:
+    """The seed as numpy has it, or a ValueError."""
+    try:
+        return seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"seed must be a non-negative integer or a sequence of them: got {seed!r}") from error
