@@ -111,7 +111,7 @@ def test_a_saved_planted_model_is_proved_and_written_down(tmp_path, capsys, monk
     cc.save_model(cc.plant_circuit(graph, d_vocab=3, readout_scale=2.0), tmp_path / "model")
     flags = ["--model", tmp_path / "model", "--graph", "chain", "--sequences", 512]
     flags += ["--quiet", "--out", tmp_path / "out", "--n-ctx"]
-    assert "proved: these 9 edges are the circuit" in run_script("circuit_proof", *flags, 10)
+    assert "proved: these 9 edges meet all four criteria" in run_script("circuit_proof", *flags, 10)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["proof"]["proved"]
     assert results["encodes_graph"]

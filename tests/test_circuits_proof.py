@@ -1,7 +1,10 @@
 """The frontier against brute force, proofs of true and of false circuits, scores against graphs, formation, export."""
 
 import json
+from dataclasses import replace
 from functools import cache
+from itertools import combinations
+from math import comb
 from pathlib import Path
 
 import networkx as nx
@@ -15,6 +18,7 @@ from test_circuits_evaluate import case
 
 import causal_circuits as cc
 from causal_circuits import circuits, figures
+from causal_circuits.circuits.proof import _rivals
 
 CHAIN = cc.chain_graph(8)
 
@@ -133,8 +137,64 @@ def test_the_true_circuit_is_proved_and_false_ones_are_not() -> None:
     failed = {name: [c.name for c in proof.criteria if not c.passed] for name, proof in proofs.items()}
     assert "faithful" in failed["one less"]
     assert failed["one more"] == ["minimal"]
-    assert failed["everything"] == ["minimal"]
+    assert failed["everything"] == ["minimal", "sufficient"]  # no other circuit has its size
     assert "token -> logits" in proofs["one more"].verdict
+
+
+@pytest.mark.parametrize("size", [1, 2, 17, 18])
+def test_sufficiency_is_the_exact_rank_among_all_circuits_of_the_size(size: int) -> None:
+    """Against itertools over every circuit as large: the number that cost no more, by the total."""
+    model, batch = case((1, 1), n=40)
+    whole = circuits.circuit_model(model, batch, metric="kl_to_model")
+    picks = torch.randperm(19, generator=torch.Generator().manual_seed(size))[:size].tolist()
+    own = torch.zeros(19, dtype=torch.bool)
+    own[picks] = True
+    every = torch.zeros(comb(19, size), 19, dtype=torch.bool)
+    for row, edges in zip(every, combinations(range(19), size), strict=True):
+        row[list(edges)] = True
+    costs = whole.costs(every).mean(dim=-1)
+    nothing, everything = whole.mean_cost(whole.empty), whole.mean_cost(whole.full)
+    as_good = int((costs <= whole.mean_cost(own) + 1e-6 * (nothing - everything)).sum())
+    proof = circuits.prove_circuit(whole, own, n_random=199, n_bootstrap=20)
+    assert proof.n_rivals == len(proof.random_costs) == len(every) - 1
+    assert proof.sufficiency_p == pytest.approx(as_good / len(every), abs=1e-12)
+    assert proof.p_floor == pytest.approx(1 / len(every))
+    others = costs[(every != own).any(dim=-1)]
+    assert torch.allclose(proof.random_costs.sort().values, others.sort().values, atol=1e-9)
+    sufficient = proof.criteria[-1]
+    assert sufficient.testable == (len(every) >= 100)
+    if not sufficient.testable:
+        assert not sufficient.passed
+        assert "cannot be tested at level 0.01" in sufficient.reason
+        assert f"{len(every) - 1} other circuits" in sufficient.reason
+
+
+def test_rivals_are_drawn_without_repetition() -> None:
+    """Whatever the size and the number asked for: all different, of one size, none the circuit itself."""
+    for size in range(1, 20):
+        own = torch.zeros(19, dtype=torch.bool)
+        own[:size] = True
+        for n in (99, 170, 500):
+            rivals = _rivals(own, n, torch.Generator().manual_seed(0))
+            assert len(rivals) == min(n, comb(19, size) - 1)
+            assert len({tuple(rival.tolist()) for rival in rivals}) == len(rivals)
+            assert (rivals.sum(dim=-1) == size).all()
+            assert not (rivals == own).all(dim=-1).any()
+    large = torch.arange(5000) < 2500  # more circuits than a float can count
+    assert _rivals(large, 5, torch.Generator().manual_seed(0)).sum(dim=-1).tolist() == [2500] * 5
+
+
+def test_a_circuit_that_fails_nothing_but_what_cannot_be_tested_is_undecided() -> None:
+    """A level so strict that 18 rivals, or none, cannot reach it: neither proved nor refuted."""
+    whole = planted()
+    proof = circuits.prove_circuit(whole, ~circuits.inert_edges(whole), n_random=99)
+    assert proof.proved
+    untested = replace(proof.criteria[-1], passed=False, testable=False, reason="sufficiency cannot be tested")
+    undecided = replace(proof, criteria=(*proof.criteria[:-1], untested))
+    assert not undecided.proved
+    assert undecided.verdict == "undecided: sufficiency cannot be tested"
+    both = replace(undecided, criteria=(replace(proof.criteria[0], passed=False), *undecided.criteria[1:]))
+    assert both.verdict.startswith("not proved: ")
 
 
 def test_a_circuit_with_a_stand_in_outside_is_not_complete() -> None:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.counterfactuals import (
     Counterfactual,
     Slots,
@@ -18,10 +19,11 @@ from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.graph import Granularity, circuit_edges, circuit_graph
 from causal_circuits.circuits.weights import Weights
 from causal_circuits.interventions import Metric, make_cost
-from causal_circuits.models import HookedTransformer, check_model, layout_of
-from causal_circuits.tasks import Batch, InContextTask
+from causal_circuits.models import HookedTransformer, check_forward, check_model, layout_of, refuse_foreign
+from causal_circuits.tasks import Batch, Task
 
 
+@check_arguments
 @torch.no_grad()
 def circuit_model(
     model: HookedTransformer,
@@ -30,7 +32,7 @@ def circuit_model(
     counterfactual: Counterfactual | Int[Tensor, "batch n_ctx"] = "mean",
     granularity: Granularity = "head",
     metric: Metric = "loss",
-    task: InContextTask | None = None,
+    task: Task | None = None,
     seed: int = 0,
 ) -> CircuitModel:
     """A model of ours as a function of its circuit, on a batch.
@@ -46,7 +48,7 @@ def circuit_model(
         task: what the metric "kl_to_posterior" needs.
         seed: of resampling and permuting.
 
-    >>> from causal_circuits import chain_graph, plant_circuit
+    >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
     >>> task = InContextTask(chain_graph(6), d_vocab=3, alpha=0.1)
     >>> model = circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(200))
     >>> induction = [("position", "L0H0.q"), ("position", "L0H0.k"), ("token", "L0H0.v"), ("L1H0", "logits"),
@@ -58,8 +60,9 @@ def circuit_model(
     layout = layout_of(model)
     batch.check(layout.d_vocab)
     check_model(model, layout.d_vocab, batch.tokens.shape[1])
-    _check_no_hooks(model)
+    refuse_foreign(model, "circuit_model", "call model.reset_hooks(), or build the model anew")
     batch = batch.to(model.W_U.device, model.W_U.dtype)
+    check_forward(model, batch.tokens)
     graph = circuit_graph(model, granularity)
     edges = tuple(circuit_edges(graph))
     base = CircuitModel(
@@ -102,12 +105,3 @@ def _slot_values(base: CircuitModel, inputs: Slots) -> Slots:
     values = base.run(base.full[None], inputs, lambda slot, edge, value, circuits: value.of(circuits))
     n_ctx = base.layout.n_ctx
     return {slot: value.values[0].expand(-1, n_ctx, -1) for slot, value in values.items()}
-
-
-def _check_no_hooks(model: HookedTransformer) -> None:
-    hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks or point.bwd_hooks]
-    if hooked:
-        raise ValueError(
-            f"circuits are computed from the weights and cannot honour hooks: {hooked[0]} has one; "
-            "call model.reset_hooks() first"
-        )

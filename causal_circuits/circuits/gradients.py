@@ -48,10 +48,7 @@ def gradients(model: CircuitModel, inputs: Slots, other: Slots) -> Gradients:
 
     with torch.enable_grad():
         cost = model.cost(model.predict(model.full[None], inputs, read, attend)).mean()
-    if not cost.requires_grad:
-        raise ValueError(
-            f"the metric {model.cost.name!r} has no gradient, which this method needs: use 'loss' or 'logit_difference'"
-        )
+    need_gradient(model, cost)
     found = torch.autograd.grad(cost, [nudges, *patterns.values()], allow_unused=True)
     by_pattern = dict(zip(patterns, found[1:], strict=True))
     return Gradients(
@@ -64,10 +61,23 @@ def gradients(model: CircuitModel, inputs: Slots, other: Slots) -> Gradients:
     )
 
 
-def others(model: CircuitModel, difference: str) -> Slots:
-    """The slot values that a clean run is compared with: a run on other tokens, or the model's counterfactual."""
+def need_gradient(model: CircuitModel, cost: Tensor) -> None:
+    """Raise a ValueError if the metric has no gradient."""
+    if not cost.requires_grad:
+        raise ValueError(
+            f"the metric {model.cost.name!r} has no gradient, which this method needs: use 'loss' or 'logit_difference'"
+        )
+
+
+def check_difference(difference: str) -> None:
+    """Raise a ValueError that lists the differences, unless this is one."""
     if difference not in get_args(Difference):
         raise ValueError(f"difference must be one of {', '.join(get_args(Difference))}: got {difference!r}")
+
+
+def others(model: CircuitModel, difference: str) -> Slots:
+    """The slot values that a clean run is compared with: a run on other tokens, or the model's counterfactual."""
+    check_difference(difference)
     return model.pairs if difference == "pairs" else model.corrupted
 
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.gradients import Difference
 
 MethodName = Literal["exact", "attention", "gradient_x_attention", "eap", "eap_ig", "acdc", "random"]
@@ -48,6 +49,7 @@ class Parts(Protocol):
         """First-order effects from gradients averaged over points between two runs."""
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Discovery:
     """What one method says about the parts of one model.
@@ -87,34 +89,37 @@ class Discovery:
         return self.score > threshold
 
 
+@check_arguments
 def discover(
     model: Parts,
     method: MethodName = "exact",
     *,
     steps: int = 5,
     threshold: float = 0.01,
-    difference: Difference = "pairs",
+    difference: Difference = "counterfactual",
     seed: int = 0,
 ) -> Discovery:
     """Score every part of a model by one of seven methods.
 
     Args:
-        model: a `CircuitModel` or an `EntryModel`; its metric is the one that every method uses.
+        model: a `CircuitModel` or an `EntryModel`; its metric and its counterfactual are those of every method that has
+            any, so that methods differ in nothing else.
         method: see the functions of this module, one for each.
         steps: of EAP-IG.
         threshold: of ACDC, in units of the cost.
-        difference: what EAP and EAP-IG compare the clean run with: "pairs", as published, a run on other tokens; or
-            "counterfactual", what `model` puts in place of what is cut.
+        difference: what EAP and EAP-IG compare the clean run with: "counterfactual", what `model` puts in place of what
+            is cut; or "pairs", as published, a run on other tokens, whatever `model` does when it cuts.
         seed: of "random".
 
     >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
     >>> from causal_circuits.circuits import circuit_model
     >>> task = InContextTask(chain_graph(6), d_vocab=3, alpha=0.1)
     >>> model = circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(500))
-    >>> exact, eap = discover(model, "exact"), discover(model, "eap")
-    >>> where = model.edges.index(("position", "L0H0.k"))
-    >>> exact.score[where].item() > 0.01, abs(eap.score[where].item()) < 1e-6     # no pair of token runs sees positions
-    (True, True)
+    >>> where = model.edges.index(("position", "L0H0.k"))  # with this edge cut every position has the same key
+    >>> [discover(model, method).score[where].item() > 0.01 for method in ("exact", "eap_ig")]
+    [True, True]
+    >>> abs(discover(model, "eap_ig", difference="pairs").score[where].item()) < 1e-6  # on all tokens the same names
+    True
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}: got {method!r}")
@@ -162,21 +167,25 @@ def gradient_times_attention(model: Parts) -> Float[Tensor, " edge"]:
     return model.gradient_times_attention()
 
 
-def edge_attribution_patching(model: Parts, difference: Difference = "pairs") -> Float[Tensor, " edge"]:
+def edge_attribution_patching(model: Parts, difference: Difference = "counterfactual") -> Float[Tensor, " edge"]:
     """EAP (Syed et al. 2023): (corrupted - clean value of the sender) . derivative by the reader's input, clean run.
 
     One backward pass for all parts. Wrong where the cost is not linear on the way: at a saturated softmax the
-    derivative is near zero, and its sign need not be the effect's; and zero for whatever is the same in both runs.
+    derivative is near zero, and its sign need not be the effect's; zero for whatever is the same in both runs, as
+    cutting against the same run is; and zero everywhere by "kl_to_model", whose derivative at the clean run is zero.
+    Of entries with the counterfactual "zero" it is gradient x attention.
     """
     return model.attributions((1.0,), difference)
 
 
 def edge_attribution_patching_ig(
-    model: Parts, steps: int = 5, difference: Difference = "pairs"
+    model: Parts, steps: int = 5, difference: Difference = "counterfactual"
 ) -> Float[Tensor, " edge"]:
-    """EAP-IG, inputs (Hanna et al. 2024): the derivative averaged along the line between the two runs' embeddings.
+    """EAP-IG (Hanna et al. 2024): the derivative averaged along the line between the two runs.
 
-    At k / steps of the way from the corrupted to the clean embeddings, k = 0 .. steps - 1, as in the authors' code.
+    At k / steps of the way from the corrupted to the clean run, k = 0 .. steps - 1, as in the authors' code. Of edges,
+    and of entries compared by "pairs", the line runs between the two runs' embeddings (EAP-IG, inputs); of entries
+    compared with their counterfactual it runs between the weights themselves, as no embedding gives weights of zero.
     """
     return model.attributions(tuple(k / steps for k in range(steps)), difference)
 

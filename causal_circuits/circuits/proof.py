@@ -1,19 +1,26 @@
-"""Prove a circuit, or say why it is not one: four criteria, each a number with its uncertainty, and one verdict.
+"""Hold a circuit to four criteria, each a number with its uncertainty, and give one verdict.
 
 With C the circuit, M the whole model, m the mean cost (Wang et al. 2022, "Interpretability in the Wild", section 4):
 
-* **faithful**: C does what M does. f = (m(none) - m(C)) / (m(none) - m(M)), bootstrapped over sequences.
-* **complete**: nothing else does it too. For random K within C, |m(C - K) - m(M - K)|: where C falls, M must fall.
+* **faithful**: C costs what M costs. f = (m(none) - m(C)) / (m(none) - m(M)), bootstrapped over sequences.
+* **complete**: for random K within C, |m(C - K) - m(M - K)| is small on average: where C falls, M falls.
 * **minimal**: every edge is needed. m(C - e) - m(C) > 0 for each e, Holm-corrected over edges.
-* **sufficient** for its size: better than other, random circuits as large; p = (1 + #at least as good) / (1 + n).
+* **sufficient** for its size: better than other circuits as large; p = (1 + #at least as good) / (1 + n) over n
+  different rivals: all of them where there are few (then p is the exact rank), else a random choice without repetition.
+  p cannot fall below 1 / (1 + n): where that is above the level, the criterion cannot be tested.
+
+"Proved" means that all four hold, for this metric, this counterfactual and these sequences.
 """
 
 from dataclasses import dataclass
+from itertools import combinations
+from math import comb
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.graph import Circuit, Edge
 from causal_circuits.discovery import holm
@@ -23,8 +30,10 @@ from causal_circuits.display import Row, table_html, table_text
 LEVEL = 0.01
 FAITHFUL = 0.1  # how far from 1 the interval of f may reach
 COMPLETE = 0.1  # largest mean gap, as a share of what the circuit has at stake
+SAME = 1e-6  # of what is at stake: a rival that costs at most so much more is as good (rounding, no difference)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class NeededEdge:
     """What one edge of the circuit is worth to it.
@@ -54,9 +63,16 @@ class NeededEdge:
     needed: bool
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Criterion:
     """One criterion, passed or not, and why in one sentence with its numbers.
+
+    Attributes:
+        name: "faithful", "complete", "minimal" or "sufficient".
+        passed: whether it is shown to hold.
+        reason: one sentence with its numbers.
+        testable: false where no outcome of its test could pass it.
 
     >>> Criterion("faithful", True, "the circuit keeps .99 of the gain").passed
     True
@@ -65,8 +81,10 @@ class Criterion:
     name: str
     passed: bool
     reason: str
+    testable: bool = True
 
 
+@check_arguments
 @dataclass(frozen=True, repr=False)
 class CircuitProof:
     """The verdict on a circuit.
@@ -78,8 +96,10 @@ class CircuitProof:
         incompleteness: mean over random K of |m(C - K) - m(M - K)|, as a share of m(none) - m(M); `worst_gap` is the
             largest.
         edges: every edge's worth.
-        random_costs: mean costs of random circuits of the same size.
+        random_costs: mean costs of other circuits of the same size, each once.
+        n_rivals: how many other circuits have its size; where `random_costs` holds them all, the p-value is exact.
         sufficiency_p: the circuit's rank among them, as a p-value; NaN if it is the whole model.
+        p_floor: the least p-value that so many rivals allow, 1 / (1 + their number).
         criteria: the four, in order.
 
     >>> import causal_circuits as cc
@@ -102,20 +122,24 @@ class CircuitProof:
     worst_gap: float
     edges: tuple[NeededEdge, ...]
     random_costs: Float[Tensor, " circuit"]
+    n_rivals: int
     sufficiency_p: float
+    p_floor: float
     criteria: tuple[Criterion, ...]
 
     @property
     def proved(self) -> bool:
-        """Whether every criterion is met."""
+        """Whether every criterion is shown to hold."""
         return all(criterion.passed for criterion in self.criteria)
 
     @property
     def verdict(self) -> str:
-        """One sentence: proved, or what is wrong."""
+        """One sentence: proved, or what is wrong, or what alone cannot be tested."""
         if self.proved:
-            return f"proved: these {len(self.circuit)} edges are the circuit"
-        return "not proved: " + "; ".join(criterion.reason for criterion in self.criteria if not criterion.passed)
+            return f"proved: these {len(self.circuit)} edges meet all four criteria"
+        open_ = [criterion for criterion in self.criteria if not criterion.passed]
+        word = "not proved" if any(criterion.testable for criterion in open_) else "undecided"
+        return f"{word}: " + "; ".join(criterion.reason for criterion in open_)
 
     def _rows(self) -> list[Row]:
         return [{"criterion": c.name, "passed": c.passed, "why": c.reason} for c in self.criteria]
@@ -131,6 +155,7 @@ class CircuitProof:
         return table_html(self._rows(), self.verdict) + table_html(edges, "What each edge of the circuit is worth")
 
 
+@check_arguments
 def prove_circuit(
     model: CircuitModel,
     circuit: Circuit,
@@ -145,7 +170,7 @@ def prove_circuit(
     Args:
         model: what the circuit is of; a thousand sequences tell effects of 0.01 nats.
         circuit: a DiGraph, a list of edges, or a mask.
-        n_random: random knock-outs and random circuits, each.
+        n_random: random knock-outs, and other circuits of the same size (all of them, if there are no more), each.
         n_bootstrap: resamples of the sequences.
         level: of each test.
         seed: of all that is random.
@@ -159,7 +184,7 @@ def prove_circuit(
     >>> task = InContextTask(chain_graph(8), d_vocab=3, alpha=0.1)
     >>> model = circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(1000))
     >>> prove_circuit(model, ~inert_edges(model)).verdict
-    'proved: these 9 edges are the circuit'
+    'proved: these 9 edges meet all four criteria'
     """
     mask, generator = model.mask(circuit), torch.Generator().manual_seed(seed)
     if not bool(mask.any()):
@@ -180,9 +205,11 @@ def prove_circuit(
     interval = _bootstrap(empty, full, own, n_bootstrap, generator)
     gaps = _completeness_gaps(model, mask, n_random, generator) / at_stake
     edges = _needed_edges(model, mask, own, level)
-    others = _random_circuits(mask, n_random, generator)
-    random_costs = model.costs(others).mean(dim=-1) if len(others) else torch.empty(0, dtype=torch.float64)
-    p = float((1 + (random_costs <= own.mean()).sum()) / (1 + len(others))) if len(others) else float("nan")
+    rivals = _rivals(mask, n_random, generator)
+    random_costs = model.costs(rivals).mean(dim=-1) if len(rivals) else torch.empty(0, dtype=torch.float64)
+    n_rivals, floor = comb(len(mask), int(mask.sum())) - 1, 1 / (1 + len(rivals))
+    as_good = int((random_costs <= own.mean() + SAME * at_stake).sum())
+    p = (1 + as_good) / (1 + len(rivals)) if len(rivals) else float("nan")
     return CircuitProof(
         circuit=tuple(edge.edge for edge in edges),
         cost=float(own.mean()),
@@ -194,8 +221,15 @@ def prove_circuit(
         worst_gap=float(gaps.max()),
         edges=edges,
         random_costs=random_costs,
+        n_rivals=n_rivals,
         sufficiency_p=p,
-        criteria=_judge(faithfulness, interval, gaps, edges, p, level),
+        p_floor=floor,
+        criteria=(
+            _faithful(faithfulness, interval),
+            _complete(gaps),
+            _minimal(edges, level),
+            _sufficient(p, floor, len(rivals), n_rivals, level),
+        ),
     )
 
 
@@ -239,45 +273,65 @@ def _needed_edges(
     )
 
 
-def _random_circuits(mask: Bool[Tensor, " edge"], n: int, generator: torch.Generator) -> Bool[Tensor, "circuit edge"]:
-    """Random circuits with as many edges as this one, itself left out: none, if it is the whole model."""
-    if bool(mask.all()):
-        return mask[None][:0]
-    tried = torch.rand(4 * n, len(mask), generator=generator).argsort(dim=-1).argsort(dim=-1) < int(mask.sum())
-    return tried[(tried != mask).any(dim=-1)][:n]
+def _rivals(mask: Bool[Tensor, " edge"], n: int, generator: torch.Generator) -> Bool[Tensor, "circuit edge"]:
+    """Other circuits with as many edges, each once: all of them if there are at most n, else n drawn at random."""
+    n_edges, size = len(mask), int(mask.sum())
+    own = tuple(mask.nonzero()[:, 0].tolist())
+    if comb(n_edges, size) - 1 <= n:
+        chosen = [edges for edges in combinations(range(n_edges), size) if edges != own]
+    else:
+        chosen, seen = [], {own}
+        while len(chosen) < n:
+            edges = tuple(sorted(torch.randperm(n_edges, generator=generator)[:size].tolist()))
+            if edges not in seen:
+                seen.add(edges)
+                chosen.append(edges)
+    rivals = torch.zeros(len(chosen), n_edges, dtype=torch.bool)
+    for rival, edges in zip(rivals, chosen, strict=True):
+        rival[list(edges)] = True
+    return rivals
 
 
-def _judge(
-    faithfulness: float,
-    interval: tuple[float, float],
-    gaps: Tensor,
-    edges: tuple[NeededEdge, ...],
-    p: float,
-    level: float,
-) -> tuple[Criterion, ...]:
-    idle = [" -> ".join(edge.edge) for edge in edges if not edge.needed]
+def _faithful(faithfulness: float, interval: tuple[float, float]) -> Criterion:
     low, high = interval
-    return (
-        Criterion(
-            "faithful",
-            low >= 1 - FAITHFUL and high <= 1 + FAITHFUL,
-            f"it keeps {faithfulness:.3f} of the gain (95% interval {low:.3f} to {high:.3f}; 1 +- {FAITHFUL} passes)",
-        ),
-        Criterion(
-            "complete",
-            float(gaps.mean()) <= COMPLETE,
-            f"knocked out alike, circuit and model differ by {float(gaps.mean()):.3f} of the gain on average "
-            f"({float(gaps.max()):.3f} at most; a mean of {COMPLETE} is allowed)",
-        ),
-        Criterion(
-            "minimal",
-            not idle,
-            f"{len(edges) - len(idle)} of {len(edges)} edges are needed (Holm, level {level})"
-            + (f"; not shown for {', '.join(idle)}" if idle else ""),
-        ),
-        Criterion(
-            "sufficient",
-            not p > level,
-            f"other circuits of its size are as good with p = {p:.3g}" if p == p else "no other circuit has its size",
-        ),
+    return Criterion(
+        "faithful",
+        low >= 1 - FAITHFUL and high <= 1 + FAITHFUL,
+        f"it keeps {faithfulness:.3f} of the gain (95% interval {low:.3f} to {high:.3f}; 1 +- {FAITHFUL} passes)",
+    )
+
+
+def _complete(gaps: Float[Tensor, " knock_out"]) -> Criterion:
+    return Criterion(
+        "complete",
+        float(gaps.mean()) <= COMPLETE,
+        f"knocked out alike, circuit and model differ by {float(gaps.mean()):.3f} of the gain on average over "
+        f"{len(gaps)} random knock-outs ({float(gaps.max()):.3f} at most among them; a mean of {COMPLETE} is allowed)",
+    )
+
+
+def _minimal(edges: tuple[NeededEdge, ...], level: float) -> Criterion:
+    idle = [" -> ".join(edge.edge) for edge in edges if not edge.needed]
+    return Criterion(
+        "minimal",
+        not idle,
+        f"{len(edges) - len(idle)} of {len(edges)} edges are needed (Holm, level {level})"
+        + (f"; not shown for {', '.join(idle)}" if idle else ""),
+    )
+
+
+def _sufficient(p: float, floor: float, n_tried: int, n_rivals: int, level: float) -> Criterion:
+    if not n_rivals:
+        return Criterion("sufficient", False, "sufficiency cannot be tested: no other circuit has its size", False)
+    if floor > level:
+        reason = (
+            f"sufficiency cannot be tested at level {level}: {n_rivals} other circuits have its size, so that p is "
+            f"{floor:.3g} at least (here {p:.3g})"
+        )
+        return Criterion("sufficient", False, reason, False)
+    which = f"all {n_rivals}" if n_tried == n_rivals else f"{n_tried} of {n_rivals:,}"
+    return Criterion(
+        "sufficient",
+        p <= level,
+        f"against {which} other circuits of its size p = {p:.3g} (so many allow {floor:.3g} at least; {level} passes)",
     )
