@@ -81,3 +81,16 @@ def run_stage(
 def parent_attention(pattern: torch.Tensor, task: cc.InContextTask) -> torch.Tensor:
     """The entries [query_pos, key_pos] of a pattern at (child, parent), one for each edge of the context."""
     return torch.stack([pattern[child, parent] for parent, child in sorted(cc.latent_edges(task.graph))])
+
+
+def match_strength(model: object) -> float:
+    """Mean diagonal minus mean off-diagonal entry of a reduced model's A2: how much more a matching token scores."""
+    d_vocab = model.cfg.d_vocab
+    a2 = model.blocks[1].attn.W_Q[0, cc.slots(model)["token"].slice, :d_vocab].detach().double()
+    diagonal = float(a2.trace())
+    return diagonal / d_vocab - (float(a2.sum()) - diagonal) / (d_vocab * (d_vocab - 1))
+
+
+def has_every_token(tokens: torch.Tensor, d_vocab: int) -> torch.Tensor:
+    """For each context (query included) whether every token occurs: where one does not, the reduced model says 0."""
+    return torch.stack([(tokens == token).any(dim=1) for token in range(d_vocab)]).all(dim=0)

@@ -1,6 +1,7 @@
 """Figure 9: the paper's 20 random forests, in the paper's metric and in the real attention. Not a script."""
 
 import time
+from dataclasses import asdict
 from functools import partial
 from statistics import fmean, stdev
 from typing import Any
@@ -9,7 +10,7 @@ import networkx as nx
 import torch
 from command_line import FIGURE_9, read_figure_9
 from going_on import Units, weights_of, with_weights
-from paper_job import Job, Stopwatch, block_attention, finish, measure_forest, parent_weights
+from paper_job import Job, Paired, Stopwatch, block_attention, finish, measure_forest, parent_weights
 from paper_training import Recipe, Run, train_recipe
 from results_file import versions
 from tqdm.auto import tqdm
@@ -21,6 +22,7 @@ SIZES = {"d_vocab": 3, "alpha": 0.1}
 FAITHFUL = Recipe(steps=2**14, learning_rate=1.0, optimizer="sgd", schedule="constant")
 CHUNK = 4  # models of the default recipe trained side by side between two looks at the clock
 RECORDED_MEAN, RECORDED_SD, RECORDED_LEARNED = 0.8366, 0.0540, 176
+CHOSEN_ON = (0, 13)  # graphs on which the default recipe was chosen: what it reaches on them is no test of it
 
 
 def figure_9(job: Job) -> dict[str, Any]:
@@ -35,6 +37,10 @@ def figure_9(job: Job) -> dict[str, Any]:
     content = {"graphs": rows, "complete": len(rows) == len(tasks) and (run is None or run.complete)}
     if rows:
         content["pooled"] = pooled(rows)
+        content["against_record"] = asdict(against_record(rows))
+    held_out = not_chosen_on(rows)
+    if held_out and run is None:
+        content["held_out"] = {"chosen_on": CHOSEN_ON, "graphs": len(held_out), **pooled(held_out)}
     content["row"] = table_row(rows, run)
     plots = draw(rows, job) if rows else {}
     for i, model in enumerate(models):
@@ -111,9 +117,9 @@ def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         **{name: sum(row[name] for row in rows) for name in counts},
         "mean_block_attention": fmean(means["block"]),
-        "sd_block_attention": stdev(means["block"]),
+        "sd_block_attention": spread(means["block"]),
         "mean_parent_attention": fmean(means["parent"]),
-        "sd_parent_attention": stdev(means["parent"]),
+        "sd_parent_attention": spread(means["parent"]),
         "mean_parent_attention_over_edges": fmean(edge["attention"] for edge in edges),
         "mean_block_attention_over_edges": fmean(edge["block"] for edge in edges),
         "loss": fmean(row["loss"] for row in rows),
@@ -128,6 +134,21 @@ def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "unlearned_block": unlearned(rows, "block"),
         "unlearned_attention": unlearned(rows, "attention"),
     }
+
+
+def spread(values: list[float]) -> float:
+    """The standard deviation; NaN of one value."""
+    return stdev(values) if len(values) > 1 else float("nan")
+
+
+def not_chosen_on(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The graphs that had no part in the choice of the default recipe."""
+    return [row for row in rows if row["graph"] not in CHOSEN_ON]
+
+
+def against_record(rows: list[dict[str, Any]]) -> Paired:
+    """Mean block attention to the parent less the authors', on the same graphs."""
+    return Paired.of([row["mean_block_attention"] - row["recorded_block_attention"] for row in rows])
 
 
 def unlearned(rows: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
@@ -152,26 +173,60 @@ def family(graph: nx.DiGraph, parent: int, child: int) -> dict[str, Any]:
 def table_row(rows: list[dict[str, Any]], run: Run | None) -> dict[str, str]:
     """The line of docs/REPRODUCTION.md."""
     theirs = f"block attention {RECORDED_MEAN:.4f} (sd {RECORDED_SD:.4f}), {RECORDED_LEARNED} of 182 above .5"
-    if len(rows) < 2:
+    if not rows:
         return {"what": "20 forests", "ours": "no time for a graph", "theirs": theirs, "verdict": "not run"}
-    p = pooled(rows)
-    ours = (
+    if len(rows) < 20:
+        same = fmean(row["recorded_block_attention"] for row in rows)
+        theirs += f"; on these {len(rows)} graphs {same:.4f}"
+    parts = [counts(pooled(rows))]
+    if run is None and not_chosen_on(rows):
+        parts.append(
+            f"without graphs {CHOSEN_ON[0]} and {CHOSEN_ON[1]}, on which the recipe was chosen: "
+            + counts(pooled(not_chosen_on(rows)))
+        )
+    verdict = default_verdict(rows) if run is None else faithful_verdict(rows, run)
+    return {"what": f"{len(rows)} forests, (3, 20)", "ours": "; ".join(parts), "theirs": theirs, "verdict": verdict}
+
+
+def counts(p: dict[str, Any]) -> str:
+    """What was found and reached on some graphs."""
+    return (
         f"{p['recovered']} of {p['edges']} parents, {p['false_edges']} false edges; attention "
         f"{p['mean_parent_attention']:.4f} (sd {p['sd_parent_attention']:.4f}), block {p['mean_block_attention']:.4f} "
         f"(sd {p['sd_block_attention']:.4f}); "
         f"above .5: {p['above_half_attention']} in attention, {p['above_half_block']} in the block; "
         f"loss {p['loss']:.4f}, edge posterior {p['edge_posterior']:.4f}"
     )
-    if run is not None:
-        near = abs(p["mean_block_attention"] - RECORDED_MEAN) < 2 * RECORDED_SD / 20**0.5
-        verdict = "agrees" if near and run.complete else "differs" if run.complete else f"at step {run.step:,}"
-    elif p["recovered"] == p["edges"] and not p["false_edges"]:
-        verdict = "improves: every parent found" + (
-            ", loss below the edge posterior" if p["loss"] < p["edge_posterior"] else ""
-        )
-    else:
-        verdict = "falls short"
-    return {"what": f"{len(rows)} forests, (3, 20)", "ours": ours, "theirs": theirs, "verdict": verdict}
+
+
+def faithful_verdict(rows: list[dict[str, Any]], run: Run) -> str:
+    """Whether the paper's training, run again, gives the recorded attention: paired, graph by graph."""
+    if not run.complete:
+        return f"at step {run.step:,}"
+    found = against_record(rows)
+    words = {
+        "level": "agrees: the interval holds zero",
+        "unknown": "one graph says nothing",
+        "above": "differs: higher than recorded",
+        "below": "differs: lower than recorded",
+    }
+    return f"{words[found.place]}; block attention less the record, {found.n} graphs in pairs: {found}"
+
+
+def default_verdict(rows: list[dict[str, Any]]) -> str:
+    """Whether our recipe reaches more than the record, judged on the graphs that it was not chosen on."""
+    judged = not_chosen_on(rows)
+    if len(judged) < 2:
+        return f"{len(judged)} graphs that the recipe was not chosen on: too few to compare with the record"
+    found, p = against_record(judged), pooled(judged)
+    words = {"above": "improves", "level": "level with the record", "below": "falls short"}
+    whole = p["recovered"] == p["edges"] and not p["false_edges"]
+    return (
+        f"{words[found.place]}: block attention less the record, in pairs, on the {found.n} graphs that the recipe was "
+        f"not chosen on: {found}; "
+        f"{'every parent found, none false' if whole else 'not every parent found, or some false'}; "
+        f"loss {'below' if p['loss'] < p['edge_posterior'] else 'not below'} the edge posterior"
+    )
 
 
 def draw(rows: list[dict[str, Any]], job: Job) -> dict[str, Any]:

@@ -9,13 +9,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import networkx as nx
 import torch
 from paper_training import Run
 from results_file import versions, write_results
+from scipy.stats import t as student_t
 
 import causal_circuits as cc
 from causal_circuits import figures
@@ -165,6 +166,7 @@ def measure_forest(model: Any, task: cc.InContextTask, job: Job, seed: int) -> d
         "above_half_attention": sum(weight > 0.5 for weight in real.values()),
         "above_half_block": sum(weight > 0.5 for weight in block.values()),
         "loss": float(losses.mean()),
+        "loss_error": float(losses.std() / len(test) ** 0.5),
         "edge_posterior": float(posterior.mean()),
         "excess": float((losses - posterior).mean()),
         "excess_error": float((losses - posterior).std() / len(test) ** 0.5),
@@ -174,6 +176,39 @@ def measure_forest(model: Any, task: cc.InContextTask, job: Job, seed: int) -> d
             for (parent, child), weight in block.items()
         ],
     }
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The mean of paired differences, with its 95% interval by Student's t; NaN ends with fewer than two pairs.
+
+    >>> Paired.of([1.0, 2.0, 3.0]).mean
+    2.0
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, differences: Sequence[float]) -> "Paired":
+        """From the differences, one a pair."""
+        n, mean = len(differences), fmean(differences)
+        if n < 2:
+            return cls(mean, float("nan"), float("nan"), n)
+        half = float(student_t.ppf(0.975, n - 1)) * stdev(differences) / n**0.5
+        return cls(mean, mean - half, mean + half, n)
+
+    @property
+    def place(self) -> str:
+        """Where the interval lies beside zero: "above", "below", "level" or, without an interval, "unknown"."""
+        if self.n < 2:
+            return "unknown"
+        return "above" if self.low > 0 else "below" if self.high < 0 else "level"
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
 def weight_panels(model: Any, graph: nx.DiGraph) -> list[figures.WeightBlocks]:

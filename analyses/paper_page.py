@@ -9,7 +9,7 @@ from results_file import versions
 
 from causal_circuits import figures
 
-GOOD = ("agrees", "improves", "corrects")
+GOOD = ("agrees", "improves", "every")
 WHAT = {
     "heads": "Attention of each head of layer 0: together they hold both parents of every position.",
     "heads_block": "The same in the paper's metric, the softmax of A1's position block.",

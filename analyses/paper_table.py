@@ -111,7 +111,8 @@ def section(result: dict[str, Any]) -> str:
         lines.append(
             f"\nAt or below one half in {words}: {len(edges)}" + (".\n" if not edges else ": " + listed(edges) + ".\n")
         )
-    return "".join(lines) + (GRAPH_0 if result["faithful"] and not result["quick"] else "")
+    seed_0 = result["faithful"] and not result["quick"] and result["complete"] and result["seed"] == 0
+    return "".join(lines) + (GRAPH_0 if seed_0 else "")  # its numbers are those of this run
 
 
 def listed(edges: list[dict[str, Any]]) -> str:

@@ -15,6 +15,8 @@ class PowerLaw:
         low, high: 95% interval of the exponent, from resampling points (length, seed) with replacement: it covers the
             scatter of seeds and, roughly, that the points may not lie on a line. NaN with fewer than four points.
         last_exponent: between the two longest lengths alone: where the curve is heading.
+        last_error: standard error of it, from the scatter of the points at these two lengths; NaN with one point at
+            either.
         n_points: measurements.
     """
 
@@ -23,11 +25,20 @@ class PowerLaw:
     low: float
     high: float
     last_exponent: float
+    last_error: float
     n_points: int
 
     def __str__(self) -> str:
         interval = f"[{self.low:+.2f}, {self.high:+.2f}]" if self.low == self.low else "[too few points]"
         return f"{self.exponent:+.2f} {interval}, last {self.last_exponent:+.2f}"
+
+    def against(self, exponent: float) -> str:
+        """Where the interval of the exponent lies beside a given one, in words."""
+        if np.isnan(self.low):
+            return f"too few points to compare with {exponent:+.2f}"
+        if self.low <= exponent <= self.high:
+            return f"an interval that holds {exponent:+.2f}"
+        return f"steeper than {exponent:+.2f}" if self.high < exponent else f"flatter than {exponent:+.2f}"
 
 
 def fit_power_law(
@@ -48,13 +59,16 @@ def fit_power_law(
     draws = draws[np.ptp(x[draws], axis=1) > 0]
     ends = np.quantile(_line(x[draws], y[draws])[0], [0.025, 0.975]) if len(x) >= 4 else (float("nan"), float("nan"))
     *_, before, last = np.unique(x)
-    step = (y[x == last].mean() - y[x == before].mean()) / (last - before)
+    longest = [y[x == at] for at in (before, last)]
+    step = (longest[1].mean() - longest[0].mean()) / (last - before)
+    scatter = [values.var(ddof=1) / len(values) if len(values) > 1 else float("nan") for values in longest]
     return PowerLaw(
         prefactor=float(np.exp(intercept[0])),
         exponent=round(float(slope[0]), 12),
         low=float(ends[0]),
         high=float(ends[1]),
         last_exponent=float(step),
+        last_error=float(sum(scatter) ** 0.5 / (last - before)),
         n_points=len(x),
     )
 

@@ -1,8 +1,10 @@
 """What `two_stage.py` makes of its measurements: rates with intervals, table, figures, page. Not a script."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 from algorithm_1 import GRADIENT_DESCENT, VARIANTS
@@ -44,7 +46,7 @@ def finish(arguments: argparse.Namespace, units: Units, lengths: Rows, figure_9:
         units,
         content,
         draw(lengths, figure_9, laws),
-        title="Two stages of gradient descent: what Theorem 1 promises and what is measured",
+        title="Two stages of gradient descent: Theorem 1 beside measurement",
         verdict=verdict(lengths, laws, content["figure_9_summary"]),
         sections=sections(lengths, figure_9, content["parting"]),
     )
@@ -83,43 +85,72 @@ def figure_9_summary(figure_9: Rows) -> dict[str, dict[str, float]]:
     return summary
 
 
-def largest_ratio(lengths: Rows, variant: str) -> float:
-    """The largest n_ctx (1 - attention) over lengths (means over seeds): bounded if the theorem's rate holds."""
-    return max(n_ctx * missed for n_ctx, missed in means_by(lengths, "n_ctx", "missed_attention", variant=variant))
+def largest_ratio(lengths: Rows, variant: str) -> tuple[float, int]:
+    """The largest n_ctx (1 - attention) over lengths (means over seeds), and at which length it is."""
+    missed = means_by(lengths, "n_ctx", "missed_attention", variant=variant)
+    return max((n_ctx * value, int(n_ctx)) for n_ctx, value in missed)
 
 
 def parting(lengths: Rows, laws: dict[str, dict[str, PowerLaw | None]]) -> list[str]:
-    """Where theorem and measurement part, in sentences with numbers."""
-    said = []
-    for variant in VARIANTS:
-        law = laws[variant.name]["missed_attention"]
-        said.append(
-            f"{variant.name}: 1 - attention scales as n_ctx^({law}), and n_ctx (1 - attention) is at most "
-            f"{largest_ratio(lengths, variant.name):.2f}; the theorem asks for exponent -1 or a bounded product."
-        )
-    said.append(
-        "Under gradient descent 1 - attention decays like 1 / (step size x steps x information), so its power of n_ctx "
-        "is the step size's: .3 d_vocab n_ctx^2 gives -1. Adam's steps do not depend on n_ctx, and neither does its "
-        "rate owe anything to the theorem."
+    """Theorem beside measurement, in sentences that this run's numbers decide."""
+    said = [attention_sentence(variant.name, lengths, laws[variant.name]["missed_attention"]) for variant in VARIANTS]
+    said += [
+        loss_sentence(name, laws[name]["loss_gap"])
+        for name in (*(variant.name for variant in VARIANTS), "edge posterior")
+    ]
+    rows = [row for row in lengths if row["variant"] == GRADIENT_DESCENT.name]
+    said += [absent_sentence(rows, n_ctx) for n_ctx in sorted({row["n_ctx"] for row in rows})]
+    return [*said, match_sentence(means_by(rows, "n_ctx", "match_strength"))]
+
+
+def attention_sentence(name: str, lengths: Rows, law: PowerLaw | None) -> str:
+    """How 1 - attention falls, beside the theorem's exponent -1."""
+    largest, at = largest_ratio(lengths, name)
+    beside = "" if law is None else f": {law.against(-1.0)}"
+    return (
+        f"{name}: 1 - attention scales as n_ctx^({law}){beside}; n_ctx (1 - attention) is largest at n_ctx {at}, where "
+        f"it is {largest:.2f}. The theorem says O(1 / n_ctx)."
     )
-    first, last = (
-        next(row for row in lengths if row["variant"] == GRADIENT_DESCENT.name and row["n_ctx"] == n_ctx)
-        for n_ctx in (min(r["n_ctx"] for r in lengths), max(r["n_ctx"] for r in lengths))
+
+
+def loss_sentence(name: str, law: PowerLaw | None) -> str:
+    """How the loss gap falls, over all lengths and at the long end, beside -1, the rate of counting."""
+    if law is None:
+        return f"{name}: the loss gap is positive at too few lengths for an exponent."
+    return f"{name}: the loss gap scales as n_ctx^({law}); at the long end {long_end(law)}."
+
+
+def long_end(law: PowerLaw) -> str:
+    """The exponent between the two longest lengths, beside -1."""
+    last, error = law.last_exponent, law.last_error
+    if math.isnan(error):
+        return f"its exponent is {last:+.2f}, of one run a length: its error is not known"
+    place = "steeper than" if last < -1 - 2 * error else "flatter than" if last > -1 + 2 * error else "no further from"
+    within = "" if place != "no further from" else " than two standard errors"
+    return f"its exponent is {last:+.2f} +- {error:.2f}, {place} -1{within}"
+
+
+def absent_sentence(rows: Rows, n_ctx: int) -> str:
+    """How much of the loss gap comes from contexts in which some token does not occur (there the model says 0)."""
+    at = [row for row in rows if row["n_ctx"] == n_ctx]
+    absent = sum(row["share_without_some_token"] for row in at) / len(at)
+    gap = sum(row["loss_gap"] for row in at) / len(at)
+    kept = sum(row["loss_gap_with_all_tokens"] * (1 - row["share_without_some_token"]) for row in at) / len(at)
+    return (
+        f"{GRADIENT_DESCENT.name}, n_ctx {n_ctx}: some token is absent from {absent:.1%} of contexts, which hold "
+        f"{(gap - kept) / gap:.0%} of the loss gap of {gap:.3g} nats."
     )
-    said.append(
-        f"The loss gap falls as n_ctx^({laws[GRADIENT_DESCENT.name]['loss_gap']}) in the reduced model, the edge "
-        f"posterior's own as n_ctx^({laws['edge posterior']['loss_gap']}): a power, as the theorem says, and at the "
-        "long end close to -1, the rate of counting. Much of the short contexts' gap is log(1e-9) on tokens that do "
-        f"not occur: some token is absent from {first['share_without_some_token']:.1%} of contexts at n_ctx "
-        f"{first['n_ctx']} and from {last['share_without_some_token']:.1%} at {last['n_ctx']}."
+
+
+def match_sentence(strengths: Sequence[tuple[float, float]]) -> str:
+    """Whether stage 2's match grows with the length."""
+    values = [strength for _, strength in strengths]
+    grows = all(after > before for before, after in pairwise(values))
+    shown = ", ".join(f"{n_ctx:.0f}: {strength:.2f}" for n_ctx, strength in strengths)
+    return (
+        f"{GRADIENT_DESCENT.name}: stage 2 leaves a matching token that much above another in A2, by n_ctx {shown}: it "
+        f"{'grows' if grows else 'does not grow'} with every length."
     )
-    said.append(
-        f"Stage 2 ends with a match {first['match_strength']:.2f} stronger than a mismatch at n_ctx {first['n_ctx']} "
-        f"and {last['match_strength']:.2f} at {last['n_ctx']}: it grows with the logarithm of the length, because a "
-        "finite match keeps the average over all positions as a prior, whose best weight falls with the length."
-    )
-    said.append("The full model reads out through a softmax of a linear map of counts, which no scale makes exact.")
-    return said
 
 
 def draw(lengths: Rows, figure_9: Rows, laws: dict[str, dict[str, PowerLaw | None]]) -> dict[str, Any]:
@@ -167,12 +198,13 @@ def verdict(lengths: Rows, laws: dict[str, Any], summary: dict[str, dict[str, fl
         for name, of in summary.items()
     ]
     for variant in VARIANTS:
-        largest = largest_ratio(lengths, variant.name)
+        largest, at = largest_ratio(lengths, variant.name)
         checks.append(
             figures.Check(
                 largest <= 1.0,
                 f"{variant.name}: 1 - attention to the parent is at most 1 / n_ctx at every length",
-                f"largest n_ctx (1 - attention) {largest:.3f}; exponent {laws[variant.name]['missed_attention']}",
+                f"largest n_ctx (1 - attention) {largest:.3f}, at n_ctx {at}; exponent "
+                f"{laws[variant.name]['missed_attention']}",
             )
         )
         law = laws[variant.name]["loss_gap"]
@@ -189,7 +221,7 @@ def verdict(lengths: Rows, laws: dict[str, Any], summary: dict[str, dict[str, fl
 def sections(lengths: Rows, figure_9: Rows, said: Sequence[str]) -> list[tuple[str, str, Sequence[str], str]]:
     """The evidence, picture by picture."""
     shown = [{k: v for k, v in row.items() if k not in ("trajectory", "seconds")} for row in lengths]
-    parted = figures.table_html([{"where they part": text} for text in said], caption="Theorem and measurement")
+    parted = figures.table_html([{"theorem and measurement": text} for text in said], caption="Theorem and measurement")
     found = [
         (
             "Attention to the parent against length",
@@ -199,11 +231,11 @@ def sections(lengths: Rows, figure_9: Rows, said: Sequence[str]) -> list[tuple[s
         ),
         (
             "The loss gap against length",
-            f"Theorem 1: {THEOREM['loss_gap']}; the edge posterior is the best that counting edges can do.",
+            f"Theorem 1: {THEOREM['loss_gap']}; the edge posterior is what counting along the true edges gives.",
             ["loss_gap", "match_strength"],
             "",
         ),
-        ("Where theorem and measurement part", "In sentences, with the numbers of this run.", [], parted),
+        ("Theorem beside measurement", "In sentences that the numbers of this run decide.", [], parted),
     ]
     if figure_9:
         found.insert(

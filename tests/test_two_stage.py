@@ -104,20 +104,99 @@ def test_gradient_descent_s_rate_is_the_theorems() -> None:
 
 
 def test_the_match_strength_reads_a2_alone() -> None:
-    import two_stage
+    import algorithm_1
 
     model = cc.warm_start(cc.reduced_transformer(4, 6), 2.5)
-    assert two_stage.match_strength(model) == pytest.approx(2.5)
+    assert algorithm_1.match_strength(model) == pytest.approx(2.5)
     model.blocks[1].attn.W_Q.data[0, 0, 1] = 1.2
-    assert two_stage.match_strength(model) == pytest.approx(2.5 - 1.2 / 12)
+    assert algorithm_1.match_strength(model) == pytest.approx(2.5 - 1.2 / 12)
 
 
-def test_contexts_without_some_token_are_counted() -> None:
+def test_contexts_without_some_token_are_known() -> None:
+    import algorithm_1
     import torch
-    import two_stage
 
     tokens = torch.tensor([[0, 1, 2], [0, 1, 1], [2, 2, 2], [2, 0, 1]])
-    assert two_stage.share_without_some_token(tokens, 3) == 0.5
+    assert algorithm_1.has_every_token(tokens, 3).tolist() == [True, False, False, True]
+
+
+# ---- sentences: they say what the rows say, also when the rows contradict the theorem
+
+
+def rows_with_exponent(exponent: float, *, noise: float = 0.03) -> list[dict]:
+    """Rows of all variants whose missed attention and loss gap fall like that power, with some scatter of seeds."""
+    from algorithm_1 import VARIANTS
+
+    return [
+        {
+            "variant": variant.name,
+            "n_ctx": n_ctx,
+            "seed": seed,
+            "missed_attention": float(n_ctx**exponent * np.exp(noise * (seed - 1))),
+            "loss_gap": float(3 * n_ctx**exponent * np.exp(noise * (seed - 1))),
+            "loss_gap_with_all_tokens": float(2 * n_ctx**exponent),
+            "edge_posterior_gap": float(n_ctx**exponent * np.exp(noise * (seed - 1))),
+            "share_without_some_token": 0.5,
+            "match_strength": 5.0 - np.log(n_ctx),
+        }
+        for variant in VARIANTS
+        for n_ctx in LENGTHS
+        for seed in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("exponent", "beside", "end"),
+    [
+        (-1.0, "an interval that holds -1.00", ", no further from -1 than"),
+        (-0.5, "flatter than -1.00", ", flatter than -1."),
+        (-1.6, "steeper than -1.00", ", steeper than -1."),
+    ],
+)
+def test_sentences_say_where_the_exponents_lie(exponent: float, beside: str, end: str) -> None:
+    import two_stage_page
+
+    rows = rows_with_exponent(exponent)
+    said = two_stage_page.parting(rows, two_stage_page.fitted(rows, 0))
+    assert sum(beside in sentence for sentence in said) == 3
+    assert sum(end in sentence for sentence in said) == 4
+    others = {"holds -1.00", "flatter than", "steeper than"} - {beside.removeprefix("an interval that "), beside[:12]}
+    assert not any(other in sentence for sentence in said for other in others)
+
+
+def test_the_long_end_of_single_runs_has_no_error_to_judge_by() -> None:
+    import two_stage_page
+    from power_laws import fit_power_law
+
+    said = two_stage_page.loss_sentence("model", fit_power_law(LENGTHS, [n**-1.0 for n in LENGTHS]))
+    assert "its error is not known" in said
+    assert "too few" in two_stage_page.loss_sentence("model", None)
+
+
+def test_a_match_that_falls_with_the_length_is_not_said_to_grow() -> None:
+    import two_stage_page
+
+    assert "does not grow" in two_stage_page.match_sentence([(10, 3.0), (20, 2.5), (40, 4.0)])
+    assert "it grows" in two_stage_page.match_sentence([(10, 2.0), (20, 2.5), (40, 4.0)])
+
+
+def test_the_share_of_the_gap_in_contexts_without_some_token_is_counted() -> None:
+    """Half of the contexts lack a token; the others have a gap of 2, 1 of the mean gap of 3."""
+    import two_stage_page
+
+    row = {"n_ctx": 10, "share_without_some_token": 0.5, "loss_gap": 3.0, "loss_gap_with_all_tokens": 2.0}
+    assert "absent from 50.0% of contexts, which hold 67%" in two_stage_page.absent_sentence([row], 10)
+
+
+def test_claims_that_the_rows_contradict_fail() -> None:
+    import two_stage_page
+
+    for exponent, passes in ((-1.0, True), (0.3, False)):
+        rows = rows_with_exponent(exponent, noise=0.001)
+        for row in rows:
+            row["missed_attention"] *= 0.9
+        checks = two_stage_page.verdict(rows, two_stage_page.fitted(rows, 0), {})
+        assert {check.passed for check in checks} == {passes}
 
 
 def test_two_stage_runs_and_writes_its_numbers(tmp_path, capsys, monkeypatch, look_at_report) -> None:
