@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 from algorithm_1 import FULL_ADAM, GRADIENT_DESCENT
@@ -21,34 +22,36 @@ ERRORS = {
     "all families, |f - pi^|": ("families", "uniform_error_from_frequencies"),
     "worst kernel found, |f - pi^|": ("frequencies", "uniform_error_from_frequencies"),
 }
+EXCESSES = {"excess": "all contexts", "excess_with_all_tokens": "contexts with every token"}
+BOUND = 0.05  # nats
 THEOREM = "for any kernel pi~ with entries bounded below, f tends to pi~(. | s_T) as the context grows, uniformly"
 
 
-def finish(arguments: argparse.Namespace, units: Units, families: Rows, worst: Rows) -> str:
+def finish(arguments: argparse.Namespace, units: Units, families: Rows, worst: Rows, restricted: Rows) -> str:
     """Fit, draw, write; returns the table."""
     points = error_points(families, worst)
     laws = {
         name: fit_power_law([n for n, _ in series], [e for _, e in series], seed=arguments.seed)
         for name, series in points.items()
     }
-    longest = max(row["n_ctx"] for row in families)
     content = {
         "theorem": THEOREM,
         "exponents": {name: None if law is None else asdict(law) for name, law in laws.items()},
         "families": list(families),
         "worst_kernels": list(worst),
+        "restricted": list(restricted),
         "parting": parting(worst, laws, arguments),
     }
     write_study(
         arguments,
         units,
         content,
-        draw(families, points, laws, longest),
-        title="Kernels that training never drew",
-        verdict=verdict(families, worst, laws, longest),
-        sections=sections(families, worst, content["parting"], arguments),
+        draw(families, restricted, points, laws),
+        title="Kernels of other priors than that of training",
+        verdict=verdict(families, worst, restricted, laws),
+        sections=sections(families, worst, restricted, content["parting"], arguments),
     )
-    return table(families, points, laws, longest, arguments)
+    return table(families, restricted, points, laws, arguments)
 
 
 def error_points(families: Rows, worst: Rows) -> dict[str, list[tuple[float, float]]]:
@@ -64,40 +67,77 @@ def error_points(families: Rows, worst: Rows) -> dict[str, list[tuple[float, flo
     return points
 
 
-def draw(families: Rows, points: dict[str, Any], laws: dict[str, PowerLaw | None], longest: int) -> dict[str, Any]:
+def longest_of(rows: Rows) -> Rows:
+    """The reduced model's rows at its longest context."""
+    reduced = [row for row in rows if row["model"] == REDUCED]
+    longest = max(row["n_ctx"] for row in reduced)
+    return [row for row in reduced if row["n_ctx"] == longest]
+
+
+def draw(families: Rows, restricted: Rows, points: dict[str, Any], laws: dict[str, PowerLaw | None]) -> dict[str, Any]:
     """Every figure by the name of its file."""
     fits = {name: (law.prefactor, law.exponent) for name, law in laws.items() if law is not None}
-    excess = {}
-    for model in dict.fromkeys(row["model"] for row in families):
-        of_model = [row for row in families if row["model"] == model]
-        at = max(row["n_ctx"] for row in of_model)
-        names = dict.fromkeys(row["family"] for row in of_model)
-        excess[f"{model}, n_ctx {at}"] = {
-            family: dict(means_by(of_model, "n_ctx", "excess_with_all_tokens", family=family))[at] for family in names
+    groups = {"": families} | {f", trained on {name} alone": rows for name, rows in by_training(restricted).items()}
+    excess, by_length = {}, {}
+    for words, rows in groups.items():
+        for model in dict.fromkeys(row["model"] for row in rows):
+            of_model = [row for row in rows if row["model"] == model]
+            at = max(row["n_ctx"] for row in of_model)
+            for key, contexts in EXCESSES.items():
+                excess[f"{model}{words}, n_ctx {at}, {contexts}"] = {
+                    family: dict(means_by(of_model, "n_ctx", key, family=family))[at]
+                    for family in dict.fromkeys(row["family"] for row in of_model if row["n_ctx"] == at)
+                }
+    for key, contexts in EXCESSES.items():
+        curves = {
+            family: means_by(families, "n_ctx", key, family=family, model=REDUCED)
+            for family in dict.fromkeys(row["family"] for row in families)
         }
-    by_length = {
-        family: means_by(families, "n_ctx", "excess_with_all_tokens", family=family, model=REDUCED)
-        for family in dict.fromkeys(row["family"] for row in families)
-    }
+        by_length[contexts.replace(" ", "_")] = figures.plot_curves(
+            curves,
+            xlabel="context length n_ctx",
+            ylabel=f"loss above the family's own\nedge posterior, {contexts} (nats)",
+            levels={"edge posterior": 0.0},
+        )
     return {
         "uniform_error": figures.plot_scaling(
             points, fits, ylabel="largest error of a probability", bound=("n_ctx^(-1/2)", 1.5, -0.5)
         ),
         "excess": figures.plot_groups(
-            excess,
-            xlabel="loss above the family's own edge posterior\nin contexts with every token (nats)",
-            levels={"0": 0.0},
+            excess, xlabel="loss above the family's own edge posterior (nats)", levels={"0": 0.0}
         ),
-        "excess_by_length": figures.plot_curves(
-            by_length,
-            xlabel="context length n_ctx",
-            ylabel="loss above the family's\nown edge posterior (nats)",
-            levels={"edge posterior": 0.0},
-        ),
+        **{f"excess_by_length_{name}": plot for name, plot in by_length.items()},
     }
 
 
-def verdict(families: Rows, worst: Rows, laws: dict[str, PowerLaw | None], longest: int) -> list[figures.Check]:
+def by_training(restricted: Rows) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each family that models were trained on alone."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in restricted:
+        found.setdefault(row["trained_on"], []).append(row)
+    return found
+
+
+def within_bound(rows: Rows, key: str, claim: str) -> figures.Check:
+    """Whether the excess (means over seeds) is at most BOUND on every family, and on which it is not."""
+    means = {
+        family: sum(values) / len(values)
+        for family in dict.fromkeys(row["family"] for row in rows)
+        if (values := [row[key] for row in rows if row["family"] == family])
+    }
+    beyond = {family: value for family, value in means.items() if not value <= BOUND}
+    most = max(means, key=lambda family: means[family])
+    shown = ", ".join(f"{family} {value:+.3f}" for family, value in beyond.items())
+    return figures.Check(
+        not beyond,
+        claim,
+        f"fails on {len(beyond)} of {len(means)} families: {shown}"
+        if beyond
+        else f"holds on all {len(means)} families; most on {most}: {means[most]:+.4f} nats",
+    )
+
+
+def verdict(families: Rows, worst: Rows, restricted: Rows, laws: dict[str, PowerLaw | None]) -> list[figures.Check]:
     """The claims, each with the numbers that decide it."""
     checks = [
         figures.Check(
@@ -107,50 +147,72 @@ def verdict(families: Rows, worst: Rows, laws: dict[str, PowerLaw | None], longe
         )
         for name, law in laws.items()
     ]
-    at_longest = [row for row in families if row["model"] == REDUCED and row["n_ctx"] == longest]
-    most = max(at_longest, key=lambda row: row["excess_with_all_tokens"])
+    groups = {"trained on all kernels": families}
+    groups |= {
+        f"trained on {name} kernels alone, tested on kernels that this excludes": rows
+        for name, rows in by_training(restricted).items()
+    }
+    for words, rows in groups.items():
+        at = longest_of(rows)
+        for key, contexts in EXCESSES.items():
+            claim = (
+                f"At n_ctx {at[0]['n_ctx']} the reduced model, {words}, is within {BOUND:g} nats of each family's own "
+                f"edge posterior, {contexts}"
+            )
+            checks.append(within_bound(at, key, claim))
+    longest = longest_of(worst)
+    fooled = [row for row in longest if row["uniform_error"] > 1.5 * row["uniform_error_of_edge_posterior"]]
     checks.append(
         figures.Check(
-            most["excess_with_all_tokens"] <= 0.05,
-            f"At n_ctx {longest}, in contexts that hold every token, the reduced model is within .05 nats of each "
-            "family's own edge posterior",
-            f"most on {most['family']}: {most['excess_with_all_tokens']:+.4f} nats",
-        )
-    )
-    fooled = [row for row in worst if row["uniform_error"] > 1.5 * row["uniform_error_of_edge_posterior"]]
-    checks.append(
-        figures.Check(
-            not any(row["n_ctx"] == longest and row["model"] == REDUCED for row in fooled),
-            f"At n_ctx {longest} the worst kernel fools the model at most 1.5 times as much as it fools the edge "
-            "posterior with the training prior",
-            f"{len(fooled)} of {len(worst)} searches over all lengths found a kernel that does",
+            not fooled,
+            f"At n_ctx {longest[0]['n_ctx']} the worst kernel fools the reduced model at most 1.5 times as much as it "
+            "fools the edge posterior with the training prior",
+            f"{len(fooled)} of {len(longest)} searches at this length found a kernel that fools it more",
         )
     )
     return checks
 
 
 def parting(worst: Rows, laws: dict[str, PowerLaw | None], arguments: argparse.Namespace) -> list[str]:
-    """What the theorem leaves open and this run shows, in sentences with numbers."""
-    longest = max(row["n_ctx"] for row in worst if row["model"] == REDUCED)
-    rows = [row for row in worst if (row["model"], row["n_ctx"], row["against"]) == (REDUCED, longest, "kernel")]
-    mean = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0] if key.startswith("uniform_error")}
-    rarest = longest * arguments.gamma / arguments.d_vocab
+    """Theorem beside measurement, in sentences that this run's numbers decide."""
+    rows = longest_of(worst)
+    longest = rows[0]["n_ctx"]
+    of_search = {against: [row for row in rows if row["against"] == against] for against in ("kernel", "frequencies")}
+    mean = {
+        against: {key: sum(row[key] for row in found) / len(found) for key in found[0] if key.startswith("uniform_")}
+        for against, found in of_search.items()
+    }
+    kernel, frequencies = mean["kernel"], mean["frequencies"]
+    starved = [row for row in of_search["kernel"] if row["share_of_worst_query"] < 0.5 / arguments.d_vocab]
+    shares = ", ".join(f"{row['share_of_worst_query']:.3f}" for row in of_search["kernel"])
+    strengths = means_by([row for row in worst if row["model"] == REDUCED], "n_ctx", "match_strength")
+    grows = all(after[1] > before[1] for before, after in pairwise(strengths))
     return [
-        "The theorem says that f converges, uniformly over kernels; here the largest |f - pi~| found scales as "
-        f"n_ctx^({laws['worst kernel found, |f - pi~|']}), where counting noise alone gives -1/2 once every token is "
-        "seen often.",
-        f"On the worst kernel at n_ctx {longest}: |f - pi~| is {mean['uniform_error']:.3f}, of which counting explains "
-        f"|pi^ - pi~| = {mean['uniform_error_of_frequencies']:.3f}; the edge posterior with the training prior is off "
-        f"by {mean['uniform_error_of_edge_posterior']:.3f}. The model's own part, |f - pi^|, is "
-        f"{mean['uniform_error_from_frequencies']:.3f} and scales as "
-        f"n_ctx^({laws['worst kernel found, |f - pi^|']}).",
-        "The reason is the finite match of A2, tuned to the training prior: the worst kernels starve the query's "
-        f"token, which with entries of {arguments.gamma:g} / {arguments.d_vocab} may occur only {rarest:.1f} times in "
-        f"{longest} positions, and then the many mismatches, each with a small weight, pull f towards the token "
-        "frequencies of the whole context. The match grows with the length (see two_stage.py), so the pull fades.",
+        "The search for a large |f - pi~|: the largest found scales as "
+        f"{scaling(laws['worst kernel found, |f - pi~|'], -0.5)}. Counting noise alone gives -1/2 where every token is "
+        "seen often; the theorem says only that f converges, uniformly over kernels.",
+        f"On the kernels of this search at n_ctx {longest}: |f - pi~| is {kernel['uniform_error']:.3f}, the counting "
+        f"error |pi^ - pi~| {kernel['uniform_error_of_frequencies']:.3f}, the error of the edge posterior with the "
+        f"training prior {kernel['uniform_error_of_edge_posterior']:.3f}, and |f - pi^| "
+        f"{kernel['uniform_error_from_frequencies']:.3f}.",
+        "Another search, for a large |f - pi^|, the model's own part: the largest found is "
+        f"{frequencies['uniform_error_from_frequencies']:.3f} at n_ctx {longest} and scales as "
+        f"{scaling(laws['worst kernel found, |f - pi^|'], 0.0)}.",
+        f"On the kernels of the first search at n_ctx {longest} the query token with the largest error has the "
+        f"stationary share {shares} (one a seed; an even share is {1 / arguments.d_vocab:.3f}): below half of an even "
+        f"share, so that it is seldom seen, in {len(starved)} of {len(of_search['kernel'])}.",
+        "How much more a matching token scores than another in A2, by length: "
+        + ", ".join(f"{n_ctx:.0f}: {strength:.2f}" for n_ctx, strength in strengths)
+        + f"; it {'grows' if grows else 'does not grow'} with every length. A finite match mixes the token frequencies "
+        "of the whole context into f.",
         "pi~ is read as the new kernel; distances to the frequencies pi^ are given beside it, so that either reading "
         "of the theorem can be checked.",
     ]
+
+
+def scaling(law: PowerLaw | None, exponent: float) -> str:
+    """A law, and where it lies beside an exponent."""
+    return "no power (too few positive points)" if law is None else f"n_ctx^({law}), {law.against(exponent)}"
 
 
 def short_row(row: dict[str, Any]) -> dict[str, object]:
@@ -169,14 +231,19 @@ def short_row(row: dict[str, Any]) -> dict[str, object]:
 
 
 def sections(
-    families: Rows, worst: Rows, said: Sequence[str], arguments: argparse.Namespace
+    families: Rows, worst: Rows, restricted: Rows, said: Sequence[str], arguments: argparse.Namespace
 ) -> list[tuple[str, str, Sequence[str], str]]:
     """The evidence, picture by picture."""
+    tables = figures.table_html(list(families), caption="Every model on every family, nats")
+    if restricted:
+        tables += figures.table_html(
+            list(restricted), caption="Trained on one family alone, on the kernels of others that this excludes, nats"
+        )
     return [
         (
             "The uniform error against length",
-            f"Theorem 2: {THEOREM}; the distance to pi~ includes the noise of counting, of order n_ctx^(-1/2), that no "
-            "model escapes, while the distance to the frequencies pi^ is the model's own.",
+            f"Theorem 2: {THEOREM}; the distance to pi~ includes the noise of counting, of order n_ctx^(-1/2) where "
+            "every token is seen often, while the distance to the frequencies pi^ is the model's own.",
             ["uniform_error"],
             figures.table_html(
                 [short_row(row) for row in worst],
@@ -186,32 +253,47 @@ def sections(
         ),
         (
             "Excess over each family's own edge posterior",
-            f"Trained at alpha {arguments.alpha:g} alone; the edge posterior of a family is told the family. Drawn "
-            "over contexts that hold every token: where one is absent the reduced model says 0, and loses -log(1e-9).",
-            ["excess", "excess_by_length"],
-            figures.table_html(list(families), caption="Every model on every family, nats"),
+            f"Trained at alpha {arguments.alpha:g}, or on one family alone; the edge posterior of a family is told the "
+            "family. Over all contexts, and over those that hold every token: where one is absent the reduced model "
+            "says 0, and loses -log(1e-9).",
+            ["excess", *(f"excess_by_length_{contexts.replace(' ', '_')}" for contexts in EXCESSES.values())],
+            tables,
         ),
         (
-            "Where theorem and measurement part",
-            "In sentences, with the numbers of this run.",
+            "Theorem beside measurement",
+            "In sentences that the numbers of this run decide.",
             [],
             figures.table_html([{"what": text} for text in said], caption="Theorem and measurement"),
         ),
     ]
 
 
+def excess_line(rows: Rows, family: str) -> str:
+    """For each model and length: the excess over all contexts, over the kept ones, and the share dropped."""
+    shown = []
+    for model in (REDUCED, FULL_ADAM.name):
+        of_model = [row for row in rows if row["model"] == model and row["family"] == family]
+        both = [dict(means_by(of_model, "n_ctx", key)) for key in (*EXCESSES, "share_with_all_tokens")]
+        values = ", ".join(
+            f"{n_ctx:.0f}: {every:+.3f} / {both[1].get(n_ctx, float('nan')):+.3f} ({1 - both[2][n_ctx]:.0%})"
+            for n_ctx, every in both[0].items()
+        )
+        shown += [f"{model.split(',')[0]} {values}"] if values else []
+    return "; ".join(shown)
+
+
 def table(
-    families: Rows, points: dict[str, Any], laws: dict[str, Any], longest: int, arguments: argparse.Namespace
+    families: Rows, restricted: Rows, points: dict[str, Any], laws: dict[str, Any], arguments: argparse.Namespace
 ) -> str:
     """The short table that ends a run."""
-    lines = []
+    lines = [
+        "excess over the family's own edge posterior, nats: n_ctx: all contexts / with every token (share without)"
+    ]
     for family in dict.fromkeys(row["family"] for row in families):
-        shown = []
-        for model in (REDUCED, FULL_ADAM.name):
-            series = means_by(families, "n_ctx", "excess_with_all_tokens", family=family, model=model)
-            values = ", ".join(f"{n_ctx:.0f}: {excess:+.3f}" for n_ctx, excess in series)
-            shown += [f"{model.split(',')[0]} {values}"] if series else []
-        lines.append(f"excess      {family:19s} {'; '.join(shown)}")
+        lines.append(f"excess      {family:19s} {excess_line(families, family)}")
+    for name, rows in by_training(restricted).items():
+        for family in dict.fromkeys(row["family"] for row in rows):
+            lines.append(f"{name} alone: excess on excluded {family:19s} {excess_line(rows, family)}")
     for name, series in points.items():
         averaged = means_by([{"n_ctx": n, "error": e} for n, e in series], "n_ctx", "error")
         values = ", ".join(f"{n_ctx:.0f}: {error:.3f}" for n_ctx, error in averaged)
