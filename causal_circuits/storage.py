@@ -229,9 +229,9 @@ def digest(arrays: Mapping[str, "Tensor | np.ndarray"]) -> str:
     """
     seen = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(torch.as_tensor(arrays[name]).detach().cpu().numpy())
-        seen.update(f"{name} {array.dtype} {array.shape};".encode())
-        seen.update(array.tobytes())
+        tensor = torch.as_tensor(arrays[name]).detach().cpu().contiguous()
+        seen.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape) or (1,)};".encode())
+        seen.update(tensor.flatten().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return seen.hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.display import short_list
+from causal_circuits.models.acceptance import foreign
 from causal_circuits.models.build import disentangled_transformer, reduced_transformer
 from causal_circuits.models.layout import Layout, layout_of, note_origin
 from causal_circuits.storage import read_json, read_tensors, tensor_bytes, write_files
 
 WEIGHTS, CONFIG = "model.safetensors", "model.json"
 READ_OUT = "unembed.W_U"
+STORED = ("W_Q", "W_U")
 FORMAT = "causal_circuits.model/1"
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @check_arguments
@@ -27,6 +32,12 @@ def save_model(model: HookedTransformer, folder: str | os.PathLike[str]) -> Path
     Only the trained weights are stored; the frozen identities follow from the sizes. Each file is written beside
     its place and moved there, so an interrupted save leaves the earlier files whole.
 
+    Hooks are no part of a file: a warning names those that are on the model.
+
+    Raises:
+        ValueError: the model is not what its sizes say (an edited frozen weight, a parametrization, a changed config
+            field), so that the file would hold another one; or its dtype is not one of `DTYPES`.
+
     >>> from tempfile import TemporaryDirectory
     >>> from causal_circuits import chain_graph, plant_circuit, save_model
     >>> with TemporaryDirectory() as folder:
@@ -34,7 +45,8 @@ def save_model(model: HookedTransformer, folder: str | os.PathLike[str]) -> Path
     ['model.json', 'model.safetensors']
     """
     layout = layout_of(model)
-    trained = {name: p for name, p in model.named_parameters() if name.endswith(("W_Q", "W_U"))}
+    _check_savable(model)
+    trained = {name: p for name, p in model.named_parameters() if name.endswith(STORED)}
     config = {
         "format": FORMAT,
         "kind": layout.kind,
@@ -72,7 +84,7 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
         config = read_json(folder / CONFIG)
         if config["format"] != FORMAT:
             raise ValueError(f"unknown format {config['format']!r}")
-        dtype = {"float32": torch.float32, "float64": torch.float64}[config["dtype"]]
+        dtype = DTYPES[config["dtype"]]
         _check_sizes(config, weights)
         sizes = {"d_vocab": config["d_vocab"], "n_ctx": config["n_ctx"], "dtype": dtype, "device": device}
         build = reduced_transformer if config["kind"] == "reduced" else disentangled_transformer
@@ -86,6 +98,25 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
         parameters[name].data.copy_(weight)
     note_origin(model, "a file")
     return model
+
+
+def _check_savable(model: HookedTransformer) -> None:
+    """Refuse what a file would lose without a word; warn of hooks, which are put on and taken off all the time."""
+    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
+    if len(dtypes) > 1 or dtypes[0] not in DTYPES:
+        allowed, got = ", ".join(DTYPES), " and ".join(dtypes)
+        raise ValueError(f"a saved model has one dtype of {allowed}: got {got}; convert it with model.float()")
+    hooks = []
+    for found in foreign(model):
+        if "hook" in found.kind:
+            hooks.append(str(found))
+        elif found.kind != "edited weight" or not found.where.endswith(STORED):
+            raise ValueError(
+                "a file holds the queries and the read-out, and the rest follows from the sizes: "
+                f"it would lose the {found}; undo it, or keep torch.save(model.state_dict(), path)"
+            )
+    if hooks:
+        warnings.warn(f"hooks are not saved with a model: got a {short_list(hooks)}", stacklevel=4)
 
 
 def _check_sizes(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
