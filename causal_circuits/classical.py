@@ -11,9 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.tasks.batch import check_tokens
 
 
+@check_arguments
 def pooled_mutual_information(
     tokens: Int[Tensor, "batch n_ctx"], d_vocab: int, chunk: int = 8192
 ) -> Float[np.ndarray, "n_ctx n_ctx"]:
@@ -38,6 +40,7 @@ def pooled_mutual_information(
     return (joint * np.log(ratio)).sum(axis=(2, 3))
 
 
+@check_arguments
 def chow_liu_tree(information: Float[np.ndarray, "n_ctx n_ctx"]) -> nx.DiGraph:
     """The Chow-Liu tree: the spanning tree with the largest total mutual information, edges pointing forward.
 

@@ -10,6 +10,8 @@ from html import escape
 import numpy as np
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
+
 Row = Mapping[str, object]
 
 
@@ -36,6 +38,7 @@ def table_text(rows: Sequence[Row]) -> str:
     )
 
 
+@check_arguments
 def table_html(rows: Sequence[Row], caption: str) -> str:
     """A table with a column for each key (in order of first appearance); all text escaped, numbers right-aligned.
 

@@ -17,11 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.tasks import InContextTask, bounded_below
 
 Predictor = Callable[[Tensor], Tensor]  # tokens [batch, n_ctx] -> probabilities [batch, d_vocab]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class WorstKernel:
     """What a search over kernels found.
@@ -43,6 +45,7 @@ class WorstKernel:
     history: tuple[float, ...]
 
 
+@check_arguments
 def prediction_errors(
     predictor: Predictor,
     graph: nx.DiGraph,
@@ -81,6 +84,7 @@ def prediction_errors(
         return np.bincount(query, error, minlength=len(kernel)) / np.bincount(query, minlength=len(kernel))
 
 
+@check_arguments
 def worst_kernel(
     score: Callable[[np.ndarray], float],
     d_vocab: int,

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.counterfactuals import Slots
 from causal_circuits.circuits.graph import LOGITS, Circuit, Edge, Granularity, circuit_mask
 from causal_circuits.circuits.weights import Weights
@@ -47,6 +48,7 @@ Read = Callable[[str, int, Variants, Int[Tensor, " some"]], Float[Tensor, "some 
 Attend = Callable[[str, Float[Tensor, "some batch query_pos key_pos"]], Float[Tensor, "some batch query_pos key_pos"]]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class CircuitModel:
     """A model as a function of its circuit, on a fixed batch; made by `circuit_model`.

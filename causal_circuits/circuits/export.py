@@ -11,6 +11,7 @@ from typing import Any
 import networkx as nx
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.graph import Circuit
 from causal_circuits.circuits.methods import Discovery
@@ -18,6 +19,7 @@ from causal_circuits.circuits.proof import CircuitProof
 from causal_circuits.storage import write_files
 
 
+@check_arguments
 def plain_values(result: object) -> Any:
     """A result of this package as JSON values: dataclasses as objects, tensors as lists, NaN and infinity as null.
 
@@ -40,6 +42,7 @@ def plain_values(result: object) -> Any:
     raise ValueError(f"only results made of numbers, text, tensors and dataclasses can be exported: got {type(result)}")
 
 
+@check_arguments
 def circuit_frame(model: CircuitModel, circuit: Circuit, discoveries: Sequence[Discovery] = ()) -> Any:
     """A pandas DataFrame with one row for each edge of the model: sender, reader, in_circuit, and a column a method.
 
@@ -63,6 +66,7 @@ def circuit_frame(model: CircuitModel, circuit: Circuit, discoveries: Sequence[D
     return pandas.DataFrame(rows)
 
 
+@check_arguments
 def annotated_graph(model: CircuitModel, circuit: Circuit, discoveries: Sequence[Discovery] = ()) -> nx.DiGraph:
     """The model's whole graph, each edge marked `in_circuit` and with each method's score: what GraphML holds.
 
@@ -84,6 +88,7 @@ def annotated_graph(model: CircuitModel, circuit: Circuit, discoveries: Sequence
     return graph
 
 
+@check_arguments
 def export_circuit(
     folder: str | os.PathLike[str],
     model: CircuitModel,

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.build import circuit_model
 from causal_circuits.circuits.counterfactuals import Counterfactual
 from causal_circuits.circuits.graph import Edge
@@ -34,6 +35,7 @@ from causal_circuits.tasks import Batch, InContextTask
 from causal_circuits.training import TrainConfig, train_ensemble
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Formation:
     """What every edge did at every recorded step.
@@ -107,6 +109,7 @@ class Formation:
         return _rank_correlation(self.pull[formed].numpy(), -late[formed].numpy())
 
 
+@check_arguments
 def watch_formation(
     model: HookedTransformer,
     task: InContextTask,
@@ -153,6 +156,7 @@ def watch_formation(
     )[0]
 
 
+@check_arguments
 def watch_formations(
     models: Sequence[HookedTransformer],
     task: InContextTask,

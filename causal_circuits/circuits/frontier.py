@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.evaluate import COPIES, CircuitModel
 from causal_circuits.circuits.graph import INPUTS, LOGITS, Edge
 
@@ -30,6 +31,7 @@ MAX_EDGES = 19
 CODES = 2**18  # circuits that are written out as bits at once
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Frontier:
     """The least cost of every size of circuit.
@@ -84,6 +86,7 @@ class Frontier:
         return [edge for edge, keep in zip(self.edges, self.masks[size].tolist(), strict=True) if keep]
 
 
+@check_arguments
 def oracle_frontier(model: CircuitModel, *, max_edges: int = MAX_EDGES, progress: bool = False) -> Frontier:
     """The best circuit of every size: exact, by enumeration, where that is possible.
 
@@ -147,6 +150,7 @@ def greedy_circuits(model: CircuitModel) -> Bool[Tensor, "size edge"]:
     return torch.stack(found)
 
 
+@check_arguments
 def inert_edges(model: CircuitModel) -> Bool[Tensor, " edge"]:
     """The edges that change nothing in any circuit: zero weights, or a sender that the counterfactual leaves alone.
 

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.display import Row, table_html, table_text
 from causal_circuits.models import HookedTransformer, Layout, layout_of
 
@@ -29,6 +30,7 @@ INPUTS = ("q", "k", "v")
 LOGITS = "logits"
 
 
+@check_arguments
 class CircuitGraph(nx.DiGraph):  # type: ignore[misc]  # networkx is untyped here
     """A `networkx.DiGraph` of senders and readers that shows itself as a table: who reads whom.
 
@@ -53,6 +55,7 @@ class CircuitGraph(nx.DiGraph):  # type: ignore[misc]  # networkx is untyped her
         return table_html(self.rows(), f"Circuit of {len(circuit_edges(self))} edges: who reads whom")
 
 
+@check_arguments
 def circuit_graph(model: HookedTransformer, granularity: Granularity = "head") -> CircuitGraph:
     """The graph of everything that a model of ours could use: with one head in each of two layers, 19 edges.
 
@@ -83,6 +86,7 @@ def circuit_graph(model: HookedTransformer, granularity: Granularity = "head") -
     return graph
 
 
+@check_arguments
 def circuit_edges(graph: nx.DiGraph) -> list[Edge]:
     """The edges that a circuit may have or not, reader by reader in the order of a forward pass.
 
@@ -97,6 +101,7 @@ def circuit_edges(graph: nx.DiGraph) -> list[Edge]:
     return sorted(edges, key=lambda edge: (order[edge[1]], order[edge[0]]))
 
 
+@check_arguments
 def circuit_mask(edges: Sequence[Edge], circuit: Circuit) -> Bool[Tensor, " edge"]:
     """A circuit - a DiGraph, a list of edges, or a mask already - as a mask over `edges`.
 
@@ -129,6 +134,7 @@ def circuit_mask(edges: Sequence[Edge], circuit: Circuit) -> Bool[Tensor, " edge
     return mask
 
 
+@check_arguments
 def circuit_subgraph(graph: nx.DiGraph, circuit: Circuit) -> CircuitGraph:
     """The circuit as a graph: its edges, what is inside the heads it passes, and nothing else.
 

@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import attention_cells, has_query, n_ctx_of
 
 
+@check_arguments
 @dataclass(frozen=True)
 class GraphScores:
     """How well scores of entries tell the edges of the graph from all other entries.
@@ -44,6 +46,7 @@ class GraphScores:
     n_edges: int
 
 
+@check_arguments
 def score_against_graph(
     score: Float[Tensor, "head_index query_pos key_pos"] | Float[Tensor, "query_pos key_pos"], graph: nx.DiGraph
 ) -> GraphScores:

@@ -7,7 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 
+
+@check_arguments
 def onset(steps: Sequence[int], curves: Float[Tensor, "step cell"]) -> Float[Tensor, " cell"]:
     """The first step from which each curve stays half-way from its first to its last value or above; NaN if not higher.
 
@@ -20,6 +23,7 @@ def onset(steps: Sequence[int], curves: Float[Tensor, "step cell"]) -> Float[Ten
     return torch.where(curves[-1] > curves[0], first, torch.nan)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class OnsetInterval:
     """The median onset over edges, over several seeds.
@@ -41,6 +45,7 @@ class OnsetInterval:
     never: float
 
 
+@check_arguments
 def onset_interval(
     onsets: Sequence[Float[Tensor, " cell"]], *, n_bootstrap: int = 1000, seed: int = 0
 ) -> OnsetInterval:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.frontier import Frontier
 from causal_circuits.circuits.methods import Discovery
@@ -13,6 +14,7 @@ from causal_circuits.circuits.methods import Discovery
 MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Ranking:
     """The circuits that a method builds up from its highest score down, one for every size.
@@ -60,6 +62,7 @@ class Ranking:
         return {fraction: float(self.faithfulness[int(fraction * n_edges)]) for fraction in MIB_FRACTIONS}
 
 
+@check_arguments
 def rank(model: CircuitModel, discovery: Discovery, frontier: Frontier) -> Ranking:
     """The circuits of a method, held to the best of their size.
 

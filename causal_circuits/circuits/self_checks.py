@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.build import circuit_model
 from causal_circuits.circuits.counterfactuals import Counterfactual, Slots
 from causal_circuits.circuits.evaluate import CircuitModel
@@ -18,6 +19,7 @@ from causal_circuits.tasks import Batch
 TOLERANCE = 1e-4
 
 
+@check_arguments
 @dataclass(frozen=True)
 class SelfCheck:
     """One law, the largest deviation from it, and whether that is within the tolerance.
@@ -36,6 +38,7 @@ class SelfCheck:
     passed: bool
 
 
+@check_arguments
 @torch.no_grad()
 def self_checks(
     model: HookedTransformer,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.discovery.kernel_rows import Keys, RowTest, total_share
 from causal_circuits.information.conditional import ConditionalInformation, Matches, conditional_information
 
@@ -21,6 +22,7 @@ MOST_FURTHER = 4
 ENOUGH = 3
 
 
+@check_arguments
 @dataclass(frozen=True)
 class FurtherParent:
     """Evidence of a parent of the target that no head carries, with the parents it goes with in other rows.

@@ -4,9 +4,12 @@ from math import erfc, sqrt
 
 import numpy as np
 
+from causal_circuits.arguments import check_arguments
+
 _ROUNDING = 1e-12  # of the bound: a mean below it is a zero that rounding has touched
 
 
+@check_arguments
 def holm(p_values: list[float]) -> list[float]:
     """Holm's step-down correction: family-wise adjusted p-values, in the order given.
 

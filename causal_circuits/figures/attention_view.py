@@ -17,6 +17,7 @@ from uuid import uuid4
 import numpy as np
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.style import MODEL, to_numpy
 
 ROW_SUM_TOLERANCE = 1e-3
@@ -71,6 +72,7 @@ slider.addEventListener("input", () => {
 });"""
 
 
+@check_arguments
 @dataclass(frozen=True)
 class AttentionView:
     """An interactive view of attention patterns: shows itself in a notebook, also offline.
@@ -143,6 +145,7 @@ class AttentionView:
         return naming + script
 
 
+@check_arguments
 def attention_view(
     attention: Tensor | np.ndarray,
     labels: Sequence[str],

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.matrices import DIVERGING, plot_attention_and_graph
 from causal_circuits.figures.style import BLACK, GREY, SERIES, SMALL, Matrix, new_axes, to_numpy
 
@@ -19,6 +20,7 @@ SlotSizes = Sequence[tuple[str, int]]
 _MARKERS = ("o", "s", "^", "D")
 
 
+@check_arguments
 @dataclass(frozen=True)
 class WeightBlocks:
     """A weight matrix whose rows and columns fall into named slots.
@@ -43,6 +45,7 @@ class WeightBlocks:
     column_label: str = "key"
 
 
+@check_arguments
 def plot_weight_blocks(blocks: WeightBlocks, ax: Axes | None = None) -> Axes:
     """A heat map, white at zero, with a line between neighbouring slots and each slot's name at its middle.
 
@@ -81,6 +84,7 @@ def plot_weight_blocks(blocks: WeightBlocks, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@check_arguments
 def plot_weight_panels(panels: Sequence[WeightBlocks], n_columns: int = 2) -> Figure:
     """Several weight matrices side by side, each on its own scale.
 
@@ -102,6 +106,7 @@ def plot_weight_panels(panels: Sequence[WeightBlocks], n_columns: int = 2) -> Fi
     return figure
 
 
+@check_arguments
 def plot_attentions(attentions: Mapping[str, Matrix], graph: nx.DiGraph) -> Figure:
     """Attention patterns (heads, or two ways to read one) side by side, the graph's edges outlined in each.
 
@@ -124,6 +129,7 @@ def plot_attentions(attentions: Mapping[str, Matrix], graph: nx.DiGraph) -> Figu
     return figure
 
 
+@check_arguments
 def plot_attention_by_position(
     points: Mapping[str, Sequence[tuple[int, float]]], *, level: float = 0.5, title: str = "", ax: Axes | None = None
 ) -> Axes:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits import CircuitProof, Formation, Frontier, Ranking, circuit_edges, circuit_mask
 from causal_circuits.circuits.graph import Circuit
 from causal_circuits.figures.style import (
@@ -34,6 +35,7 @@ _QUANTITIES = {
 }
 
 
+@check_arguments
 def plot_circuit(
     graph: nx.DiGraph,
     circuit: Circuit,
@@ -88,6 +90,7 @@ def plot_circuit(
     return ax
 
 
+@check_arguments
 def plot_frontier(frontier: Frontier, rankings: Sequence[Ranking] = (), ax: Axes | None = None) -> Axes:
     """The least cost for every number of edges, and the cost of each method's circuits: the gap is its regret.
 
@@ -122,6 +125,7 @@ def plot_frontier(frontier: Frontier, rankings: Sequence[Ranking] = (), ax: Axes
     return ax
 
 
+@check_arguments
 def plot_needed_edges(proof: CircuitProof, ax: Axes | None = None) -> Axes:
     """What the circuit loses with each of its edges cut, with two standard errors; hollow: not shown to be needed.
 
@@ -148,6 +152,7 @@ def plot_needed_edges(proof: CircuitProof, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@check_arguments
 def plot_formation(formation: Formation, axes: Sequence[Axes] | None = None) -> Figure:
     """Attention on each edge of the latent graph and the effect of cutting it, at every recorded step; means thick.
 
@@ -198,6 +203,7 @@ def _effect_label(formation: Formation) -> str:
     return f"cutting it raises {formation.metric.replace('_', ' ')} by"
 
 
+@check_arguments
 def plot_onsets(formations: Sequence[Formation], ax: Axes | None = None) -> Axes:
     """When each edge began to matter and when attention showed it, against how hard the gradient pulled at the start.
 
@@ -247,6 +253,7 @@ def plot_onsets(formations: Sequence[Formation], ax: Axes | None = None) -> Axes
     return ax
 
 
+@check_arguments
 def plot_benchmark(
     rows: Sequence[Mapping[str, object]], quantities: Sequence[str] = ("auroc", "exact_parent_rate", "regret")
 ) -> Figure:

@@ -11,6 +11,7 @@ import networkx as nx
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.display import format_value
 from causal_circuits.figures.page_parts import PagePart
 from causal_circuits.figures.rendering import figure_html
@@ -47,6 +48,7 @@ for (const view of document.querySelectorAll(".graph-view:not([data-ready])")) {
 }"""
 
 
+@check_arguments
 def interactive_graph(
     true: nx.DiGraph,
     found: nx.DiGraph,

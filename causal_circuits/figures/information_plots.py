@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.discovery import RecoveredGraph
 from causal_circuits.figures.style import (
     BLACK,
@@ -32,6 +33,7 @@ _VERDICTS = (
 )
 
 
+@check_arguments
 def plot_gradient_vs_information(
     measured: Matrix,
     predicted: Matrix,
@@ -89,6 +91,7 @@ def plot_gradient_vs_information(
     return ax
 
 
+@check_arguments
 def plot_agreement(
     series: Mapping[str, tuple[Sequence[int | float], Sequence[int | float]]],
     xlabel: str,
@@ -131,6 +134,7 @@ def plot_agreement(
     return ax
 
 
+@check_arguments
 def plot_edge_formation(formation: Formation, ax: Axes | None = None) -> Axes:
     """Attention to the parent over training, a line an edge, the darker the stronger its pull at the start.
 
@@ -168,6 +172,7 @@ def plot_edge_formation(formation: Formation, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@check_arguments
 def plot_recovery(recovered: RecoveredGraph, ax: Axes | None = None) -> Axes:
     """The weight of every position's candidate parent: at 1 it is an edge, at 0 it is nothing; verdicts by marker.
 

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.display import format_value
 from causal_circuits.figures.style import BLACK, GREY, SERIES, SMALL, new_axes, to_numpy
 from causal_circuits.films import PredictorDistances
@@ -14,6 +15,7 @@ from causal_circuits.films import PredictorDistances
 _MARKERS, _LINE_STYLES = ("o", "s", "^", "D", "v", "P"), ("-", "--", "-.", ":")
 
 
+@check_arguments
 def plot_phases(distances: PredictorDistances, ax: Axes | None = None) -> Axes:
     """KL from each named predictor to the model at every recorded step; bands name the nearest one, phase by phase.
 
@@ -53,6 +55,7 @@ def plot_phases(distances: PredictorDistances, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@check_arguments
 def plot_table(
     rows: Sequence[Mapping[str, object]],
     better: Mapping[str, str] | None = None,

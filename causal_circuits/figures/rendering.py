@@ -15,6 +15,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.style import figure_of
 
 PNG_DPI = 150
@@ -23,6 +24,7 @@ _NUMBERS = itertools.count(1)
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
+@check_arguments
 def save_figure(figure_or_axes: Figure | Axes, path_stem: str | os.PathLike[str]) -> list[Path]:
     """Write ``<path_stem>.png`` (150 dpi) and ``<path_stem>.svg``; the folder is made if missing.
 
@@ -66,6 +68,7 @@ def laid_out(figure: Figure) -> Iterator[None]:
         figure.set_layout_engine(engine)
 
 
+@check_arguments
 def figure_html(figure_or_axes: Figure | Axes | Path, alt: str) -> str:
     """The figure inline: as SVG, or as a PNG data URL if the SVG is larger than 300 kB.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.animation import play_script
 from causal_circuits.figures.attention_view import AttentionView, circuits_vis_bundle
 from causal_circuits.figures.graph_view import explore_script
@@ -34,6 +35,7 @@ _SCRIPTS: dict[str, Callable[[], str]] = {
 }
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Check:
     """One claim of the verdict.
@@ -52,6 +54,7 @@ class Check:
     evidence: str
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Section:
     """A piece of evidence.
@@ -72,6 +75,7 @@ class Section:
     command: str | None = None
 
 
+@check_arguments
 def write_report(
     path: str | os.PathLike[str],
     *,
@@ -100,6 +104,7 @@ def write_report(
     return path
 
 
+@check_arguments
 def report_html(*, title: str, verdict: Sequence[Check], sections: Sequence[Section], meta: Mapping[str, str]) -> str:
     """The page as text; each script stands in it once if any section needs it, else not at all.
 
@@ -124,6 +129,7 @@ def report_html(*, title: str, verdict: Sequence[Check], sections: Sequence[Sect
     return "\n".join(part for part in parts if part)
 
 
+@check_arguments
 def attention_html(views: Sequence[AttentionView]) -> str:
     """CircuitsVis views for a section's body, without the script, which `write_report` adds once a page.
 

@@ -6,12 +6,14 @@ import networkx as nx
 import numpy as np
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.attention_view import AttentionView, attention_view
 from causal_circuits.films import SequenceAttention
 from causal_circuits.graphs import has_query as graph_has_query
 from causal_circuits.graphs import n_ctx_of
 
 
+@check_arguments
 def sequence_view(
     seen: SequenceAttention,
     graph: nx.DiGraph | None = None,
@@ -43,6 +45,7 @@ def sequence_view(
     return attention_view(pattern, labels, heads, steps=seen.steps if several else None)
 
 
+@check_arguments
 def position_labels(
     tokens: Tensor | np.ndarray | Sequence[int],
     has_query: bool = True,

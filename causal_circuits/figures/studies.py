@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.style import BLACK, GREY, SERIES, SMALL, new_axes
 
 Number = float | int
@@ -17,6 +18,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINE_STYLES = ("-", "--", "-.", ":")
 
 
+@check_arguments
 def plot_scaling(
     points: Mapping[str, Points],
     fits: Mapping[str, tuple[Number, Number]],
@@ -60,6 +62,7 @@ def plot_scaling(
     return ax
 
 
+@check_arguments
 def plot_curves(
     curves: Mapping[str, Points],
     *,
@@ -110,6 +113,7 @@ def plot_curves(
     return ax
 
 
+@check_arguments
 def plot_groups(
     values: Mapping[str, Mapping[str, Number]],
     *,

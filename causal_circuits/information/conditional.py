@@ -22,12 +22,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import parents_of
 from causal_circuits.tasks import Batch, InContextTask
 
 MAX_ENUMERATED = 2**20  # sequences times kernels
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Matches:
     """What one head copies: where its last row looks, and where every other row does.
@@ -44,6 +46,7 @@ class Matches:
     keys: tuple[int, ...]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class ConditionalInformation:
     """The lift of every pair of matches, given others.
@@ -67,6 +70,7 @@ class ConditionalInformation:
     n_samples: int
 
 
+@check_arguments
 def conditional_information(
     tokens: Int[Tensor, "batch n_ctx"],
     target_probs: Float[Tensor, "batch d_vocab"],
@@ -109,6 +113,7 @@ def conditional_information(
     return _lift(sums[:3].view(3, n_ctx, n_ctx, n_ctx), alone, n)
 
 
+@check_arguments
 def exact_conditional_information(
     task: InContextTask, given: Sequence[Matches] = (), n_kernels: int = 64, seed: int = 0
 ) -> ConditionalInformation:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.information.exact import Information
 from causal_circuits.tasks import Batch
 
@@ -18,6 +19,7 @@ _CHUNK = 4096  # sequences
 _BLOCKS = 200  # groups of sequences that the bootstrap resamples
 
 
+@check_arguments
 @dataclass(frozen=True)
 class InformationEstimate:
     """g_ij estimated from sequences, with bias correction and bootstrap intervals.
@@ -46,6 +48,7 @@ class InformationEstimate:
     n_samples: int
 
 
+@check_arguments
 def estimate_information(
     tokens: Int[Tensor, "batch n_ctx"],
     target_probs: Float[Tensor, "batch d_vocab"],
@@ -121,6 +124,7 @@ def _square(context: np.ndarray) -> Tensor:
     return torch.from_numpy(np.pad(np.tril(context, -1), ((0, 1), (0, 1))))
 
 
+@check_arguments
 def estimate_gradient(
     tokens: Int[Tensor, "batch n_ctx"], target_probs: Float[Tensor, "batch d_vocab"], smoothing: float = 0.5
 ) -> Information:

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.information import pair_laws
 from causal_circuits.tasks import InContextTask
 
@@ -27,6 +28,7 @@ Method = Literal["propagation", "enumeration", "sampling", "sequences"]
 PairValue = Callable[[np.ndarray], np.ndarray]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Information:
     """A quantity for every pair of positions, averaged over kernels or over sequences.
@@ -50,6 +52,7 @@ class Information:
     method: Method = "propagation"
 
 
+@check_arguments
 def chi_squared_information(task: InContextTask, n_kernels: int = 4096, seed: int = 0) -> Information:
     """The chi-squared mutual information of every pair of positions (a pure number), averaged over kernels.
 
@@ -65,6 +68,7 @@ def chi_squared_information(task: InContextTask, n_kernels: int = 4096, seed: in
     return _average(task, n_kernels, seed, _chi_squared, bias)
 
 
+@check_arguments
 def mutual_information(task: InContextTask, n_kernels: int = 4096, seed: int = 0) -> Information:
     """Shannon's mutual information of every pair of positions in nats, averaged over kernels.
 

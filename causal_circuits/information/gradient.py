@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import parents_of
 from causal_circuits.information import pair_laws
 from causal_circuits.information.dag_gradient import check_last_key, enumerated_gradient, sampled_gradient
@@ -35,6 +36,7 @@ from causal_circuits.tasks import InContextTask
 OfKernels = Iterator[tuple[list[tuple[int, int]], Float[np.ndarray, " kernel"]]]
 
 
+@check_arguments
 def predicted_gradient(
     task: InContextTask, n_kernels: int = 4096, seed: int = 0, *, last_key: int | None = None
 ) -> Information:
@@ -105,6 +107,7 @@ def _with_other_roots(task: InContextTask, kernels: pair_laws.Kernels, law: pair
         yield cells, np.einsum("nst,nt,ns->n", ratio, laws[of_i], laws[of_j]) - 1.0
 
 
+@check_arguments
 def score_gradient_of(g: Float[Tensor, "n_ctx n_ctx"]) -> Float[Tensor, "n_ctx n_ctx"]:
     """G through the softmax Jacobian of uniform causal attention: (g_ij - mean_{k <= i} g_ik) / (i + 1), 0 above.
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
+from causal_circuits.arguments import check_arguments
+
 Draw = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
@@ -59,6 +61,7 @@ _FAMILIES: dict[str, Draw] = {
 KERNEL_FAMILIES = tuple(_FAMILIES)
 
 
+@check_arguments
 def kernel_family(
     name: str, n: int = 256, d_vocab: int = 3, *, gamma: float = 0.1, seed: int = 0
 ) -> Float[np.ndarray, "kernel d_vocab d_vocab"]:
@@ -81,6 +84,7 @@ def kernel_family(
     return bounded_below(_FAMILIES[name](np.random.default_rng(seed), n, d_vocab), gamma)
 
 
+@check_arguments
 def bounded_below(
     kernels: Float[np.ndarray, "*kernel d_vocab d_vocab"], gamma: float
 ) -> Float[np.ndarray, "*kernel d_vocab d_vocab"]:

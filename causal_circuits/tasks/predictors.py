@@ -17,12 +17,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import parents_of
 from causal_circuits.tasks import kernels as _kernels
 from causal_circuits.tasks.batch import Batch
 from causal_circuits.tasks.task import InContextTask
 
 
+@check_arguments
 def cross_entropy(
     probs: Float[Tensor, "batch d_vocab"], target_probs: Float[Tensor, "batch d_vocab"]
 ) -> Float[Tensor, " batch"]:
@@ -35,6 +37,7 @@ def cross_entropy(
     return -torch.special.xlogy(target_probs.double(), probs.double()).sum(dim=-1)
 
 
+@check_arguments
 def edge_posterior(task: InContextTask, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
     """The posterior mean of the target's row given every true edge: (alpha + counts) / (sum of alpha + n).
 
@@ -103,6 +106,7 @@ def _kernel_mixture(task: InContextTask, tokens: Tensor, include_roots: bool) ->
     return torch.from_numpy(np.einsum("bk,kbt->bt", weights, rows))
 
 
+@check_arguments
 @dataclass(frozen=True)
 class ExactBayes:
     """The importance-sampled exact posterior mean.
@@ -124,6 +128,7 @@ class ExactBayes:
     effective_draws: float
 
 
+@check_arguments
 def exact_bayes(
     task: InContextTask, tokens: Int[Tensor, "batch n_ctx"], n_draws: int = 256, seed: int = 0
 ) -> ExactBayes:
@@ -201,6 +206,7 @@ def _posterior_draws(
         yield kernels.reshape(-1, *posterior.shape[1:])
 
 
+@check_arguments
 def unigram(tokens: Int[Tensor, "batch n_ctx"], d_vocab: int, pseudo_count: float) -> Float[Tensor, "batch d_vocab"]:
     """Token frequencies of the context, smoothed: (pseudo_count + counts) / (d_vocab pseudo_count + n_ctx).
 
@@ -220,6 +226,7 @@ def _smoothed(counts: Tensor, pseudo_count: float) -> Float[Tensor, "batch d_voc
     return (counts + pseudo_count) / (counts.sum(dim=-1, keepdim=True) + counts.shape[-1] * pseudo_count)
 
 
+@check_arguments
 def best_unigram_loss(batch: Batch) -> float:
     """The lowest loss of a smoothed unigram on the batch, over pseudo-counts from 0.001 to 100 (log grid).
 
@@ -236,6 +243,7 @@ def best_unigram_loss(batch: Batch) -> float:
     return float(min(losses))
 
 
+@check_arguments
 @dataclass(frozen=True)
 class ReferenceLosses:
     """The lines that a loss is read against, all on the same batch, in nats.
@@ -260,6 +268,7 @@ class ReferenceLosses:
     uniform: float
 
 
+@check_arguments
 def reference_losses(
     task: InContextTask, batch: Batch, n_exact: int = 1024, n_draws: int = 256, seed: int = 0
 ) -> ReferenceLosses:

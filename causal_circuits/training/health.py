@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.recording import TrainingRecord
 
 # A tenth of a run at each end is compared; shorter runs say nothing.
@@ -37,6 +38,7 @@ class DivergenceError(FloatingPointError):
         self.step, self.member, self.checkpoint = step, member, checkpoint
 
 
+@check_arguments
 @dataclass(frozen=True)
 class TrainingHealth:
     """What became of a training's loss.
@@ -73,6 +75,7 @@ ADVICE = {
 }
 
 
+@check_arguments
 def training_health(record: TrainingRecord) -> TrainingHealth:
     """Whether the loss fell, never left its plateau, or went up; and what to try.
 
