@@ -145,6 +145,8 @@ def _take(label: str, hints: Mapping[str, Any], given: dict[str, Any]) -> dict[s
 @no_type_check
 def _convert(value: Any, hint: Any) -> Any:
     """The value as `hint` asks for it, the very same object where it fits already; a _Misfit if it cannot be."""
+    if _is_flat(hint) and is_bearable(value, hint, conf=_TOWER):
+        return value
     origin = get_origin(hint) or hint
     if origin in _UNIONS:
         return _convert_to_one(value, get_args(hint))
@@ -152,11 +154,18 @@ def _convert(value: Any, hint: Any) -> Any:
         return _convert_items(value, origin, get_args(hint))
     if isinstance(hint, type) and issubclass(hint, AbstractArray):
         return _convert_array(value, hint)
-    if is_bearable(value, hint, conf=_TOWER):
-        return value
     if isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0:
         return _convert(value.item(), hint)
     raise _Misfit
+
+
+@cache
+def _is_flat(hint: Any) -> bool:
+    """Whether beartype looks at all of it: of a long sequence it would look at one item, of integers at any width."""
+    origin, options = get_origin(hint) or hint, get_args(hint)
+    if origin in _UNIONS or origin is tuple:
+        return Ellipsis not in options and bool(options) and all(_is_flat(option) for option in options)
+    return origin not in _COLLECTIONS and not (isinstance(hint, type) and issubclass(hint, AbstractArray))
 
 
 @no_type_check
@@ -179,8 +188,8 @@ def _convert_to_one(value: Any, options: tuple[Any, ...]) -> Any:
 @no_type_check
 def _convert_array(value: Any, hint: type[AbstractArray]) -> Any:
     """A tensor (or a numpy array) of the kind of numbers and the axes that the annotation names."""
-    if _INTEGERS in hint.dtypes and isinstance(getattr(value, "tokens", None), Tensor):
-        value = value.tokens
+    if not isinstance(value, Tensor) and _INTEGERS in hint.dtypes:
+        value = getattr(value, "tokens", value)  # a Batch
     if hint.array_type is not Tensor:
         value = value.detach().cpu() if isinstance(value, Tensor) else value
         array = value if isinstance(value, np.ndarray) else _numbers(value)
@@ -223,6 +232,13 @@ def _convert_items(value: Any, origin: Any, options: tuple[Any, ...]) -> Any:
             return items
         if pair and len(items) != len(options):
             raise _Misfit
+        if (
+            not pair
+            and items is value
+            and _is_flat(options[0])
+            and all(is_bearable(item, options[0], conf=_TOWER) for item in items)
+        ):
+            return value
         wanted = options if pair else [options[0]] * len(list(items))
         converted = [_convert(item, hint) for item, hint in zip(items, wanted, strict=True)]
     except _Misfit:
@@ -269,10 +285,8 @@ def _explain(name: str, hints: Mapping[str, Any], given: Mapping[str, Any]) -> s
             for other, array in given.items()
             if other != name and isinstance(array, Tensor | np.ndarray)
         )
-        return (
-            f"{name} must be {_words(hint)}, axes of one name being equally long: got {_shown(value)}, where {others}"
-        )
-    said = f"{name} must be {_words(hint)}: got {_shown(value)}"
+        return f"{name} must be {_words(hint)}, axes of one name being equally long: got {shown(value)}, where {others}"
+    said = f"{name} must be {_words(hint)}: got {shown(value)}"
     remedy = _remedy(name, hints, given)
     return f"{said}; {remedy}" if remedy else said
 
@@ -289,7 +303,7 @@ def _remedy(name: str, hints: Mapping[str, Any], given: Mapping[str, Any]) -> st
     if isinstance(value, type) and value in options:
         return "pass an instance, not the class"
     if any(get_origin(option) in (Sequence, tuple) and _fits([value], option) for option in options):
-        return f"write [{_shown(value)}]"
+        return f"write [{shown(value)}]" if isinstance(value, int | float | str) else "put it into a list"
     made = (_MAKE[option.__name__] for option in options if getattr(option, "__name__", None) in _MAKE)
     return next(made, "")
 
@@ -329,8 +343,8 @@ def _words(hint: Any) -> str:
     return _with_article(origin.__name__) if isinstance(origin, type) else str(hint)
 
 
-def _shown(value: Any) -> str:
-    """A value in one short line."""
+def shown(value: Any) -> str:
+    """A value in one short line, for a message."""
     if isinstance(value, Tensor | np.ndarray):
         kind = "tensor" if isinstance(value, Tensor) else "array"
         return f"{_with_article(str(value.dtype).removeprefix('torch.'))} {kind} {list(value.shape)}"

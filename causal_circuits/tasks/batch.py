@@ -58,17 +58,19 @@ class Batch:
     def __getitem__(self, index: slice | Tensor) -> "Batch":
         return Batch(self.tokens[index], self.target_probs[index])
 
-    def check(self, d_vocab: int, n_ctx: int | None = None) -> None:
+    def check(self, d_vocab: int, n_ctx: int | None = None, *, d_vocab_out: int | None = None) -> None:
         """Raise a ValueError unless tokens lie in the vocabulary and every target is a probability vector.
 
         Args:
             d_vocab: number of tokens.
             n_ctx: length of the sequences; None takes any.
+            d_vocab_out: number of outputs that the targets are over; None takes d_vocab.
         """
         check_tokens(self.tokens, d_vocab, n_ctx)
-        if self.target_probs.shape != (len(self.tokens), d_vocab):
+        width, name = (d_vocab, "d_vocab") if d_vocab_out in (None, d_vocab) else (d_vocab_out, "d_vocab_out")
+        if self.target_probs.shape != (len(self.tokens), width):
             raise ValueError(
-                f"target_probs must be [batch, d_vocab] = {[len(self.tokens), d_vocab]}: "
+                f"target_probs must be [batch, {name}] = {[len(self.tokens), width]}: "
                 f"got {list(self.target_probs.shape)}"
             )
         off = (self.target_probs.sum(dim=-1) - 1).abs().max()
