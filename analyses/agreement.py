@@ -16,7 +16,7 @@ from tqdm import tqdm
 import causal_circuits as cc
 
 KERNEL_BUDGET = 8e8  # spent on G: fewer kernels for longer contexts and larger vocabularies
-PARTS = 4  # G is computed in as many, from kernels of their own: how much they differ is the error of its slope
+PARTS = 8  # g, G and the sequences are taken in as many: how much the slopes of parts differ is the slope's error
 EXAMPLE = ("measured", "g", "finite")  # matrices of the setting that is shown pair by pair
 CHECK_BETA_0 = 1e-3  # layer 2's scale in the model whose backward pass is compared with the closed form
 FOREST_SEQUENCES = 50_000
@@ -27,8 +27,9 @@ TRAINING_STEPS = 600
 class Setting:
     """One task measured: three comparisons for attention weights and for scores.
 
-    `by_g` compares the measured gradient with g, `by_finite` with G, `bias` G with g (no noise in it).
-    `prediction_error` is that of the slope on G, from G's own kernels.
+    `by_g` compares the measured gradient with g, `by_finite` with G, `bias` G with g (no noise of sequences in it).
+    `prediction_error` is that of the slope on G from G's own kernels, `sampling_error` from the sequences;
+    `slope_error_finite` holds both, `slope_error_g` both for the slope on g.
     """
 
     graph: str
@@ -38,6 +39,9 @@ class Setting:
     n_sequences: int
     edge_information: float
     prediction_error: float
+    sampling_error: float
+    slope_error_finite: float
+    slope_error_g: float
     weights: dict[str, cc.GradientComparison]
     scores: dict[str, cc.GradientComparison]
     rivals_beaten: int
@@ -53,12 +57,13 @@ class Setting:
             "n_ctx": self.n_ctx,
             "corr g": by_g.correlation,
             "slope g": by_g.slope,
+            "slope g: error": self.slope_error_g,
             "corr G": by_finite.correlation,
             "slope G": by_finite.slope,
             "G on g: corr": bias.correlation,
             "G on g: slope": bias.slope,
             "noise": by_g.noise_share,
-            "slope G: error": self.prediction_error,
+            "slope G: error": self.slope_error_finite,
             "parents first": f"{sum(r == 1 for r in by_g.parent_ranks)}/{len(by_g.parent_ranks)}",
         }
 
@@ -148,30 +153,53 @@ def n_kernels_for(task: cc.InContextTask) -> int:
     return PARTS * int(np.clip(KERNEL_BUDGET / cost / PARTS, 16, 1024))
 
 
-def in_parts(task: cc.InContextTask, n_kernels: int, seed: int) -> tuple[cc.Information, list[cc.Information]]:
-    """G, and the parts that it is the mean of."""
-    parts = [cc.finite_context_gradient(task, n_kernels // PARTS, seed=PARTS * seed + part) for part in range(PARTS)]
+def mean_of_parts(parts: list[cc.Information]) -> cc.Information:
+    """The prediction that several independent ones make together."""
     value = torch.stack([part.value for part in parts]).mean(dim=0)
-    error = torch.stack([part.standard_error.square() for part in parts]).sum(dim=0).sqrt() / PARTS
-    return cc.Information(value, error, n_kernels, parts[0].method), parts
+    error = torch.stack([part.standard_error.square() for part in parts]).sum(dim=0).sqrt() / len(parts)
+    return cc.Information(value, error, sum(part.n_samples for part in parts), parts[0].method)
 
 
-def spread_of_slope(
-    measured: cc.Information, parts: list[cc.Information], graph: nx.DiGraph, of: str = "weights"
-) -> float:
-    """Standard error of the slope on G that comes from G's kernels: rare ones hold much of it at sharp kernels."""
-    slopes = [cc.compare_gradient(measured.value, part.value, graph, of=of).slope for part in parts]
+def spread_of_slopes(slopes: list[float]) -> float:
+    """Standard error of the mean of slopes, each from a part of the data or of the kernels."""
     return float(np.std(slopes, ddof=1) / len(slopes) ** 0.5)
 
 
+def slope_errors(
+    measured: list[cc.Information], predicted: list[cc.Information], graph: nx.DiGraph
+) -> tuple[float, float]:
+    """Standard errors of the slope of measured on predicted: from the prediction's kernels, and from the sequences.
+
+    Each is given in parts that share nothing. Rare kernels hold much of a prediction at sharp kernels, and a sequence
+    moves all entries at once: the errors of entries do not add up to that of a slope.
+    """
+    every, all_kernels = mean_of_parts(measured).value, mean_of_parts(predicted).value
+    of_kernels = [cc.compare_gradient(every, part.value, graph).slope for part in predicted]
+    of_sequences = [cc.compare_gradient(part.value, all_kernels, graph).slope for part in measured]
+    return spread_of_slopes(of_kernels), spread_of_slopes(of_sequences)
+
+
+def sequences_in_parts(batch: cc.Batch) -> list[cc.Information]:
+    """The gradient of each of PARTS equal parts of the sequences; a rest is left out."""
+    size = len(batch) // PARTS
+    return [
+        cc.measured_gradient(batch.tokens[start : start + size], batch.target_probs[start : start + size])
+        for start in range(0, PARTS * size, size)
+    ]
+
+
 def measure_setting(task: cc.InContextTask, name: str, n: int, seed: tuple[int, int]) -> tuple[Setting, dict[str, Any]]:
-    """The measured gradient of one task beside both predictions."""
+    """The measured gradient of one task beside both predictions; no two settings share sequences or kernels."""
     batch = task.sample(n, seed=seed)
-    g = cc.predicted_gradient(task, n_kernels=16_384, seed=seed[0])
-    finite, parts = in_parts(task, n_kernels_for(task), seed[0])
+    own_seeds = [3 * (PARTS * (1000 * seed[0] + seed[1]) + part) for part in range(PARTS)]  # G uses three from each
+    limits = [cc.predicted_gradient(task, 16_384 // PARTS, seed=own) for own in own_seeds]
+    parts = [cc.finite_context_gradient(task, n_kernels_for(task) // PARTS, seed=own) for own in own_seeds]
+    g, finite = mean_of_parts(limits), mean_of_parts(parts)
     measured = {of: cc.measured_gradient(batch.tokens, batch.target_probs, of) for of in ("weights", "scores")}
     rivals = cc.closest_rivals(measured["weights"].value, task.graph)
     parent, child = min(cc.latent_edges(task.graph))
+    pieces = sequences_in_parts(batch)
+    of_kernels, of_sequences = slope_errors(pieces, parts, task.graph)
     setting = Setting(
         graph=name,
         d_vocab=task.d_vocab,
@@ -179,7 +207,10 @@ def measure_setting(task: cc.InContextTask, name: str, n: int, seed: tuple[int, 
         n_ctx=task.n_ctx,
         n_sequences=n,
         edge_information=float(g.value[child, parent]),
-        prediction_error=spread_of_slope(measured["weights"], parts, task.graph),
+        prediction_error=of_kernels,
+        sampling_error=of_sequences,
+        slope_error_finite=float(np.hypot(of_kernels, of_sequences)),
+        slope_error_g=float(np.hypot(*slope_errors(pieces, limits, task.graph))),
         weights=three_comparisons(measured["weights"], g, finite, task.graph, "weights"),
         scores=three_comparisons(measured["scores"], g, finite, task.graph, "scores"),
         rivals_beaten=sum(rival.excess > 0 for rival in rivals),
@@ -252,7 +283,7 @@ def backward_pass_difference(seed: int) -> float:
     task = cc.InContextTask(cc.random_forest(12, 0.5, seed=seed), d_vocab=4, alpha=0.3)
     batch = task.sample(512, seed=seed).to("cpu", torch.float64)
     model = cc.warm_start(cc.reduced_transformer(4, 12, dtype=torch.float64), CHECK_BETA_0)
-    recorded = -cc.take_snapshot(model, batch).score_gradients[0, 0].double() * 4 * 12 / CHECK_BETA_0
+    recorded = cc.take_snapshot(model, batch).score_gradients[0, 0].double() * 4 * 12 / CHECK_BETA_0
     closed = cc.measured_gradient(batch.tokens, batch.target_probs, "scores").value
     return float((recorded - closed).abs().max() / closed.abs().max())
 

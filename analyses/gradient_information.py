@@ -1,9 +1,10 @@
-"""Claim: the gradient of layer 1's attention is a mutual information, so that its largest entries are the edges.
+"""Claim: layer 1's first gradient tends to a mutual information as contexts grow; its largest entries are the edges.
 
 For every graph, d_vocab, alpha and n_ctx: minus the gradient of the reduced model at its start, measured on fresh
 sequences, beside two predictions - g, the paper's chi-squared information in the limit of long contexts, and G, the
-same at this very context length (`finite_context_gradient`). G agrees with the measurement up to sampling noise; g
-differs from it by what a short context does. Then the same against the number of sequences, the row maxima of random
+expectation of the gradient itself at this very context length, computed without sequences (`finite_context_gradient`).
+Measurement against G checks two computations of one thing; how far g is from both says what a short context does to the
+information. Then the same against the number of sequences, the row maxima of random
 forests, and a training run: how the agreement evolves and in which order edges form.
 
     python analyses/gradient_information.py               # the whole table, some five minutes on one core
