@@ -12,9 +12,9 @@ threads, and a longer batch begins with the shorter one.
 from collections import namedtuple
 from functools import cache
 
-import numba
 import numpy as np
 
+from causal_circuits.simd.disk_cache import compile_kernel
 from causal_circuits.simd.functions import exp, log
 from causal_circuits.simd.integers import count_up, repeat
 from causal_circuits.simd.lanes import LANES, inlined, shared
@@ -273,9 +273,8 @@ def rows_at_once(n_tok):
 @cache
 def sampler():  # numba's dispatcher has no useful static type
     """`_sample_all`, compiled: a function of all its arguments but the memory, which every thread keeps."""
-    compiled = numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(
-        made_from(_sample_all, __file__, draws.__file__)
-    )
+    sources = made_from(_sample_all, __file__, draws.__file__)
+    compiled = compile_kernel(sources, nogil=True, error_model="numpy", _nrt=False)
     memory = KeptPerThread(allocate)
 
     def sample(alpha, first_row, parents, degrees, n_roots_law, keys, start, tokens, targets):

@@ -9,26 +9,26 @@ arithmetic. This file needs numba.
 
 from functools import cache
 
-import numba
 import numpy as np
 
+from causal_circuits.simd.disk_cache import compile_kernel
 from causal_circuits.simd.lanes import LANES
 from causal_circuits.simd.sources import made_from
 from causal_circuits.simd.vectors import fma, inverse, load, root, splat, store, sum_of
 
-KERNEL = {"cache": True, "error_model": "numpy", "_nrt": False}
+KERNEL = {"error_model": "numpy", "_nrt": False}
 
 
 @cache
 def compiled_sum():  # numba's dispatcher has no useful static type
     """`add_up`, compiled."""
-    return numba.njit(**KERNEL)(made_from(add_up, __file__))
+    return compile_kernel(made_from(add_up, __file__), **KERNEL)
 
 
 @cache
 def compiled_adam():
     """`adam`, compiled."""
-    return numba.njit(**KERNEL)(made_from(adam, __file__))
+    return compile_kernel(made_from(adam, __file__), **KERNEL)
 
 
 def add_up(parts, out):

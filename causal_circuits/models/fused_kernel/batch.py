@@ -11,8 +11,6 @@ from functools import cache
 from inspect import unwrap  # numba compiles the function itself, not a run-time type check around it
 from os.path import dirname
 
-import numba
-
 from causal_circuits.models.fused_kernel.arrays import CHUNK, all_sizes, carve, clear, pack, scratch_of, unpack
 from causal_circuits.models.fused_kernel.backward import (
     add_dense_products,
@@ -35,6 +33,7 @@ from causal_circuits.models.fused_kernel.forward import (
     settle,
     write_outputs,
 )
+from causal_circuits.simd.disk_cache import compile_kernel
 from causal_circuits.simd.lanes import FLAGS, inlined
 from causal_circuits.simd.sources import fingerprint, made_from
 
@@ -104,13 +103,13 @@ def batch_gradient(tokens, targets, weights, gradients, watched, share, losses, 
 
 _gradient = inlined(batch_gradient)
 FOLDER = dirname(__file__)
-KERNEL = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
+KERNEL = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 
 @cache
 def compiled() -> Callable[..., None]:
     """`batch_gradient` for all sizes."""
-    return numba.njit(**KERNEL, fastmath=set(FLAGS))(made_from(batch_gradient, FOLDER))
+    return compile_kernel(made_from(batch_gradient, FOLDER), **KERNEL, fastmath=set(FLAGS))
 
 
 @cache
@@ -123,4 +122,4 @@ def compiled_for(four: tuple[int, int, int, int]) -> Callable[..., None]:
         sources  # noqa: B018  # see `simd.sources`
         return _gradient(tokens, targets, weights, gradients, watched, share, losses, memory, (n_ctx, n_tok, m1, m2))
 
-    return numba.njit(**KERNEL)(unwrap(frozen))
+    return compile_kernel(unwrap(frozen), **KERNEL)
