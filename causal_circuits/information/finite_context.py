@@ -6,7 +6,8 @@ To first order in beta0, with T = n_ctx, S = d_vocab and h_j = 1[x_j = x_T],
     -dL/da_ij = beta0 / (S T) G_ij,        G_ij = S E[ (pi(x_i | x_T) / mu_hat(x_i) - m) h_j ],
 
 where m is the probability that pi(. | x_T) gives to tokens that occur. For T -> infinity mu_hat -> mu, m -> 1 and G is
-the paper's g (`predicted_gradient`); at finite T it is smaller, and it is this G that a gradient measures.
+the paper's g (`predicted_gradient`), which is an information at an edge. G is none: it is the expected gradient itself,
+computed without sequences, and at finite T another matrix than g.
 
 The mean of 1 / N over the number N of occurrences of a token looks intractable and is not: E[1 / N; B] is the integral
 over t in 0 .. 1 of E[t^(N-1); B], and for a forest E[t^N; x_i = a, x_j = s] is a product of messages, because a forest
@@ -24,6 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import parents_of
 from causal_circuits.information import pair_laws
 from causal_circuits.information.dag_gradient import check_last_key, enumerated_gradient
@@ -41,6 +43,7 @@ _SEQUENCES_A_KERNEL = 1024  # where G can only be sampled
 _SAMPLE_STREAM = 5  # of the seed
 
 
+@check_arguments
 def finite_context_gradient(
     task: InContextTask, n_kernels: int = 512, seed: int = 0, *, last_key: int | None = None
 ) -> Information:
@@ -131,12 +134,14 @@ def _controlled(
     return Information(torch.from_numpy(mean.reshape(shape)), torch.from_numpy(error.reshape(shape)), n)
 
 
+@check_arguments
 def measured_gradient(
     tokens: Int[Tensor, "batch n_ctx"],
     target_probs: Float[Tensor, "batch d_vocab"],
     of: Literal["weights", "scores"] = "weights",
     *,
     last_key: int | None = None,
+    beta0: float | None = None,
 ) -> Information:
     """Minus the gradient of the reduced model's layer 1 on a batch, for beta0 -> 0, times d_vocab n_ctx / beta0.
 
@@ -150,6 +155,8 @@ def measured_gradient(
         of: what the gradient is taken with respect to.
         last_key: the position whose token a head's last row copies, in place of the last token; the last row is then
             zero, since it is fixed.
+        beta0: leaves that factor out: in nats, what a `Snapshot` of the reduced model holds at so small a beta0; by
+            default the unit is that of `predicted_gradient`.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
@@ -180,6 +187,8 @@ def measured_gradient(
         totals[1] += (squares * mean_hit.square()).sum(dim=0)[:, None]
     mean, square = totals.tril() / n
     error = ((square - mean.square()).clamp(min=0) / max(n - 1, 1)).sqrt()
+    unit = 1.0 if beta0 is None else beta0 / (target_probs.shape[-1] * n_ctx)
+    mean, error = unit * mean, unit * error
     if last_key is not None:
         mean[-1] = error[-1] = 0.0
     return Information(mean, error, n, "sequences")

@@ -1,4 +1,4 @@
-"""What layer 1's gradient should be in the limit of long contexts: an information, for any causal graph.
+"""What layer 1's first gradient tends to in long contexts, for any causal graph: at a forest's edges, an information.
 
 The reduced model at A1 = 0, A2 = beta0 I compares every position's copy with the token x_T of the last position. To
 first order in beta0, minus its gradient with respect to attention weights is beta0 / (d_vocab n_ctx) times
@@ -10,8 +10,8 @@ it is its mean given the kernels. For a forest whose roots follow the stationary
 
     g_ij = E_pi [ sum_{s', s} pi(s' | s) / mu(s') (P(x_i = s', x_j = s) - mu(s') mu(s)) ]:
 
-at the true parent that is the chi-squared information, and no other earlier position has a larger g: the largest entry
-of a row of g is the parent (Nichani, Damian & Lee 2024, section 5).
+at the true parent that is the chi-squared information, elsewhere it is none (it may be negative), and no other earlier
+position has a larger g: the largest entry of a row of g is the parent (Nichani, Damian & Lee 2024, section 5).
 
 With several parents a head's last row must copy a parent t of the target: x_t (`last_key`) takes the place of x_T. At
 the target's l-th parent the l-th parents stand out then, but no inequality says that they must: other parents' matches
