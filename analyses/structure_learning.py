@@ -1,11 +1,14 @@
-"""Claim: one gradient finds the graph where classical structure learning, on the same tokens, cannot.
+"""Claim: on pooled prompts one gradient finds the graph, where classical structure learning on the same table does not.
 
-On the 20 forests of the paper's Figure 9 and the same sequences: the first gradient of layer 1's attention (from target
-rows, and from one sampled label a sequence), the attention of a trained model, the largest pooled mutual information,
-the Chow-Liu tree, and PC with chi-squared tests. Twice: *pooled* over prompts with a fresh kernel each, the setting of
-the paper, and with *one fixed kernel* behind all sequences, the setting that the classical methods are made for.
+On the 20 forests of the paper's Figure 9. Every method is given the same table: the tokens, the query among them, and
+one sampled next token a sequence. The first gradient of layer 0's attention, and once more with the exact law of the
+next token; the covariance of 1[x_i = next token] and 1[x_j = query], what that gradient computes; the attention
+of a model trained on the table; mutual information and the Chow-Liu tree, of the positions alone, with query and next
+token as further nodes, and given them; PC with chi-squared tests. Three settings: *pooled* over prompts with a fresh
+kernel each, the setting of the paper; *one fixed kernel* behind all sequences, which the classical methods are made
+for; and *pure noise*, where nothing can be found.
 
-    python analyses/structure_learning.py                           # about two minutes; with PC five
+    python analyses/structure_learning.py                           # about ten minutes
     python analyses/structure_learning.py --sizes 1000 10000 --graphs 5
     python analyses/structure_learning.py --quick                   # seconds
 
@@ -53,30 +56,43 @@ def fixed_kernel(d_vocab: int, seed: int) -> object:
     return cc.kernel_family("dirichlet 1", 1, d_vocab, gamma=0.1, seed=seed)[0]
 
 
-def measure_graph(index: int, graph: object, arguments: argparse.Namespace, pc: object) -> list[dict[str, object]]:
-    """One row for each setting, number of sequences and method."""
-    from structure_methods import METHODS, find_edges
+def noise(n: int, n_ctx: int, d_vocab: int, seed: tuple[int, ...]) -> object:
+    """A table without any structure: uniform tokens, and laws of the next token that have nothing to do with them."""
+    import numpy as np
 
     import causal_circuits as cc
 
-    rows = []
-    settings = {
+    generator = np.random.default_rng(seed)
+    tokens = generator.integers(d_vocab, size=(n, n_ctx))
+    return cc.Batch(tokens, generator.dirichlet(np.ones(d_vocab), size=n).astype(np.float32))
+
+
+def measure_graph(index: int, graph: object, arguments: argparse.Namespace, pc: object) -> list[dict[str, object]]:
+    """One row for each setting, number of sequences and method."""
+    from structure_methods import METHODS, PC, PC_NODES, Table, find_edges
+
+    import causal_circuits as cc
+
+    rows, most, true = [], max(arguments.sizes), cc.latent_edges(graph)
+    priors = {
         "pooled prompts": {"alpha": arguments.alpha},
         "one fixed kernel": {"kernels": fixed_kernel(arguments.d_vocab, seed=arguments.seed + 100 + index)},
     }
-    for setting, prior in settings.items():
-        task = cc.InContextTask(graph, arguments.d_vocab, **prior)
-        whole = task.sample(max(arguments.sizes), seed=(arguments.seed, 8, index))
-        for size in arguments.sizes:
+    tasks = {setting: cc.InContextTask(graph, arguments.d_vocab, **prior) for setting, prior in priors.items()}
+    batches = {setting: task.sample(most, seed=(arguments.seed, 8, index)) for setting, task in tasks.items()}
+    n_ctx = graph.number_of_nodes() - 1
+    batches["pure noise"] = noise(most, n_ctx, arguments.d_vocab, seed=(arguments.seed, 9, index))
+    for setting, batch in batches.items():
+        whole = Table.of(batch, seed=arguments.seed + index)
+        for size in [most] if setting == "pure noise" else arguments.sizes:
             for method in METHODS:
-                is_pc = method == "PC"
+                is_pc = method in (PC, PC_NODES)
                 if is_pc and (pc is None or index >= arguments.pc_graphs or size > arguments.pc_size):
                     continue
                 found = find_edges(
-                    method, task, whole[:size], level=arguments.level, steps=arguments.steps, seed=arguments.seed, pc=pc
+                    method, whole[:size], level=arguments.level, steps=arguments.steps, seed=arguments.seed, pc=pc
                 )
                 recovery = cc.compare_graphs(graph, found.graph)
-                true = cc.latent_edges(graph)
                 rows.append(
                     {
                         "graph": index,
@@ -84,6 +100,9 @@ def measure_graph(index: int, graph: object, arguments: argparse.Namespace, pc: 
                         "sequences": size,
                         "method": method,
                         "edges": len(true),
+                        "parents_by_chance": sum(1 / child for _, child in true),
+                        "variance_by_chance": sum((1 - 1 / child) / child for _, child in true),
+                        "edges_proposed": len(found.proposed),
                         "parents_proposed": len(true & found.proposed),
                         "edges_found": len(true) - len(recovery.missing),
                         "false_edges": len(recovery.false),

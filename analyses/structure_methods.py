@@ -1,13 +1,14 @@
 """The methods that `structure_learning.py` compares: each takes one table of sequences and names edges.
 
-Not a script. A method *proposes* one earlier position for each position (or, for trees and skeletons, its edges) and
-*accepts* those proposals that pass its own test.
+Not a script. Every method is given the same table: tokens, the query among them, and one sampled next token a sequence,
+the label; two are run once more with the exact law in the label's place, and say so in their names. A method *proposes*
+one earlier position for each position (or, for trees and skeletons, its edges) and *accepts* those proposals that pass
+its own test.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -17,9 +18,27 @@ from algorithm_1 import FULL_ADAM, empty_model, first_stage, run_stage
 import causal_circuits as cc
 
 Edges = set[tuple[int, int]]
-GRADIENT, LABELS, ATTENTION = "one gradient", "one gradient, labels", "trained attention"
-INFORMATION, CHOW_LIU, PC = "pooled mutual information", "Chow-Liu", "PC"
-METHODS = (GRADIENT, LABELS, ATTENTION, INFORMATION, CHOW_LIU, PC)
+GRADIENT, GRADIENT_LAWS = "one gradient, labels", "one gradient, exact laws"
+ATTENTION, ATTENTION_LAWS = "trained attention, labels", "trained attention, exact laws"
+COVARIANCE = "covariance with query and label"
+INFORMATION, INFORMATION_GIVEN = "mutual information", "mutual information given query and label"
+CHOW_LIU, CHOW_LIU_NODES = "Chow-Liu", "Chow-Liu, query and label as nodes"
+CHOW_LIU_GIVEN = "Chow-Liu given query and label"
+PC, PC_NODES = "PC", "PC, query and label as nodes"
+METHODS = (
+    GRADIENT,
+    GRADIENT_LAWS,
+    COVARIANCE,
+    ATTENTION,
+    ATTENTION_LAWS,
+    INFORMATION,
+    INFORMATION_GIVEN,
+    CHOW_LIU,
+    CHOW_LIU_NODES,
+    CHOW_LIU_GIVEN,
+    PC,
+    PC_NODES,
+)
 MISSING = (
     "PC is left out: causal-learn is not installed; pip install -c constraints.txt -e '.[structure]' brings it. "
     "Everything else runs."
@@ -35,39 +54,79 @@ class Found:
     seconds: float
 
 
-@dataclass(frozen=True, eq=False)
-class Resampled(cc.InContextTask):
-    """A task whose batches are drawn, with replacement, from a given table of sequences."""
+@dataclass(frozen=True)
+class Table:
+    """What all methods are given.
 
-    data: cc.Batch | None = None
+    Attributes:
+        laws: sequences with the law of the next token.
+        labels: the same sequences with one next token each, drawn from its law.
+    """
 
-    def sample(self, n: int, seed: Any = 0, n_threads: int = 1) -> cc.Batch:
-        """`n` rows of the table."""
-        assert self.data is not None
-        return self.data[torch.from_numpy(np.random.default_rng(seed).integers(len(self.data), size=n))]
+    laws: cc.Batch
+    labels: cc.Batch
+
+    @classmethod
+    def of(cls, batch: cc.Batch, seed: int) -> "Table":
+        """The table of a batch."""
+        return cls(batch, with_labels(batch, seed))
+
+    def __getitem__(self, rows: slice) -> "Table":
+        return Table(self.laws[rows], self.labels[rows])
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of tokens."""
+        return self.labels.target_probs.shape[1]
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """The tokens of the positions that may have edges: the query is left out."""
+        return self.labels.tokens[:, :-1]
+
+    @property
+    def query_and_label(self) -> torch.Tensor:
+        """[sequence, 2]."""
+        return torch.stack([self.labels.tokens[:, -1], self.labels.target_probs.argmax(dim=1)], dim=1)
+
+    @property
+    def all_variables(self) -> torch.Tensor:
+        """Positions, query and label as columns."""
+        return torch.cat([self.positions, self.query_and_label], dim=1)
 
 
-def find_edges(
-    method: str, task: cc.InContextTask, data: cc.Batch, *, level: float, steps: int, seed: int, pc: Callable | None
-) -> Found:
+def find_edges(method: str, table: Table, *, level: float, steps: int, seed: int, pc: Callable | None) -> Found:
     """Run one method on a table of sequences."""
     began = time.perf_counter()
-    if method == GRADIENT:
-        proposed, accepted = by_gradient(data, level)
-    elif method == LABELS:
-        proposed, accepted = by_gradient(with_labels(data, seed), level)
-    elif method == ATTENTION:
-        proposed, accepted = by_attention(task, data, level, steps, seed)
-    elif method == INFORMATION:
-        proposed, accepted = by_information(data.tokens[:, :-1], task.d_vocab, level)
-    elif method == CHOW_LIU:
-        proposed = set(cc.chow_liu_tree(cc.pooled_mutual_information(data.tokens[:, :-1], task.d_vocab)).edges)
-        accepted = proposed
-    else:
-        proposed = accepted = pc(data.tokens[:, :-1].numpy(), level)
-    graph = nx.DiGraph([(task.n_ctx - 1, task.n_ctx), *accepted])
-    graph.add_nodes_from(range(task.n_ctx + 1))
+    proposed, accepted = _run(method, table, level, steps, seed, pc)
+    n_ctx = table.labels.tokens.shape[1]
+    graph = nx.DiGraph([(n_ctx - 1, n_ctx), *accepted])
+    graph.add_nodes_from(range(n_ctx + 1))
     return Found(proposed, graph, time.perf_counter() - began)
+
+
+def _run(method: str, table: Table, level: float, steps: int, seed: int, pc: Callable | None) -> tuple[Edges, Edges]:
+    """What a method proposes and accepts."""
+    if method in (GRADIENT, GRADIENT_LAWS):
+        return by_gradient(table.labels if method == GRADIENT else table.laws, level)
+    if method in (ATTENTION, ATTENTION_LAWS):
+        return by_attention(table.labels if method == ATTENTION else table.laws, level, steps, seed)
+    if method == COVARIANCE:
+        return by_covariance(table, level)
+    if method in (INFORMATION, INFORMATION_GIVEN):
+        return by_information(table, level, given=method == INFORMATION_GIVEN)
+    n_positions = table.positions.shape[1]
+    if method in (PC, PC_NODES):
+        assert pc is not None
+        columns = table.positions if method == PC else table.all_variables
+        edges = pc(columns.numpy(), level)
+    elif method == CHOW_LIU_GIVEN:
+        edges = set(cc.chow_liu_tree(information_given_query_and_label(table)).edges)
+    else:
+        columns = table.positions if method == CHOW_LIU else table.all_variables
+        edges = set(cc.chow_liu_tree(cc.pooled_mutual_information(columns, table.d_vocab)).edges)
+    edges = {(parent, child) for parent, child in edges if child < n_positions}  # none to the query or the label
+    return edges, edges
 
 
 def by_gradient(data: cc.Batch, level: float) -> tuple[Edges, Edges]:
@@ -84,27 +143,64 @@ def with_labels(data: cc.Batch, seed: int) -> cc.Batch:
     return cc.Batch(data.tokens, torch.nn.functional.one_hot(labels, data.target_probs.shape[1]).float())
 
 
-def by_attention(task: cc.InContextTask, data: cc.Batch, level: float, steps: int, seed: int) -> tuple[Edges, Edges]:
-    """The rows' maxima of layer 1's attention after stage 1 of Algorithm 1 on this table; roots told by information."""
-    model, resampled = empty_model(FULL_ADAM, task), Resampled(task.graph, task.d_vocab, data=data)
-    stage = first_stage(FULL_ADAM, task, steps)
-    run_stage(model, resampled, stage, beta0=FULL_ADAM.beta0, batch_size=512, seed=seed)
+def by_attention(data: cc.Batch, level: float, steps: int, seed: int) -> tuple[Edges, Edges]:
+    """The rows' maxima of layer 0's attention after stage 1 of Algorithm 1 on this table; roots told by information.
+
+    The table is all that training sees, epoch after epoch.
+    """
+    task = cc.BatchTask(data)
+    model, stage = empty_model(FULL_ADAM, task), first_stage(FULL_ADAM, task, steps)
+    run_stage(model, task, stage, beta0=FULL_ADAM.beta0, batch_size=512, seed=seed)
     found = cc.extract_graph(model, batch=data, level=level)
     proposed = {(candidate.parent, candidate.child) for candidate in found.candidates}
     return proposed, set(found.edges) - {(task.n_ctx - 1, task.n_ctx)}
 
 
-def by_information(tokens: torch.Tensor, d_vocab: int, level: float) -> tuple[Edges, Edges]:
-    """The earlier position with the largest pooled mutual information; kept if the G-test rejects independence."""
-    information = cc.pooled_mutual_information(tokens, d_vocab)
+def by_covariance(table: Table, level: float) -> tuple[Edges, Edges]:
+    """The earlier position j with the largest Cov(1[x_i = label], 1[x_j = query]); kept if it is significant.
+
+    It is what the gradient computes to first order, by counting. The test is that of a correlation (normal, one-sided):
+    it asks whether the two are related, not whether j is the parent.
+    """
+    query, label = table.query_and_label.T.numpy()
+    positions = table.positions.numpy()
+    child, key = (positions == label[:, None]).astype(float), (positions == query[:, None]).astype(float)
+    child, key = child - child.mean(axis=0), key - key.mean(axis=0)
+    covariance = child.T @ key / len(positions)
+    spread = np.sqrt(np.outer(child.var(axis=0), key.var(axis=0)))
+    correlation = np.divide(covariance, spread, out=np.zeros_like(covariance), where=spread > 0)
+    z = torch.from_numpy(correlation * len(positions) ** 0.5)
+    tails = torch.special.ndtr(-z).tolist()
+    proposed = row_maxima(covariance)
+    return proposed, proposed & significant({(j, i): tails[i][j] for j, i in pairs(len(tails))}, level)
+
+
+def by_information(table: Table, level: float, *, given: bool) -> tuple[Edges, Edges]:
+    """The earlier position with the largest mutual information; kept if the G-test rejects independence.
+
+    With `given`, information and test are those given the query's token and the label.
+    """
+    d_vocab = table.d_vocab
+    information = (
+        information_given_query_and_label(table) if given else cc.pooled_mutual_information(table.positions, d_vocab)
+    )
     proposed = row_maxima(information)
-    degrees, twice_n = (d_vocab - 1) ** 2, 2 * len(tokens)
-    tails = {
-        (j, i): chi_squared_tail(twice_n * information[i, j], degrees)
-        for i in range(len(information))
-        for j in range(i)
-    }
+    degrees, twice_n = (d_vocab - 1) ** 2 * (d_vocab**2 if given else 1), 2 * len(table.positions)
+    tails = {(j, i): chi_squared_tail(twice_n * information[i, j], degrees) for j, i in pairs(len(information))}
     return proposed, proposed & significant(tails, level)
+
+
+def information_given_query_and_label(table: Table) -> np.ndarray:
+    """I(x_i; x_j | query, label) of every pair of positions, plug-in, nats."""
+    d_vocab, n = table.d_vocab, len(table.positions)
+    stratum = table.query_and_label[:, 0] * d_vocab + table.query_and_label[:, 1]
+    groups = [table.positions[stratum == value] for value in stratum.unique()]
+    return sum(len(group) / n * cc.pooled_mutual_information(group, d_vocab) for group in groups)
+
+
+def pairs(n_positions: int) -> Iterable[tuple[int, int]]:
+    """(j, i) for every j < i."""
+    return [(j, i) for i in range(n_positions) for j in range(i)]
 
 
 def significant(p_values: dict[tuple[int, int], float], level: float) -> Edges:
@@ -142,6 +238,6 @@ def load_pc() -> Callable[[np.ndarray, float], Edges] | None:
         n_pairs = n_ctx * (n_ctx - 1) / 2
         skeleton = skeleton_discovery(tokens, level / n_pairs, CIT(tokens, "chisq"), show_progress=False, max_k=1)
         linked = skeleton.G.graph != 0
-        return {(j, i) for i in range(n_ctx) for j in range(i) if linked[i, j] or linked[j, i]}
+        return {(j, i) for j, i in pairs(n_ctx) if linked[i, j] or linked[j, i]}
 
     return pc

@@ -155,7 +155,7 @@ def test_checkpoints_know_the_task(tmp_path) -> None:
     again = losses(Watched(KINDS["chain"], mark=1), config=config, checkpoints=kept)
     assert torch.equal(first, again)
     for other in (Watched(KINDS["chain"], mark=2), Watched(KINDS["forest"], mark=1), KINDS["chain"]):
-        with pytest.raises(cc.CheckpointError, match="of another run: members.*task"):
+        with pytest.raises(cc.CheckpointError, match=r"of another run: members.*task"):
             losses(other, config=config, checkpoints=kept)
 
 

@@ -1,6 +1,8 @@
 """In-context tasks drawn from a causal graph, and the predictors that a model is measured against."""
 
+from causal_circuits.tasks.base import Task
 from causal_circuits.tasks.batch import Batch
+from causal_circuits.tasks.batch_task import BatchTask
 from causal_circuits.tasks.families import KERNEL_FAMILIES, bounded_below, kernel_family
 from causal_circuits.tasks.predictors import (
     ExactBayes,
@@ -18,9 +20,11 @@ from causal_circuits.tasks.task import InContextTask
 __all__ = [
     "KERNEL_FAMILIES",
     "Batch",
+    "BatchTask",
     "ExactBayes",
     "InContextTask",
     "ReferenceLosses",
+    "Task",
     "best_unigram_loss",
     "bounded_below",
     "cross_entropy",

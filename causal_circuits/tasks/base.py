@@ -44,7 +44,7 @@ class Task(ABC):
         super().__init_subclass__()
         if "sample" in cls.__dict__:
             raise TypeError(
-                f"sequences have one door: {cls.__name__} overrides sample, which training does not call; override draws"
+                f"sequences have one door: {cls.__name__} overrides sample, and training calls draws; override draws"
             )
 
     @abstractmethod
