@@ -1,8 +1,10 @@
-"""Claim: the circuit of a model that learned the graph can be written down edge by edge, and proved.
+"""Claim: the circuit of a model can be written down edge by edge, and proved, refuted, or left undecided.
 
 Takes one two-layer model - trained here, or loaded from a folder that another analysis wrote - and asks in this order:
 do the tools obey their own laws on it; which circuit is the best of its size, out of all there are; is that circuit
-faithful, complete, minimal and sufficient on fresh sequences; which discovery method would have found it; does causal
+faithful, complete, minimal and sufficient on fresh sequences (sufficient: better than all others of its size, or a
+random choice of them; where they are too few for the level, that cannot be tested); which discovery method would have
+found it, all asked by the same loss and the same counterfactual; does causal
 scrubbing leave the paper's hypothesis standing; and do the attention entries that matter equal the latent graph. If the
 model is trained here, also, over several seeds: when did each edge begin to matter, against when attention shows it and
 how hard the gradient pulled at it.
@@ -10,7 +12,7 @@ how hard the gradient pulled at it.
     python analyses/circuit_proof.py                                     # a forest, about two minutes on two cores
     python analyses/circuit_proof.py --graph chain --d-vocab 10
     python analyses/circuit_proof.py --model out/induction_head/model --graph chain --d-vocab 10
-    python analyses/circuit_proof.py --decoy                             # a low loss without the graph: see it fail
+    python analyses/circuit_proof.py --decoy                             # Adam from zero: often no graph, see it fail
 
 Interrupted or killed, the same command goes on where it was. DIR gets report.html (look at this), results.json,
 figures/, circuit.json, circuit.graphml, circuit.csv, and model/ if it was trained here.
@@ -31,7 +33,7 @@ def main() -> int:
     parser.add_argument("--root-probability", type=float, default=0.5, help="of --graph forest (default 0.5)")
     parser.add_argument("--parents", type=Path, metavar="FILE", help="a JSON list of parents, in place of --graph")
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="prove this saved model's circuit; train nothing")
-    parser.add_argument("--decoy", action="store_true", help="train by the recipe that predicts without the graph")
+    parser.add_argument("--decoy", action="store_true", help="train by Adam at 0.1 from zero: often no graph")
     parser.add_argument(
         "--sequences", type=int, default=1024, help="to prove on; an eighth of them to search on (default 1024)"
     )

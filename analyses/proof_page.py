@@ -56,10 +56,10 @@ def verdict(evidence: Evidence) -> list[figures.Check]:
     """The claims, each with the number that decides it."""
     e, scores, both = evidence, evidence.graph_scores, evidence.hypothesis
     claims = {
-        "faithful": "The circuit does what the whole model does",
-        "complete": "Nothing outside the circuit does the same",
+        "faithful": "The circuit's mean loss is that of the whole model",
+        "complete": "Under random knock-outs circuit and whole model lose alike",
         "minimal": "Every edge of the circuit is needed",
-        "sufficient": "No random circuit of its size is as good",
+        "sufficient": "The circuit is better than others of its size",
     }
     return [
         figures.Check(
@@ -70,7 +70,7 @@ def verdict(evidence: Evidence) -> list[figures.Check]:
         *(figures.Check(c.passed, claims[c.name], c.reason) for c in e.proof.criteria),
         figures.Check(
             e.encodes_graph,
-            "The attention entries that matter are the latent graph",
+            "In nine rows with parents of ten the parents are the entries that matter most",
             f"cut one by one, the parents are the entries that cost most in {scores.exact_parent_rate:.0%} of the rows "
             f"with parents; AUROC {scores.auroc:.3f}",
         ),
@@ -109,7 +109,8 @@ def sections(evidence: Evidence, folder: Path, command: str) -> list[figures.Sec
         section(
             "The best circuits, and what the methods find",
             "The thick line is the least cost of any circuit with so many edges; the other lines take a method's "
-            "highest-scoring edges, so the gap is its regret.",
+            "highest-scoring edges, so the gap is its regret. All methods are asked by the loss; an edge that is cut "
+            "reads its mean, an entry that is cut is set to zero, and gradients compare with the same.",
             "frontier",
             more=figures.table_html(method_rows(e), caption="Seven methods against the frontier and against the graph"),
         ),
@@ -136,8 +137,7 @@ def sections(evidence: Evidence, folder: Path, command: str) -> list[figures.Sec
                 "Attention on each edge; its share of the effects of all entries of its row, each cut alone; and that "
                 f"effect itself, at {len(e.formations[0].steps)} steps. Dotted lines mark onsets: the first step from "
                 "which an edge stays half-way from its first to its last value. Below, the onsets in "
-                f"{len(e.formations)} runs with other data: all edges carry the same information, and short rows feel "
-                "more of it.",
+                f"{len(e.formations)} runs with other data. {pull_sentence(e)}",
                 "formation",
                 "onsets",
                 more=figures.table_html(
@@ -146,6 +146,17 @@ def sections(evidence: Evidence, folder: Path, command: str) -> list[figures.Sec
             )
         )
     return found
+
+
+def pull_sentence(evidence: Evidence) -> str:
+    """What the edges' information, and its pull through the softmax of a row, say of the order of onsets."""
+    information = evidence.formations[0].information
+    orders = [f.order_by_pull for f in evidence.formations if f.order_by_pull == f.order_by_pull]
+    found = f"{min(orders):.2f} to {max(orders):.2f} over these runs" if orders else "not defined here"
+    return (
+        f"The edges' information is {float(information.min()):.3f} to {float(information.max()):.3f}; Spearman's rank "
+        f"correlation of its pull, through the softmax of a row, with earliness is {found}."
+    )
 
 
 def method_rows(evidence: Evidence) -> list[dict[str, object]]:
