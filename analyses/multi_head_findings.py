@@ -5,8 +5,10 @@ Not a script. `find` is the job, in order; `MultiHeadFindings` is what it found.
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import networkx as nx
 import torch
@@ -42,6 +44,20 @@ class MissingEdge:
     reason: str
 
 
+@dataclass(frozen=True)
+class Repeat:
+    """k heads and one head, trained from one seed for as many steps.
+
+    Attributes:
+        seed: of both trainings and of the test sequences.
+        excess, single_excess: test losses of k heads and of one over the edge posterior, nats.
+    """
+
+    seed: int
+    excess: float
+    single_excess: float
+
+
 @dataclass
 class MultiHeadFindings:
     """Everything that one run found out."""
@@ -65,6 +81,7 @@ class MultiHeadFindings:
     single_loss: float
     single: cc.ExtractedGraph
     single_turn: cc.Turn
+    repeats: list[Repeat]
     seed: int
     seconds: float = 0.0
 
@@ -99,6 +116,8 @@ def run_from_arguments(
     try:
         if arguments.seed < 0:
             raise ValueError(f"--seed must be 0 or more: got {arguments.seed}")
+        if arguments.seeds < 1:
+            raise ValueError(f"--seeds must be at least 1: got {arguments.seeds}")
         graph = make_graph(arguments)
         task = cc.InContextTask(graph, d_vocab=arguments.d_vocab, alpha=arguments.alpha)
         if task.has_query:
@@ -113,7 +132,7 @@ def run_from_arguments(
         units = Units.of(parser.prog, arguments, parents=sorted(graph.edges))
     except ValueError as error:
         parser.error(str(error))
-    findings = find(task, n_heads, config, arguments.quick, arguments.quiet, units)
+    findings = find(task, n_heads, config, arguments.seeds, arguments.quick, arguments.quiet, units)
     from multi_head_page import table, write
 
     write(findings, arguments, units)
@@ -122,9 +141,15 @@ def run_from_arguments(
 
 
 def find(
-    task: cc.InContextTask, n_heads: tuple[int, int], config: cc.TurnConfig, quick: bool, quiet: bool, units: Units
+    task: cc.InContextTask,
+    n_heads: tuple[int, int],
+    config: cc.TurnConfig,
+    n_seeds: int,
+    quick: bool,
+    quiet: bool,
+    units: Units,
 ) -> MultiHeadFindings:
-    """Train, read, explain, prove; and once more with a single head. Both trainings go on if they were cut short."""
+    """Train, read, explain, prove; and once more with a single head. All trainings go on if they were cut short."""
     tell = say(quiet)
     n_test, n_proof, n_data = (4096, 256, 8192) if quick else (16_384, 1024, 8192)
     progress = False if quiet else None
@@ -154,10 +179,25 @@ def find(
     missing = explain_missing(task, model, found, attention[0, : n_heads[0]], alone, given, test[:4096])
 
     tell("5/5  the same task with a single head")
-    lone = cc.disentangled_transformer(task.d_vocab, task.n_ctx, (1, n_heads[1]))
-    shorter = cc.TurnConfig(steps=max(config.steps // 4, config.settle + 1), settle=config.settle, seed=seed)
-    unrecorded, kept = cc.RecordAt(steps=()), cc.Checkpoints(units.training("one_head"))
-    _, lone_turns = cc.train_in_turns(lone, task, shorter, record=unrecorded, progress=progress, checkpoints=kept)
+    one, unrecorded = (1, n_heads[1]), cc.RecordAt(steps=())
+
+    def trained(heads: tuple[int, int], seed: int, name: str) -> tuple[object, tuple[cc.Turn, ...]]:
+        fresh = cc.disentangled_transformer(task.d_vocab, task.n_ctx, heads)
+        kept, own = cc.Checkpoints(units.training(name)), replace(config, seed=seed)
+        with few_heads_are_wanted():
+            return fresh, cc.train_in_turns(fresh, task, own, record=unrecorded, progress=progress, checkpoints=kept)[1]
+
+    lone, lone_turns = trained(one, seed, "one_head")
+    references = cc.reference_losses(task, test, seed=seed)
+    single_loss = float(cc.evaluate(lone, test).mean())
+    posterior = references.edge_posterior
+    repeats = [Repeat(seed, test_loss - posterior, single_loss - posterior)]
+    for other in range(seed + 1, seed + n_seeds):
+        tell(f"     and from seed {other}")
+        own = task.sample(n_test, seed=(other, 2))
+        models = [trained(heads, other, f"heads_{other}_{heads[0]}")[0] for heads in (n_heads, one)]
+        posterior = task.bayes_loss(own)
+        repeats.append(Repeat(other, *(float(cc.evaluate(some, own).mean()) - posterior for some in models)))
     return MultiHeadFindings(
         task=task,
         n_heads=n_heads,
@@ -165,7 +205,7 @@ def find(
         model=model,
         record=record,
         turns=turns,
-        references=cc.reference_losses(task, test, seed=seed),
+        references=references,
         partial=cc.subset_losses(task, test),
         test_loss=test_loss,
         found=found,
@@ -175,12 +215,21 @@ def find(
         ablations=ablations,
         alone=alone,
         given=given,
-        single_loss=float(cc.evaluate(lone, test).mean()),
+        single_loss=single_loss,
         single=cc.extract_graph(lone, task, batch=data),
         single_turn=lone_turns[0],
+        repeats=repeats,
         seed=seed,
         seconds=time.perf_counter() - BEGAN,
     )
+
+
+@contextmanager
+def few_heads_are_wanted() -> Iterator[None]:
+    """Within, `train` does not warn that the model has fewer heads than a position has parents."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="a position of this task has")
+        yield
 
 
 def entries_in_use(attention: torch.Tensor, n_heads: int) -> list[tuple[int, int, int]]:

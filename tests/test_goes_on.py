@@ -125,7 +125,7 @@ def test_a_new_run_in_a_folder_forgets_the_index_of_the_old_one(chain_task, tmp_
 def test_an_index_that_lies_about_its_steps_is_refused(chain_task, tmp_path):
     cc.train(new_model(), chain_task, CONFIG, record=streamed(tmp_path))
     folder = tmp_path / "record"
-    head, tensors = cc.storage.read_checked(folder / "streamed.json", "causal_circuits.streamed/1")
+    head, tensors = cc.storage.read_checked(folder / "streamed.json", "causal_circuits.streamed/2")
     long = json.loads(json.dumps(head)) | {"steps": list(range(99))}
     cc.storage.write_checked(folder, "streamed", long, tensors)
     assert_refused(lambda: cc.TrainingRecord.load(folder), "11 rows", "99 recorded steps")
@@ -247,6 +247,7 @@ def test_multi_head_goes_on_in_the_training_that_was_cut(tmp_path, capsys, monke
     """It dies in the turns of its one head; those of the two heads are then read back."""
     draw_nothing(monkeypatch)
     flags, train, seen = ["--n-ctx", 6, "--d-vocab", 3, "--steps", 100, "--quick", "--quiet"], cc.train_in_turns, []
+    flags += ["--seeds", 1]
 
     def train_or_die(*given: object, **options: object) -> object:
         seen.append((given[0].cfg.n_heads, len(list(Path(options["checkpoints"].folder).rglob("step_*.json")))))

@@ -114,7 +114,7 @@ def test_planted_heads_approach_the_edge_posterior_as_the_context_grows() -> Non
 def test_a_quick_run_writes_what_it_promises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look_at_report: Callable[[Path], None]
 ) -> None:
-    flags = ("--n-ctx", 8, "--d-vocab", 3, "--steps", 400, "--quick", "--quiet", "--out", tmp_path)
+    flags = ("--n-ctx", 8, "--d-vocab", 3, "--steps", 400, "--seeds", 2, "--quick", "--quiet", "--out", tmp_path)
     assert run_analysis("multi_head", flags, monkeypatch) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert {"loss", "graph", "heads", "turns", "knock_out", "single_head", "timing", "command", "versions"} <= set(
@@ -127,6 +127,11 @@ def test_a_quick_run_writes_what_it_promises(
     assert results["loss"]["test"] == pytest.approx(
         results["loss"]["edge_posterior"] + results["loss"]["excess_over_edge_posterior"]
     )
+    repeats = results["single_head"]["repeats"]
+    assert [repeat["seed"] for repeat in repeats] == [0, 1]
+    assert repeats[0]["excess"] == results["loss"]["excess_over_edge_posterior"]
+    assert repeats[0]["single_excess"] == results["single_head"]["excess_over_edge_posterior"]
+    assert repeats[0]["single_excess"] != repeats[1]["single_excess"]
     look_at_report(tmp_path / "report.html")
 
 
@@ -163,6 +168,7 @@ def test_every_missing_edge_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--heads", "0,1"), "at least one head in each layer"),
         (("--heads", "two"), "two integers such as 2,1"),
         (("--seed", -1), "--seed must be 0 or more"),
+        (("--seeds", 0), "--seeds must be at least 1"),
         (("--steps", 3), "--steps must be at least 2 for each of 2 heads"),
         (("--parents", "missing.json"), "readable file"),
     ],
