@@ -1,4 +1,4 @@
-"""Circuits as graphs: evaluate any of them exactly, discover them, prove them, and hold them to the latent graph.
+"""Circuits as graphs: evaluate any of them exactly, discover them, test them, and hold them to the latent graph.
 
 In the order in which one uses it: `circuit_graph` (what a model could use), `circuit_model` (the model as a function of
 its circuit), `discover` (seven methods, one signature), `oracle_frontier` and `rank` (the best circuit of every size,
@@ -8,7 +8,7 @@ and how far a method is from it), `prove_circuit` (four criteria, one verdict), 
 
 from causal_circuits.circuits.build import circuit_model
 from causal_circuits.circuits.counterfactuals import COUNTERFACTUALS, Counterfactual
-from causal_circuits.circuits.entries import EntryModel, entry_model
+from causal_circuits.circuits.entries import ENTRY_COUNTERFACTUALS, EntryCounterfactual, EntryModel, entry_model
 from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.export import annotated_graph, circuit_frame, export_circuit, plain_values
 from causal_circuits.circuits.formation import Formation, watch_formation, watch_formations
@@ -23,6 +23,7 @@ from causal_circuits.circuits.self_checks import SelfCheck, self_checks
 
 __all__ = [
     "COUNTERFACTUALS",
+    "ENTRY_COUNTERFACTUALS",
     "METHODS",
     "CircuitGraph",
     "CircuitModel",
@@ -30,6 +31,7 @@ __all__ = [
     "Counterfactual",
     "Criterion",
     "Discovery",
+    "EntryCounterfactual",
     "EntryModel",
     "Formation",
     "Frontier",

@@ -40,7 +40,7 @@ class Frontier:
         edges: the axis of `masks`.
         cost: [size], float64; mean cost of the best circuit with at most 0, 1, 2, ... edges.
         masks: [size, edge]; that circuit, without dead edges.
-        exact: whether no circuit of this model can be better.
+        exact: whether no circuit of this model can be better, on these sequences and by this metric.
         floor: no circuit has a lower cost: the least cost itself where the search was exact, else what the metric
             allows (for the loss: the entropy of the targets).
         n_circuits: circuits that the search covered.

@@ -1,7 +1,7 @@
-"""Hold scores of attention entries to the latent graph: the truth that no other benchmark of circuits has.
+"""Hold scores of attention entries to the latent graph, which is known because the sequences were drawn from it.
 
-Every entry (i, j) of layer 0 is an edge of the graph or it is not. A model that predicts well by another way - a
-*decoy* - has the same loss and other entries, so these numbers, not the loss, say whether the graph is what it learned.
+Every entry (i, j) of layer 0 is an edge of the graph or it is not. A model may predict well by other entries (a
+*decoy*), so a low loss does not say that the entries of the graph are what it uses; these numbers do.
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def score_against_graph(
     trained model's edges from the entries in roots' rows, but an effect has a sampling error: a planted chain's edge at
     n_ctx 20 costs 0.003 nats, which over 1,024 sequences is one to two standard errors, so that some edge's effect may
     come out negative; take 4,096 or more. By "kl_to_model" an entry matters if it is *used*: the effect is at least
-    zero on every sequence, and zero if nothing moves, so a planted circuit is found with certainty.
+    zero on every sequence, and zero if nothing moves, so that no sampling error puts an unused entry above a used one.
 
     Raises:
         ValueError: scores over other positions than the graph's, or NaN among them.
