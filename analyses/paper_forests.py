@@ -205,7 +205,7 @@ def faithful_verdict(rows: list[dict[str, Any]], run: Run) -> str:
         return f"at step {run.step:,}"
     found = against_record(rows)
     words = {
-        "level": "agrees: the interval holds zero",
+        "level": "agrees within the interval",
         "unknown": "one graph says nothing",
         "above": "differs: higher than recorded",
         "below": "differs: lower than recorded",
