@@ -70,6 +70,8 @@ def exit_status(main: Callable[[], int]) -> int:
     Warnings (of a damaged checkpoint that is passed over) are one line each, too.
     """
     name = Path(sys.argv[0]).name
+    if sys.stdout.errors == "strict":  # a path may hold what this terminal's encoding does not
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
     def in_one_line(message: Warning | str, *where: object) -> None:
         sys.stderr.write(f"{name}: {' '.join(str(message).split())}\n")
@@ -112,4 +114,4 @@ def read_figure_9(path: Path = FIGURE_9) -> list[list[int]]:
 
     The paper does not print them: re-derived from the seed of the authors' notebook.
     """
-    return [graph["parents"] for graph in json.loads(path.read_text())["graphs"]]
+    return [graph["parents"] for graph in json.loads(path.read_text(encoding="utf-8"))["graphs"]]

@@ -6,6 +6,9 @@ ICML 2024). In the order in which data flows::
     graphs -> tasks -> models -> training -> heads / discovery / interventions / information -> figures
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 import causal_circuits.quick_import  # noqa: F401  # first: it makes the imports below faster
 from causal_circuits.classical import chow_liu_tree, pooled_mutual_information
 from causal_circuits.discovery import (
@@ -150,6 +153,9 @@ from causal_circuits.training import (
     training_health,
 )
 
+if TYPE_CHECKING:
+    from causal_circuits import figures as figures
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -284,3 +290,15 @@ __all__ = [
     "watch_attention",
     "worst_kernel",
 ]
+
+
+if not TYPE_CHECKING:  # to a type checker, a module that has __getattr__ has every attribute
+
+    def __getattr__(name: str) -> Any:
+        """`cc.figures` is imported when it is first asked for: matplotlib takes its time."""
+        if name == "figures":
+            return import_module("causal_circuits.figures")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), "figures"})

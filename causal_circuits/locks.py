@@ -57,7 +57,7 @@ def _locked(path: Path, wait: bool) -> IO[str] | None:
     """The file, locked, with this process's number in it; None where nothing can be locked."""
     while fcntl is not None:
         try:
-            file = path.open("a+")
+            file = path.open("a+", encoding="utf-8", errors="replace")  # whatever a file of this name holds
         except OSError:
             return None
         try:

@@ -54,7 +54,8 @@ def write_files(folder: str | os.PathLike[str], contents: Mapping[str, bytes | s
         for part, content in zip(parts, contents.values(), strict=True):
             part.unlink(missing_ok=True)  # left by a process that was killed, or a link to somewhere else
             with part.open("xb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                # a path in a text may hold bytes that are no UTF-8, as Python reads them from the command line
+                file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
         for part, path in parts.items():

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.style import figure_of
+from causal_circuits.storage import write_files
 
 PNG_DPI = 150
 MAX_SVG_BYTES = 300_000
@@ -28,7 +30,11 @@ _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 def save_figure(figure_or_axes: Figure | Axes, path_stem: str | os.PathLike[str]) -> list[Path]:
     """Write ``<path_stem>.png`` (150 dpi) and ``<path_stem>.svg``; the folder is made if missing.
 
-    The same figure gives the same SVG, byte for byte.
+    The same figure gives the same SVG, byte for byte. Each file is whole or not there. A path that ends in .png or .svg
+    stands for both files.
+
+    Raises:
+        ValueError: the path has the ending of another format.
 
     >>> from tempfile import TemporaryDirectory
     >>> from causal_circuits import figures
@@ -37,13 +43,24 @@ def save_figure(figure_or_axes: Figure | Axes, path_stem: str | os.PathLike[str]
     ...     [path.name for path in saved]
     ['ablation.png', 'ablation.svg']
     """
-    figure, stem = figure_of(figure_or_axes), Path(path_stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+    figure, stem = figure_of(figure_or_axes), _stem(path_stem)
     with laid_out(figure):
-        paths[0].write_bytes(_png(figure))
-        paths[1].write_text(_svg(figure), encoding="utf-8")
-    return paths
+        contents = {f"{stem.name}.png": _png(figure), f"{stem.name}.svg": _svg(figure)}
+    folder = write_files(stem.parent, contents)
+    return [folder / name for name in contents]
+
+
+def _stem(path: str | os.PathLike[str]) -> Path:
+    """A path without the ending of one of our two formats."""
+    path = Path(path)
+    kind = path.suffix.lower().removeprefix(".")
+    if kind in ("png", "svg"):
+        return path.with_suffix("")
+    if kind in FigureCanvasBase.get_supported_filetypes():
+        raise ValueError(
+            f"a figure is written as PNG and SVG: got {path.name}; write {path.stem}, or use matplotlib's savefig"
+        )
+    return path
 
 
 @contextmanager
@@ -87,7 +104,7 @@ def figure_html(figure_or_axes: Figure | Axes | Path, alt: str) -> str:
     if not alt.strip():
         raise ValueError("a figure needs an alt text that says what it shows: got an empty one")
     if isinstance(figure_or_axes, Path):
-        stem = figure_or_axes
+        stem = _stem(figure_or_axes)
         svg = stem.with_name(f"{stem.name}.svg").read_text(encoding="utf-8")
         png = stem.with_name(f"{stem.name}.png").read_bytes
     else:

@@ -1,0 +1,116 @@
+"""Scripts and figures where the terminal is ASCII, the locale is C, paths are not ASCII, or the home is read-only."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from assertions import assert_refused
+from matplotlib.figure import Figure
+from scripts import ANALYSES
+
+import causal_circuits as cc
+from causal_circuits import figures
+
+UMLAUTS = "größe ∆"
+ENVIRONMENTS = {
+    "ASCII terminal and read-only home": {"PYTHONIOENCODING": "ascii", "HOME": "/dev/null"},
+    # to Python file names are bytes then, which it holds as surrogates, and text files are ASCII by default
+    "C locale": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_a_script_writes_its_page_and_says_where(environment: str, tmp_path: Path) -> None:
+    folder = tmp_path / UMLAUTS
+    folder.mkdir()
+    batch = cc.InContextTask(cc.chain_graph(5), d_vocab=3).sample(2000, seed=0)
+    np.savez(folder / "data.npz", tokens=batch.tokens.numpy(), target_probs=batch.target_probs.numpy())
+    keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    command = [
+        sys.executable,
+        str(ANALYSES / "recover_graph.py"),
+        str(folder / "data.npz"),
+        "--out",
+        str(folder / "out"),
+    ]
+    done = subprocess.run(command, env=keep | ENVIRONMENTS[environment], capture_output=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    printed = done.stdout.decode()
+    assert UMLAUTS.encode("ascii", "backslashreplace").decode() in printed or UMLAUTS in printed
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert UMLAUTS in page
+    assert (folder / "out" / "results.json").read_bytes().isascii()
+    assert [path.name for path in tmp_path.iterdir()] == [UMLAUTS]
+
+
+def test_every_script_ends_through_the_door_that_prints_whatever_the_terminal() -> None:
+    scripts = [path for path in ANALYSES.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")]
+    assert len(scripts) > 10
+    for path in scripts:
+        last = ast.unparse(ast.parse(path.read_text(encoding="utf-8")).body[-1])
+        assert "exit_status(main)" in last, path.name
+
+
+def drawn() -> Figure:
+    return figures.plot_ablation([("L0H0", "mean", 0.98)])
+
+
+@pytest.mark.parametrize(
+    ("given", "stem"),
+    [("x", "x"), ("x.png", "x"), ("x.svg", "x"), ("x.PNG", "x"), ("alpha_0.1", "alpha_0.1"), (UMLAUTS, UMLAUTS)],
+)
+def test_a_figure_is_two_files_whatever_ending_is_given(given: str, stem: str, tmp_path: Path) -> None:
+    saved = figures.save_figure(drawn(), tmp_path / "new" / given)
+    assert [path.name for path in saved] == [f"{stem}.png", f"{stem}.svg"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(path.name for path in saved)
+    assert saved[0].read_bytes()[:4] == b"\x89PNG"
+    assert "<svg" in figures.figure_html(tmp_path / "new" / given, alt="a bar")
+
+
+def test_a_figure_of_another_format_is_refused_and_an_interrupted_one_leaves_the_earlier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("x.pdf", "x.jpeg", "x.eps"):
+        assert_refused(lambda name=name: figures.save_figure(drawn(), tmp_path / name), "PNG and SVG", name, "write x")
+    earlier = [path.read_bytes() for path in figures.save_figure(drawn(), tmp_path / "x")]
+
+    def interrupted(self: Figure, target: object, *given: object, **more: object) -> None:
+        target.write("half of" if more["format"] == "svg" else b"half of")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        figures.save_figure(drawn(), tmp_path / "x")
+    assert [(tmp_path / name).read_bytes() for name in ("x.png", "x.svg")] == earlier
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_text_keeps_the_bytes_of_a_path_that_is_not_utf_8(tmp_path: Path) -> None:
+    name = b"gr\xf6\xdfe"
+    cc.storage.write_files(tmp_path, {"page.html": f"written to {os.fsdecode(name)}"})
+    assert (tmp_path / "page.html").read_bytes() == b"written to " + name
+
+
+def test_a_lock_whose_file_holds_anything_is_taken_and_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_bytes(b"\xff\xfe\x00" * 99)
+    with cc.locks.alone_in(tmp_path):
+        assert (tmp_path / ".lock").read_text(encoding="utf-8").startswith(str(os.getpid()))
+        (tmp_path / ".lock").write_bytes(b"\xff\xfe" * 99)
+        assert_refused(lambda: cc.locks.alone_in(tmp_path).__enter__(), "one process at a time")
+
+
+FRONT_DOOR = """
+import sys, causal_circuits as cc
+assert "matplotlib" not in sys.modules and "figures" in dir(cc)
+assert cc.figures.save_figure.__module__ == "causal_circuits.figures.rendering"
+assert cc.figures is sys.modules["causal_circuits.figures"] and not hasattr(cc, "figure")
+"""
+
+
+def test_figures_are_there_without_an_import_of_their_own() -> None:
+    done = subprocess.run([sys.executable, "-c", FRONT_DOOR], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
