@@ -26,10 +26,10 @@ def draw_figures(findings: Findings) -> dict[str, Any]:
         ),
         "film": figures.plot_film_strip(f.record, graph),
         "gradient": figures.plot_gradient_and_information(
-            f.first_gradient, predicted, graph, title=f"correlation {correlation(-f.first_gradient, predicted):.3f}"
+            f.first_gradient, predicted, graph, title=f"correlation {correlation(f.first_gradient, predicted):.3f}"
         ),
         "gradient_matrix": figures.plot_matrix(
-            -f.first_gradient,
+            f.first_gradient,
             graph,
             title="Minus the gradient, before training",
             label="nats",

@@ -14,14 +14,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.models import HookedTransformer, live_heads, log_probs
 from causal_circuits.recording import watch_attention
 from causal_circuits.storage import read_tensors, tensor_bytes, write_files
 from causal_circuits.tasks import Batch, InContextTask, edge_posterior, unigram
+from causal_circuits.tasks.batch import check_tokens
 
 PSEUDO_COUNTS = np.logspace(-3, 2, 51)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class SequenceAttention:
     """The attention of every head on one sequence, at one state of a model or at several.
@@ -46,6 +49,7 @@ class SequenceAttention:
     attention: Float[Tensor, "state head query_pos key_pos"]
 
 
+@check_arguments
 @torch.no_grad()
 def sequence_attention(model: HookedTransformer, tokens: Int[Tensor, " n_ctx"], step: int = 0) -> SequenceAttention:
     """The attention of every live head of any HookedTransformer on one sequence; float32, on the CPU.
@@ -59,6 +63,7 @@ def sequence_attention(model: HookedTransformer, tokens: Int[Tensor, " n_ctx"], 
         raise ValueError(
             f"one sequence is needed, [n_ctx]: got {list(tokens.shape)}; choose one of a batch (tokens[0])"
         )
+    check_tokens(tokens[None], model.cfg.d_vocab)
     heads = tuple(live_heads(model))
     with watch_attention(model) as watched:
         log_probs(model, tokens[None].to(model.W_U.device))
@@ -66,6 +71,7 @@ def sequence_attention(model: HookedTransformer, tokens: Int[Tensor, " n_ctx"], 
     return SequenceAttention(tokens, (step,), heads, torch.stack([pattern[at] for at in heads])[None])
 
 
+@check_arguments
 class SequenceFilm:
     """The heads on one sequence at every recorded step: ``train(model, task, on_record=film)``, then `result`.
 
@@ -97,6 +103,7 @@ class SequenceFilm:
         return SequenceAttention(self._tokens, chosen, heads, seen["attention"])
 
 
+@check_arguments
 @dataclass(frozen=True)
 class PredictorDistances:
     """How far a model was from named predictors at each recorded step.
@@ -122,10 +129,18 @@ class PredictorDistances:
 
     @property
     def nearest(self) -> tuple[str, ...]:
-        """The predictor that the model was nearest to, at each step."""
+        """The predictor that the model was nearest to, at each step.
+
+        Raises:
+            ValueError: a divergence is NaN: the model was no longer a number.
+        """
+        lost = self.divergence.isnan().any(dim=1).nonzero()
+        if len(lost):
+            raise ValueError(f"no predictor is nearest where divergences are NaN: at step {self.steps[int(lost[0])]}")
         return tuple(self.names[int(place)] for place in self.divergence.argmin(dim=1))
 
 
+@check_arguments
 class PredictorFilm:
     """KL from named predictors at every recorded step: ``train(model, task, on_record=film)``, then `result`.
 
@@ -174,6 +189,7 @@ class PredictorFilm:
         return PredictorDistances(chosen, tuple(self._predictors), seen["divergence"])
 
 
+@check_arguments
 def named_predictors(task: InContextTask, batch: Batch) -> dict[str, Float[Tensor, "batch d_vocab"]]:
     """Uniform, the best smoothed unigram of the context, and the edge posterior: the phases of the usual training.
 

@@ -7,24 +7,39 @@ and attention that stays on the mask scores 1:
     score = (mass - uniform mass) / (1 - uniform mass),   over rows whose mask is not empty.
 
 The raw TransformerLens score (`head_detector`'s "mul", sum(att * mask) / sum(att) over all rows) stands beside it.
+
+In a short context a head can score high without induction: what it prefers by position, or by the key's own token, goes
+along with the matches. So the induction score has a null, the same head's score after an intervention: whatever a
+position takes from its parents, in every layer, it takes from another sequence. All else that the head can look at
+stays.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.display import Row, table_html, table_text
 from causal_circuits.graphs import attention_cells, parents_of
-from causal_circuits.models import HookedTransformer, check_model, live_heads
-from causal_circuits.tasks import InContextTask
+from causal_circuits.models import HookedTransformer, check_head, check_model, live_heads
+from causal_circuits.recording import watch_attention
+from causal_circuits.tasks import Task
+from causal_circuits.tasks.base import graph_of
 
 # Trained models put .97 to 1 on the parents, but the softmax read-out makes them spread part of the induction head's
-# attention: .48 to .75 on 28 trained models, where heads of no such role scored between -.15 and .13.
-PARENT_THRESHOLD, INDUCTION_THRESHOLD = 0.5, 0.3
+# attention: .48 to .75 on 28 trained models, where heads of no such role scored between -.15 and .13; .40 to .78 on 12
+# more at n_ctx 20 (3 and 10 tokens, alpha .1 and 1), with nulls of -.21 to .03. The induction threshold is the share of
+# the way from the null to 1; the difference must also exceed so many standard errors.
+PARENT_THRESHOLD, INDUCTION_THRESHOLD, STANDARD_ERRORS = 0.5, 0.3, 4.0
+
+Reader = Literal["keys", "logits"]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class HeadScores:
     """The scores of one head; 0 is uniform attention (or no copying), 1 is perfect.
@@ -32,13 +47,21 @@ class HeadScores:
     Attributes:
         layer, head: which head.
         role: "parent" (parent score at least .5, and a later layer to read the copies), which is called
-            "previous-token" where every parent is the position before; "induction" (induction score at least .3); or
-            "none".
+            "previous-token" where every parent is the position before; "induction" (the induction score lies .3 of the
+            way from its null, or from 0 if that is more, to 1, and 4 standard errors above); or "none". What a head
+            attends to gives its role, not what it writes: see the copying score.
         previous_token_score: attention from i to i - 1.
         parent_score: attention from positions to their parents.
         induction_score: attention from the last position to positions whose parents' tokens are the target's.
-        copying_score: Re(sum of eigenvalues) / sum of |eigenvalues| of W_E W_V W_O W_U; 1 is perfect copying.
+        copying_score: Re(sum of eigenvalues) / sum of |eigenvalues| of the circuit through which the head's copies are
+            read (`copying_score`); 1 is perfect copying.
         transformer_lens_parent_score, transformer_lens_induction_score: the uncalibrated "mul" scores.
+        induction_null: the induction score when positions take their parents' values from another sequence. In a graph
+            with one child, or with children of one parent only, a perfect head's null is 1: attending to them always is
+            as good, and nothing shows that it matches.
+        induction_standard_error: of the induction score less its null, over sequences.
+        copies_read_by: "keys" (a later head matches what this one copies) for heads before the last layer that do no
+            induction, or "logits" (the unembedding).
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
@@ -57,14 +80,18 @@ class HeadScores:
     copying_score: float
     transformer_lens_parent_score: float
     transformer_lens_induction_score: float
+    induction_null: float = 0.0
+    induction_standard_error: float = 0.0
+    copies_read_by: Reader = "logits"
 
 
+@check_arguments
 class HeadTable(list[HeadScores]):
     """The scores of several heads: a list that shows itself as a table, in a terminal and in a notebook.
 
     >>> HeadTable([HeadScores(0, 0, "parent", 0.1, 0.98, 0.0, 1.0, 0.9, 0.1)])
-    head  role    previous token  parent  induction  copying
-    L0H0  parent             0.1    0.98          0        1
+    head  role    previous token  parent  induction  induction null  copying  copies read by
+    L0H0  parent             0.1    0.98          0               0        1  logits
     """
 
     def rows(self) -> list[Row]:
@@ -73,11 +100,13 @@ class HeadTable(list[HeadScores]):
             "previous token": "previous_token_score",
             "parent": "parent_score",
             "induction": "induction_score",
+            "induction null": "induction_null",
             "copying": "copying_score",
         }
         return [
             {"head": f"L{head.layer}H{head.head}", "role": head.role}
             | {name: round(float(getattr(head, field)), 3) for name, field in names.items()}
+            | {"copies read by": head.copies_read_by}
             for head in self
         ]
 
@@ -88,10 +117,11 @@ class HeadTable(list[HeadScores]):
         return table_html(self.rows(), "What each head does: 0 is uniform attention, 1 is perfect")
 
 
+@check_arguments
 @torch.no_grad()
 def detect_induction_heads(
     model: HookedTransformer,
-    task: InContextTask,
+    task: Task,
     *,
     tokens: Int[Tensor, "batch n_ctx"] | None = None,
     n_sequences: int = 1024,
@@ -102,6 +132,7 @@ def detect_induction_heads(
     Args:
         model: any HookedTransformer over the task's tokens and context length.
         task: gives the graph, and the sequences unless `tokens` are given.
+        tokens: two different sequences or more.
         n_sequences, seed: of the sequences drawn.
 
     >>> import causal_circuits as cc
@@ -110,63 +141,121 @@ def detect_induction_heads(
     >>> [head.role for head in cc.detect_induction_heads(model, task, n_sequences=64)]
     ['previous-token', 'induction']
     """
-    tokens = task.sample(n_sequences, seed=seed).tokens if tokens is None else tokens
+    tokens = task.sample_at_most(n_sequences, seed=seed).tokens if tokens is None else tokens
     task.check_tokens(tokens)
     check_model(model, task.d_vocab, task.n_ctx)
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
-    _, cache = model.run_with_cache(tokens.to(model.W_U.device), names_filter=names)
-    scores = HeadTable()
-    for layer, head in live_heads(model):
-        pattern = cache[names[layer]][:, head].cpu()
-        scores.append(_score_head(model, task, tokens.cpu(), pattern, layer, head))
-    return scores
+    if len(tokens) < 2:
+        raise ValueError(f"head scores need at least 2 sequences, for a standard error: got {len(tokens)}")
+    patterns = _patterns(model, tokens.to(model.W_U.device))
+    without = _patterns_without_parents(model, task, tokens.to(model.W_U.device))
+    return HeadTable(
+        _score_head(model, task, tokens.cpu(), patterns[layer][:, head], without[layer][:, head], layer, head)
+        for layer, head in live_heads(model)
+    )
+
+
+def _patterns(model: HookedTransformer, tokens: Tensor) -> list[Tensor]:
+    """Every layer's pattern, [batch, head_index, query_pos, key_pos], on the CPU."""
+    with watch_attention(model) as watched:
+        model(tokens)
+    return [watched.patterns[layer].cpu() for layer in range(model.cfg.n_layers)]
+
+
+def _patterns_without_parents(model: HookedTransformer, task: Task, tokens: Tensor) -> list[Tensor]:
+    """The patterns when, in every layer, what positions take from their parents comes from another sequence.
+
+    A layer's output at position q changes by the sum over parents k of P_qk (v'_k - v_k), v' the values of the sequence
+    half a batch away. It changes before any hook that the model has there: what such a hook takes away stays away.
+    """
+    mask, layers = parent_mask(task).to(tokens.device), range(model.cfg.n_layers)
+    names = [f"blocks.{layer}.attn.hook_v" for layer in layers]
+    _, cache = model.run_with_cache(tokens.roll(len(tokens) // 2, dims=0), names_filter=names)
+    values: dict[int, Tensor] = {}
+    patterns: dict[int, Tensor] = {}
+
+    def keep(value: Tensor, hook: object, kept: dict[int, Tensor], layer: int) -> None:
+        kept[layer] = value
+
+    def exchange(z: Tensor, hook: object, layer: int) -> Tensor:
+        weight, change = patterns[layer] * mask, cache[names[layer]] - values[layer]
+        change = change.repeat_interleave(weight.shape[1] // change.shape[2], dim=2)  # grouped queries share values
+        return z + torch.einsum("bhqk,bkhd->bqhd", weight, change.to(weight.dtype)).to(z.dtype)
+
+    with model.hooks():
+        for layer in layers:
+            for kind, kept in (("v", values), ("pattern", patterns)):
+                hook = partial(keep, kept=kept, layer=layer)
+                model.add_hook(f"blocks.{layer}.attn.hook_{kind}", hook, level=model.context_level)
+            model.add_hook(
+                f"blocks.{layer}.attn.hook_z", partial(exchange, layer=layer), level=model.context_level, prepend=True
+            )
+        model(tokens)
+    return [patterns[layer].cpu() for layer in layers]
 
 
 def _score_head(
-    model: HookedTransformer, task: InContextTask, tokens: Tensor, pattern: Tensor, layer: int, head: int
+    model: HookedTransformer,
+    task: Task,
+    tokens: Tensor,
+    pattern: Tensor,
+    without_parents: Tensor,
+    layer: int,
+    head: int,
 ) -> HeadScores:
     parents, induction = parent_mask(task).expand(len(tokens), -1, -1), induction_mask(task, tokens)
     previous = torch.diag(torch.ones(task.n_ctx - 1, dtype=torch.bool), -1)
     previous[-1] &= not task.has_query  # the query is no one's child: its row answers to nothing
     at_query = torch.zeros_like(induction)
     at_query[:, -1] = induction[:, -1]
-    previous_score = calibrated_score(pattern, previous.expand_as(parents))
-    parent_score, induction_score = calibrated_score(pattern, parents), calibrated_score(pattern, at_query)
-    return HeadScores(
+    scores, nulls = _row_scores(pattern, at_query), _row_scores(without_parents, at_query)
+    found = HeadScores(
         layer=layer,
         head=head,
-        role=_role(task, parent_score, induction_score, is_read=layer < model.cfg.n_layers - 1),
-        previous_token_score=previous_score,
-        parent_score=parent_score,
-        induction_score=induction_score,
-        copying_score=copying_score(model, layer, head),
+        role="none",
+        previous_token_score=calibrated_score(pattern, previous.expand_as(parents)),
+        parent_score=calibrated_score(pattern, parents),
+        induction_score=calibrated_score(pattern, at_query),
+        copying_score=0.0,
         transformer_lens_parent_score=_mul_score(pattern, parents),
         transformer_lens_induction_score=_mul_score(pattern, induction),
+        induction_null=calibrated_score(without_parents, at_query),
+        induction_standard_error=_standard_error(scores - nulls),
     )
+    is_last = layer == model.cfg.n_layers - 1
+    role = _role(task, found, is_read=not is_last)
+    read_by: Reader = "logits" if is_last or role == "induction" else "keys"
+    copying = copying_score(model, layer, head, read_by=read_by)
+    return replace(found, role=role, copying_score=copying, copies_read_by=read_by)
 
 
-def _role(task: InContextTask, parent_score: float, induction_score: float, is_read: bool) -> str:
+def _role(task: Task, head: HeadScores, is_read: bool) -> str:
     """The role of a head; `is_read` says that a later layer can read what it copies to positions before the last."""
-    if not (is_read and parent_score >= PARENT_THRESHOLD):
-        return "induction" if induction_score >= INDUCTION_THRESHOLD else "none"
-    is_chain = all(parents_of(task.graph, i) == (i - 1,) for i in range(1, task.n_ctx - task.has_query))
+    if not (is_read and head.parent_score >= PARENT_THRESHOLD):
+        null = max(head.induction_null, 0.0)  # uniform attention scores 0 and uses no token
+        is_large = head.induction_score >= null + INDUCTION_THRESHOLD * (1 - null)
+        gain = head.induction_score - head.induction_null
+        is_significant = gain > STANDARD_ERRORS * head.induction_standard_error
+        return "induction" if is_large and is_significant else "none"
+    is_chain = all(parents_of(graph_of(task), i) == (i - 1,) for i in range(1, task.n_ctx - task.has_query))
     return "previous-token" if is_chain else "parent"
 
 
-def parent_mask(task: InContextTask) -> Bool[Tensor, "n_ctx n_ctx"]:
+@check_arguments
+def parent_mask(task: Task) -> Bool[Tensor, "n_ctx n_ctx"]:
     """True at the cells where attention to parents belongs: see `graphs.attention_cells`.
 
-    >>> from causal_circuits import chain_graph
+    >>> from causal_circuits import InContextTask, chain_graph
     >>> parent_mask(InContextTask(chain_graph(4), d_vocab=2)).nonzero().tolist()
     [[1, 0], [2, 1]]
     """
     mask = torch.zeros(task.n_ctx, task.n_ctx, dtype=torch.bool)
-    for cell in attention_cells(task.graph):
+    for cell in attention_cells(graph_of(task)):
         mask[cell] = True
     return mask
 
 
-def induction_mask(task: InContextTask, tokens: Int[Tensor, "batch n_ctx"]) -> Bool[Tensor, "batch n_ctx n_ctx"]:
+@check_arguments
+def induction_mask(task: Task, tokens: Int[Tensor, "batch n_ctx"]) -> Bool[Tensor, "batch n_ctx n_ctx"]:
     """True at (i, j), j <= i, where the tokens of j's parents are what position i should look for.
 
     With one parent that is token(parent(j)) = token(i), for every row i. With several it is defined for the last
@@ -182,7 +271,7 @@ def induction_mask(task: InContextTask, tokens: Int[Tensor, "batch n_ctx"]) -> B
     mask = torch.zeros(batch, n_ctx, n_ctx, dtype=torch.bool)
     single = len(task.target_parents) == 1
     for j in range(n_ctx - 1):
-        above = list(parents_of(task.graph, j))
+        above = list(parents_of(graph_of(task), j))
         if single and len(above) == 1 and task.target_parents == (n_ctx - 1,):
             mask[:, j:, j] = tokens[:, above] == tokens[:, j:]
         elif len(above) == len(task.target_parents):
@@ -199,14 +288,31 @@ def calibrated_score(
     >>> calibrated_score(pattern, torch.tensor([[[False, False], [True, False]]]))
     0.0
     """
-    rows = mask.any(dim=-1) & ~mask.all(dim=-1)
-    rows[:, 0] = False  # the first position can only attend to itself
+    rows = _scored_rows(mask)
     if not rows.any():
         return 0.0
+    return float(_row_scores(pattern, mask).mean())
+
+
+def _scored_rows(mask: Tensor) -> Tensor:
+    """[batch, query_pos]: rows in which some keys are on the mask and some are not."""
+    visible = torch.ones(mask.shape[-2:], dtype=torch.bool).tril()
+    rows = mask.any(dim=-1) & (visible & ~mask).any(dim=-1)
+    rows[:, 0] = False  # the first position can only attend to itself
+    return rows
+
+
+def _row_scores(pattern: Tensor, mask: Tensor) -> Tensor:
+    """The calibrated score's share of every scored row; their mean is the score."""
+    rows = _scored_rows(mask)
     visible = torch.arange(1, pattern.shape[-1] + 1, dtype=pattern.dtype)
-    mass = (pattern * mask).sum(dim=-1)[rows].mean()
-    uniform = (mask.sum(dim=-1) / visible)[rows].mean()
-    return float((mass - uniform) / (1 - uniform))
+    mass, uniform = (pattern * mask).sum(dim=-1)[rows], (mask.sum(dim=-1) / visible)[rows]
+    return (mass - uniform) / (1 - uniform.mean())
+
+
+def _standard_error(values: Tensor) -> float:
+    """Of a mean; NaN of fewer than two values."""
+    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
 
 def _mul_score(pattern: Tensor, mask: Tensor) -> float:
@@ -214,16 +320,53 @@ def _mul_score(pattern: Tensor, mask: Tensor) -> float:
     return float(((pattern * mask).sum(dim=(1, 2)) / pattern.sum(dim=(1, 2))).mean())
 
 
+@check_arguments
 @torch.no_grad()
-def copying_score(model: HookedTransformer, layer: int, head: int) -> float:
-    """Re(sum of eigenvalues) / sum of |eigenvalues| of the full OV circuit W_E W_V W_O W_U; 0 if it writes nothing.
+def copying_score(model: HookedTransformer, layer: int, head: int, *, read_by: Reader = "logits") -> float:
+    """Re(sum of eigenvalues) / sum of |eigenvalues| of a circuit from tokens to tokens; 0 if it is zero.
+
+    What a head writes, W_E W_V W_O, means something to its readers alone, so one circuit must be chosen:
+
+    * "logits": W_E W_V W_O W_U, the full OV circuit; the attended token raises its own logit.
+    * "keys": W_E W_Q W_K^T (W_E W_V W_O)^T, with W_Q and W_K of a later head; a query looks for positions that hold a
+      copy of its own token. Where there are several, that of the largest norm counts, with the query's own copy (by
+      this head) in place of its token if that is larger. Scores are defined up to a constant a query, so each row's
+      mean is subtracted first.
+
+    By the weights alone: normalisation, biases, rotations and MLPs between the two are left out.
 
     >>> from causal_circuits import chain_graph, copying_score, plant_circuit
-    >>> round(copying_score(plant_circuit(chain_graph(6), d_vocab=3), layer=1, head=0), 3)
-    1.0
+    >>> model = plant_circuit(chain_graph(6), d_vocab=3)
+    >>> round(copying_score(model, 1, 0), 3), round(copying_score(model, 0, 0, read_by="keys"), 3)
+    (1.0, 1.0)
+    >>> copying_score(model, 0, 0)                      # no logit reads what the first layer writes
+    0.0
     """
+    check_head(model, layer, head)
+    if read_by not in ("keys", "logits"):
+        raise ValueError(f"copies are read by 'keys' or by 'logits': got {read_by!r}")
     attn = model.blocks[layer].attn
-    circuit = model.W_E @ attn.W_V[head] @ attn.W_O[head] @ model.W_U
-    eigenvalues = torch.linalg.eigvals(circuit.double())
+    written = model.W_E @ attn.W_V[head] @ attn.W_O[head]
+    if read_by == "logits":
+        if model.cfg.d_vocab_out != model.cfg.d_vocab:
+            raise ValueError(
+                f"copying to the logits needs as many outputs as tokens, {model.cfg.d_vocab}: "
+                f"got d_vocab_out = {model.cfg.d_vocab_out}; read_by='keys' needs none"
+            )
+        return _positive_share((written @ model.W_U).double())
+    readers = [(later, reader) for later, reader in live_heads(model) if later > layer]
+    if not readers:
+        raise ValueError(f"copies of the last layer, {layer}, are read by no later head: use read_by='logits'")
+    circuits = []
+    for later, reader in readers:
+        W_Q, W_K = model.blocks[later].attn.W_Q[reader], model.blocks[later].attn.W_K[reader]
+        for query in (model.W_E, written):
+            scores = (query @ W_Q @ W_K.mT @ written.mT).double()
+            circuits.append(scores - scores.mean(dim=1, keepdim=True))
+    return _positive_share(max(circuits, key=lambda circuit: float(circuit.norm())))
+
+
+def _positive_share(circuit: Tensor) -> float:
+    eigenvalues = torch.linalg.eigvals(circuit)
     size = eigenvalues.abs().sum()
     return float(eigenvalues.sum().real / size) if size > 0 else 0.0

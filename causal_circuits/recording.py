@@ -4,6 +4,12 @@ Attention patterns and the gradients of attention scores are taken by Transforme
 ``blocks.l.attn.hook_pattern``, with names both TransformerLens 3 and 4 have. The score gradient goes through
 the softmax Jacobian, dS = P * (dP - sum(dP * P)): it does not need ``hook_attn_scores``. The gradient dP of the
 attention weights themselves, which information predicts entry by entry, is recorded if asked for.
+
+All gradients of attention that this package gives have one sign: *minus* the gradient of the mean loss, the direction
+in which a step of gradient descent moves an entry, so that an edge that is being learned has a positive one. Recorded
+are nats per unit of attention score or weight; `predicted_gradient`, `finite_context_gradient`, `estimate_gradient` and
+`measured_gradient`, which are about the reduced model for beta0 -> 0, take beta0 / (d_vocab n_ctx) of these as their
+unit.
 """
 
 import json
@@ -19,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.display import sparkline_html, table_html
 from causal_circuits.models import HookedTransformer
 from causal_circuits.storage import read_checked, read_json, read_tensors, tensor_bytes, write_files
@@ -26,8 +33,11 @@ from causal_circuits.streamed import INDEX, INDEX_FORMAT, Seal, read_sealed
 
 # Of a snapshot, [layer, head_index, query_pos, key_pos].
 MATRICES = ("attention", "score_gradients", "weight_gradients")
+# Format 2 has minus the gradients, and names its layers; before, record.json named no format.
+RECORD_FORMAT = "causal_circuits.record/2"
 
 
+@check_arguments
 @dataclass(frozen=True)
 class RecordAt:
     """At which steps to record, and what.
@@ -38,11 +48,11 @@ class RecordAt:
     Args:
         steps: the steps; those beyond the end of training are passed over.
         attention: patterns of every layer, averaged over the batch.
-        score_gradients: gradients of the mean loss with respect to attention scores, summed over the batch.
-        weight_gradients: gradients with respect to attention weights (the pattern), summed over the batch.
-        layers: of which layers; None takes all. Layer 0 alone is a by-product of the fused step and costs next to
-            nothing, so that every step can be recorded; anything else, and weight gradients of any layer, takes a pass
-            of its own with hooks.
+        score_gradients: minus the gradients by attention scores, averaged over the batch.
+        weight_gradients: minus the gradients by attention weights (the pattern), averaged over the batch.
+        layers: of which layers, in the order of their numbers; None takes all. Layer 0 alone is a by-product of the
+            fused step and costs next to nothing, so that every step can be recorded; anything else, and weight
+            gradients of any layer, takes a pass of its own with hooks.
         folder: where the arrays grow as memory-mapped ``.npy`` files, for records larger than memory; None keeps
             them in memory. At every checkpoint and at the end their checksums are written beside them, and
             `TrainingRecord.load(folder)` reads what was there by then.
@@ -64,6 +74,8 @@ class RecordAt:
     def __post_init__(self) -> None:
         if self.layers is not None and (not self.layers or min(self.layers) < 0):
             raise ValueError(f"layers must name layers, numbered from 0: got {self.layers}; None records all of them")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
         if self.steps is not None and any(step < 0 for step in self.steps):
             raise ValueError(f"recorded steps must be 0 or more: got {min(self.steps)}")
         if self.n_log_spaced < 2:
@@ -71,14 +83,14 @@ class RecordAt:
 
     @classmethod
     def every(cls, interval: int, until: int, **kwargs: Any) -> "RecordAt":
-        """Every `interval` steps, from 0 to `until`; `kwargs` say what and where, as in the class.
+        """Every `interval` steps from 0 on, and `until` itself; `kwargs` say what and where, as in the class.
 
-        >>> RecordAt.every(50, until=200).steps
-        (0, 50, 100, 150, 200)
+        >>> RecordAt.every(50, until=120).steps
+        (0, 50, 100, 120)
         """
         if interval < 1:
             raise ValueError(f"the interval between records must be at least 1 step: got {interval}")
-        return cls(steps=tuple(range(0, until + 1, interval)), **kwargs)
+        return cls(steps=(*range(0, until, interval), until), **kwargs)
 
     @classmethod
     def log_spaced(cls, n: int = 12) -> "RecordAt":
@@ -97,6 +109,7 @@ class RecordAt:
         return (0, *sorted({round(step) for step in later}))
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Snapshot:
     """One state of a model, measured on one batch.
@@ -105,8 +118,10 @@ class Snapshot:
         step: optimiser steps taken before.
         loss: mean cross-entropy of the batch, nats.
         attention: [layer, head_index, query_pos, key_pos], averaged over the batch.
-        score_gradients: the same shape; d(mean loss) / d(scores), summed over the batch.
-        weight_gradients: the same shape; d(mean loss) / d(attention weights), summed over the batch.
+        score_gradients: the same shape; the mean over sequences of -d(loss) / d(scores), nats. NaN in a layer that the
+            backward pass did not reach: a hook replaced its pattern, or cut the graph behind it.
+        weight_gradients: the same of -d(loss) / d(attention weights).
+        layers: the numbers of the layers, in order; by default from 0 on.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
@@ -121,8 +136,13 @@ class Snapshot:
     attention: Float[Tensor, "layer head_index query_pos key_pos"] | None
     score_gradients: Float[Tensor, "layer head_index query_pos key_pos"] | None
     weight_gradients: Float[Tensor, "layer head_index query_pos key_pos"] | None = None
+    layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", self.layers or _all_layers(self, axis=0))
 
 
+@check_arguments
 @dataclass(frozen=True, repr=False)
 class TrainingRecord:
     """What a training run left behind.
@@ -130,13 +150,14 @@ class TrainingRecord:
     Attributes:
         losses: float64 [steps]; the training loss of every step, nats.
         steps: recorded steps.
-        attention: [record, layer, head_index, query_pos, key_pos], or None if not asked for.
-        score_gradients, weight_gradients: the same shape, or None.
+        attention: [record, layer, head_index, query_pos, key_pos], or None if not asked for; `of_layer` finds a layer.
+        score_gradients, weight_gradients: the same shape, or None; minus the gradients, as in `Snapshot`.
         recorded_losses: float64 [record]; loss of each recorded state on its batch.
         config: everything that was asked for, as plain values.
         seconds: wall time of training, recording included.
         sequences_per_s: sequences drawn and trained on in a second, recording included.
         path: "fused" or "structured", the way most steps were computed.
+        layers: the numbers of the recorded layers, in order; by default from 0 on.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
@@ -156,6 +177,50 @@ class TrainingRecord:
     sequences_per_s: float = 0.0
     path: str = ""
     weight_gradients: Float[Tensor, "record layer head_index query_pos key_pos"] | None = None
+    layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers) or _all_layers(self, axis=1))
+        for name in MATRICES:
+            value = getattr(self, name)
+            if value is not None and value.ndim == 5 and value.shape[:2] != (len(self.steps), len(self.layers)):
+                raise _Unsound(
+                    f"a record's {name} must be [record, layer, ...] over {len(self.steps)} steps and layers "
+                    f"{self.layers}: got {list(value.shape)}"
+                )
+
+    def of_layer(self, quantity: str, layer: int) -> Float[Tensor, "record head_index query_pos key_pos"]:
+        """What was recorded of a layer, by its number in the model.
+
+        Args:
+            quantity: "attention", "score_gradients" or "weight_gradients".
+            layer: its number, whichever layers were recorded.
+
+        Raises:
+            ValueError: it was not recorded, or holds NaN.
+
+        >>> import torch
+        >>> seen = torch.rand(2, 1, 1, 6, 6)                   # two states of one layer
+        >>> record = TrainingRecord(torch.rand(9), (0, 9), torch.rand(2), seen, None, layers=(1,))
+        >>> bool((record.of_layer("attention", 1) == seen[:, 0]).all())
+        True
+        """
+        if quantity not in MATRICES:
+            raise ValueError(f"quantity must be one of {MATRICES}: got {quantity!r}")
+        recorded = getattr(self, quantity)
+        if recorded is None or not len(recorded):
+            raise ValueError(f"this record has no {quantity}: train with RecordAt({quantity}=True)")
+        if layer not in self.layers:
+            raise ValueError(
+                f"the record has the layers {self.layers}: got layer {layer}; train with RecordAt(layers=None)"
+            )
+        chosen: Tensor = recorded[:, self.layers.index(layer)]
+        if bool(chosen.isnan().any()):
+            raise ValueError(
+                f"the record's {quantity} of layer {layer} are NaN: the backward pass did not reach this layer, whose "
+                "pattern a hook replaced, or the training had diverged"
+            )
+        return chosen
 
     def __repr__(self) -> str:
         recorded = [
@@ -184,6 +249,7 @@ class TrainingRecord:
         """Write `record.safetensors` and `record.json` to a folder (made if missing)."""
         tensors = {name: value for name, value in self._tensors().items() if value is not None}
         plain = {name: value for name, value in self.__dict__.items() if name not in self._tensors()}
+        plain = {"format": RECORD_FORMAT, **plain}
         text = json.dumps(plain, indent=2) + "\n"
         return write_files(folder, {"record.safetensors": tensor_bytes(tensors), "record.json": text})
 
@@ -194,13 +260,18 @@ class TrainingRecord:
         Streamed arrays are checked whole, then memory-mapped: a record larger than memory can be read.
 
         Raises:
-            ValueError: a file is missing, or it is damaged; it names the file.
+            ValueError: a file is missing, or it is damaged or of another version; it names the file.
         """
         folder = Path(folder)
         try:
             if (folder / f"{INDEX}.json").is_file() and not (folder / "record.json").exists():
                 return _sound(cls(**_read_streamed(folder)))
             plain, tensors = read_json(folder / "record.json"), read_tensors(folder / "record.safetensors")
+            if plain.pop("format", None) != RECORD_FORMAT and set(MATRICES) & set(tensors):
+                raise ValueError(
+                    f"{folder} holds a record of another version of causal_circuits, whose gradients may have the "
+                    "other sign and whose layers are not numbered: load it with that version, or train again"
+                )
             return _sound(
                 cls(**{"attention": None, "score_gradients": None, **plain, **tensors, "steps": tuple(plain["steps"])})
             )
@@ -223,20 +294,25 @@ class _Watched:
         return torch.stack([self.patterns[layer].mean(dim=0) for layer in sorted(self.patterns)])
 
     def score_gradients(self) -> Tensor:
-        """Gradients with respect to scores, summed over the batch, through the softmax Jacobian."""
+        """Minus the gradients by scores, summed over the batch, through the softmax Jacobian."""
         summed = []
-        for layer in sorted(self.pattern_gradients):
-            pattern, gradient = self.patterns[layer], self.pattern_gradients[layer]
+        for pattern, gradient in self._watched():
             inner = (gradient * pattern).sum(dim=-1, keepdim=True)
-            summed.append((pattern * (gradient - inner)).sum(dim=0))
+            summed.append((pattern * (inner - gradient)).sum(dim=0))
         return torch.stack(summed)
 
     def weight_gradients(self) -> Tensor:
-        """Gradients with respect to attention weights, summed over the batch; zero where a query cannot look."""
-        layers = sorted(self.pattern_gradients)
-        return torch.stack([self.pattern_gradients[layer].sum(dim=0).tril() for layer in layers])
+        """Minus the gradients by attention weights, summed over the batch; zero where a query cannot look."""
+        return torch.stack([-gradient.sum(dim=0).tril() for _, gradient in self._watched()])
+
+    def _watched(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each layer's pattern and its gradient: NaN where the backward pass did not come by."""
+        for layer, pattern in sorted(self.patterns.items()):
+            gradient = self.pattern_gradients.get(layer)
+            yield pattern, torch.full_like(pattern, torch.nan) if gradient is None else gradient
 
 
+@check_arguments
 @contextmanager
 def watch_attention(model: HookedTransformer, layers: Sequence[int] | None = None) -> Iterator[_Watched]:
     """Within the context, forward and backward passes leave layers' patterns and their gradients behind (None: all).
@@ -266,6 +342,8 @@ def watch_attention(model: HookedTransformer, layers: Sequence[int] | None = Non
         return keep
 
     watched_layers = range(model.cfg.n_layers) if layers is None else layers
+    if beyond := [layer for layer in watched_layers if not 0 <= layer < model.cfg.n_layers]:
+        raise ValueError(f"layers must be among the model's 0 .. {model.cfg.n_layers - 1}: got {beyond[0]}")
     names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in watched_layers}
     forward_hooks = [(name, forward(layer)) for layer, name in names.items()]
     backward_hooks = [(name, backward(layer)) for layer, name in names.items()]
@@ -294,7 +372,13 @@ def _read_streamed(folder: Path) -> dict[str, Any]:
 
 
 class _Unsound(ValueError):
-    """What a file holds is no record."""
+    """The parts of a record do not fit each other."""
+
+
+def _all_layers(states: Snapshot | TrainingRecord, axis: int) -> tuple[int, ...]:
+    """The numbers of as many layers as are recorded."""
+    matrices = [value for name in MATRICES if (value := getattr(states, name)) is not None and value.ndim > axis]
+    return tuple(range(matrices[0].shape[axis])) if matrices else ()
 
 
 def _sound(record: TrainingRecord) -> TrainingRecord:
@@ -303,7 +387,9 @@ def _sound(record: TrainingRecord) -> TrainingRecord:
     wrong = [name for name, value in floats.items() if type(value) not in (int, float)]
     wrong += [] if isinstance(record.path, str) else ["path"]
     wrong += [] if isinstance(record.config, dict) else ["config"]
-    wrong += [] if all(type(step) is int and step >= 0 for step in record.steps) else ["steps"]
+    for name in ("steps", "layers"):
+        wrong += [] if all(type(number) is int and number >= 0 for number in getattr(record, name)) else [name]
+    wrong += [] if tuple(sorted(set(record.layers))) == record.layers else ["layers"]
     sizes: dict[str, tuple[int | None, ...]] = {"losses": (None,), "recorded_losses": (len(record.steps),)}
     sizes |= dict.fromkeys(MATRICES, (len(record.steps), None, None, None, None))
     for name, size in sizes.items():
@@ -321,6 +407,9 @@ def join_records(records: Sequence[TrainingRecord], config: object) -> TrainingR
     """The record of runs that followed one another, steps counted through; `config` is what was asked for in all."""
     if not records:
         raise ValueError("joining records needs at least one: got none")
+    layers = {record.layers for record in records if record.layers}
+    if len(layers) > 1:
+        raise ValueError(f"records to be joined must be of the same layers: got {sorted(layers)}")
     starts = np.cumsum([0, *(len(record.losses) for record in records[:-1])])
     joined = {name: [getattr(record, name) for record in records] for name in records[0]._tensors()}
     tensors = {
@@ -337,5 +426,6 @@ def join_records(records: Sequence[TrainingRecord], config: object) -> TrainingR
         seconds=seconds,
         sequences_per_s=drawn / seconds,
         path=records[-1].path,
+        layers=next(iter(layers), ()),
         **tensors,  # type: ignore[arg-type]
     )

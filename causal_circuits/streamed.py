@@ -34,7 +34,7 @@ NO_HEADER = (
     OverflowError,
 )
 # The index of a folder with streamed arrays: what a record holds besides them, and their seals.
-INDEX, INDEX_FORMAT = "streamed", "causal_circuits.streamed/1"
+INDEX, INDEX_FORMAT = "streamed", "causal_circuits.streamed/2"
 
 
 @dataclass(frozen=True)

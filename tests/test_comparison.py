@@ -83,7 +83,7 @@ def test_the_softmax_jacobian_is_autograds_at_any_attention(g):
 
 
 def test_comparisons_need_matrices_over_the_graphs_positions(g, graph):
-    assert_refused(lambda: cc.compare_gradient(g[:5, :5], g, graph), "9 positions", "[5, 5]")
+    assert_refused(lambda: cc.compare_gradient(g[:5, :5], g[:5, :5], graph), "9 positions", "[5, 5]")
 
 
 def test_relations_of_rivals():
@@ -116,8 +116,8 @@ def test_no_rival_beats_the_parent_in_the_prediction(g, graph):
 
 
 def record_of(attention: torch.Tensor, g: torch.Tensor) -> cc.TrainingRecord:
-    """A record whose score gradients are minus g through the softmax of its attention [record, query, key]."""
-    gradients = torch.stack([-through_softmax(g, pattern) for pattern in attention])
+    """A record whose score gradients are g through the softmax of its attention [record, query, key]."""
+    gradients = torch.stack([through_softmax(g, pattern) for pattern in attention])
     return cc.TrainingRecord(
         losses=torch.zeros(4),
         steps=(0, 10, 20, 30),
@@ -145,7 +145,7 @@ def test_edges_form_when_their_attention_stays_above_one_half(g, graph):
 
 def test_edge_formation_needs_recorded_gradients(graph, g):
     bare = cc.TrainingRecord(torch.zeros(1), (0,), torch.zeros(1), None, None)
-    assert_refused(lambda: cc.edge_formation(bare, g, graph), "score_gradients=True")
+    assert_refused(lambda: cc.edge_formation(bare, g, graph), "no attention", "attention=True")
 
 
 def test_in_training_the_stronger_pull_wins_the_race():

@@ -50,7 +50,7 @@ def uniform_attention(n_ctx: int) -> torch.Tensor:
 
 
 def head_scores(**scores: float) -> cc.HeadScores:
-    names = [field.name for field in dataclasses.fields(cc.HeadScores)][3:]
+    names = [field.name for field in dataclasses.fields(cc.HeadScores) if field.type is float]
     return cc.HeadScores(layer=0, head=1, role="parent", **{name: scores.get(name, 0.1) for name in names})
 
 
@@ -137,12 +137,12 @@ def test_false_arcs_hang_below_the_line(fork: nx.DiGraph) -> None:
 
 def test_gradient_points_are_the_strict_lower_triangle(fork: nx.DiGraph) -> None:
     gradient, information = torch.arange(49.0).view(7, 7), torch.arange(49.0).view(7, 7) / 2
-    ax = figures.plot_gradient_and_information(gradient, information, fork, title="r = -1")
+    ax = figures.plot_gradient_and_information(gradient, information, fork, title="r = 1")
     others, edges = (collection.get_offsets() for collection in ax.collections)
     assert len(edges) == len(cc.latent_edges(fork))
     assert len(others) + len(edges) == 7 * 6 // 2
-    np.testing.assert_allclose(edges[:, 1], -2 * edges[:, 0])
-    assert ax.get_title() == "r = -1"
+    np.testing.assert_allclose(edges[:, 1], 2 * edges[:, 0])
+    assert ax.get_title() == "r = 1"
 
 
 def test_loss_labels_name_every_line_and_do_not_overlap(record: cc.TrainingRecord) -> None:
@@ -190,7 +190,7 @@ def test_a_gradient_film_scales_each_frame_by_its_own_largest_entry(
 ) -> None:
     scales = torch.tensor([1.0, 1e-3, 0.0]).view(3, 1, 1, 1, 1)
     assert record.score_gradients is not None
-    faded = dataclasses.replace(record, score_gradients=-record.score_gradients * scales)
+    faded = dataclasses.replace(record, score_gradients=record.score_gradients * scales)
     figure = figures.plot_film_strip(faded, fork, quantity="score_gradients")
     frames = [ax for ax in figure.axes if ax.get_title()]
     assert [ax.get_title() for ax in frames[:2]] == ["step 0\nlargest 1.0e+00", "step 6\nlargest 1.0e-03"]

@@ -157,8 +157,8 @@ def test_the_fused_record_equals_what_hooks_record(n_heads: tuple[int, int]) -> 
     live = n_heads[0]
     assert step.loss == pytest.approx(snapshot.loss, rel=1e-5)
     assert_close(step.attention, snapshot.attention[0, :live], 1e-5)
-    assert_close(step.score_gradient, snapshot.score_gradients[0, :live], 1e-5)
-    assert_close(step.weight_gradient, snapshot.weight_gradients[0, :live], 1e-5)
+    assert_close(-step.score_gradient, snapshot.score_gradients[0, :live], 1e-5)
+    assert_close(-step.weight_gradient, snapshot.weight_gradients[0, :live], 1e-5)
 
 
 def test_the_step_changes_gradients_alone_and_repeats_itself() -> None:

@@ -177,3 +177,139 @@ def test_scores_do_not_depend_on_token_names(random_model: HookedTransformer, ch
         assert one.role == other.role
         for score in ("previous_token_score", "parent_score", "induction_score", "copying_score"):
             assert getattr(one, score) == pytest.approx(getattr(other, score), abs=1e-4)
+
+
+# ---- induction is told from what merely goes along with it
+
+
+SMALL = {
+    "chain": cc.chain_graph(6),
+    "pairs": cc.pairs_graph(6),
+    "forest": cc.random_forest(6, 0.3, seed=9),
+    "two parents": cc.ngram_graph(6, 2),
+    "long chain": cc.chain_graph(20),
+    "long forest": cc.random_forest(20, 0.3, seed=5),
+}
+
+
+def induction_of(model: HookedTransformer, task: cc.InContextTask) -> cc.HeadScores:
+    return cc.detect_induction_heads(model, task, seed=3)[-1]
+
+
+def empty_model(task: cc.InContextTask) -> HookedTransformer:
+    return cc.disentangled_transformer(task.d_vocab, task.n_ctx, (len(task.target_parents), 1))
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0])
+@pytest.mark.parametrize("graph", SMALL.values(), ids=SMALL)
+def test_only_a_head_that_matches_its_parents_copies_does_induction(graph: object, alpha: float) -> None:
+    task = cc.InContextTask(graph, d_vocab=3, alpha=alpha)
+    planted = cc.plant_circuit(graph, d_vocab=3)
+    assert induction_of(planted, task).role == "induction"
+    planted.add_hook("blocks.0.attn.hook_z", lambda z, hook: z * 0)
+    blind = induction_of(planted, task)
+    assert blind.role == "none"
+    assert blind.induction_score == pytest.approx(blind.induction_null, abs=1e-6)
+    token = cc.slots(empty_model(task))["token"].slice
+    for match in (-5.0, 0.0, 5.0):  # attends to other tokens than the query's, uniformly, to the query's own
+        model = empty_model(task)
+        model.blocks[1].attn.W_Q.data[0, token, token] = match * torch.eye(3)
+        assert induction_of(model, task).role == "none"
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0])
+@pytest.mark.parametrize("graph", [cc.chain_graph(6), cc.pairs_graph(6), cc.chain_graph(20)], ids=str)
+def test_no_head_of_a_decoy_does_induction(graph: object, alpha: float) -> None:
+    """Without the null, layer 0 of the chain's decoy scores .38 at alpha .1."""
+    task = cc.InContextTask(graph, d_vocab=3, alpha=alpha)
+    assert {head.role for head in cc.detect_induction_heads(cc.plant_decoy(graph, d_vocab=3), task)} == {"none"}
+
+
+def test_the_best_attention_without_copies_is_no_induction() -> None:
+    """Layer 1 free to prefer any position, and any key token for any query token, is given what correlates best."""
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=0.1)
+    model, named = empty_model(task), cc.slots(empty_model(task))
+    block, last = model.blocks[1].attn.W_Q.data[0], named["position"].slice.stop - 1
+    block[named["token"].slice, named["token"].slice] = -3 * torch.eye(3)
+    block[last, named["position"].slice] = torch.tensor([-20.0, 1.0, 2.0, 3.0, 3.0, -20.0])
+    head = induction_of(model, task)
+    assert head.induction_score > 0.3
+    assert head.role == "none"
+
+
+@pytest.mark.parametrize("parents", [[None, None, None, 2, None], [None, 0, 0, 0, 0]], ids=["one child", "star"])
+def test_where_matching_cannot_matter_the_null_is_one(parents: list[int | None]) -> None:
+    """A single child, or children of one parent, can be attended to always, with the same result."""
+    graph = cc.graph_from_parents(parents)
+    task = cc.InContextTask(graph, d_vocab=3)
+    head = induction_of(cc.plant_circuit(graph, d_vocab=3), task)
+    assert (head.induction_score, head.induction_null) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert head.role == "none"
+
+
+@pytest.mark.parametrize("seed", [4, 9])
+def test_a_trained_pair_of_heads_is_told_and_its_blinded_twin_is_not(seed: int) -> None:
+    task = cc.InContextTask(cc.random_forest(6, 0.3, seed=seed), d_vocab=3, alpha=0.1)
+    model = cc.disentangled_transformer(3, 6)
+    cc.train(model, task, cc.TrainConfig(cc.default_stages(600), seed=1), progress=False)
+    parent, induction = cc.detect_induction_heads(model, task)
+    assert (parent.role, induction.role) == ("parent", "induction")
+    assert (parent.copies_read_by, induction.copies_read_by) == ("keys", "logits")
+    assert min(parent.copying_score, induction.copying_score) > 0.9
+    model.add_hook("blocks.0.attn.hook_z", lambda z, hook: z * 0)
+    assert induction_of(model, task).role == "none"
+
+
+def test_the_null_takes_parents_values_alone_from_another_sequence() -> None:
+    """Against a slow oracle: a copy of layer 0's output made position by position."""
+    task = cc.InContextTask(cc.pairs_graph(6), d_vocab=3)
+    model, tokens = cc.disentangled_transformer(3, 6, init_scale=0.5, seed=1), task.sample(8, seed=0).tokens
+    names = [f"blocks.{layer}.attn.hook_{kind}" for layer in range(2) for kind in ("v", "pattern")]
+    _, cache = model.run_with_cache(tokens, names_filter=names)
+    pattern, values = cache["blocks.0.attn.hook_pattern"][:, 0], cache["blocks.0.attn.hook_v"][:, :, 0]
+    taken = torch.zeros(8, 6, values.shape[-1])
+    for b in range(8):
+        for query in range(6):
+            for key in range(query + 1):
+                is_parent = query < 5 and key in cc.parents_of(task.graph, query)
+                taken[b, query] += pattern[b, query, key] * values[(b + 4) % 8 if is_parent else b, key]
+
+    def exchange(z: torch.Tensor, hook: object) -> torch.Tensor:
+        z[:, :, 0] = taken
+        return z
+
+    kept: list[torch.Tensor] = []
+    hooks = [
+        ("blocks.0.attn.hook_z", exchange),
+        ("blocks.1.attn.hook_pattern", lambda pattern, hook: kept.append(pattern[:, 0])),
+    ]
+    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+        model(tokens)
+    mask = cc.induction_mask(task, tokens)
+    mask[:, :-1] = False
+    found = cc.detect_induction_heads(model, task, tokens=tokens)[-1]
+    assert found.induction_null == pytest.approx(calibrated_score(kept[0], mask), abs=1e-5)
+    assert_refused(lambda: cc.detect_induction_heads(model, task, tokens=tokens[:1]), "at least 2", "1")
+
+
+# ---- the circuit that reads the copies
+
+
+def test_copies_for_keys_are_judged_by_the_head_that_matches_them() -> None:
+    graph = cc.chain_graph(8)
+    model = cc.plant_circuit(graph, d_vocab=4)
+    named, block = cc.slots(model), model.blocks[1].attn.W_Q.data[0]
+    assert cc.copying_score(model, 0, 0, read_by="keys") == pytest.approx(1.0)
+    model.unembed.W_U.data[named["L0H0.token"].slice] = -5 * torch.eye(4)
+    assert cc.copying_score(model, 0, 0) == pytest.approx(-1.0)  # the direct path, which says nothing of the copies
+    heads = cc.detect_induction_heads(model, cc.InContextTask(graph, d_vocab=4), n_sequences=50)
+    assert heads[0].copying_score == pytest.approx(1.0)
+    matching = block[named["token"].slice, named["L0H0.token"].slice]
+    matching.neg_()
+    assert cc.copying_score(model, 0, 0, read_by="keys") == pytest.approx(-1.0)
+    matching.copy_(torch.eye(4) + torch.arange(4.0)[:, None])  # scores are defined up to a constant a query
+    assert cc.copying_score(model, 0, 0, read_by="keys") == pytest.approx(1.0)
+    matching.zero_()
+    assert cc.copying_score(model, 0, 0, read_by="keys") == 0.0
+    assert_refused(lambda: cc.copying_score(model, 1, 0, read_by="keys"), "no later head", "logits")
+    assert_refused(lambda: cc.copying_score(model, 2, 0), "head", "layer 2")

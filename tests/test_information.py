@@ -117,7 +117,7 @@ def test_estimate_sees_nothing_between_independent_tokens():
 def test_gradient_of_the_reduced_model_is_proportional_to_the_prediction():
     task = cc.InContextTask(cc.pairs_graph(20), d_vocab=10, alpha=0.1)
     model = cc.warm_start(cc.reduced_transformer(10, 20), 0.1)
-    measured = -cc.take_snapshot(model, task.sample(8192, seed=0)).score_gradients[0, 0].double()
+    measured = cc.take_snapshot(model, task.sample(8192, seed=0)).score_gradients[0, 0].double()
     predicted = cc.score_gradient_of(cc.predicted_gradient(task).value)
     below = torch.ones(20, 20, dtype=torch.bool).tril(-1)
     below[-1] = False
@@ -259,7 +259,7 @@ def test_the_measured_gradient_is_what_hooks_record_for_a_small_second_layer():
     differences = []
     for scale in (1e-2, 1e-3):
         model = cc.warm_start(cc.reduced_transformer(4, 9, dtype=torch.float64), scale)
-        recorded = -cc.take_snapshot(model, batch).score_gradients[0, 0].double() * 4 * 9 / scale
+        recorded = cc.take_snapshot(model, batch).score_gradients[0, 0].double() * 4 * 9 / scale
         closed = cc.measured_gradient(batch.tokens, batch.target_probs, "scores").value
         differences.append(((recorded - closed).abs().max() / closed.abs().max()).item())
     assert differences[1] < 2e-3

@@ -1,6 +1,8 @@
 """What is measured during training: when, through which hooks, and the record on disk."""
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import causal_circuits as cc
+from causal_circuits import figures
 from causal_circuits.models import HookedTransformer, logits
 from causal_circuits.training import mean_loss
 
 
 def test_every_and_listed_steps() -> None:
-    assert cc.RecordAt.every(5, until=12).steps == (0, 5, 10)
+    assert cc.RecordAt.every(5, until=12).steps == (0, 5, 10, 12)
+    assert cc.RecordAt.every(7, until=20).within(20)[-1] == 20
+    assert cc.RecordAt.every(5, until=10).steps == (0, 5, 10)
+    assert cc.RecordAt.every(5, until=0).steps == (0,)
     assert cc.RecordAt(steps=(7, 0, 7, 3, 99)).within(10) == (0, 3, 7)
     assert cc.RecordAt(steps=(99,)).within(10) == ()
 
@@ -54,7 +60,7 @@ def test_watched_attention_equals_autograd_of_the_oracle(
     assert attention.shape == gradients.shape == (2, max(n_heads), 6, 6)
     for (layer, head), pattern in run.patterns.items():
         assert_close(attention[layer, head], pattern.mean(dim=0), 1e-10)
-        assert_close(gradients[layer, head], run.scores[layer, head].grad.sum(dim=0), 1e-10)
+        assert_close(gradients[layer, head], -run.scores[layer, head].grad.sum(dim=0), 1e-10)
     assert torch.allclose(gradients.sum(dim=-1), torch.zeros(()).double(), atol=1e-12), (
         "scores are defined up to a constant"
     )
@@ -69,7 +75,7 @@ def test_score_gradients_of_layer_0_are_those_of_its_position_block(
     snapshot = cc.take_snapshot(model, batch)
     cc.training.mean_loss(model, batch).backward()
     for head in range(n_heads[0]):
-        assert_close(snapshot.score_gradients[0, head], model.blocks[0].attn.W_Q.grad[head, 4:10, 4:10], 1e-5)
+        assert_close(snapshot.score_gradients[0, head], -model.blocks[0].attn.W_Q.grad[head, 4:10, 4:10], 1e-5)
 
 
 def test_a_snapshot_gives_the_model_back(random_model: HookedTransformer, chain_task: cc.InContextTask) -> None:
@@ -232,7 +238,7 @@ def test_recorded_score_gradients_of_the_reduced_model_are_the_gradient_of_a1(pa
         model.add_hook("blocks.0.hook_resid_pre", lambda residual, hook: None)
     recorded = cc.take_snapshot(model, batch).score_gradients
     mean_loss(model, batch).backward()
-    assert_close(recorded[0, 0], model.blocks[0].attn.W_Q.grad[0, positions, :8], 1e-6)
+    assert_close(recorded[0, 0], -model.blocks[0].attn.W_Q.grad[0, positions, :8], 1e-6)
 
 
 @pytest.mark.parametrize("path", ["structured", "plain"])
@@ -251,7 +257,7 @@ def test_recorded_weight_gradients_are_those_of_a_pattern_that_is_a_leaf(
     with random_model.hooks(fwd_hooks=ignored):
         recorded = cc.take_snapshot(random_model, batch, record=what)
     assert recorded.attention is recorded.score_gradients is None
-    assert_close(recorded.weight_gradients[0], leaf.grad.sum(dim=0).tril(), 1e-5)
+    assert_close(recorded.weight_gradients[0], -leaf.grad.sum(dim=0).tril(), 1e-5)
 
 
 def test_recorded_weight_gradients_of_the_reduced_model_are_what_information_predicts() -> None:
@@ -259,8 +265,11 @@ def test_recorded_weight_gradients_of_the_reduced_model_are_what_information_pre
     batch, beta0 = task.sample(200, seed=1).to("cpu", torch.float64), 1e-5
     model = cc.warm_start(cc.reduced_transformer(3, 8, dtype=torch.float64), beta0)
     recorded = cc.take_snapshot(model, batch, record=cc.RecordAt(weight_gradients=True)).weight_gradients[0, 0]
-    closed = cc.measured_gradient(batch.tokens, batch.target_probs).value
-    assert_close(-recorded * 3 * 8 / beta0, closed, 1e-3)
+    closed = cc.measured_gradient(batch.tokens, batch.target_probs)
+    assert_close(recorded * 3 * 8 / beta0, closed.value, 1e-3)
+    in_nats = cc.measured_gradient(batch.tokens, batch.target_probs, beta0=beta0)
+    assert_close(recorded, in_nats.value, 1e-3)
+    assert_close(in_nats.standard_error * 3 * 8 / beta0, closed.standard_error, 1e-12)
 
 
 def test_weight_gradients_are_recorded_in_training_kept_and_joined(tmp_path: Path) -> None:
@@ -282,3 +291,147 @@ def test_weight_gradients_are_recorded_in_training_kept_and_joined(tmp_path: Pat
     slow = cc.train(cc.disentangled_transformer(4, 6), task, config, record=by_hooks, progress=False)
     assert_close(record.weight_gradients, slow.weight_gradients[:, :1], 1e-5)
     assert_close(plain.score_gradients[:, :1], record.score_gradients, 1e-5)
+
+
+# ---- layers keep their numbers
+
+
+def train_recorded(task: cc.InContextTask, **what: object) -> cc.TrainingRecord:
+    return cc.train(
+        cc.disentangled_transformer(task.d_vocab, task.n_ctx, init_scale=0.3, seed=1),
+        task,
+        cc.TrainConfig.joint(4, 0.05, batch_size=16),
+        record=cc.RecordAt(steps=(0, 4), **what),
+        progress=False,
+    )
+
+
+@pytest.mark.parametrize("cut", ["pattern", "z"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_layer_without_a_gradient_keeps_its_place(layer: int, cut: str, tmp_path: Path) -> None:
+    """A hook replaces a pattern by itself, cut off from the graph: nothing changes but the path of the gradient."""
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    batch = task.sample(30, seed=0)
+    model = cc.disentangled_transformer(3, 6, init_scale=0.3, seed=1)
+    whole = cc.take_snapshot(model, batch)
+    model.add_hook(f"blocks.{layer}.attn.hook_{cut}", lambda value, hook: value.detach())
+    snapshot = cc.take_snapshot(model, batch, record=cc.RecordAt(weight_gradients=True))
+    other = 1 - layer
+    assert snapshot.layers == (0, 1)
+    for found in (snapshot.score_gradients, snapshot.weight_gradients):
+        assert found.shape == snapshot.attention.shape
+        assert found[layer].tril().isnan()[0].tril().any()
+        if layer == 0:
+            assert not found[other].isnan().any()
+    if layer == 0:
+        assert_close(snapshot.score_gradients[other], whole.score_gradients[other], 1e-5)
+    record = cc.train(model, task, cc.TrainConfig.joint(4, 0.05, batch_size=16), record=cc.RecordAt((0, 4)))
+    again = cc.TrainingRecord.load(record.save(tmp_path))
+    for kept in (record, again):
+        assert kept.score_gradients.shape == kept.attention.shape
+        assert_refused(lambda kept=kept: kept.of_layer("score_gradients", layer), f"layer {layer}", "NaN", "hook")
+        assert kept.of_layer("attention", layer).shape == (2, 1, 6, 6)
+    g = cc.predicted_gradient(task, 64).value.float()
+    assert_refused(lambda: cc.edge_formation(record, g, task.graph, layer=layer), f"layer {layer}", "NaN")
+    assert_refused(
+        lambda: figures.plot_film_strip(record, task.graph, layer, quantity="score_gradients"), f"layer {layer}", "NaN"
+    )
+
+
+def test_nothing_that_can_be_differentiated_is_all_nan(chain_task: cc.InContextTask) -> None:
+    model = cc.plant_circuit(chain_task.graph, d_vocab=4).requires_grad_(False)
+    model.add_hook("unembed.hook_out", lambda logits, hook: logits.detach())
+    snapshot = cc.take_snapshot(model, chain_task.sample(8, seed=0))
+    assert snapshot.score_gradients.isnan().all()
+    assert not snapshot.attention.isnan().any()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("layers", "kept"), [(None, (0, 1)), ((0,), (0,)), ((1,), (1,)), ((1, 0, 1), (0, 1))])
+def test_a_record_knows_its_layers(
+    layers: tuple[int, ...] | None, kept: tuple[int, ...], streamed: bool, tmp_path: Path
+) -> None:
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=4)
+    every = train_recorded(task)
+    record = train_recorded(task, layers=layers, folder=tmp_path / "grows" if streamed else None)
+    again = cc.TrainingRecord.load(tmp_path / "grows" if streamed else record.save(tmp_path))
+    g = cc.predicted_gradient(task, 64).value.float()
+    for found in (record, again):
+        assert found.layers == kept
+        for layer in kept:
+            for name in ("attention", "score_gradients"):
+                assert_close(found.of_layer(name, layer), every.of_layer(name, layer), 1e-5)
+            assert cc.edge_formation(found, g, task.graph, layer=layer).attention.shape == (2, 4)
+        missing = 2 if len(kept) == 2 else 1 - kept[0]
+        for refused in (
+            partial(found.of_layer, "attention", missing),
+            partial(cc.edge_formation, found, g, task.graph, layer=missing),
+            partial(figures.plot_film_strip, found, task.graph, missing),
+            partial(figures.plot_graph_forming, found, task.graph, layer=missing),
+        ):
+            assert_refused(refused, f"{kept}", f"layer {missing}")
+    assert_refused(lambda: record.of_layer("weight_gradients", kept[0]), "weight_gradients=True")
+    assert_refused(lambda: record.of_layer("losses", kept[0]), "quantity", "losses")
+
+
+def test_layers_that_are_not_there_are_refused(random_model: HookedTransformer, chain_task: cc.InContextTask) -> None:
+    batch = chain_task.sample(4, seed=0)
+    assert_refused(lambda: cc.take_snapshot(random_model, batch, record=cc.RecordAt(layers=(0, 5))), "0 .. 1", "5")
+
+
+def test_records_whose_parts_do_not_fit_are_refused(record: cc.TrainingRecord) -> None:
+    fewer = {"attention": None, "score_gradients": record.score_gradients[:, 1:]}
+    assert_refused(lambda: replace(record, **fewer), "score_gradients", "layers (0, 1)", "[3, 1,")
+    assert_refused(lambda: replace(record, attention=record.attention[1:]), "attention")
+    first, second = (replace(record, layers=layers) for layers in ((0, 1), (1, 2)))
+    assert_refused(lambda: cc.recording.join_records([first, second], cc.TrainConfig()), "same layers", "(1, 2)")
+    assert cc.recording.join_records([second, second], cc.TrainConfig()).layers == (1, 2)
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_keeps_its_layers(tmp_path: Path) -> None:
+    task, kept = cc.InContextTask(cc.chain_graph(6), d_vocab=4), cc.Checkpoints(tmp_path, every=3)
+    for _ in range(2):
+        record = cc.train(
+            cc.disentangled_transformer(4, 6),
+            task,
+            cc.TrainConfig.joint(6, batch_size=8),
+            record=cc.RecordAt((0, 6), layers=(1,)),
+            checkpoints=kept,
+        )
+        assert record.layers == (1,)
+
+
+def test_records_of_before_are_not_mixed_with_these(record: cc.TrainingRecord, tmp_path: Path) -> None:
+    """They held the gradient itself, and said neither so nor which layers they have."""
+    record.save(tmp_path)
+    plain = json.loads((tmp_path / "record.json").read_text())
+    for name in ("format", "layers"):
+        del plain[name]
+    (tmp_path / "record.json").write_text(json.dumps(plain))
+    assert_refused(lambda: cc.TrainingRecord.load(tmp_path), "another version", "other sign")
+    replace(record, attention=None, score_gradients=None).save(tmp_path)  # losses alone have no sign
+    plain = json.loads((tmp_path / "record.json").read_text())
+    del plain["format"]
+    (tmp_path / "record.json").write_text(json.dumps(plain))
+    assert torch.equal(cc.TrainingRecord.load(tmp_path).losses, record.losses)
+
+
+def test_recorded_and_measured_gradients_have_one_sign_and_with_beta0_one_unit() -> None:
+    task = cc.InContextTask(cc.chain_graph(12), d_vocab=3)
+    batch, beta0 = task.sample(2000, seed=1).to("cpu", torch.float64), 1e-5
+    model = cc.warm_start(cc.reduced_transformer(3, 12, dtype=torch.float64), beta0)
+    snapshot = cc.take_snapshot(model, batch, record=cc.RecordAt(weight_gradients=True))
+    record = cc.train(
+        cc.reduced_transformer(3, 12, dtype=torch.float64),
+        task,
+        cc.TrainConfig.joint(1, 1e-9, batch_size=10_000, warm_start=beta0),
+        record=cc.RecordAt((0,), weight_gradients=True),
+    )
+    for of, found in (("scores", "score_gradients"), ("weights", "weight_gradients")):
+        measured = cc.measured_gradient(batch.tokens, batch.target_probs, of, beta0=beta0).value
+        assert_close(getattr(snapshot, found)[0, 0], measured, 1e-3)
+        compared = cc.compare_gradient(
+            getattr(record, found)[0, 0, 0], cc.predicted_gradient(task).value, task.graph, of=of
+        )
+        assert compared.correlation > 0.9
+        assert compared.rows_right == 1.0

@@ -339,7 +339,7 @@ def test_a_record_does_not_go_on_through_a_link(chain_task, tmp_path):
 def test_a_record_names_no_file_but_its_own(chain_task, tmp_path):
     cc.train(new_model(), chain_task, CONFIG, record=cc.RecordAt.every(15, 30, folder=tmp_path / "record"))
     index = tmp_path / "record" / "streamed.json"
-    head, small = read_checked(index, "causal_circuits.streamed/1")
+    head, small = read_checked(index, "causal_circuits.streamed/2")
     for name in ("../elsewhere", "/etc/hostname", "elsewhere"):
         seals = {name: head["seals"]["attention"]}
         write_checked(index.parent, "streamed", {**head, "seals": seals}, small)

@@ -84,14 +84,12 @@ class ArcsInTime:
 
 def arcs_in_time(record: TrainingRecord, graph: nx.DiGraph, layer: int = 0, head: int | None = None) -> ArcsInTime:
     """The attention of a record as edges over positions; diagonal entries and the query's row are no edges."""
-    if record.attention is None or not len(record.attention):
-        raise ValueError("an animation needs recorded attention: this record has none; train with RecordAt()")
-    n_layers, n_heads, n_ctx = record.attention.shape[1:4]
-    if not 0 <= layer < n_layers or not (head is None or 0 <= head < n_heads):
-        raise ValueError(f"the record has layers 0 .. {n_layers - 1}, heads 0 .. {n_heads - 1}: got L{layer}H{head}")
+    chosen = record.of_layer("attention", layer)
+    n_heads, n_ctx = chosen.shape[1:3]
+    if not (head is None or 0 <= head < n_heads):
+        raise ValueError(f"the record has heads 0 .. {n_heads - 1}: got L{layer}H{head}")
     if n_ctx != n_ctx_of(graph):
         raise ValueError(f"record and graph must cover the same positions: {n_ctx} against {n_ctx_of(graph)}")
-    chosen = record.attention[:, layer]
     values = to_numpy(chosen.amax(dim=1) if head is None else chosen[:, head])
     is_true = set(attention_cells(graph))
     query, weights = has_query(graph), {}

@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.style import (
     BLACK,
     TRUE_EDGE,
@@ -29,6 +30,7 @@ SEQUENTIAL, DIVERGING = "Blues", "RdBu_r"
 _FRAME_INCHES = 2.05
 
 
+@check_arguments
 def plot_attention_and_graph(
     attention: Matrix, graph: nx.DiGraph, ax: Axes | None = None, title: str = "Attention and the true graph"
 ) -> Axes:
@@ -53,6 +55,7 @@ def plot_attention_and_graph(
     return ax
 
 
+@check_arguments
 def plot_matrix(
     matrix: Matrix,
     graph: nx.DiGraph | None = None,
@@ -85,6 +88,7 @@ def plot_matrix(
     return ax
 
 
+@check_arguments
 def plot_knock_out(knock_out: KnockOut, graph: nx.DiGraph, head: int | None = None, ax: Axes | None = None) -> Axes:
     """What cutting each attention entry costs, against the adjacency of the true graph (open squares).
 
@@ -116,6 +120,7 @@ def plot_knock_out(knock_out: KnockOut, graph: nx.DiGraph, head: int | None = No
     return plot_matrix(shown, graph, ax, title, unit, diverging=True)
 
 
+@check_arguments
 def plot_film_strip(
     record: TrainingRecord,
     graph: nx.DiGraph,
@@ -154,7 +159,7 @@ def plot_film_strip(
         check_square(values, graph)
         if is_gradient:
             largest = _limits(values, diverging=True)[1]
-            image = _heat_map(ax, -values / largest, -1.0, 1.0, DIVERGING)
+            image = _heat_map(ax, values / largest, -1.0, 1.0, DIVERGING)
             ax.set_title(f"step {step:,}\nlargest {largest:.1e}", fontsize="medium")
         else:
             image = _heat_map(ax, values, 0.0, 1.0, SEQUENTIAL)
@@ -175,19 +180,14 @@ def _frames(
     """(step, [n_ctx, n_ctx]) of the chosen records."""
     if quantity not in ("attention", "score_gradients"):
         raise ValueError(f"quantity must be 'attention' or 'score_gradients': got {quantity!r}")
-    recorded = record.attention if quantity == "attention" else record.score_gradients
-    if recorded is None or not len(recorded):
-        raise ValueError(
-            f"a film strip needs recorded {quantity}: this record has none; train with RecordAt({quantity}=True)"
-        )
+    recorded = record.of_layer(quantity, layer)
     if n_frames < 1:
         raise ValueError(f"a film strip needs at least 1 frame: got n_frames={n_frames}")
-    n_records, n_layers, n_heads = recorded.shape[:3]
-    if not (0 <= layer < n_layers and 0 <= head < n_heads):
-        heads = f"layers 0 .. {n_layers - 1} with heads 0 .. {n_heads - 1}"
-        raise ValueError(f"the record has {heads}: got L{layer}H{head}")
+    n_records, n_heads = recorded.shape[:2]
+    if not 0 <= head < n_heads:
+        raise ValueError(f"the record has heads 0 .. {n_heads - 1}: got L{layer}H{head}")
     chosen = np.unique(np.linspace(0, n_records - 1, n_frames).round().astype(int))
-    return [(record.steps[i], to_numpy(recorded[i, layer, head])) for i in chosen]
+    return [(record.steps[i], to_numpy(recorded[i, head])) for i in chosen]
 
 
 def _limits(values: np.ndarray, diverging: bool) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.style import (
     BLACK,
     GREEN,
@@ -41,6 +42,7 @@ _HEAD_SCORES = {
 }
 
 
+@check_arguments
 def plot_loss(
     record: TrainingRecord, references: dict[str, float], test_loss: float | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -87,14 +89,15 @@ def plot_loss(
     return ax
 
 
+@check_arguments
 def plot_gradient_and_information(
     gradient: Matrix, information: Matrix, graph: nx.DiGraph, ax: Axes | None = None, title: str | None = None
 ) -> Axes:
     """One point for each pair of positions i > j: minus the gradient against the predicted value, true edges marked.
 
     Args:
-        gradient: [n_ctx, n_ctx]; of the loss with respect to layer 1's attention, row i (child), column j; its
-            negative is drawn.
+        gradient: [n_ctx, n_ctx]; minus the gradient by layer 1's attention scores, as a record or snapshot holds it,
+            row i (child), column j.
         information: the same shape; what theory predicts for it.
         graph: whose edges to mark.
         title: say the correlation here; nothing is computed.
@@ -102,11 +105,11 @@ def plot_gradient_and_information(
     >>> import torch
     >>> from causal_circuits import chain_graph
     >>> g = torch.diag(torch.ones(3), -1)
-    >>> plot_gradient_and_information(-0.01 * g, g, chain_graph(4), title="correlation 1").get_title()
+    >>> plot_gradient_and_information(0.01 * g, g, chain_graph(4), title="correlation 1").get_title()
     'correlation 1'
     """
     ax = new_axes(ax, 5.6, 4.4)
-    drawn, predicted = -to_numpy(gradient), to_numpy(information)
+    drawn, predicted = to_numpy(gradient), to_numpy(information)
     for matrix in (drawn, predicted):
         check_square(matrix, graph)
     is_edge = np.zeros_like(drawn, dtype=bool)
@@ -129,6 +132,7 @@ def plot_gradient_and_information(
     return ax
 
 
+@check_arguments
 def plot_head_scores(scores: Sequence[HeadScores], ax: Axes | None = None) -> Axes:
     """Four bars for each head - previous-token, parent, induction, copying - with its role below its name.
 
@@ -154,6 +158,7 @@ def plot_head_scores(scores: Sequence[HeadScores], ax: Axes | None = None) -> Ax
     return ax
 
 
+@check_arguments
 def plot_ablation(results: Sequence[tuple[str, str, float]], ax: Axes | None = None) -> Axes:
     """One bar for each (what was ablated, method), as high as the share of the loss gain that it costs.
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import attention_cells, n_ctx_of, parents_of
 from causal_circuits.information.gradient import score_gradient_of
 from causal_circuits.recording import TrainingRecord
@@ -23,9 +24,10 @@ Of = Literal["weights", "scores"]
 _FORMED = 0.5  # attention to the parent from which an edge counts as formed
 
 
+@check_arguments
 @dataclass(frozen=True)
 class GradientComparison:
-    """Minus a gradient against its prediction, over all pairs j < i.
+    """A measured gradient against its prediction (minus the gradient, both), over all pairs j < i.
 
     The last row is left out: it is a query's, or, in a graph without one, the row that copies the target's parents.
 
@@ -45,8 +47,8 @@ class GradientComparison:
     >>> batch = task.sample(64, seed=0)
     >>> g = cc.predicted_gradient(task).value
     >>> measured = cc.measured_gradient(batch.tokens, batch.target_probs).value
-    >>> comparison = cc.compare_gradient(-measured, g, task.graph)
-    >>> -1 <= comparison.correlation <= 1, len(comparison.parent_ranks)
+    >>> comparison = cc.compare_gradient(measured, g, task.graph)
+    >>> 0 < comparison.correlation <= 1, len(comparison.parent_ranks)
     (True, 4)
     """
 
@@ -59,6 +61,7 @@ class GradientComparison:
     noise_share: float
 
 
+@check_arguments
 def compare_gradient(
     measured: Matrix,
     predicted: Matrix,
@@ -68,11 +71,11 @@ def compare_gradient(
     attention: Matrix | None = None,
     standard_error: Matrix | None = None,
 ) -> GradientComparison:
-    """Compare minus a gradient of layer 1 with the g that predicts it.
+    """Compare a measured gradient of layer 1 with the g that predicts it.
 
     Args:
-        measured: minus the gradient with respect to attention weights or scores; multiply that of the reduced model by
-            d_vocab n_ctx / beta0 to give the slope a meaning.
+        measured: minus the gradient by attention weights or scores, as `measured_gradient` gives it and records hold
+            it; multiply what is recorded of the reduced model by d_vocab n_ctx / beta0 to give the slope a meaning.
         predicted: g, as `predicted_gradient` or `finite_context_gradient` gives it.
         graph: the true graph.
         of: "weights" compares as it is, "scores" puts `predicted` through the softmax first.
@@ -91,6 +94,11 @@ def compare_gradient(
             f"gradient and prediction must be [n_ctx, n_ctx] over the graph's {n_ctx} positions: "
             f"got {list(measured.shape)} and {list(predicted.shape)}"
         )
+    for name, matrix in (("measured", measured), ("predicted", predicted)):
+        if not bool(matrix.tril(-1)[:-1].isfinite().all()):
+            raise ValueError(
+                f"a comparison needs finite gradients: {name} holds NaN or infinity; leave such states out"
+            )
     mapped = predicted.double() if of == "weights" else through_softmax(predicted.double(), attention)
     below = torch.ones(n_ctx, n_ctx, dtype=torch.bool).tril(-1)
     below[-1] = False
@@ -110,6 +118,7 @@ def compare_gradient(
     )
 
 
+@check_arguments
 def through_softmax(g: Matrix, attention: Matrix | None = None) -> Matrix:
     """The gradient of attention scores, P_ij (g_ij - sum_k P_ik g_ik); uniform causal attention if P is None.
 
@@ -139,6 +148,7 @@ def _parent_ranks(measured: Matrix, graph: nx.DiGraph) -> dict[int, dict[int, in
     return ranks
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Formation:
     """How the agreement evolves over training, and in which order edges form.
@@ -171,6 +181,7 @@ class Formation:
     order_agreement: float
 
 
+@check_arguments
 def edge_formation(
     record: TrainingRecord, predicted: Matrix, graph: nx.DiGraph, *, layer: int = 0, head: int = 0
 ) -> Formation:
@@ -190,14 +201,12 @@ def edge_formation(
     >>> [comparison.parent_ranks for comparison in formation.comparisons][0]
     (1, 1, 1, 1)
     """
-    if record.attention is None or record.score_gradients is None:
-        raise ValueError(
-            "edge formation needs recorded attention and score gradients: train with "
-            "RecordAt(attention=True, score_gradients=True)"
-        )
-    patterns, gradients = record.attention[:, layer, head], record.score_gradients[:, layer, head]
+    patterns, gradients = (record.of_layer(name, layer) for name in ("attention", "score_gradients"))
+    if not 0 <= head < patterns.shape[1]:
+        raise ValueError(f"head must be one of the record's 0 .. {patterns.shape[1] - 1}: got {head}")
+    patterns, gradients = patterns[:, head], gradients[:, head]
     comparisons = tuple(
-        compare_gradient(-gradient, predicted, graph, of="scores", attention=pattern)
+        compare_gradient(gradient, predicted, graph, of="scores", attention=pattern)
         for pattern, gradient in zip(patterns, gradients, strict=True)
     )
     cells = attention_cells(graph)
@@ -218,7 +227,7 @@ def edge_formation(
 
 def _formed(steps: tuple[int, ...], weights: Tensor) -> int | None:
     """The first step from which on the attention stays at one half or more."""
-    below = (weights < _FORMED).nonzero()
+    below = (~(weights >= _FORMED)).nonzero()  # NaN is not formed
     first = int(below[-1]) + 1 if len(below) else 0
     return steps[first] if first < len(steps) else None
 
@@ -236,6 +245,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 Relation = Literal["ancestor", "sibling", "uncle", "other relative", "unrelated"]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Rival:
     """The earlier position that comes closest to a child's parent.
@@ -261,6 +271,7 @@ class Rival:
     standard_errors: float
 
 
+@check_arguments
 def closest_rivals(value: Matrix, graph: nx.DiGraph, standard_error: Matrix | None = None) -> tuple[Rival, ...]:
     """For every child with two earlier positions or more: the position other than its parent with the largest value.
 
@@ -286,6 +297,8 @@ def closest_rivals(value: Matrix, graph: nx.DiGraph, standard_error: Matrix | No
             continue
         (parent,) = parents_of(graph, child)
         row = value[child, :child].clone()
+        if bool(row.isnan().any()):
+            raise ValueError(f"rivals need a value for every earlier position: row {child} holds NaN")
         row[parent] = -torch.inf
         position = int(row.argmax())
         excess, error = float(value[child, parent] - row[position]), float("nan")

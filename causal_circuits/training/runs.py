@@ -15,16 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causal_circuits.models import HookedTransformer
-from causal_circuits.models.fused import Weights, kernel_for, live_weights, sizes_of
+from causal_circuits.models import HookedTransformer, attachments
+from causal_circuits.models.fused import Weights, can_fuse, kernel_for, live_weights, sizes_of
+from causal_circuits.models.structured import choose_forward
 from causal_circuits.recording import RecordAt, Snapshot
-from causal_circuits.tasks import Batch, InContextTask
+from causal_circuits.tasks import Batch, InContextTask, Task
+from causal_circuits.tasks.base import Seed, checked_draws
 from causal_circuits.tasks.task import Filler, filler_of
 from causal_circuits.training.checkpoints import State
 from causal_circuits.training.recipe import Stage, TrainConfig
-from causal_circuits.training.steps import gradient_step, take_snapshot, trainable_parameters
+from causal_circuits.training.steps import autograd_step, take_snapshot, trainable_parameters
 from causal_circuits.training.updates import Updates
 
+# A step is cut into so many parts or more, whatever the number of threads, so that sums over parts, taken in their
+# order, do not depend on which thread made them; parts hold at least SMALLEST_PART sequences.
+PARTS, SMALLEST_PART = 8, 32
 # Sequences that a thread draws before it looks for more to do.
 DRAWN_AT_ONCE = 128
 # Ends the seed of every training stream: a test set drawn with sample(seed=0) is not the first batch of a run.
@@ -40,19 +45,18 @@ class StructuredRun:
         """Whether `gradients` leaves the record behind: never on this path."""
         return False
 
-    def __init__(
-        self, model: HookedTransformer, task: InContextTask, config: TrainConfig, start: State | None = None
-    ) -> None:
-        self._model, self._config = model, config
-        self._draw = task.stream((config.seed, TRAINING_STREAM))
+    def __init__(self, model: HookedTransformer, task: Task, config: TrainConfig, start: State | None = None) -> None:
+        self._model, self._task, self._config = model, task, config
         self._pool = ThreadPoolExecutor(1)
         self._step = start.step if start else 0
+        self._forward = choose_forward(model)
         self._updates = Updates(trainable_parameters(model), config.stages, start=start)
         self._ahead = [self._pool.submit(self._draw_batch, self._step + ahead) for ahead in range(2)]
 
     def _draw_batch(self, step: int) -> Batch:
         size, weight = self._config.batch_size, self._model.W_U
-        return self._draw(size, step * size).to(weight.device, weight.dtype)
+        batch = checked_draws(self._task, (self._config.seed, TRAINING_STREAM), step * size, size)
+        return batch.to(weight.device, weight.dtype)
 
     def snapshots(self, step: int, record: RecordAt) -> list[Snapshot]:
         """The state of the model, measured on the batch of this step."""
@@ -60,7 +64,7 @@ class StructuredRun:
 
     def gradients(self, record: RecordAt | None = None) -> "np.ndarray":
         """Set the gradients of this step; its loss, [1]. Nothing is recorded on the way."""
-        loss = gradient_step(self._model, self._ahead.pop(0).result())
+        loss = autograd_step(self._model, self._ahead.pop(0).result(), self._forward)
         self._step += 1
         self._ahead.append(self._pool.submit(self._draw_batch, self._step + 1))
         return np.array([loss])
@@ -72,6 +76,10 @@ class StructuredRun:
         """Which member has a gradient that is no number, if there is one."""
         gradients = (p.grad for p in trainable_parameters(self._model).values() if p.grad is not None)
         return None if all(isfinite(float(gradient.sum())) for gradient in gradients) else 0
+
+    def read_back(self) -> None:
+        """Look at the model again, after somebody else had it in hand: its forward may have to be another one."""
+        self._forward = choose_forward(self._model)
 
     def update(self) -> None:
         """One step of the optimiser."""
@@ -100,7 +108,8 @@ class _Piece:
 class _Job:
     """A thread's piece of work: sequences to differentiate, and to draw for the step to come.
 
-    Of several members, all sequences; of one, some: then `places`, where their results go, is one of the member's.
+    Of several members, all sequences; of one, a part of them: then `places`, where their results go, is one of the
+    member's.
     """
 
     places: slice
@@ -139,7 +148,7 @@ class FusedRun:
     def __init__(
         self,
         models: Sequence[HookedTransformer],
-        tasks: Sequence[InContextTask],
+        tasks: Sequence[Task],
         configs: Sequence[TrainConfig],
         n_threads: int,
         start: State | None = None,
@@ -159,7 +168,7 @@ class FusedRun:
         for member, model in enumerate(self._models):
             for stack, weight in zip(self._weights.views, live_weights(model), strict=True):
                 stack[member] = weight
-        parts = 1 if n % n_threads == 0 or n > 4 * n_threads else min(n_threads, size)
+        parts = max(1, min(-(-PARTS // n), size // SMALLEST_PART))
         self._gradients = _Stacks(n, shapes)
         self._sums = self._gradients.whole[None] if parts == 1 else torch.zeros(parts, len(self._gradients.whole))
         self._parts, self._whole = self._sums.numpy(), self._gradients.whole.numpy()
@@ -168,7 +177,7 @@ class FusedRun:
         self._nothing = self._watched = np.empty((n * parts, 0, 0, 0, 0), np.float32)
         self._uniform = np.tri(first.n_ctx, dtype=np.float32) / np.arange(1, first.n_ctx + 1, dtype=np.float32)[:, None]
         self._pool = ThreadPoolExecutor(n_threads)
-        self._draws_its_own = all(task.counts for task in tasks)  # otherwise one job draws what several have just used
+        self._draws_its_own = all(map(_has_places, tasks))  # otherwise one job draws what several have just used
         if parts == 1:
             ends = [n * thread // n_threads for thread in range(n_threads + 1)]
             self._shares = [[self._job(slice(*members), 0, 1)] for members in pairwise(ends)]
@@ -203,9 +212,9 @@ class FusedRun:
             group = slice(start, min(start + together, members.stop))
             tasks, configs = self._tasks[group], self._configs[group]
             cuts = [slice(start, min(start + DRAWN_AT_ONCE, rows.stop)) for start in starts]
-            if not tasks[0].counts:  # such a task draws a batch from one stream
+            if not _has_places(tasks[0]):  # such a task draws a batch in one call
                 cuts = [slice(0, size)] if rows.start == 0 else []
-            fill = filler_of(tasks, [(config.seed, TRAINING_STREAM) for config in configs])
+            fill = _filler(tasks, [(config.seed, TRAINING_STREAM) for config in configs])
             yield from (_Piece((self._tokens[group, cut], self._targets[group, cut]), cut.start, fill) for cut in cuts)
 
     def _leaves(self) -> Iterator[tuple[dict[str, torch.nn.Parameter], tuple[Stage, ...]]]:
@@ -321,8 +330,8 @@ class FusedRun:
         n, n_tok, attention, of_weights = len(self._models), self._tasks[0].d_vocab, None, None
         if self._watched.size > 0:
             summed = self._watched.reshape(n, -1, *self._watched.shape[1:]).sum(axis=1)
-            attention, of_weights = self._all_heads(summed[:, 0], self._uniform), self._all_heads(summed[:, 1], 0.0)
-        of_scores = self._all_heads(self._gradients.views[0].numpy()[:, :, n_tok:, n_tok:], 0.0)
+            attention, of_weights = self._all_heads(summed[:, 0], self._uniform), self._all_heads(-summed[:, 1], 0.0)
+        of_scores = self._all_heads(-self._gradients.views[0].numpy()[:, :, n_tok:, n_tok:], 0.0)
         return [
             Snapshot(
                 step=step,
@@ -350,6 +359,22 @@ class FusedRun:
             for live, stack in zip(live_weights(model), self._weights.views, strict=True):
                 live.copy_(stack[member])
 
+    def read_back(self) -> None:
+        """Go on from the models' weights, after somebody else had them in hand.
+
+        Raises:
+            ValueError: something was attached to a model that the fused step does not see.
+        """
+        for member, model in enumerate(self._models):
+            if not can_fuse(model):
+                found = attachments(model) or ("a hook on a parameter's gradient, tied parameters or another dtype",)
+                raise ValueError(
+                    f"on_record may measure a model and edit its weights, but not attach anything to it while it is "
+                    f"trained: found {found[0]}; attach it before training, or take it off before on_record returns"
+                )
+            for live, stack in zip(live_weights(model), self._weights.views, strict=True):
+                stack[member].copy_(live)
+
     def close(self) -> None:
         """Stop drawing; give the models their weights."""
         for pieces, event in zip(self._turn.to_draw, self._turn.differentiated, strict=True):
@@ -357,6 +382,26 @@ class FusedRun:
             event.set()  # this thread may have been interrupted before its share, and others wait for it
         self._pool.shutdown()
         self.write_back()
+
+
+def _has_places(task: Task) -> bool:
+    """Whether the compiled sampler draws this task's sequences, each of them a function of its place in the stream."""
+    return isinstance(task, InContextTask) and task.counts
+
+
+def _filler(tasks: Sequence[Task], seeds: Sequence[Seed]) -> Filler:
+    """`draws` into arrays [member, batch, ...]: in place for an `InContextTask`, copied for any other."""
+    ours = [task for task in tasks if isinstance(task, InContextTask)]
+    if len(ours) == len(tasks):
+        return filler_of(ours, seeds)
+
+    def fill(tokens: np.ndarray, target_probs: np.ndarray, first: int) -> None:
+        for member, (task, seed) in enumerate(zip(tasks, seeds, strict=True)):
+            batch = checked_draws(task, seed, first, tokens.shape[1])
+            torch.from_numpy(tokens[member]).copy_(batch.tokens)
+            torch.from_numpy(target_probs[member]).copy_(batch.target_probs)
+
+    return fill
 
 
 class _Stacks:

@@ -18,6 +18,7 @@ _FLOATS = (torch.float32, torch.float64)
 # What `SnapshotStore.state` keeps: dtypes, and a shape (None: one number a snapshot). Arrays have a row a snapshot.
 _KEPT: dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...] | None]] = {
     "steps": ((torch.int64,), None),
+    "layers": ((torch.int64,), None),
     "losses": ((torch.float64,), None),
     "bytes": ((torch.int64,), ()),
     "sha256": ((torch.uint8,), (32,)),
@@ -31,6 +32,7 @@ class SnapshotStore:
         self._n, self._folder = n_records, None if folder is None else Path(folder)
         self._steps: list[int] = []
         self._losses: list[float] = []
+        self._layers: tuple[int, ...] = ()
         self._arrays: dict[str, np.ndarray] = {}
         self._streamed: dict[str, StreamedArray] = {}
         if self._folder is not None:
@@ -47,6 +49,7 @@ class SnapshotStore:
             value = getattr(snapshot, name)
             if value is not None:
                 self._add(name, value.numpy())
+        self._layers = snapshot.layers
         self._steps.append(snapshot.step)
         self._losses.append(snapshot.loss)
 
@@ -66,6 +69,7 @@ class SnapshotStore:
         """The fields of a TrainingRecord that were measured."""
         return {
             "steps": tuple(self._steps),
+            "layers": self._layers,
             "recorded_losses": torch.tensor(self._losses, dtype=torch.float64),
             **{name: self._tensor(name) for name in MATRICES},
         }
@@ -80,6 +84,7 @@ class SnapshotStore:
         state = {
             "steps": torch.tensor(self._steps, dtype=torch.int64),
             "losses": torch.tensor(self._losses, dtype=torch.float64),
+            "layers": torch.tensor(self._layers, dtype=torch.int64),
         }
         for name, array in self._arrays.items():
             state[name] = torch.from_numpy(array[: len(self._steps)])
@@ -106,12 +111,13 @@ class SnapshotStore:
                 path = self._folder / f"{name}.npy"
                 self._streamed[name] = StreamedArray.reopen(path, seal, len(state["steps"]))
         self._steps, self._losses = state["steps"].tolist(), state["losses"].tolist()
+        self._layers = tuple(state["layers"].tolist())
 
     def write_index(self, record: TrainingRecord) -> None:
         """Beside streamed arrays: their checksums, and all else that the record so far holds."""
         if self._folder is None or not self.streams:
             return
-        about = {name: getattr(record, name) for name in ("config", "seconds", "sequences_per_s", "path")}
+        about = {name: getattr(record, name) for name in ("config", "seconds", "sequences_per_s", "path", "layers")}
         seals = {name: asdict(streamed.seal()) for name, streamed in self._streamed.items()}
         head = {"format": INDEX_FORMAT, "steps": record.steps, "about": about, "seals": seals}
         small = {"losses": record.losses, "recorded_losses": record.recorded_losses}
@@ -123,11 +129,13 @@ def _check(state: Mapping[str, Tensor], most: int) -> None:
     steps = state.get("steps")
     n = len(steps) if steps is not None and steps.ndim == 1 else -1
     wrong = [] if 0 <= n <= most and "losses" in state else ["steps"]
+    wrong += [] if "layers" in state else ["layers"]
     for name, value in state.items():
         dtypes, size = _KEPT.get(name.rpartition(".")[2], (_FLOATS, (n, *value.shape[1:])))
         if name.endswith(".sha256") and f"{name.removesuffix('sha256')}bytes" not in state:
             wrong.append(name)
-        fits = value.shape == ((n,) if size is None else size) and (value.dtype in dtypes or value.numel() == 0)
-        wrong += [] if fits and (n > 0 or name in ("steps", "losses")) else [name]
+        size = (value.numel() if name == "layers" else n,) if size is None else size
+        fits = value.shape == size and (value.dtype in dtypes or value.numel() == 0)
+        wrong += [] if fits and (n > 0 or name in ("steps", "losses", "layers")) else [name]
     if wrong:
         raise ValueError(f"the checkpoint's record is damaged: its {wrong[0]} is not what a training leaves")

@@ -3,13 +3,16 @@
 import torch
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.models import HookedTransformer, log_probs
 from causal_circuits.models.fused import can_fuse, fused_step
 from causal_circuits.models.layout import has_layout
+from causal_circuits.models.structured import Forward, as_log_probs, check_forward, choose_forward
 from causal_circuits.recording import RecordAt, Snapshot, watch_attention
 from causal_circuits.tasks import Batch
 
 
+@check_arguments
 def gradient_step(model: HookedTransformer, batch: Batch) -> float:
     """Set the gradient of the mean loss on a batch, by the fastest path that honours every hook; return the loss.
 
@@ -22,12 +25,20 @@ def gradient_step(model: HookedTransformer, batch: Batch) -> float:
     """
     if can_fuse(model):
         return fused_step(model, batch.tokens, batch.target_probs).loss
+    return autograd_step(model, batch, choose_forward(model))
+
+
+@torch.enable_grad()
+def autograd_step(model: HookedTransformer, batch: Batch, forward: Forward) -> float:
+    """Set the gradient of the mean loss on a batch by autograd through a forward; return the loss."""
     model.zero_grad(set_to_none=True)
-    loss = mean_loss(model, batch)
+    log_predictions = as_log_probs(model, forward(model, batch.tokens))
+    loss = -(batch.target_probs * log_predictions).sum(dim=-1).mean()
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return float(loss.detach())
 
 
+@check_arguments
 def mean_loss(model: HookedTransformer, batch: Batch) -> Tensor:
     """Mean soft-label cross-entropy at the last position, nats; a scalar that can be differentiated.
 
@@ -41,6 +52,7 @@ def mean_loss(model: HookedTransformer, batch: Batch) -> Tensor:
     return -(batch.target_probs * log_probs(model, batch.tokens)).sum(dim=-1).mean()
 
 
+@check_arguments
 @torch.no_grad()
 def evaluate(model: HookedTransformer, batch: Batch, chunk: int = 2048) -> Tensor:
     """The loss of every sequence of a batch, float64 [batch], nats; `chunk` sequences at a time.
@@ -55,14 +67,16 @@ def evaluate(model: HookedTransformer, batch: Batch, chunk: int = 2048) -> Tenso
     >>> losses.dtype, len(losses), float(losses.mean()) < cc.best_unigram_loss(batch)
     (torch.float64, 64, True)
     """
-    batch.check(model.cfg.d_vocab)
+    batch.check(model.cfg.d_vocab, d_vocab_out=model.cfg.d_vocab_out)
     batch = batch.to(model.W_U.device, model.W_U.dtype)
+    check_forward(model, batch.tokens)
     pieces = [batch[start : start + chunk] for start in range(0, len(batch), chunk)]
     return torch.cat(
         [-(piece.target_probs * log_probs(model, piece.tokens)).sum(dim=-1).double() for piece in pieces]
     ).cpu()
 
 
+@check_arguments
 def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record: RecordAt | None = None) -> Snapshot:
     """Attention and its gradients on one batch by hooks; a pass of its own, so it does not touch the training.
 
@@ -81,9 +95,9 @@ def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record:
     try:
         for parameter in frozen:  # a frozen layer's scores have gradients too
             parameter.requires_grad_(True)
-        with watch_attention(model, record.layers) as watched:
+        with torch.enable_grad(), watch_attention(model, record.layers) as watched:
             loss = mean_loss(model, batch)
-            if record.score_gradients or record.weight_gradients:
+            if (record.score_gradients or record.weight_gradients) and loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     finally:
         for parameter in frozen:
@@ -96,9 +110,11 @@ def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record:
         attention=watched.attention().cpu() if record.attention else None,
         score_gradients=watched.score_gradients().cpu() if record.score_gradients else None,
         weight_gradients=watched.weight_gradients().cpu() if record.weight_gradients else None,
+        layers=tuple(sorted(watched.patterns)),
     )
 
 
+@check_arguments
 def trainable_parameters(model: HookedTransformer) -> dict[str, torch.nn.Parameter]:
     """What can be trained, under the names that a Stage uses: "W_Q.0", "W_Q.1", ..., "W_U".
 
