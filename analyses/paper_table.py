@@ -49,9 +49,9 @@ The authors' notebook prints 1 - block attention for every edge. The paper's tra
   .7622); graph 15 at .7440, .7756, .7177, .7354 and .7694 (record .8095).
 
 The record of graph 0 lies 2.6 standard deviations above our nine runs, .023 above the highest; as the largest of 20
-such differences that is no proof of another task. Another tree, a printing error in one edge or later siblings (each parent
-has one child there) do not fit these numbers. Graph 18's record, .064 above ours, differs chiefly by the edge 2 -> 18.
-Not found: what in a run's data decides how far layer 1 comes.
+such differences that is no proof of another task. Another tree, a printing error in one edge or later siblings (each
+parent has one child there) do not fit these numbers. Graph 18's record, .064 above ours, differs chiefly by the edge
+2 -> 18. Not found: what in a run's data decides how far layer 1 comes.
 """
 
 

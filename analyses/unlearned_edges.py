@@ -19,7 +19,7 @@ Figure 9, where the explanations were thought of, and in forests of the same law
 And in the trained models: the gradient of the slow edge, with its earlier siblings' attention rows made uniform by a
 hook, against the same done to as many strangers' rows.
 
-    python analyses/unlearned_edges.py                 # about ten minutes
+    python analyses/unlearned_edges.py                 # some five minutes of processor time
     python analyses/unlearned_edges.py --quick         # seconds; too short to show anything
 
 Interrupted or killed, the same command goes on where it was. DIR gets report.html (look at this), results.json, with a
