@@ -45,7 +45,7 @@ def save_figure(figure_or_axes: Figure | Axes, path_stem: str | os.PathLike[str]
     """
     figure, stem = figure_of(figure_or_axes), _stem(path_stem)
     with laid_out(figure):
-        contents = {f"{stem.name}.png": _png(figure), f"{stem.name}.svg": _svg(figure)}
+        contents: dict[str, bytes | str] = {f"{stem.name}.png": _png(figure), f"{stem.name}.svg": _svg(figure)}
     folder = write_files(stem.parent, contents)
     return [folder / name for name in contents]
 

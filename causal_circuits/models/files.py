@@ -12,7 +12,6 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.display import short_list
 from causal_circuits.models.acceptance import foreign
 from causal_circuits.models.build import disentangled_transformer, reduced_transformer
 from causal_circuits.models.layout import Layout, layout_of, note_origin
@@ -116,7 +115,7 @@ def _check_savable(model: HookedTransformer) -> None:
                 f"it would lose the {found}; undo it, or keep torch.save(model.state_dict(), path)"
             )
     if hooks:
-        warnings.warn(f"hooks are not saved with a model: got a {short_list(hooks)}", stacklevel=4)
+        warnings.warn(f"hooks are not saved with a model: got a {', a '.join(hooks)}", stacklevel=4)
 
 
 def _check_sizes(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:

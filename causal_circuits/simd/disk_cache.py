@@ -25,12 +25,7 @@ DIGEST = sha256().digest_size
 def compile_kernel(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """`numba.njit` of a function, kept on disk if there is a folder to write to; a warning says so once if not.
 
-    A file that was truncated or altered is compiled again and replaced.
-
-    >>> def double(x):
-    ...     return 2 * x
-    >>> compile_kernel(double)(4)
-    8
+    What stands in a file that was truncated or altered is compiled again, and the file replaced.
     """
     kernel = numba.njit(**options)(function)
     try:
