@@ -7,7 +7,8 @@ DATA holds sequences whose last token is a query, and what followed it:
     labels        [sequences]: the next token itself
 
 as an .npz or a .safetensors file. Each sequence may have a transition kernel of its own. Every position gets a verdict:
-a child with its parent, a root, or undecided where the data cannot tell; then it says how many sequences would.
+a child with its parent, a root, or undecided where the data cannot tell or contradict a forest (a second parent); the
+reason says which, and how many sequences would do where more of them are what is lacking.
 
     python analyses/recover_graph.py DATA.npz --out out/mine
     python -c "import causal_circuits as cc, numpy as np

@@ -26,10 +26,20 @@ def table(found: cc.RecoveredGraph, out: Path) -> str:
 
 
 def needed(found: cc.RecoveredGraph) -> str:
-    """How many sequences would do, in words."""
+    """How many sequences would do, in words: a number only where more of them are what is lacking, or none is."""
     if found.sequences_needed == float("inf"):
-        return "the targets tell too little about the kernels to say how many would do"
+        return "from how many an edge would be certain is not known"
+    if found.undecided and found.sequences_needed <= found.n_independent:
+        return (
+            "not for want of sequences alone: a typical edge would show, and every position's reason says what is open"
+        )
     return f"about {found.sequences_needed:,.0f} make a typical edge of this task certain"
+
+
+def contradictions(found: cc.RecoveredGraph) -> list[str]:
+    """The warnings, and the positions that no forest explains."""
+    mixed = [str(p.position) for p in found.positions if p.p_forest < found.level]
+    return [*found.warnings, *([f"no forest explains positions: {', '.join(mixed)}"] if mixed else [])]
 
 
 def draw_figures(found: cc.RecoveredGraph, folder: Path) -> None:
@@ -52,15 +62,18 @@ def write_page(found: cc.RecoveredGraph, content: dict[str, Any], out: Path) -> 
                 f"{n_edges} edges; undecided: {', '.join(map(str, found.undecided)) or 'none'}; {needed(found)}",
             ),
             figures.Check(
-                not found.warnings,
-                "Nothing in the data contradicts what the test assumes",
-                "; ".join(found.warnings) or "no copies, no constant position, the query drawn on its own",
+                not contradictions(found),
+                "Nothing that was tested contradicts the assumptions",
+                "; ".join(contradictions(found))
+                or "no copies, no constant position, no sign of a query that depends on the context, of roots with "
+                "another law or of a second parent",
             ),
         ],
         sections=[
             figures.Section(
                 "The graph",
-                f"Arcs run from parent to child; the chance of any false edge is at most {found.level:g}.",
+                f"Arcs run from parent to child; if the assumptions hold, the chance of any false edge is at most "
+                f"{found.level:g}.",
                 figures.figure_html(out / "figures" / "graph", alt="Arc diagram of the recovered graph"),
                 command,
             ),
@@ -92,7 +105,7 @@ def rows(found: cc.RecoveredGraph) -> list[dict[str, object]]:
             "weight": p.weight,
             "p (Holm)": None if p.candidate is None else f"{p.p_value:.1e}",
             "closest rival": p.rival,
-            "sequences needed": p.sequences_needed if p.verdict == "child" else None,
+            "sequences needed": p.sequences_needed if p.sequences_needed < float("inf") else None,
             "why": p.reason,
         }
         for p in found.positions

@@ -61,8 +61,36 @@ def test_differences_of_edge_scores_have_the_means_and_variances_of_plain_loops(
     below = scores.below(0.7)
     np.testing.assert_allclose(below.mean, 0.7 - products.mean(axis=0), atol=1e-9)
     np.testing.assert_allclose(below.variance, products.var(axis=0, ddof=1), atol=1e-9)
+    halfway = 0.3 * sharp[:, None, None] * h[:, None, :] + 0.7 * 0.2 - products
+    assert_contrasts(scores.against_edge(0.3, 0.2), halfway)
+    edges = np.stack([products[:, 1, 0], products[:, 4, 2]], axis=1)
+    assert_contrasts(scores.between_edges(np.array([1, 4]), np.array([0, 2])), edges[:, None, :] - edges[:, :, None])
     largest = (np.abs(a).max(axis=1) * h.max(axis=1)).max()
     assert below.bound == pytest.approx(2 * largest)
+
+
+def test_what_a_forest_implies_has_the_means_and_variances_of_plain_loops(data, terms):
+    (tokens, targets), (a, h, _, offset), scores = data, terms, EdgeScores(*data, 60)
+    earlier = np.tril(np.ones((6, 6), dtype=bool), -1)
+    earlier[:, 2] = earlier[2] = False
+    row, agreement = scores.against_row(earlier), scores.against_agreement()
+    parent = np.array([-1, 0, -1, -1, 1, -1])
+    beyond = scores.beyond_parent(parent)
+    for i in range(6):
+        for j in range(i):
+            others = [k for k in range(i) if k not in (2, j)]
+            pair = a[:, i] * h[:, j]
+            equal = tokens[:, i] == tokens[:, j]
+            found = [(agreement, pair + offset * h[:, j] - equal)]
+            if i != 2 and j != 2 and others:
+                found.append((row, pair - np.mean([a[:, i] * h[:, k] for k in others], axis=0)))
+            if parent[i] >= 0:
+                law = np.array([y[token] for y, token in zip(targets, tokens[:, j], strict=True)])
+                found.append((beyond, h[:, parent[i]] * (equal - law)))
+            for contrasts, values in found:
+                assert contrasts.mean[i, j] == pytest.approx(values.mean(), abs=1e-9)
+                assert contrasts.variance[i, j] == pytest.approx(values.var(ddof=1), abs=1e-9)
+    np.testing.assert_array_equal(agreement.flipped().mean, -agreement.mean)
 
 
 def test_the_first_pair_is_tested_by_others_and_by_equal_tokens(data, terms):
@@ -170,12 +198,12 @@ def test_of_the_last_position_only_what_is_accepted_is_told_and_margins_count_ev
 
 
 def test_the_only_pair_has_the_p_value_of_its_only_test():
-    batch = cc.InContextTask(cc.chain_graph(3), d_vocab=3, alpha=1.0).sample(60, seed=0)
+    batch = cc.InContextTask(cc.chain_graph(3), d_vocab=3, alpha=1.0).sample(150, seed=0)
     found = cc.recover_graph(batch.tokens, batch.target_probs)
     scores = EdgeScores(batch.tokens.numpy(), batch.target_probs.double().numpy(), found.n_independent)
     _, match = scores.of_first_pair(1, 0, np.zeros(0, dtype=np.int64))
     assert 1e-12 < found.p_values[1, 0] < 0.5
-    assert float(found.p_values[1, 0]) == pytest.approx(float(match.p_values()[0, 0]), rel=1e-5)
+    assert float(found.p_values[1, 0]) == pytest.approx(2 * float(match.p_values()[0, 0]), rel=1e-5)  # or below it
 
 
 def rejected_stepping_down(p_values: list[float], level: float) -> set[int]:

@@ -11,6 +11,9 @@ Two questions, answered by two kinds of evidence:
   a root's row.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import networkx as nx
 import torch
 from jaxtyping import Float, Int
@@ -22,9 +25,9 @@ from causal_circuits.discovery.extracted import ExtractedGraph
 from causal_circuits.discovery.head_matches import FurtherParent
 from causal_circuits.discovery.several_heads import HeadReport, judge_heads
 from causal_circuits.discovery.testing import holm, upper_tail
-from causal_circuits.graphs import attention_cells
+from causal_circuits.graphs import attention_cells, n_ctx_of
 from causal_circuits.information import Information, estimate_gradient
-from causal_circuits.models import HookedTransformer, check_model, live_heads, log_probs
+from causal_circuits.models import HookedTransformer, attachments, check_forward, check_model, live_heads, log_probs
 from causal_circuits.recording import watch_attention
 from causal_circuits.tasks import Batch, Task
 
@@ -32,6 +35,9 @@ from causal_circuits.tasks import Batch, Task
 # 6-60, alpha .1-1, 20,000 sequences) true edges carried at least .44, the largest entry of a root's row at most .15
 # (benchmarks/edge_information.py).
 MIN_INFORMATION_SHARE = 0.3
+# A head is unused if, on so many sequences, no log-probability depends on what it attends to, but for rounding.
+_TRIED, _NO_CHANGE = 256, 1e-6
+_UNUSED = "no prediction depends on what this head attends to: uniform attention in its place changes none"
 
 
 @check_arguments
@@ -48,15 +54,16 @@ def mean_attention(
     >>> attention[0, 0, 3, 2] > 0.999  # layer 0, head 0, from position 3 to its parent
     tensor(True)
     """
-    total: Tensor | None = None
+    if not len(tokens):
+        raise ValueError("the mean attention needs at least one sequence: got none")
+    check_forward(model, tokens)
+    total = torch.zeros(())
     for start in range(0, len(tokens), chunk):
         piece = tokens[start : start + chunk].to(model.W_U.device)
         with watch_attention(model) as watched:
             log_probs(model, piece)
         summed = watched.attention().double().cpu() * len(piece)
-        total = summed if total is None else total + summed
-    if total is None:
-        raise ValueError("the mean attention needs at least one sequence: got none")
+        total = total + summed
     return (total / len(tokens)).float()
 
 
@@ -82,7 +89,8 @@ def extract_graph(
         level: family-wise error of the test for information.
 
     Returns:
-        A graph over ``n_ctx`` positions and the target. Edges carry "weight", "margin", "head", "information",
+        A graph over ``n_ctx`` positions and the target. A head whose attention no prediction depends on has no edges.
+        Edges carry "weight", "margin", "head", "information",
         "information_share" and "p_value"; its field ``candidates`` lists every `CandidateEdge`, the rejected ones
         with their reason. Without task and batch, uniform random tokens are used and roots cannot be told apart:
         ``roots_tested`` is False and a warning belongs with any figure made of it.
@@ -101,24 +109,28 @@ def extract_graph(
     """
     if not 0 < min_weight <= 1:
         raise ValueError(f"min_weight must lie in (0, 1]: got {min_weight}")
-    n_ctx, has_query = model.cfg.n_ctx, task is None or task.has_query
+    has_query = task is None or task.has_query
     if batch is None and task is not None:
         check_model(model, task.d_vocab, task.n_ctx)
         batch = task.sample_at_most(n_sequences, seed=seed)
     if batch is None:
         generator = torch.Generator().manual_seed(seed)
-        check_model(model, model.cfg.d_vocab, n_ctx)
-        tokens, gradient = torch.randint(model.cfg.d_vocab, (2048, n_ctx), generator=generator), None
+        check_model(model, model.cfg.d_vocab, model.cfg.n_ctx)
+        tokens, gradient = torch.randint(model.cfg.d_vocab, (2048, model.cfg.n_ctx), generator=generator), None
     else:
         batch.check(model.cfg.d_vocab)
         check_model(model, batch.target_probs.shape[1], batch.tokens.shape[1])
         tokens = batch.tokens[:4096]
         gradient = estimate_gradient(batch.tokens, batch.target_probs) if has_query else None
-    attention = mean_attention(model, tokens)[0]
+    n_ctx, attention = tokens.shape[1], mean_attention(model, tokens)[0]
     heads = [head for layer, head in live_heads(model) if layer == 0]
+    unused = _unused_heads(model, tokens[:_TRIED], heads)
+    candidates: list[CandidateEdge] = []
     reports: list[HeadReport] = []
     further: list[FurtherParent] = []
     if batch is not None and not has_query:
+        heads = [head for head in heads if head not in unused]
+    if batch is not None and not has_query and heads:
         candidates, reports, further = judge_heads(
             attention[heads],
             batch.tokens,
@@ -128,10 +140,12 @@ def extract_graph(
             level,
             last_layer=_last_attention(model, tokens),
         )
-    else:
-        candidates = _judge(_proposals(attention[heads], has_query, n_ctx), gradient, min_weight, level)
+    elif heads:
+        judged = _judge(_proposals(attention[heads], has_query, n_ctx), gradient, min_weight, level)
+        candidates = [replace(c, accepted=False, reason=_UNUSED) if c.head in unused else c for c in judged]
     graph = ExtractedGraph(target=n_ctx, roots_tested=batch is not None)
     graph.candidates, graph.heads, graph.further_parents = tuple(candidates), tuple(reports), tuple(further)
+    graph.attached = attachments(model)
     graph.add_nodes_from(range(n_ctx + 1))
     if has_query:
         graph.add_edge(n_ctx - 1, n_ctx)
@@ -153,6 +167,26 @@ def _last_attention(
             log_probs(model, tokens[start : start + chunk].to(model.W_U.device))
         rows.append(watched.patterns[last][:, heads, -1].mean(dim=1).float().cpu())
     return torch.cat(rows)
+
+
+@torch.no_grad()
+def _unused_heads(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], heads: Sequence[int]) -> list[int]:
+    """The heads of layer 0 whose attention no prediction depends on: uniform attention in its place changes none."""
+    tokens, uniform = tokens.to(model.W_U.device), torch.ones(tokens.shape[1], tokens.shape[1]).tril()
+    uniform /= uniform.sum(dim=-1, keepdim=True)
+
+    def predict(head: int | None) -> Tensor:
+        def flatten(pattern: Tensor, hook: object) -> Tensor:
+            pattern = pattern.clone()
+            if head is not None:
+                pattern[:, head] = uniform.to(pattern)
+            return pattern
+
+        with model.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", flatten)]):
+            return log_probs(model, tokens)
+
+    untouched = predict(None)
+    return [head for head in heads if float((predict(head) - untouched).abs().max()) <= _NO_CHANGE]
 
 
 def _proposals(
@@ -207,7 +241,8 @@ def _judge(
 def edge_auroc(score: Float[Tensor, "query_pos key_pos"], true: nx.DiGraph, *, children_only: bool = False) -> float:
     """The probability that a true edge scores above another causal entry (ties count half).
 
-    Entries (i, j), j <= i, of all rows but the last, whose query answers to nothing; NaN without an edge among them.
+    Entries (i, j), j <= i, of all rows but the last, whose query answers to nothing; NaN without an edge among them, or
+    if one of them is NaN.
     With `children_only` the rows of roots are left out: there, a trained model may make use of entries that are no
     edges, because a root's token tells about the kernel too.
 
@@ -215,7 +250,9 @@ def edge_auroc(score: Float[Tensor, "query_pos key_pos"], true: nx.DiGraph, *, c
     >>> edge_auroc(torch.diag(torch.ones(3), -1), chain_graph(4))
     1.0
     """
-    n_ctx = len(score)
+    n_ctx = n_ctx_of(true)
+    if score.shape != (n_ctx, n_ctx):
+        raise ValueError(f"scores must cover the graph's {n_ctx} positions, [n_ctx, n_ctx]: got {list(score.shape)}")
     is_edge = torch.zeros(n_ctx, n_ctx, dtype=torch.bool)
     for cell in attention_cells(true):
         is_edge[cell] = True
@@ -224,7 +261,7 @@ def edge_auroc(score: Float[Tensor, "query_pos key_pos"], true: nx.DiGraph, *, c
     if children_only:
         causal &= is_edge.any(dim=1, keepdim=True)
     edges, others = score[is_edge & causal], score[causal & ~is_edge]
-    if not len(edges) or not len(others):
+    if not len(edges) or not len(others) or bool(score[causal].isnan().any()):
         return float("nan")
     above = (edges[:, None] > others).double() + 0.5 * (edges[:, None] == others).double()
     return float(above.mean())

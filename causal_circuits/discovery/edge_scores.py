@@ -17,6 +17,10 @@ for any other earlier position j, which reaches i only through p, data processin
 makes E u_ij at most E u_ip. Under an edge x_i is drawn from y whenever h_j = 1, so that the score an edge must have is
 known without knowing any edge: E u_ip = E[ d_vocab |y|^2 h_p ].
 
+So two things contradict a forest: a row without an edge that is not flat, or not at c = P(x_i = x_j); and a child whose
+edge falls short of its score, or that agrees with another position more or less often than y says, where its parent
+equals the query.
+
 From a_i may be subtracted any function of y: it shifts whole rows, and removes most of the noise. A non-uniform query
 is weighted by one over its frequency.
 """
@@ -57,6 +61,10 @@ class Contrasts:
         """Sequences at which the p-value would be this small."""
         return bernstein_sample_size(self.mean, self.variance, self.bound, p_value)
 
+    def flipped(self) -> "Contrasts":
+        """The same differences the other way round."""
+        return Contrasts(-self.mean, self.variance, self.bound, self.n)
+
     def only(self, chosen: Bool[np.ndarray, "row key"]) -> "Contrasts":
         """Those of the chosen cells, as one row."""
         return Contrasts(self.mean[chosen][None], self.variance[chosen][None], self.bound, self.n)
@@ -71,11 +79,15 @@ class Contrasts:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some sequences: context tokens, a and h [sequence, position]; d_vocab |y|^2 less the offset [sequence, 1]."""
+    """Some sequences: context tokens, a, h and 1[x_j = x_T] [sequence, position].
+
+    d_vocab |y|^2 less the offset, and the offset, are [sequence, 1].
+    """
 
     context: Int[np.ndarray, "sequence position"]
     child: Float[np.ndarray, "sequence position"]
     hit: Float[np.ndarray, "sequence position"]
+    asked: Bool[np.ndarray, "sequence position"]
     sharpness: Float[np.ndarray, "sequence 1"]
     offset: Float[np.ndarray, "sequence 1"]
 
@@ -104,9 +116,11 @@ class EdgeScores:
         self._offset = self._fit_offset()
         n_positions = tokens.shape[1] - 1
         self.score, self.expected = np.zeros((n_positions, n_positions)), np.zeros(n_positions)
+        self._square = np.zeros_like(self.score)  # mean of (a_i h_j)^2
         self._bound = _LEAST_BOUND
         for piece in self._pieces():
             self.score += _summed(piece.child, piece.hit) / len(tokens)
+            self._square += _summed(piece.child**2, piece.hit**2) / len(tokens)
             self.expected += (piece.sharpness * piece.hit).sum(axis=0) / len(tokens)
             largest = np.abs(piece.child).max(axis=1) * piece.hit.max(axis=1)
             self._bound = max(self._bound, float(largest.max()))
@@ -124,36 +138,90 @@ class EdgeScores:
             context, query, y = self.tokens[piece, :-1], self.tokens[piece, -1:], self.targets[piece]
             offset = self._offset[piece, None]
             child = self.d_vocab * np.take_along_axis(y, context, axis=1) - offset
-            hit = np.where(context == query, self._query_weight[query], 0.0)
-            yield _Piece(context, child, hit, self.d_vocab * np.einsum("ns,ns->n", y, y)[:, None] - offset, offset)
+            asked = context == query
+            hit = np.where(asked, self._query_weight[query], 0.0)
+            sharpness = self.d_vocab * np.einsum("ns,ns->n", y, y)[:, None] - offset
+            yield _Piece(context, child, hit, asked, sharpness, offset)
 
     def against_rivals(self, best: Int[np.ndarray, " position"]) -> Contrasts:
         """u_i,best(i) - u_ij for every row i and column j."""
         square = np.zeros_like(self.score)
         for piece in self._pieces():
             at_best, hit, squares = piece.hit[:, best], piece.hit, piece.child**2
-            square += np.einsum("ni,ni->i", squares, at_best**2)[:, None]
-            square += _summed(squares, hit**2) - 2 * _summed(squares * at_best, hit)
+            square += np.einsum("ni,ni->i", squares, at_best**2)[:, None] - 2 * _summed(squares * at_best, hit)
         mean = np.take_along_axis(self.score, best[:, None], axis=1) - self.score
-        return self._contrasts(mean, square / len(self.tokens))
+        return self._contrasts(mean, self._square + square / len(self.tokens))
 
-    def against_edge(self) -> Contrasts:
-        """The score that an edge j -> i must have less the one it has, d_vocab (|y|^2 - y(x_i)) h_j."""
+    def against_edge(self, share: float = 1.0, background: float = 0.0) -> Contrasts:
+        """The score that lies `share` of the way from the background to an edge's, less u_ij.
+
+        An edge's score is that of the terms d_vocab |y|^2 h_j: with share 1 the background does not matter.
+        """
+        rest = (1 - share) * background
+        mean, cross = share * self.expected - self.score, np.zeros_like(self.score)
+        for piece in self._pieces():
+            missing = share * piece.sharpness - 2 * piece.child
+            cross += share * _summed(missing * piece.sharpness, piece.hit**2)
+        square = self._square + cross / len(self.tokens)
+        return self._contrasts(mean + rest, square + 2 * rest * mean + rest**2)
+
+    def against_row(self, earlier: Bool[np.ndarray, "position position"]) -> Contrasts:
+        """u_ij less the mean of the row's other entries, among those that `earlier` names (two or more in a row).
+
+        All have one expectation if i is independent of each of them given pi.
+        """
+        count = earlier.sum(axis=1)[:, None].astype(np.float64)
+        share = np.divide(1.0, count - 1, out=np.zeros_like(count), where=count > 1)
+        square = np.zeros_like(self.score)
+        total = (self.score * earlier).sum(axis=1, keepdims=True)
+        for piece in self._pieces():
+            hits, squares = piece.hit @ earlier.T, piece.child**2
+            square += (squares * hits**2).sum(axis=0)[:, None] - 2 * count * _summed(squares * hits, piece.hit)
+        square = count**2 * self._square + square / len(self.tokens)
+        return self._contrasts((count * self.score - total) * share, square * share**2)
+
+    def against_agreement(self) -> Contrasts:
+        """d_vocab y(x_i) h_j - 1[x_i = x_j]: both have expectation E |mu|^2 if i and j are independent given pi."""
         mean, square = np.zeros_like(self.score), np.zeros_like(self.score)
         for piece in self._pieces():
-            missing = piece.sharpness - piece.child
-            mean += _summed(missing, piece.hit)
-            square += _summed(missing**2, piece.hit**2)
+            law = piece.child + piece.offset
+            equal = _agreements(piece.context)
+            mean += _summed(law, piece.hit) - equal
+            square += _summed(law**2, piece.hit**2) - 2 * _summed(law * piece.asked, piece.hit) + equal
+        return self._contrasts(mean / len(self.tokens), square / len(self.tokens))
+
+    def beyond_parent(self, parent: Int[np.ndarray, " position"]) -> Contrasts:
+        """h_p (1[x_i = x_j] - y(x_j)) for the parent p of each i (-1 if none): how much oftener they agree than y says.
+
+        Where the parent equals the query, x_i is drawn from y, whatever x_j is: the expectation is zero for every
+        j < i, the parent included, under any law of the tokens.
+        """
+        mean, square = np.zeros_like(self.score), np.zeros_like(self.score)
+        for piece in self._pieces():
+            law = (piece.child + piece.offset) / self.d_vocab
+            for i in np.flatnonzero(parent >= 0).tolist():
+                equal, hit = (piece.context[:, [i]] == piece.context) - law, piece.hit[:, parent[i]]
+                mean[i] += hit @ equal
+                square[i] += hit**2 @ equal**2
         n = len(self.tokens)
-        return self._contrasts(mean / n, square / n)
+        bound = 2 * float(self._query_weight.max())
+        mean, square = mean / n, square / n
+        return Contrasts(mean, self._unbiased(square - mean**2), bound, self.n)
+
+    def between_edges(self, child: Int[np.ndarray, " edge"], parent: Int[np.ndarray, " edge"]) -> Contrasts:
+        """The score of edge k less that of edge l ([l, k]): zero in expectation for edges of one forest."""
+        square = np.zeros((len(child), len(child)))
+        for piece in self._pieces():
+            score = piece.child[:, child] * piece.hit[:, parent]
+            square += _summed(score, score)
+        score, own = self.score[child, parent], np.diagonal(square)
+        mean = score[None] - score[:, None]
+        return self._contrasts(mean, (own[None] + own[:, None] - 2 * square) / len(self.tokens))
 
     def below(self, threshold: float) -> Contrasts:
         """The threshold less u_ij."""
-        square = np.zeros_like(self.score)
-        for piece in self._pieces():
-            square += _summed(piece.child**2, piece.hit**2)
-        centred = square / len(self.tokens) - self.score**2
-        return Contrasts(threshold - self.score, self._unbiased(centred), 2 * self._bound, self.n)
+        variance = self._unbiased(self._square - self.score**2)
+        return Contrasts(threshold - self.score, variance, 2 * self._bound, self.n)
 
     def of_first_pair(self, child: int, parent: int, others: Int[np.ndarray, " other"]) -> tuple[Contrasts, Contrasts]:
         """Tests of a row with one earlier position, each valid if that position is not the parent.
@@ -186,3 +254,8 @@ def _summed(
 ) -> Float[np.ndarray, "position position"]:
     """Sum over sequences of rows[:, i] columns[:, j]: torch's product keeps to torch's number of threads."""
     return (torch.from_numpy(rows).T @ torch.from_numpy(columns)).numpy()
+
+
+def _agreements(context: Int[np.ndarray, "sequence position"]) -> Float[np.ndarray, "position position"]:
+    """In how many sequences each pair of positions has the same token."""
+    return np.stack([(context == context[:, [i]]).sum(axis=0) for i in range(context.shape[1])]).astype(np.float64)

@@ -17,6 +17,7 @@ class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is A
         candidates: every `CandidateEdge`, the rejected ones with their reason.
         heads: what each head carries (`HeadReport`), of a task without a query.
         further_parents: parents of the target that no head carries (`FurtherParent`): more parents than heads, for one.
+        attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
@@ -28,6 +29,7 @@ class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is A
     candidates: tuple[CandidateEdge, ...]
     heads: tuple[HeadReport, ...]
     further_parents: tuple[FurtherParent, ...]
+    attached: tuple[str, ...]
 
     @property
     def roots_tested(self) -> bool:
@@ -42,6 +44,6 @@ class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is A
     def copy(self, as_view: bool = False) -> "ExtractedGraph":
         """The graph and its evidence; networkx.DiGraph.copy says what a view is."""
         copied: ExtractedGraph = super().copy(as_view=as_view)
-        fields = ("candidates", "heads", "further_parents")
+        fields = ("candidates", "heads", "further_parents", "attached")
         copied.__dict__.update({name: vars(self)[name] for name in fields if name in vars(self)})
         return copied

@@ -4,8 +4,11 @@ Nulls, each exact for any forest whose roots follow the stationary law (see `edg
 
 * "j is not the parent of i". Then either i is a root, and its row is flat, or another position's score is at least as
   large: p_ij is the largest p-value of "u_ij is at most u_ik" over rivals k. Only a row's maximum can have p below 1.
-* "i has a parent" (for roots). Then some j has the score of an edge: p is the largest p-value of "u_ij falls
-  short of an edge's score" over all j.
+* "some earlier position has min_share of an edge's score" (for roots): p is the largest p-value of "u_ij falls short of
+  it" over all j.
+
+`forest` adds what these two leave open: whether a position without an edge is independent of the earlier ones, and
+whether a child's one parent explains it.
 """
 
 from dataclasses import dataclass
@@ -14,9 +17,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from causal_circuits.discovery.edge_scores import Contrasts, EdgeScores
+from causal_circuits.discovery.forest import ForestTest, forest_tests
 from causal_circuits.discovery.testing import holm
 
-_CALIBRATED = (0.5, 2.0)  # the median share of their expected score between which edges found bear it out
+_BORNE_OUT = (0.5, 2.0)  # the median share of their expected score between which edges found bear it out
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,15 @@ class EdgeTest:
             edge's score is not known, 0 where nothing is tested.
         best: the candidate parent of each position, -1 where there is none.
         rival: the position that comes closest to it, -1 where there is none.
-        p_root: of "it has a parent", Holm-corrected over positions; NaN where it cannot be tested.
+        p_root: of "an earlier position has min_share of an edge's score", Holm-corrected over positions; NaN where it
+            cannot be tested.
         sequences_needed: at which the candidate's corrected p-value would reach the level, if its score stayed; inf if
             it never would.
+        root_sequences_needed: at which p_root would.
         edge_sequences_needed: at which a typical edge of this task would; inf if not even that is known.
+        forest: what every forest implies, tested.
+        laws: whether weights compare with the score that laws give an edge; else with the edges found.
+        hidden, n, level, min_share: as given; n sequences count as independent.
     """
 
     p_value: Float[np.ndarray, "position position"]
@@ -41,7 +50,14 @@ class EdgeTest:
     rival: Int[np.ndarray, " position"]
     p_root: Float[np.ndarray, " position"]
     sequences_needed: Float[np.ndarray, " position"]
+    root_sequences_needed: Float[np.ndarray, " position"]
     edge_sequences_needed: float
+    forest: ForestTest
+    laws: bool
+    hidden: Bool[np.ndarray, " position"]
+    n: int
+    level: float
+    min_share: float
 
 
 @dataclass(frozen=True)
@@ -62,43 +78,70 @@ class _Cells:
 
 
 def edge_tests(
-    scores: EdgeScores, usable: Bool[np.ndarray, " position"], level: float, probabilities: bool
+    scores: EdgeScores,
+    usable: Bool[np.ndarray, " position"],
+    hidden: Bool[np.ndarray, " position"],
+    level: float,
+    min_share: float,
+    laws: bool,
 ) -> EdgeTest:
     """Test every entry of the usable positions.
 
     Args:
         scores: of the sequences.
         usable: positions that may be a parent or a child.
-        level: family-wise error, for the sample sizes and for roots of labelled data.
-        probabilities: whether targets are probabilities, so that the score of an edge is known beforehand. Where the
-            edges found contradict that score, targets are no laws of what was drawn (a model's guesses, say) and are
-            treated like labels.
+        hidden: positions of which nothing can be said that may be a parent all the same.
+        level: family-wise error.
+        min_share: of an edge's score, below which an entry must lie in the row of a root.
+        laws: whether targets are probabilities, so that the score of an edge is known beforehand. Where the edges
+            found contradict that score by far, nothing is said of roots.
     """
     n = len(usable)
     cells = _cells(scores, usable)
     raw, sizes, rival, spread = _against_rivals(scores, cells, usable, level)
+    raw = np.maximum(raw, _hidden_parent(scores, hidden, laws))
     p_value = np.ones((n, n))
     p_value[np.flatnonzero(cells.has_key), cells.best[cells.has_key]] = raw[cells.has_key]
     p_value[cells.earlier] = holm(p_value[cells.earlier].tolist())
-    found = np.flatnonzero(cells.has_key & (p_value.min(axis=1) < level))
+    is_child = cells.has_key & (p_value.min(axis=1) < level)
+    found = np.flatnonzero(is_child)
     background, tops = _background(scores, cells), scores.score[found, cells.best[found]]
-    if probabilities and len(found):
-        shares = (tops - background) / np.maximum(scores.expected[cells.best[found]] - background, 1e-12)
-        probabilities = bool(_CALIBRATED[0] <= np.median(shares) <= _CALIBRATED[1])
     labelled = np.full(n, np.median(tops) if len(found) else np.nan)
-    edge_score = scores.expected if probabilities else labelled
+    edge_score = scores.expected if laws else labelled
     gap = edge_score - background
     weight = np.divide(scores.score - background, gap, out=np.full((n, n), np.nan), where=gap > 0)
     typical = float(np.nanmean(gap)) if np.isfinite(gap).any() else 0.0
+    p_root, root_sizes = np.full(n, np.nan), np.full(n, np.inf)
+    borne_out = not len(found) or _BORNE_OUT[0] <= np.median(weight[found, cells.best[found]]) <= _BORNE_OUT[1]
+    if borne_out and np.isfinite(edge_score).all():
+        below = scores.against_edge(min_share, background) if laws else scores.below(background + min_share * gap[0])
+        p_root, root_sizes = _roots(below, cells, level)
     return EdgeTest(
         p_value=p_value,
         weight=np.where(cells.earlier, weight, 0.0),
         best=np.where(cells.has_key, cells.best, -1),
         rival=np.where(cells.rivals.any(axis=1), rival, -1),
-        p_root=_roots(scores, cells, background, edge_score, probabilities),
+        p_root=p_root,
         sequences_needed=np.where(cells.has_key, sizes, np.inf),
+        root_sequences_needed=root_sizes,
         edge_sequences_needed=spread.typical_sample_size(typical, level / cells.n_entries),
+        forest=forest_tests(scores, cells.earlier, np.where(is_child, cells.best, -1), background, laws, level),
+        laws=laws,
+        hidden=hidden,
+        n=scores.n,
+        level=level,
+        min_share=min_share,
     )
+
+
+def _hidden_parent(
+    scores: EdgeScores, hidden: Bool[np.ndarray, " position"], laws: bool
+) -> Float[np.ndarray, " position"]:
+    """p-values of "a hidden earlier position is the parent"; an edge has its score whatever the law of its parent."""
+    barred = np.tril(np.ones((len(hidden), len(hidden)), dtype=bool), -1) & hidden
+    if laws and hidden.any():
+        return np.asarray(np.where(barred, scores.against_edge().p_values(), 0.0).max(axis=1))
+    return barred.any(axis=1).astype(np.float64)
 
 
 def _cells(scores: EdgeScores, usable: Bool[np.ndarray, " position"]) -> _Cells:
@@ -126,23 +169,30 @@ def _against_rivals(
 
 
 def _single_key(scores: EdgeScores, child: int, parent: int, usable: np.ndarray, level: float) -> tuple[float, float]:
-    """p-value and sample size of the one entry of a row with one earlier position (Bonferroni over the tests)."""
+    """p-value and sample size of the one entry of a row with one earlier position.
+
+    Independent tokens agree as often as they score, and score no more than every other position with one of the two.
+    Either the score is above the agreement, or it is below and above the scores with another position (Bonferroni): the
+    second alone would trust that position to keep to the forest, and the first alone the targets to be laws.
+    """
     others = np.flatnonzero(usable)
     others = others[(others != child) & (others != parent)]
     reached, match = scores.of_first_pair(child, parent, others)
-    n_tests = len(others) + 1
-    p_values = np.concatenate([reached.p_values().max(axis=1), match.p_values().max(axis=1)])
-    sizes = [c.sample_sizes(level / n_tests).max(axis=1) for c in (reached, match)]
-    return min(1.0, n_tests * float(p_values.min())), float(np.concatenate(sizes).min())
+    missed, n_tests = match.flipped(), max(len(others), 1)
+    above, below = float(match.p_values()[0, 0]), float(missed.p_values()[0, 0])
+    another = n_tests * float(reached.p_values().max(axis=1).min(initial=1.0))
+    sizes = [float(c.sample_sizes(level / 2)[0, 0]) for c in (match, missed)]
+    of_another = float(reached.sample_sizes(level / 2 / n_tests).max(axis=1).min(initial=np.inf))
+    return min(1.0, 2 * min(above, max(below, another))), min(sizes[0], max(sizes[1], of_another))
 
 
 def _background(scores: EdgeScores, cells: _Cells) -> float:
-    """The score of an independent pair: the median over all entries that are not their row's maximum.
+    """The score of an independent pair: the lower quartile of all entries, most of which are independent or more.
 
     Of a single pair, the score it would have if it were independent (`EdgeScores.of_first_pair`).
     """
     if cells.rivals.any():
-        return float(np.median(scores.score[cells.rivals]))
+        return float(np.quantile(scores.score[cells.earlier], 0.25, method="lower"))
     if not cells.earlier.any():
         return 0.0
     child = int(np.flatnonzero(cells.has_key)[0])
@@ -152,16 +202,12 @@ def _background(scores: EdgeScores, cells: _Cells) -> float:
 
 
 def _roots(
-    scores: EdgeScores, cells: _Cells, background: float, edge_score: np.ndarray, probabilities: bool
-) -> Float[np.ndarray, " position"]:
-    """p-values of "this position has a parent"; for labels an edge is taken to reach halfway to those found."""
+    below: Contrasts, cells: _Cells, level: float
+) -> tuple[Float[np.ndarray, " position"], Float[np.ndarray, " position"]]:
+    """p-values of "an earlier position's score is not below", and the sequences at which they would reach the level."""
+    n_roots = max(int(cells.has_key.sum()), 1)
     p_root = np.full(len(cells.best), np.nan)
-    if probabilities:
-        falls_short = scores.against_edge()
-    elif np.isfinite(edge_score).all():
-        falls_short = scores.below((background + float(edge_score.max())) / 2)
-    else:
-        return p_root
-    raw = np.where(cells.earlier, falls_short.p_values(), 0.0).max(axis=1)
+    raw = np.where(cells.earlier, below.p_values(), 0.0).max(axis=1)
     p_root[cells.has_key] = holm(raw[cells.has_key].tolist())
-    return p_root
+    sizes = np.where(cells.earlier, below.sample_sizes(level / n_roots), 0.0).max(axis=1)
+    return p_root, np.where(cells.has_key, sizes, np.inf)

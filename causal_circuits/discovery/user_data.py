@@ -2,14 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from causal_circuits.arguments import ArgumentError
 from causal_circuits.discovery.testing import bernstein_p_value
+from causal_circuits.tasks.batch import Batch
 
-Array = Tensor | np.ndarray | Sequence
+
+@runtime_checkable
+class HasArray(Protocol):
+    """What numpy makes an array of: arrays, tensors, columns of a table."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray: ...
+
+
+Array = Tensor | np.ndarray | HasArray | Sequence
 
 _SAME = 1e-6  # laws of random kernels are not all equally sharp; labels in disguise are
 _MOST_NUMBERS = 2**28  # of one-hot labels
@@ -46,8 +57,13 @@ class UserData:
         return (self.tokens == self.tokens[0]).all(axis=0)
 
 
-def read_data(tokens: Array, targets: Array, d_vocab: int | None) -> UserData:
-    """Arrays, tensors or lists as `UserData`; a ValueError that names rule, value and remedy if they are unsound."""
+def read_data(tokens: Array | Batch, targets: Array | None, d_vocab: int | None) -> UserData:
+    """Arrays, tensors, lists or a batch as `UserData`; a ValueError that names rule, value and remedy if unsound."""
+    if isinstance(tokens, Batch):
+        targets = tokens.target_probs if targets is None else targets
+        tokens = tokens.tokens
+    if targets is None:
+        raise ArgumentError("targets must be given beside tokens: got none; they follow the query, as labels or laws")
     x = _array(tokens, "tokens", 2, "[sequences, n_ctx]", integers=True)
     if x.shape[1] < 2:
         raise ValueError(f"sequences need a context and a query, n_ctx of at least 2: got shape {list(x.shape)}")
@@ -57,6 +73,12 @@ def read_data(tokens: Array, targets: Array, d_vocab: int | None) -> UserData:
     probabilities = y.ndim == 2
     if not probabilities:
         y = _array(targets, "labels", 1, "[sequences]", integers=True)
+        _check_coding(x, y)
+    elif y.dtype.kind in "iu" and not _is_one_hot(y):
+        raise ValueError(
+            f"labels must be [sequences], the token after the query: got integers {list(y.shape)}; give the column of "
+            "that token, labels[:, -1] if they are the tokens shifted by one"
+        )
     width = y.shape[1] if probabilities else int(max(x.max(), y.max())) + 1
     d_vocab = width if d_vocab is None else d_vocab
     if d_vocab < 2:
@@ -66,30 +88,44 @@ def read_data(tokens: Array, targets: Array, d_vocab: int | None) -> UserData:
         raise ValueError(f"d_vocab must be the width of the target probabilities, {width}: got {d_vocab}; leave it out")
     for name, array in (("tokens", x), *(() if probabilities else (("labels", y),))):
         if array.min() < 0 or array.max() >= d_vocab:
+            remedy = "make the targets wider" if probabilities else "give a larger d_vocab"
+            if array.min() == 1 and array.max() == d_vocab:
+                remedy = "subtract 1 if they are numbered from 1"
             raise ValueError(
                 f"{name} must lie in the vocabulary 0 .. {d_vocab - 1}: got values in "
-                f"[{array.min()}, {array.max()}]; give d_vocab if there are more tokens"
+                f"[{array.min()}, {array.max()}]; {remedy if array.min() >= 0 else 'number tokens from 0'}"
             )
     y = _probabilities(y) if probabilities else _one_hot(y, d_vocab)
     probabilities = probabilities and bool(np.ptp((y**2).sum(axis=1)) > _SAME)  # else labels: as one-hots, or smoothed
     return UserData(x, y, probabilities, _count_independent(x, y, probabilities))
 
 
+def _is_one_hot(y: np.ndarray) -> bool:
+    return bool(((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all())
+
+
+def _check_coding(tokens: np.ndarray, labels: np.ndarray) -> None:
+    """Refuse labels that take the very values of the tokens, but shifted."""
+    coded, labelled = np.unique(tokens), np.unique(labels)
+    shift = int(coded[0] - labelled[0])
+    if shift and len(coded) == len(labelled) and (coded - labelled == shift).all():
+        raise ValueError(
+            f"tokens and labels must be numbered alike: got tokens in {coded[0]} .. {coded[-1]} and labels in "
+            f"{labelled[0]} .. {labelled[-1]}; {'subtract' if shift > 0 else 'add'} {abs(shift)} "
+            f"{'from' if shift > 0 else 'to'} the tokens"
+        )
+
+
 def _array(values: Array, name: str, ndim: int | tuple[int, ...], shape: str, integers: bool = False) -> np.ndarray:
     """A numpy array of numbers with the right number of axes, of size one or more."""
-    try:
-        if isinstance(values, Tensor):  # numpy knows no bfloat16
-            values = values.detach().cpu().double() if values.is_floating_point() else values.detach().cpu()
-        array = np.asarray(values)
-    except ValueError as error:
-        raise ValueError(f"{name} must be a rectangular array {shape}: got ragged rows; cut or pad them") from error
+    array = _numpy(values, name, shape)
     if array.dtype.kind not in "iufb":
-        raise ValueError(f"{name} must be numbers {shape}: got an array of {array.dtype}")
+        raise ArgumentError(f"{name} must be numbers {shape}: got an array of {array.dtype}; convert or encode them")
     if array.ndim not in (ndim if isinstance(ndim, tuple) else (ndim,)) or array.size == 0:
         raise ValueError(f"{name} must be {shape} and not empty: got shape {list(array.shape)}")
     if integers:
         if array.dtype.kind not in "iu":
-            raise ValueError(
+            raise ArgumentError(
                 f"{name} must be integers {shape}: got {array.dtype}; convert them if they are whole numbers"
             )
         if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
@@ -98,6 +134,17 @@ def _array(values: Array, name: str, ndim: int | tuple[int, ...], shape: str, in
             )
         return array.astype(np.int64)
     return array
+
+
+def _numpy(values: Array, name: str, shape: str) -> np.ndarray:
+    if isinstance(values, Tensor):  # numpy knows no bfloat16
+        return np.asarray((values.double() if values.is_floating_point() else values).detach().cpu())
+    if isinstance(values, list | tuple) and any(isinstance(row, Tensor) for row in values):
+        values = [_numpy(row, name, shape) for row in values]
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a rectangular array {shape}: got ragged rows; cut or pad them") from error
 
 
 def _one_hot(y: np.ndarray, d_vocab: int) -> Float[np.ndarray, "sequence d_vocab"]:
