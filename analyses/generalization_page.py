@@ -1,6 +1,7 @@
 """What `generalization.py` makes of its measurements: rates, table, figures, page. Not a script."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -84,9 +85,12 @@ def draw(families: Rows, restricted: Rows, points: dict[str, Any], laws: dict[st
             of_model = [row for row in rows if row["model"] == model]
             at = max(row["n_ctx"] for row in of_model)
             for key, contexts in EXCESSES.items():
+                values = {
+                    family: dict(means_by(of_model, "n_ctx", key, family=family)).get(at)
+                    for family in dict.fromkeys(row["family"] for row in of_model)
+                }
                 excess[f"{model}{words}, n_ctx {at}, {contexts}"] = {
-                    family: dict(means_by(of_model, "n_ctx", key, family=family))[at]
-                    for family in dict.fromkeys(row["family"] for row in of_model if row["n_ctx"] == at)
+                    family: value for family, value in values.items() if value is not None
                 }
     for key, contexts in EXCESSES.items():
         curves = {
@@ -118,6 +122,11 @@ def by_training(restricted: Rows) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def nats(value: float) -> str:
+    """A mean excess; NaN is that of no context."""
+    return "no context" if math.isnan(value) else f"{value:+.3f}"
+
+
 def within_bound(rows: Rows, key: str, claim: str) -> figures.Check:
     """Whether the excess (means over seeds) is at most BOUND on every family, and on which it is not."""
     means = {
@@ -127,7 +136,7 @@ def within_bound(rows: Rows, key: str, claim: str) -> figures.Check:
     }
     beyond = {family: value for family, value in means.items() if not value <= BOUND}
     most = max(means, key=lambda family: means[family])
-    shown = ", ".join(f"{family} {value:+.3f}" for family, value in beyond.items())
+    shown = ", ".join(f"{family} {nats(value)}" for family, value in beyond.items())
     return figures.Check(
         not beyond,
         claim,
@@ -275,7 +284,7 @@ def excess_line(rows: Rows, family: str) -> str:
         of_model = [row for row in rows if row["model"] == model and row["family"] == family]
         both = [dict(means_by(of_model, "n_ctx", key)) for key in (*EXCESSES, "share_with_all_tokens")]
         values = ", ".join(
-            f"{n_ctx:.0f}: {every:+.3f} / {both[1].get(n_ctx, float('nan')):+.3f} ({1 - both[2][n_ctx]:.0%})"
+            f"{n_ctx:.0f}: {nats(every)} / {nats(both[1].get(n_ctx, float('nan')))} ({1 - both[2][n_ctx]:.0%})"
             for n_ctx, every in both[0].items()
         )
         shown += [f"{model.split(',')[0]} {values}"] if values else []

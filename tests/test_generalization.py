@@ -218,7 +218,7 @@ def test_a_family_beyond_the_bound_is_named(monkeypatch, where) -> None:
 def test_the_terminal_gives_both_numbers_and_the_share_dropped(monkeypatch) -> None:
     page = analysis_module("generalization_page", monkeypatch)
     rows = [family_row("sparse", 20, 2.024, 0.286), family_row("sparse", 40, 1.0, float("nan"))]
-    assert page.excess_line(rows, "sparse") == "reduced 20: +2.024 / +0.286 (50%), 40: +1.000 / +nan (50%)"
+    assert page.excess_line(rows, "sparse") == "reduced 20: +2.024 / +0.286 (50%), 40: +1.000 / no context (50%)"
 
 
 def worst_rows(errors: dict[int, float], *, of_posterior: float = 0.1, share: float = 0.05) -> list[dict]:
