@@ -87,7 +87,7 @@ def predictions(groups: Mapping[str, Rows], *, seed: int, n_boot: int = 1000) ->
 def shown(row: Mapping[str, Any]) -> str:
     """An AUROC with its interval."""
     if np.isnan(row["auroc"]):
-        return "none: all are learned, or none is"
+        return "not defined"
     return f"{row['auroc']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 

@@ -1,5 +1,6 @@
 """The paper's figures: a smoke run of all of them, runs that can be interrupted, lines of the released code."""
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -395,6 +396,16 @@ def test_a_cause_that_fits_where_it_was_found_and_nowhere_else_is_not_said_to_pr
         predicts, said = page.best_prediction(page.predictions(groups, seed=0, n_boot=200))
         assert predicts is holds
         assert said.endswith("it predicts them" if holds else "it is not shown to predict them")
+
+
+def test_the_pull_on_an_edge_is_minus_the_gradient(monkeypatch):
+    """Where layer 2 matches and the read-out copies, an edge that is not learned is pulled up."""
+    unlearned = analysis_module("unlearned_edges", monkeypatch)
+    task = cc.InContextTask(cc.graph_from_parents([None, 0, None, 2, 0]), d_vocab=3, alpha=0.1)
+    model = cc.warm_start(cc.disentangled_transformer(3, task.n_ctx), 2.0)
+    arguments = argparse.Namespace(quick=True, seed=0)
+    found = unlearned.sibling_gradients(model, task, {"parent": 0, "child": 4}, arguments)
+    assert found["gradient_as_trained"] > 0
 
 
 def test_the_unlearned_edges_script_counts_what_it_trained(tmp_path, monkeypatch, look_at_report):
