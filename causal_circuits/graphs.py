@@ -21,6 +21,7 @@ import networkx as nx
 import numpy as np
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.display import short_list, table_html
 
 Parents = Sequence[int | np.integer | Sequence[int] | np.ndarray | Tensor | None] | np.ndarray | Tensor
@@ -30,6 +31,7 @@ Parents = Sequence[int | np.integer | Sequence[int] | np.ndarray | Tensor | None
 MOST_POSITIONS = 100_000
 
 
+@check_arguments
 def chain_graph(n_ctx: int) -> nx.DiGraph:
     """The in-context Markov chain: the parent of position i is i - 1, up to the query.
 
@@ -40,6 +42,7 @@ def chain_graph(n_ctx: int) -> nx.DiGraph:
     return _named("chain", graph_from_parents([None, *range(n_ctx - 2)]))
 
 
+@check_arguments
 def pairs_graph(n_ctx: int) -> nx.DiGraph:
     """The paper's in-context-learning graph: odd positions have the position before as parent.
 
@@ -51,6 +54,7 @@ def pairs_graph(n_ctx: int) -> nx.DiGraph:
     return _named("pairs", graph_from_parents(parents))
 
 
+@check_arguments
 def random_forest(n_ctx: int, root_probability: float = 0.5, seed: int | np.random.Generator = 0) -> nx.DiGraph:
     """A random forest: each position is a root with `root_probability`, else its parent is uniform.
 
@@ -74,6 +78,7 @@ def random_forest(n_ctx: int, root_probability: float = 0.5, seed: int | np.rand
     return _named("forest", graph_from_parents(parents))
 
 
+@check_arguments
 def ngram_graph(n_ctx: int, order: int) -> nx.DiGraph:
     """The in-context n-gram: the parents of position i are i - order, ..., i - 1.
 
@@ -89,6 +94,7 @@ def ngram_graph(n_ctx: int, order: int) -> nx.DiGraph:
     return _named(f"{order + 1}-gram", graph_from_parents(parents))
 
 
+@check_arguments
 def graph_from_parents(parents: Parents) -> nx.DiGraph:
     """The graph whose position i has the parents ``parents[i]``.
 
@@ -126,6 +132,7 @@ def graph_from_parents(parents: Parents) -> nx.DiGraph:
     return graph
 
 
+@check_arguments
 def graph_from_digraph(digraph: nx.DiGraph) -> nx.DiGraph:
     """The forest with a query and a target added behind the nodes 0 .. n - 1 of a DiGraph, attributes included.
 
@@ -159,6 +166,7 @@ def graph_from_digraph(digraph: nx.DiGraph) -> nx.DiGraph:
     return graph
 
 
+@check_arguments
 def validate_graph(graph: nx.DiGraph) -> None:
     """Pass if `graph` is a causal graph; otherwise raise a ValueError that names rule, value and remedy.
 
@@ -248,6 +256,7 @@ def n_ctx_of(graph: nx.DiGraph) -> int:
     return graph.number_of_nodes() - 1
 
 
+@check_arguments
 def parents_of(graph: nx.DiGraph, node: int) -> tuple[int, ...]:
     """The parents of a node, in order of position.
 
@@ -260,6 +269,7 @@ def parents_of(graph: nx.DiGraph, node: int) -> tuple[int, ...]:
     return tuple(sorted(int(parent) for parent in graph.predecessors(node)))
 
 
+@check_arguments
 def has_query(graph: nx.DiGraph) -> bool:
     """Whether the graph is a forest whose last position is a parentless query, the target's only parent.
 
@@ -272,6 +282,7 @@ def has_query(graph: nx.DiGraph) -> bool:
     return max(in_degrees) <= 1 and parents_of(graph, target) == (target - 1,) and graph.in_degree(target - 1) == 0
 
 
+@check_arguments
 def graph_parents(graph: nx.DiGraph) -> list[int | None] | list[list[int]]:
     """The list that `graph_from_parents` turns back into this graph.
 
@@ -287,6 +298,7 @@ def graph_parents(graph: nx.DiGraph) -> list[int | None] | list[list[int]]:
     return [next(iter(parents_of(graph, node)), None) for node in range(n_ctx - 1)]
 
 
+@check_arguments
 def latent_edges(graph: nx.DiGraph) -> set[tuple[int, int]]:
     """The edges that a model has to learn: all, except query -> target where the query is given.
 
@@ -314,6 +326,7 @@ def attention_cells(graph: nx.DiGraph) -> list[tuple[int, int]]:
     return cells if has_query(graph) else cells + [(last, parent) for parent in parents_of(graph, last + 1)]
 
 
+@check_arguments
 @dataclass(frozen=True, repr=False)
 class GraphRecovery:
     """How a found graph compares with the true one, over the edges that had to be learned.
@@ -358,6 +371,7 @@ class GraphRecovery:
         return table_html([row], "The same graph" if self.exact else "The graphs differ")
 
 
+@check_arguments
 def compare_graphs(true: nx.DiGraph, found: nx.DiGraph) -> GraphRecovery:
     """Compare two causal graphs over the same positions, edge by edge.
 
