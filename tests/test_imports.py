@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "simd": set(),
     "storage": set(),
     "streamed": set(),
-    "tasks": {"graphs", "simd"},
+    "tasks": {"graphs", "simd", "storage"},
     "classical": {"graphs", "tasks"},
     "generalization": {"graphs", "tasks"},
     "models": {"graphs", "simd", "storage"},

@@ -386,9 +386,8 @@ def test_an_ordinary_transformer_trains_as_torch_would(chain_task: cc.InContextT
     stage = cc.Stage(5, 0.01, optimizer="adamw", schedule="cosine", weight_decay=0.1)
     cc.train(model, chain_task, cc.TrainConfig((stage,), batch_size=16, warm_start=None, seed=1), record=NOTHING)
     optimizer = torch.optim.AdamW(other.parameters(), lr=1.0, weight_decay=0.1)
-    draw = chain_task.stream((1, TRAINING_STREAM))
     for step in range(5):
-        batch = draw(16, 16 * step).to("cpu", torch.float64)
+        batch = chain_task.draws((1, TRAINING_STREAM), 16 * step, 16).to("cpu", torch.float64)
         optimizer.zero_grad()
         (-(batch.target_probs * other(batch.tokens)[:, -1].log_softmax(-1)).sum(-1).mean()).backward()
         optimizer.param_groups[0]["lr"] = 0.005 * (1 + math.cos(math.pi * step / 5))
