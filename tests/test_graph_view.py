@@ -214,4 +214,4 @@ def test_what_does_not_fit_is_refused(fork: nx.DiGraph) -> None:
     assert_refused(lambda: figures.graph_film_html(record, chain), "7 against 5")
     assert_refused(lambda: figures.plot_graph_forming(record, fork, layer=2), "layers (0, 1)", "got layer 2")
     blind = cc.TrainingRecord(record.losses, (), record.losses[:0], None, None)
-    assert_refused(lambda: figures.graph_film_html(blind, fork), "recorded attention", "RecordAt()")
+    assert_refused(lambda: figures.graph_film_html(blind, fork), "no attention", "RecordAt(attention=True)")
