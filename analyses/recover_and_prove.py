@@ -93,7 +93,7 @@ def results(findings: Findings, header: dict[str, Any]) -> dict[str, object]:
             "train_sequences_per_s": f.record.sequences_per_s,
             "path": f.record.path,
         },
-        "training": asdict(cc.training_health(f.record)),
+        "training": asdict(cc.training_health(f.record, f.task, f.model)),
     }
 
 
@@ -113,7 +113,7 @@ def table(findings: Findings, out: Path) -> str:
             f"head L{head.layer}H{head.head}   {head.role}: parent {head.parent_score:.2f}, induction "
             f"{head.induction_score:.2f}; ablated, {min(shares):.0%} or more of the gain is lost"
         )
-    health = cc.training_health(f.record)
+    health = cc.training_health(f.record, f.task, f.model)
     lines += [f"training    {health.verdict}: {health.advice}"] if health.advice else []
     lines += [
         f"knock-out   AUROC {f.auroc():.3f} ({f.auroc(children_only=True):.3f} in rows of children); "

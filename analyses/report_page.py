@@ -108,9 +108,10 @@ def verdict(findings: Findings) -> list[figures.Check]:
             f"test loss {f.test_loss:.4f}, edge posterior {f.references.edge_posterior:.4f}, excess {excess:+.4f} nats",
         ),
         figures.Check(
-            len(copiers) == 1 and len(inducers) == 1,
-            "One head copies the parent's token and one head does induction",
-            "; ".join(f"L{h.layer}H{h.head}: {h.role}" for h in f.heads),
+            len(copiers) == 1 and len(inducers) == 1 and min(h.copying_score for h in f.heads) >= 0.5,
+            "One head attends to the parent and one does induction, and what both copy is read as the token it is "
+            "(copying at least 0.5)",
+            "; ".join(f"L{h.layer}H{h.head}: {h.role}, copying {h.copying_score:.2f}" for h in f.heads),
         ),
         figures.Check(
             least >= 0.9,
@@ -188,7 +189,9 @@ def sections(findings: Findings, folder: Path, command: str) -> list[figures.Sec
         ),
         section(
             "What each head does",
-            "Scores are calibrated: 0 is uniform attention, 1 is perfect.",
+            "Scores are calibrated: 0 is uniform attention, 1 is perfect; the induction null is what is left of the "
+            "score when positions take their parents' tokens from another sequence. Copying is judged where the copies "
+            "are read: by the keys of layer 2, or by the logits.",
             "heads",
             more=figures.table_html(
                 [head_row(head) for head in f.heads], caption="Head scores, with TransformerLens's raw ones"
@@ -237,7 +240,9 @@ def head_row(head: cc.HeadScores) -> dict[str, object]:
         "previous token": round(head.previous_token_score, 3),
         "parent": round(head.parent_score, 3),
         "induction": round(head.induction_score, 3),
+        "induction null": f"{head.induction_null:.3f} ± {head.induction_standard_error:.3f}",
         "copying": round(head.copying_score, 3),
+        "copies read by": head.copies_read_by,
         "parent, raw": round(head.transformer_lens_parent_score, 3),
         "induction, raw": round(head.transformer_lens_induction_score, 3),
     }

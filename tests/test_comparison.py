@@ -2,12 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from assertions import assert_close, assert_refused
 
 import causal_circuits as cc
+from causal_circuits.circuits.formation import _rank_correlation
 from causal_circuits.information import through_softmax
+from causal_circuits.information.comparison import _formed, _ranks
 
 FOREST = [None, 0, 0, 1, 1, None, 5, 3]  # n_ctx 9; 7's parent 3, grandparent 1, uncle 4
 
@@ -157,3 +160,41 @@ def test_in_training_the_stronger_pull_wins_the_race():
     assert None not in formed.formed_at
     assert formed.comparisons[0].rows_right == 1.0
     assert formed.order_agreement > 0.5
+
+
+# ---- NaN is no score
+
+
+def test_nan_gradients_are_refused_or_stay_nan(g, graph):
+    spoiled = g.clone()
+    spoiled[4, 1] = torch.nan
+    assert_refused(lambda: cc.compare_gradient(spoiled, g, graph), "measured", "NaN")
+    assert_refused(lambda: cc.compare_gradient(g, spoiled, graph), "predicted", "NaN")
+    assert_refused(lambda: cc.closest_rivals(spoiled, graph), "row 4", "NaN")
+
+
+@pytest.mark.parametrize("cell", [(1, 0), (3, 2), (3, 3)])
+def test_scores_with_nan_have_no_auroc(cell, graph):
+    score = torch.rand(9, 9, generator=torch.Generator().manual_seed(0)).double()
+    plain = cc.edge_auroc(score, graph)
+    assert 0 <= plain <= 1
+    elsewhere = score.clone()
+    elsewhere[0, 5] = elsewhere[-1, 0] = torch.nan  # above the diagonal, and the query's row: they do not count
+    assert cc.edge_auroc(elsewhere, graph) == plain
+    score[cell] = torch.nan
+    assert math.isnan(cc.edge_auroc(score, graph))
+    assert math.isnan(cc.edge_auroc(torch.full((9, 9), torch.nan), graph))
+    assert_refused(lambda: cc.edge_auroc(score[:4, :4], graph), "9 positions", "[4, 4]")
+
+
+def test_rankings_of_nan_are_nan():
+    from causal_circuits.circuits import ground_truth, onsets
+
+    values, truth = np.array([1.0, np.nan, 3.0]), np.array([True, True, False])
+    assert math.isnan(ground_truth.auroc(values, truth))
+    assert math.isnan(ground_truth.average_precision(values, truth))
+    assert math.isnan(_rank_correlation(values, np.arange(3.0)))
+    assert np.isnan(_ranks(values)).all()
+    curves = torch.tensor([[0.0, 0.0], [torch.nan, 1.0], [1.0, 1.0]])
+    assert onsets.onset((0, 1, 2), curves).isnan().tolist() == [True, False]
+    assert _formed((0, 1), torch.tensor([torch.nan, torch.nan])) is None

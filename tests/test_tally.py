@@ -17,6 +17,17 @@ def snapshot(task: cc.InContextTask, learned: int) -> cc.Snapshot:
     return cc.Snapshot(step=0, loss=1.0, attention=attention, score_gradients=None)
 
 
+def test_uniform_attention_has_found_no_parent() -> None:
+    """Not even those of a star, whose parent stands first in every row."""
+    task = cc.InContextTask(cc.graph_from_parents([None, 0, 0, 0, 0]), d_vocab=3)
+    batch = task.sample(64, seed=0)
+    for record in (cc.RecordAt(), cc.RecordAt(layers=(0,))):
+        untrained = cc.take_snapshot(cc.disentangled_transformer(3, 6), batch, record=record)
+        assert parents_found([task], [untrained], record) == "training, 0 of 4 parents"
+        planted = cc.take_snapshot(cc.plant_circuit(task.graph, d_vocab=3), batch, record=record)
+        assert parents_found([task], [planted], record) == "training, 4 of 4 parents"
+
+
 @pytest.mark.parametrize("learned", [0, 1, 4])
 def test_parents_are_row_maxima_of_some_head_of_layer_0(fork_task: cc.InContextTask, learned: int) -> None:
     assert (

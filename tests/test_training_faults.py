@@ -1,6 +1,7 @@
 """Numbers and disks that go wrong in training, and what a loss curve says afterwards."""
 
 import errno
+import math
 import resource
 import signal
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from assertions import assert_refused
 from interrupted import (
     CONFIG,
     ended,
@@ -117,3 +119,71 @@ def test_a_curve_is_told_for_what_it_is(curve, verdict, advice):
 @pytest.mark.parametrize("n", [0, 1, 40, 41, 399])
 def test_any_length_has_a_verdict(n):
     assert cc.training_health(losses(torch.full((n,), 2.0))).verdict in ("plateau", "too short")
+
+
+# ---- the loss held to the lines of its task
+
+
+def trained(task: cc.InContextTask, config: cc.TrainConfig) -> tuple[cc.TrainingRecord, object]:
+    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx)
+    return cc.train(model, task, config, progress=False), model
+
+
+FOREST = cc.InContextTask(cc.random_forest(12, 0.3, seed=5), d_vocab=3, alpha=0.1)
+ONE_MATRIX = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.2, 0.7], [0.3, 0.6, 0.1]], dtype=torch.float64).numpy()
+
+
+@pytest.mark.parametrize("level", [1_128_012.0, float("nan"), float("inf")])
+def test_a_loss_that_no_vocabulary_could_cost_has_diverged(level):
+    health = cc.training_health(losses(torch.full((400,), level)))
+    assert health.verdict == "diverges"
+    assert "lower the learning rate" in health.advice
+    falling = torch.linspace(9.0, 2.5, 400)  # from a bad start, above uniform predictions to the end
+    assert cc.training_health(losses(falling), FOREST).verdict == "falls"
+    late = torch.linspace(2.3, 1.8, 400)
+    late[-1] = torch.nan
+    assert cc.training_health(losses(late)).verdict == "diverges"
+
+
+def test_a_loss_far_above_uniform_predictions_has_diverged():
+    record, model = trained(FOREST, cc.TrainConfig.joint(100, 100.0, batch_size=64))
+    health = cc.training_health(record, FOREST, model)
+    assert health.last > 3 * math.log(3)
+    assert health.verdict == "diverges"
+    assert "far above" in health.advice
+
+
+def test_a_run_that_stays_at_the_unigram_line_is_told_so():
+    """W_U alone can learn token frequencies, under uniform attention, and nothing of the graph."""
+    record, model = trained(FOREST, cc.TrainConfig((cc.Stage(400, 0.1, train=("W_U",)),), warm_start=None))
+    for health in (cc.training_health(record, FOREST), cc.training_health(record, FOREST, model)):
+        assert health.verdict == "unigram"
+        assert "best unigram" in health.advice
+
+
+def test_a_loss_as_low_as_the_edge_posteriors_without_a_graph_is_told():
+    task = cc.InContextTask(FOREST.graph, d_vocab=3, kernels=ONE_MATRIX)
+    record, model = trained(task, cc.TrainConfig.joint(400, 0.1, warm_start=None))
+    test = task.sample(4096, seed=1)
+    posterior = cc.cross_entropy(cc.edge_posterior(task, test.tokens), test.target_probs).mean()
+    assert float(cc.evaluate(model, test).mean()) < float(posterior) + 0.05
+    for health in (cc.training_health(record, task), cc.training_health(record, task, model)):
+        assert health.verdict == "no graph"
+        assert "0 of 7 edges" in health.advice
+    assert cc.training_health(record).verdict == "falls"  # the loss alone does not tell
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0])
+@pytest.mark.parametrize("graph", [cc.chain_graph(12), cc.pairs_graph(12), FOREST.graph], ids=str)
+def test_good_runs_are_left_alone(graph, alpha):
+    task = cc.InContextTask(graph, d_vocab=3, alpha=alpha)
+    record, model = trained(task, cc.TrainConfig(cc.default_stages(600), seed=1))
+    for health in (cc.training_health(record, task, model), cc.training_health(record, task)):
+        assert (health.verdict, health.advice) == ("falls", "")
+
+
+def test_health_needs_a_record_and_a_model_of_the_task():
+    record, model = trained(FOREST, cc.TrainConfig(cc.default_stages(100), seed=1))
+    other = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=0.1)
+    assert_refused(lambda: cc.training_health(record, other), "same positions", "12", "6")
+    assert_refused(lambda: cc.training_health(record, other, model), "(3, 6)", "(3, 12)")

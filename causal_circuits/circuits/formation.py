@@ -273,7 +273,7 @@ def _formation(
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's, ties sharing their mean rank; NaN where there is nothing to order."""
+    """Spearman's, ties sharing their mean rank; NaN where there is nothing to order, or a value is NaN."""
     ranks = [(v[:, None] > v).sum(axis=1) + 0.5 * (v[:, None] == v).sum(axis=1) for v in (x, y)]
-    orderable = len(x) > 1 and all(rank.std() > 0 for rank in ranks)
+    orderable = len(x) > 1 and all(rank.std() > 0 for rank in ranks) and not np.isnan([*x, *y]).any()
     return float(np.corrcoef(*ranks)[0, 1]) if orderable else float("nan")

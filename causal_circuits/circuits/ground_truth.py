@@ -103,13 +103,15 @@ def edge_cells(graph: nx.DiGraph) -> tuple[Bool[Tensor, "query_pos key_pos"], Bo
 
 
 def auroc(values: Float[np.ndarray, " entry"], truth: Bool[np.ndarray, " entry"]) -> float:
-    """The probability that a true entry scores above another, ties counting half; NaN if one kind is missing.
+    """The probability that a true entry scores above another, ties counting half.
+
+    NaN if one kind is missing, or a score is NaN.
 
     >>> auroc(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
     0.5
     """
     yes, no = np.sort(values[truth]), np.sort(values[~truth])
-    if not len(yes) or not len(no):
+    if not len(yes) or not len(no) or np.isnan(values).any():
         return float("nan")
     below, up_to = np.searchsorted(no, yes, side="left"), np.searchsorted(no, yes, side="right")
     return float((below + up_to).mean() / (2 * len(no)))
@@ -118,9 +120,13 @@ def auroc(values: Float[np.ndarray, " entry"], truth: Bool[np.ndarray, " entry"]
 def average_precision(values: Float[np.ndarray, " entry"], truth: Bool[np.ndarray, " entry"]) -> float:
     """Precision averaged over true entries, from the highest score down; entries of equal score come in one step.
 
+    NaN if a score is.
+
     >>> average_precision(np.array([3.0, 2.0, 1.0]), np.array([True, False, True])).__round__(3)
     0.833
     """
+    if np.isnan(values).any():
+        return float("nan")
     levels = np.unique(values)[::-1]
     taken = np.array([(values >= level).sum() for level in levels])
     hits = np.array([truth[values >= level].sum() for level in levels])

@@ -12,7 +12,9 @@ from causal_circuits.arguments import check_arguments
 
 @check_arguments
 def onset(steps: Sequence[int], curves: Float[Tensor, "step cell"]) -> Float[Tensor, " cell"]:
-    """The first step from which each curve stays half-way from its first to its last value or above; NaN if not higher.
+    """The first step from which each curve stays half-way from its first to its last value or above.
+
+    NaN if the last value is not higher, or a value is NaN.
 
     >>> onset((0, 10, 100), torch.tensor([[0.0, 0.9], [0.8, 0.1], [1.0, 1.0]]))
     tensor([ 10., 100.])
@@ -20,7 +22,7 @@ def onset(steps: Sequence[int], curves: Float[Tensor, "step cell"]) -> Float[Ten
     half = (curves[0] + curves[-1]) / 2
     stays = (curves >= half).flip(0).cumprod(dim=0).flip(0).bool()
     first = torch.tensor(steps, dtype=torch.float32)[stays.int().argmax(dim=0)]
-    return torch.where(curves[-1] > curves[0], first, torch.nan)
+    return torch.where((curves[-1] > curves[0]) & ~curves.isnan().any(dim=0), first, torch.nan)
 
 
 @check_arguments

@@ -30,6 +30,7 @@ from causal_circuits.information import Information, estimate_gradient
 from causal_circuits.models import HookedTransformer, attachments, check_forward, check_model, live_heads, log_probs
 from causal_circuits.recording import watch_attention
 from causal_circuits.tasks import Batch, Task
+from causal_circuits.tasks.batch import check_tokens
 
 # An edge must carry this share of the information of the best-supported edge. Over 67 forests (d_vocab 2-20, n_ctx
 # 6-60, alpha .1-1, 20,000 sequences) true edges carried at least .44, the largest entry of a root's row at most .15
@@ -56,6 +57,7 @@ def mean_attention(
     """
     if not len(tokens):
         raise ValueError("the mean attention needs at least one sequence: got none")
+    check_tokens(tokens, model.cfg.d_vocab)
     check_forward(model, tokens)
     total = torch.zeros(())
     for start in range(0, len(tokens), chunk):

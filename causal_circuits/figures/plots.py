@@ -136,7 +136,7 @@ def plot_gradient_and_information(
 def plot_head_scores(scores: Sequence[HeadScores], ax: Axes | None = None) -> Axes:
     """Four bars for each head - previous-token, parent, induction, copying - with its role below its name.
 
-    0 is what uniform attention scores (no copying), 1 is perfect.
+    0 is what uniform attention scores (no copying), 1 is perfect; copying is judged by what reads the copies.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)

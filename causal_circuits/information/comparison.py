@@ -238,7 +238,9 @@ def _order_agreement(pull: np.ndarray, formed_at: tuple[int | None, ...]) -> flo
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Mean ranks, ties sharing theirs."""
+    """Mean ranks, ties sharing theirs; NaN, all of them, if a value is."""
+    if np.isnan(values).any():
+        return np.full(len(values), np.nan)
     return (values[:, None] > values).sum(axis=1) + 0.5 * (values[:, None] == values).sum(axis=1)
 
 
@@ -291,8 +293,11 @@ def closest_rivals(value: Matrix, graph: nx.DiGraph, standard_error: Matrix | No
             "the data processing check needs at most one parent a position: information of several parents is joint; "
             "see conditional_information"
         )
+    n_ctx = n_ctx_of(graph)
+    if len(value) != n_ctx:
+        raise ValueError(f"value must be [n_ctx, n_ctx] with the graph's n_ctx, {n_ctx}: got {list(value.shape)}")
     rivals = []
-    for child in range(2, n_ctx_of(graph) - 1):
+    for child in range(2, n_ctx - 1):
         if not parents_of(graph, child):
             continue
         (parent,) = parents_of(graph, child)
@@ -303,7 +308,8 @@ def closest_rivals(value: Matrix, graph: nx.DiGraph, standard_error: Matrix | No
         position = int(row.argmax())
         excess, error = float(value[child, parent] - row[position]), float("nan")
         if standard_error is not None:
-            error = excess / float(standard_error[child, [parent, position]].square().sum().sqrt())
+            spread = standard_error[child, [parent, position]].square().sum().sqrt()
+            error = float(torch.tensor(excess) / spread)  # infinite where nothing varies
         rivals.append(Rival(child, parent, position, _relation(graph, child, position), excess, error))
     return tuple(rivals)
 
