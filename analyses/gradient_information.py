@@ -1,4 +1,4 @@
-"""Claim: layer 1's first gradient tends to a mutual information as contexts grow; its largest entries are the edges.
+"""Claim: the largest entries of layer 1's first gradient are the edges; it follows the information that is its limit.
 
 For every graph, d_vocab, alpha and n_ctx: minus the gradient of the reduced model at its start, measured on fresh
 sequences, beside two predictions - g, the paper's chi-squared information in the limit of long contexts, and G, the
