@@ -24,7 +24,7 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.display import short_list, table_html
 
-Parents = Sequence[int | np.integer | Sequence[int] | np.ndarray | Tensor | None] | np.ndarray | Tensor
+Parents = Sequence[Any] | np.ndarray | Tensor  # `graph_from_parents` says what is wrong with an entry, and where
 
 
 # Far beyond what an [n_ctx, n_ctx] matrix of attention allows; a larger number is a slip, and would fill the memory.
