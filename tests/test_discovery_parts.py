@@ -198,7 +198,7 @@ def test_of_the_last_position_only_what_is_accepted_is_told_and_margins_count_ev
 
 
 def test_the_only_pair_has_the_p_value_of_its_only_test():
-    batch = cc.InContextTask(cc.chain_graph(3), d_vocab=3, alpha=1.0).sample(150, seed=0)
+    batch = cc.InContextTask(cc.chain_graph(3), d_vocab=3, alpha=1.0).sample(600, seed=0)
     found = cc.recover_graph(batch.tokens, batch.target_probs)
     scores = EdgeScores(batch.tokens.numpy(), batch.target_probs.double().numpy(), found.n_independent)
     _, match = scores.of_first_pair(1, 0, np.zeros(0, dtype=np.int64))

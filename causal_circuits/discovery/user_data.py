@@ -14,13 +14,13 @@ from causal_circuits.tasks.batch import Batch
 
 
 @runtime_checkable
-class HasArray(Protocol):
+class ArrayLike(Protocol):
     """What numpy makes an array of: arrays, tensors, columns of a table."""
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray: ...
 
 
-Array = Tensor | np.ndarray | HasArray | Sequence
+Array = Tensor | np.ndarray | ArrayLike | Sequence
 
 _SAME = 1e-6  # laws of random kernels are not all equally sharp; labels in disguise are
 _MOST_NUMBERS = 2**28  # of one-hot labels
@@ -138,7 +138,7 @@ def _array(values: Array, name: str, ndim: int | tuple[int, ...], shape: str, in
 
 def _numpy(values: Array, name: str, shape: str) -> np.ndarray:
     if isinstance(values, Tensor):  # numpy knows no bfloat16
-        return np.asarray((values.double() if values.is_floating_point() else values).detach().cpu())
+        return np.asarray((values.double() if values.is_floating_point() else values).detach().cpu().to_dense())
     if isinstance(values, list | tuple) and any(isinstance(row, Tensor) for row in values):
         values = [_numpy(row, name, shape) for row in values]
     try:
@@ -160,12 +160,22 @@ def _one_hot(y: np.ndarray, d_vocab: int) -> Float[np.ndarray, "sequence d_vocab
 
 def _probabilities(y: np.ndarray) -> Float[np.ndarray, "sequence d_vocab"]:
     y = y.astype(np.float64)
-    off = np.abs(y.sum(axis=1) - 1)
-    if not np.all(off <= 1e-3) or y.min() < 0:  # NaN is never <= anything
-        worst = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
+    if not np.isfinite(y).all():
+        bad = np.flatnonzero(~np.isfinite(y).all(axis=1))
         raise ValueError(
-            "target probabilities must not be negative or NaN and each row must sum to 1: row "
-            f"{worst} sums to {y[worst].sum():.6g}, least entry {y.min():.3g}; divide by the row sums"
+            f"target probabilities must be finite: got NaN or infinity in {len(bad):,} of {len(y):,} rows, the first "
+            f"being {bad[0]}; leave these sequences out"
+        )
+    if y.min() < 0:
+        raise ValueError(
+            f"target probabilities must not be negative: got {y.min():.3g}; take the softmax if they are logits"
+        )
+    off = np.abs(y.sum(axis=1) - 1)
+    if off.max() > 1e-3:
+        worst = int(np.argmax(off))
+        raise ValueError(
+            f"each row of target probabilities must sum to 1: row {worst} sums to {y[worst].sum():.6g}; divide by the "
+            "row sums"
         )
     return y / y.sum(axis=1, keepdims=True)
 
