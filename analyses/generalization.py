@@ -2,7 +2,9 @@
 
 Theorem 2 of the paper: for any kernel pi~ with entries bounded below, f tends to pi~(. | s_T), uniformly. Algorithm 1
 trains models at one alpha; they are then run on kernels of other alphas, on sparse, sticky, periodic and
-near-deterministic ones, and on kernels that a search makes as bad as it can, all with entries >= gamma / d_vocab.
+near-deterministic ones, and on kernels that a search makes as bad as it can, all with entries >= gamma / d_vocab (but
+for the losses of the Dirichlet families: they are over the prior itself, whose entries have no bound, so that Theorem 2
+says nothing of them).
 A Dirichlet prior covers all kernels, so these tests weigh kernels otherwise and exclude none; models are therefore also
 trained on one restricted family alone (`--restricted`), and tested on kernels of the others that differ from every
 training kernel by .2 or more in some entry.
