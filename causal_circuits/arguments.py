@@ -41,8 +41,12 @@ _NAMES: dict[Any, str] = {
     NoneType: "None",
     Callable: "a function",
     os.PathLike: "a path",
+    np.ndarray: "a numpy array",
+    Tensor: "a tensor",
 }
-_MAKE = {  # how to come by an argument of a class
+_MAKE = {  # how to come by an argument, by its name or its class
+    "n_heads": "give one number a layer, such as (1, 1)",
+    "parents": "give a list of an integer position, a tuple of several, or None for a root, one for each position",
     "HookedTransformer": "build one with disentangled_transformer, ordinary_transformer or load_model",
     "InContextTask": "make one with InContextTask(graph, d_vocab=10)",
     "Task": "make one with InContextTask(graph, d_vocab=10)",
@@ -136,6 +140,8 @@ def _take(label: str, hints: Mapping[str, Any], given: dict[str, Any]) -> dict[s
             if name in hints:
                 try:
                     taken[name] = _convert(value, hints[name])
+                    if name == "seed" and isinstance(taken[name], int) and taken[name] < 0:
+                        raise ArgumentError(f"{label}: seed must be a non-negative integer: got {taken[name]}")
                 except _Misfit:
                     raise ArgumentError(f"{label}: {_explain(name, hints, taken)}") from None
     return taken
@@ -145,7 +151,9 @@ def _take(label: str, hints: Mapping[str, Any], given: dict[str, Any]) -> dict[s
 @no_type_check
 def _convert(value: Any, hint: Any) -> Any:
     """The value as `hint` asks for it, the very same object where it fits already; a _Misfit if it cannot be."""
-    if _is_flat(hint) and is_bearable(value, hint, conf=_TOWER):
+    if isinstance(value, bool) and hint in (int, float):  # Python takes True for 1
+        raise _Misfit
+    if not isinstance(value, bool) and _is_flat(hint) and is_bearable(value, hint, conf=_TOWER):
         return value
     origin = get_origin(hint) or hint
     if origin in _UNIONS:
@@ -154,6 +162,8 @@ def _convert(value: Any, hint: Any) -> Any:
         return _convert_items(value, origin, get_args(hint))
     if isinstance(hint, type) and issubclass(hint, AbstractArray):
         return _convert_array(value, hint)
+    if isinstance(value, bool) and is_bearable(value, hint, conf=_TOWER):
+        return value
     if isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0:
         return _convert(value.item(), hint)
     raise _Misfit
@@ -234,7 +244,7 @@ def _convert_items(value: Any, origin: Any, options: tuple[Any, ...]) -> Any:
             raise _Misfit
         if (
             not pair
-            and items is value
+            and isinstance(value, origin)
             and _is_flat(options[0])
             and all(is_bearable(item, options[0], conf=_TOWER) for item in items)
         ):
@@ -302,8 +312,14 @@ def _remedy(name: str, hints: Mapping[str, Any], given: Mapping[str, Any]) -> st
             return f"it is a wrapper: pass its .{attribute}"
     if isinstance(value, type) and value in options:
         return "pass an instance, not the class"
+    if name in _MAKE:
+        return _MAKE[name]
     if any(get_origin(option) in (Sequence, tuple) and _fits([value], option) for option in options):
-        return f"write [{shown(value)}]" if isinstance(value, int | float | str) else "put it into a list"
+        return (
+            f"a single one is written [{shown(value)}]"
+            if isinstance(value, int | float | str)
+            else "put it into a list"
+        )
     made = (_MAKE[option.__name__] for option in options if getattr(option, "__name__", None) in _MAKE)
     return next(made, "")
 
@@ -328,7 +344,7 @@ def _words(hint: Any) -> str:
     if origin in _COLLECTIONS and issubclass(origin, Mapping):
         return f"a mapping from {_words(items[0])} to {_words(items[1])}" if items else "a mapping"
     if origin in _COLLECTIONS:
-        return f"a sequence of which each item is {_words(items[0])}" if items else "a sequence"
+        return "a sequence" if items in ((), (Any,)) else f"a sequence (each item: {_words(items[0])})"
     if isinstance(hint, type) and issubclass(hint, AbstractArray):
         kind = (
             "integers"

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.models import HookedTransformer, live_heads, log_probs
+from causal_circuits.models import HookedTransformer, attachments, check_forward, live_heads, log_probs
 from causal_circuits.recording import watch_attention
 from causal_circuits.storage import read_tensors, tensor_bytes, write_files
 from causal_circuits.tasks import Batch, InContextTask, edge_posterior, unigram
@@ -34,6 +34,7 @@ class SequenceAttention:
         steps: of training, one a state.
         heads: (layer, head) of each.
         attention: [state, head, query_pos, key_pos].
+        attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
@@ -47,6 +48,7 @@ class SequenceAttention:
     steps: tuple[int, ...]
     heads: tuple[tuple[int, int], ...]
     attention: Float[Tensor, "state head query_pos key_pos"]
+    attached: tuple[str, ...] = ()
 
 
 @check_arguments
@@ -64,11 +66,13 @@ def sequence_attention(model: HookedTransformer, tokens: Int[Tensor, " n_ctx"], 
             f"one sequence is needed, [n_ctx]: got {list(tokens.shape)}; choose one of a batch (tokens[0])"
         )
     check_tokens(tokens[None], model.cfg.d_vocab)
+    check_forward(model, tokens[None])
     heads = tuple(live_heads(model))
     with watch_attention(model) as watched:
         log_probs(model, tokens[None].to(model.W_U.device))
     pattern = watched.attention().float().cpu()
-    return SequenceAttention(tokens, (step,), heads, torch.stack([pattern[at] for at in heads])[None])
+    shown = torch.stack([pattern[at] for at in heads])[None]
+    return SequenceAttention(tokens, (step,), heads, shown, attachments(model))
 
 
 @check_arguments

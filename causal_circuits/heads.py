@@ -89,10 +89,15 @@ class HeadScores:
 class HeadTable(list[HeadScores]):
     """The scores of several heads: a list that shows itself as a table, in a terminal and in a notebook.
 
+    Attributes:
+        attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words.
+
     >>> HeadTable([HeadScores(0, 0, "parent", 0.1, 0.98, 0.0, 1.0, 0.9, 0.1)])
     head  role    previous token  parent  induction  induction null  copying  copies read by
     L0H0  parent             0.1    0.98          0               0        1  logits
     """
+
+    attached: tuple[str, ...] = ()
 
     def rows(self) -> list[Row]:
         """One row a head: its name, its role, its calibrated scores."""
@@ -111,10 +116,11 @@ class HeadTable(list[HeadScores]):
         ]
 
     def __repr__(self) -> str:
-        return table_text(self.rows())
+        return "\n".join([table_text(self.rows()), *(f"analysed with the {found}" for found in self.attached)])
 
     def _repr_html_(self) -> str:
-        return table_html(self.rows(), "What each head does: 0 is uniform attention, 1 is perfect")
+        said = ["What each head does: 0 is uniform attention, 1 is perfect", *(f"with the {a}" for a in self.attached)]
+        return table_html(self.rows(), "; ".join(said))
 
 
 @check_arguments
@@ -146,12 +152,15 @@ def detect_induction_heads(
     check_model(model, task.d_vocab, task.n_ctx)
     if len(tokens) < 2:
         raise ValueError(f"head scores need at least 2 sequences, for a standard error: got {len(tokens)}")
+    check_forward(model, tokens)
     patterns = _patterns(model, tokens.to(model.W_U.device))
     without = _patterns_without_parents(model, task, tokens.to(model.W_U.device))
-    return HeadTable(
+    scores = HeadTable(
         _score_head(model, task, tokens.cpu(), patterns[layer][:, head], without[layer][:, head], layer, head)
         for layer, head in live_heads(model)
     )
+    scores.attached = attachments(model)
+    return scores
 
 
 def _patterns(model: HookedTransformer, tokens: Tensor) -> list[Tensor]:
@@ -267,6 +276,7 @@ def induction_mask(task: Task, tokens: Int[Tensor, "batch n_ctx"]) -> Bool[Tenso
     >>> mask[0, 3].tolist()  # the token before position 1 is that of position 3
     [False, True, False, False]
     """
+    task.check_tokens(tokens)
     batch, n_ctx = tokens.shape
     mask = torch.zeros(batch, n_ctx, n_ctx, dtype=torch.bool)
     single = len(task.target_parents) == 1

@@ -41,12 +41,12 @@ def film_strip_of_no_frames() -> object:
 
 REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "negative seed of a graph": (lambda: cc.random_forest(6, seed=-1), ("non-negative integer", "-1")),
-    "seed that is no number": (lambda: TASK.sample(2, seed="x"), ("non-negative integer", "'x'")),
+    "seed that is no number": (lambda: TASK.sample(2, seed="x"), ("seed must be an integer", "'x'")),
     "negative seed of a training": (lambda: cc.TrainConfig(CONFIG.stages, seed=-1), ("seed", "-1")),
     "recipe of one step": (lambda: cc.default_stages(1), ("at least 2 steps", "got 1")),
     "alpha that is no number": (
         lambda: cc.InContextTask(cc.chain_graph(4), d_vocab=3, alpha="much").sample(1),
-        ("number or an array of numbers", "'much'"),
+        ("alpha must be a number", "numpy array", "'much'"),
     ),
     "unequal numbers of kernels": (unequal_kernels, ("equally many",)),
     "parent that the target has not": (lambda: subset_loss(TASK, TASK.sample(2), (1,)), ("0 .. 0", "[1]")),

@@ -147,6 +147,8 @@ def enumerate_sequences(task: InContextTask, n_kernels: int = 64, seed: int = 0)
         law = task.given_laws if task.given_laws is not None else np.full((n, task.d_vocab), 1 / task.d_vocab)
     else:
         n = n_kernels
+        if n < 1:
+            raise ValueError(f"n_kernels must be at least 1: got {n}")
         kernels, law = task.draw_kernels(n, np.random.default_rng(seed))
     total = n * task.d_vocab**task.n_ctx
     if total > MAX_ENUMERATED:

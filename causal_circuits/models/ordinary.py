@@ -48,6 +48,7 @@ def ordinary_transformer(
         ("d_model", d_model, 1),
         ("n_layers", n_layers, 1),
         ("n_heads", n_heads, 1),
+        ("d_head", d_model if d_head is None else d_head, 1),
         ("d_mlp", d_mlp, 0),
     ):
         if value < least:

@@ -152,6 +152,8 @@ def exact_bayes(
     if task.given_kernels is not None:
         return ExactBayes(_kernel_mixture(task, tokens, include_roots=True), float("inf"))
     roots = task.root_positions
+    if n_draws < 1:
+        raise ValueError(f"n_draws must be at least 1: got {n_draws}")
     if task.root_law != "stationary" or not roots:
         return ExactBayes(edge_posterior(task, tokens), float("inf"))
     generator = np.random.default_rng(seed)

@@ -116,7 +116,7 @@ class InContextTask(Task):
     def alphas(self) -> dict[int, Float[np.ndarray, "row token"]]:
         """The Dirichlet parameters of the kernel of each in-degree, row by row."""
         alpha = _numbers(self.alpha, "alpha")
-        if not np.all(np.isfinite(alpha)) or not np.all(alpha > 0):
+        if not alpha.size or not np.all(np.isfinite(alpha)) or not np.all(alpha > 0):
             raise ValueError(f"alpha must be positive and finite: got {self.alpha}; the paper uses 0.1")
         if alpha.min() < 1e-4 or alpha.max() > 1e6:
             raise ValueError(f"alpha must lie in [1e-4, 1e6] to be sampled faithfully: got {self.alpha}")

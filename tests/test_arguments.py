@@ -1,0 +1,365 @@
+"""Every public function says in one line which argument it cannot take, and takes what means the same."""
+
+import importlib
+import inspect
+import types
+import typing
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+from assertions import unchecked_types
+from hypothesis import given
+from hypothesis import strategies as st
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+import causal_circuits as cc
+from causal_circuits import circuits
+from causal_circuits.arguments import ArgumentError, check_arguments
+
+PACKAGES = (
+    "",
+    ".circuits",
+    ".discovery",
+    ".figures",
+    ".information",
+    ".interventions",
+    ".models",
+    ".tasks",
+    ".training",
+)
+GRAPH = cc.chain_graph(6)
+TASK = cc.InContextTask(GRAPH, d_vocab=3)
+BATCH = TASK.sample(64, seed=0)
+MODEL = cc.plant_circuit(GRAPH, d_vocab=3)
+
+
+class Stranger:
+    """What no function can take."""
+
+
+def public() -> dict[str, Any]:
+    """Every public function and class of ours by name; exceptions and named types take what they like."""
+    found = {}
+    for package in PACKAGES:
+        module = importlib.import_module(cc.__name__ + package)
+        for name in module.__all__:
+            value = getattr(module, name)
+            ours = str(getattr(value, "__module__", "")).startswith(cc.__name__)
+            if ours and (inspect.isfunction(value) or (isinstance(value, type) and not issubclass(value, Exception))):
+                found[f"{package}.{name}"] = value
+    return found
+
+
+def constructor(value: Any) -> Any:
+    return value.__init__ if isinstance(value, type) else value
+
+
+def hints_of(value: Any) -> dict[str, Any]:
+    """The annotations, also of constructors that jaxtyping's hook is told to leave alone."""
+    function = inspect.unwrap(constructor(value))
+    parameters = inspect.signature(function).parameters.values()
+    names = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    return {name: hint for name, hint in typing.get_type_hints(function).items() if name in names}
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """The one line of the ArgumentError that the call raises."""
+    with pytest.raises(ArgumentError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert isinstance(caught.value, TypeError)
+    assert isinstance(caught.value, ValueError)
+    return message
+
+
+def hooked(**fields: Any) -> HookedTransformer:
+    sizes = {"n_layers": 2, "n_heads": 4, "d_head": 4, "d_model": 16, "n_ctx": 6, "d_vocab": 3, "attn_only": True}
+    torch.manual_seed(0)
+    return HookedTransformer(HookedTransformerConfig(**sizes, normalization_type=None, **fields))
+
+
+def compiled(model: HookedTransformer) -> torch.nn.Module:
+    """torch.compile's wrapper; what it imports warns of torch's own deprecated names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.compile(model)
+
+
+@pytest.mark.parametrize("name", public())
+def test_every_argument_of_every_public_function_is_held_to_its_annotation(name: str) -> None:
+    value = public()[name]
+    for parameter, hint in hints_of(value).items():
+        if hint not in (Any, object):
+            message = refusal(lambda parameter=parameter: value(**{parameter: Stranger()}))
+            assert message.startswith(f"{value.__name__}: {parameter} must be "), message
+            assert "got a Stranger" in message
+
+
+@pytest.mark.parametrize("name", public())
+def test_objects_of_ours_are_not_taken_for_one_another(name: str) -> None:
+    """A model, a task, a batch, a graph and a recipe, each wherever an annotation names another class alone."""
+    value, objects = public()[name], (MODEL, TASK, BATCH, GRAPH, cc.TrainConfig.joint(2), cc.RecordAt((0,)))
+    for parameter, hint in hints_of(value).items():
+        options = set(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else {hint}
+        classes = tuple(option for option in options if option in {*map(type, objects), cc.Task, nx.DiGraph})
+        if not classes or options - {*classes, type(None)}:
+            continue
+        for wrong in objects:
+            if not isinstance(wrong, classes):
+                message = refusal(lambda parameter=parameter, wrong=wrong: value(**{parameter: wrong}))
+                assert f"{value.__name__}: {parameter} must be " in message
+                assert type(wrong).__name__ in message
+
+
+def test_signature_and_documentation_are_the_function_s_own() -> None:
+    assert list(inspect.signature(cc.evaluate).parameters) == ["model", "batch", "chunk"]
+    assert cc.evaluate.__doc__.startswith("The loss of every sequence")
+    assert list(inspect.signature(cc.Stage).parameters)[:2] == ["steps", "learning_rate"]
+
+
+REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
+    "task and model swapped": (lambda: cc.train(TASK, MODEL), ("train: model", "swapped")),
+    "model and batch swapped": (lambda: cc.evaluate(BATCH, MODEL), ("evaluate: model", "swapped")),
+    "steps for a recipe": (lambda: cc.train(MODEL, TASK, 500), ("train: config", "500", "TrainConfig.joint(500)")),
+    "a step for a record": (lambda: cc.train(MODEL, TASK, record=10), ("train: record", "10", "RecordAt(")),
+    "tokens for a batch": (
+        lambda: cc.evaluate(MODEL, BATCH.tokens),
+        ("evaluate: batch", "int64 tensor [64, 6]", "Batch(tokens, targets)"),
+    ),
+    "a graph for a task": (
+        lambda: cc.extract_graph(MODEL, GRAPH),
+        ("extract_graph: task", "DiGraph", "InContextTask("),
+    ),
+    "a graph for a prior": (lambda: cc.predicted_gradient(GRAPH), ("predicted_gradient: task", "DiGraph")),
+    "a model for a circuit's": (
+        lambda: circuits.prove_circuit(MODEL, []),
+        ("prove_circuit: model must be a CircuitModel", "circuits.circuit_model(model, batch)"),
+    ),
+    "a model on several devices": (
+        lambda: cc.evaluate(torch.nn.DataParallel(MODEL), BATCH),
+        ("evaluate: model", "DataParallel", ".module"),
+    ),
+    "a compiled model": (lambda: cc.evaluate(compiled(MODEL), BATCH), ("OptimizedModule", "._orig_mod")),
+    "a class for an instance": (lambda: cc.evaluate(MODEL, cc.Batch), ("evaluate: batch", "the class Batch")),
+    "one task for a list": (lambda: cc.train_ensemble([MODEL], TASK, []), ("train_ensemble: tasks", "into a list")),
+    "one step for several": (lambda: cc.RecordAt(10), ("RecordAt: steps", "[10]")),
+    "another metric": (lambda: cc.ablate_heads(MODEL, BATCH, [(0, 0)], metric="los"), ("'loss'", "got 'los'")),
+    "one float among integers": (
+        lambda: cc.knock_out_edges(MODEL, BATCH, entries=[(0, 1, 0)] * 50 + [(0, 1, 0.5)]),
+        ("knock_out_edges: entries", "(an integer, an integer, an integer)"),
+    ),
+    "True for a number": (lambda: cc.default_stages(True), ("default_stages: steps must be an integer", "True")),
+    "a negative seed": (lambda: cc.predicted_gradient(TASK, seed=-1), ("seed", "non-negative integer", "-1")),
+    "labels [N, n]": (lambda: cc.Batch(BATCH.tokens, BATCH.tokens), ("[batch, d_vocab]", "[batch]", "[64, 6]")),
+    "one sequence for a batch": (lambda: cc.Batch(BATCH.tokens[0], BATCH.target_probs), ("[batch, n_ctx]", "[6]")),
+    "ragged tokens": (lambda: cc.Batch([[0, 1], [1]], [0, 1]), ("Batch: tokens", "[[0, 1], [1]]")),
+    "tokens that are words": (lambda: cc.Batch([["a", "b"]], [0]), ("Batch: tokens", "integers [batch, n_ctx]")),
+    "tokens that are no integers": (lambda: cc.Batch(BATCH.tokens / 2, BATCH.target_probs), ("float32 tensor",)),
+    "more targets than sequences": (
+        lambda: cc.Batch(BATCH.tokens, BATCH.target_probs[:9]),
+        ("target_probs", "[9, 3]", "tokens is [64, 6]"),
+    ),
+    "methods too": (lambda: TASK.sample("ten"), ("sample: n must be an integer", "'ten'")),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_wrong_type_is_named_in_one_line(case: str) -> None:
+    """The same line with jaxtyping's import hook at work (as here) and without it (as for a user)."""
+    call, words = REFUSED[case]
+    message = refusal(call)
+    assert all(word in message for word in words), message
+    with unchecked_types():
+        assert refusal(call) == message
+
+
+WRONG_VALUES: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
+    "a metric of all sequences": (
+        lambda: cc.ablate_heads(MODEL, BATCH, [(0, 0)], metric=lambda log_probs: log_probs.mean()),
+        ("metric", "one number a sequence", "[64]", "float32 tensor []"),
+    ),
+    "a metric that is a plain number": (
+        lambda: cc.knock_out_edges(MODEL, BATCH, metric=lambda log_probs: 0.5),
+        ("metric", "one number a sequence", "0.5"),
+    ),
+    "a number a sequence where one is wanted": (
+        lambda: cc.patch_activations(MODEL, BATCH.tokens, BATCH.tokens.flip(0), lambda log_probs: log_probs[:, 0]),
+        ("metric", "one number for all", "[64]"),
+    ),
+    "tokens out of the vocabulary": (
+        lambda: cc.sequence_attention(MODEL, torch.tensor([0, 1, 2, 3, 9, 0])),
+        ("0 .. 2", "[0, 9]"),
+    ),
+    "tokens out of a model's vocabulary": (lambda: cc.log_probs(MODEL, BATCH.tokens + 2), ("0 .. 2", "[2, 4]")),
+    "negative tokens": (lambda: cc.mean_attention(MODEL, BATCH.tokens - 1), ("0 .. 2", "[-1, 1]")),
+    "rivals by a smaller matrix": (lambda: cc.closest_rivals(torch.zeros(3, 3), GRAPH), ("n_ctx, 6", "[3, 3]")),
+    "no draws": (lambda: cc.exact_bayes(cc.InContextTask(GRAPH, 3), BATCH.tokens, 0), ("n_draws", "0")),
+    "a float parent": (lambda: cc.graph_from_parents([None, 0.0]), ("integer position", "0.0")),
+    "no alpha": (lambda: cc.InContextTask(GRAPH, 3, alpha=[]), ("alpha", "[]")),
+    "heads of no width": (lambda: cc.ordinary_transformer(3, 6, d_head=0), ("d_head", "0")),
+    "tokens from 1, labels from 0": (
+        lambda: cc.Batch([[1, 2, 3, 4]] * 2, [0, 3]),
+        ("1 .. 4", "0 .. 3", "subtract 1", "d_vocab=5"),
+    ),
+    "tokens from 1": (lambda: cc.Batch([[1, 2, 3, 4]], [1], d_vocab=4), ("0 .. 3", "[1, 4]", "counted from 1")),
+    "labels beyond d_vocab": (lambda: cc.Batch([[0, 1]], [5], d_vocab=3), ("labels", "0 .. 2", "5")),
+    "d_vocab that is not the width": (lambda: cc.Batch(BATCH.tokens, BATCH.target_probs, 5), ("3", "got 5")),
+    "an ordinary model for a circuit": (
+        lambda: circuits.circuit_graph(hooked()),
+        ("disentangle", "ablate_heads", "knock_out_edges", "patch_activations", "extract_graph"),
+    ),
+    "targets of another width than the outputs": (
+        lambda: cc.evaluate(hooked(d_vocab_out=5), BATCH),
+        ("target_probs", "d_vocab_out", "[64, 5]", "[64, 3]"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_VALUES)
+def test_a_wrong_value_is_named_in_one_line(case: str) -> None:
+    call, words = WRONG_VALUES[case]
+    with unchecked_types(), pytest.raises(ValueError) as caught:  # noqa: PT011  # words are matched below
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64)
+
+
+@given(
+    integers=st.sampled_from([*INTEGERS, "i1", "u1", "<i2", ">i4", "u8", "i8", list, "read-only", "backwards"]),
+    floats=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64, "f2", ">f4", "f8", list]),
+    n=st.integers(1, 20),
+)
+def test_a_batch_of_anything_equals_the_batch_of_tensors(integers: Any, floats: Any, n: int) -> None:
+    """Targets of a quarter, a half and the like, which every precision holds."""
+    probs = torch.tensor([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]]).repeat(n, 1)[:n]
+    batch = cc.Batch(as_kind(BATCH.tokens[:n], integers), as_kind(probs, floats))
+    assert batch.tokens.dtype == torch.int64
+    assert torch.equal(batch.tokens, BATCH.tokens[:n])
+    assert batch.target_probs.dtype == (torch.float64 if floats in (torch.float64, "f8") else torch.float32)
+    assert torch.equal(batch.target_probs.float(), probs)
+
+
+def as_kind(values: Tensor, kind: Any) -> Any:
+    """A tensor as a tensor, an array or lists of another type."""
+    if isinstance(kind, torch.dtype):
+        return values.to(kind)
+    if kind is list:
+        return values.tolist()
+    array = values.numpy().copy()
+    if kind == "backwards":
+        return array[::-1].copy()[::-1]
+    if kind == "read-only":
+        array.flags.writeable = False
+        return array
+    return array.astype(kind)
+
+
+def test_labels_are_the_probabilities_nought_and_one() -> None:
+    labels = BATCH.target_probs.argmax(dim=1)
+    expected = torch.zeros(64, 4).scatter_(1, labels[:, None], 1.0)
+    for given_labels in (labels, labels.int(), labels.numpy().astype("u1"), labels.tolist()):
+        assert torch.equal(cc.Batch(BATCH.tokens, given_labels, d_vocab=4).target_probs, expected)
+    assert cc.Batch([[0, 2]], [1]).target_probs.tolist() == [[0.0, 1.0, 0.0]]
+
+
+def test_analyses_of_a_batch_of_arrays_equal_those_of_tensors() -> None:
+    arrays = cc.Batch(BATCH.tokens.numpy().astype("u1"), BATCH.target_probs.numpy())
+    assert len(arrays) == 64
+    assert torch.equal(arrays[3:7].tokens, BATCH.tokens[3:7])
+    assert torch.equal(cc.evaluate(MODEL, arrays), cc.evaluate(MODEL, BATCH))
+    assert torch.equal(
+        cc.knock_out_edges(MODEL, arrays).effect.nan_to_num(), cc.knock_out_edges(MODEL, BATCH).effect.nan_to_num()
+    )
+    assert cc.extract_graph(MODEL, batch=arrays).edges == cc.extract_graph(MODEL, batch=BATCH).edges
+    found = cc.pooled_mutual_information(arrays.tokens, 3)
+    assert np.array_equal(found, cc.pooled_mutual_information(BATCH.tokens, 3))
+
+
+def test_what_means_the_same_gives_the_same() -> None:
+    """Raw tokens of another width, arrays, a batch for its tokens, one pair, one name, lists for tuples."""
+    attention = cc.mean_attention(MODEL, BATCH.tokens)
+    for tokens in (BATCH, BATCH.tokens.int(), BATCH.tokens.numpy(), BATCH.tokens.tolist()):
+        assert torch.equal(cc.mean_attention(MODEL, tokens), attention)
+    assert cc.ablate_heads(MODEL, BATCH, (0, 0)) == cc.ablate_heads(MODEL, BATCH, [(0, 0)])
+    assert cc.ablate_heads(MODEL, BATCH, np.array([[0, 0]])) == cc.ablate_heads(MODEL, BATCH, [(0, 0)])
+    assert cc.Stage(np.int32(5), np.float32(0.5), train="W_Q.0") == cc.Stage(5, 0.5, train=("W_Q.0",))
+    assert cc.RecordAt(range(3)) == cc.RecordAt(np.arange(3)) == cc.RecordAt((0, 1, 2))
+    measured = cc.measured_gradient(BATCH.tokens, BATCH.target_probs).value
+    assert torch.equal(cc.measured_gradient(BATCH, BATCH.target_probs.numpy()).value, measured)
+
+
+def test_a_model_of_other_outputs_is_judged_by_targets_of_as_many() -> None:
+    model, probs = hooked(d_vocab_out=5), torch.tensor([0.5, 0.25, 0.125, 0.125, 0.0]).expand(64, 5)
+    batch = cc.Batch(BATCH.tokens, probs)
+    plain = -(probs * model(BATCH.tokens)[:, -1].log_softmax(dim=-1)).sum(dim=-1).detach().double()
+    assert torch.allclose(cc.evaluate(model, batch), plain, atol=1e-5)
+    assert cc.ablate_heads(model, batch, [(1, 2)]).baseline_loss == pytest.approx(float(plain.mean()), abs=1e-5)
+    assert cc.knock_out_edges(model, batch).baseline_loss == pytest.approx(float(plain.mean()), abs=1e-5)
+
+
+@check_arguments
+def example(
+    mode: Literal["a", "b"] = "a",
+    pairs: Sequence[tuple[int, str]] = (),
+    names: Iterable[str] = (),
+    table: Mapping[str, float] | None = None,
+    nested: Sequence[int | Sequence[int] | None] = (),
+    left: Float[Tensor, "rows columns"] | None = None,
+    right: Int[np.ndarray, "rows"] | None = None,
+) -> tuple[Any, ...]:
+    """Arguments as the function sees them."""
+    return mode, pairs, names, table, nested, left, right
+
+
+def test_what_fits_is_handed_on_untouched() -> None:
+    arguments = ("b", [(1, "x")], {"u", "v"}, {"k": 1.5}, [1, (2, 3), None], torch.zeros(2, 3), np.zeros(2, int))
+    assert all(seen is given for seen, given in zip(example(*arguments), arguments, strict=True))
+    lazily = iter(["u"])
+    assert example(names=lazily)[2] is lazily
+    assert list(lazily) == ["u"]
+
+
+def test_axes_of_one_name_agree_within_a_call_and_with_no_other_call_s() -> None:
+    example(left=torch.zeros(2, 3), right=np.zeros(2, int))
+    example(left=torch.zeros(4, 3), right=np.zeros(4, int))
+    message = refusal(lambda: example(left=torch.zeros(4, 3), right=np.zeros(2, int)))
+    assert "right must be integers [rows]" in message
+    assert "left is [4, 3]" in message
+
+
+@given(place=st.integers(0, 199), wrong=st.sampled_from([0.5, "x", None, (1,), (1, 2), (1.0, "a")]))
+def test_every_item_of_a_long_sequence_is_looked_at(place: int, wrong: object) -> None:
+    pairs: list[object] = [(1, "a")] * 200
+    pairs[place] = wrong
+    refusal(lambda: example(pairs=pairs))
+    refusal(lambda: example(table={str(key): str(wrong) if key == place else 1.0 for key in range(200)}))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "words"),
+    [
+        ("mode", "c", "'a' or 'b'"),
+        ("names", "word", ""),
+        ("table", [("k", 1.0)], "a mapping from a string to a number or None"),
+        ("nested", [[0.5]], "a sequence (each item: an integer, a sequence (each item: an integer) or None)"),
+        ("left", [["a"]], "floating-point numbers [rows, columns] or None"),
+        ("left", [[1.0, 2.0], [3.0]], "floating-point numbers [rows, columns] or None"),
+    ],
+)
+def test_words_of_an_annotation(argument: str, value: object, words: str) -> None:
+    if argument == "names":  # one name stands for a sequence of one, not for its letters
+        assert list(example(names=value)[2]) == ["word"]
+    else:
+        assert f"example: {argument} must be {words}" in refusal(lambda: example(**{argument: value}))
