@@ -298,7 +298,7 @@ def test_a_graph_has_positions_and_a_target_with_a_parent() -> None:
     lonely = nx.DiGraph()
     lonely.add_node(0)
     assert_refused(lambda: cc.validate_graph(lonely), "1 node", "add the target")
-    assert_refused(lambda: cc.validate_graph(nx.Graph([(0, 1)])), "networkx.DiGraph", "Graph")
+    assert_refused(lambda: cc.validate_graph(nx.Graph([(0, 1)])), "a DiGraph", "got a Graph")
 
 
 def test_cycles_and_strange_nodes_are_named() -> None:
