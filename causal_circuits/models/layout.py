@@ -191,8 +191,9 @@ def layout_of(model: HookedTransformer) -> Layout:
     layout = getattr(model, "causal_circuits_layout", None)
     if not isinstance(layout, Layout):
         raise ValueError(
-            "this HookedTransformer has no disentangled residual stream; build one with disentangled_transformer, "
-            "reduced_transformer, plant_circuit or load_model"
+            "this HookedTransformer has no disentangled residual stream: disentangle makes an equal model that has "
+            "one (attention-only, no LayerNorm), disentangled_transformer, plant_circuit and load_model build one; any "
+            "model is taken by ablate_heads, knock_out_edges, patch_activations, scrub_hypothesis and extract_graph"
         )
     return layout
 
