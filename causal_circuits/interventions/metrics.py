@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments, shown
 from causal_circuits.models import HookedTransformer, log_probs
-from causal_circuits.tasks import Batch, InContextTask
+from causal_circuits.tasks import Batch, InContextTask, Task
 
 MetricName = Literal["loss", "kl_to_model", "kl_to_posterior", "logit_difference", "accuracy"]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
@@ -22,6 +23,7 @@ Metric = MetricName | Callable[[Predictions], Float[Tensor, "*copies batch"]]
 _HIGHER_IS_BETTER = ("logit_difference", "accuracy")
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Cost:
     """A metric of log-probabilities at the last position, turned so that lower is better.
@@ -43,7 +45,13 @@ class Cost:
 
     def __call__(self, predictions: Predictions) -> Float[Tensor, "*copies batch"]:
         """The cost of every sequence, float64; a ValueError where it is not a number."""
-        values = self.sign * self.metric(predictions).double()
+        found, wanted = self.metric(predictions), predictions.shape[:-1]
+        if not isinstance(found, Tensor) or found.shape != wanted or found.is_complex():
+            raise ValueError(
+                f"the metric {self.name!r} must give one number a sequence, a tensor {list(wanted)}: got "
+                f"{shown(found)}; take no mean over sequences, and keep the axes before d_vocab"
+            )
+        values = self.sign * found.double()
         if bool(values.isnan().any()):
             raise ValueError(
                 f"the metric {self.name!r} must be a number for every sequence: it is NaN for "
@@ -52,8 +60,9 @@ class Cost:
         return values
 
 
+@check_arguments
 def make_cost(
-    metric: Metric, batch: Batch, *, model: HookedTransformer | None = None, task: InContextTask | None = None
+    metric: Metric, batch: Batch, *, model: HookedTransformer | None = None, task: Task | None = None
 ) -> Cost:
     """The cost that a metric's name (or your own function) stands for, on the sequences of a batch.
 
@@ -79,7 +88,7 @@ def make_cost(
 
 
 def _metric(
-    name: MetricName, batch: Batch, model: HookedTransformer | None, task: InContextTask | None
+    name: MetricName, batch: Batch, model: HookedTransformer | None, task: Task | None
 ) -> Callable[[Predictions], Float[Tensor, "*copies batch"]]:
     target = batch.target_probs
     best = torch.nn.functional.one_hot(target.argmax(dim=-1), target.shape[-1]).to(target.dtype)
@@ -98,6 +107,11 @@ def _metric(
         return lambda predictions: (reference.exp() * (reference - predictions)).sum(dim=-1)
     if task is None:
         raise ValueError("metric 'kl_to_posterior' needs the task whose edge posterior it compares with: pass task=")
+    if not isinstance(task, InContextTask):
+        raise ValueError(
+            f"metric 'kl_to_posterior' needs a task with a prior, an InContextTask: got {type(task).__name__}; take "
+            "another metric, such as 'loss'"
+        )
     posterior = task.bayes_predictor(batch.tokens).to(target.device)
     entropy = torch.special.xlogy(posterior, posterior).sum(dim=-1)
     return lambda predictions: entropy - (posterior * predictions.double()).sum(dim=-1)
