@@ -25,7 +25,7 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.display import Row, table_html, table_text
 from causal_circuits.graphs import attention_cells, parents_of
-from causal_circuits.models import HookedTransformer, check_head, check_model, live_heads
+from causal_circuits.models import HookedTransformer, attachments, check_forward, check_head, check_model, live_heads
 from causal_circuits.recording import watch_attention
 from causal_circuits.tasks import Task
 from causal_circuits.tasks.base import graph_of
