@@ -175,7 +175,7 @@ class EdgeScores:
         square = np.zeros_like(self.score)
         total = (self.score * earlier).sum(axis=1, keepdims=True)
         for piece in self._pieces():
-            hits, squares = piece.hit @ earlier.T, piece.child**2
+            hits, squares = _summed(piece.hit.T, earlier.T.astype(np.float64)), piece.child**2
             square += (squares * hits**2).sum(axis=0)[:, None] - 2 * count * _summed(squares * hits, piece.hit)
         square = count**2 * self._square + square / len(self.tokens)
         return self._contrasts((count * self.score - total) * share, square * share**2)
@@ -250,8 +250,8 @@ class EdgeScores:
 
 
 def _summed(
-    rows: Float[np.ndarray, "sequence position"], columns: Float[np.ndarray, "sequence position"]
-) -> Float[np.ndarray, "position position"]:
+    rows: Float[np.ndarray, "sequence row"], columns: Float[np.ndarray, "sequence column"]
+) -> Float[np.ndarray, "row column"]:
     """Sum over sequences of rows[:, i] columns[:, j]: torch's product keeps to torch's number of threads."""
     return (torch.from_numpy(rows).T @ torch.from_numpy(columns)).numpy()
 
