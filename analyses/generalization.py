@@ -146,12 +146,16 @@ def measure_restricted(
     variant: object, family: str, graph: object, arguments: argparse.Namespace
 ) -> list[dict[str, object]]:
     """Train on one family of kernels alone; a row for each other family, on its kernels that training excludes."""
+    from algorithm_1 import parent_attention
+
     import causal_circuits as cc
 
     common = {"n": arguments.kernels, "d_vocab": arguments.d_vocab, "gamma": arguments.gamma}
     known = cc.kernel_family(family, seed=arguments.seed + 100, **common)
     task = cc.InContextTask(graph, arguments.d_vocab, kernels=known)
     model, rows = trained(variant, task, arguments, arguments.seed), []
+    pattern = cc.mean_attention(model, task.sample(128, seed=(arguments.seed, 3)).tokens)[0, 0]
+    attention = float(parent_attention(pattern, task).mean())
     for index, other in enumerate(cc.KERNEL_FAMILIES):
         kernels = cc.kernel_family(other, seed=arguments.seed + index, **common)
         excluded = outside(kernels, known)
@@ -159,7 +163,7 @@ def measure_restricted(
             continue
         own = cc.InContextTask(graph, arguments.d_vocab, kernels=excluded)
         labels = {"model": variant.name, "n_ctx": task.n_ctx, "trained_on": family, "family": other}
-        share = {"share_of_kernels_excluded": len(excluded) / len(kernels)}
+        share = {"parent_attention": attention, "share_of_kernels_excluded": len(excluded) / len(kernels)}
         rows.append({**labels, **share, **measure_family(model, task, own, excluded, arguments, index)})
     return rows
 

@@ -169,6 +169,15 @@ def verdict(families: Rows, worst: Rows, restricted: Rows, laws: dict[str, Power
                 f"edge posterior, {contexts}"
             )
             checks.append(within_bound(at, key, claim))
+    for name, rows in by_training(restricted).items():
+        attention, n_ctx = longest_of(rows)[0]["parent_attention"], longest_of(rows)[0]["n_ctx"]
+        checks.append(
+            figures.Check(
+                attention > 0.5,
+                f"At n_ctx {n_ctx} layer 1 of the reduced model trained on {name} kernels alone sees the parents",
+                f"mean attention to the parent {attention:.4f}",
+            )
+        )
     longest = longest_of(worst)
     fooled = [row for row in longest if row["uniform_error"] > 1.5 * row["uniform_error_of_edge_posterior"]]
     checks.append(

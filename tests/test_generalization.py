@@ -290,9 +290,9 @@ def test_verdicts_on_what_training_excludes_and_on_fooling_can_fail(monkeypatch)
     page = analysis_module("generalization_page", monkeypatch)
     families = [family_row("sparse", 20, 0.01, 0.01)]
     for excess, posterior, passes in ((0.01, 0.1, True), (0.3, 0.001, False)):
-        alone = [family_row("periodic", 20, excess, excess, trained_on="sticky")]
+        alone = [family_row("periodic", 20, excess, excess, trained_on="sticky", parent_attention=1 - 2 * excess)]
         checks = page.verdict(families, worst_rows({20: 0.01}, of_posterior=posterior), alone, {})
-        assert [check.passed for check in checks] == [True, True, passes, passes, passes]
+        assert [check.passed for check in checks] == [True, True, passes, passes, passes, passes]
         assert "sticky kernels alone" in checks[2].claim
 
 
