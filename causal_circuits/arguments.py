@@ -45,6 +45,7 @@ _NAMES: dict[Any, str] = {
     Tensor: "a tensor",
 }
 _MAKE = {  # how to come by an argument, by its name or its class
+    "labels": "position_labels makes them",
     "n_heads": "give one number a layer, such as (1, 1)",
     "parents": "give a list of an integer position, a tuple of several, or None for a root, one for each position",
     "HookedTransformer": "build one with disentangled_transformer, ordinary_transformer or load_model",
@@ -236,7 +237,7 @@ def _convert_items(value: Any, origin: Any, options: tuple[Any, ...]) -> Any:
     pair = origin is tuple and Ellipsis not in options
     items = value.tolist() if isinstance(value, np.ndarray | Tensor) and value.ndim else value
     try:
-        if isinstance(items, str) or not isinstance(items, Sequence if origin in (tuple, list) else origin):
+        if isinstance(items, str | bytes) or not isinstance(items, Sequence if origin in (tuple, list) else origin):
             raise _Misfit
         if not options or isinstance(items, Iterator):
             return items
@@ -314,6 +315,8 @@ def _remedy(name: str, hints: Mapping[str, Any], given: Mapping[str, Any]) -> st
         return "pass an instance, not the class"
     if name in _MAKE:
         return _MAKE[name]
+    if isinstance(value, Tensor | np.ndarray) and value.ndim > 1 and len(value) and _fits(value[0], hint):
+        return f"choose one, such as {name}[0]"
     if any(get_origin(option) in (Sequence, tuple) and _fits([value], option) for option in options):
         return (
             f"a single one is written [{shown(value)}]"

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import causal_circuits as cc
-from causal_circuits import circuits
+from causal_circuits import circuits, figures
 from causal_circuits.arguments import ArgumentError, check_arguments
 
 PACKAGES = (
@@ -38,6 +38,7 @@ GRAPH = cc.chain_graph(6)
 TASK = cc.InContextTask(GRAPH, d_vocab=3)
 BATCH = TASK.sample(64, seed=0)
 MODEL = cc.plant_circuit(GRAPH, d_vocab=3)
+PANEL = figures.WeightBlocks("A1", np.eye(5), rows=[("token", 5)], columns=[("token", 5)])
 
 
 class Stranger:
@@ -202,6 +203,17 @@ WRONG_VALUES: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "negative tokens": (lambda: cc.mean_attention(MODEL, BATCH.tokens - 1), ("0 .. 2", "[-1, 1]")),
     "rivals by a smaller matrix": (lambda: cc.closest_rivals(torch.zeros(3, 3), GRAPH), ("n_ctx, 6", "[3, 3]")),
     "no draws": (lambda: cc.exact_bayes(cc.InContextTask(GRAPH, 3), BATCH.tokens, 0), ("n_draws", "0")),
+    "counterfactual tokens out of the vocabulary": (
+        lambda: circuits.circuit_model(MODEL, BATCH, counterfactual=BATCH.tokens + 5),
+        ("0 .. 2", "[5, 7]"),
+    ),
+    "names for fewer tokens": (lambda: figures.position_labels([0, 4], names=["a", "b"]), ("names", "got 2", "4")),
+    "columns of none": (lambda: figures.plot_weight_panels([PANEL], n_columns=0), ("n_columns", "0")),
+    "onsets at fewer steps": (lambda: circuits.onset((0,), torch.rand(3, 2)), ("steps", "got 1", "[3, 2]")),
+    "no draws of an interval": (
+        lambda: circuits.onset_interval([torch.ones(2)], n_bootstrap=0),
+        ("n_bootstrap", "got 0"),
+    ),
     "a float parent": (lambda: cc.graph_from_parents([None, 0.0]), ("integer position", "0.0")),
     "no alpha": (lambda: cc.InContextTask(GRAPH, 3, alpha=[]), ("alpha", "[]")),
     "heads of no width": (lambda: cc.ordinary_transformer(3, 6, d_head=0), ("d_head", "0")),

@@ -269,7 +269,7 @@ def changed(where: tuple[int, int, int], value: float) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"labels": [1, 0, 1]}, ("labels must be strings", "1 (int) at 0", "position_labels")),
+        ({"labels": [1, 0, 1]}, ("each item: a string", "[1, 0, 1]", "position_labels")),
         ({"labels": ["a", "b"]}, ("labels", "each position (3)", "got 2")),
         ({"labels": "abc"}, ("labels", "one string")),
         ({"head_names": ["L0H0"]}, ("head_names", "each head (2)", "got 1")),

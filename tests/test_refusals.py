@@ -59,7 +59,7 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
         ("one head in layer 1", "(1, 2)"),
     ),
     "paths through an MLP": (paths_through_mlps, ("MLPs", "patch_activations")),
-    "permuting one position": (lambda: other_positions(3, 1, seed=0), ("at least 2", "got 1")),
+    "permuting one position": (lambda: other_positions(3, 1, seed=0), ("at least 2", "got 3 of 1")),
     "film strip of no frames": (film_strip_of_no_frames, ("at least 1 frame", "n_frames=0")),
     "width of the target's law": (
         lambda: cc.recover_graph(TASK.sample(40).tokens, TASK.sample(40).target_probs, d_vocab=5),

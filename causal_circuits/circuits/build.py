@@ -21,6 +21,7 @@ from causal_circuits.circuits.weights import Weights
 from causal_circuits.interventions import Metric, make_cost
 from causal_circuits.models import HookedTransformer, check_forward, check_model, layout_of, refuse_foreign
 from causal_circuits.tasks import Batch, Task
+from causal_circuits.tasks.batch import check_tokens
 
 
 @check_arguments
@@ -93,6 +94,7 @@ def _corrupted(base: CircuitModel, counterfactual: str | Tensor, seed: int) -> S
                 f"counterfactual tokens must be one sequence for each of the batch, {list(tokens.shape)}: "
                 f"got {list(counterfactual.shape)}"
             )
+        check_tokens(counterfactual, d_vocab)
         return _slot_values(base, embed(counterfactual, d_vocab, dtype))
     check_counterfactual(counterfactual)
     if counterfactual in ("zero", "mean"):

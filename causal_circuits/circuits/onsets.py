@@ -19,6 +19,8 @@ def onset(steps: Sequence[int], curves: Float[Tensor, "step cell"]) -> Float[Ten
     >>> onset((0, 10, 100), torch.tensor([[0.0, 0.9], [0.8, 0.1], [1.0, 1.0]]))
     tensor([ 10., 100.])
     """
+    if not steps or len(steps) != len(curves):
+        raise ValueError(f"steps must be one a row of curves, at least one: got {len(steps)} for {list(curves.shape)}")
     half = (curves[0] + curves[-1]) / 2
     stays = (curves >= half).flip(0).cumprod(dim=0).flip(0).bool()
     first = torch.tensor(steps, dtype=torch.float32)[stays.int().argmax(dim=0)]
@@ -62,6 +64,8 @@ def onset_interval(
     """
     if not onsets:
         raise ValueError("an interval over seeds needs at least one run: got none")
+    if n_bootstrap < 1:
+        raise ValueError(f"n_bootstrap must be at least 1: got {n_bootstrap}")
     never = float(torch.stack([run.isnan().float().mean() for run in onsets]).mean())
     medians = torch.stack([run.double().nan_to_num(nan=torch.inf).quantile(0.5) for run in onsets])
     medians = medians[medians.isfinite()]

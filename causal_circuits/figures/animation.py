@@ -128,6 +128,8 @@ def plot_graph_forming(
     >>> "0" in ax.get_title()
     True
     """
+    if not -len(record.steps) <= state < len(record.steps):
+        raise ValueError(f"state must be one of the {len(record.steps)} recorded ones, from 0: got {state}")
     arcs, n_ctx = arcs_in_time(record, graph, layer, head), n_ctx_of(graph)
     ax = new_axes(ax, float(np.clip(0.3 * n_ctx + 2, 6.0, 11.0)), 3.8)
     others = set(arcs.weights) - arcs.true

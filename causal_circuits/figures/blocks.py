@@ -96,6 +96,8 @@ def plot_weight_panels(panels: Sequence[WeightBlocks], n_columns: int = 2) -> Fi
     """
     if not panels:
         raise ValueError("panels of weights need at least one matrix: got none")
+    if not 1 <= n_columns <= 100:
+        raise ValueError(f"n_columns must lie in 1 .. 100: got {n_columns}")
     n_rows = -(-len(panels) // n_columns)
     figure = Figure(figsize=(5.6 * n_columns, 4.8 * n_rows), layout="constrained")
     axes = figure.subplots(n_rows, n_columns, squeeze=False)

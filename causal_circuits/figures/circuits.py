@@ -173,6 +173,8 @@ def plot_formation(formation: Formation, axes: Sequence[Axes] | None = None) -> 
     if axes is None:
         figure = Figure(figsize=(12.6, 3.8), layout="constrained")
         axes = list(figure.subplots(1, 3))
+    if len(axes) != 3:
+        raise ValueError(f"axes must be three, for attention, share and effect: got {len(axes)}")
     steps = np.array(formation.steps) + 1
     drawn = (
         (axes[0], formation.attention, formation.attention_onset, "mean attention on the edge"),

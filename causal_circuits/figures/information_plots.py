@@ -113,6 +113,8 @@ def plot_agreement(
     """
     if not series:
         raise ValueError("an agreement figure needs at least one series: got none")
+    if group_size < 1:
+        raise ValueError(f"group_size must be at least 1 series: got {group_size}")
     ax = new_axes(ax, 6.4, 4.2)
     ax.axhline(1.0, color=BLACK, linewidth=0.8, linestyle=":", zorder=0)
     for k, (name, (x, y)) in enumerate(series.items()):

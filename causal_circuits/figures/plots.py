@@ -76,6 +76,8 @@ def plot_loss(
     for k, value in enumerate(levels.values()):
         ax.axhline(value, color=_LINE_COLOURS[k % 5], linestyle=_LINE_STYLES[k % 5], linewidth=1.1, zorder=1.5)
     if test_loss is not None:
+        if not np.isfinite(test_loss):
+            raise ValueError(f"test_loss must be finite to be drawn: got {test_loss}; leave it out")
         levels["test loss"] = float(test_loss)
         ax.plot(steps[-1:], [test_loss], "D", color=MODEL, markersize=6, clip_on=False, zorder=4, label="test loss")
     ax.set_xscale("log")

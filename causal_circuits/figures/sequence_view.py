@@ -67,6 +67,10 @@ def position_labels(
     ['p0=heads (parent of 1, 2)', 'p1=tails', 'p2=heads', 'query=tails']
     """
     values = [int(token) for token in tokens]
+    if names is not None and values and not 0 <= min(values) <= max(values) < len(names):
+        raise ValueError(
+            f"names must name every token of the vocabulary: got {len(names)} for tokens up to {max(values)}"
+        )
     shown = [str(token) if names is None else names[token] for token in values]
     labels = [f"p{position}={token}" for position, token in enumerate(shown)]
     if has_query if graph is None else graph_has_query(graph):
