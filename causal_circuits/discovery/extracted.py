@@ -2,11 +2,13 @@
 
 import networkx as nx
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.discovery.candidates import CandidateEdge
 from causal_circuits.discovery.head_matches import FurtherParent
 from causal_circuits.discovery.several_heads import HeadReport
 
 
+@check_arguments
 class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is Any
     """What `extract_graph` returns: a networkx.DiGraph of numbers and text, its evidence in fields of its own.
 

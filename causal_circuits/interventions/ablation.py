@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.interventions.measure import (
     CHUNK,
     check,
@@ -19,8 +20,8 @@ from causal_circuits.interventions.measure import (
     standard_error,
 )
 from causal_circuits.interventions.metrics import Metric, make_cost
-from causal_circuits.models import HookedTransformer, check_head, log_probs, slots
-from causal_circuits.tasks import Batch, InContextTask
+from causal_circuits.models import HookedTransformer, attachments, check_head, log_probs, slots
+from causal_circuits.tasks import Batch, Task
 
 AblationMethod = Literal["zero", "mean", "resample", "permute"]
 ABLATION_METHODS: tuple[AblationMethod, ...] = get_args(AblationMethod)
@@ -28,6 +29,7 @@ _Sites = Mapping[str, Sequence[int | slice]]  # hook name -> what to overwrite o
 _Source = Callable[[str, Tensor, slice], Tensor]  # hook name, its activation, rows of the batch -> what to write
 
 
+@check_arguments
 @dataclass(frozen=True)
 class AblationResult:
     """The loss (or another metric) with some heads or slots ablated, against the untouched model on the same sequences.
@@ -39,6 +41,8 @@ class AblationResult:
         standard_error: of their paired difference.
         slots: the residual slots that were ablated together.
         metric: what was measured.
+        attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words: it was
+            analysed with it.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
@@ -55,6 +59,7 @@ class AblationResult:
     standard_error: float
     slots: tuple[str, ...] = ()
     metric: str = "loss"
+    attached: tuple[str, ...] = ()
 
     def share_of_gain_lost(self, reference_loss: float) -> float:
         """The loss increase as a share of the gain, reference loss minus baseline loss; NaN without a gain."""
@@ -62,6 +67,7 @@ class AblationResult:
         return (self.loss - self.baseline_loss) / gain if gain > 0 else float("nan")
 
 
+@check_arguments
 def ablate_heads(
     model: HookedTransformer,
     batch: Batch,
@@ -69,7 +75,7 @@ def ablate_heads(
     method: AblationMethod = "mean",
     *,
     metric: Metric = "loss",
-    task: InContextTask | None = None,
+    task: Task | None = None,
     seed: int = 0,
 ) -> AblationResult:
     """Replace what heads write (``hook_z``) and measure the loss.
@@ -101,9 +107,10 @@ def ablate_heads(
     names = sorted({f"blocks.{layer}.attn.hook_z" for layer, _ in heads})
     sites = {name: [head for layer, head in heads if name == f"blocks.{layer}.attn.hook_z"] for name in names}
     before, after = _costs_before_and_after(model, batch, sites, method, metric, task, seed)
-    return _result(heads, (), method, metric, before, after)
+    return _result(model, heads, (), method, metric, before, after)
 
 
+@check_arguments
 def ablate_slots(
     model: HookedTransformer,
     batch: Batch,
@@ -112,7 +119,7 @@ def ablate_slots(
     *,
     layer: int = 0,
     metric: Metric = "loss",
-    task: InContextTask | None = None,
+    task: Task | None = None,
     seed: int = 0,
 ) -> AblationResult:
     """Replace residual slots where layer `layer` begins to read them, for it and every later reader.
@@ -148,10 +155,11 @@ def ablate_slots(
     hook = f"blocks.{layer}.hook_resid_pre" if layer < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
     sites = {hook: [known[name].slice for name in names]}
     before, after = _costs_before_and_after(model, batch, sites, method, metric, task, seed)
-    return _result((), tuple(names), method, metric, before, after)
+    return _result(model, (), tuple(names), method, metric, before, after)
 
 
 def _result(
+    model: HookedTransformer,
     heads: tuple[tuple[int, int], ...],
     slot_names: tuple[str, ...],
     method: AblationMethod,
@@ -161,7 +169,8 @@ def _result(
 ) -> AblationResult:
     name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
     error = standard_error(after - before)
-    return AblationResult(heads, method, float(after.mean()), float(before.mean()), error, slot_names, name)
+    means = float(after.mean()), float(before.mean())
+    return AblationResult(heads, method, *means, error, slot_names, name, attachments(model))
 
 
 @torch.no_grad()
@@ -171,7 +180,7 @@ def _costs_before_and_after(
     sites: _Sites,
     method: AblationMethod,
     metric: Metric,
-    task: InContextTask | None,
+    task: Task | None,
     seed: int,
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """The metric of every sequence without and with the replacement."""

@@ -17,13 +17,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.models import HookedTransformer, has_layout, layout_of
+from causal_circuits.models.acceptance import takes_fast_forward
 
 
 def has_closed_form(model: HookedTransformer) -> bool:
-    """Whether the closed form applies to a model: disentangled, two layers, no hook attached."""
+    """Whether the closed form applies to a model: disentangled, two layers, nothing foreign (`models.acceptance`)."""
     if not has_layout(model) or layout_of(model).kind != "disentangled" or layout_of(model).n_layers != 2:
         return False
-    return not any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values())
+    return takes_fast_forward(model)
 
 
 class ChangedRows:

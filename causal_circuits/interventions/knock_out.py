@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.interventions.closed_form import ChangedRows, has_closed_form
 from causal_circuits.interventions.measure import CHUNK, check, check_hooks, other_sequences
 from causal_circuits.interventions.metrics import Metric, make_cost
-from causal_circuits.models import HookedTransformer, check_head, live_heads, log_probs
-from causal_circuits.tasks import Batch, InContextTask
+from causal_circuits.models import HookedTransformer, attachments, check_head, live_heads, log_probs
+from causal_circuits.tasks import Batch, Task
 
 KnockOutMethod = Literal["zero", "renormalize", "mean", "resample", "permute"]
 KNOCK_OUT_METHODS: tuple[KnockOutMethod, ...] = get_args(KnockOutMethod)
@@ -21,6 +22,7 @@ Path = Literal["auto", "closed_form", "hooks"]
 _Row = tuple[int, int, list[int]]  # head, query_pos, the key positions to cut
 
 
+@check_arguments
 @dataclass(frozen=True)
 class KnockOut:
     """What cutting single attention entries does to the loss, or to another metric.
@@ -34,6 +36,8 @@ class KnockOut:
         baseline_loss: the metric of the untouched model.
         metric: what was measured.
         path: "closed_form" or "hooks".
+        attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words: it was
+            analysed with it.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
@@ -50,8 +54,10 @@ class KnockOut:
     baseline_loss: float
     metric: str = "loss"
     path: str = "hooks"
+    attached: tuple[str, ...] = ()
 
 
+@check_arguments
 @torch.no_grad()
 def knock_out_edges(
     model: HookedTransformer,
@@ -61,7 +67,7 @@ def knock_out_edges(
     entries: Sequence[tuple[int, int, int]] | None = None,
     method: KnockOutMethod = "zero",
     metric: Metric = "loss",
-    task: InContextTask | None = None,
+    task: Task | None = None,
     path: Path = "auto",
     copies: int = 8192,
     seed: int = 0,
@@ -126,6 +132,7 @@ def knock_out_edges(
         baseline_loss=float(cost.sign * baseline.mean()),
         metric=cost.name,
         path=path,
+        attached=attachments(model),
     )
 
 
@@ -149,8 +156,8 @@ def _rows(
 def _choose_path(model: HookedTransformer, path: Path) -> Path:
     if path == "closed_form" and not has_closed_form(model):
         raise ValueError(
-            "the closed form is for two-layer disentangled models without hooks: this model is another, or has a hook; "
-            "use path='hooks', or model.reset_hooks()"
+            "the closed form is for two-layer disentangled models with nothing attached: this model is another, or has "
+            f"a {next(iter(attachments(model)), 'feature that it does not know')}; use path='hooks'"
         )
     return path if path != "auto" else "closed_form" if has_closed_form(model) else "hooks"
 

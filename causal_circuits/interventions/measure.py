@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causal_circuits.models import HookedTransformer, check_model, log_probs
+from causal_circuits.arguments import check_arguments
+from causal_circuits.models import HookedTransformer, check_forward, check_model, log_probs
 from causal_circuits.tasks import Batch
 
 CHUNK = 2048
@@ -16,9 +17,10 @@ def predictions(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) ->
 
 
 def check(model: HookedTransformer, batch: Batch) -> None:
-    """Raise a ValueError unless the batch is sound and fits the model."""
-    batch.check(model.cfg.d_vocab)
-    check_model(model, batch.target_probs.shape[1], batch.tokens.shape[1])
+    """Raise a ValueError unless the batch is sound, fits the model, and the model answers it one way only."""
+    batch.check(model.cfg.d_vocab, d_vocab_out=model.cfg.d_vocab_out)
+    check_model(model, model.cfg.d_vocab, batch.tokens.shape[1])
+    check_forward(model, batch.tokens)
 
 
 def check_hooks(model: HookedTransformer, names: list[str]) -> None:
@@ -28,6 +30,7 @@ def check_hooks(model: HookedTransformer, names: list[str]) -> None:
         raise ValueError(f"the model has no hook {unknown[0]!r}; it has {', '.join(model.hook_dict)}")
 
 
+@check_arguments
 def other_sequences(n: int, seed: int) -> Int[Tensor, " batch"]:
     """For each of n sequences another one to borrow from: a cycle through all in random order, so nobody is their own.
 
@@ -42,18 +45,20 @@ def other_sequences(n: int, seed: int) -> Int[Tensor, " batch"]:
     return donor
 
 
+@check_arguments
 def other_positions(n: int, n_ctx: int, seed: int) -> Int[Tensor, "batch pos"]:
     """For each position of each sequence another position: a random cycle through all of them, sequence by sequence.
 
     >>> sorted(other_positions(1, 3, seed=0)[0].tolist())
     [0, 1, 2]
     """
-    if n_ctx < 2:
-        raise ValueError(f"permuting positions needs at least 2 of them: got {n_ctx}")
+    if n < 1 or n_ctx < 2:
+        raise ValueError(f"permuting positions needs a sequence and at least 2 of them: got {n} of {n_ctx}")
     order = torch.rand(n, n_ctx, generator=torch.Generator().manual_seed(seed)).argsort(dim=-1)
     return torch.empty_like(order).scatter_(1, order, order.roll(1, dims=1))
 
 
+@check_arguments
 def standard_error(values: Tensor) -> float:
     """Of the mean of paired values; infinite for a single one.
 

@@ -9,18 +9,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments, shown
 from causal_circuits.interventions.measure import check_hooks
-from causal_circuits.models import HookedTransformer, check_model, live_heads, log_probs
+from causal_circuits.models import HookedTransformer, attachments, check_forward, check_model, live_heads, log_probs
 from causal_circuits.tasks.batch import check_tokens
 
+_BY_HEAD_FIRST = ("hook_pattern", "hook_attn_scores")
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
 Score = Callable[[Float[Tensor, "batch d_vocab"]], Tensor | float]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class PatchingResult:
     """Metrics of a corrupted run with activations of the clean run patched in.
@@ -29,6 +34,8 @@ class PatchingResult:
         names: the hook names, or the paths, in the order of `metric`'s rows.
         metric: [name, pos], or [name, 1] when all positions were patched at once.
         clean, corrupted: the metric of the two untouched runs.
+        attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words: it was
+            analysed with it.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
@@ -45,6 +52,7 @@ class PatchingResult:
     metric: Float[Tensor, "name pos"]
     clean: float
     corrupted: float
+    attached: tuple[str, ...] = ()
 
     @property
     def recovered(self) -> Float[Tensor, "name pos"]:
@@ -52,6 +60,7 @@ class PatchingResult:
         return (self.metric - self.corrupted) / (self.clean - self.corrupted)
 
 
+@check_arguments
 @torch.no_grad()
 def patch_activations(
     model: HookedTransformer,
@@ -90,6 +99,12 @@ def patch_activations(
             for what in ("hook_resid_pre", "attn.hook_z")
         ]
     check_hooks(model, list(names))
+    for name in names:
+        if name.endswith(_BY_HEAD_FIRST):
+            raise ValueError(
+                f"activations to patch have axes [batch, pos, ...]: {name} is [batch, head_index, query_pos, key_pos]; "
+                "patch hook_z, or cut entries of the pattern with knock_out_edges"
+            )
     _, cache = model.run_with_cache(clean, names_filter=list(names))
     positions: list[slice] = [slice(i, i + 1) for i in range(clean.shape[1])] if by_position else [slice(None)]
 
@@ -108,9 +123,11 @@ def patch_activations(
         metric=torch.tensor(rows),
         clean=_scored(metric, log_probs(model, clean), "the clean run"),
         corrupted=_scored(metric, log_probs(model, corrupted), "the corrupted run"),
+        attached=attachments(model),
     )
 
 
+@check_arguments
 @torch.no_grad()
 def patch_paths(
     model: HookedTransformer,
@@ -147,6 +164,7 @@ def patch_paths(
     _check_pairs(model, clean, corrupted)
     if not model.cfg.attn_only:
         raise ValueError("patch_paths follows attention alone: this model has MLPs; use patch_activations")
+    _check_path_patching(model)
     checked = [_checked_path(model, path) for path in (_default_paths(model) if paths is None else paths)]
     if not checked:
         raise ValueError("patch_paths needs at least one path: got none")
@@ -158,6 +176,7 @@ def patch_paths(
         metric=torch.tensor(rows),
         clean=_scored(metric, log_probs(model, clean), "the clean run"),
         corrupted=_scored(metric, log_probs(model, corrupted), "the corrupted run"),
+        attached=attachments(model),
     )
 
 
@@ -168,7 +187,23 @@ class _Run:
         self.model, self.tokens = model, tokens
         z = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
         check_hooks(model, ["blocks.0.hook_resid_pre", *z, f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"])
-        _, self.cache = model.run_with_cache(tokens, names_filter=["blocks.0.hook_resid_pre", *z])
+        ends = [f"blocks.{layer}.hook_resid_{end}" for layer in range(model.cfg.n_layers) for end in ("pre", "post")]
+        _, self.cache = model.run_with_cache(tokens, names_filter=[*ends, *z])
+        self._check_sum()
+
+    def _check_sum(self) -> None:
+        """Raise a ValueError unless each layer adds to the residual stream just what its heads write."""
+        for layer, block in enumerate(self.model.blocks):
+            heads = range(self.model.cfg.n_heads)
+            written = sum(self.written(f"L{layer}H{head}") for head in heads) + block.attn.b_O
+            added = self.cache[f"blocks.{layer}.hook_resid_post"] - self.cache[f"blocks.{layer}.hook_resid_pre"]
+            off, size = float((added - written).abs().max()), max(1.0, float(added.abs().max()))
+            if not off <= _ROUNDING.get(added.dtype, 0.1) * size:
+                raise ValueError(
+                    "patch_paths takes what a layer adds to the residual stream for the sum of its heads' z W_O: in "
+                    f"layer {layer} the two differ by {off:.3g} (a hook behind hook_z, or a normalisation after "
+                    "attention); use patch_activations"
+                )
 
     def written(self, sender: str) -> Float[Tensor, "batch pos d_model"]:
         if sender == "embed":
@@ -205,6 +240,23 @@ def _along(path: tuple[str, ...], clean: _Run, corrupted: _Run) -> Float[Tensor,
     for reader in path[1:-1]:
         change = corrupted.head_output(reader, change) - corrupted.written(reader[:-2])
     return corrupted.log_probs(change)
+
+
+def _check_path_patching(model: HookedTransformer) -> None:
+    """Refuse what path patching would switch on, or would address wrongly."""
+    if model.cfg.n_key_value_heads is not None:
+        raise ValueError(
+            f"patch_paths needs keys and values of their own for each head: this model shares them "
+            f"(n_key_value_heads={model.cfg.n_key_value_heads}); use patch_activations"
+        )
+    if not model.cfg.use_split_qkv_input:
+        for kind in "qkv":
+            hooked = [at for at in attachments(model) if at.endswith(f"hook_{kind}_input")]
+            if hooked:
+                raise ValueError(
+                    "patch_paths gives queries, keys and values inputs of their own, which would switch on the "
+                    f"{hooked[0]} that this model does not call (use_split_qkv_input=False); remove it"
+                )
 
 
 @contextmanager
@@ -261,11 +313,15 @@ def _check_pairs(model: HookedTransformer, clean: Tensor, corrupted: Tensor) -> 
     for tokens in (clean, corrupted):
         check_tokens(tokens, model.cfg.d_vocab)
     check_model(model, model.cfg.d_vocab, clean.shape[1])
+    check_forward(model, clean)
 
 
 def _scored(metric: Score, predicted: Float[Tensor, "batch d_vocab"], where: str) -> float:
     """The metric of a run; a ValueError if it is not a number."""
-    value = float(metric(predicted))
+    found = metric(predicted)
+    if not isinstance(found, Real) and not (isinstance(found, Tensor) and found.numel() == 1):
+        raise ValueError(f"metric must give one number for all sequences: got {shown(found)}; take their mean")
+    value = float(found)
     if value != value:
         raise ValueError(
             f"the metric must be a number: it is NaN for {where}; check that it is defined for every prediction"

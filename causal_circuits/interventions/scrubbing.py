@@ -26,18 +26,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import parents_of
 from causal_circuits.interventions.measure import check, check_hooks, predictions, standard_error
-from causal_circuits.interventions.metrics import Metric, make_cost
-from causal_circuits.models import HookedTransformer, live_heads, log_probs
-from causal_circuits.tasks import Batch, InContextTask
+from causal_circuits.interventions.metrics import Cost, Metric, make_cost
+from causal_circuits.models import HookedTransformer, attachments, live_heads, log_probs
+from causal_circuits.tasks import Batch, Task
+from causal_circuits.tasks.base import graph_of
 
 Claim = Literal["copy", "match", "both"]
 Where = Literal["everywhere", "children"]
 HOOKS = ("0.attn.hook_z", "1.attn.hook_q", "1.attn.hook_k", "1.attn.hook_v", "1.hook_resid_pre", "1.hook_resid_post")
 _Donors = Int[Tensor, "batch pos"]
+_Hook = tuple[str, Callable[..., Tensor | None]]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Scrubbed:
     """What is left of a model's loss when only the hypothesis is kept.
@@ -49,7 +53,12 @@ class Scrubbed:
         standard_error: of its paired difference from the untouched model.
         random_loss: the same with donors drawn freely.
         baseline_loss: the untouched model.
-        recovered: (random - scrubbed) / (random - untouched): 1 if the claim is all there is to it, 0 if it is empty.
+        idle: the parts of the claim that say nothing about this model: even donors drawn freely do no significant harm
+            there (three standard errors), so that no claim about them could have failed.
+        recovered: (random - scrubbed) / (random - untouched): 1 if the claim is all there is to it, 0 if it is empty;
+            NaN if a part of the claim is idle.
+        attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words: it was
+            analysed with it.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
@@ -65,19 +74,22 @@ class Scrubbed:
     standard_error: float
     random_loss: float
     baseline_loss: float
+    idle: tuple[str, ...] = ()
+    attached: tuple[str, ...] = ()
 
     @property
     def recovered(self) -> float:
-        """The share of the loss that the claim keeps; NaN where free donors do no harm."""
+        """The share of the loss that the claim keeps; NaN if a part of it is idle or nothing is at stake."""
         at_stake = self.random_loss - self.baseline_loss
-        return (self.random_loss - self.loss) / at_stake if at_stake else float("nan")
+        return float("nan") if self.idle or not at_stake else (self.random_loss - self.loss) / at_stake
 
 
+@check_arguments
 @torch.no_grad()
 def scrub_hypothesis(
     model: HookedTransformer,
     batch: Batch,
-    task: InContextTask,
+    task: Task,
     claim: Claim = "both",
     *,
     where: Where = "everywhere",
@@ -97,7 +109,7 @@ def scrub_hypothesis(
         metric: "loss" (nats), another of `METRICS`, or a function of log-probabilities, one number a sequence.
         seed: of the donors.
 
-    >>> from causal_circuits import chain_graph, plant_circuit
+    >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
     >>> task = InContextTask(chain_graph(6), d_vocab=3, alpha=0.1)
     >>> scrubbed = scrub_hypothesis(plant_circuit(task.graph, d_vocab=3), task.sample(500), task)
     >>> round(scrubbed.recovered, 3)
@@ -123,6 +135,8 @@ def scrub_hypothesis(
         standard_error=standard_error(scrubbed - untouched),
         random_loss=float(cost.sign * random.mean()),
         baseline_loss=float(cost.sign * untouched.mean()),
+        idle=_idle_parts(model, batch.tokens, task, claim, where, cost, untouched, seed),
+        attached=attachments(model),
     )
 
 
@@ -164,25 +178,56 @@ def _next_in_group(by_group: Tensor, group: Tensor) -> Int[Tensor, " batch"]:
 
 
 def _scrubbed_predictions(
-    model: HookedTransformer, tokens: Tensor, task: InContextTask, claim: Claim, donor: _Donor
+    model: HookedTransformer, tokens: Tensor, task: Task, claim: Claim, donor: _Donor
 ) -> Float[Tensor, "batch d_vocab"]:
     """The prediction with everything that the claim leaves open taken from donors."""
-    hooks: list[tuple[str, Callable[..., Tensor | None]]] = []
-    if claim in ("copy", "both"):
-        hooks.append(("blocks.0.attn.hook_z", partial(_take_heads, donors=_copy_donors(model, task, donor))))
-    if claim in ("match", "both"):
-        hooks += _match_hooks(task, donor)
-    with model.hooks(fwd_hooks=hooks):
+    parts = _hooks_by_part(model, task, claim, donor)
+    with model.hooks(fwd_hooks=[hook for hooks in parts.values() for hook in hooks]):
         return log_probs(model, tokens)  # in one piece: donors are rows of the same batch
 
 
-def _copy_donors(model: HookedTransformer, task: InContextTask, donor: _Donor) -> dict[int, _Donors]:
+def _idle_parts(
+    model: HookedTransformer,
+    tokens: Tensor,
+    task: Task,
+    claim: Claim,
+    where: Where,
+    cost: Cost,
+    untouched: Float[Tensor, " batch"],
+    seed: int,
+) -> tuple[str, ...]:
+    """The parts of a claim at which donors drawn freely, at this part alone, do no significant harm."""
+    free = _Donor(tokens, torch.Generator().manual_seed(seed), agree=False, where=where)
+    idle = []
+    for part, hooks in _hooks_by_part(model, task, claim, free).items():
+        if part == _DIRECT_PATH:  # the claim is that it is of no use
+            continue
+        with model.hooks(fwd_hooks=hooks):
+            harm = cost(log_probs(model, tokens)) - untouched
+        if not float(harm.mean()) > max(3 * standard_error(harm), 1e-6):
+            idle.append(part)
+    return tuple(idle)
+
+
+_DIRECT_PATH = "direct path past layer 1"
+
+
+def _hooks_by_part(model: HookedTransformer, task: Task, claim: Claim, donor: _Donor) -> dict[str, list[_Hook]]:
+    """The hooks that put donors' values in place of the model's own, for each part of a claim."""
+    parts: dict[str, list[_Hook]] = {}
+    if claim in ("copy", "both"):
+        take = partial(_take_heads, donors=_copy_donors(model, task, donor))
+        parts["what layer 0 writes"] = [("blocks.0.attn.hook_z", take)]
+    return parts if claim == "copy" else parts | _match_hooks(task, donor)
+
+
+def _copy_donors(model: HookedTransformer, task: Task, donor: _Donor) -> dict[int, _Donors]:
     """For each head of layer 0 and each position, a sequence with the same token at that head's parent."""
-    target = task.graph.number_of_nodes() - 1
+    target = graph_of(task).number_of_nodes() - 1
 
     def parent(position: int, head: int) -> tuple[int, ...]:
         is_read_out = position == task.n_ctx - 1 and not task.has_query
-        return parents_of(task.graph, target if is_read_out else position)[head : head + 1]
+        return parents_of(graph_of(task), target if is_read_out else position)[head : head + 1]
 
     found = {}
     for head in [head for layer, head in live_heads(model) if layer == 0]:
@@ -198,7 +243,7 @@ def _take_heads(z: Tensor, hook: object, donors: dict[int, _Donors]) -> Tensor:
     return z
 
 
-def _match_hooks(task: InContextTask, donor: _Donor) -> list[tuple[str, Callable[..., Tensor | None]]]:
+def _match_hooks(task: Task, donor: _Donor) -> dict[str, list[_Hook]]:
     """Queries, keys and values of layer 1 from donors that agree in what is matched; the direct path from anywhere.
 
     Held to positions with parents, their keys and values alone: the query and the direct path are not theirs.
@@ -206,9 +251,9 @@ def _match_hooks(task: InContextTask, donor: _Donor) -> list[tuple[str, Callable
     n_ctx, asked = task.n_ctx, tuple(task.target_parents)
 
     def has_parents(position: int) -> bool:
-        return bool(parents_of(task.graph, position))
+        return bool(parents_of(graph_of(task), position))
 
-    keys = donor.at_positions(lambda i: parents_of(task.graph, i), has_parents)
+    keys = donor.at_positions(lambda i: parents_of(graph_of(task), i), has_parents)
     values = donor.at_positions(lambda i: (i,), has_parents)
     queries = donor.at_positions(lambda i: asked if i == n_ctx - 1 else (), lambda i: False)
     anyone, entered = donor(()), list[Tensor]()
@@ -222,11 +267,13 @@ def _match_hooks(task: InContextTask, donor: _Donor) -> list[tuple[str, Callable
     def from_anyone(residual: Tensor, hook: object) -> Tensor:
         return residual - entered[0] + entered[0][anyone]
 
-    taken: list[tuple[str, Callable[..., Tensor | None]]] = [
-        ("blocks.1.attn.hook_q", partial(take, rows=queries)),
-        ("blocks.1.attn.hook_k", partial(take, rows=keys)),
-        ("blocks.1.attn.hook_v", partial(take, rows=values)),
-    ]
+    taken: dict[str, list[_Hook]] = {
+        "keys of layer 1": [("blocks.1.attn.hook_k", partial(take, rows=keys))],
+        "values of layer 1": [("blocks.1.attn.hook_v", partial(take, rows=values))],
+    }
     if donor.where == "children":
         return taken
-    return [*taken, ("blocks.1.hook_resid_pre", remember), ("blocks.1.hook_resid_post", from_anyone)]
+    return taken | {
+        "queries of layer 1": [("blocks.1.attn.hook_q", partial(take, rows=queries))],
+        _DIRECT_PATH: [("blocks.1.hook_resid_pre", remember), ("blocks.1.hook_resid_post", from_anyone)],
+    }

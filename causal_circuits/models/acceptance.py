@@ -71,10 +71,10 @@ def foreign(model: HookedTransformer) -> Iterator[Attachment]:
         yield Attachment("native hook", "every module (torch.nn.modules.module)")
     for name, module in model.named_modules():
         if type(module) is HookPoint:
-            if _native_hooks(module):
+            if has_hooks(module):
                 yield Attachment("hook", name)
             continue
-        if _native_hooks(module):
+        if has_hooks(module):
             yield Attachment("native hook", name or "the model")
         if parametrize.is_parametrized(module):
             for weight in module.parametrizations:  # type: ignore[union-attr]  # a ModuleDict, where there are some
@@ -107,7 +107,7 @@ def attachments(model: HookedTransformer) -> tuple[str, ...]:
     )
 
 
-def _native_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Whether torch calls anything before or after this module's forward or backward."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
@@ -164,6 +164,8 @@ def refuse_foreign(model: HookedTransformer, tool: str, remedy: str) -> None:
 
 # Of log-probabilities, relative to the largest of them (and to 1).
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
+_SAME = 1e-6  # two runs of the same forward
+_NUMBERS = 2**22  # numbers in the residual streams of the sequences that are tried, at most; one sequence at least
 
 
 @torch.no_grad()
@@ -173,32 +175,40 @@ def check_forward(
     fast: Callable[[HookedTransformer, Tensor], Tensor],
     plain: Callable[[HookedTransformer, Tensor], Tensor],
 ) -> None:
-    """Compare the forward that an analysis is about to use with TransformerLens's own, on the first sequence.
+    """Compare the forward that an analysis is about to use with TransformerLens's own, on one sequence or a few.
 
     Args:
         model: any HookedTransformer.
-        tokens: sequences; the first is used.
-        fast, plain: (model, tokens) -> log-probabilities at the last position.
+        tokens: sequences; the first are used.
+        fast, plain: (model, tokens) -> log-probabilities at the last position; the same function twice where the
+            analysis is to use the plain forward.
 
     Raises:
         ValueError: the two differ, or the model gives two different outputs for the same tokens.
     """
-    first = tokens[:1].to(model.W_U.device)
-    expected, found = plain(model, first).double(), fast(model, first).double()
-    tolerance = _TOLERANCE.get(model.W_U.dtype, 0.5)
-    size = max(1.0, float(expected[expected.isfinite()].abs().max())) if bool(expected.isfinite().any()) else 1.0
-    if torch.allclose(found, expected, rtol=0.0, atol=tolerance * size, equal_nan=True):
+    n = min(8, max(1, _NUMBERS // (tokens.shape[1] * model.cfg.d_model * model.cfg.d_head)))
+    tried = tokens[:n].to(model.W_U.device)
+    expected, found = plain(model, tried).double(), fast(model, tried).double()
+    same_forward = fast is plain
+    difference = _largest_difference(found, expected)
+    if difference <= (_SAME if same_forward else _TOLERANCE.get(model.W_U.dtype, 0.5)):
         return
-    difference = float((found - expected).abs().nan_to_num(torch.inf).max())
-    again = plain(model, first).double()
-    if not torch.allclose(again, expected, rtol=0.0, atol=tolerance * size, equal_nan=True):
+    if same_forward or _largest_difference(plain(model, tried).double(), expected) > _SAME:
         raise ValueError(
-            f"the model must give the same output for the same tokens: two runs differ by {difference:.3g} nats in a "
+            f"the model must give the same output for the same tokens: two runs differ by {difference:.3g} in a "
             "log-probability; is there dropout or other randomness in a hook or a module? remove it "
             "(model.reset_hooks()) or call model.eval()"
         )
     raise ValueError(
-        f"the fast forward must agree with model(tokens): it is off by {difference:.3g} nats in a log-probability on "
-        "the first sequence; something about this model is unknown to causal_circuits: analyse it within "
+        f"the fast forward must agree with model(tokens): it is off by {difference:.3g} in a log-probability; "
+        "something about this model is unknown to causal_circuits: analyse it within "
         "causal_circuits.models.plain_forward(), and please report it"
     )
+
+
+def _largest_difference(found: Tensor, expected: Tensor) -> float:
+    """Between log-probabilities, relative to the largest finite one; infinite where one of two is not finite."""
+    finite = expected.isfinite()
+    size = max(1.0, float(expected[finite].abs().max())) if bool(finite.any()) else 1.0
+    same = (found == expected) | (found.isnan() & expected.isnan())
+    return float(torch.where(same, 0.0, (found - expected).abs()).nan_to_num(torch.inf, torch.inf).max()) / size

@@ -23,9 +23,10 @@ from transformer_lens import HookedTransformer
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.models import acceptance
-from causal_circuits.models.acceptance import takes_fast_forward
+from causal_circuits.models.acceptance import has_hooks, takes_fast_forward
 from causal_circuits.models.last_position import can_skip_positions, last_position_logits
 from causal_circuits.models.layout import Layout, has_layout, layout_of
+from causal_circuits.tasks.batch import check_tokens
 
 SERVED_HOOK = "attn.hook_pattern"
 PROBABILITY_FLOOR = 1e-9
@@ -74,6 +75,7 @@ def logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Floa
     >>> tuple(cc.models.logits(model, batch.tokens).shape)
     (64, 3)
     """
+    check_tokens(tokens, model.cfg.d_vocab)
     return choose_forward(model)(model, tokens)
 
 
@@ -133,9 +135,11 @@ def check_forward(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) 
     Traceback (most recent call last):
     ValueError: the model must give the same output for the same tokens: ...
     """
-    acceptance.check_forward(
-        model, tokens, log_probs, lambda model, tokens: as_log_probs(model, plain_logits(model, tokens))
-    )
+
+    def plain(model: HookedTransformer, tokens: Tensor) -> Tensor:
+        return as_log_probs(model, plain_logits(model, tokens))
+
+    acceptance.check_forward(model, tokens, plain if choose_forward(model) is plain_logits else log_probs, plain)
 
 
 @check_arguments
@@ -176,7 +180,7 @@ def reduced_probs(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) 
         raise ValueError(f"the structured forward knows one copying head: this reduced model has {layout.n_heads[0]}")
     a1, a2 = _a1_and_a2(model)
     pattern = torch.softmax(_mask(a1[None, None]), dim=-1)
-    if not any(attn.hook_pattern.fwd_hooks or attn.hook_pattern.bwd_hooks for attn in (first, second)):
+    if not any(has_hooks(attn.hook_pattern) for attn in (first, second)):
         reach = a2[tokens[:, -1]].gather(1, tokens)
         last = torch.softmax(reach @ pattern[0, 0].T, dim=-1)
     else:
@@ -208,7 +212,7 @@ def _pattern(
 ) -> Float[Tensor, "batch head_index query_pos key_pos"]:
     """The attention pattern of a layer, through its HookPoint; of the last layer, if nobody looks, one row only."""
     layout, attn = layout_of(model), model.blocks[layer].attn
-    watched = bool(attn.hook_pattern.fwd_hooks or attn.hook_pattern.bwd_hooks)
+    watched = has_hooks(attn.hook_pattern)
     last_only = layer == layout.n_layers - 1 and not watched
     queries = slice(layout.n_ctx - 1, None) if last_only else slice(None)
     scores = [

@@ -1,6 +1,7 @@
 """One training loop: tasks, models and configurations in; a TrainingRecord for each out."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -10,11 +11,13 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.locks import alone_in
-from causal_circuits.models import HookedTransformer, has_layout, layout_of, warm_start
+from causal_circuits.models import HookedTransformer, attachments, has_layout, layout_of, warm_start
 from causal_circuits.models.fused import can_fuse
+from causal_circuits.models.layout import note_origin, weights_from
 from causal_circuits.recording import RecordAt, Snapshot, TrainingRecord
-from causal_circuits.tasks import InContextTask
+from causal_circuits.tasks import Task
 from causal_circuits.training.checkpoints import Checkpoints
 from causal_circuits.training.keeping import Keeper
 from causal_circuits.training.recipe import TrainConfig
@@ -25,9 +28,10 @@ from causal_circuits.training.tally import parents_found
 OnRecord = Callable[[int, HookedTransformer], None]
 
 
+@check_arguments
 def train(
     model: HookedTransformer,
-    task: InContextTask,
+    task: Task,
     config: TrainConfig | None = None,
     *,
     record: RecordAt | None = None,
@@ -35,12 +39,13 @@ def train(
     on_record: OnRecord | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> TrainingRecord:
-    """Train a model of ours in place on fresh sequences of a task.
+    """Train a model of ours in place on the sequences that a task draws.
 
     Args:
         model: disentangled, reduced or ordinary (which has no warm start, and whose stages name its parameters as
             TransformerLens does); moved nowhere, so put it on the device you want.
-        task: where batches come from; its d_vocab and n_ctx must be the model's.
+        task: where batches come from, by `draws`; its d_vocab and n_ctx must be the model's. A `BatchTask` trains on
+            data of your own.
         config: stages, batch size, warm start and seed; the default is the recipe of `default_stages` and, for a target
             with several parents, `train_in_turns` (which overwrites the weights that the model comes with).
         record: which steps to record; the default is twelve, dense at the start.
@@ -77,9 +82,10 @@ def train(
     return train_ensemble([model], [task], [config or TrainConfig()], **options)[0]
 
 
+@check_arguments
 def train_ensemble(
     models: Sequence[HookedTransformer],
-    tasks: Sequence[InContextTask],
+    tasks: Sequence[Task],
     configs: Sequence[TrainConfig],
     *,
     record: RecordAt | None = None,
@@ -108,7 +114,7 @@ def train_ensemble(
     """
     record = record or RecordAt()
     _check(models, tasks, configs)
-    with _alone_where_it_writes(record, checkpoints):
+    with _alone_where_it_writes(record, checkpoints), torch.inference_mode(False), torch.enable_grad():
         for model, config in zip(models, configs, strict=True):
             if config.warm_start is not None:
                 warm_start(model, config.warm_start)
@@ -138,7 +144,7 @@ def _alone_where_it_writes(record: RecordAt, checkpoints: Checkpoints | None) ->
 
 def _run(
     models: list[HookedTransformer],
-    tasks: list[InContextTask],
+    tasks: list[Task],
     configs: list[TrainConfig],
     record: RecordAt,
     progress: bool | None,
@@ -158,6 +164,7 @@ def _run(
             if on_record is not None:
                 run.write_back()
                 on_record(snapshot.step, model)
+                run.read_back()
         if not bar.disable:
             bar.set_description(parents_found(tasks, snapshots, record), refresh=False)
 
@@ -189,6 +196,8 @@ def _run(
             kept.visit(n_steps, run)
         finally:
             run.close()
+            for model in models:
+                note_origin(model, "a training")
     return kept.records(n_steps)
 
 
@@ -207,7 +216,7 @@ def _torch_threads(fused: bool) -> Iterator[int]:
         torch.set_num_threads(n_threads)
 
 
-def _check(models: Sequence[HookedTransformer], tasks: Sequence[InContextTask], configs: Sequence[TrainConfig]) -> None:
+def _check(models: Sequence[HookedTransformer], tasks: Sequence[Task], configs: Sequence[TrainConfig]) -> None:
     if not models or not len(models) == len(tasks) == len(configs):
         raise ValueError(
             f"an ensemble needs one task and one config for each model: got {len(models)} models, {len(tasks)} tasks, "
@@ -230,10 +239,53 @@ def _check(models: Sequence[HookedTransformer], tasks: Sequence[InContextTask], 
                 f"model and task must have the same (d_vocab, n_ctx): model {(sizes.d_vocab, sizes.n_ctx)}, "
                 f"task {(task.d_vocab, task.n_ctx)}"
             )
+        if has_layout(model):
+            _check_parametrizations(model)
+            if config.warm_start is not None:
+                check_untrained(
+                    model, f"the warm start (scale {config.warm_start:g})", "TrainConfig(..., warm_start=None)"
+                )
+            _warn_of_missing_heads(model, task)
         if config.warm_start is not None and not has_layout(model):
             raise ValueError("an ordinary transformer has no blocks to warm up: give TrainConfig warm_start=None")
         known = trainable_parameters(model)
+        tied = [name for name, parameter in known.items() if any(parameter is other for other in (
+            known[earlier] for earlier in list(known)[: list(known).index(name)]))]  # fmt: skip
+        if tied:
+            raise ValueError(
+                f"parameters must be different objects to be trained: {tied[0]} is the same one as another; tie none"
+            )
         for stage in config.stages:
             unknown = [name for name in stage.train or () if name not in known]
             if unknown:
                 raise ValueError(f"a stage trains {unknown[0]!r}, which the model has not: it has {', '.join(known)}")
+
+
+def _check_parametrizations(model: HookedTransformer) -> None:
+    """Refuse a model of ours whose trained weights torch computes anew at each access: nothing would move them."""
+    found = [thing for thing in attachments(model) if thing.startswith("parametrization")]
+    if found:
+        raise ValueError(
+            f"a model of ours is trained by its own parameters W_Q and W_U: found a {found[0]}; remove it "
+            "(torch.nn.utils.parametrize.remove_parametrizations), or train an ordinary_transformer with it"
+        )
+
+
+def check_untrained(model: HookedTransformer, what: str, remedy: str) -> None:
+    """Refuse to overwrite weights that a training, a file or `plant_circuit` gave the model."""
+    origin = weights_from(model)
+    if origin is not None:
+        raise ValueError(
+            f"{what} would overwrite weights that the model has from {origin}: go on from them with {remedy}, or build "
+            "a new model"
+        )
+
+
+def _warn_of_missing_heads(model: HookedTransformer, task: Task) -> None:
+    n_heads, needed = layout_of(model).n_heads[0], len(task.target_parents)
+    if n_heads < needed:
+        warnings.warn(
+            f"the target of this task has {needed} parents and layer 0 of the model {n_heads} head(s), each of which "
+            f"can copy one: the graph cannot be learned whole; build the model with n_heads=({needed}, 1)",
+            stacklevel=4,
+        )

@@ -168,7 +168,7 @@ def train_in_turns(
     Raises:
         ValueError: the model is reduced or has another number of layers, or `steps` leave none for training together.
 
-    >>> from causal_circuits import disentangled_transformer, ngram_graph
+    >>> from causal_circuits import InContextTask, disentangled_transformer, ngram_graph
     >>> task = InContextTask(ngram_graph(8, order=2), d_vocab=3)
     >>> config = TurnConfig(steps=20, settle=5, batch_size=64)
     >>> _, turns = train_in_turns(disentangled_transformer(3, 8, (2, 1)), task, config, progress=False)
@@ -186,7 +186,8 @@ def train_in_turns(
         raise ValueError(
             f"steps must exceed settle x heads = {config.settle} x {n_heads}: got {config.steps}; lower settle"
         )
-    check_untrained(model, "train_in_turns", "train(model, task, TrainConfig(..., warm_start=None))")
+    if checkpoints is None or not any(Path(checkpoints.folder).rglob("step_*.json")):  # else it goes on from there
+        check_untrained(model, "train_in_turns", "train(model, task, TrainConfig(..., warm_start=None))")
     recorded, began = record.within(config.steps), time.perf_counter()
 
     def run(stage: Stage, index: int, start: int) -> TrainingRecord:

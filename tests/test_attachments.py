@@ -1,0 +1,645 @@
+"""Whatever is attached to a model or set in its config: every analysis answers for the model as it is, or refuses.
+
+The oracle is TransformerLens's own forward, run here without the package: model(tokens), run_with_hooks, autograd.
+"""
+
+import copy
+import dataclasses
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from assertions import assert_close, assert_refused
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import prune
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+import causal_circuits as cc
+from causal_circuits import models
+from causal_circuits.models.acceptance import FREE_FIELDS, REQUIRED, attachments
+from causal_circuits.training import gradient_step, take_snapshot
+
+GRAPH = cc.chain_graph(6)
+TASK = cc.InContextTask(GRAPH, d_vocab=3)
+BATCH, OTHER = TASK.sample(64, seed=0), TASK.sample(64, seed=1)
+LAST = "blocks.1."
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    with warnings.catch_warnings(action="ignore"):
+        yield
+
+
+def planted() -> HookedTransformer:
+    return cc.plant_circuit(GRAPH, d_vocab=3)
+
+
+def with_config(**fields: object) -> HookedTransformer:
+    """A HookedTransformer of two layers with random weights and the named config fields."""
+    sizes = {"n_layers": 2, "n_heads": 4, "d_head": 4, "d_model": 16, "n_ctx": 6, "d_vocab": 3, "device": "cpu"}
+    config = {**sizes, "attn_only": True, "normalization_type": None, "init_weights": False, "seed": 0}
+    config |= {"dtype": torch.float64, **fields}
+    with warnings.catch_warnings(action="ignore"):
+        model = HookedTransformer(HookedTransformerConfig(**config))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data.copy_(0.6 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+# ---- the oracle: nothing but TransformerLens
+
+
+@torch.no_grad()
+def plainly(model: HookedTransformer, tokens: Tensor, hooks: list | None = None) -> Tensor:
+    return plain_log_probs(model, tokens, hooks)
+
+
+def plain_log_probs(model: HookedTransformer, tokens: Tensor, hooks: list | None = None) -> Tensor:
+    with model.hooks(fwd_hooks=hooks or []):
+        output = model(tokens)[:, -1]
+    layout = getattr(model, "causal_circuits_layout", None)
+    return (output + 1e-9).log() if layout is not None and layout.kind == "reduced" else output.log_softmax(dim=-1)
+
+
+def losses(predicted: Tensor) -> Tensor:
+    return -(BATCH.target_probs.to(predicted.dtype) * predicted).sum(dim=-1)
+
+
+def assert_within(found: Tensor, expected: Tensor, tolerance: float, name: str) -> None:
+    """Relative to the largest entry, and to 1: some gradients are zero."""
+    off = float((found - expected).detach().abs().max())
+    assert off < tolerance * max(1.0, float(expected.detach().abs().max())), name
+
+
+def plain_gradients(model: HookedTransformer) -> dict[str, Tensor]:
+    """The gradient of the mean loss by autograd through the plain forward, of every parameter that is trained."""
+    model.zero_grad(set_to_none=True)
+    losses(plain_log_probs(model, BATCH.tokens)).mean().backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+# ---- every public function that takes any model, beside the oracle
+
+
+def check_evaluate(model: HookedTransformer) -> None:
+    assert_close(cc.evaluate(model, BATCH), losses(plainly(model, BATCH.tokens)), 1e-4)
+
+
+def check_logits(model: HookedTransformer) -> None:
+    assert_close(models.logits(model, BATCH.tokens), model(BATCH.tokens)[:, -1], 1e-4)
+
+
+def check_mean_attention(model: HookedTransformer) -> None:
+    _, cache = model.run_with_cache(BATCH.tokens)
+    expected = [cache[f"blocks.{layer}.attn.hook_pattern"].mean(dim=0) for layer in range(model.cfg.n_layers)]
+    assert_close(cc.mean_attention(model, BATCH.tokens), torch.stack(expected), 1e-4)
+
+
+def check_ablation(model: HookedTransformer) -> None:
+    def zero(z: Tensor, hook: object) -> Tensor:
+        z = z.clone()
+        z[:, :, 0] = 0.0
+        return z
+
+    found = cc.ablate_heads(model, BATCH, [(1, 0)], method="zero")
+    expected = losses(plainly(model, BATCH.tokens, [("blocks.1.attn.hook_z", zero)])).mean()
+    assert found.loss == pytest.approx(float(expected), abs=1e-4, rel=1e-6)
+    assert found.attached == attachments(model)
+
+
+def check_knock_out(model: HookedTransformer) -> None:
+    def cut(pattern: Tensor, hook: object) -> Tensor:
+        pattern = pattern.clone()
+        pattern[:, 0, 4, 1] = 0.0
+        return pattern
+
+    found = cc.knock_out_edges(model, BATCH, entries=[(0, 4, 1)])
+    without = losses(plainly(model, BATCH.tokens, [("blocks.0.attn.hook_pattern", cut)]))
+    expected = float((without - losses(plainly(model, BATCH.tokens))).mean())
+    assert float(found.effect[0, 4, 1]) == pytest.approx(expected, abs=2e-4, rel=1e-6)
+    assert found.attached == attachments(model)
+
+
+def of_use(predicted: Tensor) -> Tensor:
+    return (BATCH.target_probs * predicted).sum(dim=-1).mean()
+
+
+def check_patch_activations(model: HookedTransformer) -> None:
+    _, cache = model.run_with_cache(BATCH.tokens)
+    name = "blocks.1.hook_resid_pre"
+    found = cc.patch_activations(model, BATCH.tokens, OTHER.tokens, of_use, names=[name], by_position=False)
+    expected = of_use(plainly(model, OTHER.tokens, [(name, lambda value, hook: cache[name])]))
+    assert float(found.metric[0, 0]) == pytest.approx(float(expected), abs=1e-4, rel=1e-6)
+    assert found.attached == attachments(model)
+
+
+def check_patch_paths(model: HookedTransformer) -> None:
+    """One head's output goes straight to the logits: the other layer's output is frozen to the corrupted run's."""
+    found = cc.patch_paths(model, BATCH.tokens, OTHER.tokens, of_use, paths=[("L0H0", "logits")])
+    _, clean = model.run_with_cache(BATCH.tokens)
+    _, corrupted = model.run_with_cache(OTHER.tokens)
+
+    def take_head(z: Tensor, hook: object) -> Tensor:
+        z = z.clone()
+        z[:, :, 0] = clean["blocks.0.attn.hook_z"][:, :, 0]
+        return z
+
+    hooks = [
+        ("blocks.0.attn.hook_z", take_head),
+        ("blocks.1.hook_attn_out", lambda value, hook: corrupted["blocks.1.hook_attn_out"]),
+    ]
+    expected = of_use(plainly(model, OTHER.tokens, hooks))
+    assert float(found.metric[0, 0]) == pytest.approx(float(expected), abs=1e-4, rel=1e-6)
+
+
+def check_snapshot(model: HookedTransformer) -> None:
+    """Gradients of layer 1's scores, taken where TransformerLens has them: at hook_attn_scores."""
+    kept: list[Tensor] = []
+
+    def keep(scores: Tensor, hook: object) -> None:
+        kept.append(scores)
+
+    model.zero_grad(set_to_none=True)
+    predicted = plain_log_probs(model, BATCH.tokens, [("blocks.1.attn.hook_attn_scores", keep)])
+    loss = losses(predicted).mean()
+    snapshot = take_snapshot(model, BATCH)
+    assert snapshot.loss == pytest.approx(float(loss.detach()), abs=1e-4, rel=1e-6)
+    if loss.requires_grad and kept[0].requires_grad:
+        (gradient,) = torch.autograd.grad(loss, kept, allow_unused=True)
+        if gradient is not None and not attachments(model):  # an attachment may come between scores and pattern
+            visible = torch.isfinite(kept[0].detach())
+            summed = torch.where(visible, gradient, 0.0).sum(dim=0)
+            assert float((snapshot.score_gradients[-1] + summed).abs().max()) < 1e-4
+
+
+def check_gradient_step(model: HookedTransformer) -> None:
+    expected = plain_gradients(model)
+    gradient_step(model, BATCH)
+    for name, parameter in model.named_parameters():
+        if name in expected:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            assert_within(gradient, expected[name], 1e-4, name)
+    model.zero_grad(set_to_none=True)
+
+
+def check_training(model: HookedTransformer) -> None:
+    """One step of SGD moves every parameter by minus the rate times its plain gradient, and no other."""
+    config = cc.TrainConfig.joint(1, 0.5, optimizer="sgd", schedule="constant", warm_start=None, batch_size=64)
+    model.causal_circuits_weights_from = None
+    drawn = TASK.draws((config.seed, 2402_14735), 0, 64)
+    model.zero_grad(set_to_none=True)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    (-(drawn.target_probs.to(model.W_U.dtype) * plain_log_probs(model, drawn.tokens)).sum(dim=-1).mean()).backward()
+    moved = {name: 0.5 * p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    cc.train(model, TASK, config, record=cc.RecordAt(steps=()), progress=False)
+    for name, parameter in model.named_parameters():
+        expected = before[name] - moved.get(name, torch.zeros_like(parameter))
+        assert_within(parameter, expected, 1e-4, name)
+
+
+def check_disentangle(model: HookedTransformer) -> None:
+    assert_close(cc.disentangle(model)(BATCH.tokens), model(BATCH.tokens), 2e-2)
+
+
+def check_scrubbing(model: HookedTransformer) -> None:
+    found = cc.scrub_hypothesis(model, BATCH, TASK)
+    assert found.baseline_loss == pytest.approx(float(losses(plainly(model, BATCH.tokens)).mean()), abs=1e-4, rel=1e-6)
+    with models.plain_forward():
+        assert found.loss == pytest.approx(cc.scrub_hypothesis(model, BATCH, TASK).loss, abs=1e-4, rel=1e-6)
+    assert found.attached == attachments(model)
+
+
+def check_extraction(model: HookedTransformer) -> None:
+    """Every candidate's weight is the mean of the model's own pattern."""
+    found = cc.extract_graph(model, batch=BATCH)
+    _, cache = model.run_with_cache(BATCH.tokens)
+    mean = cache["blocks.0.attn.hook_pattern"].mean(dim=0)
+    for candidate in found.candidates:
+        assert candidate.weight == pytest.approx(
+            float(mean[candidate.head, candidate.child, candidate.parent]), abs=1e-4
+        )
+    assert found.attached == attachments(model)
+
+
+def check_heads(model: HookedTransformer) -> None:
+    """The previous-token score is the mass on the diagonal, with uniform attention at 0."""
+    _, cache = model.run_with_cache(BATCH.tokens)
+    rows = torch.arange(1, 5)
+    uniform = float((1 / (rows + 1)).mean())
+    for head in cc.detect_induction_heads(model, TASK, tokens=BATCH.tokens):
+        pattern = cache[f"blocks.{head.layer}.attn.hook_pattern"][:, head.head]
+        mass = float(pattern[:, rows, rows - 1].mean())
+        assert head.previous_token_score == pytest.approx((mass - uniform) / (1 - uniform), abs=1e-4, rel=1e-6)
+
+
+CHECKS = [value for name, value in dict(globals()).items() if name.startswith("check_") and callable(value)]
+CHECKS = [check for check in CHECKS if check.__module__ == __name__]
+
+
+def hold(model: HookedTransformer) -> list[str]:
+    """Every check, each on the model with its first weights; the names of those that were refused, in one line each."""
+    refused = {}
+    for check in CHECKS:
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        try:
+            check(model)
+        except ValueError as error:
+            refused[check.__name__.removeprefix("check_")] = str(error)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(before[name])
+    assert not any("\n" in message for message in refused.values()), refused
+    return list(refused)
+
+
+# ---- what can be attached
+
+
+def halve(value: Tensor) -> Tensor:
+    return 0.5 * value
+
+
+def native_hook(model: HookedTransformer) -> None:
+    model.blocks[0].attn.register_forward_hook(lambda module, inputs, output: halve(output))
+
+
+def native_pre_hook(model: HookedTransformer) -> None:
+    model.unembed.register_forward_pre_hook(lambda module, inputs: (halve(inputs[0]),))
+
+
+def native_hook_on_a_hook_point(model: HookedTransformer) -> None:
+    model.blocks[1].attn.hook_pattern.register_forward_hook(lambda module, inputs, output: halve(output))
+
+
+def native_hook_on_the_model(model: HookedTransformer) -> None:
+    model.register_forward_hook(lambda module, inputs, output: halve(output))
+
+
+def native_backward_hook(model: HookedTransformer) -> None:
+    model.unembed.register_full_backward_hook(lambda module, inputs, outputs: tuple(halve(g) for g in inputs))
+
+
+def lens_hook(point: str) -> Callable[[HookedTransformer], None]:
+    return lambda model: model.add_hook(point, lambda value, hook: halve(value))
+
+
+def replaced_forward(model: HookedTransformer) -> None:
+    block = model.blocks[1].attn
+    own = block.forward
+    block.forward = lambda *args, **kwargs: halve(own(*args, **kwargs))
+
+
+class Halved(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return halve(weight)
+
+
+def parametrized(model: HookedTransformer) -> None:
+    nn.utils.parametrize.register_parametrization(model.blocks[0].attn, "W_V", Halved())
+
+
+def pruned(model: HookedTransformer) -> None:
+    prune.l1_unstructured(model.blocks[0].attn, "W_V", amount=0.5)
+
+
+def edited(name: str) -> Callable[[HookedTransformer], None]:
+    def edit(model: HookedTransformer) -> None:
+        weight = dict(model.named_parameters())[name]
+        weight.data.view(-1)[0] += 0.7
+
+    return edit
+
+
+def scaled_attention(model: HookedTransformer) -> None:
+    model.blocks[1].attn.attn_scale = 2.0
+
+
+def config_changed_afterwards(model: HookedTransformer) -> None:
+    model.cfg.output_logits_soft_cap = 1.0
+
+
+def gradient_hook(model: HookedTransformer) -> None:
+    model.blocks[0].attn.W_Q.register_hook(halve)
+
+
+def tied(model: HookedTransformer) -> None:
+    model.blocks[1].attn.W_Q = model.blocks[0].attn.W_Q
+
+
+FROZEN = [
+    *(f"blocks.{layer}.attn.{name}" for layer in (0, 1) for name in ("W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")),
+    *("embed.W_E", "pos_embed.W_pos", "unembed.b_U"),
+]
+ATTACH = {
+    f.__name__: f
+    for f in (
+        *(native_hook, native_pre_hook, native_hook_on_a_hook_point, native_hook_on_the_model, native_backward_hook),
+        *(replaced_forward, parametrized, pruned, scaled_attention, config_changed_afterwards, gradient_hook, tied),
+    )
+}
+ATTACH |= {f"edited {name}": edited(name) for name in FROZEN}
+POINTS = ("hook_embed", "blocks.0.hook_resid_pre", "blocks.0.attn.hook_q", "blocks.0.attn.hook_attn_scores")
+POINTS += ("blocks.0.attn.hook_pattern", "blocks.0.attn.hook_z", "blocks.0.hook_attn_out", "blocks.1.attn.hook_pattern")
+POINTS += ("blocks.1.attn.hook_v", "blocks.1.hook_resid_post", "unembed.hook_in", "unembed.hook_out")
+ATTACH |= {f"hook on {point}": lens_hook(point) for point in POINTS}
+
+
+@pytest.mark.parametrize("build", [planted, lambda: cc.disentangled_transformer(3, 6, (2, 1), init_scale=0.5, seed=1)])
+@pytest.mark.parametrize("attach", ATTACH.values(), ids=ATTACH.keys())
+def test_what_is_attached_is_honoured_or_refused(attach, build):
+    model = build()
+    attach(model)
+    with quiet():
+        hold(model)
+
+
+@pytest.mark.parametrize("attach", ATTACH.values(), ids=ATTACH.keys())
+def test_what_is_attached_to_an_ordinary_model_is_honoured_or_refused(attach):
+    model = with_config()
+    attach(model)
+    hold(model)
+
+
+def test_a_model_with_nothing_attached_is_refused_nowhere():
+    assert set(hold(planted())) <= {"disentangle"}  # it is disentangled, and too wide to be so again
+    assert hold(with_config()) == []
+
+
+# ---- config fields: all that this TransformerLens has
+
+VALUES: dict[str, list[dict[str, object]]] = {
+    "attn_only": [{"attn_only": False, "d_mlp": 8}],
+    "act_fn": [{"attn_only": False, "d_mlp": 8, "act_fn": "gelu"}],
+    "gated_mlp": [{"attn_only": False, "d_mlp": 8, "gated_mlp": True}],
+    "parallel_attn_mlp": [{"attn_only": False, "d_mlp": 8, "parallel_attn_mlp": True, "normalization_type": "LN"}],
+    "normalization_type": [{"normalization_type": kind} for kind in ("LN", "LNPre", "RMS", "RMSPre")],
+    "final_rms": [{"normalization_type": "RMS", "final_rms": True}],
+    "uses_rms_norm": [{"uses_rms_norm": True}],
+    "use_normalization_before_and_after": [{"normalization_type": "RMS", "use_normalization_before_and_after": True}],
+    "layer_norm_folding": [{"normalization_type": "LN", "layer_norm_folding": True}],
+    "eps": [{"normalization_type": "LN", "eps": 0.1}],
+    "positional_embedding_type": [
+        {"positional_embedding_type": "rotary", "rotary_dim": 4},
+        {"positional_embedding_type": "shortformer"},
+        {"positional_embedding_type": "alibi"},
+        {"positional_embedding_type": "none"},
+    ],
+    "rotary_adjacent_pairs": [{"positional_embedding_type": "rotary", "rotary_dim": 4, "rotary_adjacent_pairs": True}],
+    "rotary_base": [{"positional_embedding_type": "rotary", "rotary_dim": 4, "rotary_base": 10}],
+    "use_NTK_by_parts_rope": [{"positional_embedding_type": "rotary", "rotary_dim": 4, "use_NTK_by_parts_rope": True}],
+    "use_yarn_rope": [{"positional_embedding_type": "rotary", "rotary_dim": 4, "use_yarn_rope": True}],
+    "use_attn_scale": [{"use_attn_scale": False}],
+    "attn_scale": [{"attn_scale": 3.0}, {"attn_scale": 3.0, "use_attn_scale": False}],
+    "scale_attn_by_inverse_layer_idx": [{"scale_attn_by_inverse_layer_idx": True}],
+    "use_qk_norm": [{"use_qk_norm": True}],
+    "clip_qkv": [{"clip_qkv": 0.2}],
+    "use_logn_attn": [{"use_logn_attn": True, "train_seq_length": 3}],
+    "attn_scores_soft_cap": [{"attn_scores_soft_cap": 0.5}],
+    "output_logits_soft_cap": [{"output_logits_soft_cap": 0.5}],
+    "use_attention_sinks": [{"use_attention_sinks": True}],
+    "use_local_attn": [{"use_local_attn": True, "window_size": 2, "attn_types": ["global", "local"]}],
+    "attention_dir": [{"attention_dir": "bidirectional"}],
+    "n_key_value_heads": [{"n_key_value_heads": 2}, {"n_key_value_heads": 2, "ungroup_grouped_query_attention": True}],
+    "use_attn_result": [{"use_attn_result": True}],
+    "use_attn_in": [{"use_attn_in": True}],
+    "use_split_qkv_input": [{"use_split_qkv_input": True}],
+    "use_hook_mlp_in": [{"attn_only": False, "d_mlp": 8, "use_hook_mlp_in": True}],
+    "use_hook_tokens": [{"use_hook_tokens": True}],
+    "post_embedding_ln": [{"post_embedding_ln": True, "normalization_type": "LN"}],
+    "original_architecture": [
+        {"original_architecture": "Olmo2ForCausalLM", "normalization_type": "RMS"},
+        {"original_architecture": "Olmo2ForCausalLM"},
+    ],
+    "num_experts": [{"attn_only": False, "d_mlp": 8, "num_experts": 2, "experts_per_token": 1, "gated_mlp": True}],
+    "norm_topk_prob": [
+        {
+            "attn_only": False,
+            "d_mlp": 8,
+            "num_experts": 2,
+            "experts_per_token": 1,
+            "gated_mlp": True,
+            "norm_topk_prob": True,
+        }
+    ],
+    "tie_word_embeddings": [{"tie_word_embeddings": True}],
+    "dtype": [{"dtype": torch.float32}],
+    "n_ctx": [{"n_ctx": 9}],
+    "default_prepend_bos": [{"default_prepend_bos": False}],
+}
+# Fields that name, load, place or start a model, or refine a feature above.
+_OTHER_FIELDS = """
+    d_model d_head n_heads n_layers d_mlp d_vocab d_vocab_out device model_name
+    train_seq_length use_dynamic_ntk_rope window_size attn_types
+    from_checkpoint checkpoint_index checkpoint_label_type checkpoint_value tokenizer_name init_mode n_devices seed
+    initializer_range init_weights rotary_dim n_params tokenizer_prepends_bos rotary_base_local rotary_scaling_factor
+    trust_remote_code load_in_4bit quantization_method relative_attention_max_distance relative_attention_num_buckets
+    decoder_start_token_id experts_per_token ungroup_grouped_query_attention NTK_by_parts_low_freq_factor
+    NTK_by_parts_high_freq_factor NTK_by_parts_factor NTK_original_ctx_len yarn_factor yarn_attention_factor
+    yarn_beta_fast yarn_beta_slow yarn_original_max_position_embeddings yarn_truncate yarn_global_attn_only
+"""
+OTHER_FIELDS = _OTHER_FIELDS.split()
+
+
+def test_every_config_field_of_this_transformer_lens_has_been_thought_of():
+    fields = {field.name for field in dataclasses.fields(HookedTransformerConfig)}
+    assert fields == set(VALUES) | set(OTHER_FIELDS)
+    assert set(REQUIRED) | FREE_FIELDS <= fields
+
+
+def try_config(fields: dict[str, object]) -> HookedTransformer | None:
+    """The model, if TransformerLens itself can build and run it on our sequences."""
+    try:
+        with quiet():
+            model = with_config(**fields)
+            finite = bool(torch.isfinite(model(BATCH.tokens)).all())
+        return model if finite else None
+    except Exception:
+        return None
+
+
+@pytest.mark.parametrize("fields", [fields for every in VALUES.values() for fields in every], ids=str)
+def test_every_config_field_is_honoured_or_refused(fields):
+    model = try_config(fields)
+    if model is None:
+        return  # TransformerLens itself cannot run it
+    with quiet():
+        hold(model)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    fields=st.lists(st.sampled_from([fields for every in VALUES.values() for fields in every]), max_size=3),
+    attached=st.lists(st.sampled_from(sorted(ATTACH)), max_size=2),
+    ours=st.booleans(),
+)
+def test_any_config_with_anything_attached_is_honoured_or_refused(fields, attached, ours):
+    model = planted() if ours else try_config({name: value for some in fields for name, value in some.items()})
+    assume(model is not None)
+    try:
+        for name in attached:
+            ATTACH[name](model)
+        model(BATCH.tokens)
+    except Exception:
+        assume(False)
+    with quiet():
+        hold(model)
+
+
+# ---- the cases by name, with the right value beside each
+
+
+def test_a_native_hook_is_seen_by_evaluate():
+    model = planted()
+    expected = losses(plainly(model, BATCH.tokens))
+    assert_close(cc.evaluate(model, BATCH), expected, 1e-5)
+    model.blocks[0].attn.register_forward_hook(lambda module, inputs, output: output * 0)
+    without = losses(plainly(model, BATCH.tokens))
+    assert float(without.mean()) > float(expected.mean()) + 0.1
+    assert_close(cc.evaluate(model, BATCH), without, 1e-5)
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_an_edited_frozen_weight_is_seen_and_named(name):
+    model = planted()
+    edited(name)(model)
+    assert attachments(model) == (f"edited weight at {name}",)
+    assert_close(cc.evaluate(model, BATCH), losses(plainly(model, BATCH.tokens)), 1e-5)
+
+
+def test_a_head_that_writes_nothing_has_no_edges(tmp_path):
+    model = planted()
+    assert cc.compare_graphs(GRAPH, cc.extract_graph(model, TASK)).exact
+    model.blocks[0].attn.W_O.data.zero_()
+    found = cc.extract_graph(model, TASK)
+    assert cc.latent_edges(found) == set()
+    assert found.attached == ("edited weight at blocks.0.attn.W_O",)
+    assert all("no prediction depends" in candidate.reason for candidate in found.candidates)
+    assert_refused(lambda: cc.save_model(model, tmp_path), "edited weight at blocks.0.attn.W_O")
+
+
+def test_training_refuses_a_parametrized_model_of_ours_and_trains_an_ordinary_one():
+    model = cc.disentangled_transformer(3, 6)
+    nn.utils.parametrize.register_parametrization(model.blocks[0].attn, "W_Q", Halved())
+    for dtype in (torch.float32, torch.float64):
+        assert_refused(lambda d=dtype: cc.train(model.to(d), TASK), "parametrization of blocks.0.attn.W_Q", "remove")
+    ordinary = with_config()
+    nn.utils.parametrize.register_parametrization(ordinary.blocks[0].attn, "W_Q", Halved())
+    check_training(ordinary)
+    check_evaluate(ordinary)
+
+
+@pytest.mark.parametrize("n_heads", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_reduced_model_trains_the_same_entries(make, n_heads):
+    model = cc.reduced_transformer(3, 6, n_heads)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        model.blocks[0].attn.W_Q[:] = torch.randn(model.blocks[0].attn.W_Q.shape, generator=generator)
+        model.blocks[1].attn.W_Q[:] = torch.randn(model.blocks[1].attn.W_Q.shape, generator=generator)
+    expected = plain_gradients(model)
+    assert int((expected["blocks.1.attn.W_Q"] != 0).sum()) == 9 * n_heads[0]
+    found = plain_gradients(make(model))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("claim", ["copy", "both"])
+def test_a_hook_left_on_the_model_makes_no_vacuous_pass(claim):
+    model = planted()
+    assert cc.scrub_hypothesis(model, BATCH, TASK, claim).idle == ()
+    model.add_hook("blocks.0.attn.hook_z", lambda z, hook: z * 0)
+    found = cc.scrub_hypothesis(model, BATCH, TASK, claim)
+    assert "what layer 0 writes" in found.idle
+    assert found.recovered != found.recovered  # NaN
+    assert found.attached == ("hook on blocks.0.attn.hook_z",)
+
+
+ANALYSES: dict[str, Callable[[HookedTransformer], object]] = {
+    "evaluate": lambda model: cc.evaluate(model, BATCH),
+    "mean_attention": lambda model: cc.mean_attention(model, BATCH.tokens),
+    "extract_graph": lambda model: cc.extract_graph(model, TASK),
+    "detect_induction_heads": lambda model: cc.detect_induction_heads(model, TASK),
+    "ablate_heads": lambda model: cc.ablate_heads(model, BATCH, [(0, 0)]),
+    "knock_out_edges": lambda model: cc.knock_out_edges(model, BATCH),
+    "patch_activations": lambda model: cc.patch_activations(model, BATCH.tokens, BATCH.tokens, of_use),
+    "patch_paths": lambda model: cc.patch_paths(model, BATCH.tokens, BATCH.tokens, of_use),
+    "scrub_hypothesis": lambda model: cc.scrub_hypothesis(model, BATCH, TASK),
+    "sequence_attention": lambda model: cc.sequence_attention(model, BATCH.tokens[0]),
+}
+
+
+@pytest.mark.parametrize("analysis", ANALYSES)
+@pytest.mark.parametrize("point", ["blocks.0.attn.hook_z", "blocks.0.attn.hook_pattern", "blocks.1.hook_resid_post"])
+def test_a_model_that_answers_differently_each_time_is_refused(analysis, point):
+    model = cc.disentangled_transformer(3, 6, init_scale=1.0, seed=1)
+    model.add_hook(point, lambda value, hook: nn.functional.dropout(value, 0.3, training=True))
+    assert_refused(lambda: ANALYSES[analysis](model), "same output for the same tokens", "dropout")
+
+
+def test_a_field_that_nobody_thought_of_is_caught_at_the_entrance(monkeypatch):
+    """As if TransformerLens got a new field: the fast forward takes the model, and the comparison finds out."""
+    monkeypatch.setattr("causal_circuits.models.acceptance.foreign_fields", lambda model: [])
+    model = planted()
+    model.cfg.output_logits_soft_cap = 1.0
+    for analysis in ("evaluate", "knock_out_edges", "ablate_heads", "extract_graph", "mean_attention"):
+        assert_refused(lambda a=analysis: ANALYSES[a](model), "fast forward must agree", "plain_forward")
+    with models.plain_forward():
+        check_evaluate(model)
+
+
+def test_a_hook_of_torch_on_every_module_is_seen():
+    model = planted()
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: halve(output) if type(module).__name__ == "Unembed" else output
+    )
+    try:
+        check_evaluate(model)
+        check_gradient_step(model)
+    finally:
+        handle.remove()
+
+
+def test_what_on_record_does_to_the_model_is_honoured_or_refused():
+    config = cc.TrainConfig.joint(4, 0.5, optimizer="sgd", schedule="constant", warm_start=None, batch_size=64)
+    record = cc.RecordAt(steps=(2,))
+
+    def run(dtype: torch.dtype, on_record: Callable[[int, HookedTransformer], None]) -> HookedTransformer:
+        model = nn.Module.to(cc.disentangled_transformer(3, 6, init_scale=0.3, seed=1), dtype)
+        cc.train(model, TASK, config, record=record, on_record=on_record, progress=False)
+        return model
+
+    def zero(step: int, model: HookedTransformer) -> None:
+        model.unembed.W_U.data.zero_()
+
+    fused, autograd = run(torch.float32, zero), run(torch.float64, zero)
+    assert_close(fused.W_U, autograd.W_U, 1e-4)
+    assert_refused(lambda: run(torch.float32, lambda step, model: native_hook(model)), "native hook", "on_record")
+    hooked = run(torch.float64, lambda step, model: native_hook(model))
+    untouched = run(torch.float64, lambda step, model: None)
+    assert float((hooked.W_U - untouched.W_U).detach().abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("batch_size", [33, 256])
+@pytest.mark.parametrize("n_members", [1, 3])
+def test_a_training_does_not_depend_on_the_number_of_threads(batch_size, n_members):
+    config = cc.TrainConfig.joint(5, 0.1, warm_start=None, batch_size=batch_size)
+    weights, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            members = [cc.disentangled_transformer(3, 6, init_scale=0.3, seed=seed) for seed in range(n_members)]
+            cc.train_ensemble(members, [TASK] * n_members, [config] * n_members, progress=False)
+            weights.append(torch.stack([torch.cat([p.flatten() for p in member.parameters()]) for member in members]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
