@@ -137,7 +137,8 @@ def test_a_head_too_many_gets_nothing_to_do_and_carries_nothing() -> None:
 def test_a_single_head_stops_above_two_and_the_parent_it_leaves_is_named() -> None:
     task = cc.InContextTask(cc.ngram_graph(12, 2), d_vocab=3)
     model = cc.disentangled_transformer(3, 12, (1, 1))
-    cc.train_in_turns(model, task, cc.TurnConfig(steps=120, settle=60, batch_size=512), progress=False)
+    with pytest.warns(UserWarning, match="has 2 parents and layer 0 of the model 1 head"):
+        cc.train_in_turns(model, task, cc.TurnConfig(steps=120, settle=60, batch_size=512), progress=False)
     test, found = task.sample(4096, seed=5), cc.extract_graph(model, task, n_sequences=8192)
     assert float(cc.evaluate(model, test).mean()) > task.bayes_loss(test) + 0.05
     (head,) = found.heads

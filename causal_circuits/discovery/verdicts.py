@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from causal_circuits.arguments import check_arguments
 from causal_circuits.discovery.significance import EdgeTest
 
 Verdict = Literal["child", "root", "undecided"]
@@ -14,6 +15,7 @@ MIN_SEQUENCES = 30  # independent ones, below which nothing is decided: no tail 
 _FORESEEABLE = 3  # times the sequences given: a number further off rests on a difference that may be noise
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Position:
     """The verdict on one position.
