@@ -341,7 +341,7 @@ def _words(hint: Any) -> str:
         return f"{', '.join(words)} or {last}" if words else last
     origin, items = get_origin(hint) or hint, get_args(hint)
     if origin is Literal:
-        return " or ".join(repr(item) for item in items)
+        return f"one of {', '.join(map(str, items))}"
     if origin is tuple and items and Ellipsis not in items:
         return f"a tuple ({', '.join(_words(item) for item in items)})"
     if origin in _COLLECTIONS and issubclass(origin, Mapping):

@@ -131,8 +131,8 @@ def test_the_predicted_gradient_refuses_what_means_nothing():
     forest, dag = cc.InContextTask(cc.chain_graph(6), d_vocab=2), cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2)
     for predict in (cc.predicted_gradient, cc.finite_context_gradient):
         assert_refused(lambda p=predict: p(forest, last_key=3), "without a query", "last_key=3")
-        for wrong in (6, -1, 1.5, True):
-            assert_refused(lambda p=predict, w=wrong: p(dag, last_key=w), "0 .. 5", str(wrong))
+        for wrong, rule in ((6, "0 .. 5"), (-1, "0 .. 5"), (1.5, "an integer"), (True, "an integer")):
+            assert_refused(lambda p=predict, w=wrong: p(dag, last_key=w), "last_key", rule, str(wrong))
         assert_refused(lambda p=predict: p(forest, n_kernels=1), "at least 2")
         assert_refused(lambda p=predict: p(dag, n_kernels=1), "at least 2")
     batch = dag.sample(8, seed=0)
@@ -321,4 +321,6 @@ def test_estimates_refuse_what_they_cannot_do():
     batch = cc.InContextTask(cc.chain_graph(6), d_vocab=3).sample(8, seed=0)
     assert_refused(lambda: cc.estimate_information(batch.tokens, batch.target_probs, level=1.0), "level", "0.05")
     assert_refused(lambda: cc.estimate_information(batch.tokens[:1], batch.target_probs[:1]), "at least 2")
-    assert_refused(lambda: cc.measured_gradient(batch.tokens, batch.target_probs, "logits"), "'weights' or 'scores'")
+    assert_refused(
+        lambda: cc.measured_gradient(batch.tokens, batch.target_probs, "logits"), "one of weights, scores", "'logits'"
+    )

@@ -320,7 +320,7 @@ def test_bad_patches_are_refused() -> None:
     model, clean, corrupted = pair()
     assert_refused(
         lambda: cc.patch_activations(model, clean, corrupted[:3], first_token_log_prob),
-        "equal shape",
+        "equally long",
         "[6, 5]",
         "[3, 5]",
     )

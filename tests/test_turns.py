@@ -180,7 +180,7 @@ def test_roots_are_left_alone_where_nothing_depends_on_anything() -> None:
 def test_bad_turns_are_refused() -> None:
     assert_refused(lambda: cc.TurnConfig(steps=0), "steps must be at least 1", "0")
     assert_refused(lambda: cc.TurnConfig(match=0.0), "match must be positive", "0.0")
-    assert_refused(lambda: cc.TurnConfig(seed=-1), "seed must be 0 or more", "-1")
+    assert_refused(lambda: cc.TurnConfig(seed=-1), "seed must be a non-negative integer", "-1")
     task = cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2)
     model = cc.disentangled_transformer(2, 6, (2, 1))
     assert_refused(

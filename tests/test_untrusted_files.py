@@ -429,7 +429,7 @@ def test_a_forged_record_is_refused(chain_task, tmp_path):
         write_files(
             tmp_path, {"record.safetensors": save({**read_tensors(tmp_path / "record.safetensors"), name: value})}
         )
-        assert_refused(lambda: cc.TrainingRecord.load(tmp_path), str(tmp_path), name, "not what a training leaves")
+        assert_refused(lambda: cc.TrainingRecord.load(tmp_path), str(tmp_path), "a record", name)
     for name, value in {
         "seconds": "x",
         "steps": ["a", 1, 2],
@@ -440,7 +440,7 @@ def test_a_forged_record_is_refused(chain_task, tmp_path):
         record.save(tmp_path)
         plain = read_json(tmp_path / "record.json")
         write_files(tmp_path, {"record.json": json.dumps({**plain, name: value})})
-        assert_refused(lambda: cc.TrainingRecord.load(tmp_path), str(tmp_path), name, "not what a training leaves")
+        assert_refused(lambda: cc.TrainingRecord.load(tmp_path), str(tmp_path), "a record", name)
 
 
 def test_a_film_takes_only_states_of_its_own(tmp_path):
