@@ -279,11 +279,11 @@ def plot_benchmark(
         for m, model in enumerate(models):
             for x, method in enumerate(methods):
                 values = _values(rows, method, model, quantity)
-                where = x + (m - (len(models) - 1) / 2) * 0.26
+                where = x + (m - (len(models) - 1) / 2) * min(0.26, 0.84 / len(models))
                 jitter = np.linspace(-0.07, 0.07, len(values)) if len(values) > 1 else np.zeros(len(values))
                 ax.plot(where + jitter, values, _MARKERS[m], color=SERIES[m], alpha=0.55, markersize=4)
                 if len(values):
-                    ax.plot([where - 0.1, where + 0.1], [values.mean()] * 2, color=BLACK, linewidth=1.8)
+                    ax.plot([where - 0.09, where + 0.09], [values.mean()] * 2, color=BLACK, linewidth=1.8)
         ax.set_ylabel(_QUANTITIES.get(quantity, quantity.replace("_", " ")))
         ax.grid(axis="y", linewidth=0.4)
         if quantity.startswith("au") or quantity.endswith("rate"):
