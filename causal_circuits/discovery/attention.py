@@ -7,12 +7,14 @@ Two questions, answered by two kinds of evidence:
 * *Is there a parent at all?* Attention cannot tell. A root's row is under no pressure to be uniform, and a trained
   model even makes use of roots (their tokens follow the stationary law), so neither .9 attention nor a loss that
   rises when the entry is cut means an edge. What only an edge can have is information: the gradient of the attention
-  weight, which equals the chi-squared mutual information of parent and child, is large at an edge and near zero in
-  a root's row.
+  weight at uniform attention, which tends to the chi-squared mutual information of parent and child, is large at an
+  edge and near zero in a root's row. It is computed from sequences and targets alone, without the model: sequences
+  enough to find the graph by themselves (`recover_graph`). `ExtractedGraph.from_attention` is the graph without it.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import networkx as nx
 import torch
@@ -20,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.discovery.candidates import CandidateEdge
+from causal_circuits.discovery.candidates import CandidateEdge, DecidedBy
 from causal_circuits.discovery.extracted import ExtractedGraph
 from causal_circuits.discovery.head_matches import FurtherParent
 from causal_circuits.discovery.several_heads import HeadReport, judge_heads
@@ -80,22 +82,24 @@ def extract_graph(
     level: float = 0.01,
     seed: int = 1,
 ) -> ExtractedGraph:
-    """The causal graph that layer 0's attention encodes.
+    """The causal graph that layer 0's attention proposes, without the rows that information says are roots.
 
     Args:
         model: any HookedTransformer.
         task: where evaluation sequences are drawn from (its graph is used only to know whether there is a query).
         batch: sequences of your own in place of drawn ones (then with a query as last position).
-        n_sequences, seed: of the sequences drawn.
+        n_sequences, seed: of the sequences drawn, with their exact target laws, for the test for information.
         min_weight: least mean attention of an edge.
         level: family-wise error of the test for information.
 
     Returns:
-        A graph over ``n_ctx`` positions and the target. A head whose attention no prediction depends on has no edges.
-        Edges carry "weight", "margin", "head", "information",
-        "information_share" and "p_value"; its field ``candidates`` lists every `CandidateEdge`, the rejected ones
-        with their reason. Without task and batch, uniform random tokens are used and roots cannot be told apart:
-        ``roots_tested`` is False and a warning belongs with any figure made of it.
+        A graph over ``n_ctx`` positions and the target. Attention proposes edges, one a row and head; the test for
+        information, computed from the sequences and their targets without the model, takes roots out. A head whose
+        attention no prediction depends on has no edges. Edges carry "weight", "margin", "head", "information",
+        "information_share", "p_value" and "decided_by"; its field ``candidates`` lists every `CandidateEdge`, the
+        rejected ones with their reason; ``from_attention`` is the graph by attention alone, and ``evidence`` says in
+        words what decided. Without task and batch, uniform random tokens are used and roots cannot be told apart:
+        attention alone decides, and ``roots_tested`` is False.
 
         Of a task without a query, whose last row stands for the target's parents, the graph is the union over heads
         (`causal_circuits.discovery.several_heads`); an edge that several heads carry has the strongest one as "head",
@@ -127,34 +131,49 @@ def extract_graph(
     n_ctx, attention = tokens.shape[1], mean_attention(model, tokens)[0]
     heads = [head for layer, head in live_heads(model) if layer == 0]
     unused = _unused_heads(model, tokens[:_TRIED], heads)
-    candidates: list[CandidateEdge] = []
+    proposals = _proposals(attention, heads, has_query)
     reports: list[HeadReport] = []
     further: list[FurtherParent] = []
-    if batch is not None and not has_query:
-        heads = [head for head in heads if head not in unused]
-    if batch is not None and not has_query and heads:
-        candidates, reports, further = judge_heads(
-            attention[heads],
-            batch.tokens,
-            batch.target_probs,
-            heads,
-            min_weight,
-            level,
-            last_layer=_last_attention(model, tokens),
-        )
-    elif heads:
-        judged = _judge(_proposals(attention[heads], has_query, n_ctx), gradient, min_weight, level)
-        candidates = [replace(c, accepted=False, reason=_UNUSED) if c.head in unused else c for c in judged]
-    graph = ExtractedGraph(target=n_ctx, roots_tested=batch is not None)
+    if batch is None or has_query:
+        candidates = _judge(proposals, gradient, min_weight, level)
+    else:
+        candidates = _judge([p for p in proposals if p.head in unused], None, min_weight, level)
+        used = [head for head in heads if head not in unused]
+        if used:
+            judged, reports, further = judge_heads(
+                attention[used],
+                batch.tokens,
+                batch.target_probs,
+                used,
+                min_weight,
+                level,
+                last_layer=_last_attention(model, tokens),
+            )
+            candidates = judged + candidates
+    candidates = [_of_unused_head(c) if c.head in unused else c for c in candidates]
+    graph = ExtractedGraph(target=n_ctx, roots_tested=batch is not None, evidence=_evidence(batch))
     graph.candidates, graph.heads, graph.further_parents = tuple(candidates), tuple(reports), tuple(further)
-    graph.attached = attachments(model)
-    graph.add_nodes_from(range(n_ctx + 1))
-    if has_query:
-        graph.add_edge(n_ctx - 1, n_ctx)
+    graph.attached, graph.from_attention = attachments(model), nx.DiGraph(target=n_ctx)
+    for either in (graph, graph.from_attention):
+        either.add_nodes_from(range(n_ctx + 1))
+        if has_query:
+            either.add_edge(n_ctx - 1, n_ctx)
+    for p in sorted((p for p in proposals if p.is_clear(min_weight)), key=lambda p: p.weight):
+        graph.from_attention.add_edge(p.parent, p.child, weight=p.weight, margin=p.margin, head=p.head)
     for edge in sorted((c for c in candidates if c.accepted), key=lambda c: c.weight):
-        facts = ("weight", "margin", "head", "information", "information_share", "p_value")
+        facts = ("weight", "margin", "head", "information", "information_share", "p_value", "decided_by")
         graph.add_edge(edge.parent, edge.child, **{fact: getattr(edge, fact) for fact in facts})
     return graph
+
+
+def _evidence(batch: Batch | None) -> str:
+    if batch is None:
+        return "attention alone: roots were not tested"
+    return f"attention, and information in {len(batch):,} sequences (computed without the model)"
+
+
+def _of_unused_head(candidate: CandidateEdge) -> CandidateEdge:
+    return replace(candidate, accepted=False, reason=_UNUSED, decided_by="unused head")
 
 
 @torch.no_grad()
@@ -191,51 +210,72 @@ def _unused_heads(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], 
     return [head for head in heads if float((predict(head) - untouched).abs().max()) <= _NO_CHANGE]
 
 
+class _Proposal(NamedTuple):
+    """A head's largest entry in a row, as an edge; `margin` is what it has above the rest of the row, itself too."""
+
+    parent: int
+    child: int
+    head: int
+    weight: float
+    margin: float
+
+    def is_clear(self, min_weight: float) -> bool:
+        """Whether attention alone makes it an edge."""
+        return self.weight >= min_weight and self.margin > 0
+
+
 def _proposals(
-    attention: Float[Tensor, "head_index query_pos key_pos"], has_query: bool, n_ctx: int
-) -> list[tuple[int, int, int, float, float]]:
-    """(parent, child, head, weight, margin) of every head's largest entry in every row that can be an edge.
+    attention: Float[Tensor, "head_index query_pos key_pos"], heads: Sequence[int], has_query: bool
+) -> list[_Proposal]:
+    """Every head's largest entry in every row that can be an edge.
 
     Without a query the last row copies the target's parents, and may attend to itself.
     """
+    n_ctx = attention.shape[-1]
     rows = [(child, child, child) for child in range(1, n_ctx - 1)]  # row, child node, number of keys
     if not has_query:
         rows.append((n_ctx - 1, n_ctx, n_ctx))
     proposals = []
-    for head, pattern in enumerate(attention):
+    for head in heads:
+        pattern = attention[head]
         for row, child, n_keys in rows:
             parent = int(pattern[row, :n_keys].argmax())
             rest = torch.cat([pattern[row, :parent], pattern[row, parent + 1 : row + 1]])
             weight = float(pattern[row, parent])
-            proposals.append((parent, child, head, weight, weight - float(rest.max()) if len(rest) else weight))
+            margin = weight - float(rest.max()) if len(rest) else weight
+            proposals.append(_Proposal(parent, child, head, weight, margin))
     return proposals
 
 
 def _judge(
-    proposals: list[tuple[int, int, int, float, float]], gradient: Information | None, min_weight: float, level: float
+    proposals: list[_Proposal], gradient: Information | None, min_weight: float, level: float
 ) -> list[CandidateEdge]:
     """Accept proposals whose attention is clear and, where it could be estimated, whose information is an edge's."""
     if gradient is None:
         information, p_values = [float("nan")] * len(proposals), [float("nan")] * len(proposals)
     else:
-        information = [float(gradient.value[child, parent]) for parent, child, *_ in proposals]
-        errors = [float(gradient.standard_error[child, parent]) for parent, child, *_ in proposals]
+        information = [float(gradient.value[p.child, p.parent]) for p in proposals]
+        errors = [float(gradient.standard_error[p.child, p.parent]) for p in proposals]
         p_values = holm([upper_tail(g / e) if e > 0 else 1.0 for g, e in zip(information, errors, strict=True)])
     largest = max((g for g in information if g == g), default=float("nan"))
     candidates = []
-    for (parent, child, head, weight, margin), g, p in zip(proposals, information, p_values, strict=True):
-        share = g / largest if largest > 0 else float("nan")
-        if weight < min_weight or margin <= 0:
+    for proposal, g, p in zip(proposals, information, p_values, strict=True):
+        weight, share = proposal.weight, g / largest if largest > 0 else float("nan")
+        by: DecidedBy = "attention"
+        if weight < min_weight:
             accepted, reason = False, f"attention {weight:.2f} is below {min_weight:g}"
+        elif not proposal.is_clear(min_weight):
+            accepted, reason = False, f"attention {weight:.2f} is not its row's largest"
         elif gradient is None:
             accepted, reason = True, f"attention {weight:.2f}; roots were not tested"
         elif p >= level:
-            accepted, reason = False, f"a root: no information (p = {p:.2g})"
+            accepted, reason, by = False, f"a root: no information (p = {p:.2g})", "information"
         elif share < MIN_INFORMATION_SHARE:
-            accepted, reason = False, f"a root: {share:.0%} of the best edge's information"
+            accepted, reason, by = False, f"a root: {share:.0%} of the best edge's information", "information"
         else:
-            accepted, reason = True, f"attention {weight:.2f}, {share:.0%} of the best edge's information"
-        candidates.append(CandidateEdge(parent, child, head, weight, margin, g, share, p, accepted, reason))
+            accepted, by = True, "information"
+            reason = f"attention {weight:.2f}, {share:.0%} of the best edge's information"
+        candidates.append(CandidateEdge(*proposal, g, share, p, accepted, reason, by))
     return candidates
 
 

@@ -16,7 +16,9 @@ class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is A
     and pickles have the fields; a part of it, or the graph with other nodes, has not.
 
     Attributes:
-        candidates: every `CandidateEdge`, the rejected ones with their reason.
+        candidates: every `CandidateEdge`, the rejected ones with their reason and the evidence that decided.
+        from_attention: the graph that attention alone gives: of every row and head the largest entry, if it reaches
+            `min_weight`. It holds the rows of roots that attend somewhere, which only information tells from edges.
         heads: what each head carries (`HeadReport`), of a task without a query.
         further_parents: parents of the target that no head carries (`FurtherParent`): more parents than heads, for one.
         attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words.
@@ -24,11 +26,14 @@ class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is A
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> found = cc.extract_graph(cc.plant_circuit(task.graph, d_vocab=3), task, n_sequences=2000)
-    >>> found.roots_tested, found.candidates[0].accepted, found.carriers(0, 1)
-    (True, True, (0,))
+    >>> found.evidence
+    'attention, and information in 2,000 sequences (computed without the model)'
+    >>> cc.compare_graphs(task.graph, found.from_attention).exact, found.carriers(0, 1)
+    (True, (0,))
     """
 
     candidates: tuple[CandidateEdge, ...]
+    from_attention: nx.DiGraph
     heads: tuple[HeadReport, ...]
     further_parents: tuple[FurtherParent, ...]
     attached: tuple[str, ...]
@@ -37,6 +42,11 @@ class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is A
     def roots_tested(self) -> bool:
         """Whether sequences told roots from children; if not, a warning belongs with any figure made of it."""
         return bool(self.graph["roots_tested"])
+
+    @property
+    def evidence(self) -> str:
+        """What decided, in words: attention alone, or also the information in how many sequences."""
+        return str(self.graph["evidence"])
 
     def carriers(self, parent: int, child: int) -> tuple[int, ...]:
         """The heads of layer 0 that carry an edge."""
@@ -48,4 +58,6 @@ class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is A
         copied: ExtractedGraph = super().copy(as_view=as_view)
         fields = ("candidates", "heads", "further_parents", "attached")
         copied.__dict__.update({name: vars(self)[name] for name in fields if name in vars(self)})
+        if "from_attention" in vars(self):
+            copied.from_attention = self.from_attention.copy()
         return copied

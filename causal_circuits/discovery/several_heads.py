@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.discovery.candidates import CandidateEdge
+from causal_circuits.discovery.candidates import CandidateEdge, DecidedBy
 from causal_circuits.discovery.head_matches import (
     DOMINANT,
     FurtherParent,
@@ -202,7 +202,9 @@ def _candidates(
                 parent = favourite
             margin = float(pattern[child, parent] - _without(pattern[child, : child + 1], parent))
             facts = (float(pattern[child, parent]), margin, value, verdict.share, p_values[child])
-            found.append(CandidateEdge(parent, child, head, *facts, not reason, said))
+            attends = own.keys[child] >= 0 or child == n_ctx - 1
+            by: DecidedBy = "information" if attends else "attention"
+            found.append(CandidateEdge(parent, child, head, *facts, not reason, said, by))
     return found
 
 
@@ -286,20 +288,23 @@ def _last_row(
         mean, p = float(total[t]) / len(telling), upper_tail(float(total[t]) / error)
     weight = float(pattern[-1, t])
     looks = favourite == t and weight >= min_weight / 2  # with the query's own token at hand it may be undecided
+    by: DecidedBy = "information"
     if t not in lifts or not telling:
         accepted, reason = False, "no row agrees with it"
     elif float(total[t]) < DOMINANT * float(total[free].max()):
         best = free[int(total[free].argmax())]
         accepted, reason = False, f"position {best} explains more of what its rows tell"
     elif compared is None and not looks:
-        accepted, reason = False, f"the head's rows go with position {t}, which its last row does not copy"
+        accepted, by = False, "attention"
+        reason = f"the head's rows go with position {t}, which its last row does not copy"
     elif compared not in (None, t):
-        accepted, reason = False, f"its rows go with position {t}, but layer 1 compares them with {compared}"
+        accepted, by = False, "attention"
+        reason = f"its rows go with position {t}, but layer 1 compares them with {compared}"
     else:
         accepted, reason = True, f"attention {weight:.2f}; {len(edges)} rows agree with it"
         reason += "" if looks else "; layer 1 compares with it all the same"
     return CandidateEdge(
-        t, n_ctx, head, weight, weight - _without(pattern[-1], t), mean, 1.0 if edges else 0.0, p, accepted, reason
+        t, n_ctx, head, weight, weight - _without(pattern[-1], t), mean, 1.0 if edges else 0.0, p, accepted, reason, by
     )
 
 
