@@ -152,7 +152,10 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "a class for an instance": (lambda: cc.evaluate(MODEL, cc.Batch), ("evaluate: batch", "the class Batch")),
     "one task for a list": (lambda: cc.train_ensemble([MODEL], TASK, []), ("train_ensemble: tasks", "into a list")),
     "one step for several": (lambda: cc.RecordAt(10), ("RecordAt: steps", "[10]")),
-    "another metric": (lambda: cc.ablate_heads(MODEL, BATCH, [(0, 0)], metric="los"), ("one of loss, kl_to_model", "got 'los'")),
+    "another metric": (
+        lambda: cc.ablate_heads(MODEL, BATCH, [(0, 0)], metric="los"),
+        ("one of loss, kl_to_model", "got 'los'"),
+    ),
     "one float among integers": (
         lambda: cc.knock_out_edges(MODEL, BATCH, entries=[(0, 1, 0)] * 50 + [(0, 1, 0.5)]),
         ("knock_out_edges: entries", "(an integer, an integer, an integer)"),

@@ -242,7 +242,7 @@ def test_plots_refuse_what_does_not_fit(record: cc.TrainingRecord, fork: nx.DiGr
     )
     assert_refused(lambda: figures.plot_film_strip(record, fork, head=3), "heads 0 .. 0", "L0H3")
     blind = dataclasses.replace(record, attention=None)
-    assert_refused(lambda: figures.plot_film_strip(blind, fork), "recorded attention", "attention=True")
+    assert_refused(lambda: figures.plot_film_strip(blind, fork), "has no attention", "attention=True")
     assert_refused(lambda: figures.plot_film_strip(record, fork, quantity="loss"), "quantity", "'loss'")  # type: ignore[arg-type]
     assert_refused(lambda: figures.plot_head_scores([]), "at least one head", "detect_induction_heads")
     assert_refused(lambda: figures.plot_ablation([]), "at least one result")

@@ -17,6 +17,13 @@ METRICS = {"ablate_heads", "ablate_slots", "knock_out_edges", "patch_activations
 TASK = cc.InContextTask(cc.ngram_graph(6, order=1), d_vocab=4, alpha=0.3)
 BATCH, OTHER = TASK.sample(30, seed=1), TASK.sample(30, seed=2)
 
+RECORD = cc.train(
+    cc.disentangled_transformer(4, 6, (2, 1), init_scale=0.5, seed=3),
+    TASK,
+    cc.TrainConfig.joint(40, batch_size=8, warm_start=None),
+    progress=False,
+)
+
 
 class Broken(Exception):
     """Raised by a metric."""
@@ -54,6 +61,7 @@ CALLS = {
     "scrub_hypothesis": lambda model, **o: cc.scrub_hypothesis(model, BATCH, TASK, **o),
     "sequence_attention": lambda model: cc.sequence_attention(model, BATCH.tokens[0]),
     "slots": cc.slots,
+    "training_health": lambda model: cc.training_health(RECORD, TASK, model),
     "take_snapshot": lambda model: cc.take_snapshot(model, BATCH),
 }
 BUILDS_OR_WRITES = {"disentangle", "entangle", "save_model", "watch_attention"}

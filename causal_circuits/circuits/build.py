@@ -19,7 +19,8 @@ from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.graph import Granularity, circuit_edges, circuit_graph
 from causal_circuits.circuits.weights import Weights
 from causal_circuits.interventions import Metric, make_cost
-from causal_circuits.models import HookedTransformer, check_forward, check_model, layout_of, refuse_foreign
+from causal_circuits.models import HookedTransformer, check_forward, check_model, layout_of
+from causal_circuits.models.acceptance import refuse_foreign
 from causal_circuits.tasks import Batch, Task
 from causal_circuits.tasks.batch import check_tokens
 

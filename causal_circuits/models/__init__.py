@@ -11,7 +11,7 @@ This folder is the one door to `transformer_lens`.
 
 from transformer_lens import HookedTransformer
 
-from causal_circuits.models.acceptance import attachments, refuse_foreign
+from causal_circuits.models.acceptance import attachments
 from causal_circuits.models.build import (
     attention_block,
     check_head,
@@ -63,7 +63,6 @@ __all__ = [
     "plant_circuit",
     "plant_decoy",
     "reduced_transformer",
-    "refuse_foreign",
     "save_model",
     "slots",
     "structured_logits",
