@@ -14,6 +14,7 @@ import causal_circuits as cc
 N_TEST = 16_384
 N_PROOF = 1_024
 N_GRADIENT = 8_192
+N_INFORMATION = 20_000
 BETA_0 = 0.1  # layer 2's scale in the reduced model whose first gradient is compared with theory, to first order in it
 
 
@@ -29,6 +30,7 @@ class Findings:
     test_loss: float
     found: cc.ExtractedGraph
     recovery: cc.GraphRecovery
+    by_attention: cc.GraphRecovery
     attention: torch.Tensor
     heads: list[cc.HeadScores]
     ablations: list[tuple[str, cc.AblationResult]]
@@ -53,8 +55,13 @@ class Findings:
 
     @property
     def n_recovered(self) -> int:
-        """True edges that were found."""
+        """True edges that were found, by attention and the test for information."""
         return len(self.context_edges) - len(self.recovery.missing)
+
+    @property
+    def n_by_attention(self) -> int:
+        """True edges among those that attention alone gives."""
+        return len(self.context_edges) - len(self.by_attention.missing)
 
     @property
     def effects(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,8 +108,8 @@ def run(task: cc.InContextTask, seed: int, steps: int, quiet: bool, kept: Path |
     test_loss = float(cc.evaluate(model, test).mean())
     references = cc.reference_losses(task, test, seed=seed)
 
-    say("4/5  the graph in layer 1's attention, and what each head does")
-    found = cc.extract_graph(model, task, seed=seed + 1)
+    say("4/5  the graph in layer 1's attention, its roots by information, and what each head does")
+    found = cc.extract_graph(model, task, n_sequences=N_INFORMATION, seed=seed + 1)
     heads = cc.detect_induction_heads(model, task, seed=seed + 1)
 
     say("5/5  the proof: ablate every head, cut every attention entry")
@@ -121,6 +128,7 @@ def run(task: cc.InContextTask, seed: int, steps: int, quiet: bool, kept: Path |
         test_loss=test_loss,
         found=found,
         recovery=cc.compare_graphs(task.graph, found),
+        by_attention=cc.compare_graphs(task.graph, found.from_attention),
         attention=cc.mean_attention(model, test.tokens[:4096]),
         heads=heads,
         ablations=ablations,

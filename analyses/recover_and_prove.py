@@ -13,7 +13,7 @@ from typing import Any
 
 import networkx as nx
 from command_line import BEGAN, OneLineParser
-from findings import Findings, run, share_of_gain
+from findings import N_INFORMATION, Findings, run, share_of_gain
 from report_page import draw_figures, write_page
 from results_file import begin, remove_ours, result_header, write_results
 
@@ -63,6 +63,12 @@ def results(findings: Findings, header: dict[str, Any]) -> dict[str, object]:
             "recovered": f.n_recovered,
             "exact": f.recovery.exact,
             "false_edges": len(f.recovery.false),
+            "evidence": f.found.evidence,
+            "attention_alone": {
+                "recovered": f.n_by_attention,
+                "missing": [list(edge) for edge in f.by_attention.missing],
+                "false": [list(edge) for edge in f.by_attention.false],
+            },
             "mean_parent_attention": fmean(f.parent_attention),
             "min_parent_attention": min(f.parent_attention),
             "candidates": [asdict(candidate) for candidate in f.found.candidates],
@@ -101,9 +107,11 @@ def table(findings: Findings, out: Path) -> str:
     """The short table that ends a run."""
     f, (on_edges, elsewhere) = findings, findings.effects
     lines = [
-        f"graph       {f.n_recovered} of {len(f.context_edges)} parents found, "
-        f"{len(f.recovery.false)} false edges; attention to the parent {fmean(f.parent_attention):.3f} on average, "
-        f"{min(f.parent_attention):.3f} at least",
+        f"graph       {f.n_recovered} of {len(f.context_edges)} parents found, {len(f.recovery.false)} false edges, by "
+        f"attention and the information in {N_INFORMATION:,} fresh sequences (computed without the model)",
+        f"            {f.n_by_attention} of {len(f.context_edges)} and {len(f.by_attention.false)} false by attention "
+        f"alone; attention to the parent {fmean(f.parent_attention):.3f} on average, {min(f.parent_attention):.3f} at "
+        "least",
         f"loss        {f.test_loss:.4f} = edge posterior {f.references.edge_posterior:.4f} "
         f"{f.test_loss - f.references.edge_posterior:+.4f} nats (best unigram {f.references.best_unigram:.4f})",
     ]

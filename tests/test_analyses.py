@@ -104,9 +104,18 @@ def test_a_figure_9_graph_is_recovered_with_its_roots(tmp_path, capsys, monkeypa
     leave_pictures_out(monkeypatch)
     flags = ["--parents", parents, "--steps", 400, "--out", tmp_path / "out", "--quiet"]
     assert run_analysis("causal_graph", flags, monkeypatch) == 0
-    assert capsys.readouterr().err == ""
+    printed = capsys.readouterr()
+    assert printed.err == ""
     graph = json.loads((tmp_path / "out" / "results.json").read_text())["graph"]
     assert graph["found_parents"] == FIGURE_9_GRAPH
+    alone = graph["attention_alone"]
+    proposed = [c for c in graph["candidates"] if c["weight"] >= 0.5 and c["margin"] > 0]
+    false = [[c["parent"], c["child"]] for c in proposed if FIGURE_9_GRAPH[c["child"]] != c["parent"]]
+    assert alone == {"recovered": len(proposed) - len(false), "missing": [], "false": false}
+    assert f"{alone['recovered']} of {graph['edges']} and {len(false)} false by attention alone" in printed.out
+    assert "20,000 fresh sequences" in printed.out
+    decided = {c["decided_by"] for c in graph["candidates"] if c["accepted"] or [c["parent"], c["child"]] in false}
+    assert decided == {"information"}
 
 
 BAD_FLAGS = {
