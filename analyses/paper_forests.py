@@ -113,7 +113,8 @@ def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """All graphs together: means over graphs (as the paper's), and over edges."""
     edges = [edge for row in rows for edge in row["parent_attention"]]
     means = {name: [row[f"mean_{name}_attention"] for row in rows] for name in ("block", "parent")}
-    counts = ("edges", "recovered", "false_edges", "above_half_attention", "above_half_block")
+    counts = ("edges", "recovered", "false_edges", "recovered_attention_alone", "false_edges_attention_alone")
+    counts += ("above_half_attention", "above_half_block")
     return {
         **{name: sum(row[name] for row in rows) for name in counts},
         "mean_block_attention": fmean(means["block"]),
@@ -191,7 +192,8 @@ def table_row(rows: list[dict[str, Any]], run: Run | None) -> dict[str, str]:
 def counts(p: dict[str, Any]) -> str:
     """What was found and reached on some graphs."""
     return (
-        f"{p['recovered']} of {p['edges']} parents, {p['false_edges']} false edges; attention "
+        f"{p['recovered']} of {p['edges']} parents, {p['false_edges']} false edges with the information test, "
+        f"{p['recovered_attention_alone']} and {p['false_edges_attention_alone']} false by attention alone; attention "
         f"{p['mean_parent_attention']:.4f} (sd {p['sd_parent_attention']:.4f}), block {p['mean_block_attention']:.4f} "
         f"(sd {p['sd_block_attention']:.4f}); "
         f"above .5: {p['above_half_attention']} in attention, {p['above_half_block']} in the block; "
@@ -224,7 +226,7 @@ def default_verdict(rows: list[dict[str, Any]]) -> str:
     return (
         f"{words[found.place]}: block attention less the record, in pairs, on the {found.n} graphs that the recipe was "
         f"not chosen on: {found}; "
-        f"{'every parent found, none false' if whole else 'not every parent found, or some false'}; "
+        f"{'every parent found, none false with the information test' if whole else 'not every parent found, or some false'}; "
         f"loss {'below' if p['loss'] < p['edge_posterior'] else 'not below'} the edge posterior"
     )
 

@@ -152,13 +152,15 @@ def measure_forest(model: Any, task: cc.InContextTask, job: Job, seed: int) -> d
     block = parent_weights(block_attention(model), task.graph)
     real = parent_weights(cc.mean_attention(model, test.tokens[:4096])[0, 0], task.graph)
     found = cc.extract_graph(model, task, n_sequences=2000 if job.quick else 20_000, seed=seed + 1)
-    recovery = cc.compare_graphs(task.graph, found)
+    recovery, alone = (cc.compare_graphs(task.graph, graph) for graph in (found, found.from_attention))
     losses = cc.evaluate(model, test)
     posterior = cc.cross_entropy(task.bayes_predictor(test.tokens), test.target_probs)
     return {
         "edges": len(block),
         "recovered": len(block) - len(recovery.missing),
         "false_edges": len(recovery.false),
+        "recovered_attention_alone": len(block) - len(alone.missing),
+        "false_edges_attention_alone": len(alone.false),
         "mean_parent_attention": fmean(real.values()),
         "min_parent_attention": min(real.values()),
         "mean_block_attention": fmean(block.values()),

@@ -101,12 +101,14 @@ def section(result: dict[str, Any]) -> str:
         kind += f", at step {result['run']['steps_done']:,} of {result['run']['recipe']['steps']:,}"
     lines = [
         f"\n## Figure 9 graph by graph, {kind}\n\n",
-        "| graph | edges | recovered | false | attention | block | theirs (block) | loss | edge posterior |\n",
-        "|---|---|---|---|---|---|---|---|---|\n",
+        "| graph | edges | recovered | false | by attention alone | attention | block | theirs (block) | loss "
+        "| edge posterior |\n",
+        "|---|---|---|---|---|---|---|---|---|---|\n",
     ]
     for row in result["graphs"]:
         lines.append(
             f"| {row['graph']} | {row['edges']} | {row['recovered']} | {row['false_edges']} | "
+            f"{row['recovered_attention_alone']}, {row['false_edges_attention_alone']} false | "
             f"{row['mean_parent_attention']:.4f} | {row['mean_block_attention']:.4f} | "
             f"{row['recorded_block_attention']:.4f} | {row['loss']:.4f} | {row['edge_posterior']:.4f} |\n"
         )

@@ -182,6 +182,8 @@ def forest_rows(differences: list[float], *, missing: int = 0, false_edges: int 
             "edges": 9,
             "recovered": 9 - missing,
             "false_edges": false_edges,
+            "recovered_attention_alone": 9,
+            "false_edges_attention_alone": 2,
             "recorded_block_attention": 0.8,
             "mean_block_attention": 0.8 + difference,
             "mean_parent_attention": 0.9,
@@ -248,7 +250,7 @@ def test_our_recipe_is_judged_in_pairs_on_graphs_that_it_was_not_chosen_on(monke
 def test_edges_missing_or_false_and_a_loss_above_the_line_are_said(monkeypatch):
     forests = analysis_module("paper_forests", monkeypatch)
     good = forests.default_verdict(forest_rows([0.1, 0.2] * 10))
-    assert "every parent found, none false; loss below" in good
+    assert "every parent found, none false with the information test; loss below" in good
     for bad in ({"missing": 1}, {"false_edges": 1}):
         assert "not every parent found, or some false" in forests.default_verdict(forest_rows([0.1, 0.2] * 10, **bad))
     assert "loss not below" in forests.default_verdict(forest_rows([0.1, 0.2] * 10, loss=0.66))
@@ -310,7 +312,9 @@ def test_figure_2_says_how_far_its_loss_is_from_the_re_run(monkeypatch):
 def test_figures_5_and_7_compare_the_excess(monkeypatch, excess, word):
     multi = analysis_module("paper_multi", monkeypatch)
     numbers = {"edges": 62, "recovered": 62, "false_edges": 0, "excess": excess, "excess_error": 0.0008}
-    assert f"none false; excess over the edge posterior {word} theirs" in multi.verdict_on(numbers)
+    assert f"none false with the information test; excess over the edge posterior {word} theirs" in multi.verdict_on(
+        numbers
+    )
     assert multi.verdict_on({**numbers, "recovered": 61}).startswith("some edges missing or false")
 
 

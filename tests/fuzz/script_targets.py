@@ -97,6 +97,7 @@ class ScriptTargets(Targets):
         """A results.json as reproduce_paper.py leaves it."""
         row = {"what": "parents", "ours": "8 of 8", "theirs": "7 of 8", "verdict": "improves"}
         graph = {"graph": 0, "edges": 8, "recovered": 8, "false_edges": 0, "loss": 0.6, "edge_posterior": 0.6}
+        graph |= {"recovered_attention_alone": 8, "false_edges_attention_alone": 2}
         graph |= {f"{name}_attention": 0.9 for name in ("mean_parent", "mean_block", "recorded_block")}
         edge = {"graph": 0, "parent": 1, "child": 2, "block": 0.4, "attention": 0.4, "parent_is_root": True}
         pooled = {f"unlearned_{metric}": [{**edge, "earlier_children": [1]}] for metric in ("block", "attention")}
