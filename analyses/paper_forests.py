@@ -226,7 +226,8 @@ def default_verdict(rows: list[dict[str, Any]]) -> str:
     return (
         f"{words[found.place]}: block attention less the record, in pairs, on the {found.n} graphs that the recipe was "
         f"not chosen on: {found}; "
-        f"{'every parent found, none false with the information test' if whole else 'not every parent found, or some false'}; "
+        f"{'every parent found, none false' if whole else 'not every parent found, or some false'} with the "
+        "information test; "
         f"loss {'below' if p['loss'] < p['edge_posterior'] else 'not below'} the edge posterior"
     )
 

@@ -170,6 +170,7 @@ def verdict_on(numbers: dict[str, Any]) -> str:
     noise = 2 * (numbers["excess_error"] ** 2 + 2 * 0.0005**2) ** 0.5
     place = "above" if more > noise else "below" if more < -noise else "level with"
     return (
-        f"{'every edge found, none false with the information test' if whole else 'some edges missing or false'}; excess over the edge posterior "
-        f"{place} theirs ({more:+.4f}, unpaired: other sequences, and in their task all roots share one draw)"
+        f"{'every edge found, none false' if whole else 'some edges missing or false'} with the information test; "
+        f"excess over the edge posterior {place} theirs ({more:+.4f}, unpaired: other sequences, and in their task all "
+        "roots share one draw)"
     )
