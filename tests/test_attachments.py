@@ -538,6 +538,39 @@ def test_training_refuses_a_parametrized_model_of_ours_and_trains_an_ordinary_on
     check_evaluate(ordinary)
 
 
+def test_tied_parameters_and_those_of_inference_mode_are_not_trained():
+    model = cc.disentangled_transformer(3, 6)
+    tied(model)
+    assert_refused(lambda: cc.train(model, TASK), "different objects", "W_Q.0")
+    with torch.inference_mode():
+        built_inside = cc.disentangled_transformer(3, 6, dtype=torch.float64)
+    assert_refused(lambda: cc.train(built_inside, TASK), "inference_mode")
+
+
+def test_training_works_where_gradients_are_switched_off():
+    config = cc.TrainConfig.joint(3, 0.1, batch_size=8)
+    weights = []
+    for switched_off in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        model = cc.disentangled_transformer(3, 6, dtype=torch.float64)
+        with switched_off():
+            cc.train(model, TASK, config, progress=False)
+        weights.append(model.W_U.detach())
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+
+
+def test_weights_that_somebody_made_are_not_overwritten_by_a_warm_start(tmp_path):
+    trained = cc.disentangled_transformer(3, 6)
+    cc.train(trained, TASK, cc.TrainConfig.joint(2, batch_size=8), progress=False)
+    loaded = cc.load_model(cc.save_model(trained, tmp_path))
+    warm = cc.TrainConfig(warm_start=4.0)
+    for model, origin in ((trained, "a training"), (loaded, "a file"), (planted(), "plant_circuit")):
+        before = model.W_U.detach().clone()
+        assert_refused(lambda m=model: cc.train(m, TASK, warm), origin, "warm_start=None")
+        assert torch.equal(model.W_U, before)
+        cc.train(model, TASK, cc.TrainConfig.joint(2, batch_size=8, warm_start=None), progress=False)
+
+
 @pytest.mark.parametrize("n_heads", [(1, 1), (2, 1)])
 @pytest.mark.parametrize("make", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_of_a_reduced_model_trains_the_same_entries(make, n_heads):

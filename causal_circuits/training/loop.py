@@ -249,16 +249,23 @@ def _check(models: Sequence[HookedTransformer], tasks: Sequence[Task], configs: 
         if config.warm_start is not None and not has_layout(model):
             raise ValueError("an ordinary transformer has no blocks to warm up: give TrainConfig warm_start=None")
         known = trainable_parameters(model)
-        tied = [name for name, parameter in known.items() if any(parameter is other for other in (
-            known[earlier] for earlier in list(known)[: list(known).index(name)]))]  # fmt: skip
-        if tied:
-            raise ValueError(
-                f"parameters must be different objects to be trained: {tied[0]} is the same one as another; tie none"
-            )
+        _check_parameters(known)
         for stage in config.stages:
             unknown = [name for name in stage.train or () if name not in known]
             if unknown:
                 raise ValueError(f"a stage trains {unknown[0]!r}, which the model has not: it has {', '.join(known)}")
+
+
+def _check_parameters(known: dict[str, torch.nn.Parameter]) -> None:
+    """Refuse parameters that an optimiser cannot move, or would move twice."""
+    if any(parameter.is_inference() for parameter in known.values()):
+        raise ValueError(
+            "a model must be built outside torch.inference_mode() to be trained: torch cannot change its parameters"
+        )
+    if len({id(parameter) for parameter in known.values()}) < len(known):
+        raise ValueError(
+            f"trained parameters must be different objects: two of {', '.join(known)} are the same one; untie them"
+        )
 
 
 def _check_parametrizations(model: HookedTransformer) -> None:
