@@ -83,7 +83,7 @@ def run(task: cc.InContextTask, seed: int, steps: int, quiet: bool, kept: Path |
     config = cc.TrainConfig(stages=cc.default_stages(steps), seed=seed)
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, n_heads=(1, 1))
 
-    say(f"{task!r}\n1/5  the gradient before training, and the information it should equal")
+    say(f"{task!r}\n1/5  the gradient before training, and the information that is its limit in long contexts")
     information = cc.predicted_gradient(task, seed=seed)
     untrained = cc.warm_start(cc.reduced_transformer(task.d_vocab, task.n_ctx), BETA_0)
     before = cc.take_snapshot(untrained, task.sample(N_GRADIENT, seed=(seed, 1)))
