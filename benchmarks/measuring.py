@@ -5,7 +5,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,11 +74,37 @@ def gradient_on_all_cores(model: object, batch: cc.Batch) -> Callable[[], object
     return lambda: list(pool.map(part, range(n_threads)))
 
 
-def end_to_end(task: cc.InContextTask, heads: tuple[int, int], batch_size: int, steps: int, repeats: int = 5) -> float:
-    """Median sequences a second of whole trainings: sampling, step, Adam, and the loop around them."""
-    rates = []
-    for repeat in range(repeats + 1):
-        model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, heads)
-        config = cc.TrainConfig.joint(steps if repeat else 3, batch_size=batch_size)
-        rates.append(cc.train(model, task, config, record=NO_RECORD, progress=False).sequences_per_s)
-    return statistics.median(rates[1:])
+def rates_in_turn(
+    timed: Mapping[str, tuple[Callable[[], object], int]], rates: Mapping[str, Callable[[], float]], rounds: int
+) -> dict[str, list[float]]:
+    """Sequences a second, round by round: every function once a round, in turn, after a round that is not counted.
+
+    Args:
+        timed: by name, what is timed and how many sequences it deals with. What is quick is run several times.
+        rates: by name, what says its own rate.
+        rounds: how many.
+    """
+    found: dict[str, list[float]] = {name: [] for name in (*timed, *rates)}
+    for count in range(rounds + 1):
+        now = {name: n / _seconds(run) for name, (run, n) in timed.items()}
+        now |= {name: rate() for name, rate in rates.items()}
+        for name in now if count else ():
+            found[name].append(now[name])
+    return found
+
+
+def _seconds(run: Callable[[], object], at_least: float = 0.1) -> float:
+    """Median wall time of a call, over calls that take so many seconds together."""
+    times: list[float] = []
+    while not times or sum(times) < at_least:
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def end_to_end(task: cc.InContextTask, heads: tuple[int, int], batch_size: int, steps: int) -> float:
+    """Sequences a second of a whole training: sampling, step, Adam, and the loop around them."""
+    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, heads)
+    config = cc.TrainConfig.joint(steps, batch_size=batch_size)
+    return cc.train(model, task, config, record=NO_RECORD, progress=False).sequences_per_s
