@@ -10,6 +10,8 @@ Two questions, answered by two kinds of evidence:
   weight at uniform attention, which tends to the chi-squared mutual information of parent and child, is large at an
   edge and near zero in a root's row. It is computed from sequences and targets alone, without the model: sequences
   enough to find the graph by themselves (`recover_graph`). `ExtractedGraph.from_attention` is the graph without it.
+  What the model does with an entry is no substitute: the rows of a decoy (`plant_decoy`) are no edges, and moving their
+  attention costs as much as moving that of a child.
 """
 
 from collections.abc import Sequence
