@@ -184,8 +184,8 @@ def sections(findings: Findings, folder: Path, command: str) -> list[figures.Sec
         section(
             "The gradient and the mutual information",
             "At the start, in the paper's reduced model, minus the gradient of layer 1's attention scores tends in "
-            "long contexts to the chi-squared information between positions, put through the softmax; at this length it "
-            "follows it, and its largest entries are the edges. The strip shows the same gradient at steps of this "
+            "long contexts to the chi-squared information between positions, put through the softmax; at this length "
+            "it follows it, and its largest entries are the edges. The strip shows the same gradient at steps of this "
             "run: an edge that is learned leaves it.",
             "gradient",
             "gradient_matrix",
