@@ -676,3 +676,142 @@ def test_a_training_does_not_depend_on_the_number_of_threads(batch_size, n_membe
         torch.set_num_threads(before)
     assert torch.equal(weights[0], weights[1])
     assert torch.equal(weights[0], weights[2])
+
+
+# ---- found by somebody who tried to break it
+
+
+def test_a_compiled_model_is_refused_where_hooks_are_needed():
+    for compiled in (lambda model: model, lambda model: model.blocks[0]):
+        model = with_config()
+        compiled(model).compile(backend="eager")
+        for analysis in ("ablate_heads", "patch_activations", "scrub_hypothesis", "knock_out_edges", "extract_graph"):
+            assert_refused(lambda a=analysis, m=model: ANALYSES[a](m), "compiled module", "before model.compile()")
+
+
+def average_over_the_batch(value: Tensor, hook: object) -> Tensor:
+    value = value.clone()
+    value[:, :, 0] = value[:, :, 0].mean(dim=0)
+    return value
+
+
+def test_a_hook_that_mixes_the_sequences_of_a_batch_is_refused():
+    stored: list[Tensor] = []
+    mixing = {
+        "a mean": average_over_the_batch,
+        "another sequence": lambda value, hook: value.roll(1, dims=0),
+        "a stored batch": lambda value, hook: stored[0],
+    }
+    for hook in mixing.values():
+        model = with_config()
+        _, cache = model.run_with_cache(BATCH.tokens)
+        stored[:] = [cache["blocks.1.attn.hook_z"].roll(1, dims=0)]
+        model.add_hook("blocks.1.attn.hook_z", hook)
+        check_evaluate(model)  # one batch, as it is
+        assert_refused(lambda m=model: cc.knock_out_edges(m, BATCH), "without regard to the others")
+        assert_refused(lambda m=model: cc.evaluate(m, BATCH, chunk=16), "without regard to the others")
+    model = with_config()
+    mean = model.run_with_cache(BATCH.tokens)[1]["blocks.1.attn.hook_z"].mean(dim=0)
+    model.add_hook("blocks.1.attn.hook_z", lambda value, hook: mean.expand_as(value))
+    check_knock_out(model)
+
+
+def test_patching_at_a_hook_that_is_never_called_is_refused():
+    for name in (
+        "blocks.0.attn.hook_result",
+        "blocks.0.hook_q_input",
+        "blocks.0.hook_attn_in",
+        "blocks.0.hook_mlp_out",
+    ):
+        patch = lambda n=name: cc.patch_activations(with_config(), BATCH.tokens, OTHER.tokens, of_use, names=[n])  # noqa: E731
+        assert_refused(patch, name, "never calls it")
+
+
+def test_path_patching_sees_a_hook_between_layers():
+    model = with_config()
+    model.add_hook("blocks.1.hook_resid_pre", lambda value, hook: value * 0)
+    assert_refused(lambda: cc.patch_paths(model, BATCH.tokens, OTHER.tokens, of_use), "between layers")
+
+
+def test_a_replaced_method_is_seen_by_every_forward():
+    for replace in (
+        lambda model: setattr(model.blocks[0].attn, "apply_causal_mask", lambda scores, *args, **kwargs: scores),
+        lambda model: setattr(model.blocks[0].attn.hook_z, "forward", lambda value: value * 0),
+    ):
+        model = cc.disentangled_transformer(3, 6, init_scale=1.0, seed=0)
+        untouched = plainly(model, BATCH.tokens)
+        replace(model)
+        assert float((plainly(model, BATCH.tokens) - untouched).abs().max()) > 0.1
+        assert any("replaced module" in found for found in attachments(model))
+        assert_close(cc.log_probs(model, BATCH.tokens), plainly(model, BATCH.tokens), 1e-4)
+        with quiet():
+            check_training(model)
+
+
+def test_gradients_are_taken_in_inference_mode_too():
+    model = cc.disentangled_transformer(3, 6, init_scale=0.5, seed=0)
+    expected, whole = take_snapshot(model, BATCH), cc.circuits.circuit_model(model, BATCH)
+    edges = cc.circuits.discover(whole, "eap").score
+    gradient_step(model, BATCH)
+    gradient = model.W_U.grad.clone() if model.W_U.grad is not None else model.unembed.W_U.grad.clone()
+    with torch.inference_mode():
+        drawn = TASK.sample(64, seed=0)
+        assert torch.equal(take_snapshot(model, drawn).score_gradients, expected.score_gradients)
+        assert torch.equal(cc.circuits.discover(whole, "eap").score, edges)
+        gradient_step(nn.Module.to(model, torch.float64), drawn)
+    assert_close(model.unembed.W_U.grad, gradient, 1e-4)
+
+
+def test_pruned_and_tied_weights_are_neither_saved_nor_trained(tmp_path):
+    model = cc.disentangled_transformer(3, 6, init_scale=0.5, seed=0)
+    prune.l1_unstructured(model.blocks[0].attn, "W_Q", 0.5)
+    with quiet():
+        assert_refused(lambda: cc.save_model(model, tmp_path), "blocks.0.attn.W_Q", "pruning")
+        assert_refused(lambda: cc.train(model, TASK, cc.TrainConfig.joint(2, warm_start=None)), "prun")
+    model = cc.disentangled_transformer(3, 6, init_scale=0.5, seed=0)
+    tied(model)
+    assert_refused(lambda: cc.save_model(model, tmp_path), "blocks.1.attn.W_Q", "tied")
+
+
+def test_autocast_is_honoured():
+    model = cc.disentangled_transformer(3, 6, init_scale=0.5, seed=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = cc.evaluate(model, BATCH), losses(plainly(model, BATCH.tokens))
+    assert_close(found.float(), expected.float(), 2.0**-7)  # bfloat16 has eight bits
+
+
+def test_frozen_weights_stay_where_they_are():
+    model = cc.disentangled_transformer(3, 6, init_scale=0.3, seed=1)
+    config = cc.TrainConfig.joint(4, 0.5, warm_start=None, batch_size=64)
+    freeze = lambda step, model: model.unembed.W_U.requires_grad_(False)  # noqa: E731
+    assert_refused(
+        lambda: cc.train(model, TASK, config, record=cc.RecordAt(steps=(2,)), on_record=freeze, progress=False),
+        "freeze",
+    )
+    frozen = cc.disentangled_transformer(3, 6).requires_grad_(False)
+    assert_refused(lambda: cc.train(frozen, TASK, config), "frozen")
+
+
+def test_a_reduced_model_with_assigned_weights_trains_the_same_entries():
+    model, other = cc.reduced_transformer(3, 6), cc.reduced_transformer(3, 6)
+    for parameter in other.parameters():
+        parameter.data += 0.1 * torch.rand(parameter.shape) * parameter.requires_grad
+    model.load_state_dict(other.state_dict(), assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    model.mask_gradients()
+    assert int((plain_gradients(model)["blocks.1.attn.W_Q"] != 0).sum()) == 9
+
+
+def test_the_default_dtype_is_nobodys_business():
+    config = cc.TrainConfig.joint(3, 0.1, batch_size=64)
+    weights = []
+    for dtype in (torch.float32, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            model = cc.disentangled_transformer(3, 6)
+            cc.train(model, TASK, config, progress=False)
+            weights.append(model.W_U.detach())
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.equal(weights[0], weights[1])

@@ -62,6 +62,8 @@ def circuit_model(
     layout = layout_of(model)
     batch.check(layout.d_vocab)
     check_model(model, layout.d_vocab, batch.tokens.shape[1])
+    if model.W_U.dtype.itemsize < 4:
+        raise ValueError(f"circuits are evaluated in float32 or float64: got {model.W_U.dtype}; call model.float()")
     refuse_foreign(model, "circuit_model", "call model.reset_hooks(), or build the model anew")
     batch = batch.to(model.W_U.device, model.W_U.dtype)
     check_forward(model, batch.tokens)

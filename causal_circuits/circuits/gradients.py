@@ -46,7 +46,7 @@ def gradients(model: CircuitModel, inputs: Slots, other: Slots) -> Gradients:
         patterns[head] = pattern
         return pattern
 
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         cost = model.cost(model.predict(model.full[None], inputs, read, attend)).mean()
     need_gradient(model, cost)
     found = torch.autograd.grad(cost, [nudges, *patterns.values()], allow_unused=True)

@@ -106,6 +106,12 @@ def patch_activations(
                 "patch hook_z, or cut entries of the pattern with knock_out_edges"
             )
     _, cache = model.run_with_cache(clean, names_filter=list(names))
+    for name in names:
+        if name not in cache:
+            raise ValueError(
+                f"the model has the hook {name!r} and never calls it, so that nothing can be patched there: its config "
+                "switches it off (use_attn_result, use_split_qkv_input, use_attn_in, attn_only); choose another"
+            )
     positions: list[slice] = [slice(i, i + 1) for i in range(clean.shape[1])] if by_position else [slice(None)]
 
     def patched(name: str, where: slice) -> float:
@@ -197,12 +203,16 @@ class _Run:
             heads = range(self.model.cfg.n_heads)
             written = sum(self.written(f"L{layer}H{head}") for head in heads) + block.attn.b_O
             added = self.cache[f"blocks.{layer}.hook_resid_post"] - self.cache[f"blocks.{layer}.hook_resid_pre"]
-            off, size = float((added - written).abs().max()), max(1.0, float(added.abs().max()))
+            left = self.cache[f"blocks.{layer}.hook_resid_post"]
+            is_last = layer == self.model.cfg.n_layers - 1
+            between = 0.0 if is_last else float((self.cache[f"blocks.{layer + 1}.hook_resid_pre"] - left).abs().max())
+            off = max(float((added - written).abs().max()), between)
+            size = max(1.0, float(added.abs().max()))
             if not off <= _ROUNDING.get(added.dtype, 0.1) * size:
                 raise ValueError(
                     "patch_paths takes what a layer adds to the residual stream for the sum of its heads' z W_O: in "
-                    f"layer {layer} the two differ by {off:.3g} (a hook behind hook_z, or a normalisation after "
-                    "attention); use patch_activations"
+                    f"layer {layer} the two differ by {off:.3g} (a hook behind hook_z or between layers, or a "
+                    "normalisation after attention); use patch_activations"
                 )
 
     def written(self, sender: str) -> Float[Tensor, "batch pos d_model"]:

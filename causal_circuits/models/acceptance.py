@@ -10,6 +10,7 @@ does not call. Everything else takes the plain forward of TransformerLens, or is
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -39,7 +40,9 @@ REQUIRED = {"normalization_type": None}  # where the default is not what the fas
 _OF_TRANSFORMER_LENS = (HookedTransformer, TransformerBlock, Attention, Embed, PosEmbed, Unembed, MLP)
 KNOWN_CLASSES: set[type[nn.Module]] = {*_OF_TRANSFORMER_LENS, HookPoint, TypedModuleList, nn.Identity}
 
-Kind = Literal["hook", "native hook", "parametrization", "replaced module", "edited weight", "config field"]
+Kind = Literal[
+    "hook", "native hook", "parametrization", "replaced module", "compiled module", "edited weight", "config field"
+]
 
 
 @dataclass(frozen=True)
@@ -70,20 +73,26 @@ def foreign(model: HookedTransformer) -> Iterator[Attachment]:
     if _has_any_global_hook():  # type: ignore[no-untyped-call]
         yield Attachment("native hook", "every module (torch.nn.modules.module)")
     for name, module in model.named_modules():
-        if type(module) is HookPoint:
-            if has_hooks(module):
-                yield Attachment("hook", name)
-            continue
         if has_hooks(module):
-            yield Attachment("native hook", name or "the model")
+            yield Attachment("hook" if type(module) is HookPoint else "native hook", name or "the model")
+        if module._compiled_call_impl is not None:
+            yield Attachment("compiled module", name or "the model")
         if parametrize.is_parametrized(module):
             for weight in module.parametrizations:  # type: ignore[union-attr]  # a ModuleDict, where there are some
                 yield Attachment("parametrization", f"{name}.{weight}".removeprefix("."))
-        elif ".parametrizations" not in f".{name}" and (type(module) not in KNOWN_CLASSES or "forward" in vars(module)):
+        elif ".parametrizations" not in f".{name}" and (
+            type(module) not in KNOWN_CLASSES or not vars(module).keys().isdisjoint(_methods(type(module)))  # type: ignore[arg-type]
+        ):
             yield Attachment("replaced module", f"{name or 'the model'} ({type(module).__name__})")
     yield from (Attachment("config field", field) for field in foreign_fields(model))
     if has_layout(model):
         yield from (Attachment("edited weight", name) for name in edited_weights(model))
+
+
+@cache
+def _methods(cls: type[nn.Module]) -> frozenset[str]:
+    """What a module would have to have of its own for a call to do something else: a method of its class, replaced."""
+    return frozenset(name for name in dir(cls) if callable(getattr(cls, name, None)) and name != "_compiled_call_impl")
 
 
 @check_arguments
@@ -165,6 +174,7 @@ def refuse_foreign(model: HookedTransformer, tool: str, remedy: str) -> None:
 # Of log-probabilities, relative to the largest of them (and to 1).
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 _SAME = 1e-6  # two runs of the same forward
+CHUNK = 2048  # sequences of one pass
 _NUMBERS = 2**22  # numbers in the residual streams of the sequences that are tried, at most; one sequence at least
 
 
@@ -174,36 +184,75 @@ def check_forward(
     tokens: Int[Tensor, "batch n_ctx"],
     fast: Callable[[HookedTransformer, Tensor], Tensor],
     plain: Callable[[HookedTransformer, Tensor], Tensor],
+    each_alone: bool = True,
 ) -> None:
-    """Compare the forward that an analysis is about to use with TransformerLens's own, on one sequence or a few.
+    """Compare the forward that an analysis is about to use with TransformerLens's own.
 
     Args:
         model: any HookedTransformer.
-        tokens: sequences; the first are used.
+        tokens: sequences; the first few are used, and all (of one pass) where something is attached to the model.
+        each_alone: whether the analysis needs every sequence to be answered without regard to the others in a batch.
         fast, plain: (model, tokens) -> log-probabilities at the last position; the same function twice where the
             analysis is to use the plain forward.
 
     Raises:
-        ValueError: the two differ, or the model gives two different outputs for the same tokens.
+        ValueError: the two differ, the model gives two different outputs for the same tokens, an output depends on the
+            other sequences of the batch, or the model is compiled, so that torch skips hooks.
     """
+    attached = attachments(model)
+    for found in attached:
+        if found.startswith("compiled module"):
+            raise ValueError(
+                "a model that is analysed must call its hooks, and torch skips them in compiled modules: found a "
+                f"{found}; analyse the model as it was before model.compile()"
+            )
     n = min(8, max(1, _NUMBERS // (tokens.shape[1] * model.cfg.d_model * model.cfg.d_head)))
-    tried = tokens[:n].to(model.W_U.device)
-    expected, found = plain(model, tried).double(), fast(model, tried).double()
-    same_forward = fast is plain
-    difference = _largest_difference(found, expected)
-    if difference <= (_SAME if same_forward else _TOLERANCE.get(model.W_U.dtype, 0.5)):
-        return
-    if same_forward or _largest_difference(plain(model, tried).double(), expected) > _SAME:
+    tried = tokens[: CHUNK if attached else n].to(model.W_U.device)
+    expected = plain(model, tried).double()
+    if attached or fast is plain:
+        _check_same(_largest_difference(plain(model, tried).double(), expected))
+    if attached and each_alone and len(tried) > 1:
+        _check_each_alone(model, tried, expected, plain)
+    off = 0.0 if fast is plain else _largest_difference(fast(model, tried).double(), expected)
+    if off > _TOLERANCE.get(model.W_U.dtype, 0.5):
+        raise ValueError(
+            f"the fast forward must agree with model(tokens): it is off by {off:.3g} in a log-probability; something "
+            "about this model is unknown to causal_circuits: analyse it within causal_circuits.models.plain_forward(), "
+            "and please report it"
+        )
+
+
+def _check_same(difference: float) -> None:
+    if difference > _SAME:
         raise ValueError(
             f"the model must give the same output for the same tokens: two runs differ by {difference:.3g} in a "
             "log-probability; is there dropout or other randomness in a hook or a module? remove it "
             "(model.reset_hooks()) or call model.eval()"
         )
-    raise ValueError(
-        f"the fast forward must agree with model(tokens): it is off by {difference:.3g} in a log-probability; "
-        "something about this model is unknown to causal_circuits: analyse it within "
-        "causal_circuits.models.plain_forward(), and please report it"
-    )
+
+
+def _check_each_alone(
+    model: HookedTransformer,
+    tokens: Tensor,
+    expected: Tensor,
+    plain: Callable[[HookedTransformer, Tensor], Tensor],
+) -> None:
+    """Refuse hooks whose effect on a sequence depends on the batch: tools repeat, shuffle and cut batches."""
+    try:
+        alone = plain(model, tokens[:1]).double()
+    except Exception as error:  # whatever the user's hook raises when the batch is another one
+        raise ValueError(_BY_BATCH.format(f"it fails for the first sequence alone ({type(error).__name__})")) from error
+    off = _largest_difference(alone, expected[:1])
+    if off > _TOLERANCE.get(model.W_U.dtype, 0.5):
+        raise ValueError(
+            _BY_BATCH.format(f"the first sequence's log-probabilities are off by {off:.3g} without the others")
+        )
+
+
+_BY_BATCH = (
+    "a model must answer every sequence without regard to the others in its batch: {}; let hooks act on each sequence "
+    "alone (a mean over a batch can be stored beforehand)"
+)
 
 
 def _largest_difference(found: Tensor, expected: Tensor) -> float:

@@ -4,7 +4,7 @@ The paper's A^(l)_h is the model's ``W_Q[l, h]`` and the paper's W_O^T is its ``
 frozen copy of the identity that puts the right thing into the right slot.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -298,6 +298,13 @@ class ReducedTransformer(HookedTransformer):  # type: ignore[misc]  # untyped
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.mask_gradients()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch does it; `assign` brings new parameters, which are masked anew."""
+        loaded = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if assign:
+            self.mask_gradients()
+        return loaded
 
     def mask_gradients(self) -> None:
         """Gradients of all entries of W_Q but those of A1 and A2 are zero from here on, so no optimiser moves them."""

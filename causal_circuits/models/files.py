@@ -46,6 +46,12 @@ def save_model(model: HookedTransformer, folder: str | os.PathLike[str]) -> Path
     layout = layout_of(model)
     _check_savable(model)
     trained = {name: p for name, p in model.named_parameters() if name.endswith(STORED)}
+    missing = sorted(_shapes(layout).keys() - trained.keys())
+    if missing:
+        raise ValueError(
+            f"a saved model must hold a parameter {missing[0]} of its own: in this one it is computed from another "
+            "tensor (pruning, weight_norm) or tied to another parameter; remove that first"
+        )
     config = {
         "format": FORMAT,
         "kind": layout.kind,

@@ -84,7 +84,7 @@ Forward = Callable[[HookedTransformer, Int[Tensor, "batch n_ctx"]], Float[Tensor
 
 def choose_forward(model: HookedTransformer) -> Forward:
     """The forward that `logits` takes for a model as it is now."""
-    if always_plain():
+    if always_plain() or torch.is_autocast_enabled(model.W_U.device.type):
         return plain_logits
     if has_layout(model):
         if not takes_fast_forward(model, lambda name: name.endswith(SERVED_HOOK)):
@@ -122,10 +122,11 @@ def as_log_probs(model: HookedTransformer, output: Float[Tensor, "batch d_vocab"
 
 
 @check_arguments
-def check_forward(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> None:
-    """Raise a ValueError unless the forward that `log_probs` takes agrees with ``model(tokens)`` on the first sequence.
+def check_forward(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], *, each_alone: bool = True) -> None:
+    """Raise a ValueError unless the forward that `log_probs` takes agrees with ``model(tokens)`` on some sequences.
 
-    Every analysis of a model calls this at its entrance. It also finds a model that answers differently each time.
+    Every analysis of a model calls this at its entrance. It also finds a model that answers differently each time, one
+    that is compiled (torch then skips hooks) and, with `each_alone`, one whose hooks mix the sequences of a batch.
 
     >>> import torch
     >>> from causal_circuits import disentangled_transformer
@@ -139,7 +140,9 @@ def check_forward(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) 
     def plain(model: HookedTransformer, tokens: Tensor) -> Tensor:
         return as_log_probs(model, plain_logits(model, tokens))
 
-    acceptance.check_forward(model, tokens, plain if choose_forward(model) is plain_logits else log_probs, plain)
+    acceptance.check_forward(
+        model, tokens, plain if choose_forward(model) is plain_logits else log_probs, plain, each_alone
+    )
 
 
 @check_arguments

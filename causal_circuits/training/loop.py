@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.locks import alone_in
-from causal_circuits.models import HookedTransformer, attachments, has_layout, layout_of, warm_start
+from causal_circuits.models import HookedTransformer, attachments, check_forward, has_layout, layout_of, warm_start
 from causal_circuits.models.fused import can_fuse
 from causal_circuits.models.layout import note_origin, weights_from
 from causal_circuits.recording import RecordAt, Snapshot, TrainingRecord
@@ -250,6 +250,8 @@ def _check(models: Sequence[HookedTransformer], tasks: Sequence[Task], configs: 
             raise ValueError("an ordinary transformer has no blocks to warm up: give TrainConfig warm_start=None")
         known = trainable_parameters(model)
         _check_parameters(known)
+        if not attachments(model):
+            check_forward(model, task.draws(config.seed, 0, 1).tokens)
         for stage in config.stages:
             unknown = [name for name in stage.train or () if name not in known]
             if unknown:
@@ -258,6 +260,13 @@ def _check(models: Sequence[HookedTransformer], tasks: Sequence[Task], configs: 
 
 def _check_parameters(known: dict[str, torch.nn.Parameter]) -> None:
     """Refuse parameters that an optimiser cannot move, or would move twice."""
+    if not known:
+        raise ValueError("a model needs a trainable parameter to be trained: all are frozen (requires_grad=False)")
+    if not all(parameter.is_leaf for parameter in known.values()):
+        raise ValueError(
+            "a model is trained by parameters of its own: a weight is computed from another tensor (pruning, "
+            "weight_norm); remove that first (torch.nn.utils.prune.remove)"
+        )
     if any(parameter.is_inference() for parameter in known.values()):
         raise ValueError(
             "a model must be built outside torch.inference_mode() to be trained: torch cannot change its parameters"

@@ -29,7 +29,7 @@ from causal_circuits.training.updates import Updates
 
 # A step is cut into so many parts or more, whatever the number of threads, so that sums over parts, taken in their
 # order, do not depend on which thread made them; parts hold at least SMALLEST_PART sequences.
-PARTS, SMALLEST_PART = 8, 32
+PARTS, SMALLEST_PART = 8, 64
 # Sequences that a thread draws before it looks for more to do.
 DRAWN_AT_ONCE = 128
 # Ends the seed of every training stream: a test set drawn with sample(seed=0) is not the first batch of a run.
@@ -159,6 +159,7 @@ class FusedRun:
         self._models, self._configs = [models[i] for i in order], [configs[i] for i in order]
         self._tasks, self._place = [tasks[i] for i in order], np.argsort(order)
         n, size, first = len(models), configs[0].batch_size, self._tasks[0]
+        self._trained = [set(trainable_parameters(model)) for model in self._models]
         self._kernel = kernel_for(sizes_of(models[0]), n * size * configs[0].steps)
         self._share = np.float32(1.0 / size)
         self._tokens = np.empty((n, size, first.n_ctx), np.int64)
@@ -170,7 +171,11 @@ class FusedRun:
                 stack[member] = weight
         parts = max(1, min(-(-PARTS // n), size // SMALLEST_PART))
         self._gradients = _Stacks(n, shapes)
-        self._sums = self._gradients.whole[None] if parts == 1 else torch.zeros(parts, len(self._gradients.whole))
+        self._sums = (
+            self._gradients.whole[None]
+            if parts == 1
+            else torch.zeros(parts, len(self._gradients.whole), dtype=torch.float32)
+        )
         self._parts, self._whole = self._sums.numpy(), self._gradients.whole.numpy()
         self._losses = np.zeros(n * parts)
         self._total, self._add_up = 0.0, compiled_sum()
@@ -366,6 +371,11 @@ class FusedRun:
             ValueError: something was attached to a model that the fused step does not see.
         """
         for member, model in enumerate(self._models):
+            if set(trainable_parameters(model)) != self._trained[member]:
+                raise ValueError(
+                    "on_record may measure a model and edit its weights, but not freeze or free them in a training: "
+                    f"now {', '.join(trainable_parameters(model)) or 'nothing'} would be trained; train in two runs"
+                )
             if not can_fuse(model):
                 found = attachments(model) or ("a hook on a parameter's gradient, tied parameters or another dtype",)
                 raise ValueError(
@@ -419,7 +429,7 @@ class _Stacks:
     def __init__(self, n: int, shapes: Sequence[torch.Size], whole: Tensor | None = None) -> None:
         sizes = [shape.numel() for shape in shapes]
         padded = [-(-size // 64) * 64 for size in sizes]
-        self.shapes, self.whole = shapes, torch.zeros(n * sum(padded)) if whole is None else whole
+        self.shapes, self.whole = shapes, torch.zeros(n * sum(padded), dtype=torch.float32) if whole is None else whole
         pieces = torch.split(self.whole, [n * size for size in padded])
         self.flat = [piece.view(n, -1) for piece in pieces]
         self.views = [

@@ -31,11 +31,20 @@ def gradient_step(model: HookedTransformer, batch: Batch) -> float:
 @torch.enable_grad()
 def autograd_step(model: HookedTransformer, batch: Batch, forward: Forward) -> float:
     """Set the gradient of the mean loss on a batch by autograd through a forward; return the loss."""
-    model.zero_grad(set_to_none=True)
-    log_predictions = as_log_probs(model, forward(model, batch.tokens))
-    loss = -(batch.target_probs * log_predictions).sum(dim=-1).mean()
-    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    with torch.inference_mode(False):
+        batch = usable_for_gradients(batch)
+        model.zero_grad(set_to_none=True)
+        log_predictions = as_log_probs(model, forward(model, batch.tokens))
+        loss = -(batch.target_probs * log_predictions).sum(dim=-1).mean()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return float(loss.detach())
+
+
+def usable_for_gradients(batch: Batch) -> Batch:
+    """The batch, copied if it was made in inference mode; called outside of it."""
+    if not batch.tokens.is_inference() and not batch.target_probs.is_inference():
+        return batch
+    return Batch(batch.tokens.clone(), batch.target_probs.clone())
 
 
 @check_arguments
@@ -69,7 +78,7 @@ def evaluate(model: HookedTransformer, batch: Batch, chunk: int = 2048) -> Tenso
     """
     batch.check(model.cfg.d_vocab, d_vocab_out=model.cfg.d_vocab_out)
     batch = batch.to(model.W_U.device, model.W_U.dtype)
-    check_forward(model, batch.tokens)
+    check_forward(model, batch.tokens, each_alone=len(batch) > chunk)
     pieces = [batch[start : start + chunk] for start in range(0, len(batch), chunk)]
     return torch.cat(
         [-(piece.target_probs * log_probs(model, piece.tokens)).sum(dim=-1).double() for piece in pieces]
@@ -95,8 +104,8 @@ def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record:
     try:
         for parameter in frozen:  # a frozen layer's scores have gradients too
             parameter.requires_grad_(True)
-        with torch.enable_grad(), watch_attention(model, record.layers) as watched:
-            loss = mean_loss(model, batch)
+        with torch.inference_mode(False), torch.enable_grad(), watch_attention(model, record.layers) as watched:
+            loss = mean_loss(model, usable_for_gradients(batch))
             if (record.score_gradients or record.weight_gradients) and loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     finally:

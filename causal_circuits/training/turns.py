@@ -335,7 +335,11 @@ def _last_score_gradients(model: HookedTransformer, batch: Batch) -> Float[Tenso
         kept.append(pattern.detach().requires_grad_())
         return kept[0]
 
-    with torch.enable_grad(), model.hooks(fwd_hooks=[(f"blocks.{model.cfg.n_layers - 1}.attn.hook_pattern", cut)]):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        model.hooks(fwd_hooks=[(f"blocks.{model.cfg.n_layers - 1}.attn.hook_pattern", cut)]),
+    ):
         loss = mean_loss(model, batch) * len(batch)
     (gradient,) = torch.autograd.grad(loss, kept)
     pattern, gradient = kept[0].detach()[:, :, -1], gradient[:, :, -1]
