@@ -28,6 +28,7 @@ class Gradients:
     attention: dict[str, Tensor]
 
 
+@torch.inference_mode(False)
 def gradients(model: CircuitModel, inputs: Slots, other: Slots) -> Gradients:
     """Backpropagate once, every edge carrying its sender's value plus a nudge towards the clean value from the other.
 
@@ -46,7 +47,7 @@ def gradients(model: CircuitModel, inputs: Slots, other: Slots) -> Gradients:
         patterns[head] = pattern
         return pattern
 
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         cost = model.cost(model.predict(model.full[None], inputs, read, attend)).mean()
     need_gradient(model, cost)
     found = torch.autograd.grad(cost, [nudges, *patterns.values()], allow_unused=True)
