@@ -18,7 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from command_line import exit_status, make_parser, read_parents_file
+from command_line import add_warm_start, exit_status, make_parser, read_parents_file
 
 
 def make_graph(arguments: argparse.Namespace) -> object:
@@ -60,7 +60,8 @@ def read_parents(path: Path) -> list[int | None]:
 
 def main() -> int:
     """Run from the command line."""
-    parser = make_parser(__doc__ or "", "causal_graph", d_vocab=3, n_ctx=None)
+    parser = make_parser(__doc__ or "", "causal_graph", d_vocab=3, n_ctx=None, steps=4500)
+    add_warm_start(parser)
     parser.add_argument("--graph", default="forest", metavar="NAME", help="chain, pairs or forest (default forest)")
     parser.add_argument("--root-probability", type=float, default=0.5, help="of --graph forest (default 0.5)")
     parser.add_argument("--parents", type=Path, metavar="FILE", help="a JSON list of parents, in place of --graph")

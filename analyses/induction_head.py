@@ -15,7 +15,7 @@ figures/, model/ and record/.
 import argparse
 import sys
 
-from command_line import exit_status, make_parser
+from command_line import add_warm_start, exit_status, make_parser
 
 
 def make_graph(arguments: argparse.Namespace) -> object:
@@ -27,7 +27,8 @@ def make_graph(arguments: argparse.Namespace) -> object:
 
 def main() -> int:
     """Run from the command line."""
-    parser = make_parser(__doc__ or "", "induction_head", d_vocab=10, n_ctx=20)
+    parser = make_parser(__doc__ or "", "induction_head", d_vocab=10, n_ctx=20, steps=4500)
+    add_warm_start(parser)
     arguments = parser.parse_args()
     from recover_and_prove import run_from_arguments  # after parsing: torch takes seconds to import
 

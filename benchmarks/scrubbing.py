@@ -41,7 +41,7 @@ def main() -> None:
         for seed in range(arguments.seeds)
     }
     models = [cc.disentangled_transformer(arguments.d_vocab, arguments.n_ctx) for _ in tasks]
-    configs = [cc.TrainConfig(stages=cc.default_stages(arguments.steps), seed=seed) for _, seed in tasks]
+    configs = [cc.TrainConfig.warm(arguments.steps, seed=seed) for _, seed in tasks]
     cc.train_ensemble(models, list(tasks.values()), configs, record=NO_RECORD)
     rows = []
     print("graph         seed  where       copy  match  both   loss, whole model, free resampling")
