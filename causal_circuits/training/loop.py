@@ -47,8 +47,9 @@ def train(
         task: where batches come from, by `draws`; its d_vocab and n_ctx must be the model's. A `BatchTask` trains on
             data of your own.
         config: stages, batch size, warm start and seed; the default is the recipe of `default_stages`, which writes
-            nothing in, and, for a target with several parents, `train_in_turns`, which writes in each head's match and
-            the read-out, over the weights that the model comes with.
+            nothing in. For a reduced model it is `TrainConfig.warm`, which writes in A2 as Algorithm 1 does, and for a
+            target with several parents `train_in_turns`, which writes in each head's match and the read-out; both go
+            over the weights that the model comes with.
         record: which steps to record; the default is twelve, dense at the start.
         progress: show a bar; None shows it on a terminal only.
         on_record: called with (step, model) at every recorded step, to measure the model or keep its weights; a run
@@ -84,6 +85,8 @@ def train(
         raise ValueError(
             "an ordinary transformer has no default recipe: give a config, TrainConfig.joint(4096, 0.01) for one"
         )
+    if config is None and layout_of(model).kind == "reduced":
+        config = TrainConfig.warm()
     return train_ensemble([model], [task], [config or TrainConfig()], **options)[0]
 
 
