@@ -1,8 +1,9 @@
-"""Claim: layer 1's attention shows the parent of every position that has one, on the forest that is given.
+"""Claim: layer 1's attention shows the parent of every position that has one, where predicting well needs the graph.
 
 The same job as induction_head.py on any forest: train, read parents out of the attention, tell roots from children by
 the information in fresh sequences (attention alone cannot: both graphs are shown), find the heads, prove the circuit.
-The defaults are the setting of the paper's Figure 9.
+The defaults are the setting of the paper's Figure 9. On a star all children are exchangeable: a model trained from zero
+predicts as well without the graph.
 
     python analyses/causal_graph.py                              # a random forest drawn from the seed
     python analyses/causal_graph.py --graph pairs --d-vocab 10
