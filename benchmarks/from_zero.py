@@ -148,8 +148,9 @@ def main() -> None:
                 causes.append(setting | {"begun_by": name} | found)
                 print(
                     f"{graph:6s} ({d_vocab}, {n_ctx}), alpha {alpha:g}, seed {seed}, layer 0 held, {name:8s}: "
-                    f"layer 0's gradient has {found['gradient_first']}/{found['parents']} parents first; everything trained, "
-                    f"attention has {found['first']}/{found['parents']}, excess {found['excess']:+.4f}",
+                    f"layer 0's gradient has {found['gradient_first']}/{found['parents']} parents first; "
+                    f"everything trained, attention has {found['first']}/{found['parents']}, "
+                    f"excess {found['excess']:+.4f}",
                     flush=True,
                 )
     for seed in arguments.seeds:
