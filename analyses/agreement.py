@@ -289,9 +289,9 @@ def backward_pass_difference(seed: int) -> float:
 
 
 def train_and_watch(seed: int, quick: bool) -> cc.Formation:
-    """Train the two-layer model on a forest and compare every recorded gradient with g."""
+    """Train the two-layer model on a forest, from a warm start, and compare every recorded gradient with g."""
     task = cc.InContextTask(make_graph("forest", 20, seed), d_vocab=3, alpha=0.1)
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx)
-    config = cc.TrainConfig(stages=cc.default_stages(200 if quick else TRAINING_STEPS), seed=seed)
+    config = cc.TrainConfig.warm(200 if quick else TRAINING_STEPS, seed=seed)
     record = cc.train(model, task, config, record=cc.RecordAt.log_spaced(20), progress=False)
     return cc.edge_formation(record, cc.predicted_gradient(task).value, task.graph)

@@ -54,6 +54,16 @@ def make_parser(description: str, name: str, d_vocab: int, n_ctx: int | None, st
     return parser
 
 
+def add_warm_start(parser: OneLineParser) -> None:
+    """The flag of the scripts that train from zero unless told otherwise."""
+    parser.add_argument(
+        "--warm-start",
+        action="store_true",
+        help="write layer 2's match and the read-out in before training, so that only layer 1 is to be found: "
+        "--steps 2000 is enough (default: nothing is written in)",
+    )
+
+
 def parse(parser: OneLineParser, quick: Mapping[str, object]) -> argparse.Namespace:
     """The flags, with smaller defaults under --quick; what the user names still counts."""
     arguments = parser.parse_args()

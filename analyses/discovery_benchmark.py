@@ -10,7 +10,7 @@ Effects that differ by less than a millionth of a nat are ties.
 
 Every edge between heads is scored too, and held to the best circuit of every size, found by trying all of them.
 
-*Planted*: the circuit is written by hand. *Trained*: by the default recipe (several parents: heads take turns). *Adam*:
+*Planted*: the circuit is written by hand. *Trained*: from a warm start (several parents: heads take turns). *Adam*:
 at 0.1 on everything, from zero; some of these models learn the graph. *Decoy*: the planted circuit displaced
 (`plant_decoy`: a later row does what the child's row should do), then trained to the end. No model is chosen by what it
 turned out to be: all are counted. `is_decoy` tells which have a loss within 0.05 nats of the edge posterior and pay the

@@ -44,6 +44,14 @@ class Findings:
     seconds: float = 0.0
 
     @property
+    def start(self) -> str:
+        """What the model held before the first step."""
+        scale = self.config.warm_start
+        if scale is None:
+            return "from zero, nothing written in"
+        return f"from a warm start: layer 2's match and the read-out were written in, {scale:g} times the identity"
+
+    @property
     def parent_attention(self) -> list[float]:
         """Mean attention on each true edge: the largest over the heads of layer 0."""
         return [float(self.attention[0, :, child, parent].max()) for parent, child in self.context_edges]
@@ -77,10 +85,10 @@ class Findings:
         return cc.edge_auroc(self.knock_out.effect.amax(dim=0), self.task.graph, children_only=children_only)
 
 
-def run(task: cc.InContextTask, seed: int, steps: int, quiet: bool, kept: Path | None = None) -> Findings:
-    """Train, recover, detect, prove; `kept` is a folder from which an interrupted run goes on."""
+def run(task: cc.InContextTask, config: cc.TrainConfig, quiet: bool, kept: Path | None = None) -> Findings:
+    """Train, recover, detect, prove, all from the seed of `config`; `kept` is where an interrupted run goes on from."""
     say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
-    config = cc.TrainConfig(stages=cc.default_stages(steps), seed=seed)
+    seed = config.seed
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, n_heads=(1, 1))
 
     say(f"{task!r}\n1/5  the gradient before training, and the information that is its limit in long contexts")

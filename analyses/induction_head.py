@@ -1,9 +1,11 @@
 """Claim: a two-layer transformer trained on in-context Markov chains learns an induction head.
 
-Trains a disentangled HookedTransformer on sequences in which every token depends on the one before, through a
-transition kernel that is new in every sequence; reads the chain back out of its layer-1 attention (alone, and with a
-test of every edge for information in fresh sequences); finds the previous-token head and the induction head; and
-proves the circuit by ablating each head and cutting each attention entry. About a minute on two cores.
+Trains a disentangled HookedTransformer, all trained weights zero at the start, on sequences in which every token
+depends on the one before, through a transition kernel that is new in every sequence; reads the chain back out of its
+layer-1 attention (alone, and with a test of every edge for information in fresh sequences); finds the previous-token
+head and the induction head; and proves the circuit by ablating each head and cutting each attention entry. Minutes on
+two cores. With --warm-start --steps 2000 layer 2's match and the read-out are written in before training: sharper, in
+half the steps, but only layer 1 is learned from nothing.
 
     python analyses/induction_head.py                    # the paper's setting: 10 tokens, context 20
     python analyses/induction_head.py --d-vocab 5 --n-ctx 40
@@ -15,7 +17,7 @@ figures/, model/ and record/.
 import argparse
 import sys
 
-from command_line import exit_status, make_parser
+from command_line import add_warm_start, exit_status, make_parser
 
 
 def make_graph(arguments: argparse.Namespace) -> object:
@@ -27,7 +29,8 @@ def make_graph(arguments: argparse.Namespace) -> object:
 
 def main() -> int:
     """Run from the command line."""
-    parser = make_parser(__doc__ or "", "induction_head", d_vocab=10, n_ctx=20)
+    parser = make_parser(__doc__ or "", "induction_head", d_vocab=10, n_ctx=20, steps=4500)
+    add_warm_start(parser)
     arguments = parser.parse_args()
     from recover_and_prove import run_from_arguments  # after parsing: torch takes seconds to import
 

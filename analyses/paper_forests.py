@@ -83,7 +83,7 @@ def faithful_models(tasks: list[cc.InContextTask], job: Job) -> tuple[list[Any],
 
 def default_models(tasks: list[cc.InContextTask], job: Job) -> tuple[list[Any], None]:
     """Our recipe, a few graphs at a time; graphs that an earlier call finished are read back."""
-    steps, size = (30, 128) if job.quick else (2000, 1024)
+    steps, size = (30, 128) if job.quick else (4500, 1024)
     run = {"program": "reproduce_paper.py", "seed": job.seed, "steps": steps, "batch size": size}
     units = Units(job.folder("9") / "finished" / f"seed{job.seed}_{steps}x{size}", {**run, "versions": versions()})
     models: list[Any] = []

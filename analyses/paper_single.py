@@ -64,7 +64,7 @@ def run_graphs(job: Job, figure: str, tasks: dict[str, cc.InContextTask]) -> dic
 def train(model: Any, task: cc.InContextTask, job: Job, figure: str, name: str) -> Run | None:
     """The default recipe at once, or the paper's gradient descent with checkpoints."""
     if not job.faithful:
-        stages = cc.default_stages(60 if job.quick else 2000)
+        stages = cc.default_stages(60 if job.quick else 4500)
         config = cc.TrainConfig(stages, 256 if job.quick else 1024, seed=job.seed)
         cc.train(model, task, config, record=cc.RecordAt(steps=()), progress=job.progress)
         return None

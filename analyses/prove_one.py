@@ -169,10 +169,10 @@ def watched_training(
 
 
 def _config(arguments: argparse.Namespace, seed: int) -> cc.TrainConfig:
-    """The default recipe, or Adam at 0.1 on everything from zero, whose models often predict without the graph."""
+    """From a warm start, or Adam at 0.1 on everything from zero, whose models often predict without the graph."""
     if arguments.decoy:
-        return cc.TrainConfig.joint(arguments.steps, 0.1, warm_start=None, seed=seed)
-    return cc.TrainConfig(stages=cc.default_stages(arguments.steps), seed=seed)
+        return cc.TrainConfig.joint(arguments.steps, 0.1, seed=seed)
+    return cc.TrainConfig.warm(arguments.steps, seed=seed)
 
 
 def chosen_size(frontier: circuits.Frontier) -> int:

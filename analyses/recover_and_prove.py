@@ -40,12 +40,18 @@ def run_from_arguments(
     except ValueError as error:
         parser.error(str(error))
     kept = arguments.out / "checkpoints"  # what an interrupted run goes on from
-    findings = run(task, arguments.seed, arguments.steps, arguments.quiet, kept)
+    recipe = cc.TrainConfig.warm if arguments.warm_start else from_zero
+    findings = run(task, recipe(arguments.steps, seed=arguments.seed), arguments.quiet, kept)
     write(findings, arguments.out, result_header(parser.prog, arguments))  # sets findings.seconds
     for folder in (kept / "film", kept / "phases", kept):
         remove_ours(folder, "step_*")
     print(table(findings, arguments.out))
     return 0
+
+
+def from_zero(steps: int, seed: int) -> cc.TrainConfig:
+    """The default recipe in so many steps."""
+    return cc.TrainConfig(cc.default_stages(steps), seed=seed)
 
 
 def results(findings: Findings, header: dict[str, Any]) -> dict[str, object]:
@@ -99,7 +105,7 @@ def results(findings: Findings, header: dict[str, Any]) -> dict[str, object]:
             "train_sequences_per_s": f.record.sequences_per_s,
             "path": f.record.path,
         },
-        "training": asdict(cc.training_health(f.record, f.task, f.model)),
+        "training": {"start": f.start} | asdict(cc.training_health(f.record, f.task, f.model)),
     }
 
 
@@ -121,6 +127,7 @@ def table(findings: Findings, out: Path) -> str:
             f"head L{head.layer}H{head.head}   {head.role}: parent {head.parent_score:.2f}, induction "
             f"{head.induction_score:.2f}; ablated, {min(shares):.0%} or more of the gain is lost"
         )
+    lines.append(f"training    {f.start}")
     health = cc.training_health(f.record, f.task, f.model)
     lines += [f"training    {health.verdict}: {health.advice}"] if health.advice else []
     lines += [

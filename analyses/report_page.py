@@ -82,7 +82,7 @@ def write_page(findings: Findings, content: dict[str, Any], command: str, path: 
             "command": command,
             "seed": str(findings.seed),
             "wall time": f"{findings.seconds:.1f} s",
-            "training": f"{findings.record.seconds:.1f} s, {findings.record.path} path",
+            "training": f"{findings.start}; {findings.record.seconds:.1f} s, {findings.record.path} path",
             **{name: str(number) for name, number in content["versions"].items()},
         },
     )

@@ -1,6 +1,6 @@
 """Does causal scrubbing leave the paper's hypothesis standing - on every graph and seed, or on one model?
 
-Trains the default recipe on the chain, the pairs graph and a random forest, several seeds of data each, and scrubs both
+Trains from a warm start on the chain, the pairs graph and a random forest, several seeds of data each, and scrubs both
 claims: held to the positions with parents, of which the paper speaks ("children"), and with the further claim that the
 model uses nothing else ("everywhere"). The share of the loss kept: 1 if the claim is all there is to it, 0 if empty.
 
@@ -41,7 +41,7 @@ def main() -> None:
         for seed in range(arguments.seeds)
     }
     models = [cc.disentangled_transformer(arguments.d_vocab, arguments.n_ctx) for _ in tasks]
-    configs = [cc.TrainConfig(stages=cc.default_stages(arguments.steps), seed=seed) for _, seed in tasks]
+    configs = [cc.TrainConfig.warm(arguments.steps, seed=seed) for _, seed in tasks]
     cc.train_ensemble(models, list(tasks.values()), configs, record=NO_RECORD)
     rows = []
     print("graph         seed  where       copy  match  both   loss, whole model, free resampling")

@@ -1,6 +1,6 @@
 """How long from the start of a process until all parents of the chain (10, 20) have over .9 of layer 1's attention.
 
-Each run is a process of its own: it imports, builds, trains with the default recipe, and notes the first step at which
+Each run is a process of its own: it imports, builds, trains from a warm start, and notes the first step at which
 the least attention to a parent, looked at every fifth step, is above .9. In turn with them, processes that import torch
 and TransformerLens and do nothing. With --cold, one run more with an empty cache of compiled kernels.
 
@@ -39,7 +39,8 @@ def look(step, model):
         raise Found
 
 try:
-    cc.train(model, task, record=cc.RecordAt(steps=range(0, 2000, 5), layers=(0,)), progress=False, on_record=look)
+    record = cc.RecordAt(steps=range(0, 2000, 5), layers=(0,))
+    cc.train(model, task, cc.TrainConfig.warm(), record=record, progress=False, on_record=look)
 except Found:
     pass
 """

@@ -26,7 +26,7 @@ def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess:
 def chain_run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     """induction_head.py at a size that takes seconds."""
     out = tmp_path_factory.mktemp("chain")
-    flags = ("--d-vocab", 4, "--n-ctx", 8, "--steps", 300, "--seed", 1, "--out", out)
+    flags = ("--d-vocab", 4, "--n-ctx", 8, "--steps", 300, "--warm-start", "--seed", 1, "--out", out)
     return out, run_script("induction_head.py", *flags)
 
 
@@ -102,7 +102,7 @@ def test_a_figure_9_graph_is_recovered_with_its_roots(tmp_path, capsys, monkeypa
     parents = tmp_path / "parents.json"
     parents.write_text(json.dumps([-1 if parent is None else parent for parent in FIGURE_9_GRAPH]))
     leave_pictures_out(monkeypatch)
-    flags = ["--parents", parents, "--steps", 400, "--out", tmp_path / "out", "--quiet"]
+    flags = ["--parents", parents, "--steps", 400, "--warm-start", "--out", tmp_path / "out", "--quiet"]
     assert run_analysis("causal_graph", flags, monkeypatch) == 0
     printed = capsys.readouterr()
     assert printed.err == ""

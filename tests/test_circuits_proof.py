@@ -291,8 +291,8 @@ def test_a_decoy_is_told_from_a_model_that_learned_the_graph() -> None:
     parents = [-1, -1, 0, 2, -1, 1, -1, -1, 6, 5, -1, 8, -1, 10, -1, -1, 7, -1, -1]
     task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=3, alpha=0.1)
     recipes = {
-        "trained": cc.TrainConfig(stages=cc.default_stages(300)),
-        "decoy": cc.TrainConfig.joint(800, 0.1, warm_start=None),
+        "trained": cc.TrainConfig.warm(300),
+        "decoy": cc.TrainConfig.joint(800, 0.1),
     }
     test, rates = task.sample(2000, seed=3), {}
     for name, recipe in recipes.items():
@@ -310,7 +310,7 @@ def test_formation_ends_where_training_ends() -> None:
     """Two runs side by side: each ends as its own model is, and equals the run alone."""
     task = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=0.1)
     models, batch = [cc.disentangled_transformer(3, 6) for _ in range(3)], task.sample(400, seed=1)
-    configs = [cc.TrainConfig(stages=cc.default_stages(120), batch_size=256, seed=seed) for seed in (0, 1)]
+    configs = [cc.TrainConfig.warm(120, batch_size=256, seed=seed) for seed in (0, 1)]
     record = cc.RecordAt(steps=(0, 10, 120))
     both = circuits.watch_formations(models[:2], task, configs, record=record, batch=batch, progress=False)
     alone = circuits.watch_formation(models[2], task, configs[1], record=record, batch=batch, progress=False)

@@ -251,7 +251,7 @@ def test_where_matching_cannot_matter_the_null_is_one(parents: list[int | None])
 def test_a_trained_pair_of_heads_is_told_and_its_blinded_twin_is_not(seed: int) -> None:
     task = cc.InContextTask(cc.random_forest(6, 0.3, seed=seed), d_vocab=3, alpha=0.1)
     model = cc.disentangled_transformer(3, 6)
-    cc.train(model, task, cc.TrainConfig(cc.default_stages(600), seed=1), progress=False)
+    cc.train(model, task, cc.TrainConfig.warm(600, seed=1), progress=False)
     parent, induction = cc.detect_induction_heads(model, task)
     assert (parent.role, induction.role) == ("parent", "induction")
     assert (parent.copies_read_by, induction.copies_read_by) == ("keys", "logits")

@@ -48,10 +48,33 @@ def test_the_loss_falls(chain_task: cc.InContextTask, optimizer: str) -> None:
     assert record.recorded_losses[-1] < record.recorded_losses[0]
 
 
-def test_the_default_recipe_finds_a_small_chain() -> None:
+def test_the_default_recipe_finds_a_small_forest_from_zero() -> None:
+    task = cc.InContextTask(cc.random_forest(8, 0.4, seed=7), d_vocab=3, alpha=0.1)
+    seen: dict[int, float] = {}
+
+    def look(step: int, model: HookedTransformer) -> None:
+        seen[step] = sum(float(parameter.detach().abs().sum()) for parameter in trainable_parameters(model).values())
+
+    config, model = cc.TrainConfig(cc.default_stages(1800), batch_size=256), cc.disentangled_transformer(3, 8)
+    cc.train(model, task, config, record=cc.RecordAt((0, 1800)), progress=False, on_record=look)
+    assert seen[0] == 0.0 < seen[1800]  # nothing is written in
+    attention = cc.mean_attention(model, task.sample(2_000, seed=98).tokens)[0, 0]
+    assert all(attention[child].argmax() == parent for parent, child in cc.latent_edges(task.graph))
+
+
+def test_a_reduced_model_begins_with_a2_written_in_by_default() -> None:
+    task, model = cc.InContextTask(cc.chain_graph(5), d_vocab=3), cc.reduced_transformer(3, 5)
+    seen = []
+    record = cc.train(
+        model, task, record=cc.RecordAt((0,)), on_record=lambda step, m: seen.append(m.W_Q.detach()[1, 0].sum())
+    )
+    assert (float(seen[0]), record.config["warm_start"]) == (12.0, 4.0)
+
+
+def test_the_warm_recipe_finds_a_small_chain() -> None:
     task = cc.InContextTask(cc.chain_graph(8), d_vocab=4, alpha=0.1)
     model = cc.disentangled_transformer(4, 8)
-    record = cc.train(model, task, cc.TrainConfig(stages=cc.default_stages(150), batch_size=512), progress=False)
+    record = cc.train(model, task, cc.TrainConfig.warm(150, batch_size=512), progress=False)
     attention = record.attention[-1, 0, 0]
     assert all(attention[child].argmax() == child - 1 for child in range(1, 7))
     assert torch.diagonal(attention[1:7, :6]).min() > 0.8
@@ -195,7 +218,7 @@ def test_a_stage_moves_only_its_parameters(chain_task: cc.InContextTask, names: 
 
 def test_stages_follow_one_another(chain_task: cc.InContextTask) -> None:
     stages = (cc.Stage(4, 0.1, train=("W_Q.0",)), cc.Stage(4, 0.1, train=("W_U",)))
-    config = cc.TrainConfig(stages=stages, batch_size=32)
+    config = cc.TrainConfig(stages=stages, batch_size=32, warm_start=4.0)
     record = cc.train(
         cc.disentangled_transformer(4, 6), chain_task, config, record=cc.RecordAt.every(1, 8), progress=False
     )
@@ -204,7 +227,13 @@ def test_stages_follow_one_another(chain_task: cc.InContextTask) -> None:
     whole = cc.disentangled_transformer(4, 6)
     cc.train(whole, chain_task, config, record=NOTHING, progress=False)
     first = cc.disentangled_transformer(4, 6)
-    cc.train(first, chain_task, cc.TrainConfig(stages=stages[:1], batch_size=32), record=NOTHING, progress=False)
+    cc.train(
+        first,
+        chain_task,
+        cc.TrainConfig(stages=stages[:1], batch_size=32, warm_start=4.0),
+        record=NOTHING,
+        progress=False,
+    )
     assert torch.equal(whole.blocks[0].attn.W_Q, first.blocks[0].attn.W_Q), "the second stage moved the first's weights"
 
 
@@ -399,7 +428,8 @@ def test_an_ordinary_transformer_trains_as_torch_would(chain_task: cc.InContextT
 
 def test_a_warm_start_of_an_ordinary_transformer_is_refused(chain_task: cc.InContextTask) -> None:
     model = cc.ordinary_transformer(4, 6, d_model=5)
-    assert_refused(lambda: cc.train(model, chain_task, cc.TrainConfig.joint(2)), "ordinary", "warm_start=None")
+    assert_refused(lambda: cc.train(model, chain_task, cc.TrainConfig.warm(2)), "ordinary", "warm_start=None")
+    assert_refused(lambda: cc.train(model, chain_task), "ordinary", "no default recipe", "TrainConfig.joint")
     named = cc.TrainConfig.joint(2, train=("W_Q.0",), warm_start=None)
     assert_refused(lambda: cc.train(model, chain_task, named), "'W_Q.0'", "blocks.0.attn.W_Q")
 

@@ -177,13 +177,13 @@ def test_a_loss_as_low_as_the_edge_posteriors_without_a_graph_is_told():
 @pytest.mark.parametrize("graph", [cc.chain_graph(12), cc.pairs_graph(12), FOREST.graph], ids=str)
 def test_good_runs_are_left_alone(graph, alpha):
     task = cc.InContextTask(graph, d_vocab=3, alpha=alpha)
-    record, model = trained(task, cc.TrainConfig(cc.default_stages(600), seed=1))
+    record, model = trained(task, cc.TrainConfig.warm(600, seed=1))
     for health in (cc.training_health(record, task, model), cc.training_health(record, task)):
         assert (health.verdict, health.advice) == ("falls", "")
 
 
 def test_health_needs_a_record_and_a_model_of_the_task():
-    record, model = trained(FOREST, cc.TrainConfig(cc.default_stages(100), seed=1))
+    record, model = trained(FOREST, cc.TrainConfig.warm(100, seed=1))
     other = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=0.1)
     assert_refused(lambda: cc.training_health(record, other), "same positions", "12", "6")
     assert_refused(lambda: cc.training_health(record, other, model), "(3, 6)", "(3, 12)")

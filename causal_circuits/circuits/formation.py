@@ -5,7 +5,7 @@ it moves the prediction and cutting other entries of its row does not; and befor
 hard the gradient pulls at it. An onset is the first recorded step from which a curve stays half-way from its first to
 its last value, or beyond.
 
-Why the divergence and not the loss: at the default recipe's warm start cutting an edge that holds a twentieth of its
+Why the divergence and not the loss: at the warm start cutting an edge that holds a twentieth of its
 row's attention costs as much loss as cutting the same edge after training (a forest, d_vocab 3: 3 to 19 thousandths of
 a nat, against 1 to 17), since early predictions are bad and any help counts much. By the loss every edge is of use from
 the first step, which is what its gradient says; the divergence grows from near zero as the model comes to rely on it.

@@ -90,7 +90,7 @@ ADVICE = {
     "falls": "",
     "too short": "",
     "plateau": "the loss never left its start: raise the learning rate, start from a warm layer 2 "
-    "(TrainConfig(warm_start=4.0)), or train longer",
+    "(TrainConfig.warm()), or train longer",
     "diverges": "the loss ends above its start: lower the learning rate (a third is a good first try), or give the "
     'last stage schedule="cosine"',
     "rises": "the loss fell and rose again: lower the learning rate of the stage in which it rose, or give that stage "
@@ -99,7 +99,7 @@ ADVICE = {
     "weights that the training begins with",
     "non-finite": "the loss is non-finite: lower the learning rate",
     "unigram": "the loss stays at that of the best unigram, token frequencies without the graph: train longer, raise "
-    "the learning rate, or start from a warm layer 2 (TrainConfig(warm_start=4.0))",
+    "the learning rate, or start from a warm layer 2 (TrainConfig.warm())",
 }
 
 

@@ -42,12 +42,14 @@ def train(
     """Train a model of ours in place on the sequences that a task draws.
 
     Args:
-        model: disentangled, reduced or ordinary (which has no warm start, and whose stages name its parameters as
-            TransformerLens does); moved nowhere, so put it on the device you want.
+        model: disentangled, reduced or ordinary (which has no warm start and no default recipe, and whose stages name
+            its parameters as TransformerLens does); moved nowhere, so put it on the device you want.
         task: where batches come from, by `draws`; its d_vocab and n_ctx must be the model's. A `BatchTask` trains on
             data of your own.
-        config: stages, batch size, warm start and seed; the default is the recipe of `default_stages` and, for a target
-            with several parents, `train_in_turns` (which overwrites the weights that the model comes with).
+        config: stages, batch size, warm start and seed; the default is the recipe of `default_stages`, which writes
+            nothing in. For a reduced model it is `TrainConfig.warm`, which writes in A2 as Algorithm 1 does, and for a
+            target with several parents `train_in_turns`, which writes in each head's match and the read-out; both go
+            over the weights that the model comes with.
         record: which steps to record; the default is twelve, dense at the start.
         progress: show a bar; None shows it on a terminal only.
         on_record: called with (step, model) at every recorded step, to measure the model or keep its weights; a run
@@ -79,6 +81,12 @@ def train(
         from causal_circuits.training.turns import train_in_turns  # which runs its stages through this loop
 
         return train_in_turns(model, task, **options)[0]
+    if config is None and not has_layout(model):
+        raise ValueError(
+            "an ordinary transformer has no default recipe: give a config, TrainConfig.joint(4096, 0.01) for one"
+        )
+    if config is None and layout_of(model).kind == "reduced":
+        config = TrainConfig.warm()
     return train_ensemble([model], [task], [config or TrainConfig()], **options)[0]
 
 
