@@ -154,7 +154,7 @@ def test_edge_formation_needs_recorded_gradients(graph, g):
 def test_in_training_the_stronger_pull_wins_the_race():
     task = cc.InContextTask(cc.chain_graph(10), d_vocab=3, alpha=0.1)
     model = cc.disentangled_transformer(3, 10)
-    config = cc.TrainConfig(stages=(cc.Stage(60, 0.3, train=("W_Q.0",)),), seed=0)
+    config = cc.TrainConfig(stages=(cc.Stage(60, 0.3, train=("W_Q.0",)),), seed=0, warm_start=4.0)
     record = cc.train(model, task, config, record=cc.RecordAt.every(2, until=60), progress=False)
     formed = cc.edge_formation(record, cc.predicted_gradient(task).value, task.graph)
     assert None not in formed.formed_at

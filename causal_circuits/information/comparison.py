@@ -165,7 +165,8 @@ class Formation:
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=512)
+    >>> model = cc.disentangled_transformer(3, 6)
+    >>> config = cc.TrainConfig.joint(4, batch_size=512, warm_start=4.0)
     >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
     >>> formation = cc.edge_formation(record, cc.predicted_gradient(task).value.float(), task.graph)
     >>> formation.edges == tuple(sorted(cc.latent_edges(task.graph))), formation.steps == record.steps
@@ -195,7 +196,8 @@ def edge_formation(
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=512)
+    >>> model = cc.disentangled_transformer(3, 6)
+    >>> config = cc.TrainConfig.joint(4, batch_size=512, warm_start=4.0)
     >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
     >>> formation = cc.edge_formation(record, cc.predicted_gradient(task).value.float(), task.graph)
     >>> [comparison.parent_ranks for comparison in formation.comparisons][0]
