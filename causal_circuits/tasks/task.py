@@ -9,6 +9,7 @@ that it must know which position is whose parent (Nichani, Damian & Lee 2024, ta
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from typing import Any, Literal, NoReturn, final
@@ -50,7 +51,8 @@ class InContextTask(Task):
     kind subclass `Task` and override `draws`; for a table of them take `BatchTask`.
 
     Args:
-        graph: a causal graph (see `causal_circuits.graphs`): a forest with a query, or any DAG.
+        graph: a causal graph (see `causal_circuits.graphs`): a forest with a query, or any DAG; the task keeps a frozen
+            copy.
         d_vocab: number of tokens, at least 2.
         alpha: Dirichlet concentration of the kernel's rows: a number, or for graphs with at most one
             parent a position also [d_vocab] (one number a row) or [d_vocab, d_vocab] (row by row).
@@ -85,6 +87,9 @@ class InContextTask(Task):
 
     def __post_init__(self) -> None:
         validate_graph(self.graph)
+        # of our own: what is computed once must not differ from what the caller makes of its objects afterwards
+        object.__setattr__(self, "graph", nx.freeze(self.graph.copy()))
+        object.__setattr__(self, "alpha", deepcopy(self.alpha))
         if isinstance(self.d_vocab, bool) or not isinstance(self.d_vocab, int | np.integer) or self.d_vocab < 2:
             raise ValueError(f"d_vocab must be an integer of at least 2: got {self.d_vocab!r}")
         if self.roots not in (None, "stationary", "uniform", "shared"):
@@ -131,7 +136,7 @@ class InContextTask(Task):
                 f"alpha must be a number, [d_vocab] or [d_vocab, d_vocab] with d_vocab {self.d_vocab}: "
                 f"got shape {list(alpha.shape)}"
             )
-        return {k: np.broadcast_to(alpha, (self.d_vocab**k, self.d_vocab)) for k in self.in_degrees}
+        return {k: np.broadcast_to(alpha, (self.d_vocab**k, self.d_vocab)).copy() for k in self.in_degrees}
 
     @cached_property
     def given_kernels(self) -> dict[int, Float[np.ndarray, "kernel row token"]] | None:

@@ -1,0 +1,72 @@
+"""What people did to break graphs, tasks, batches, records and figures: the true answer, or one line that says why."""
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+
+import causal_circuits as cc
+
+GRAPH = cc.chain_graph(6)
+TASK = cc.InContextTask(GRAPH, d_vocab=3)
+BATCH = TASK.sample(64, seed=0)
+
+
+def test_a_task_keeps_its_own_graph_and_prior() -> None:
+    graph, alpha = cc.random_forest(6, seed=1), np.array([0.2, 0.4, 0.6])
+    graph.nodes[0]["label"] = "rain"
+    task, twin = (cc.InContextTask(graph, d_vocab=3, alpha=alpha) for _ in range(2))
+    table = cc.BatchTask(BATCH, graph)
+    before, edges = task.sample(8, seed=0), set(graph.edges)
+    graph.remove_edges_from(list(graph.edges)[:-1])
+    graph.add_edge(0, 4)
+    alpha[:] = 5.0
+    for kept in (task, table):
+        assert set(kept.graph.edges) == edges
+        assert kept.graph.graph == {"target": 6, "name": "forest"}
+        assert kept.graph.nodes[0] == {"label": "rain"}
+        with pytest.raises(nx.NetworkXError, match="Frozen graph"):
+            kept.graph.add_edge(0, 3)
+    for later in (task, twin):  # one has sampled before the change, the other not
+        assert torch.equal(later.sample(8, seed=0).tokens, before.tokens)
+    assert task.identity() == twin.identity() != cc.InContextTask(graph, d_vocab=3, alpha=alpha).identity()
+
+
+def test_an_edge_is_not_taken_for_the_given_one_where_nothing_says_so() -> None:
+    true, found = nx.DiGraph([(0, 1), (2, 3)]), nx.DiGraph([(0, 1)])
+    found.add_nodes_from([2, 3])
+    with pytest.warns(UserWarning, match=r"may be the target or a position.*graph_from_digraph"):
+        assert cc.compare_graphs(true, found).missing == ((2, 3),)
+    assert cc.compare_graphs(true, true).exact
+    true.graph["target"] = 3
+    assert cc.compare_graphs(true, found).exact
+
+
+@pytest.mark.parametrize("target", [7, 2, None, "3"])
+def test_a_target_that_is_not_the_last_node_is_refused_everywhere(target: object) -> None:
+    wrong, right = nx.DiGraph([(0, 1), (2, 3)], target=target), nx.DiGraph([(0, 1), (2, 3)], target=3)
+    for call in (
+        lambda: cc.compare_graphs(wrong, right),
+        lambda: cc.compare_graphs(right, wrong),
+        lambda: cc.latent_edges(wrong),
+        lambda: cc.has_query(wrong),
+        lambda: cc.graph_parents(wrong),
+        lambda: cc.validate_graph(wrong),
+        lambda: cc.edge_auroc(torch.rand(3, 3), wrong),
+    ):
+        with pytest.raises(ValueError, match="the target must be the last node, 3"):
+            call()
+
+
+def test_edge_auroc_counts_the_last_row_where_it_stands_for_the_target() -> None:
+    graph = cc.ngram_graph(4, order=2)
+    generator = torch.Generator().manual_seed(0)
+    score = torch.rand(4, 4, generator=generator)
+    true = {(child if child < 4 else 3, parent) for parent, child in graph.edges if child != 3}
+    edges = [float(score[cell]) for cell in true]
+    others = [float(score[i, j]) for i in range(4) for j in range(i + 1) if (i, j) not in true]
+    expected = np.mean([[a > b for b in others] for a in edges])
+    assert cc.edge_auroc(score, graph) == pytest.approx(expected)
+    score[-1] = torch.rand(4, generator=generator) - 5.0
+    assert cc.edge_auroc(score, graph) < expected
+    assert cc.edge_auroc(torch.diag(torch.ones(5), -1), GRAPH) == 1.0  # a query's row, which attends to 4, has no edge
