@@ -70,3 +70,46 @@ def test_edge_auroc_counts_the_last_row_where_it_stands_for_the_target() -> None
     score[-1] = torch.rand(4, generator=generator) - 5.0
     assert cc.edge_auroc(score, graph) < expected
     assert cc.edge_auroc(torch.diag(torch.ones(5), -1), GRAPH) == 1.0  # a query's row, which attends to 4, has no edge
+
+
+def test_labels_over_a_vocabulary_that_fills_the_memory_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"make 2,000,000,002 numbers, more than .* from 0"):
+        cc.Batch([[0, 2, 3], [3, 1, 10**9]], [1, 0])
+    with pytest.raises(ValueError, match="more than"):
+        cc.Batch([[0, 2, 3], [3, 1, 1]], [1, 0], d_vocab=10**12)
+
+
+def test_token_counts_of_tokens_beyond_the_targets_are_refused() -> None:
+    batch = cc.Batch([[0, 5], [1, 1]], [[0.5, 0.5], [0.5, 0.5]])
+    with pytest.raises(ValueError, match=r"tokens must be integers in 0 \.\. 1: got .* \[0, 5\]"):
+        cc.best_unigram_loss(batch)
+
+
+def test_batches_compare_and_hash_as_objects() -> None:
+    assert BATCH == BATCH
+    assert cc.Batch(BATCH.tokens, BATCH.target_probs) != BATCH
+    assert BATCH[:3] != BATCH
+    assert len({BATCH, BATCH, BATCH[:3]}) == 2
+
+
+def test_tensors_of_every_kind_are_data_or_refused_in_one_line() -> None:
+    tokens, probs = torch.ones(2, 2, dtype=torch.int64), torch.full((2, 2), 0.5)
+    with pytest.raises(ValueError, match=r"^tokens must be a dense tensor: got torch.sparse_coo; give .*to_dense"):
+        cc.Batch(tokens.to_sparse(), probs)
+    with pytest.raises(ValueError, match=r"^target_probs must be a dense tensor: got torch.sparse_coo"):
+        cc.Batch(tokens, probs.to_sparse())
+    assert not cc.Batch(tokens, probs.clone().requires_grad_()).target_probs.requires_grad
+    kernel = torch.tensor([[0.2, 0.8], [0.7, 0.3]])
+    expected = cc.InContextTask(GRAPH, d_vocab=2, kernels=kernel).identity()
+    for same in (kernel.clone().requires_grad_(), kernel.to_sparse()):
+        assert cc.InContextTask(GRAPH, d_vocab=2, kernels=same).identity() == expected
+
+
+def test_alpha_row_by_row_as_lists_arrays_or_tensors() -> None:
+    rows = [[0.1, 0.2], [0.3, 0.4]]
+    for alpha in (rows, np.array(rows), torch.tensor(rows, dtype=torch.float64, requires_grad=True), tuple(rows)):
+        np.testing.assert_array_equal(cc.InContextTask(GRAPH, d_vocab=2, alpha=alpha).alphas[1], rows)
+    shared = [cc.InContextTask(GRAPH, d_vocab=2, alpha=alpha, roots="shared") for alpha in (rows, torch.tensor(rows))]
+    assert torch.equal(shared[0].sample(4).tokens, shared[1].sample(4).tokens)
+    with pytest.raises(ValueError, match="alpha must be a number"):
+        cc.InContextTask(GRAPH, d_vocab=2, alpha=[[0.1, 0.2], [0.3]])

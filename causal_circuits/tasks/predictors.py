@@ -20,7 +20,7 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import parents_of
 from causal_circuits.tasks import kernels as _kernels
-from causal_circuits.tasks.batch import Batch
+from causal_circuits.tasks.batch import Batch, check_tokens
 from causal_circuits.tasks.task import InContextTask
 
 
@@ -220,6 +220,7 @@ def unigram(tokens: Int[Tensor, "batch n_ctx"], d_vocab: int, pseudo_count: floa
 
 
 def _token_counts(tokens: Tensor, d_vocab: int) -> Float[Tensor, "batch d_vocab"]:
+    check_tokens(tokens, d_vocab)
     counts = torch.zeros(len(tokens), d_vocab, dtype=torch.float64)
     return counts.scatter_add_(1, tokens.cpu(), torch.ones(tokens.shape, dtype=torch.float64))
 
