@@ -113,3 +113,36 @@ def test_alpha_row_by_row_as_lists_arrays_or_tensors() -> None:
     assert torch.equal(shared[0].sample(4).tokens, shared[1].sample(4).tokens)
     with pytest.raises(ValueError, match="alpha must be a number"):
         cc.InContextTask(GRAPH, d_vocab=2, alpha=[[0.1, 0.2], [0.3]])
+
+
+class _Bare(cc.Task):
+    def draws(self, seed, first, n):
+        return TASK.draws(seed, first, n)
+
+
+def test_a_task_says_what_it_lacks_and_how_to_give_it() -> None:
+    with pytest.raises(ValueError, match=r"how many tokens there are: _Bare has no d_vocab; set it$"):
+        _Bare().sample(3)
+    bare = _Bare()
+    bare.d_vocab = 3
+    with pytest.raises(ValueError, match=r"_Bare has neither graph nor n_ctx; set n_ctx, or graph if it is known$"):
+        bare.sample(3)
+    bare.graph = GRAPH
+    assert torch.equal(bare.sample(3).tokens, TASK.sample(3).tokens)
+    model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(2, batch_size=8)
+    with pytest.raises(ValueError, match="_Bare has no d_vocab"):
+        cc.train(model, _Bare(), config)
+    assert len(cc.train(model, bare, config).losses) == 2
+
+
+@pytest.mark.parametrize(
+    "draws", [lambda self, n: BATCH, lambda self, seed, n: BATCH, lambda self, seed, first, n, *, more: BATCH]
+)
+def test_draws_of_another_signature_are_refused_when_the_class_is_made(draws: object) -> None:
+    with pytest.raises(TypeError, match=r"^Other.draws must take \(self, seed, first, n\), in this order: got draws\("):
+        type("Other", (cc.Task,), {"draws": draws})
+
+
+def test_draws_may_take_more_than_it_is_given() -> None:
+    for draws in (lambda self, seed, first, n, more=1: BATCH, lambda *given: BATCH, staticmethod(lambda *given: BATCH)):
+        assert len(type("Other", (cc.Task,), {"draws": draws, "graph": GRAPH, "d_vocab": 3})().sample(64)) == 64
