@@ -110,7 +110,7 @@ class RecordAt:
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """One state of a model, measured on one batch.
 
@@ -143,7 +143,7 @@ class Snapshot:
 
 
 @check_arguments
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class TrainingRecord:
     """What a training run left behind.
 
@@ -181,6 +181,16 @@ class TrainingRecord:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers) or _all_layers(self, axis=1))
+        if len(self.recorded_losses) != len(self.steps):
+            raise _Unsound(
+                f"a record's recorded_losses must be one for each of its {len(self.steps)} steps: "
+                f"got {list(self.recorded_losses.shape)}"
+            )
+        if self.steps and not 0 <= min(self.steps) <= max(self.steps) <= len(self.losses):
+            raise _Unsound(
+                f"a record's steps must lie in 0 .. {len(self.losses)}, the number of its losses: "
+                f"got some in [{min(self.steps)}, {max(self.steps)}]"
+            )
         for name in MATRICES:
             value = getattr(self, name)
             if value is not None and value.ndim == 5 and value.shape[:2] != (len(self.steps), len(self.layers)):
@@ -275,7 +285,7 @@ class TrainingRecord:
             return _sound(
                 cls(**{"attention": None, "score_gradients": None, **plain, **tensors, "steps": tuple(plain["steps"])})
             )
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(f"a saved record is a folder with record.json and record.safetensors: {error}") from error
         except (KeyError, TypeError, AttributeError, _Unsound) as error:
             raise ValueError(f"{folder} does not hold a record saved by causal_circuits: {error!r}") from error

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import causal_circuits as cc
+from causal_circuits import figures
 
 GRAPH = cc.chain_graph(6)
 TASK = cc.InContextTask(GRAPH, d_vocab=3)
@@ -146,3 +147,63 @@ def test_draws_of_another_signature_are_refused_when_the_class_is_made(draws: ob
 def test_draws_may_take_more_than_it_is_given() -> None:
     for draws in (lambda self, seed, first, n, more=1: BATCH, lambda *given: BATCH, staticmethod(lambda *given: BATCH)):
         assert len(type("Other", (cc.Task,), {"draws": draws, "graph": GRAPH, "d_vocab": 3})().sample(64)) == 64
+
+
+@pytest.mark.parametrize(
+    ("n_losses", "steps", "n_recorded", "reason"),
+    [
+        (9, (0, 9), 3, r"recorded_losses must be one for each of its 2 steps: got \[3\]"),
+        (9, (0, 9), 1, r"recorded_losses must be one for each of its 2 steps: got \[1\]"),
+        (9, (0, 19), 2, r"steps must lie in 0 \.\. 9, the number of its losses: got some in \[0, 19\]"),
+        (9, (-1, 9), 2, r"steps must lie in 0 \.\. 9"),
+        (0, (0, 1), 2, r"steps must lie in 0 \.\. 0"),
+    ],
+)
+def test_parts_of_a_record_that_do_not_fit_are_refused(
+    n_losses: int, steps: tuple[int, ...], n_recorded: int, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        cc.TrainingRecord(torch.rand(n_losses), steps, torch.rand(n_recorded), None, None)
+
+
+def test_records_and_snapshots_compare_as_objects() -> None:
+    first, second = (cc.TrainingRecord(torch.ones(9), (0, 9), torch.ones(2), None, None) for _ in range(2))
+    assert first == first != second
+    assert "TrainingRecord" in first._repr_html_()
+    snapshots = [cc.take_snapshot(cc.plant_circuit(GRAPH, d_vocab=3), BATCH) for _ in range(2)]
+    assert snapshots[0] == snapshots[0] != snapshots[1]
+
+
+def test_a_file_is_no_saved_record(tmp_path) -> None:
+    file = tmp_path / "a.py"
+    file.write_text("")
+    with pytest.raises(ValueError, match=r"a saved record is a folder with record\.json"):
+        cc.TrainingRecord.load(file)
+
+
+@pytest.mark.parametrize("empty", [{}, {"gap": []}])
+def test_plots_of_no_points_are_refused(empty: dict) -> None:
+    with pytest.raises(ValueError, match="needs at least one point"):
+        figures.plot_scaling(empty, {}, ylabel="nats")
+    with pytest.raises(ValueError, match="needs at least one point"):
+        figures.plot_curves(empty, xlabel="step", ylabel="nats")
+
+
+@pytest.mark.parametrize("diverging", [False, True])
+def test_a_matrix_with_nothing_to_draw_is_refused(diverging: bool) -> None:
+    matrix = np.where(np.tri(4, dtype=bool), np.nan, 1.0)  # numbers above the diagonal only
+    with pytest.raises(ValueError, match="needs a finite entry on or below its diagonal"):
+        figures.plot_matrix(matrix, diverging=diverging)
+    matrix[2, 1] = 0.5
+    figures.plot_matrix(matrix, diverging=diverging)
+
+
+def test_files_without_a_name_are_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"a report is written to a file: got the folder .*report\.html"):
+        figures.write_report(tmp_path, title="A chain", verdict=[], sections=[], meta={})
+    figure = figures.plot_ablation([("L0H0", "mean", 0.98)])
+    for stem in ("", ".", "..", ".png", str(tmp_path / ".svg")):
+        with pytest.raises(ValueError, match=r"a figure's files need a name: .*figure"):
+            figures.save_figure(figure, stem)
+    assert not list(tmp_path.iterdir())
