@@ -154,9 +154,7 @@ def test_draws_may_take_more_than_it_is_given() -> None:
     [
         (9, (0, 9), 3, r"recorded_losses must be one for each of its 2 steps: got \[3\]"),
         (9, (0, 9), 1, r"recorded_losses must be one for each of its 2 steps: got \[1\]"),
-        (9, (0, 19), 2, r"steps must lie in 0 \.\. 9, the number of its losses: got some in \[0, 19\]"),
-        (9, (-1, 9), 2, r"steps must lie in 0 \.\. 9"),
-        (0, (0, 1), 2, r"steps must lie in 0 \.\. 0"),
+        (9, (-1, 9), 2, r"steps must be 0 or more: got -1"),
     ],
 )
 def test_parts_of_a_record_that_do_not_fit_are_refused(
