@@ -112,6 +112,12 @@ def test_numbers_without_a_meaning_are_refused(case: str) -> None:
     assert_refused(call, *words)
 
 
+def test_probabilities_in_bfloat16_are_probabilities() -> None:
+    batch = cc.InContextTask(CHAIN, d_vocab=16).sample(2000, seed=0)
+    exact, rounded = batch.target_probs, batch.target_probs.bfloat16()
+    torch.testing.assert_close(cc.cross_entropy(rounded, exact), cc.cross_entropy(exact, exact), atol=4e-3, rtol=0)
+
+
 def test_a_tree_is_the_same_from_half_of_the_matrix() -> None:
     below = np.tril(np.random.default_rng(1).random((5, 5)), -1)
     assert set(cc.chow_liu_tree(below).edges) == set(cc.chow_liu_tree(below + below.T).edges)
