@@ -143,6 +143,8 @@ def _take(label: str, hints: Mapping[str, Any], given: dict[str, Any]) -> dict[s
                     taken[name] = _convert(value, hints[name])
                     if name == "seed" and isinstance(taken[name], int) and taken[name] < 0:
                         raise ArgumentError(f"{label}: seed must be a non-negative integer: got {taken[name]}")
+                    if name == "chunk" and taken[name] < 1:
+                        raise ArgumentError(f"{label}: chunk must be at least 1 sequence: got {taken[name]}")
                 except _Misfit:
                     raise ArgumentError(f"{label}: {_explain(name, hints, taken)}") from None
     return taken

@@ -54,6 +54,12 @@ def chow_liu_tree(information: Float[np.ndarray, "n_ctx n_ctx"]) -> nx.DiGraph:
         raise ValueError(
             f"a Chow-Liu tree needs a finite square matrix of mutual information: got shape {list(information.shape)}"
         )
+    above, below = np.triu(information, 1), np.tril(information, -1).T
+    if above.any() and not np.allclose(above, below):
+        raise ValueError(
+            "mutual information must be symmetric, or given below the diagonal with zeros above: got entries that "
+            f"differ by {np.abs(above - below).max():.3g}; transpose a matrix that is given above the diagonal"
+        )
     n_ctx = len(information)
     weighted = nx.Graph()
     weighted.add_nodes_from(range(n_ctx))

@@ -25,7 +25,7 @@ PSEUDO_COUNTS = np.logspace(-3, 2, 51)
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SequenceAttention:
     """The attention of every head on one sequence, at one state of a model or at several.
 
@@ -108,7 +108,7 @@ class SequenceFilm:
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PredictorDistances:
     """How far a model was from named predictors at each recorded step.
 

@@ -24,7 +24,7 @@ Predictor = Callable[[Tensor], Tensor]  # tokens [batch, n_ctx] -> probabilities
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WorstKernel:
     """What a search over kernels found.
 

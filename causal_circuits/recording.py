@@ -110,7 +110,7 @@ class RecordAt:
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """One state of a model, measured on one batch.
 
@@ -143,7 +143,7 @@ class Snapshot:
 
 
 @check_arguments
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class TrainingRecord:
     """What a training run left behind.
 
@@ -181,6 +181,13 @@ class TrainingRecord:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers) or _all_layers(self, axis=1))
+        if len(self.recorded_losses) != len(self.steps):
+            raise _Unsound(
+                f"a record's recorded_losses must be one for each of its {len(self.steps)} steps: "
+                f"got {list(self.recorded_losses.shape)}"
+            )
+        if min(self.steps, default=0) < 0:
+            raise _Unsound(f"a record's steps must be 0 or more: got {min(self.steps)}")
         for name in MATRICES:
             value = getattr(self, name)
             if value is not None and value.ndim == 5 and value.shape[:2] != (len(self.steps), len(self.layers)):
@@ -275,7 +282,7 @@ class TrainingRecord:
             return _sound(
                 cls(**{"attention": None, "score_gradients": None, **plain, **tensors, "steps": tuple(plain["steps"])})
             )
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(f"a saved record is a folder with record.json and record.safetensors: {error}") from error
         except (KeyError, TypeError, AttributeError, _Unsound) as error:
             raise ValueError(f"{folder} does not hold a record saved by causal_circuits: {error!r}") from error

@@ -29,7 +29,7 @@ from causal_circuits.discovery.extracted import ExtractedGraph
 from causal_circuits.discovery.head_matches import FurtherParent
 from causal_circuits.discovery.several_heads import HeadReport, judge_heads
 from causal_circuits.discovery.testing import holm, upper_tail
-from causal_circuits.graphs import attention_cells, n_ctx_of
+from causal_circuits.graphs import attention_cells, has_query, n_ctx_of
 from causal_circuits.information import Information, estimate_gradient
 from causal_circuits.models import HookedTransformer, attachments, check_forward, check_model, live_heads, log_probs
 from causal_circuits.recording import watch_attention
@@ -285,8 +285,8 @@ def _judge(
 def edge_auroc(score: Float[Tensor, "query_pos key_pos"], true: nx.DiGraph, *, children_only: bool = False) -> float:
     """The probability that a true edge scores above another causal entry (ties count half).
 
-    Entries (i, j), j <= i, of all rows but the last, whose query answers to nothing; NaN without an edge among them, or
-    if one of them is NaN.
+    Entries (i, j), j <= i, of all rows but a query's, which answers to nothing: without a query the last row stands for
+    the target's parents (`attention_cells`) and counts too. NaN without an edge among them, or if one of them is NaN.
     With `children_only` the rows of roots are left out: there, a trained model may make use of entries that are no
     edges, because a root's token tells about the kernel too.
 
@@ -301,7 +301,8 @@ def edge_auroc(score: Float[Tensor, "query_pos key_pos"], true: nx.DiGraph, *, c
     for cell in attention_cells(true):
         is_edge[cell] = True
     causal = torch.ones(n_ctx, n_ctx, dtype=torch.bool).tril()
-    causal[-1] = False
+    if has_query(true):
+        causal[-1] = False
     if children_only:
         causal &= is_edge.any(dim=1, keepdim=True)
     edges, others = score[is_edge & causal], score[causal & ~is_edge]

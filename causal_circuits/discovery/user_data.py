@@ -6,11 +6,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy import special  # type: ignore[import-untyped]
 from torch import Tensor
 
 from causal_circuits.arguments import ArgumentError
 from causal_circuits.discovery.testing import bernstein_p_value
-from causal_circuits.tasks.batch import Batch
+from causal_circuits.tasks.batch import MOST_NUMBERS, Batch
 
 
 @runtime_checkable
@@ -23,9 +24,9 @@ class ArrayLike(Protocol):
 Array = Tensor | np.ndarray | ArrayLike | Sequence
 
 _SAME = 1e-6  # laws of random kernels are not all equally sharp; labels in disguise are
-_MOST_NUMBERS = 2**28  # of one-hot labels
 _WRONG_WITH = 1e-4  # the p-value (Bonferroni) at which an assumption counts as contradicted
-_PASSED_OVER = 0.01  # share of copies, below which no warning is given; they never count as evidence
+_PASSED_OVER = 0.01  # share of the evidence lost to copies, below which no warning is given; it never counts
+_LEAST_EXPECTED = 2  # of each query in a context: rarer contexts are left to the binomial test
 _LEAST_SHARE = 0.02  # of the usual mean, below which a deviation is passed over
 _LEAST_DISTANCE = 0.1  # total variation between a position's token frequencies and the others', below which none is
 
@@ -38,7 +39,7 @@ class UserData:
         tokens: [sequence, n_ctx].
         targets: [sequence, d_vocab], rows with sum one; labels as one-hots.
         probabilities: whether targets are probabilities; rows that are all equally sharp are taken for labels.
-        n_independent: sequences, copies not counted.
+        n_independent: sequences that the means are worth: copies are no evidence, and make means noisier.
     """
 
     tokens: Int[np.ndarray, "sequence n_ctx"]
@@ -148,9 +149,9 @@ def _numpy(values: Array, name: str, shape: str) -> np.ndarray:
 
 
 def _one_hot(y: np.ndarray, d_vocab: int) -> Float[np.ndarray, "sequence d_vocab"]:
-    if len(y) * d_vocab > _MOST_NUMBERS:
+    if len(y) * d_vocab > MOST_NUMBERS:
         raise ValueError(
-            f"labels over a vocabulary of {d_vocab:,} make {len(y) * d_vocab:,} numbers, more than {_MOST_NUMBERS:,}: "
+            f"labels over a vocabulary of {d_vocab:,} make {len(y) * d_vocab:,} numbers, more than {MOST_NUMBERS:,}: "
             "number the tokens that occur from 0, or take fewer sequences"
         )
     one_hot = np.zeros((len(y), d_vocab))
@@ -181,18 +182,62 @@ def _probabilities(y: np.ndarray) -> Float[np.ndarray, "sequence d_vocab"]:
 
 
 def _count_independent(x: np.ndarray, y: np.ndarray, probabilities: bool) -> int:
-    """The number of different (tokens, target) rows where copies cannot be chance, else the number of rows.
+    """The number of rows; where some are copies, what they are worth: n^2 / (sum of squared numbers of equal rows).
 
-    With probabilities of a kernel of its own for every sequence two equal rows are a copy. Where targets take few
-    values, rows repeat by chance, and only the absence of any single row gives copying away.
+    With probabilities of a kernel of its own for every sequence two equal rows are a copy, unless laws (rounded ones)
+    coincide among different tokens too. Else rows repeat by chance, and copies give themselves away by the query:
+    it is independent of the context, and repeats with it more often than by chance only in a copy.
     """
-    rows = np.concatenate([x.astype(np.float64), y], axis=1)
-    counts = np.unique(_hashed(rows), return_counts=True)[1]
-    n_targets = len(np.unique(_hashed(y)))
-    continuous = probabilities and n_targets > len(counts) / 2
-    possible = float(y.shape[1]) ** x.shape[1]
-    copied = (counts == 1).sum() == 0 and len(counts) < possible / 2
-    return len(counts) if continuous or copied else len(x)
+    laws, contexts, queries = _groups(y), _groups(x[:, :-1]), _groups(x[:, -1:])
+    rows = _groups(np.stack([laws, contexts, queries], axis=1))
+    n_equal, p_value = _n_pairs(rows), 1.0
+    if probabilities and 2 * (laws.max() + 1) > rows.max() + 1:
+        p_value = _binomial_tail(n_equal, _n_pairs(laws), 0.5)
+    if min(p_value, _query_p_value(contexts, queries)) >= _WRONG_WITH:
+        return len(x)
+    return max(1, round(len(x) ** 2 / (len(x) + 2 * n_equal)))
+
+
+def _query_p_value(contexts: Int[np.ndarray, " sequence"], queries: Int[np.ndarray, " sequence"]) -> float:
+    """Of "the query is independent of the context", against copies: two tests, Bonferroni.
+
+    Among contexts that are rare, neighbours (shuffled) of one context are counted that have the same query, by the
+    binomial law; among frequent ones, the table of context and query has Pearson's chi-squared.
+    """
+    order = np.random.default_rng(0).permutation(len(contexts))
+    order = order[np.argsort(contexts[order], kind="stable")]
+    share = np.bincount(queries) / len(queries)
+    neighbours = np.diff(contexts[order]) == 0
+    hits = int((neighbours & (np.diff(queries[order]) == 0)).sum())
+    p_value = _binomial_tail(hits, int(neighbours.sum()), float((share**2).sum()))
+    frequent = np.bincount(contexts) * share.min() >= _LEAST_EXPECTED
+    if frequent.sum() > 1 and len(share) > 1:
+        row = np.cumsum(frequent) - 1
+        kept = frequent[contexts]
+        table = np.zeros((int(frequent.sum()), len(share)))
+        np.add.at(table, (row[contexts[kept]], queries[kept]), 1.0)
+        expected = table.sum(axis=1, keepdims=True) * table.mean(axis=0) / table.mean(axis=0).sum()
+        squares = (table - expected) ** 2 / np.maximum(expected, 1e-300)  # 0 where a query never occurs
+        degrees = (len(table) - 1) * (int((table.sum(axis=0) > 0).sum()) - 1)
+        if degrees:
+            p_value = min(p_value, float(special.chdtrc(degrees, squares.sum())))
+    return 2 * p_value
+
+
+def _binomial_tail(hits: int, trials: int, share: float) -> float:
+    """P(at least so many hits)."""
+    return float(special.bdtrc(hits - 1, trials, share)) if hits else 1.0
+
+
+def _groups(rows: np.ndarray) -> Int[np.ndarray, " sequence"]:
+    """A number for every different row: 0, 1, .."""
+    return np.unique(_hashed(rows.astype(np.float64)), return_inverse=True)[1].ravel()
+
+
+def _n_pairs(groups: Int[np.ndarray, " sequence"]) -> int:
+    """Pairs of rows in one group."""
+    sizes = np.bincount(groups)
+    return int((sizes * (sizes - 1) // 2).sum())
 
 
 def _hashed(rows: np.ndarray) -> np.ndarray:
@@ -213,8 +258,8 @@ def unusable_positions(data: UserData) -> tuple[dict[int, str], list[str]]:
             why.setdefault(position, "the query (last token) never varies: nothing singles out a parent")
     if len(data.tokens) - data.n_independent > _PASSED_OVER * len(data.tokens):
         warnings.append(
-            f"{len(data.tokens) - data.n_independent:,} of {len(data.tokens):,} sequences are copies of others and do "
-            "not count as evidence"
+            f"there are copies among the {len(data.tokens):,} sequences: they count as {data.n_independent:,} "
+            "independent ones; leave the copies out"
         )
     if data.n_independent >= 2:
         kept = np.array([position not in why for position in range(context.shape[1])])

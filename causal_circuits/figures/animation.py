@@ -58,7 +58,7 @@ for (const film of document.querySelectorAll(".graph-film:not([data-ready])")) {
 }"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ArcsInTime:
     """One layer's attention as edges, at every recorded step.
 

@@ -21,7 +21,7 @@ _MARKERS = ("o", "s", "^", "D")
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WeightBlocks:
     """A weight matrix whose rows and columns fall into named slots.
 

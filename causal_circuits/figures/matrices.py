@@ -77,9 +77,11 @@ def plot_matrix(
     >>> plot_matrix(np.eye(4, k=-1), chain_graph(4), title="edges", label="nats").get_title()
     'edges'
     """
-    ax = new_axes(ax, 5.6, 4.6)
     values = to_numpy(matrix)
     check_square(values, graph)
+    if not np.isfinite(values[np.tril_indices(len(values))]).any():
+        raise ValueError("a matrix needs a finite entry on or below its diagonal to be drawn: got none")
+    ax = new_axes(ax, 5.6, 4.6)
     lower, upper = _limits(values, diverging)
     image = _heat_map(ax, values, lower, upper, DIVERGING if diverging else SEQUENTIAL)
     if graph is not None:

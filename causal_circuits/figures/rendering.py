@@ -53,6 +53,8 @@ def save_figure(figure_or_axes: Figure | Axes, path_stem: str | os.PathLike[str]
 def _stem(path: str | os.PathLike[str]) -> Path:
     """A path without the ending of one of our two formats."""
     path = Path(path)
+    if path.name.lower() in ("", "..", ".png", ".svg"):
+        raise ValueError(f"a figure's files need a name: got {str(path)!r}; write {str(path.parent / 'figure')!r}")
     kind = path.suffix.lower().removeprefix(".")
     if kind in ("png", "svg"):
         return path.with_suffix("")

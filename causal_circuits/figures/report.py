@@ -100,6 +100,8 @@ def write_report(
     True
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"a report is written to a file: got the folder {path}; write {path / 'report.html'}")
     write_files(path.parent, {path.name: report_html(title=title, verdict=verdict, sections=sections, meta=meta)})
     return path
 

@@ -40,8 +40,10 @@ def plot_scaling(
     >>> plot_scaling(points, {"gap": (2.0, -1.0)}, ylabel="nats").get_yscale()
     'log'
     """
-    ax = new_axes(ax, 6.4, 5.0)
     lengths = sorted({x for series in points.values() for x, _ in series})
+    if not lengths:
+        raise ValueError("a scaling plot needs at least one point: got none; pass name -> (length, value) pairs")
+    ax = new_axes(ax, 6.4, 5.0)
     ends = np.array([min(lengths), max(lengths)])
     for k, (name, series) in enumerate(points.items()):
         colour, marker = SERIES[k % len(SERIES)], _MARKERS[k % len(_MARKERS)]
@@ -88,6 +90,8 @@ def plot_curves(
     >>> ax.get_xscale(), ax.get_ylabel()
     ('log', 'nats')
     """
+    if not any(curves.values()):
+        raise ValueError("a plot of curves needs at least one point: got none; pass name -> (x, y) pairs")
     ax = new_axes(ax, 6.8, 4.2)
     for k, (name, curve) in enumerate(curves.items()):
         shown = [point for point in curve if point[1] > 0 or not log_y]

@@ -96,6 +96,11 @@ def conditional_information(
     n, n_ctx = tokens.shape
     for head in given:
         _check_matches(head, n_ctx)
+    if weights is not None and not (bool((weights >= 0).all()) and 0 < float(weights.sum()) < float("inf")):
+        raise ValueError(
+            f"weights must be finite and at least 0, and not all 0: got a least one of {float(weights.min()):.3g} and "
+            f"a sum of {float(weights.sum()):.3g}; give each sequence's probability"
+        )
     mass = torch.full((n,), 1.0 / n, dtype=torch.float64) if weights is None else weights.double() / weights.sum()
     dtype = torch.float32 if weights is None else torch.float64  # of products within a chunk; sums are float64
     sums = torch.zeros(4, n_ctx, n_ctx * n_ctx, dtype=torch.float64)  # e, w e, w^2 e and, in the last, what has no e

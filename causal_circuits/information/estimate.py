@@ -149,6 +149,8 @@ def estimate_gradient(
     [0, 1, 2, 3]
     """
     Batch(tokens, target_probs).check(target_probs.shape[-1])
+    if not 0 <= smoothing < float("inf"):
+        raise ValueError(f"smoothing must be finite and at least 0, it is added to every count: got {smoothing}")
     n, n_ctx = tokens.shape
     d_vocab = target_probs.shape[1]
     totals = np.zeros((2, n_ctx, n_ctx))

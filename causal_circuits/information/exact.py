@@ -29,7 +29,7 @@ PairValue = Callable[[np.ndarray], np.ndarray]
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Information:
     """A quantity for every pair of positions, averaged over kernels or over sequences.
 

@@ -23,7 +23,7 @@ _Row = tuple[int, int, list[int]]  # head, query_pos, the key positions to cut
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KnockOut:
     """What cutting single attention entries does to the loss, or to another metric.
 

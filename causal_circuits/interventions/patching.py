@@ -26,7 +26,7 @@ Score = Callable[[Float[Tensor, "batch d_vocab"]], Tensor | float]
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PatchingResult:
     """Metrics of a corrupted run with activations of the clean run patched in.
 

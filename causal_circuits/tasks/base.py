@@ -1,5 +1,6 @@
 """What every task is: one door, `draws`, through which training, tests and tools get their sequences."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -38,7 +39,6 @@ class Task(ABC):
     """
 
     graph: nx.DiGraph | None = None
-    d_vocab: int
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -46,6 +46,15 @@ class Task(ABC):
             raise TypeError(
                 f"sequences have one door: {cls.__name__} overrides sample, and training calls draws; override draws"
             )
+        draws = cls.__dict__.get("draws")
+        if inspect.isfunction(draws):
+            signature = inspect.signature(draws)
+            try:
+                signature.bind("self", "seed", "first", "n")
+            except TypeError:
+                raise TypeError(
+                    f"{cls.__name__}.draws must take (self, seed, first, n), in this order: got draws{signature}"
+                ) from None
 
     @abstractmethod
     def draws(self, seed: Seed, first: int, n: int) -> Batch:
@@ -67,10 +76,20 @@ class Task(ABC):
         """How many different sequences there are; None if new ones can be drawn without end."""
         return None
 
+    @cached_property
+    def d_vocab(self) -> int:
+        """Number of tokens."""
+        raise ValueError(f"a task must say how many tokens there are: {type(self).__name__} has no d_vocab; set it")
+
     @property
     def n_ctx(self) -> int:
         """Length of the context, query included, target not."""
-        return n_ctx_of(graph_of(self))
+        if self.graph is None:
+            raise ValueError(
+                f"a task must say how long its sequences are: {type(self).__name__} has neither graph nor n_ctx; "
+                "set n_ctx, or graph if it is known"
+            )
+        return n_ctx_of(self.graph)
 
     @cached_property
     def has_query(self) -> bool:

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 
+MOST_NUMBERS = 2**28  # of labels as probabilities, which take 1 GiB
+
 
 @check_arguments
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, eq=False)
 class Batch:
     """Sequences and what to predict after them.
 
@@ -23,7 +25,7 @@ class Batch:
 
     Attributes:
         tokens: int64 [batch, n_ctx].
-        target_probs: float32, or float64 if given so, [batch, d_vocab].
+        target_probs: float32, or float64 if given so, [batch, d_vocab]; without gradients.
 
     >>> from causal_circuits import InContextTask, chain_graph
     >>> batch = InContextTask(chain_graph(6), d_vocab=3).sample(100, seed=0)
@@ -43,6 +45,9 @@ class Batch:
         target_probs: Float[Tensor, "batch d_vocab"] | Int[Tensor, "batch"],
         d_vocab: int | None = None,
     ) -> None:
+        for name, values in (("tokens", tokens), ("target_probs", target_probs)):
+            if values.layout != torch.strided:
+                raise ValueError(f"{name} must be a dense tensor: got {values.layout}; give {name}.to_dense()")
         if target_probs.ndim == 1:
             target_probs = _one_hot(tokens, target_probs, d_vocab)
         elif d_vocab not in (None, target_probs.shape[1]):
@@ -50,7 +55,7 @@ class Batch:
                 f"d_vocab must be the width of target_probs, {target_probs.shape[1]}: got {d_vocab}; leave it out"
             )
         object.__setattr__(self, "tokens", tokens)
-        object.__setattr__(self, "target_probs", target_probs)
+        object.__setattr__(self, "target_probs", target_probs.detach())
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -99,6 +104,11 @@ def _one_hot(
         raise ValueError(
             f"labels must be integers in 0 .. {d_vocab - 1}: got some in [{labels.min()}, {labels.max()}]; "
             "give d_vocab if there are more tokens"
+        )
+    if len(labels) * d_vocab > MOST_NUMBERS:
+        raise ValueError(
+            f"labels over a vocabulary of {d_vocab:,} make {len(labels) * d_vocab:,} numbers, more than "
+            f"{MOST_NUMBERS:,}: number the tokens that occur from 0, or take fewer sequences"
         )
     return torch.nn.functional.one_hot(labels, d_vocab).float()
 

@@ -25,7 +25,8 @@ class BatchTask(Task):
 
     Args:
         batch: the table.
-        graph: the causal graph behind it, if it is known: needed to score heads and edges, not to train.
+        graph: the causal graph behind it, if it is known: needed to score heads and edges, not to train; the task keeps
+            a frozen copy.
         has_query: without a graph, whether the last position is a query, the target's only parent.
 
     Raises:
@@ -43,7 +44,7 @@ class BatchTask(Task):
         raise TypeError(f"BatchTask is final, and {cls.__name__} subclasses it: subclass cc.Task and override draws")
 
     def __init__(self, batch: Batch, graph: nx.DiGraph | None = None, *, has_query: bool = True) -> None:
-        self.batch, self.graph, self.d_vocab = batch, graph, batch.target_probs.shape[1]
+        self.batch, self.d_vocab = batch, batch.target_probs.shape[1]
         batch.check(self.d_vocab)
         if graph is None:
             self.has_query = bool(has_query)
@@ -55,6 +56,7 @@ class BatchTask(Task):
                 f"the graph of a table must have a node for each position and one for the target, {self.n_ctx + 1}: "
                 f"got {length + 1}"
             )
+        self.graph = nx.freeze(graph.copy())
 
     @property
     def n_ctx(self) -> int:

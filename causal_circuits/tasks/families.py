@@ -95,4 +95,12 @@ def bounded_below(
     """
     if not 0 <= gamma < 1:
         raise ValueError(f"gamma must lie in [0, 1): got {gamma}; 0.1 keeps entries above 0.1 / d_vocab")
+    if kernels.size == 0:
+        raise ValueError(f"there must be a kernel to bound: got none, shape {list(kernels.shape)}")
+    sums = kernels.sum(axis=-1)
+    if not (kernels.min() >= 0 and np.abs(sums - 1).max() <= 1e-3):
+        raise ValueError(
+            f"each row of a kernel must be probabilities that sum to 1: got entries from {kernels.min():.3g} and sums "
+            f"in [{sums.min():.4g}, {sums.max():.4g}]; divide by the row sums"
+        )
     return (1.0 - gamma) * kernels + gamma / kernels.shape[-1]

@@ -20,8 +20,10 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import parents_of
 from causal_circuits.tasks import kernels as _kernels
-from causal_circuits.tasks.batch import Batch
+from causal_circuits.tasks.batch import Batch, check_tokens
 from causal_circuits.tasks.task import InContextTask
+
+_OFF = 5e-3  # from a sum of 1: what bfloat16 rounds probabilities by
 
 
 @check_arguments
@@ -34,6 +36,13 @@ def cross_entropy(
     >>> cross_entropy(torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0]])).exp().tolist()
     [2.0]
     """
+    for name, rows in (("probs", probs), ("target_probs", target_probs)):
+        sums = rows.double().sum(dim=-1)
+        if not bool(((rows >= 0).all(dim=-1) & ((sums - 1).abs() <= _OFF)).all()):
+            raise ValueError(
+                f"{name} must be probabilities, rows of at least 0 that sum to 1: got entries from {rows.min():.3g} "
+                f"and sums in [{sums.min():.4g}, {sums.max():.4g}]; take the softmax if they are logits"
+            )
     return -torch.special.xlogy(target_probs.double(), probs.double()).sum(dim=-1)
 
 
@@ -216,15 +225,19 @@ def unigram(tokens: Int[Tensor, "batch n_ctx"], d_vocab: int, pseudo_count: floa
     >>> unigram(torch.tensor([[0, 0, 0, 1]]), d_vocab=2, pseudo_count=1.0)
     tensor([[0.6667, 0.3333]], dtype=torch.float64)
     """
-    return _smoothed(_token_counts(tokens, d_vocab), pseudo_count)
+    return smoothed(_token_counts(tokens, d_vocab), pseudo_count)
 
 
 def _token_counts(tokens: Tensor, d_vocab: int) -> Float[Tensor, "batch d_vocab"]:
+    check_tokens(tokens, d_vocab)
     counts = torch.zeros(len(tokens), d_vocab, dtype=torch.float64)
     return counts.scatter_add_(1, tokens.cpu(), torch.ones(tokens.shape, dtype=torch.float64))
 
 
-def _smoothed(counts: Tensor, pseudo_count: float) -> Float[Tensor, "batch d_vocab"]:
+def smoothed(counts: Float[Tensor, "batch d_vocab"], pseudo_count: float) -> Float[Tensor, "batch d_vocab"]:
+    """(pseudo_count + counts), each row divided by its sum."""
+    if not 0 < pseudo_count < float("inf"):
+        raise ValueError(f"pseudo_count must be positive and finite: got {pseudo_count}; 1.0 is Laplace's rule")
     return (counts + pseudo_count) / (counts.sum(dim=-1, keepdim=True) + counts.shape[-1] * pseudo_count)
 
 
@@ -241,7 +254,7 @@ def best_unigram_loss(batch: Batch) -> float:
     d_vocab = batch.target_probs.shape[-1]
     grid = np.logspace(-3, 2, 51)
     counts = _token_counts(batch.tokens, d_vocab)
-    losses = [cross_entropy(_smoothed(counts, pseudo_count), batch.target_probs).mean() for pseudo_count in grid]
+    losses = [cross_entropy(smoothed(counts, pseudo_count), batch.target_probs).mean() for pseudo_count in grid]
     return float(min(losses))
 
 
@@ -283,6 +296,10 @@ def reference_losses(
     >>> lines.entropy < lines.exact_bayes < lines.best_unigram
     True
     """
+    if min(n_exact, len(batch)) < 2:
+        raise ValueError(
+            f"the error of exact Bayes needs at least 2 sequences: got n_exact={n_exact} and a batch of {len(batch)}"
+        )
     posterior = cross_entropy(edge_posterior(task, batch.tokens), batch.target_probs)
     sub = batch[:n_exact]
     exact = exact_bayes(task, sub.tokens, n_draws=n_draws, seed=seed)

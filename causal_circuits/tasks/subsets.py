@@ -17,7 +17,7 @@ from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import parents_of
 from causal_circuits.tasks.base import Task, graph_of
 from causal_circuits.tasks.batch import Batch
-from causal_circuits.tasks.predictors import cross_entropy
+from causal_circuits.tasks.predictors import cross_entropy, smoothed
 
 PSEUDO_COUNTS = np.logspace(-3, 2, 51)
 
@@ -38,8 +38,7 @@ def subset_predictor(
     >>> subset_predictor(task, tokens, which=(1,), pseudo_count=1.0)
     tensor([[0.3333, 0.6667]], dtype=torch.float64)
     """
-    counts = _subset_counts(task, tokens, which)
-    return (counts + pseudo_count) / (counts.sum(dim=-1, keepdim=True) + task.d_vocab * pseudo_count)
+    return smoothed(_subset_counts(task, tokens, which), pseudo_count)
 
 
 @check_arguments
@@ -53,11 +52,7 @@ def subset_loss(task: Task, batch: Batch, which: Sequence[int]) -> float:
     True
     """
     counts = _subset_counts(task, batch.tokens, which)
-    total = counts.sum(dim=-1, keepdim=True)
-    losses = [
-        cross_entropy((counts + pseudo) / (total + task.d_vocab * pseudo), batch.target_probs).mean()
-        for pseudo in PSEUDO_COUNTS
-    ]
+    losses = [cross_entropy(smoothed(counts, pseudo), batch.target_probs).mean() for pseudo in PSEUDO_COUNTS]
     return float(min(losses))
 
 

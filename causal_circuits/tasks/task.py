@@ -9,6 +9,7 @@ that it must know which position is whose parent (Nichani, Damian & Lee 2024, ta
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from typing import Any, Literal, NoReturn, final
@@ -20,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits import simd
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import check_arguments, shown
 from causal_circuits.graphs import parents_of, validate_graph
 from causal_circuits.storage import digest
 from causal_circuits.tasks import draws as _draws
@@ -50,7 +51,8 @@ class InContextTask(Task):
     kind subclass `Task` and override `draws`; for a table of them take `BatchTask`.
 
     Args:
-        graph: a causal graph (see `causal_circuits.graphs`): a forest with a query, or any DAG.
+        graph: a causal graph (see `causal_circuits.graphs`): a forest with a query, or any DAG; the task keeps a frozen
+            copy.
         d_vocab: number of tokens, at least 2.
         alpha: Dirichlet concentration of the kernel's rows: a number, or for graphs with at most one
             parent a position also [d_vocab] (one number a row) or [d_vocab, d_vocab] (row by row).
@@ -73,7 +75,7 @@ class InContextTask(Task):
 
     graph: nx.DiGraph = field()  # needed, though Task has None
     d_vocab: int = 10
-    alpha: "float | Sequence[float] | np.ndarray" = 0.1
+    alpha: "float | Sequence[float] | Sequence[Sequence[float]] | np.ndarray | Tensor" = 0.1
     kernels: "np.ndarray | Tensor | Mapping[int, np.ndarray | Tensor] | None" = None
     roots: Roots | None = None
 
@@ -85,6 +87,10 @@ class InContextTask(Task):
 
     def __post_init__(self) -> None:
         validate_graph(self.graph)
+        # of our own: what is computed once must not differ from what the caller makes of its objects afterwards
+        object.__setattr__(self, "graph", nx.freeze(self.graph.copy()))
+        alpha = _numbers(self.alpha, "alpha") if isinstance(self.alpha, Tensor) else deepcopy(self.alpha)
+        object.__setattr__(self, "alpha", alpha)
         if isinstance(self.d_vocab, bool) or not isinstance(self.d_vocab, int | np.integer) or self.d_vocab < 2:
             raise ValueError(f"d_vocab must be an integer of at least 2: got {self.d_vocab!r}")
         if self.roots not in (None, "stationary", "uniform", "shared"):
@@ -131,7 +137,7 @@ class InContextTask(Task):
                 f"alpha must be a number, [d_vocab] or [d_vocab, d_vocab] with d_vocab {self.d_vocab}: "
                 f"got shape {list(alpha.shape)}"
             )
-        return {k: np.broadcast_to(alpha, (self.d_vocab**k, self.d_vocab)) for k in self.in_degrees}
+        return {k: np.broadcast_to(alpha, (self.d_vocab**k, self.d_vocab)).copy() for k in self.in_degrees}
 
     @cached_property
     def given_kernels(self) -> dict[int, Float[np.ndarray, "kernel row token"]] | None:
@@ -215,7 +221,7 @@ class InContextTask(Task):
     def _rootless_law(self, n: int, generator: np.random.Generator) -> Float[np.ndarray, "batch token"]:
         """The law of roots that does not come from the kernel."""
         if self.root_law == "shared":
-            concentration = np.full((1, self.d_vocab), float(np.mean(np.asarray(self.alpha))))
+            concentration = np.full((1, self.d_vocab), float(_numbers(self.alpha, "alpha").mean()))
             return _kernels.draw_dirichlet(generator, concentration, n)[:, 0].astype(np.float64)
         return np.full((n, self.d_vocab), 1.0 / self.d_vocab)
 
@@ -293,7 +299,7 @@ class InContextTask(Task):
         """What the compiled sampler has to know of the task: see `compiled._sample`."""
         alphas = [self.alphas[k].ravel() for k in self.in_degrees]
         if self.root_law == "shared":
-            alphas.append(np.full(self.d_vocab, float(np.mean(np.asarray(self.alpha)))))
+            alphas.append(np.full(self.d_vocab, float(_numbers(self.alpha, "alpha").mean())))
         most = max(self.in_degrees)
         first_row, row = np.zeros(most + 1, np.int64), 0
         for k in self.in_degrees:
@@ -341,9 +347,10 @@ def _threads(n: int, process: int) -> ThreadPoolExecutor:
 def _numbers(values: object, what: str) -> np.ndarray:
     """A float64 array, or a ValueError that says what was expected to be one."""
     try:
+        values = values.detach().cpu().to_dense() if isinstance(values, Tensor) else values
         return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} must be a number or an array of numbers: got {values!r}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{what} must be a number or an array of numbers: got {shown(values)}") from error
 
 
 def _checked_kernel(kernel: np.ndarray, n_parents: int, d_vocab: int) -> Float[np.ndarray, "kernel row token"]:

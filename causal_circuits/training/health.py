@@ -28,6 +28,8 @@ FAR, LARGEST = 2.0, 30.0
 # So near to a line, as a share of what lies between best unigram and edge posterior, is at it; in nats at the latter.
 NEAR, NEAR_NATS = 0.2, 0.05
 N_SEQUENCES = 4096
+# What rounding may take from a loss of 0.
+ROUNDING = 1e-6
 # An edge is in the graph that layer 0 shows from this mean attention on, as in `extract_graph`.
 FORMED = 0.5
 
@@ -56,7 +58,7 @@ class DivergenceError(FloatingPointError):
         self.step, self.member, self.checkpoint = step, member, checkpoint
 
 
-Verdict = Literal["falls", "plateau", "diverges", "rises", "too short", "unigram", "no graph"]
+Verdict = Literal["falls", "plateau", "diverges", "rises", "too short", "unigram", "no graph", "converged"]
 
 
 @check_arguments
@@ -67,8 +69,9 @@ class TrainingHealth:
     Attributes:
         verdict: "falls", "plateau" (it ends where it began), "diverges" (it ends above its start, far above uniform
             predictions, or non-finite), "rises" (it ends clearly above its lowest tenth), "too short" to tell; with a
-            task, also "unigram" (it stays at the loss of the best unigram) and "no graph" (it is as low as the edge
-            posterior's, with fewer than half of the edges in layer 0's attention).
+            task, also "unigram" (it stays at the loss of the best unigram), "no graph" (it is as low as the edge
+            posterior's, with fewer than half of the edges in layer 0's attention) and "converged" (it ends where it
+            began, as low as the edge posterior's); without a task "converged" is a loss of 0, the least there is.
         first, lowest, last: mean loss of the first tenth, of the lowest and of the last, nats.
         advice: what to try; empty where nothing is wrong.
 
@@ -88,6 +91,7 @@ class TrainingHealth:
 
 ADVICE = {
     "falls": "",
+    "converged": "",
     "too short": "",
     "plateau": "the loss never left its start: raise the learning rate, start from a warm layer 2 "
     "(TrainConfig.warm()), or train longer",
@@ -129,12 +133,18 @@ def training_health(
     ends = float(means[0]), float(means.min()), float(means[-1])
     if not np.isfinite(losses).all():
         return TrainingHealth("diverges", *ends, ADVICE["non-finite"])
+    if losses.min(initial=0.0) < -ROUNDING:
+        raise ValueError(
+            f"losses must be cross-entropies, in nats and at least 0: got {losses.min():.3g}; change the sign of "
+            "log-likelihoods"
+        )
     verdict = _of_curve(losses, tenths, means)
     is_far = task is not None and ends[2] > FAR * np.log(task.d_vocab)
     if ends[2] > LARGEST or (is_far and (verdict != "falls" or ends[2] > losses[0])):  # a bad start may yet fall
         return TrainingHealth("diverges", *ends, ADVICE["far above"])
-    if isinstance(task, InContextTask) and verdict in ("falls", "plateau"):
-        found = _against_lines(record, task, model, ends[2], is_level=not _above(tenths, 7, 9))
+    if isinstance(task, InContextTask) and verdict in ("falls", "plateau", "converged"):
+        has_fallen, is_level = verdict == "falls", not _above(tenths, 7, 9)
+        found = _against_lines(record, task, model, ends[2], has_fallen, is_level)
         if found is not None:
             return TrainingHealth(found[0], *ends, found[1])
     return TrainingHealth(verdict, *ends, ADVICE[verdict])
@@ -149,7 +159,9 @@ def _of_curve(losses: np.ndarray, tenths: Sequence[np.ndarray], means: np.ndarra
     if _above(tenths, 9, int(means.argmin())):
         return "rises"
     falls_at_once = losses[0] - means[9] > max(CLEAR * tenths[9].std(ddof=1), SHARE * abs(means[9]))
-    return "falls" if _above(tenths, 0, 9) or falls_at_once else "plateau"
+    if _above(tenths, 0, 9) or falls_at_once:
+        return "falls"
+    return "converged" if means[9] <= ROUNDING else "plateau"
 
 
 def _above(tenths: Sequence[np.ndarray], a: int, b: int) -> bool:
@@ -160,7 +172,12 @@ def _above(tenths: Sequence[np.ndarray], a: int, b: int) -> bool:
 
 
 def _against_lines(
-    record: TrainingRecord, task: InContextTask, model: HookedTransformer | None, last: float, is_level: bool
+    record: TrainingRecord,
+    task: InContextTask,
+    model: HookedTransformer | None,
+    last: float,
+    has_fallen: bool,
+    is_level: bool,
 ) -> tuple[Verdict, str] | None:
     """A verdict and its advice, where the loss is at a line of the task that means something."""
     batch = task.sample(N_SEQUENCES, seed=(0, 11))
@@ -169,7 +186,8 @@ def _against_lines(
     gap = frequencies - posterior
     attention = _final_attention(record, task, batch, model)
     cells = attention_cells(task.graph)
-    if attention is not None and cells and last <= posterior + min(NEAR_NATS, gap / 2):
+    is_low = last <= posterior + min(NEAR_NATS, gap / 2)
+    if attention is not None and cells and is_low:
         formed = sum(float(attention[:, child, parent].max()) >= FORMED for child, parent in cells)
         if 2 * formed < len(cells):
             return "no graph", (
@@ -177,6 +195,8 @@ def _against_lines(
                 "attention: predicting well needs no graph here (one fixed transition matrix is learned by heart), or "
                 "another circuit does it; draw a matrix for each sequence, or train with TrainConfig's default stages"
             )
+    if is_low and not has_fallen:
+        return "converged", ADVICE["converged"]
     at_unigram = abs(last - frequencies) <= NEAR * gap and abs(last - frequencies) < abs(last - uniform)
     return ("unigram", ADVICE["unigram"]) if is_level and at_unigram else None
 

@@ -1,0 +1,171 @@
+"""Data and numbers that look usable and are not: refused, or said, and never taken for evidence."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from assertions import assert_refused
+
+import causal_circuits as cc
+from causal_circuits.discovery.user_data import read_data
+
+CHAIN = cc.chain_graph(6)
+TASK = cc.InContextTask(CHAIN, d_vocab=3)
+
+
+def labels_of(batch: cc.Batch, seed: int) -> np.ndarray:
+    law = batch.target_probs.double().numpy()
+    below = np.random.default_rng(seed).random((len(law), 1)) > law.cumsum(axis=1) / law.sum(axis=1, keepdims=True)
+    return below.sum(axis=1).clip(max=law.shape[1] - 1)
+
+
+# ---- copies
+
+
+@pytest.mark.parametrize(("n_original", "times"), [(100, 10), (1000, 3), (2500, 2)])
+@pytest.mark.parametrize("n_single", [0, 1, 40])
+@pytest.mark.parametrize("form", ["labels", "laws", "half"])
+def test_copies_are_found_beside_rows_that_occur_once(n_original: int, times: int, n_single: int, form: str) -> None:
+    batch = TASK.sample(n_original + n_single, seed=1)
+    rows = np.concatenate([np.tile(np.arange(n_original), times), n_original + np.arange(n_single)])
+    targets = {
+        "labels": torch.from_numpy(labels_of(batch, 0)),
+        "laws": batch.target_probs,
+        "half": batch.target_probs.half(),
+    }
+    found = cc.recover_graph(batch.tokens[rows], targets[form][rows])
+    assert found.n_independent <= n_original + n_single
+    assert any("copies" in warning for warning in found.warnings)
+
+
+def test_laws_tell_copies_of_short_contexts_that_chance_repeats() -> None:
+    batch = cc.InContextTask(cc.chain_graph(4), d_vocab=2).sample(2501, seed=1)
+    rows = np.concatenate([np.tile(np.arange(2500), 2), [2500]])
+    assert read_data(batch.tokens[rows], batch.target_probs[rows], None).n_independent <= 2501
+
+
+def test_means_with_one_row_copied_often_are_worth_few_rows() -> None:
+    batch = TASK.sample(501, seed=3)
+    rows = np.concatenate([np.zeros(500, dtype=int), np.arange(1, 501)])
+    worth = read_data(batch.tokens[rows], batch.target_probs[rows], None).n_independent
+    assert worth == pytest.approx(1000**2 / (500**2 + 500), abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("n_ctx", "d_vocab", "alpha"), [(4, 2, 1.0), (4, 2, 0.1), (3, 2, 0.1), (6, 3, 1.0), (6, 5, 0.1)]
+)
+@pytest.mark.parametrize("n", [200, 5000])
+def test_fresh_sequences_are_no_copies(n_ctx: int, d_vocab: int, alpha: float, n: int) -> None:
+    task = cc.InContextTask(cc.chain_graph(n_ctx - 1), d_vocab=d_vocab, alpha=alpha)
+    for seed in range(5):
+        batch = task.sample(n, seed=seed)
+        for targets in (labels_of(batch, seed), batch.target_probs, batch.target_probs.half()):
+            vocabulary = d_vocab if targets.ndim == 1 else None
+            assert read_data(batch.tokens, targets, vocabulary).n_independent == n
+
+
+def test_fresh_sequences_of_one_deterministic_kernel_in_order_of_the_query_are_no_copies() -> None:
+    cycle = np.roll(np.eye(3), 1, axis=1)
+    batch = cc.InContextTask(CHAIN, d_vocab=3, kernels=cycle[None]).sample(3000, seed=0)
+    order = batch.tokens[:, -1].argsort()
+    for targets in (batch.target_probs, torch.from_numpy(labels_of(batch, 0))):
+        assert read_data(batch.tokens[order], targets[order], 3).n_independent == 3000
+
+
+# ---- numbers
+
+
+def _numbers_refused() -> dict[str, tuple]:
+    batch = TASK.sample(64, seed=0)
+    x, y = batch.tokens, batch.target_probs
+    negative = torch.ones(64)
+    negative[3] = -1.0
+    upper = np.triu(np.random.default_rng(0).random((4, 4)), 1)
+    return {
+        "unigram": (lambda: cc.unigram(x, 3, -1.0), "pseudo_count", "-1"),
+        "unigram nan": (lambda: cc.unigram(x, 3, float("nan")), "pseudo_count", "nan"),
+        "subset": (lambda: cc.subset_predictor(TASK, x, [0], -0.5), "pseudo_count", "-0.5"),
+        "subset zero": (lambda: cc.subset_predictor(TASK, x, [0], 0.0), "pseudo_count", "0.0"),
+        "logits": (lambda: cc.cross_entropy(y.log(), y), "probs", "softmax"),
+        "sums": (lambda: cc.cross_entropy(2 * y, y), "sum to 1", "2"),
+        "nan": (lambda: cc.cross_entropy(y * float("nan"), y), "probs", "nan"),
+        "targets": (lambda: cc.cross_entropy(y, y - 1), "target_probs", "sum to 1"),
+        "smoothing": (lambda: cc.estimate_gradient(x, y, smoothing=-5.0), "smoothing", "-5"),
+        "zero weights": (lambda: cc.conditional_information(x, y, weights=torch.zeros(64)), "weights", "0"),
+        "negative weight": (lambda: cc.conditional_information(x, y, weights=negative), "weights", "-1"),
+        "nan weight": (lambda: cc.conditional_information(x, y, weights=negative.sqrt()), "weights", "nan"),
+        "n_exact": (lambda: cc.reference_losses(TASK, batch, n_exact=-1), "n_exact=-1", "at least 2"),
+        "one": (lambda: cc.reference_losses(TASK, batch, n_exact=1), "n_exact=1", "at least 2"),
+        "one sequence": (lambda: cc.reference_losses(TASK, batch[:1]), "batch of 1", "at least 2"),
+        "kernel": (lambda: cc.bounded_below(np.full((2, 2), 3.0), 0.1), "sum to 1", "6"),
+        "negative kernel": (lambda: cc.bounded_below(np.array([[2.0, -1], [0, 1]]), 0.1), "sum to 1", "-1"),
+        "no kernel": (lambda: cc.bounded_below(np.ones((0, 2, 2)), 0.1), "kernel", "[0, 2, 2]"),
+        "upper": (lambda: cc.chow_liu_tree(upper), "symmetric", "transpose"),
+        "asymmetric": (lambda: cc.chow_liu_tree(upper + 2 * upper.T), "symmetric"),
+    }
+
+
+@pytest.mark.parametrize("case", sorted(_numbers_refused()))
+def test_numbers_without_a_meaning_are_refused(case: str) -> None:
+    call, *words = _numbers_refused()[case]
+    assert_refused(call, *words)
+
+
+def test_probabilities_in_bfloat16_are_probabilities() -> None:
+    batch = cc.InContextTask(CHAIN, d_vocab=16).sample(2000, seed=0)
+    exact, rounded = batch.target_probs, batch.target_probs.bfloat16()
+    torch.testing.assert_close(cc.cross_entropy(rounded, exact), cc.cross_entropy(exact, exact), atol=4e-3, rtol=0)
+
+
+def test_a_tree_is_the_same_from_half_of_the_matrix() -> None:
+    below = np.tril(np.random.default_rng(1).random((5, 5)), -1)
+    assert set(cc.chow_liu_tree(below).edges) == set(cc.chow_liu_tree(below + below.T).edges)
+
+
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_a_chunk_is_at_least_one(chunk: int) -> None:
+    batch = TASK.sample(64, seed=0)
+    model, two_heads = cc.disentangled_transformer(3, 6), cc.disentangled_transformer(3, 6, (2, 1))
+    for call in (
+        lambda: cc.mean_attention(model, batch.tokens, chunk=chunk),
+        lambda: cc.evaluate(model, batch, chunk=chunk),
+        lambda: cc.pair_gain(two_heads, batch, chunk=chunk),
+        lambda: cc.pooled_mutual_information(batch.tokens, 3, chunk=chunk),
+        lambda: cc.conditional_information(batch.tokens, batch.target_probs, chunk=chunk),
+    ):
+        assert_refused(call, "chunk must be at least 1", str(chunk))
+
+
+# ---- what became of a training
+
+
+def record_of(losses: torch.Tensor) -> cc.TrainingRecord:
+    return cc.TrainingRecord(losses.double(), (), losses[:0].double(), attention=None, score_gradients=None)
+
+
+def noisy(level: float) -> torch.Tensor:
+    return level + 0.01 * torch.randn(400, generator=torch.Generator().manual_seed(0)).double()
+
+
+def test_a_run_that_goes_on_from_trained_weights_is_at_the_line() -> None:
+    batch = TASK.sample(4096, seed=5)
+    record = record_of(noisy(float(cc.cross_entropy(cc.edge_posterior(TASK, batch.tokens), batch.target_probs).mean())))
+    for model in (None, cc.plant_circuit(CHAIN, d_vocab=3)):
+        health = cc.training_health(record, TASK, model)
+        assert (health.verdict, health.advice) == ("converged", "")
+    untrained = cc.training_health(record, TASK, cc.disentangled_transformer(3, 6))
+    assert untrained.verdict == "no graph"
+
+
+def test_a_run_that_stays_at_uniform_predictions_is_at_no_line() -> None:
+    health = cc.training_health(record_of(noisy(float(np.log(3)))), TASK)
+    assert health.verdict in ("plateau", "unigram")
+    assert "learning rate" in health.advice
+
+
+def test_a_loss_of_zero_cannot_fall_and_a_negative_one_is_none() -> None:
+    health = cc.training_health(record_of(torch.zeros(200)))
+    assert (health.verdict, health.advice) == ("converged", "")
+    for losses in (torch.full((200,), -1.0), torch.linspace(1, -1, 200), torch.tensor([-1.0])):
+        assert_refused(partial(cc.training_health, record_of(losses)), "at least 0", "-1", "sign")
