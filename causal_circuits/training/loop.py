@@ -259,7 +259,7 @@ def _check(models: Sequence[HookedTransformer], tasks: Sequence[Task], configs: 
         known = trainable_parameters(model)
         _check_parameters(known)
         if not attachments(model):
-            check_forward(model, torch.randint(task.d_vocab, (1, task.n_ctx)))
+            check_forward(model, torch.arange(task.n_ctx)[None] % task.d_vocab)
         for stage in config.stages:
             unknown = [name for name in stage.train or () if name not in known]
             if unknown:
