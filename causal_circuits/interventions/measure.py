@@ -5,10 +5,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.models import HookedTransformer, check_forward, check_model, log_probs
+from causal_circuits.models import HookedTransformer, acceptance, check_forward, check_model, log_probs
 from causal_circuits.tasks import Batch
 
-CHUNK = 2048
+CHUNK = acceptance.CHUNK  # sequences of one pass: what `check_forward` tries where something is attached
 
 
 def predictions(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:

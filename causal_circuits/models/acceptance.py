@@ -57,9 +57,8 @@ class Attachment:
     where: str
 
     def __str__(self) -> str:
-        return f"{self.kind} {'on' if 'hook' in self.kind else 'of' if self.kind == 'parametrization' else 'at'} " + (
-            self.where
-        )
+        preposition = {"hook": "on", "native hook": "on", "parametrization": "of"}.get(self.kind, "at")
+        return f"{self.kind} {preposition} {self.where}"
 
 
 def register_known_class(cls: type[nn.Module]) -> type[nn.Module]:
@@ -175,7 +174,7 @@ def refuse_foreign(model: HookedTransformer, tool: str, remedy: str) -> None:
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 _SAME = 1e-6  # two runs of the same forward
 CHUNK = 2048  # sequences of one pass
-_NUMBERS = 2**22  # numbers in the residual streams of the sequences that are tried, at most; one sequence at least
+_PRODUCTS = 2**22  # of one head's projection of the sequences that are tried, at most; one sequence at least
 
 
 @torch.no_grad()
@@ -206,7 +205,7 @@ def check_forward(
                 "a model that is analysed must call its hooks, and torch skips them in compiled modules: found a "
                 f"{found}; analyse the model as it was before model.compile()"
             )
-    n = min(8, max(1, _NUMBERS // (tokens.shape[1] * model.cfg.d_model * model.cfg.d_head)))
+    n = min(8, max(1, _PRODUCTS // (tokens.shape[1] * model.cfg.d_model * model.cfg.d_head)))
     tried = tokens[: CHUNK if attached else n].to(model.W_U.device)
     expected = plain(model, tried).double()
     if attached or fast is plain:

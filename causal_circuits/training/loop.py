@@ -48,8 +48,8 @@ def train(
             data of your own.
         config: stages, batch size, warm start and seed; the default is the recipe of `default_stages`, which writes
             nothing in. For a reduced model it is `TrainConfig.warm`, which writes in A2 as Algorithm 1 does, and for a
-            target with several parents `train_in_turns`, which writes in each head's match and the read-out; both go
-            over the weights that the model comes with.
+            target with several parents `train_in_turns`, which writes in each head's match and the read-out; both
+            refuse a model whose weights are from a training, a file or `plant_circuit`.
         record: which steps to record; the default is twelve, dense at the start.
         progress: show a bar; None shows it on a terminal only.
         on_record: called with (step, model) at every recorded step, to measure the model or keep its weights; a run
