@@ -1,0 +1,119 @@
+// causal_circuits._native: what Python calls. Arrays are checked here, by name; kernels take what they are given.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "kernels.h"
+#include "sampler.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using Shape = std::vector<int64_t>;  // -1: any length
+
+template <class T> struct Array {
+    T* data;
+    Shape shape;
+};
+
+[[noreturn]] void refuse(const std::string& what) { throw nb::value_error(what.c_str()); }
+
+// A C-contiguous array of T on the CPU; of const T, it may be read-only. Raises ValueError.
+template <class T> Array<T> array(nb::handle given, const char* name, const Shape& shape) {
+    using Number = std::remove_const_t<T>;
+    using Found = std::conditional_t<std::is_const_v<T>, nb::ndarray<const Number, nb::c_contig, nb::device::cpu>,
+                                     nb::ndarray<Number, nb::c_contig, nb::device::cpu>>;
+    Found found;
+    bool fits = nb::try_cast<Found>(given, found, false) && found.ndim() == shape.size();
+    for (size_t axis = 0; fits && axis < shape.size(); ++axis)
+        fits = shape[axis] < 0 || shape[axis] == int64_t(found.shape(axis));
+    if (fits) return {found.data(), Shape(found.shape_ptr(), found.shape_ptr() + found.ndim())};
+
+    std::string wanted, got = nb::type_name(given.type()).c_str();
+    for (int64_t length : shape) wanted += (wanted.empty() ? "" : ", ") + (length < 0 ? "n" : std::to_string(length));
+    for (const char* attribute : {"dtype", "shape"})
+        if (nb::hasattr(given, attribute)) got += std::string(" ") + nb::str(given.attr(attribute)).c_str();
+    const char* type = std::is_same_v<Number, float> ? "float32" : std::is_same_v<Number, int32_t> ? "int32" : "float64";
+    refuse(std::string(name) + " must be a " + (std::is_const_v<T> ? "" : "writable ") + "C-contiguous array of " + type +
+           " [" + wanted + "]: got " + got);
+}
+
+// A task's plan, checked, and the numbers that it points to.
+class Sampler {
+  public:
+    SamplerPlan plan;
+
+    Sampler(nb::handle constants, nb::handle first_row, nb::handle parents, nb::handle degrees, int n_tok, int roots) {
+        const auto numbers = array<const float>(constants, "constants", {5, -1});
+        const auto table = array<const int32_t>(parents, "parents", {-1, -1});
+        const int64_t n_entries = numbers.shape[1], n_nodes = table.shape[0], most = table.shape[1];
+        if (n_tok < 1 || n_entries < n_tok || n_entries % n_tok || n_entries > MAX_ENTRIES || n_nodes < 2 || n_nodes > MAX_ENTRIES)
+            refuse("a plan has rows of n_tok >= 1 entries, a position and a target");
+        if (roots < 0 || roots > 2) refuse("roots must be 0, 1 or 2: got " + std::to_string(roots));
+        for (int64_t i = n_entries; i < 5 * n_entries; ++i)
+            if (!std::isfinite(numbers.data[i])) refuse("constants must be finite");
+        for (int64_t i = n_entries; i < 2 * n_entries; ++i)
+            if (numbers.data[i] < 0.6f) refuse("constants[1] must be alpha + 2/3");
+        constants_.assign(numbers.data, numbers.data + 5 * n_entries);
+        parents_.assign(table.data, table.data + n_nodes * most);
+        const int32_t* first = array<const int32_t>(first_row, "first_row", {most + 1}).data;
+        first_row_.assign(first, first + most + 1);
+        const int32_t* degree = array<const int32_t>(degrees, "degrees", {n_nodes}).data;
+        degrees_.assign(degree, degree + n_nodes);
+
+        const float* of = constants_.data();
+        plan = {int(n_nodes - 1), n_tok, int(n_entries / n_tok), int(most), Roots(roots), of + n_entries, of + 2 * n_entries,
+                of + 3 * n_entries, of + 4 * n_entries, first_row_.data(), parents_.data(), degrees_.data()};
+        for (int node = 0; node < n_nodes; ++node) check(node);
+        if (roots == 1 && plan.n_rows != n_tok) refuse("roots of 1 need one row for every token");
+    }
+
+    void draw(std::pair<uint32_t, uint32_t> key, int64_t first, nb::handle tokens, nb::handle targets) const {
+        const auto drawn = array<int32_t>(tokens, "tokens", {-1, plan.n_ctx});
+        const auto laws = array<float>(targets, "targets", {drawn.shape[0], plan.n_tok});
+        if (first < 0 || drawn.shape[0] > INT32_MAX) refuse("first must not be negative: got " + std::to_string(first));
+        const uint32_t words[2] = {key.first, key.second};
+        nb::gil_scoped_release unlocked;
+        kernels().sample(plan, words, first, int(drawn.shape[0]), drawn.data, laws.data);
+    }
+
+  private:
+    // Parents come before their children, and the rows that their tokens name exist.
+    void check(int node) const {
+        const int degree = degrees_[node];
+        if (degree < -1 || degree > plan.max_parents || (degree < 0 && node == plan.n_ctx))
+            refuse("degrees must be those of the parents: got " + std::to_string(degree));
+        int64_t rows = 1;
+        for (int k = 0; k < degree; ++k) {
+            const int parent = parents_[size_t(node) * plan.max_parents + k];
+            if (parent < 0 || parent >= node) refuse("a parent must precede its child: got " + std::to_string(parent));
+            rows = std::min<int64_t>(rows * plan.n_tok, MAX_ENTRIES);
+        }
+        if (degree > 0 && (first_row_[degree] < 0 || first_row_[degree] + rows > plan.n_rows))
+            refuse("first_row must leave a row for all tokens of the parents: got " + std::to_string(first_row_[degree]));
+    }
+
+    static constexpr int64_t MAX_ENTRIES = 1 << 20;
+    std::vector<float> constants_;
+    std::vector<int32_t> first_row_, parents_, degrees_;
+};
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+    module.doc() = "The compiled core: sampling and training steps.";
+    module.def("instruction_set", [] { return kernels().name; }, "The instructions that the kernels use on this machine.");
+    nb::class_<Sampler>(module, "Sampler", "Sequences of one InContextTask: the numbers of tasks/draws.py.")
+        .def(nb::init<nb::handle, nb::handle, nb::handle, nb::handle, int, int>(), "constants"_a, "first_row"_a, "parents"_a,
+             "degrees"_a, "n_tok"_a, "roots"_a)
+        .def("draw", &Sampler::draw, "key"_a, "first"_a, "tokens"_a, "targets"_a,
+             "Fill tokens [n, n_ctx] and targets [n, n_tok] with the sequences from the place `first` on.");
+}
