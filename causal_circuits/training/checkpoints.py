@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from causal_circuits import native
 from causal_circuits.arguments import check_arguments
 from causal_circuits.models import HookedTransformer
 from causal_circuits.recording import RecordAt
@@ -157,12 +158,10 @@ def identity_of(
 
 def _what_decides_bits(path: str, model: HookedTransformer) -> dict[str, Any]:
     """What the rounding of a run depends on, besides the run itself."""
-    libraries = ("torch", "numpy", "transformer-lens") if path == "structured" else ("torch", "numpy", "numba")
-    decides: dict[str, Any] = {name: version(name) for name in libraries} | {"processor": platform.machine()}
+    decides: dict[str, Any] = {"processor": platform.machine(), "numpy": version("numpy")}
     if path == "fused":
-        from causal_circuits.simd.lanes import LANES  # needs numba
-
-        return decides | {"floats in a vector": LANES}
+        return decides | {"core": version("causal-circuits"), "instructions": native.core().instruction_set()}
+    decides |= {name: version(name) for name in ("torch", "transformer-lens")}
     return decides | {"device": model.W_U.device.type, "threads of torch": torch.get_num_threads()}
 
 

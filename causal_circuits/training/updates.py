@@ -1,7 +1,7 @@
 """The optimisers of a run, stage after stage; what they remember goes into checkpoints."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ class Updates:
         parameters, stages: as in a TrainConfig.
         name: of this optimiser among those of a run.
         start: where to go on from.
-        compiled: do the arithmetic of Adam and AdamW in `compiled.py`; the parameters are flat and of whole vectors.
     """
 
     def __init__(
@@ -26,37 +25,29 @@ class Updates:
         stages: Sequence[Stage],
         name: str = "0",
         start: State | None = None,
-        compiled: bool = False,
     ) -> None:
-        self._parameters, self._compiled, self._name = parameters, compiled, name
+        self._parameters, self._name = parameters, name
         done = start.step if start else 0
         self._optimizer: torch.optim.Optimizer | None = None
         self._steps = self._remaining(stages, done, start.part(f"optimizer.{name}") if start else {})
 
     def _remaining(
         self, stages: Sequence[Stage], done: int, remembered: dict[str, Tensor]
-    ) -> Iterator["torch.optim.Optimizer | _CompiledAdam"]:
+    ) -> Iterator[torch.optim.Optimizer]:
         for stage in stages:
             first, done = min(done, stage.steps), max(done - stage.steps, 0)
             if first == stage.steps:
                 continue
             chosen: list[Tensor] = [self._parameters[name] for name in stage.train or self._parameters]
-            options: dict[str, Any] = {
-                "lr": stage.learning_rate,
-                "weight_decay": stage.weight_decay,
-                "fused": self._compiled,
-            }
+            options: dict[str, Any] = {"lr": stage.learning_rate, "weight_decay": stage.weight_decay}
             self._optimizer = OPTIMIZERS[stage.optimizer](chosen, **options)
             if first:
                 _restore(self._optimizer, remembered)
-            adam: _CompiledAdam | None = None
             for step in range(first, stage.steps):
                 rate = stage.learning_rate * SCHEDULES[stage.schedule](step / stage.steps)
                 for group in self._optimizer.param_groups:
                     group["lr"] = rate
-                if adam is None and self._compiled and _has_begun(self._optimizer):
-                    adam = _CompiledAdam(self._optimizer)
-                yield adam or self._optimizer
+                yield self._optimizer
 
     def step(self) -> None:
         """The next step of the optimiser."""
@@ -71,46 +62,6 @@ class Updates:
             for quantity, value in quantities.items()
             if value is not None
         }
-
-
-def _has_begun(optimizer: torch.optim.Optimizer) -> TypeGuard[torch.optim.Adam]:
-    """Whether it is Adam or AdamW, and has made what it remembers."""
-    return isinstance(optimizer, torch.optim.Adam) and bool(optimizer.state)
-
-
-class _CompiledAdam:
-    """The arithmetic of torch's Adam or AdamW after its first step; what it remembers stays in torch's own object."""
-
-    def __init__(self, optimizer: torch.optim.Adam) -> None:
-        from causal_circuits.training.compiled import compiled_adam  # needs numba
-
-        (self._group,), self._adam = optimizer.param_groups, compiled_adam()
-        states = [(parameter, optimizer.state[parameter]) for parameter in self._group["params"]]
-        self._arrays = [
-            tuple(tensor.numpy() for tensor in (parameter.data, parameter.grad, state["exp_avg"], state["exp_avg_sq"]))
-            for parameter, state in states
-        ]
-        self._counts = [state["step"].numpy() for _, state in states]
-        self._done = int(self._counts[0])
-
-    def step(self) -> None:
-        """One step."""
-        self._done += 1
-        group, t = self._group, self._done
-        (beta1, beta2), rate, decay = group["betas"], group["lr"], group["weight_decay"]
-        decoupled = group["decoupled_weight_decay"]
-        numbers = (
-            1.0 - rate * decay if decoupled else 1.0,
-            0.0 if decoupled else decay,
-            rate / (1.0 - beta1**t),
-            1.0 - beta1,
-            1.0 - beta2,
-            (1.0 - beta2**t) ** -0.5,
-            group["eps"],
-        )
-        for arrays, count in zip(self._arrays, self._counts, strict=True):
-            self._adam(*arrays, *numbers)
-            count[...] = t
 
 
 def _restore(optimizer: torch.optim.Optimizer, remembered: dict[str, Tensor]) -> None:

@@ -1,109 +1,94 @@
 // causal_circuits._native: what Python calls. Arrays are checked here, by name; kernels take what they are given.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/pair.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
-#include <algorithm>
-#include <cmath>
-#include <string>
-#include <type_traits>
-#include <vector>
+#include "python_sampler.h"
+#include "trainer.h"
 
-#include "kernels.h"
-#include "sampler.h"
-
-namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace {
 
-using Shape = std::vector<int64_t>;  // -1: any length
+using Floats = nb::ndarray<nb::numpy, float>;
+using Pairs = std::vector<std::pair<uint32_t, uint32_t>>;
 
-template <class T> struct Array {
-    T* data;
-    Shape shape;
-};
-
-[[noreturn]] void refuse(const std::string& what) { throw nb::value_error(what.c_str()); }
-
-// A C-contiguous array of T on the CPU; of const T, it may be read-only. Raises ValueError.
-template <class T> Array<T> array(nb::handle given, const char* name, const Shape& shape) {
-    using Number = std::remove_const_t<T>;
-    using Found = std::conditional_t<std::is_const_v<T>, nb::ndarray<const Number, nb::c_contig, nb::device::cpu>,
-                                     nb::ndarray<Number, nb::c_contig, nb::device::cpu>>;
-    Found found;
-    bool fits = nb::try_cast<Found>(given, found, false) && found.ndim() == shape.size();
-    for (size_t axis = 0; fits && axis < shape.size(); ++axis)
-        fits = shape[axis] < 0 || shape[axis] == int64_t(found.shape(axis));
-    if (fits) return {found.data(), Shape(found.shape_ptr(), found.shape_ptr() + found.ndim())};
-
-    std::string wanted, got = nb::type_name(given.type()).c_str();
-    for (int64_t length : shape) wanted += (wanted.empty() ? "" : ", ") + (length < 0 ? "n" : std::to_string(length));
-    for (const char* attribute : {"dtype", "shape"})
-        if (nb::hasattr(given, attribute)) got += std::string(" ") + nb::str(given.attr(attribute)).c_str();
-    const char* type = std::is_same_v<Number, float> ? "float32" : std::is_same_v<Number, int32_t> ? "int32" : "float64";
-    refuse(std::string(name) + " must be a " + (std::is_const_v<T> ? "" : "writable ") + "C-contiguous array of " + type +
-           " [" + wanted + "]: got " + got);
-}
-
-// A task's plan, checked, and the numbers that it points to.
-class Sampler {
+// A Trainer with what Python needs of it: stacks as arrays [member, ...] that live in it and keep it alive.
+class PythonTrainer : public Trainer {
   public:
-    SamplerPlan plan;
+    PythonTrainer(std::tuple<int, int, int, int> sizes, int members, int batch, int threads, std::vector<const Sampler*> samplers,
+                  const Pairs& keys)
+        : Trainer(checked(sizes, members, batch, threads), members, batch, threads, draws(sizes, members, samplers, keys)) {}
 
-    Sampler(nb::handle constants, nb::handle first_row, nb::handle parents, nb::handle degrees, int n_tok, int roots) {
-        const auto numbers = array<const float>(constants, "constants", {5, -1});
-        const auto table = array<const int32_t>(parents, "parents", {-1, -1});
-        const int64_t n_entries = numbers.shape[1], n_nodes = table.shape[0], most = table.shape[1];
-        if (n_tok < 1 || n_entries < n_tok || n_entries % n_tok || n_entries > MAX_ENTRIES || n_nodes < 2 || n_nodes > MAX_ENTRIES)
-            refuse("a plan has rows of n_tok >= 1 entries, a position and a target");
-        if (roots < 0 || roots > 2) refuse("roots must be 0, 1 or 2: got " + std::to_string(roots));
-        for (int64_t i = n_entries; i < 5 * n_entries; ++i)
-            if (!std::isfinite(numbers.data[i])) refuse("constants must be finite");
-        for (int64_t i = n_entries; i < 2 * n_entries; ++i)
-            if (numbers.data[i] < 0.6f) refuse("constants[1] must be alpha + 2/3");
-        constants_.assign(numbers.data, numbers.data + 5 * n_entries);
-        parents_.assign(table.data, table.data + n_nodes * most);
-        const int32_t* first = array<const int32_t>(first_row, "first_row", {most + 1}).data;
-        first_row_.assign(first, first + most + 1);
-        const int32_t* degree = array<const int32_t>(degrees, "degrees", {n_nodes}).data;
-        degrees_.assign(degree, degree + n_nodes);
-
-        const float* of = constants_.data();
-        plan = {int(n_nodes - 1), n_tok, int(n_entries / n_tok), int(most), Roots(roots), of + n_entries, of + 2 * n_entries,
-                of + 3 * n_entries, of + 4 * n_entries, first_row_.data(), parents_.data(), degrees_.data()};
-        for (int node = 0; node < n_nodes; ++node) check(node);
-        if (roots == 1 && plan.n_rows != n_tok) refuse("roots of 1 need one row for every token");
+    float run_gradients(int64_t then_first, bool watch) {
+        nb::gil_scoped_release unlocked;
+        return gradients(then_first, watch);
+    }
+    void finish() {
+        nb::gil_scoped_release unlocked;
+        close();
+    }
+    void start_drawing(int64_t first) {
+        nb::gil_scoped_release unlocked;
+        draw(first);
+    }
+    void run_adam(int weight, int first, int end, double learning_rate, double decay, double decoupled_decay, int64_t step) {
+        check(weight, first, end);
+        if (step < 1) refuse("step must be at least 1: got " + std::to_string(step));
+        constexpr double beta1 = 0.9, beta2 = 0.999;
+        adam(weight, first, end, {learning_rate, decay, decoupled_decay, 1 - std::pow(beta1, step), 1 - std::pow(beta2, step),
+                                  float(beta1), float(beta2), 1e-8f});
+    }
+    void run_sgd(int weight, int first, int end, float learning_rate, float decay) {
+        check(weight, first, end);
+        sgd(weight, first, end, learning_rate, decay);
     }
 
-    void draw(std::pair<uint32_t, uint32_t> key, int64_t first, nb::handle tokens, nb::handle targets) const {
-        const auto drawn = array<int32_t>(tokens, "tokens", {-1, plan.n_ctx});
-        const auto laws = array<float>(targets, "targets", {drawn.shape[0], plan.n_tok});
-        if (first < 0 || drawn.shape[0] > INT32_MAX) refuse("first must not be negative: got " + std::to_string(first));
-        const uint32_t words[2] = {key.first, key.second};
-        nb::gil_scoped_release unlocked;
-        kernels().sample(plan, words, first, int(drawn.shape[0]), drawn.data, laws.data);
+    template <float* (Trainer::*STACK)(int)> static nb::object stack(nb::object self, int weight) {
+        PythonTrainer& trainer = nb::cast<PythonTrainer&>(self);
+        trainer.check(weight, 0, trainer.members);
+        const size_t shape[2] = {size_t(trainer.members), trainer.size(weight)};
+        const int64_t strides[2] = {int64_t(trainer.row(weight)), 1};
+        return nb::cast(Floats((trainer.*STACK)(weight), 2, shape, self, strides));
+    }
+    template <class T, T* (Trainer::*DATA)()> static nb::object batches(nb::object self, size_t width) {
+        PythonTrainer& trainer = nb::cast<PythonTrainer&>(self);
+        const size_t shape[3] = {size_t(trainer.members), size_t(trainer.batch), width};
+        return nb::cast(nb::ndarray<nb::numpy, T>((trainer.*DATA)(), 3, shape, self));
+    }
+    static nb::object all_losses(nb::object self) {
+        PythonTrainer& trainer = nb::cast<PythonTrainer&>(self);
+        const size_t shape[1] = {size_t(trainer.members)};
+        return nb::cast(nb::ndarray<nb::numpy, double>(trainer.losses(), 1, shape, self));
+    }
+    static nb::object all_patterns(nb::object self) {
+        PythonTrainer& trainer = nb::cast<PythonTrainer&>(self);
+        const size_t t = trainer.sizes.n_ctx, shape[5] = {size_t(trainer.members), 2, size_t(trainer.sizes.m1), t, t};
+        return nb::cast(Floats(trainer.patterns(), 5, shape, self));
     }
 
   private:
-    // Parents come before their children, and the rows that their tokens name exist.
-    void check(int node) const {
-        const int degree = degrees_[node];
-        if (degree < -1 || degree > plan.max_parents || (degree < 0 && node == plan.n_ctx))
-            refuse("degrees must be those of the parents: got " + std::to_string(degree));
-        int64_t rows = 1;
-        for (int k = 0; k < degree; ++k) {
-            const int parent = parents_[size_t(node) * plan.max_parents + k];
-            if (parent < 0 || parent >= node) refuse("a parent must precede its child: got " + std::to_string(parent));
-            rows = std::min<int64_t>(rows * plan.n_tok, MAX_ENTRIES);
-        }
-        if (degree > 0 && (first_row_[degree] < 0 || first_row_[degree] + rows > plan.n_rows))
-            refuse("first_row must leave a row for all tokens of the parents: got " + std::to_string(first_row_[degree]));
+    void check(int weight, int first, int end) const {
+        if (weight < 0 || weight > 2 || first < 0 || end > members || first > end)
+            refuse("there are weights 0 to 2 and members 0 to " + std::to_string(members));
     }
-
-    static constexpr int64_t MAX_ENTRIES = 1 << 20;
-    std::vector<float> constants_;
-    std::vector<int32_t> first_row_, parents_, degrees_;
+    static Sizes checked(std::tuple<int, int, int, int> sizes, int members, int batch, int threads) {
+        const auto [n_ctx, n_tok, m1, m2] = sizes;
+        const int least = std::min({n_ctx, n_tok, m1, m2, members, batch, threads}), most = std::max({n_ctx, n_tok, m1, m2, threads});
+        if (least < 1 || most > 1 << 14) refuse("sizes, members, batch and threads must be at least 1, sizes at most 16,384");
+        return {n_ctx, n_tok, m1, m2};
+    }
+    static std::vector<Draws> draws(std::tuple<int, int, int, int> sizes, int members, const std::vector<const Sampler*>& samplers,
+                                    const Pairs& keys) {
+        if (samplers.empty()) return {};
+        if (int(samplers.size()) != members || int(keys.size()) != members) refuse("one sampler and one key for each member");
+        std::vector<Draws> found;
+        for (int i = 0; i < members; ++i) {
+            const SamplerPlan& plan = samplers[i]->plan;
+            if (plan.n_ctx != std::get<0>(sizes) || plan.n_tok != std::get<1>(sizes)) refuse("samplers must be of the model's sizes");
+            found.push_back({&plan, {keys[i].first, keys[i].second}});
+        }
+        return found;
+    }
 };
 
 }  // namespace
@@ -116,4 +101,29 @@ NB_MODULE(_native, module) {
              "degrees"_a, "n_tok"_a, "roots"_a)
         .def("draw", &Sampler::draw, "key"_a, "first"_a, "tokens"_a, "targets"_a,
              "Fill tokens [n, n_ctx] and targets [n, n_tok] with the sequences from the place `first` on.");
+    nb::class_<Trainer>(module, "_Trainer");
+    nb::class_<PythonTrainer, Trainer>(module, "Trainer", "Models of the same sizes in training: see trainer.h.")
+        .def(nb::init<std::tuple<int, int, int, int>, int, int, int, std::vector<const Sampler*>, const Pairs&>(), "sizes"_a,
+             "members"_a, "batch"_a, "threads"_a, "samplers"_a, "keys"_a, nb::keep_alive<1, 6>(),
+             "sizes is (n_ctx, d_vocab, heads of layer 0, heads of layer 1); without samplers the caller fills the batches.")
+        .def("close", &PythonTrainer::finish, "End the threads; the arrays stay.")
+        .def("draw", &PythonTrainer::start_drawing, "first"_a)
+        .def("gradients", &PythonTrainer::run_gradients, "then_first"_a, "watch"_a)
+        .def("adam", &PythonTrainer::run_adam, "weight"_a, "first_member"_a, "end_member"_a, "learning_rate"_a, "decay"_a,
+             "decoupled_decay"_a, "step"_a)
+        .def("sgd", &PythonTrainer::run_sgd, "weight"_a, "first_member"_a, "end_member"_a, "learning_rate"_a, "decay"_a)
+        .def("weights", &PythonTrainer::stack<&Trainer::weights>, "weight"_a)
+        .def("gradients_of", &PythonTrainer::stack<&Trainer::gradients_of>, "weight"_a)
+        .def("means", &PythonTrainer::stack<&Trainer::means>, "weight"_a)
+        .def("squares", &PythonTrainer::stack<&Trainer::squares>, "weight"_a)
+        .def_prop_ro("losses", &PythonTrainer::all_losses)
+        .def_prop_ro("patterns", &PythonTrainer::all_patterns)
+        .def_prop_ro("tokens", [](nb::object self) {
+            return PythonTrainer::batches<int32_t, &Trainer::tokens>(self, nb::cast<PythonTrainer&>(self).sizes.n_ctx); })
+        .def_prop_ro("targets", [](nb::object self) {
+            return PythonTrainer::batches<float, &Trainer::targets>(self, nb::cast<PythonTrainer&>(self).sizes.n_tok); })
+        .def_prop_ro("next_tokens", [](nb::object self) {
+            return PythonTrainer::batches<int32_t, &Trainer::next_tokens>(self, nb::cast<PythonTrainer&>(self).sizes.n_ctx); })
+        .def_prop_ro("next_targets", [](nb::object self) {
+            return PythonTrainer::batches<float, &Trainer::next_targets>(self, nb::cast<PythonTrainer&>(self).sizes.n_tok); });
 }

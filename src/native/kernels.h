@@ -22,11 +22,21 @@ struct Watched {
     float *pattern, *d_pattern;
 };
 
+// A step of Adam: its rates, torch's epsilon, and 1 - beta^t for the number t of steps so far, this one included.
+// `decay` is Adam's weight decay, `decoupled_decay` AdamW's.
+struct AdamStep {
+    double learning_rate, decay, decoupled_decay, mean_correction, square_correction;
+    float beta1, beta2, epsilon;
+};
+
 struct Kernels {
     // Loss of n sequences, summed and times `share`; fills `gradients`. tokens [n, n_ctx], targets [n, n_tok].
     double (*gradient)(Sizes, const int32_t* tokens, const float* targets, int n, Weights<const float>, Weights<float>,
                        Watched, float share);
     void (*sample)(const SamplerPlan&, const uint32_t key[2], int64_t first, int n, int32_t* tokens, float* targets);
+    float (*add_up)(const float* parts, int n_parts, size_t stride, size_t n, float* out);
+    void (*adam)(float* weights, const float* gradients, float* means, float* squares, size_t n, AdamStep);
+    void (*sgd)(float* weights, const float* gradients, size_t n, float learning_rate, float decay);
     const char* name;  // "avx512", "avx2" or "baseline"
 };
 

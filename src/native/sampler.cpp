@@ -19,7 +19,7 @@ constexpr uint32_t FOR_GAMMAS = 0, FOR_TOKENS = 1;
 // Added to every gamma: a row of zeros, or a token never left, has no law. Rows that sum to less than SMALL have
 // underflowed and are scaled by their largest entry first.
 constexpr float TINY = 1e-37f, SMALL = 1e-25f;
-// Entries whose gammas are drawn before those that were rejected are drawn again, together.
+// Entries of the matrices that are drawn before what was rejected of them is drawn again: enough to fill vectors.
 constexpr int CHUNK = 128;
 
 // sin(pi t) for t in [-1/2, 1/2] to 2e-7: the Taylor series.
@@ -33,23 +33,22 @@ inline Floats sin_pi(Floats t) {
     return p * t;
 }
 
-// Attempts at d v ~ Gamma(d + 1/3) by Marsaglia & Tsang (2000), several vectors at once: `draws.log_gammas`.
-// Every loop is one short chain of instructions a vector, so that the processor works on several vectors at a time; with
-// a whole attempt in registers it waited, and this was 0.8 times as fast.
+// Attempts at Gamma(d + 1/3) = d v by Marsaglia & Tsang (2000), several vectors at once: `draws.log_gammas`.
+// Every loop is one short chain of instructions a vector, so that the processor works on several vectors at a time: in
+// one loop, with everything in registers, it waits (0.79 times the sampler's rate at n_ctx 20, n_tok 10, AVX-512).
 class Attempts {
   public:
-    static constexpr int MOST = 32;
-    Floats log_v[MOST];    // 0 where v would not be positive
-    unsigned kept[MOST];   // bits of lanes
-    Floats log_power[MOST];
+    static constexpr int MOST = 16;
+    Floats log_v[MOST];   // 0 where v would not be positive
+    Ints rejected[MOST];
+    Floats spare[MOST];   // a uniform number that the attempt does not use
 
     void set(int i, const Counter& words) {
-        radius[i] = uniform(words.c0), angle[i] = uniform(words.c1) - 0.5f, height[i] = uniform(words.c2);
-        log_power[i] = uniform(words.c3);
+        u1[i] = uniform(words.c0), u2[i] = uniform(words.c1), u3[i] = uniform(words.c2), spare[i] = uniform(words.c3);
     }
-    // With d(i) and c(i) for vectors 0, ..., n - 1.
+    // Vector i is of Gamma(d(i) + 1/3), and c(i) = 1 / sqrt(9 d(i)).
     template <class D, class C> void judge(int n, D d, C c) {
-        for (int i = 0; i < n; ++i) x[i] = square_root(log(radius[i]) * -2.0f) * sin_pi(angle[i]);
+        for (int i = 0; i < n; ++i) x[i] = square_root(log(u1[i]) * -2.0f) * sin_pi(u2[i] - 0.5f);
         for (int i = 0; i < n; ++i) {
             const Floats root = c(i) * x[i] + 1.0f;
             log_v[i] = log(select(root > 0.0f, root, splat(1.0f))) * 3.0f;
@@ -57,36 +56,36 @@ class Attempts {
         for (int i = 0; i < n; ++i) {
             const Floats root = c(i) * x[i] + 1.0f;
             const Floats bound = d(i) * ((log_v[i] - root * root * root) + 1.0f) + x[i] * x[i] * 0.5f;
-            kept[i] = bits_of((root > 0.0f) & (log(height[i]) < bound));
+            rejected[i] = ~((root > 0.0f) & (log(u3[i]) < bound));
         }
     }
 
   private:
-    Floats radius[MOST], angle[MOST], height[MOST], x[MOST];
+    Floats u1[MOST], u2[MOST], u3[MOST], x[MOST];
 };
 
 // What a thread works in, kept from call to call.
 struct Workspace {
-    float* logs;        // [entry of a chunk, lane] of gammas
-    float* powers;      // [entry of a chunk, lane]
-    int32_t* again;     // [entry of a chunk, lane] which of them were rejected
-    float* matrices;    // [row, token, lane]
-    float* work;        // [token, token, lane] of `stationary_law`
-    float* law;         // [token, lane] of the roots
-    float* running;     // [wide, lane] sums of a row
-    float* cumulative;  // [lane, row, wide] bounds of the tokens; the last row has the law of the roots
-    float* numbers;     // [position, lane] uniform numbers
-    int32_t* tokens;    // [position, lane]
-    int32_t* turned;    // [lane, position]
+    float *log_v, *log_powers;  // [entry of a chunk, lane] a gamma's logarithm is their sum
+    int32_t* again;             // [entry of a chunk, lane] which of them were rejected
+    float* matrices;            // [row, token, lane]
+    float* work;                // [token, token, lane] of `stationary_law`
+    float* law;                 // [token, lane] of the roots
+    float* running;             // [token, lane] sums of a row
+    float* cumulative;          // [lane, row, wide] bounds of the tokens; the last row has the law of the roots
+    float* numbers;             // [position, lane] uniform numbers
+    int32_t *tokens, *turned;   // [position, lane], [lane, position]
+    int32_t *named, *zeros;     // [lane] rows
 
     Workspace(const SamplerPlan& plan, int chunk, int wide) : n_ctx(plan.n_ctx), n_tok(plan.n_tok), n_rows(plan.n_rows) {
         arena.fill([&](Arena& a) {
-            const size_t rows = n_rows, matrix = size_t(n_tok) * n_tok;
-            logs = a.take<float>(chunk * LANES), powers = a.take<float>(chunk * LANES), again = a.take<int32_t>(chunk * LANES);
-            matrices = a.take<float>(rows * n_tok * LANES), work = a.take<float>(matrix * LANES);
-            law = a.take<float>(n_tok * LANES), running = a.take<float>(wide * LANES);
-            cumulative = a.take<float>((rows + 1) * wide * LANES), numbers = a.take<float>(size_t(n_ctx) * LANES);
-            tokens = a.take<int32_t>(size_t(padded(n_ctx)) * LANES), turned = a.take<int32_t>(size_t(padded(n_ctx)) * LANES);
+            const size_t n = n_tok * LANES, positions = size_t(padded(n_ctx)) * LANES;
+            log_v = a.take<float>(chunk * LANES), log_powers = a.take<float>(chunk * LANES);
+            again = a.take<int32_t>(chunk * LANES), matrices = a.take<float>(n_rows * n), work = a.take<float>(n_tok * n);
+            law = a.take<float>(n), running = a.take<float>(n);
+            cumulative = a.take<float>(size_t(n_rows + 1) * wide * LANES), numbers = a.take<float>(positions);
+            tokens = a.take<int32_t>(positions), turned = a.take<int32_t>(positions);
+            named = a.take<int32_t>(LANES), zeros = a.take<int32_t>(LANES);
         });
     }
     bool fits(const SamplerPlan& plan) const {
@@ -101,32 +100,25 @@ struct Workspace {
 class Sampler {
   public:
     Sampler(const SamplerPlan& of, const uint32_t key[2])
-        : plan(of), n_tok(of.n_tok), schedule(key), rows_at_once(std::max(CHUNK / of.n_tok, 1)),
-          wide(padded(of.n_tok)), stride((of.n_rows + 1) * wide), room(workspace()) {
+        : plan(of), n_tok(of.n_tok), wide(padded(n_tok)), rows_at_once(std::max(CHUNK / n_tok, 1)),
+          stride(size_t(of.n_rows + 1) * wide), schedule(key), room(workspace()) {
         for (int t = 0; t < n_tok; ++t) store(room.law + t * LANES, splat(1.0f / float(n_tok)));
-        accumulate(room.law, plan.n_rows);
     }
 
-    // Sequences of `n` <= LANES neighbouring places; the upper halves of their places are equal.
+    // The sequences of n <= LANES neighbouring places, whose upper halves are equal.
     void draw(int64_t place, int n, int32_t* tokens, float* targets) {
         const uint32_t low = uint32_t(place), high = 256 * uint32_t(place >> 32);
-        draw_matrices(Stream(schedule, low, FOR_GAMMAS + high), low, FOR_GAMMAS + high);
-        if (plan.roots == Roots::stationary) {
-            stationary_law();
-            accumulate(room.law, plan.n_rows);
-        }
+        draw_matrices(low, FOR_GAMMAS + high);
+        if (plan.roots == Roots::stationary) stationary_law();
+        if (plan.roots == Roots::stationary_in_logs) stationary_law_in_logs();
+        if (plan.roots != Roots::shared) accumulate(room.law, plan.n_rows);
         draw_tokens(Stream(schedule, low, FOR_TOKENS + high));
-        for (int i = 0; i < plan.n_ctx; i += 4) {
-            const float* drawn = reinterpret_cast<const float*>(room.tokens + i * LANES);
-            store_transposed(reinterpret_cast<float*>(room.turned + i), padded(plan.n_ctx), load(drawn), load(drawn + LANES), load(drawn + 2 * LANES),
-                             load(drawn + 3 * LANES));
+        write_tokens(n, tokens);
+        const Rows rows = rows_of(plan.n_ctx);
+        for (int lane = 0; lane < n; ++lane) {
+            const float* row = room.matrices + size_t(rows.first + rows.below[lane]) * n_tok * LANES + lane;
+            for (int t = 0; t < n_tok; ++t) targets[lane * n_tok + t] = row[t * LANES];
         }
-        for (int lane = 0; lane < n; ++lane) std::copy_n(room.turned + lane * padded(plan.n_ctx), plan.n_ctx, tokens + size_t(lane) * plan.n_ctx);
-        int32_t rows[LANES];
-        name_rows(plan.n_ctx, rows);
-        for (int lane = 0; lane < n; ++lane)
-            for (int t = 0; t < n_tok; ++t)
-                targets[lane * n_tok + t] = room.matrices[(size_t(rows[lane]) * n_tok + t) * LANES + lane];
     }
 
   private:
@@ -136,83 +128,92 @@ class Sampler {
         return *kept;
     }
 
-    void draw_matrices(const Stream& stream, uint32_t place, uint32_t purpose) {
-        for (int row = 0; row < plan.n_rows; row += rows_at_once) {
-            const int end = std::min(row + rows_at_once, plan.n_rows);
-            draw_gammas(stream, row * n_tok, end * n_tok, place, purpose);
-            for (int r = row; r < end; ++r) {
-                normalize(room.logs + (r - row) * n_tok * LANES, room.matrices + size_t(r) * n_tok * LANES);
-                accumulate(room.matrices + size_t(r) * n_tok * LANES, r);
+    void draw_matrices(uint32_t place, uint32_t purpose) {
+        const size_t size = size_t(n_tok) * LANES;
+        for (int first = 0; first < plan.n_rows; first += rows_at_once) {
+            const int end = std::min(first + rows_at_once, plan.n_rows);
+            draw_gammas(first * n_tok, end * n_tok, place, purpose);
+            for (int row = first; row < end; ++row) {
+                normalize((row - first) * size, room.matrices + row * size);
+                accumulate(room.matrices + row * size, row);
+                if (plan.roots == Roots::stationary_in_logs) normalize_in_logs((row - first) * size, room.work + row * size);
             }
         }
     }
 
-    // Logs of Gamma(alpha) draws for entries first, ..., end - 1: Gamma(alpha + 1) times U^(1 / alpha).
-    void draw_gammas(const Stream& stream, int first, int end, uint32_t place, uint32_t purpose) {
-        constexpr unsigned ALL = (1u << LANES) - 1;
+    // Of Gamma(alpha) = U^(1 / alpha) d v for entries first, ..., end - 1: the logs of v and of the rest.
+    void draw_gammas(int first, int end, uint32_t place, uint32_t purpose) {
+        const Stream stream(schedule, place, purpose);
         Attempts attempts;
         int n_again = 0;
         for (int e = first; e < end; e += Attempts::MOST) {
-            const int n = std::min(end - e, Attempts::MOST);
+            const int n = std::min(end - e, Attempts::MOST), at = (e - first) * LANES;
             for (int i = 0; i < n; ++i) attempts.set(i, stream(e + i));
             attempts.judge(n, [&](int i) { return splat(plan.d[e + i]); }, [&](int i) { return splat(plan.c[e + i]); });
             for (int i = 0; i < n; ++i) {
-                const Floats log_power = log(attempts.log_power[i]) * plan.inverse[e + i] + plan.log_d[e + i];
-                const Floats log_v = attempts.log_v[i];
-                store(room.logs + (e - first + i) * LANES, log_power + log_v);
-                store(room.powers + (e - first + i) * LANES, log_power);
+                store(room.log_v + at + i * LANES, attempts.log_v[i]);
+                store(room.log_powers + at + i * LANES, log(attempts.spare[i]) * plan.inverse[e + i] + plan.log_d[e + i]);
             }
             for (int i = 0; i < n; ++i)
-                for (unsigned left = ~attempts.kept[i] & ALL; left; left &= left - 1)
-                    room.again[n_again++] = (e - first + i) * LANES + __builtin_ctz(left);
+                n_again += store_chosen(room.again + n_again, lane_numbers() + (at + i * LANES), attempts.rejected[i]);
         }
-        for (uint32_t attempt = 1; n_again > 0; ++attempt) {
-            int n_left = 0;
-            for (int start = 0; start < n_again; start += Attempts::MOST * LANES) {
-                const int count = std::min(n_again - start, Attempts::MOST * LANES);
-                Floats d[Attempts::MOST] = {}, c[Attempts::MOST] = {};
-                for (int i = 0; i * LANES < count; ++i) {
-                    Counter counter{Words{}, Words{} + attempt, Words{}, Words{} + purpose};
-                    for (int lane = 0; lane < LANES && i * LANES + lane < count; ++lane) {
-                        const int at = room.again[start + i * LANES + lane], e = first + at / LANES;
-                        counter.c0[lane] = e, counter.c2[lane] = place + at % LANES;
-                        d[i][lane] = plan.d[e], c[i][lane] = plan.c[e];
-                    }
-                    attempts.set(i, random_words(counter, schedule));
-                }
-                attempts.judge((count + LANES - 1) / LANES, [&](int i) { return d[i]; }, [&](int i) { return c[i]; });
-                for (int k = 0; k < count; ++k) {
-                    const int at = room.again[start + k];
-                    if (attempts.kept[k / LANES] >> (k % LANES) & 1) room.logs[at] = room.powers[at] + attempts.log_v[k / LANES][k % LANES];
-                    else room.again[n_left++] = at;
-                }
-            }
-            n_again = n_left;
-        }
+        for (uint32_t attempt = 1; n_again > 0; ++attempt) n_again = draw_again(n_again, first, attempt, place, purpose);
     }
 
-    // A row of probabilities from the logs of its gammas, none of them zero.
-    void normalize(const float* logs, float* row) const {
+    // Another attempt at the log v of `room.again`; how many were rejected once more, now at its beginning.
+    int draw_again(int n_again, int first, uint32_t attempt, uint32_t place, uint32_t purpose) {
+        store(room.again + n_again, Ints{});  // fills the last vector
+        Attempts attempts;
+        int n_left = 0;
+        for (int start = 0; start < n_again; start += Attempts::MOST * LANES) {
+            const int32_t* again = room.again + start;
+            const int count = std::min(n_again - start, Attempts::MOST * LANES), n = (count + LANES - 1) / LANES;
+            const auto entry = [&](int i) { return Ints(load<Words>(again + i * LANES) / LANES); };
+            for (int i = 0; i < n; ++i) {
+                const Words lane = load<Words>(again + i * LANES) % LANES;
+                attempts.set(i, random_words({Words(entry(i) + first), Words{} + attempt, lane + place, Words{} + purpose}, schedule));
+            }
+            attempts.judge(n, [&](int i) { return look_up<Size::any>(plan.d + first, entry(i)); },
+                           [&](int i) { return look_up<Size::any>(plan.c + first, entry(i)); });
+            for (int k = 0; k < count; ++k) {  // without a branch: the next attempt writes over what is rejected
+                const int at = again[k];
+                room.log_v[at] = attempts.log_v[k / LANES][k % LANES];
+                room.again[n_left] = at;
+                n_left -= attempts.rejected[k / LANES][k % LANES];
+            }
+        }
+        return n_left;
+    }
+
+    // A row of probabilities, none of them zero, from its gammas: those from `at` on.
+    void normalize(size_t at, float* row) const {
+        const int size = n_tok * LANES;
         Floats total{};
-        for (int t = 0; t < n_tok; ++t) {
-            const Floats gamma = exp(load(logs + t * LANES)) + TINY;
-            store(row + t * LANES, gamma);
+        for (int t = 0; t < size; t += LANES) {
+            const Floats gamma = exp(log_gamma(at + t)) + TINY;
+            store(row + t, gamma);
             total += gamma;
         }
         const Ints small = total < SMALL;
         if (bits_of(small)) {  // a whole row underflowed: go back to the logs
-            Floats top = splat(-INF);
-            for (int t = 0; t < n_tok; ++t) top = larger(load(logs + t * LANES), top);
+            const Floats top = largest_log_gamma(at);
             total = Floats{};
-            for (int t = 0; t < n_tok; ++t) {
-                const Floats scaled = exp(load(logs + t * LANES) - top) + TINY;
-                const Floats gamma = select(small, scaled, load(row + t * LANES));
-                store(row + t * LANES, gamma);
+            for (int t = 0; t < size; t += LANES) {
+                const Floats gamma = select(small, exp(log_gamma(at + t) - top) + TINY, load(row + t));
+                store(row + t, gamma);
                 total += gamma;
             }
         }
         const Floats z = 1.0f / total;
-        for (int t = 0; t < n_tok; ++t) store(row + t * LANES, load(row + t * LANES) * z);
+        for (int t = 0; t < size; t += LANES) store(row + t, load(row + t) * z);
+    }
+
+    Floats log_gamma(size_t at) const { return load(room.log_v + at) + load(room.log_powers + at); }
+
+    Floats largest_log_gamma(size_t at) const {
+        Floats top = splat(-INF);
+        for (int t = 0; t < n_tok; ++t) top = larger(log_gamma(at + t * LANES), top);
+        return top;
     }
 
     // Running sums of a law, infinite from where they reach the last: rounding leaves no draw without a token.
@@ -222,29 +223,27 @@ class Sampler {
             total += load(law + t * LANES);
             store(room.running + t * LANES, total);
         }
-        for (int t = 0; t < wide; t += 4) {
-            Floats bounds[4];
-            for (int k = 0; k < 4; ++k) {
-                const Floats bound = load(room.running + (t + k) * LANES);
-                bounds[k] = t + k < n_tok ? select(bound < total, bound, splat(INF)) : splat(INF);
-            }
-            store_transposed(room.cumulative + row * wide + t, stride, bounds[0], bounds[1], bounds[2], bounds[3]);
-        }
+        const auto bound = [this, total](int t) {
+            const Floats sum = t < n_tok ? load(room.running + t * LANES) : total;
+            return select(sum < total, sum, splat(INF));
+        };
+        for (int t = 0; t < wide; t += 4)
+            store_transposed(room.cumulative + size_t(row) * wide + t, stride, bound(t), bound(t + 1), bound(t + 2), bound(t + 3));
     }
 
     // Grassmann, Taksar & Heyman (1985): eliminate states one at a time; no subtraction, so float32 keeps its digits.
     // The weights of states that are hardly ever left would overflow: they are kept divided by their sum.
     void stationary_law() {
-        const size_t row_size = size_t(n_tok) * LANES;
+        const size_t size = size_t(n_tok) * LANES;
         const float* from = room.matrices;
         for (int k = n_tok - 1; k > 0; --k) {
-            const float* gone = from + k * row_size;
+            const float* gone = from + k * size;
             Floats total{};
             for (int s = 0; s < k; ++s) total += load(gone + s * LANES);
             const Floats leaving = 1.0f / total;
             for (int r = 0; r < k; ++r) {
-                const float* old = from + r * row_size;
-                float* row = room.work + r * row_size;
+                const float* old = from + r * size;
+                float* row = room.work + r * size;
                 const Floats factor = load(old + k * LANES) * leaving;
                 store(row + k * LANES, factor);
                 for (int s = 0; s < k; ++s) store(row + s * LANES, factor * load(gone + s * LANES) + load(old + s * LANES));
@@ -254,58 +253,113 @@ class Sampler {
         store(room.law, splat(1.0f));
         for (int k = 1; k < n_tok; ++k) {
             Floats weight{};
-            for (int s = 0; s < k; ++s) weight += load(room.law + s * LANES) * load(room.work + s * row_size + k * LANES);
+            for (int s = 0; s < k; ++s) weight += load(room.law + s * LANES) * load(room.work + s * size + k * LANES);
             const Floats z = 1.0f / (weight + 1.0f);
             for (int s = 0; s < k; ++s) store(room.law + s * LANES, load(room.law + s * LANES) * z);
             store(room.law + k * LANES, weight * z);
         }
     }
 
-    // The rows that the tokens of a node's parents name, of all transition matrices, for every lane.
-    void name_rows(int node, int32_t* rows) const {
-        const int degree = plan.degrees[node], size = n_tok, first = plan.first_row[std::max(degree, 0)];
-        const int32_t *parents = plan.parents + size_t(node) * plan.max_parents, *tokens = room.tokens;
-        if (degree == 0) store(rows, splat_ints(plan.roots == Roots::shared ? plan.n_rows - 1 : plan.n_rows));
-        if (degree == 0) return;
-        for (int lane = 0; lane < LANES; ++lane) {  // no vectors: they would wait for the parents' lanes to be stored
-            int row = tokens[parents[0] * LANES + lane];
-            for (int k = 1; k < degree; ++k) row = row * size + tokens[parents[k] * LANES + lane];
-            rows[lane] = first + row;
-        }
+    // The logs of a row of probabilities; their differences keep their digits however long the odds are.
+    void normalize_in_logs(size_t at, float* row) const {
+        const Floats top = largest_log_gamma(at);
+        Floats total{};
+        for (int t = 0; t < n_tok; ++t) total += exp(log_gamma(at + t * LANES) - top);
+        for (int t = 0; t < n_tok; ++t) store(row + t * LANES, (log_gamma(at + t * LANES) - top) - log(total));
     }
 
-    // tokens [position, lane]: the first of a row whose running sum is above a uniform number.
+    // log(e^a + e^b)
+    static Floats add_logs(Floats a, Floats b) {
+        const Floats top = larger(a, b), other = a > b ? b : a;
+        return top + log(exp(other - top) + 1.0f);
+    }
+
+    // `stationary_law` of the logs in `work`.
+    void stationary_law_in_logs() {
+        const size_t size = size_t(n_tok) * LANES;
+        const auto work = [this, size](int row, int token) { return room.work + row * size + token * LANES; };
+        for (int k = n_tok - 1; k > 0; --k) {
+            Floats leaving = load(work(k, 0));
+            for (int s = 1; s < k; ++s) leaving = add_logs(leaving, load(work(k, s)));
+            for (int r = 0; r < k; ++r) {
+                const Floats factor = load(work(r, k)) - leaving;
+                store(work(r, k), factor);
+                for (int s = 0; s < k; ++s) store(work(r, s), add_logs(load(work(r, s)), factor + load(work(k, s))));
+            }
+        }
+        Floats top{}, total{};  // the first state's weight is 1
+        store(room.law, Floats{});
+        for (int k = 1; k < n_tok; ++k) {
+            Floats weight = load(room.law) + load(work(0, k));
+            for (int s = 1; s < k; ++s) weight = add_logs(weight, load(room.law + s * LANES) + load(work(s, k)));
+            store(room.law + k * LANES, weight);
+            top = larger(weight, top);
+        }
+        for (int k = 0; k < n_tok; ++k) {
+            const Floats weight = exp(load(room.law + k * LANES) - top);
+            store(room.law + k * LANES, weight);
+            total += weight;
+        }
+        for (int k = 0; k < n_tok; ++k) store(room.law + k * LANES, load(room.law + k * LANES) / total);
+    }
+
+    struct Rows {  // row first + below[lane] of all transition matrices
+        int first;
+        const int32_t* below;
+    };
+    // The rows that the tokens of a node's parents name.
+    Rows rows_of(int node) const {
+        const int degree = plan.degrees[node];
+        if (degree == 0) return {plan.roots == Roots::shared ? plan.n_rows - 1 : plan.n_rows, room.zeros};
+        const int32_t* parents = plan.parents + size_t(node) * plan.max_parents;
+        if (degree == 1) return {plan.first_row[1], room.tokens + parents[0] * LANES};
+        Ints row{};
+        for (int k = 0; k < degree; ++k) row = row * n_tok + load<Ints>(room.tokens + parents[k] * LANES);
+        store(room.named, row);
+        return {plan.first_row[degree], room.named};
+    }
+
+    // A position's token is the first of its row whose running sum is above a uniform number.
     void draw_tokens(const Stream& stream) {
         Floats query{};
         for (int i = 0; i < plan.n_ctx; ++i) {
             const Counter words = stream(i);
             store(room.numbers + i * LANES, uniform(words.c0));
-            query = uniform(words.c1);  // in the end, the last position's
+            query = uniform(words.c1) * float(n_tok);  // in the end, the last position's
         }
-        const Ints query_token = __builtin_convertvector(query * float(n_tok), Ints);
+        const Ints rounded = __builtin_convertvector(query, Ints);
         for (int i = 0; i < plan.n_ctx; ++i) {
             int32_t* drawn = room.tokens + i * LANES;
             if (plan.degrees[i] < 0) {
-                store(drawn, query_token < n_tok - 1 ? query_token : splat_ints(n_tok - 1));
+                store(drawn, rounded < n_tok ? rounded : splat_ints(n_tok - 1));
                 continue;
             }
-            int32_t rows[LANES];
-            name_rows(i, rows);
-            const float *bounds = room.cumulative, *numbers = room.numbers + i * LANES;
-            const size_t one = wide, all = stride, last = wide - LANES;
+            const Rows rows = rows_of(i);
+            const float *bounds = room.cumulative + size_t(rows.first) * wide, *numbers = room.numbers + i * LANES;
+            const size_t all = stride, width = wide, last = wide - LANES;
+#pragma GCC unroll 4
             for (int lane = 0; lane < LANES; ++lane, bounds += all) {
-                const float* row = bounds + rows[lane] * one;
-                int below = count_not_above(row + last, numbers[lane]);
-                for (size_t t = 0; t < last; t += LANES) below += count_not_above(row + t, numbers[lane]);
-                drawn[lane] = below;
+                const float* row = bounds + rows.below[lane] * width;
+                int n_below = count_not_above(row + last, numbers[lane]);
+                for (size_t t = 0; t < last; t += LANES) n_below += count_not_above(row + t, numbers[lane]);
+                drawn[lane] = n_below;
             }
         }
     }
 
+    void write_tokens(int n, int32_t* tokens) const {
+        const size_t n_ctx = plan.n_ctx, wide_ctx = padded(plan.n_ctx);
+        const auto at = [this](size_t i) { return load(reinterpret_cast<const float*>(room.tokens + i * LANES)); };
+        for (size_t i = 0; i < n_ctx; i += 4)
+            store_transposed(reinterpret_cast<float*>(room.turned + i), wide_ctx, at(i), at(i + 1), at(i + 2), at(i + 3));
+        for (int lane = 0; lane < n; ++lane)
+            std::memcpy(tokens + lane * n_ctx, room.turned + lane * wide_ctx, n_ctx * sizeof *tokens);
+    }
+
     const SamplerPlan& plan;
-    const int n_tok;
+    const int n_tok, wide, rows_at_once;
+    const size_t stride;  // of the lanes of `cumulative`
     const Schedule schedule;
-    const int rows_at_once, wide, stride;
     const Workspace& room;
 };
 

@@ -2,7 +2,8 @@
 #pragma once
 #include <cstdint>
 
-enum class Roots : int { uniform = 0, stationary = 1, shared = 2 };  // the law of a root's token
+// The law of a root's token. With tiny alpha a stationary law hangs on odds too long for float32: it is found in logs.
+enum class Roots : int { uniform = 0, stationary = 1, shared = 2, stationary_in_logs = 3 };
 
 struct SamplerPlan {
     int n_ctx, n_tok;

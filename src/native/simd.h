@@ -243,6 +243,22 @@ inline unsigned bits_of(Ints mask) {
 #endif
 }
 
+// Writes the lanes where a mask is set, one after the other, and perhaps anything up to a vector behind; how many.
+inline int store_chosen(int32_t* to, Ints values, Ints mask) {
+#if defined(__AVX512F__)
+    const unsigned chosen = bits_of(mask);
+    store(to, Ints(_mm512_maskz_compress_epi32(__mmask16(chosen), __m512i(values))));
+    return __builtin_popcount(chosen);
+#else
+    int n = 0;
+    for (int lane = 0; lane < LANES; ++lane) {  // without a branch: which lanes are chosen cannot be predicted
+        to[n] = values[lane];
+        n -= mask[lane];
+    }
+    return n;
+#endif
+}
+
 // Upper and lower halves of the 64-bit products of unsigned lanes with a number: even and odd lanes are multiplied apart.
 struct WideProduct {
     Words high, low;

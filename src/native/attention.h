@@ -1,0 +1,108 @@
+// The pattern of layer 0, a vector of queries at a time ("column": [key, lane]), and what is summed over it.
+#pragma once
+#include <cmath>
+
+#include "tables.h"
+
+namespace KERNELS_NAMESPACE {
+
+// Value by value at every position of a unit: what a residual block says of its token plus what it says of its position.
+template <Size SIZE> inline Floats read_block(const float* block, const int32_t* x, int unit, const Shape& s) {
+    return look_up<SIZE>(block, load<Ints>(x + unit * LANES)) + load(block + s.n_tok + unit * LANES - s.pad);
+}
+
+inline Floats alive(Floats value, int unit, const Shape& s, float otherwise) {
+    return unit > 0 ? value : select(lane_numbers() >= s.pad, value, splat(otherwise));
+}
+
+// Sums by token of the values at all positions, out[x[i]] += values[i]; up to whole vectors is written.
+inline void by_token(const float* values, const int32_t* x, const float* identity, const Shape& s, float* out) {
+    if (s.n_tok > FEW_TOKENS) {
+        std::fill_n(out, s.n_tok, 0.0f);
+        for (int i = s.pad; i < s.context; ++i) out[x[i]] += values[i];
+        return;
+    }
+    for (int t = 0; t < s.tokens; t += LANES) {
+        Floats total[4] = {};  // chains that do not wait for each other
+        for (int i = 0; i < s.context; i += 4)
+            for (int k = 0; k < 4; ++k) total[k] += values[i + k] * load(identity + x[i + k] * s.tokens + t);
+        store(out + t, (total[0] + total[1]) + (total[2] + total[3]));
+    }
+}
+
+// The values at all positions as a residual block: summed by token, then as they are. What lies behind it is overwritten.
+inline void write_block(const float* values, const int32_t* x, const float* identity, const Shape& s, float* block) {
+    by_token(values, x, identity, s, block);
+    for (int i = 0; i < s.n_ctx; i += LANES) store(block + s.n_tok + i, load(values + s.pad + i));
+}
+
+// e^scores of a unit's queries for every key up to theirs; their sums.
+template <Size SIZE> inline Floats exponential_column(const Tables& t, bool wide, const int32_t* x, int unit, const Shape& s, float* column) {
+    const Ints asking = load<Ints>(x + unit * LANES);
+    const float *pt = t.pt + unit * s.n_tok * LANES, *pp = t.pp + unit * s.context * LANES;
+    const int end = (unit + 1) * LANES;
+    Floats total{};
+    if (!wide) {
+        for (int key = s.pad; key < end; ++key) {
+            const int token = x[key];
+            const Floats by_query = look_up<SIZE, false>(t.tt + token * s.tokens, t.tp + key * s.tokens, asking);
+            const Floats e = by_query * load(pt + token * LANES) * load(pp + key * LANES);
+            store(column + key * LANES, e);
+            total += e;
+        }
+        return total;
+    }
+    Floats top = splat(-1e30f);  // finite: where there is no key at all, e^(-inf - top) is 0
+    for (int key = s.pad; key < end; ++key) {
+        const int token = x[key];
+        const Floats by_query = look_up<SIZE, true>(t.tt + token * s.tokens, t.tp + key * s.tokens, asking);
+        const Floats score = by_query + load(pt + token * LANES) + load(pp + key * LANES);
+        store(column + key * LANES, score);
+        top = larger(score, top);
+    }
+    for (int key = s.pad; key < end; ++key) {
+        const Floats e = exp_of_negative(load(column + key * LANES) - top);
+        store(column + key * LANES, e);
+        total += e;
+    }
+    return total;
+}
+
+// sum over the keys of weights[key] column[key]: for every query of a unit.
+inline Floats over_keys(const float* column, const float* weights, int unit, const Shape& s) {
+    Floats total[4] = {};
+    int key = s.pad;
+    const int end = (unit + 1) * LANES;
+    for (; key + 4 <= end; key += 4)
+        for (int k = 0; k < 4; ++k) total[k] += weights[key + k] * load(column + (key + k) * LANES);
+    for (; key < end; ++key) total[0] += weights[key] * load(column + key * LANES);
+    return (total[0] + total[1]) + (total[2] + total[3]);
+}
+
+// out[key] += sum over the queries of a band of weights[query] pattern[query, key]; `rows` are the band's columns.
+inline void over_queries(const float* rows, const float* weights, int first_unit, int end_unit, const Shape& s, float* out) {
+    for (int keys = 0; keys < end_unit; ++keys) {  // a vector of keys
+        Floats totals[LANES] = {};
+        for (int unit = std::max(keys, first_unit); unit < end_unit; ++unit) {
+            const float* block = rows + ((unit - first_unit) * s.context + keys * LANES) * LANES;
+            const Floats weight = load(weights + unit * LANES);
+            for (int k = 0; k < LANES; ++k) totals[k] += weight * load(block + k * LANES);
+        }
+        add_to(out + keys * LANES, sums(totals));
+    }
+}
+
+// Softmax of n numbers in place; zero up to whole vectors. Returns log of the sum of their exponentials.
+inline float softmax(float* scores, int n) {
+    const float top = *std::max_element(scores, scores + n);
+    float total = 0;
+    for (int v = 0; v < n; v += LANES) {
+        const Floats e = select(lane_numbers() < n - v, exp_of_negative(load(scores + v) - top), Floats{});
+        store(scores + v, e);
+        total += sum(e);
+    }
+    for (int v = 0; v < n; v += LANES) store(scores + v, load(scores + v) / total);
+    return top + std::log(total);
+}
+
+}  // namespace KERNELS_NAMESPACE

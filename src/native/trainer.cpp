@@ -1,0 +1,98 @@
+#include "trainer.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+// A step is cut into so many parts or more, whatever the number of threads; parts hold at least SMALLEST_PART sequences.
+constexpr int PARTS = 8, SMALLEST_PART = 64;
+constexpr int DRAWN_AT_ONCE = 128;
+
+static int whole_parts(int members, int batch) {
+    return std::max(1, std::min((PARTS + members - 1) / members, batch / SMALLEST_PART));
+}
+
+Trainer::Trainer(Sizes s, int n_members, int batch_size, int threads, std::vector<Draws> draws)
+    : sizes(s), members(n_members), batch(batch_size), n_parts_(whole_parts(n_members, batch_size)),
+      n_pieces_((batch_size + DRAWN_AT_ONCE - 1) / DRAWN_AT_ONCE), draws_(std::move(draws)) {
+    const size_t d0 = s.block(), d1 = s.width_1(), width = s.width();
+    const size_t numbers[3] = {s.m1 * d0 * d0, s.m2 * d1 * d1, width * s.n_tok};
+    for (int weight = 0; weight < 3; ++weight) {
+        sizes_of_[weight] = numbers[weight], rows_[weight] = (numbers[weight] + 63) / 64 * 64;
+        offsets_[weight] = whole_, whole_ += members * rows_[weight];
+    }
+    for (auto* stack : {&weights_, &total_, &means_, &squares_}) stack->resize(whole_);
+    if (n_parts_ > 1) parts_.resize(n_parts_ * whole_);
+    losses_.resize(members), part_losses_.resize(members * n_parts_);
+    for (int k = 0; k < 2; ++k) {
+        tokens_[k].resize(size_t(members) * batch * s.n_ctx);
+        targets_[k].resize(size_t(members) * batch * s.n_tok);
+    }
+    workers_ = std::make_unique<Workers<Trainer>>(*this, threads);
+}
+
+void Trainer::draw(int64_t first) {
+    if (!workers_) throw std::logic_error("this trainer is closed");
+    workers_->wait_for_all();
+    first_ = first, n_gradient_jobs_ = 0;
+    workers_->start(draws_.empty() ? 0 : members * n_pieces_);
+}
+
+float Trainer::gradients(int64_t then_first, bool watch) {
+    if (!workers_) throw std::logic_error("this trainer is closed");
+    workers_->wait_for_all();
+    now_ = 1 - now_, first_ = then_first, watch_ = watch;
+    const size_t pair = size_t(sizes.m1) * sizes.n_ctx * sizes.n_ctx;
+    if (watch) watched_.resize(members * 2 * pair), watched_parts_.resize(members * n_parts_ * 2 * pair);
+    n_gradient_jobs_ = members * n_parts_;
+    workers_->start(n_gradient_jobs_ + (draws_.empty() ? 0 : members * n_pieces_));
+    workers_->wait_for(n_gradient_jobs_);
+    for (int member = 0; member < members; ++member) {
+        const double* of = part_losses_.data() + member * n_parts_;
+        losses_[member] = 0;
+        for (int part = 0; part < n_parts_; ++part) losses_[member] += of[part];
+        for (size_t i = 0; watch && i < 2 * pair; ++i) {
+            const float* parts = watched_parts_.data() + member * n_parts_ * 2 * pair + i;
+            float total = 0;
+            for (int part = 0; part < n_parts_; ++part) total += parts[part * 2 * pair];
+            watched_[member * 2 * pair + i] = total;
+        }
+    }
+    const float* parts = n_parts_ > 1 ? parts_.data() : total_.data();
+    return kernels().add_up(parts, n_parts_, whole_, whole_, total_.data());
+}
+
+void Trainer::adam(int weight, int first_member, int end_member, AdamStep step) {
+    const size_t at = offset(weight) + first_member * row(weight), n = (end_member - first_member) * row(weight);
+    kernels().adam(weights_.data() + at, total_.data() + at, means_.data() + at, squares_.data() + at, n, step);
+}
+
+void Trainer::sgd(int weight, int first_member, int end_member, float learning_rate, float decay) {
+    const size_t at = offset(weight) + first_member * row(weight), n = (end_member - first_member) * row(weight);
+    kernels().sgd(weights_.data() + at, total_.data() + at, n, learning_rate, decay);
+}
+
+void Trainer::work(int job) {
+    if (job < n_gradient_jobs_) return differentiate(job / n_parts_, job % n_parts_);
+    const int piece = job - n_gradient_jobs_;
+    fill(piece / n_pieces_, piece % n_pieces_);
+}
+
+void Trainer::differentiate(int member, int part) {
+    const size_t start = size_t(batch) * part / n_parts_, end = size_t(batch) * (part + 1) / n_parts_;
+    const size_t at = size_t(member) * batch + start, pair = size_t(sizes.m1) * sizes.n_ctx * sizes.n_ctx;
+    float* out = n_parts_ > 1 ? parts_.data() + part * whole_ : total_.data();
+    const auto of = [&](auto* stack, int weight) { return stack + offset(weight) + member * row(weight); };
+    const float* weights = weights_.data();
+    float* watched = watch_ ? watched_parts_.data() + (member * n_parts_ + part) * 2 * pair : nullptr;
+    part_losses_[member * n_parts_ + part] =
+        kernels().gradient(sizes, tokens() + at * sizes.n_ctx, targets() + at * sizes.n_tok, int(end - start),
+                           {of(weights, 0), of(weights, 1), of(weights, 2)}, {of(out, 0), of(out, 1), of(out, 2)},
+                           {watched, watched ? watched + pair : nullptr}, 1.0f / batch);
+}
+
+void Trainer::fill(int member, int piece) {
+    const int start = piece * DRAWN_AT_ONCE, n = std::min(DRAWN_AT_ONCE, batch - start);
+    const size_t at = size_t(member) * batch + start;
+    kernels().sample(*draws_[member].plan, draws_[member].key, first_ + start, n, next_tokens() + at * sizes.n_ctx,
+                     next_targets() + at * sizes.n_tok);
+}
