@@ -7,6 +7,7 @@ CAUSAL_CIRCUITS_PURE=1 leaves it aside.
 import os
 import warnings
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 
 # Sequences that are drawn, or trained on, without the core before it is said that it is missing.
@@ -18,10 +19,9 @@ def _module() -> ModuleType | None:
     if os.environ.get("CAUSAL_CIRCUITS_PURE") == "1":
         return None
     try:
-        from causal_circuits import _native
-    except ImportError:
+        return import_module("causal_circuits._native")
+    except ModuleNotFoundError:
         return None
-    return _native
 
 
 def available() -> bool:
@@ -37,7 +37,9 @@ def core() -> ModuleType:
     """The compiled core; ask `available` first."""
     module = _module()
     if module is None:
-        raise ImportError("causal_circuits was installed without its compiled core: install a C++ compiler and reinstall")
+        raise ImportError(
+            "causal_circuits was installed without its compiled core: install a C++ compiler and reinstall"
+        )
     return module
 
 

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import causal_circuits as cc
-from causal_circuits.tasks import task as task_module
 from causal_circuits.training.runs import TRAINING_STREAM
 
 KERNELS = np.array([[0.7, 0.2, 0.1], [0.05, 0.05, 0.9], [0.3, 0.6, 0.1]])
@@ -91,16 +90,6 @@ def test_every_member_of_an_ensemble_has_its_own_draws() -> None:
     together = cc.train_ensemble(models, tasks, configs, progress=False)
     for task, config, record in zip(tasks, configs, together, strict=True):
         torch.testing.assert_close(losses(task, config=config), record.losses, atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_filler_in_place_equals_draws_bit_for_bit(kind: str) -> None:
-    task, n, first = KINDS[kind], 1100, 700
-    tokens, target_probs = np.empty((1, n, 6), np.int64), np.empty((1, n, 3), np.float32)
-    task_module.filler_of([task], [9])(tokens, target_probs, first)
-    batch = task.draws(9, first, n)
-    assert np.array_equal(tokens[0], batch.tokens)
-    assert np.array_equal(target_probs[0], batch.target_probs)
 
 
 def test_a_second_door_is_refused_when_the_class_is_made() -> None:

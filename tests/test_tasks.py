@@ -5,7 +5,6 @@ from collections import Counter
 from fractions import Fraction
 from itertools import product
 
-import numba
 import numpy as np
 import oracles
 import pytest
@@ -17,9 +16,7 @@ from scipy.stats import beta, kstest
 from test_graphs import dag_parents, forest_parents
 
 import causal_circuits as cc
-from causal_circuits.simd.lanes import LANES
-from causal_circuits.tasks import compiled, kernels
-from causal_circuits.tasks import task as task_module
+from causal_circuits.tasks import kernels, philox
 
 CYCLE = np.roll(np.eye(4), 1, axis=1)  # token t is always followed by t + 1: a chain of period 4
 KERNEL = np.array([[0.7, 0.2, 0.1], [0.05, 0.05, 0.9], [0.3, 0.6, 0.1]])
@@ -173,66 +170,13 @@ def test_batches_are_well_formed(parents: list[list[int]], d_vocab: int, log_alp
 @given(n=st.integers(1, 1300), seed=st.integers(0, 2**40))
 def test_threads_draw_what_one_call_draws(n: int, seed: int) -> None:
     """Also of kernels of the user's, which are drawn piece by piece."""
-    for alpha in (0.1, 1e-3):
-        task = cc.InContextTask(cc.chain_graph(4), d_vocab=3, alpha=alpha)
-        tokens, target_probs = np.empty((1, n, 4), np.int64), np.empty((1, n, 3), np.float32)
-        task_module.filler_of([task], [seed])(tokens, target_probs, 0)
+    for kernels_given in (None, np.full((3, 3), 1 / 3)):
+        task = cc.InContextTask(cc.chain_graph(4), d_vocab=3, kernels=kernels_given)
+        tokens, target_probs = np.empty((n, 4), np.int32), np.empty((n, 3), np.float32)
+        task._filler(seed)(0, tokens, target_probs)
         batch = task.sample(n, seed=seed)
-        assert np.array_equal(batch.tokens, tokens[0])
-        assert np.array_equal(batch.target_probs, target_probs[0])
-
-
-def assert_the_same_without_numba(task: cc.InContextTask, n: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same tokens and targets, but where a logarithm's last bit moves a draw across a boundary."""
-    compiled = task.sample(n, seed=seed)
-    with monkeypatch.context() as without_numba:
-        without_numba.setattr("causal_circuits.simd.available", lambda: False)
-        vectorised = task.sample(n, seed=seed)
-    equal = (compiled.tokens == vectorised.tokens).all(dim=1)
-    assert equal.double().mean() > 1 - 3 / n
-    assert torch.allclose(compiled.target_probs[equal], vectorised.target_probs[equal], atol=1e-5)
-
-
-@pytest.mark.parametrize("d_vocab", [2, 8, 9, 16, 17, 40])
-@pytest.mark.parametrize("alpha", [0.1, 1.0, 30.0])
-def test_a_seed_gives_the_same_sequences_without_numba(
-    d_vocab: int, alpha: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = cc.InContextTask(cc.random_forest(12, seed=d_vocab), d_vocab=d_vocab, alpha=alpha)
-    assert_the_same_without_numba(task, 700, 3, monkeypatch)
-
-
-@pytest.mark.parametrize("roots", ["uniform", "shared"])
-def test_dags_too_are_the_same_without_numba(roots: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = cc.graph_from_parents([[], [0], [0, 1], [1], [], [2, 3], [0, 2, 3], [4, 6]])
-    task = cc.InContextTask(graph, d_vocab=3, alpha=0.5, roots=roots)
-    assert_the_same_without_numba(task, 700, 3, monkeypatch)
-
-
-def test_far_places_of_a_stream_are_the_same_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    task, far = cc.InContextTask(cc.chain_graph(5), d_vocab=3), 2**32 - 4  # the place is a 64-bit number
-    compiled = task.draws(1, far, 8)
-    monkeypatch.setattr("causal_circuits.simd.available", lambda: False)
-    vectorised = task.draws(1, far, 8)
-    assert torch.equal(compiled.tokens, vectorised.tokens)
-    torch.testing.assert_close(compiled.target_probs, vectorised.target_probs, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("numba_there", [True, False])
-def test_several_tasks_at_once_are_drawn_as_each_alone(numba_there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs alone different; in-degrees and concentrations too; one whose sequences have no numbers of their own."""
-    monkeypatch.setattr(task_module.simd, "available", lambda: numba_there)
-    graphs = cc.chain_graph(8), cc.random_forest(8, seed=3), cc.ngram_graph(8, 2)
-    trees = [cc.InContextTask(graph, d_vocab=3, alpha=0.5) for graph in graphs[:2]]
-    others = [cc.InContextTask(graphs[2], d_vocab=3), cc.InContextTask(graphs[0], d_vocab=3, alpha=1e-4)]
-    assert not others[1].counts
-    for tasks in (trees, trees + others):
-        tokens, targets = np.empty((len(tasks), 40, 8), np.int64), np.empty((len(tasks), 40, 3), np.float32)
-        task_module.filler_of(tasks, range(len(tasks)))(tokens, targets, 100)
-        for seed, task in enumerate(tasks):
-            alone = task.draws(seed, 100, 40)
-            assert np.array_equal(tokens[seed], alone.tokens.numpy())
-            assert np.array_equal(targets[seed], alone.target_probs.numpy())
+        assert np.array_equal(batch.tokens, tokens)
+        assert np.array_equal(batch.target_probs, target_probs)
 
 
 def test_a_longer_batch_begins_with_the_shorter_one(chain_task: cc.InContextTask) -> None:
@@ -251,34 +195,20 @@ def test_kernel_entries_have_the_law_of_a_dirichlet(alpha: float) -> None:
         assert kstest(probs[:, token].double().numpy(), beta(alpha, 3 * alpha).cdf).pvalue > 1e-4
 
 
-@numba.njit
-def stationary_law(kernel, n_tok, work, law):  # pieces of kernels have no door for Python
-    compiled.stationary_law(kernel, n_tok, work, law)
-
-
-@pytest.mark.parametrize("d_vocab", [2, 3, 20, 100])
-@pytest.mark.parametrize("alpha", [0.1, 1.0])
-def test_compiled_stationary_laws_equal_linear_algebra(d_vocab: int, alpha: float) -> None:
-    """Nearly reducible kernels included: the law the compiled sampler draws roots from, in float64 to 1e-6."""
-    generator = np.random.default_rng(d_vocab)
-    kernels = generator.dirichlet(np.full(d_vocab, alpha), size=(20, d_vocab)) + 1e-12
-    kernels[:5] = 1e-6 * kernels[:5] + (1 - 1e-6) * np.eye(d_vocab)  # nearly absorbing, every state
-    kernels /= kernels.sum(axis=-1, keepdims=True)
-    for first in range(0, len(kernels), LANES):  # a lane is a kernel
-        group = kernels[first : first + LANES]
-        lanes, work = np.ones((2, d_vocab, d_vocab, LANES), np.float32)
-        lanes[..., : len(group)] = np.moveaxis(group, 0, -1)
-        law = np.zeros((d_vocab, LANES), np.float32)
-        stationary_law(lanes, d_vocab, work, law)
-        for lane, kernel in enumerate(group):
-            rates = kernel.astype(np.float32).astype(np.float64)
-            np.fill_diagonal(rates, 0.0)
-            np.fill_diagonal(
-                rates, -rates.sum(axis=1)
-            )  # of the kernel as it was passed, without a cancelling subtraction
-            system = np.vstack([rates.T / np.abs(rates).max(), np.ones(d_vocab)])
-            expected = np.linalg.lstsq(system, np.append(np.zeros(d_vocab), 1.0), rcond=None)[0]
-            assert np.abs(law[:, lane] - expected).max() < 1e-6
+def test_philox_gives_the_published_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kat_vectors of Random123 (Salmon et al. 2011), philox4x32 with 7 and with 10 rounds."""
+    ones = (0xFFFFFFFF,) * 4
+    pi = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
+    answers = {
+        (7, (0, 0, 0, 0), (0, 0)): (0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48),
+        (10, (0, 0, 0, 0), (0, 0)): (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8),
+        (10, ones, (0xFFFFFFFF, 0xFFFFFFFF)): (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
+        (10, pi, (0xA4093822, 0x299F31D0)): (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    }
+    for (rounds, counter, key), expected in answers.items():
+        monkeypatch.setattr(philox, "ROUNDS", rounds)
+        words = philox.random_words(tuple(np.uint32(word) for word in counter), key)
+        assert tuple(int(word) for word in words) == expected
 
 
 def test_different_seeds_give_different_batches(chain_task: cc.InContextTask) -> None:

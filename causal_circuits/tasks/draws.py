@@ -1,12 +1,12 @@
 """The sampler's random numbers in numpy: kernels and uniforms of a batch, each a function of (key, sequence, purpose).
 
-`compiled.py` draws the same numbers in a compiled loop, up to the last bits of a logarithm.
+`src/native/sampler.cpp` draws the same numbers, up to the last bits of a logarithm.
 """
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from causal_circuits.simd.philox import random_words
+from causal_circuits.tasks.philox import random_words
 
 Key = tuple[int, int]
 
@@ -77,6 +77,12 @@ def rows_of(logs: Float[np.ndarray, "batch row token"]) -> Float[np.ndarray, "ba
     rows[small] = np.exp(logs[small] - logs[small].max(axis=-1, keepdims=True))
     rows += TINY
     return rows / rows.sum(axis=-1, keepdims=True, dtype=np.float32)
+
+
+def log_rows_of(logs: Float[np.ndarray, "batch row token"]) -> Float[np.ndarray, "batch row token"]:
+    """The logs of the rows of probabilities, float64, from log gammas."""
+    logs = logs - logs.max(axis=-1, keepdims=True).astype(np.float64)
+    return logs - np.log(np.exp(logs).sum(axis=-1, keepdims=True))
 
 
 def token_numbers(

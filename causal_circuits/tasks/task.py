@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causal_circuits import simd
+from causal_circuits import native
 from causal_circuits.arguments import check_arguments, shown
 from causal_circuits.graphs import parents_of, validate_graph
 from causal_circuits.storage import digest
@@ -30,7 +30,8 @@ from causal_circuits.tasks.base import Seed, Task, check_places, seed_sequence
 from causal_circuits.tasks.batch import Batch
 
 Roots = Literal["stationary", "uniform", "shared"]
-Filler = Callable[[np.ndarray, np.ndarray, int], None]
+# Fills tokens [n, n_ctx] and target_probs [n, d_vocab] with the sequences from the place `first` of a stream on.
+Filler = Callable[[int, np.ndarray, np.ndarray], None]
 
 # Sequences are drawn in pieces of this many: the result is the same for any number of threads, and a piece's arrays
 # stay in the second-level cache.
@@ -47,7 +48,7 @@ MAX_KERNEL_ENTRIES = 2**17
 class InContextTask(Task):
     """Sequences drawn from a causal graph with a fresh random kernel for each sequence.
 
-    The class is final: compiled code draws its sequences, which a subclass would not change. For sequences of another
+    The class is final: native code draws its sequences, which a subclass would not change. For sequences of another
     kind subclass `Task` and override `draws`; for a table of them take `BatchTask`.
 
     Args:
@@ -81,7 +82,7 @@ class InContextTask(Task):
 
     def __init_subclass__(cls) -> NoReturn:
         raise TypeError(
-            f"InContextTask is final, and {cls.__name__} subclasses it: compiled code draws its sequences, whatever a "
+            f"InContextTask is final, and {cls.__name__} subclasses it: native code draws its sequences, whatever a "
             "subclass overrides; subclass cc.Task and override draws"
         )
 
@@ -162,25 +163,41 @@ class InContextTask(Task):
     def draws(self, seed: Seed, first: int, n: int) -> Batch:
         """`n` sequences of a seed's stream from its place `first` on, the same for any number of threads.
 
-        Where `counts` holds, a sequence is a function of the seed and its place. Elsewhere (kernels of the user's, tiny
-        alpha) every `PIECE` sequences from `first` on have a random stream of their own, so that overlapping calls
-        agree only if they start at the same place; sequences of different places are independent all the same.
+        Where `counts` holds, a sequence is a function of the seed and its place. Elsewhere (kernels of the user's)
+        every `PIECE` sequences from `first` on have a random stream of their own, so that overlapping calls agree only
+        if they start at the same place; sequences of different places are independent all the same.
         """
         check_places(first, n)
-        tokens = np.empty((n, self.n_ctx), dtype=np.int64)
+        native.warn_if_missing(n)
+        tokens = np.empty((n, self.n_ctx), dtype=np.int32)
         target_probs = np.empty((n, self.d_vocab), dtype=np.float32)
-        size = max(PIECE, -(-n // (4 * THREADS))) if self.counts and simd.available() else PIECE
-        fill, pieces = filler_of([self], [seed]), [slice(start, min(start + size, n)) for start in range(0, n, size)]
+        size = max(PIECE, -(-n // (4 * THREADS))) if self.counts and native.available() else PIECE
+        fill, pieces = self._filler(seed), [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
         def draw(piece: slice) -> None:
-            fill(tokens[None, piece], target_probs[None, piece], first + piece.start)
+            fill(first + piece.start, tokens[piece], target_probs[piece])
 
         if len(pieces) <= 2:
             for piece in pieces:
                 draw(piece)
         else:
             list(_threads(THREADS, os.getpid()).map(draw, pieces))
-        return Batch(torch.from_numpy(tokens), torch.from_numpy(target_probs))
+        return Batch(torch.from_numpy(tokens).long(), torch.from_numpy(target_probs))
+
+    def _filler(self, seed: Seed) -> Filler:
+        """How `draws` gets its sequences: from the native core, from numpy the same, or from streams of pieces."""
+        sequence = seed_sequence(seed)
+        if not self.counts:
+            return partial(self._fill_from_stream, sequence)
+        key = _draws.key_of(sequence)
+        if native.available():
+            return partial(self.native_sampler().draw, key)
+        return partial(self._fill_by_counting, key)
+
+    def native_sampler(self) -> Any:
+        """The task as the native core samples it, a `_native.Sampler`; where `counts` holds and the core is there."""
+        constants, first_row, parents, degrees, roots = self._sampling_plan
+        return native.core().Sampler(constants, first_row, parents, degrees, self.d_vocab, roots)
 
     def identity(self) -> Mapping[str, Any]:
         """Graph, vocabulary and prior."""
@@ -239,18 +256,27 @@ class InContextTask(Task):
 
     @cached_property
     def counts(self) -> bool:
-        """Whether every random number is a function of (seed, sequence): Dirichlet kernels, alpha not tiny."""
-        return self.kernels is None and min(float(a.min()) for a in self.alphas.values()) >= _kernels.LOG_SPACE_BELOW
+        """Whether every random number is a function of (seed, place): kernels that are drawn, not the user's."""
+        return self.kernels is None
 
-    def _fill_by_counting(self, key: _draws.Key, tokens: np.ndarray, target_probs: np.ndarray, first: int) -> None:
-        """Sequences `first`, `first` + 1, ... of a stream in numpy: what `compiled.py` does with numba."""
+    @cached_property
+    def _has_tiny_alpha(self) -> bool:
+        """Whether stationary laws hang on odds that only logs can tell."""
+        return min(float(alpha.min()) for alpha in self.alphas.values()) < _kernels.LOG_SPACE_BELOW
+
+    def _fill_by_counting(self, key: _draws.Key, first: int, tokens: np.ndarray, target_probs: np.ndarray) -> None:
+        """Sequences `first`, `first` + 1, ... of a stream in numpy: what `src/native/sampler.cpp` does."""
         sequences = np.arange(first, first + len(tokens))
-        logs = _draws.log_gammas(self._sampling_plan[0], sequences, key)
-        rows = _draws.rows_of(logs.reshape(len(sequences), -1, self.d_vocab))
+        logs = _draws.log_gammas(self._sampling_plan[0], sequences, key).reshape(len(sequences), -1, self.d_vocab)
+        rows = _draws.rows_of(logs)
         bounds = np.cumsum([self.d_vocab**k for k in self.in_degrees])
         kernels = dict(zip(self.in_degrees, np.split(rows, bounds, axis=1), strict=False))
         laws: dict[Roots, Callable[[], np.ndarray]] = {
-            "stationary": lambda: _kernels.stationary_law(kernels[1]),
+            "stationary": lambda: (
+                _kernels.log_stationary_law(_draws.log_rows_of(logs))
+                if self._has_tiny_alpha
+                else _kernels.stationary_law(kernels[1])
+            ),
             "uniform": lambda: np.full((len(rows), self.d_vocab), 1.0 / self.d_vocab),
             "shared": lambda: rows[:, -1],
         }
@@ -259,9 +285,9 @@ class InContextTask(Task):
         self._fill(kernels, laws[self.root_law](), numbers, queries, tokens, target_probs)
 
     def _fill_from_stream(
-        self, seed: np.random.SeedSequence, tokens: np.ndarray, target_probs: np.ndarray, first: int
+        self, seed: np.random.SeedSequence, first: int, tokens: np.ndarray, target_probs: np.ndarray
     ) -> None:
-        """Sequences from a random stream for each piece: kernels of the user's, or tiny concentrations."""
+        """Sequences from a random stream for each piece: kernels of the user's."""
         for start in range(0, len(tokens), PIECE):
             piece = slice(start, start + PIECE)
             stream = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, first + start))
@@ -296,21 +322,21 @@ class InContextTask(Task):
 
     @cached_property
     def _sampling_plan(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-        """What the compiled sampler has to know of the task: see `compiled._sample`."""
+        """What the native sampler has to know of the task: see `src/native/sampler.h`."""
         alphas = [self.alphas[k].ravel() for k in self.in_degrees]
         if self.root_law == "shared":
             alphas.append(np.full(self.d_vocab, float(_numbers(self.alpha, "alpha").mean())))
         most = max(self.in_degrees)
-        first_row, row = np.zeros(most + 1, np.int64), 0
+        first_row, row = np.zeros(most + 1, np.int32), 0
         for k in self.in_degrees:
             first_row[k], row = row, row + self.d_vocab**k
-        parents, degrees = np.zeros((self.n_ctx + 1, most), np.int64), np.zeros(self.n_ctx + 1, np.int64)
+        parents, degrees = np.zeros((self.n_ctx + 1, most), np.int32), np.zeros(self.n_ctx + 1, np.int32)
         for node in range(self.n_ctx + 1):
             above = parents_of(self.graph, node)
             parents[node, : len(above)], degrees[node] = above, len(above)
         if self.has_query:
             degrees[self.n_ctx - 1] = -1
-        roots = {"uniform": 0, "stationary": 1, "shared": 2}[self.root_law]
+        roots = {"uniform": 0, "stationary": 3 if self._has_tiny_alpha else 1, "shared": 2}[self.root_law]
         return _draws.gamma_constants(np.concatenate(alphas)), first_row, parents, degrees, roots
 
     def kernel_row(self, parent_tokens: np.ndarray) -> np.ndarray:
@@ -371,36 +397,3 @@ def _checked_kernel(kernel: np.ndarray, n_parents: int, d_vocab: int) -> Float[n
             f"each row of a kernel must sum to 1: found a row that sums to {worst:.6g}; divide by the row sums"
         )
     return (kernel / sums[..., None]).reshape(len(kernel), d_vocab**n_parents, d_vocab)
-
-
-def filler_of(tasks: Sequence[InContextTask], seeds: Sequence[Seed]) -> Filler:
-    """`InContextTask.draws` in place, for several tasks: a function (tokens, target_probs, first).
-
-    It fills tokens [member, batch, n_ctx] and target_probs [member, batch, d_vocab] with the sequences from the place
-    `first` of every stream on. Tasks that differ in their graphs alone are drawn from in one compiled call.
-    """
-    sequences = [seed_sequence(seed) for seed in seeds]
-    plans = [task._sampling_plan for task in tasks if task.counts and simd.available()]
-    alike = {(plan[0].tobytes(), plan[1].tobytes(), plan[2].shape, plan[4]) for plan in plans}
-    if len(plans) == len(tasks) and len(alike) == 1:
-        from causal_circuits.simd.lanes import LANES
-        from causal_circuits.simd.philox import vectors_of_key
-        from causal_circuits.tasks.compiled import sampler  # needs numba
-
-        constants, first_row, _, _, roots = plans[0]
-        parents, degrees = (np.stack([plan[which] for plan in plans]) for which in (2, 3))
-        keys = np.stack([vectors_of_key(_draws.key_of(sequence)) for sequence in sequences])
-        fill = partial(sampler(), np.repeat(constants, LANES, axis=1), first_row, parents, degrees, roots, keys)
-        return lambda tokens, target_probs, first: fill(first, tokens, target_probs)
-    if len(tasks) > 1:
-        each = [filler_of([task], [sequence]) for task, sequence in zip(tasks, sequences, strict=True)]
-
-        def fill_each(tokens: np.ndarray, target_probs: np.ndarray, first: int) -> None:
-            for member, fill_one in enumerate(each):
-                fill_one(tokens[member : member + 1], target_probs[member : member + 1], first)
-
-        return fill_each
-    (task,), (sequence,) = tasks, sequences
-    by_counting = partial(task._fill_by_counting, _draws.key_of(sequence))
-    alone = by_counting if task.counts else partial(task._fill_from_stream, sequence)
-    return lambda tokens, target_probs, first: alone(tokens[0], target_probs[0], first)

@@ -35,8 +35,8 @@ class PythonTrainer : public Trainer {
         check(weight, first, end);
         if (step < 1) refuse("step must be at least 1: got " + std::to_string(step));
         constexpr double beta1 = 0.9, beta2 = 0.999;
-        adam(weight, first, end, {learning_rate, decay, decoupled_decay, 1 - std::pow(beta1, step), 1 - std::pow(beta2, step),
-                                  float(beta1), float(beta2), 1e-8f});
+        adam(weight, first, end, {learning_rate, decay, decoupled_decay, beta1, beta2, 1 - std::pow(beta1, step),
+                                  1 - std::pow(beta2, step), 1e-8f});
     }
     void run_sgd(int weight, int first, int end, float learning_rate, float decay) {
         check(weight, first, end);
@@ -97,9 +97,9 @@ NB_MODULE(_native, module) {
     module.doc() = "The compiled core: sampling and training steps.";
     module.def("instruction_set", [] { return kernels().name; }, "The instructions that the kernels use on this machine.");
     nb::class_<Sampler>(module, "Sampler", "Sequences of one InContextTask: the numbers of tasks/draws.py.")
-        .def(nb::init<nb::handle, nb::handle, nb::handle, nb::handle, int, int>(), "constants"_a, "first_row"_a, "parents"_a,
-             "degrees"_a, "n_tok"_a, "roots"_a)
-        .def("draw", &Sampler::draw, "key"_a, "first"_a, "tokens"_a, "targets"_a,
+        .def(nb::init<nb::handle, nb::handle, nb::handle, nb::handle, int, int>(), "constants"_a.none(), "first_row"_a.none(),
+             "parents"_a.none(), "degrees"_a.none(), "n_tok"_a, "roots"_a)
+        .def("draw", &Sampler::draw, "key"_a, "first"_a, "tokens"_a.none(), "targets"_a.none(),
              "Fill tokens [n, n_ctx] and targets [n, n_tok] with the sequences from the place `first` on.");
     nb::class_<Trainer>(module, "_Trainer");
     nb::class_<PythonTrainer, Trainer>(module, "Trainer", "Models of the same sizes in training: see trainer.h.")

@@ -29,10 +29,10 @@ template <class T> Array<T> array(nb::handle given, const char* name, const Shap
         fits = shape[axis] < 0 || shape[axis] == int64_t(found.shape(axis));
     if (fits) return {found.data(), Shape(found.shape_ptr(), found.shape_ptr() + found.ndim())};
 
-    std::string wanted, got = nb::type_name(given.type()).c_str();
+    std::string wanted, got = nb::str(nb::object(given.type().attr("__name__"))).c_str();
     for (int64_t length : shape) wanted += (wanted.empty() ? "" : ", ") + (length < 0 ? "n" : std::to_string(length));
     for (const char* attribute : {"dtype", "shape"})
-        if (nb::hasattr(given, attribute)) got += std::string(" ") + nb::str(given.attr(attribute)).c_str();
+        if (nb::hasattr(given, attribute)) got += std::string(" ") + nb::str(nb::object(given.attr(attribute))).c_str();
     const char* type = std::is_same_v<Number, float> ? "float32" : std::is_same_v<Number, int32_t> ? "int32" : "float64";
     refuse(std::string(name) + " must be a " + (std::is_const_v<T> ? "" : "writable ") + "C-contiguous array of " + type +
            " [" + wanted + "]: got " + got);
