@@ -203,7 +203,7 @@ class FusedRun:
     def snapshots(self, step: int, record: RecordAt) -> list[Snapshot]:
         """The state of every member, measured on its batch of this step."""
         self.write_back()
-        return [take_snapshot(self._models[member], self._next_batch(member), step, record) for member in self._place]
+        return [take_snapshot(self._models[member], self._next_batch(member), step, record) for member in self._place.tolist()]
 
     def _next_batch(self, member: int) -> Batch:
         """The batch that the next call of `gradients` will take."""
@@ -225,7 +225,7 @@ class FusedRun:
                 score_gradients=of_scores[member] if record.score_gradients else None,
                 weight_gradients=of_weights[member] if record.weight_gradients and of_weights is not None else None,
             )
-            for i, member in enumerate(self._place)
+            for i, member in enumerate(self._place.tolist())
         ]
 
     def _all_heads(self, live: np.ndarray, dead: np.ndarray | float) -> Tensor:
@@ -313,9 +313,5 @@ def training_seed(config: TrainConfig) -> Seed:
 
 
 def _sampler(task: Task) -> object | None:
-    """The task in the native core, if it draws from it."""
-    if not (isinstance(task, InContextTask) and task.counts):
-        return None
-    constants, first_row, parents, degrees, roots = task._sampling_plan
-    indices = (array.astype(np.int32) for array in (first_row, parents, degrees))
-    return core().Sampler(constants, *indices, task.d_vocab, roots)
+    """The task in the native core, if the core can draw its sequences."""
+    return task.native_sampler() if isinstance(task, InContextTask) and task.counts else None

@@ -25,8 +25,8 @@ struct Watched {
 // A step of Adam: its rates, torch's epsilon, and 1 - beta^t for the number t of steps so far, this one included.
 // `decay` is Adam's weight decay, `decoupled_decay` AdamW's.
 struct AdamStep {
-    double learning_rate, decay, decoupled_decay, mean_correction, square_correction;
-    float beta1, beta2, epsilon;
+    double learning_rate, decay, decoupled_decay, beta1, beta2, mean_correction, square_correction;
+    float epsilon;
 };
 
 struct Kernels {

@@ -23,7 +23,7 @@ float add_up(const float* parts, int n_parts, size_t stride, size_t n, float* ou
 // Kingma & Ba (2015), algorithm 1, with torch's epsilon and weight decay: coupled (Adam) or decoupled (AdamW).
 // `step` counts from 1.
 void adam(float* weights, const float* gradients, float* means, float* squares, size_t n, AdamStep s) {
-    const float to_mean = 1.0f - s.beta1, to_square = 1.0f - s.beta2;
+    const float to_mean = float(1.0 - s.beta1), to_square = float(1.0 - s.beta2);
     const float keep = 1.0f - float(s.learning_rate * s.decoupled_decay), decay = float(s.decay);
     const float rate = float(s.learning_rate / s.mean_correction), scale = float(1.0 / std::sqrt(s.square_correction));
     for (size_t v = 0; v < n; v += LANES) {

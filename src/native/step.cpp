@@ -485,6 +485,15 @@ void clear(Sums& sums, const Shape& s, bool watched) {
         for (float* of : {sums.pattern, sums.d_pattern}) std::fill_n(of, s.m1 * s.context * s.context, 0.0f);
 }
 
+float total(const float* of, size_t n) {
+    Floats sums{};
+    size_t v = 0;
+    for (; v + LANES <= n; v += LANES) sums += load(of + v);
+    float rest = sum(sums);
+    for (; v < n; ++v) rest += of[v];
+    return rest;
+}
+
 }  // namespace
 
 double gradient(Sizes sizes, const int32_t* tokens, const float* targets, int n, Weights<const float> weights, Weights<float> gradients,
@@ -501,6 +510,9 @@ double gradient(Sizes sizes, const int32_t* tokens, const float* targets, int n,
         : s.n_tok <= 2 * LANES ? run(Pass<Size::two_vectors>{s, memory, memory.packed, memory.sums, memory.chunk, watch})
                                : run(Pass<Size::any>{s, memory, memory.packed, memory.sums, memory.chunk, watch});
     unpack(memory.sums, gradients, watched, s, share);
+    const double all = loss + total(gradients.a1, s.m1 * s.d0 * s.d0) + total(gradients.a2, s.m2 * s.d1 * s.d1) +
+                       total(gradients.w, (s.d0 + s.features) * s.n_tok);
+    if (!std::isfinite(all)) memory.sizes = {};  // what is not a number may stand in what pads arrays: begin with zeros again
     return loss * share;
 }
 
