@@ -96,8 +96,7 @@ def run(task: cc.InContextTask, config: cc.TrainConfig, quiet: bool, kept: Path 
     untrained = cc.warm_start(cc.reduced_transformer(task.d_vocab, task.n_ctx), BETA_0)
     before = cc.take_snapshot(untrained, task.sample(N_GRADIENT, seed=(seed, 1)))
 
-    compiles = " (a first run compiles: half a minute)" if cc.simd.available() else ""
-    say(f"2/5  training, {config.steps} steps of {config.batch_size} sequences{compiles}")
+    say(f"2/5  training, {config.steps} steps of {config.batch_size} sequences")
     test = task.sample(N_TEST, seed=(seed, 2))
     examples = telling_examples(task, test[:512])
     film = cc.SequenceFilm(examples.tokens[0], folder=kept and kept / "film")

@@ -70,13 +70,12 @@ def wanted_figures(arguments: argparse.Namespace) -> tuple[str, ...]:
 def claim_figures(arguments: argparse.Namespace) -> "Job":
     """The job, its figures' folders claimed: other figures may be made in the same DIR at the same time."""
     from paper_job import Job  # after parsing: torch takes seconds to import
-    from results_file import claim_folder, say_if_slow
+    from results_file import claim_folder
 
     deadline = float("inf") if arguments.budget is None else BEGAN + 60 * arguments.budget
     job = Job(arguments.out, arguments.seed, arguments.faithful, arguments.quick, arguments.quiet, deadline=deadline)
     for figure in wanted_figures(arguments):
         claim_folder(job.folder(figure))
-    say_if_slow(arguments.quiet)
     return job
 
 

@@ -61,23 +61,14 @@ def claim_folder(folder: Path) -> None:
 
 
 def begin(arguments: argparse.Namespace) -> None:
-    """Claim --out; unless --quiet, one line on stderr if the work will be slow."""
+    """Claim --out."""
     claim_folder(arguments.out)
-    say_if_slow(arguments.quiet)
-
-
-def say_if_slow(quiet: bool) -> None:
-    """One line if what compiles the fast path is missing."""
-    if not cc.simd.available():
-        say(quiet)(
-            "numba is not installed: sampling and training take a slower path; pip install numba for the fast one"
-        )
 
 
 def versions() -> dict[str, str]:
     """Versions of everything that decides a number."""
     found = {"python": platform.python_version(), "causal_circuits": cc.__version__}
-    for package in ("torch", "transformer-lens", "numpy", "networkx", "numba", "circuitsvis", "matplotlib"):
+    for package in ("torch", "transformer-lens", "numpy", "networkx", "circuitsvis", "matplotlib"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -5,7 +5,6 @@ under jaxtyping's name, so that whatever is imported from there is compiled from
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import matplotlib.animation  # noqa: F401  # first, see above
@@ -16,9 +15,6 @@ import torch
 import transformer_lens  # noqa: F401
 from browser import CHROMIUM, Browser, assert_report_is_sound
 from hypothesis import settings
-
-with suppress(ImportError):  # the package does without it
-    import numba  # noqa: F401
 
 import causal_circuits as cc
 

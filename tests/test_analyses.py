@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from assertions import unchecked_types
 from browser import NEEDS_BROWSER, open_page
-from scripts import analysis_module, leave_pictures_out, numbers_of_a_process, run_analysis, run_without_torch
+from scripts import leave_pictures_out, numbers_of_a_process, run_analysis, run_without_torch
 
 import causal_circuits as cc
 
@@ -203,19 +203,3 @@ def test_help_teaches_and_waits_for_nothing_heavy(script):
     assert done.returncode == 0, done.stderr
     for word in ("Claim:", "--d-vocab", "--seed", "--out", "report.html"):
         assert word in done.stdout
-
-
-@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
-@pytest.mark.parametrize("script", ["induction_head", "reproduce_paper"])
-def test_without_numba_a_script_says_once_how_to_be_fast(script, quiet, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cc.simd, "available", lambda: False)
-    small = {
-        "induction_head": ["--d-vocab", 3, "--n-ctx", 5, "--steps", 4],
-        "reproduce_paper": ["--figure", "2", "--quick"],
-    }
-    leave_pictures_out(monkeypatch)
-    monkeypatch.setattr(analysis_module("reproduce_paper", monkeypatch), "run_figures", lambda job, wanted: [])
-    assert run_analysis(script, [*small[script], *quiet, "--out", tmp_path], monkeypatch) == 0
-    said = capsys.readouterr().err
-    assert said.count("pip install numba") == (0 if quiet else 1)
-    assert "compiles" not in said

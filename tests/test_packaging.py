@@ -41,12 +41,12 @@ def lower_bound(wanted: Requirement) -> Version:
     return bound
 
 
-@pytest.mark.parametrize("wanted", requirements("fast", "structure", "test"), ids=lambda wanted: wanted.name)
+@pytest.mark.parametrize("wanted", requirements("structure", "test"), ids=lambda wanted: wanted.name)
 def test_the_oldest_constraints_are_the_lower_bounds(wanted: Requirement):
     assert pins("constraints-oldest.txt")[plain(wanted.name)] == lower_bound(wanted)
 
 
-@pytest.mark.parametrize("wanted", requirements("fast", "structure", "test", "dev"), ids=lambda wanted: wanted.name)
+@pytest.mark.parametrize("wanted", requirements("structure", "test", "dev"), ids=lambda wanted: wanted.name)
 def test_the_constraints_are_allowed(wanted: Requirement):
     assert wanted.specifier.contains(pins("constraints.txt")[plain(wanted.name)])
 
@@ -66,8 +66,8 @@ def outside_imports(folder: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("causal_circuits", ["fast"]), ("analyses", ["fast", "structure"]), ("benchmarks", ["fast"])],
+    [("causal_circuits", []), ("analyses", ["structure"]), ("benchmarks", [])],
 )
 def test_everything_imported_is_declared(folder: str, extras: list[str]):
     declared = {IMPORTED_AS.get(wanted.name, wanted.name) for wanted in requirements(*extras)}
-    assert outside_imports(folder) - {"llvmlite"} <= declared  # llvmlite is numba's own, at the version numba chooses
+    assert outside_imports(folder) <= declared

@@ -2,7 +2,7 @@
 
 import json
 import math
-import sys
+import os
 from pathlib import Path
 
 import pytest
@@ -383,12 +383,10 @@ def test_recipes_spend_the_steps_they_are_given() -> None:
     )
 
 
-def train_without_numba(told: Path) -> None:
-    """In a process of its own, where the package is imported without numba."""
+def train_without_the_core(told: Path) -> None:
+    """In a process of its own, where the package is imported without its compiled core."""
     forget_the_tests()
-    for name in [name for name in sys.modules if name.split(".")[0] == "numba"]:
-        del sys.modules[name]
-    sys.modules["numba"] = None
+    os.environ["CAUSAL_CIRCUITS_PURE"] = "1"
     import causal_circuits as cc
 
     task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
@@ -397,8 +395,8 @@ def train_without_numba(told: Path) -> None:
     told.write_text(json.dumps([record.path, tokens, record.losses.tolist()]))
 
 
-def test_everything_works_without_numba(tmp_path: Path) -> None:
-    assert ended(started(train_without_numba, tmp_path / "told")) == 0
+def test_everything_works_without_the_core(tmp_path: Path) -> None:
+    assert ended(started(train_without_the_core, tmp_path / "told")) == 0
     path, tokens, losses = json.loads((tmp_path / "told").read_text())
     task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     fused = cc.train(cc.disentangled_transformer(3, 6), task, cc.TrainConfig.joint(3, batch_size=32))

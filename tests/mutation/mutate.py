@@ -41,7 +41,6 @@ NEEDED = ("causal_circuits", "analyses", "tests", "pyproject.toml")  # of the tr
 WARM = (
     "torch",
     "transformer_lens",
-    "numba",
     "networkx",
     "scipy.stats",
     "hypothesis",
@@ -184,7 +183,7 @@ def chosen_mutants(module: str, each: int, seed: int) -> list[Mutant]:
 
 
 def copied_tree(folder: Path) -> Path:
-    """The files that the tests need, with their times, so that what numba has compiled is found."""
+    """The files that the tests need."""
     for name in NEEDED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
         copy(ROOT / name, folder / name)

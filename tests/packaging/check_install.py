@@ -4,12 +4,13 @@
     python tests/packaging/check_install.py --sets oldest --quick
 
 Builds the sdist, and the wheel from the sdist. Then, for each set, in a new virtual environment and from folders that
-hold no checkout: installs the wheel, asks pip whether all requirements are met, imports it, runs the main job of the
+hold no checkout: installs the wheel, asks pip whether all requirements are met, imports it (with its compiled core, or
+without where that is expected), runs the main job of the
 unpacked sdist (analyses/induction_head.py) in an empty folder, and quick tests of the sdist on what is installed.
 
     newest    whatever pip chooses today, but for torch: another version would bring gigabytes of CUDA
     oldest    constraints-oldest.txt: the lower bounds of pyproject.toml
-    no-numba  constraints.txt, no extras: training takes the structured torch path
+    pure      constraints.txt, no extras, installed from the sdist with no C++ compiler on the PATH: in pure Python
 
 Prints a table; exit status 1 if anything failed. For a maintainer, before a release: it needs the network and minutes,
 so it is no test of the suite.
@@ -31,7 +32,7 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = "graphs tasks models fused training interventions information display checkpoints discovery figures graph_view"
-SMALL = "graphs models heads display packaging"  # need neither numba nor a plot
+SMALL = "graphs models heads display packaging"  # need neither the compiled core nor a plot
 IMPORTS = """
 import json, sys
 from importlib.metadata import distributions
@@ -40,6 +41,7 @@ import causal_circuits, causal_circuits.figures, causal_circuits.circuits
 folder = Path(causal_circuits.__file__).parent
 assert str(folder).startswith(sys.prefix), f"imported from {folder}"
 assert (folder / "py.typed").is_file(), "no py.typed"
+assert causal_circuits.native.available() == (sys.argv[1] == "core"), "the compiled core is missing, or there"
 print(json.dumps({d.metadata["Name"].lower(): d.version for d in distributions()}))
 """
 
@@ -52,12 +54,13 @@ class DependencySet:
     extras: str
     also: tuple[str, ...]
     tests: str
+    compiler: bool = True
 
 
 SETS = {
     "newest": DependencySet("", "[test]", (), TESTS),
     "oldest": DependencySet("constraints-oldest.txt", "[test]", (), TESTS),
-    "no-numba": DependencySet("constraints.txt", "", ("pytest", "hypothesis", "beartype", "scipy"), SMALL),
+    "pure": DependencySet("constraints.txt", "", ("pytest", "hypothesis", "beartype", "scipy"), SMALL, compiler=False),
 }
 
 
@@ -76,9 +79,10 @@ class StepFailed(Exception):
     """A command ended badly; what it said last."""
 
 
-def run(command: Sequence[object], cwd: Path) -> str:
+def run(command: Sequence[object], cwd: Path, **environment: str) -> str:
     """What a command prints, run without this checkout on the path."""
     outside = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    outside |= environment
     done = subprocess.run([str(part) for part in command], cwd=cwd, env=outside, capture_output=True, text=True)
     if done.returncode:
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
@@ -114,18 +118,19 @@ def new_environment(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def install(python: Path, wheel: Path, chosen: DependencySet, torch: str, work: Path) -> str:
-    """The wheel with its extras, under the set's constraints."""
+def install(python: Path, package: Path, chosen: DependencySet, torch: str, work: Path) -> str:
+    """The wheel, or the sdist where no compiler is to be found, with its extras, under the set's constraints."""
     pins = ["-c", ROOT / chosen.constraints] if chosen.constraints else []
-    what = [f"{wheel}{chosen.extras}", f"torch=={torch}", *chosen.also]
-    run([python, "-m", "pip", "install", "-q", *pins, *what], work)
+    what = [f"{package}{chosen.extras}", f"torch=={torch}", *chosen.also]
+    hidden = {} if chosen.compiler else {"PATH": str(python.parent), "CC": "", "CXX": ""}
+    run([python, "-m", "pip", "install", "-q", *pins, *what], work, **hidden)
     return run([python, "-m", "pip", "check"], work).strip()
 
 
-def import_it(python: Path, work: Path) -> str:
-    """The versions that were imported with it."""
-    found = json.loads(run([python, "-c", IMPORTS], work).splitlines()[-1])
-    names = ("torch", "transformer-lens", "numpy", "networkx", "matplotlib", "jaxtyping", "safetensors", "numba")
+def import_it(python: Path, work: Path, core: str) -> str:
+    """The versions that were imported with it; `core` says whether its compiled core must be there."""
+    found = json.loads(run([python, "-c", IMPORTS, core], work).splitlines()[-1])
+    names = ("torch", "transformer-lens", "numpy", "networkx", "matplotlib", "jaxtyping", "safetensors")
     return ", ".join(f"{name} {found.get(name, 'missing')}" for name in names)
 
 
@@ -168,10 +173,11 @@ def check_set(name: str, wheel: Path, sdist: Path, options: argparse.Namespace, 
     python = folder / "venv" / "bin" / "python"
 
     def installed() -> str:
-        return install(new_environment(folder / "venv"), wheel, chosen, options.torch, folder)
+        package = wheel if chosen.compiler else sdist
+        return install(new_environment(folder / "venv"), package, chosen, options.torch, folder)
 
     if attempt(steps, name, "install", installed):
-        attempt(steps, name, "import", lambda: import_it(python, folder))
+        attempt(steps, name, "import", lambda: import_it(python, folder, "core" if chosen.compiler else "pure"))
         few = 300 if options.quick else None
         attempt(steps, name, "main job", lambda: main_job(python, sdist, few, folder / "empty"))
         tests = "graphs packaging" if options.quick else chosen.tests
