@@ -12,7 +12,7 @@ import torch
 from assertions import assert_refused, assert_within_sampling_error
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import beta, kstest
+from scipy.stats import beta, binomtest, kstest
 from test_graphs import dag_parents, forest_parents
 
 import causal_circuits as cc
@@ -209,6 +209,15 @@ def test_philox_gives_the_published_answers(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(philox, "ROUNDS", rounds)
         words = philox.random_words(tuple(np.uint32(word) for word in counter), key)
         assert tuple(int(word) for word in words) == expected
+
+
+@pytest.mark.parametrize("alpha", [0.05, 1e-2, 1e-3, 1e-4])
+def test_tiny_alpha_has_the_odds_of_a_dirichlet(alpha: float) -> None:
+    """How often an entry of a row of 4 is above a bound; below 1e-12 a floor may hold it up (`draws.TINY`)."""
+    n, law = 40_000, beta(alpha, 3 * alpha)
+    probs = cc.InContextTask(cc.chain_graph(3), d_vocab=4, alpha=alpha).sample(n, seed=1).target_probs.double().numpy()
+    for token, bound in product((0, 3), (1e-10, 1e-3, 0.5, 0.999)):
+        assert binomtest(int((probs[:, token] > bound).sum()), n, law.sf(bound)).pvalue > 1e-4
 
 
 def test_different_seeds_give_different_batches(chain_task: cc.InContextTask) -> None:
