@@ -92,5 +92,6 @@ def fused_step(model: HookedTransformer, tokens: Tensor, target_probs: Tensor) -
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
             parameter.grad[tuple(slice(size) for size in gradient.shape)] = gradient
-    attention, weight_gradient = torch.from_numpy(core.patterns[0])
+    n_ctx, _, n_heads, _ = sizes_of(model)
+    attention, weight_gradient = torch.from_numpy(core.watched[0, : 2 * n_heads * n_ctx**2]).view(2, n_heads, n_ctx, n_ctx)
     return FusedStep(float(core.losses[0]), attention, gradients[0][:, n_tok:, n_tok:].clone(), weight_gradient)

@@ -184,22 +184,17 @@ def _run(
             else StructuredRun(models[0], tasks[0], configs[0], kept.start)
         )
         try:
-            on_the_way = run.records_by_itself(record)
             for step in range(kept.step, n_steps):
                 kept.visit(step, run)
-                if step in recorded and not on_the_way:
+                if step in recorded:
                     keep(run.snapshots(step, record))
-                kept.losses[step] = losses = run.gradients(record if step in recorded else None)
-                if step in recorded and isinstance(run, FusedRun) and on_the_way:
-                    keep(run.own_snapshots(step, losses, record))
+                kept.losses[step] = losses = run.gradients()
                 kept.check(step, run.without_gradient())
                 run.update()
                 bar.update()
                 if step % 20 == 19:
                     bar.set_postfix(loss=f"{losses.mean():.3f}", refresh=False)
-            if n_steps in recorded and isinstance(run, FusedRun) and on_the_way:
-                keep(run.own_snapshots(n_steps, run.gradients(record), record))
-            elif n_steps in recorded:
+            if n_steps in recorded:
                 keep(run.snapshots(n_steps, record))
             kept.visit(n_steps, run)
         finally:

@@ -35,10 +35,6 @@ class StructuredRun:
 
     path = "structured"
 
-    def records_by_itself(self, record: RecordAt) -> bool:
-        """Whether `gradients` leaves the record behind: never on this path."""
-        return False
-
     def __init__(self, model: HookedTransformer, task: Task, config: TrainConfig, start: State | None = None) -> None:
         self._model, self._task, self._config = model, task, config
         self._pool = ThreadPoolExecutor(1)
@@ -56,8 +52,8 @@ class StructuredRun:
         """The state of the model, measured on the batch of this step."""
         return [take_snapshot(self._model, self._ahead[0].result(), step, record)]
 
-    def gradients(self, record: RecordAt | None = None) -> np.ndarray:
-        """Set the gradients of this step; its loss, [1]. Nothing is recorded on the way."""
+    def gradients(self) -> np.ndarray:
+        """Set the gradients of this step; its loss, [1]."""
         loss = autograd_step(self._model, self._ahead.pop(0).result(), self._forward)
         self._step += 1
         self._ahead.append(self._pool.submit(self._draw_batch, self._step + 1))
@@ -125,6 +121,7 @@ class FusedRun:
                 stack[member] = weight
         self._uniform = np.tri(sizes[0], dtype=np.float32) / np.arange(1, sizes[0] + 1, dtype=np.float32)[:, None]
         self._total = 0.0
+        self._state = "to do"  # of the gradients of this step: "done", or "stale" if weights were changed since
         self._pool = None if self._draws_itself else ThreadPoolExecutor(1)
         self._filled: Future[None] | None = None
         self._draw(self._step)
@@ -154,23 +151,23 @@ class FusedRun:
             batch = checked_draws(task, training_seed(config), step * self._batch, self._batch)
             tokens[member], target_probs[member] = batch.tokens.cpu().numpy(), batch.target_probs.cpu().numpy()
 
-    def records_by_itself(self, record: RecordAt) -> bool:
-        """Whether `gradients` leaves the record behind: layer 0's scores are what the fused step differentiates."""
-        return record.layers == (0,)
+    def gradients(self) -> np.ndarray:
+        """The gradients of this step in the stacks; the loss of every member, [member]."""
+        if self._state == "stale":
+            self._total = self._core.gradients_again()
+        elif self._state == "to do":
+            self._differentiate(watch=False)
+        self._state = "to do"
+        return self._core.losses[self._place]
 
-    def gradients(self, record: RecordAt | None = None) -> np.ndarray:
-        """The gradients of this step in the stacks; the loss of every member, [member].
-
-        With `record`, layer 0's attention and the gradient that reaches it are kept too, for `own_snapshots`.
-        """
+    def _differentiate(self, watch: bool) -> None:
+        """Take the next batch and its gradients; start drawing the one after it."""
         if self._filled is not None:
             self._filled.result()  # raises what went wrong in drawing
-        watch = record is not None and (record.attention or record.weight_gradients)
         self._step += 1
         self._total = self._core.gradients(self._step * self._batch, watch)
         if self._pool is not None:
             self._draw(self._step)
-        return self._core.losses[self._place]
 
     def without_gradient(self) -> int | None:
         """Which member has a gradient that is no number, if there is one."""
@@ -201,42 +198,55 @@ class FusedRun:
                 here.copy_(kept)
 
     def snapshots(self, step: int, record: RecordAt) -> list[Snapshot]:
-        """The state of every member, measured on its batch of this step."""
-        self.write_back()
-        return [take_snapshot(self._models[member], self._next_batch(member), step, record) for member in self._place.tolist()]
-
-    def _next_batch(self, member: int) -> Batch:
-        """The batch that the next call of `gradients` will take."""
-        config = self._configs[member]
-        return checked_draws(self._tasks[member], training_seed(config), self._step * self._batch, self._batch)
-
-    def own_snapshots(self, step: int, losses: np.ndarray, record: RecordAt) -> list[Snapshot]:
-        """Layer 0 of every member, as the last call of `gradients` saw it."""
-        n_tok, attention, of_weights = self._tasks[0].d_vocab, None, None
-        if record.attention or record.weight_gradients:
-            patterns = self._core.patterns
-            attention, of_weights = self._all_heads(patterns[:, 0], self._uniform), self._all_heads(-patterns[:, 1], 0.0)
-        of_scores = self._all_heads(-self._gradients[0].numpy()[:, :, n_tok:, n_tok:], 0.0)
+        """The state of every member, measured on its batch of this step, whose gradients `gradients` then gives."""
+        self._differentiate(watch=True)
+        self._state = "done"
+        layers = tuple(layer for layer in (0, 1) if record.layers is None or layer in record.layers)
+        recorded = {
+            name: torch.from_numpy(np.stack([measured[layer] for layer in layers], axis=1))
+            for name, measured in self._matrices(record, layers).items()
+            if getattr(record, name)
+        }
         return [
             Snapshot(
                 step=step,
-                loss=float(losses[i]),
-                attention=attention[member] if record.attention and attention is not None else None,
-                score_gradients=of_scores[member] if record.score_gradients else None,
-                weight_gradients=of_weights[member] if record.weight_gradients and of_weights is not None else None,
+                loss=float(self._core.losses[member]),
+                attention=recorded["attention"][member] if record.attention else None,
+                score_gradients=recorded["score_gradients"][member] if record.score_gradients else None,
+                weight_gradients=recorded["weight_gradients"][member] if record.weight_gradients else None,
+                layers=layers,
             )
-            for i, member in enumerate(self._place.tolist())
+            for member in self._place.tolist()
         ]
 
-    def _all_heads(self, live: np.ndarray, dead: np.ndarray | float) -> Tensor:
-        """[member, layer, head, query, key] of the live heads' matrices [member, head, query, key] and the dead ones'.
+    def _matrices(self, record: RecordAt, layers: tuple[int, ...]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """What can be recorded of layers 0 and 1, [member, head, query, key]; layer 1's pattern if it is asked for."""
+        n_ctx, n_tok, m1, m2 = sizes_of(self._models[0])
+        n = len(self._models)
+        patterns, rows = np.split(self._core.watched, [2 * m1 * n_ctx**2], axis=1)
+        first = patterns.reshape(n, 2, m1, n_ctx, n_ctx)
+        last, d_last, d_scores = rows.reshape(n, 3, m2, n_ctx).swapaxes(0, 1)
+        attention = np.zeros((n, m2, n_ctx, n_ctx), np.float32)
+        if record.attention and 1 in layers:
+            self._core.layer_1_patterns(n_for_other_queries(self._batch, n_ctx), attention)
+        attention[:, :, -1] = last
+        of_last = np.zeros((2, n, m2, n_ctx, n_ctx), np.float32)
+        of_last[:, :, :, -1] = -d_scores, -d_last
+        return {
+            "attention": (self._all_heads(first[:, 0], self._uniform), self._all_heads(attention, self._uniform)),
+            "score_gradients": (
+                self._all_heads(-self._gradients[0].numpy()[:, :, n_tok:, n_tok:], 0.0),
+                self._all_heads(of_last[0], 0.0),
+            ),
+            "weight_gradients": (self._all_heads(-first[:, 1], 0.0), self._all_heads(of_last[1], 0.0)),
+        }
 
-        Dead heads attend uniformly, without a gradient.
-        """
+    def _all_heads(self, live: np.ndarray, dead: np.ndarray | float) -> np.ndarray:
+        """Matrices of a layer's live heads [member, head, query, key], and the dead ones', which attend uniformly."""
         n, n_live, n_ctx, _ = live.shape
-        whole = np.empty((n, 1, self._models[0].cfg.n_heads, n_ctx, n_ctx), np.float32)
-        whole[:, 0, :n_live], whole[:, 0, n_live:] = live, dead
-        return torch.from_numpy(whole)
+        whole = np.empty((n, self._models[0].cfg.n_heads, n_ctx, n_ctx), np.float32)
+        whole[:, :n_live], whole[:, n_live:] = live, dead
+        return whole
 
     def write_back(self) -> None:
         """Give the models the weights as they are now."""
@@ -263,6 +273,8 @@ class FusedRun:
                     f"trained: found {found[0]}; attach it before training, or take it off before on_record returns"
                 )
             for live, stack in zip(live_weights(model), self._weights, strict=True):
+                if self._state == "done" and not torch.equal(stack[member], live):
+                    self._state = "stale"
                 stack[member].copy_(live)
 
     def close(self) -> None:
@@ -305,6 +317,14 @@ class _Group:
             decoupled = stage.optimizer == "adamw"
             decay, decoupled_decay = (0.0, stage.weight_decay) if decoupled else (stage.weight_decay, 0.0)
             core.adam(which, self.first, self.end, rate, decay, decoupled_decay, step + 1)
+
+
+def n_for_other_queries(batch_size: int, n_ctx: int) -> int:
+    """How many sequences of a batch a recording averages layer 1's pattern over, for queries but the last.
+
+    No loss depends on these rows, and they take n_ctx times the work of a step: all at n_ctx 16, a part in longer ones.
+    """
+    return min(batch_size, max(8, 16 * batch_size // n_ctx))
 
 
 def training_seed(config: TrainConfig) -> Seed:

@@ -6,6 +6,11 @@
 
 namespace KERNELS_NAMESPACE {
 
+// The padded vocabulary, a constant where it can be.
+template <Size SIZE> inline int tokens_of(const Shape& s) {
+    return SIZE == Size::one_vector ? LANES : SIZE == Size::two_vectors ? 2 * LANES : s.tokens;
+}
+
 // Value by value at every position of a unit: what a residual block says of its token plus what it says of its position.
 template <Size SIZE> inline Floats read_block(const float* block, const int32_t* x, int unit, const Shape& s) {
     return look_up<SIZE>(block, load<Ints>(x + unit * LANES)) + load(block + s.n_tok + unit * LANES - s.pad);
@@ -17,15 +22,16 @@ inline Floats alive(Floats value, int unit, const Shape& s, float otherwise) {
 
 // Sums by token of the values at all positions, out[x[i]] += values[i]; up to whole vectors is written.
 inline void by_token(const float* values, const int32_t* x, const float* identity, const Shape& s, float* out) {
+    const int row = s.tokens;
     if (s.n_tok > FEW_TOKENS) {
         std::fill_n(out, s.n_tok, 0.0f);
         for (int i = s.pad; i < s.context; ++i) out[x[i]] += values[i];
         return;
     }
-    for (int t = 0; t < s.tokens; t += LANES) {
+    for (int t = 0; t < row; t += LANES) {
         Floats total[4] = {};  // chains that do not wait for each other
         for (int i = 0; i < s.context; i += 4)
-            for (int k = 0; k < 4; ++k) total[k] += values[i + k] * load(identity + x[i + k] * s.tokens + t);
+            for (int k = 0; k < 4; ++k) total[k] += values[i + k] * load(identity + x[i + k] * row + t);
         store(out + t, (total[0] + total[1]) + (total[2] + total[3]));
     }
 }
@@ -40,12 +46,12 @@ inline void write_block(const float* values, const int32_t* x, const float* iden
 template <Size SIZE> inline Floats exponential_column(const Tables& t, bool wide, const int32_t* x, int unit, const Shape& s, float* column) {
     const Ints asking = load<Ints>(x + unit * LANES);
     const float *pt = t.pt + unit * s.n_tok * LANES, *pp = t.pp + unit * s.context * LANES;
-    const int end = (unit + 1) * LANES;
+    const int begin = s.pad, end = (unit + 1) * LANES, row = tokens_of<SIZE>(s);  // what a store might change is read once
     Floats total{};
     if (!wide) {
-        for (int key = s.pad; key < end; ++key) {
+        for (int key = begin; key < end; ++key) {
             const int token = x[key];
-            const Floats by_query = look_up<SIZE, false>(t.tt + token * s.tokens, t.tp + key * s.tokens, asking);
+            const Floats by_query = look_up<SIZE, false>(t.tt + token * row, t.tp + key * row, asking);
             const Floats e = by_query * load(pt + token * LANES) * load(pp + key * LANES);
             store(column + key * LANES, e);
             total += e;
@@ -53,14 +59,14 @@ template <Size SIZE> inline Floats exponential_column(const Tables& t, bool wide
         return total;
     }
     Floats top = splat(-1e30f);  // finite: where there is no key at all, e^(-inf - top) is 0
-    for (int key = s.pad; key < end; ++key) {
+    for (int key = begin; key < end; ++key) {
         const int token = x[key];
-        const Floats by_query = look_up<SIZE, true>(t.tt + token * s.tokens, t.tp + key * s.tokens, asking);
+        const Floats by_query = look_up<SIZE, true>(t.tt + token * row, t.tp + key * row, asking);
         const Floats score = by_query + load(pt + token * LANES) + load(pp + key * LANES);
         store(column + key * LANES, score);
         top = larger(score, top);
     }
-    for (int key = s.pad; key < end; ++key) {
+    for (int key = begin; key < end; ++key) {
         const Floats e = exp_of_negative(load(column + key * LANES) - top);
         store(column + key * LANES, e);
         total += e;
@@ -80,7 +86,7 @@ inline Floats over_keys(const float* column, const float* weights, int unit, con
 }
 
 // out[key] += sum over the queries of a band of weights[query] pattern[query, key]; `rows` are the band's columns.
-inline void over_queries(const float* rows, const float* weights, int first_unit, int end_unit, const Shape& s, float* out) {
+[[gnu::always_inline]] inline void over_queries(const float* rows, const float* weights, int first_unit, int end_unit, const Shape& s, float* out) {
     for (int keys = 0; keys < end_unit; ++keys) {  // a vector of keys
         Floats totals[LANES] = {};
         for (int unit = std::max(keys, first_unit); unit < end_unit; ++unit) {
@@ -92,17 +98,27 @@ inline void over_queries(const float* rows, const float* weights, int first_unit
     }
 }
 
+// out[x[lane], :] += the lane's numbers in a block [LANES rows, lane].
+[[gnu::always_inline]] inline void add_transposed(const float* block, int stride, const int32_t* x, float* out, int out_stride) {
+    Floats rows[LANES];
+    for (int k = 0; k < LANES; ++k) rows[k] = load(block + k * stride);
+    transpose(rows);
+    for (int lane = 0; lane < LANES; ++lane) add_to(out + x[lane] * out_stride, rows[lane]);
+}
+
 // Softmax of n numbers in place; zero up to whole vectors. Returns log of the sum of their exponentials.
 inline float softmax(float* scores, int n) {
-    const float top = *std::max_element(scores, scores + n);
-    float total = 0;
+    Floats top = splat(-INF), total{};
+    for (int v = 0; v < n; v += LANES) top = larger(select(lane_numbers() < n - v, load(scores + v), splat(-INF)), top);
+    const float most = largest(top);
     for (int v = 0; v < n; v += LANES) {
-        const Floats e = select(lane_numbers() < n - v, exp_of_negative(load(scores + v) - top), Floats{});
+        const Floats e = select(lane_numbers() < n - v, exp_of_negative(load(scores + v) - most), Floats{});
         store(scores + v, e);
-        total += sum(e);
+        total += e;
     }
-    for (int v = 0; v < n; v += LANES) store(scores + v, load(scores + v) / total);
-    return top + std::log(total);
+    const float z = sum(total);
+    for (int v = 0; v < n; v += LANES) store(scores + v, load(scores + v) * (1.0f / z));
+    return most + std::log(z);
 }
 
 }  // namespace KERNELS_NAMESPACE

@@ -27,6 +27,10 @@ class PythonTrainer : public Trainer {
         nb::gil_scoped_release unlocked;
         close();
     }
+    float run_gradients_again() {
+        nb::gil_scoped_release unlocked;
+        return gradients_again();
+    }
     void start_drawing(int64_t first) {
         nb::gil_scoped_release unlocked;
         draw(first);
@@ -60,10 +64,16 @@ class PythonTrainer : public Trainer {
         const size_t shape[1] = {size_t(trainer.members)};
         return nb::cast(nb::ndarray<nb::numpy, double>(trainer.losses(), 1, shape, self));
     }
-    static nb::object all_patterns(nb::object self) {
+    static nb::object all_watched(nb::object self) {
         PythonTrainer& trainer = nb::cast<PythonTrainer&>(self);
-        const size_t t = trainer.sizes.n_ctx, shape[5] = {size_t(trainer.members), 2, size_t(trainer.sizes.m1), t, t};
-        return nb::cast(Floats(trainer.patterns(), 5, shape, self));
+        const size_t shape[2] = {size_t(trainer.members), Watched::size(trainer.sizes)};
+        return nb::cast(Floats(trainer.watched(), 2, shape, self));
+    }
+    void fill_layer_1_patterns(int n, nb::handle out) {
+        if (n < 1 || n > batch) refuse("n must be from 1 to the batch size: got " + std::to_string(n));
+        const auto filled = array<float>(out, "out", {members, sizes.m2, sizes.n_ctx, sizes.n_ctx});
+        nb::gil_scoped_release unlocked;
+        layer_1_patterns(n, filled.data);
     }
 
   private:
@@ -109,6 +119,7 @@ NB_MODULE(_native, module) {
         .def("close", &PythonTrainer::finish, "End the threads; the arrays stay.")
         .def("draw", &PythonTrainer::start_drawing, "first"_a)
         .def("gradients", &PythonTrainer::run_gradients, "then_first"_a, "watch"_a)
+        .def("gradients_again", &PythonTrainer::run_gradients_again)
         .def("adam", &PythonTrainer::run_adam, "weight"_a, "first_member"_a, "end_member"_a, "learning_rate"_a, "decay"_a,
              "decoupled_decay"_a, "step"_a)
         .def("sgd", &PythonTrainer::run_sgd, "weight"_a, "first_member"_a, "end_member"_a, "learning_rate"_a, "decay"_a)
@@ -117,7 +128,8 @@ NB_MODULE(_native, module) {
         .def("means", &PythonTrainer::stack<&Trainer::means>, "weight"_a)
         .def("squares", &PythonTrainer::stack<&Trainer::squares>, "weight"_a)
         .def_prop_ro("losses", &PythonTrainer::all_losses)
-        .def_prop_ro("patterns", &PythonTrainer::all_patterns)
+        .def_prop_ro("watched", &PythonTrainer::all_watched)
+        .def("layer_1_patterns", &PythonTrainer::fill_layer_1_patterns, "n"_a, "out"_a.none())
         .def_prop_ro("tokens", [](nb::object self) {
             return PythonTrainer::batches<int32_t, &Trainer::tokens>(self, nb::cast<PythonTrainer&>(self).sizes.n_ctx); })
         .def_prop_ro("targets", [](nb::object self) {

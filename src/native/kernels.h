@@ -17,9 +17,19 @@ template <class T> struct Weights {
     T *a1, *a2, *w;
 };
 
-// Sums over the sequences of layer 0's pattern and of the gradient that reaches it, [m1, n_ctx, n_ctx]; null if unasked.
+// What a recording wants of a batch, summed over its sequences times `share`; null pointers if it wants nothing. Layer 0's
+// pattern and the gradient that reaches it, [m1, n_ctx, n_ctx]; of layer 1, whose last query alone decides the loss, that
+// query's row of the pattern, of the gradient that reaches it, and of the gradient of its scores, [m2, n_ctx].
 struct Watched {
-    float *pattern, *d_pattern;
+    float *pattern, *d_pattern, *last, *d_last, *d_scores;
+    static size_t size(Sizes s) { return size_t(s.n_ctx) * (2 * s.m1 * s.n_ctx + 3 * s.m2); }
+    // The five arrays one after the other, from `at` on.
+    static Watched in(float* at, Sizes s) {
+        if (!at) return {};
+        const size_t square = size_t(s.m1) * s.n_ctx * s.n_ctx, row = size_t(s.m2) * s.n_ctx;
+        float* rows = at + 2 * square;
+        return {at, at + square, rows, rows + row, rows + 2 * row};
+    }
 };
 
 // A step of Adam: its rates, torch's epsilon, and 1 - beta^t for the number t of steps so far, this one included.
@@ -33,6 +43,7 @@ struct Kernels {
     // Loss of n sequences, summed and times `share`; fills `gradients`. tokens [n, n_ctx], targets [n, n_tok].
     double (*gradient)(Sizes, const int32_t* tokens, const float* targets, int n, Weights<const float>, Weights<float>,
                        Watched, float share);
+    void (*layer_1_pattern)(Sizes, const int32_t* tokens, int n, Weights<const float>, float* out, float share);
     void (*sample)(const SamplerPlan&, const uint32_t key[2], int64_t first, int n, int32_t* tokens, float* targets);
     float (*add_up)(const float* parts, int n_parts, size_t stride, size_t n, float* out);
     void (*adam)(float* weights, const float* gradients, float* means, float* squares, size_t n, AdamStep);

@@ -64,38 +64,74 @@ template <class To, class From> inline To bits_as(From from) {
 inline Floats select(Ints mask, Floats a, Floats b) { return mask ? a : b; }
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
-inline float sum(Floats value) {
-    float total = 0;
-    float lanes[LANES];
-    store(lanes, value);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-    total = lanes[0];
-    return total;
+// Lane i takes what lane i ^ BIT holds.
+template <int BIT> inline Floats swap_lanes(Floats value) {
+#if defined(__clang__)
+    Floats moved;
+    for (int i = 0; i < LANES; ++i) moved[i] = value[i ^ BIT];
+    return moved;
+#else
+    return __builtin_shuffle(value, lane_numbers() ^ BIT);
+#endif
 }
 
-inline float largest(Floats value) {
-    float top = value[0];
-    for (int lane = 1; lane < LANES; ++lane) top = value[lane] > top ? value[lane] : top;
-    return top;
+template <int BIT = LANES / 2> inline float sum(Floats value) {
+    if constexpr (BIT == 0) return value[0];
+    else return sum<BIT / 2>(value + swap_lanes<BIT>(value));
+}
+template <int BIT = LANES / 2> inline float largest(Floats value) {
+    if constexpr (BIT == 0) return value[0];
+    else return largest<BIT / 2>(larger(value, swap_lanes<BIT>(value)));
+}
+
+// Lanes of a pair of vectors in any order: lane i takes number index(i) of a, or index(i) - LANES of b.
+template <class Index> [[gnu::always_inline]] inline Floats pick(Floats a, Floats b, Index index) {
+#if defined(__clang__)
+    Floats picked;
+    for (int i = 0; i < LANES; ++i) picked[i] = index(i) < LANES ? a[index(i)] : b[index(i) - LANES];
+    return picked;
+#else
+    Ints lanes;
+    for (int i = 0; i < LANES; ++i) lanes[i] = index(i);
+    return __builtin_shuffle(a, b, lanes);
+#endif
+}
+
+// LANES rows of LANES numbers, turned into columns: first within blocks of four, by instructions that do not cross these,
+// then block by block.
+template <int BIT = 4> [[gnu::always_inline]] inline void transpose_blocks(Floats (&rows)[LANES]) {
+    if constexpr (BIT < LANES) {
+        for (int k = 0; k < LANES; ++k) {
+            if (k & BIT) continue;
+            const Floats low = rows[k], high = rows[k + BIT];
+            rows[k] = pick(low, high, [](int i) { return i & BIT ? LANES + i - BIT : i; });
+            rows[k + BIT] = pick(low, high, [](int i) { return i & BIT ? LANES + i : i + BIT; });
+        }
+        transpose_blocks<2 * BIT>(rows);
+    }
+}
+[[gnu::always_inline]] inline void transpose(Floats (&rows)[LANES]) {
+    const auto low_singles = [](int i) { return (i & 1) * LANES + (i & ~3) + (i & 2) / 2; };
+    const auto high_singles = [=](int i) { return low_singles(i) + 2; };
+    const auto low_pairs = [](int i) { return (i & 2) / 2 * LANES + (i & ~3) + (i & 1); };
+    const auto high_pairs = [=](int i) { return low_pairs(i) + 2; };
+    for (int k = 0; k < LANES; k += 4) {
+        const Floats a = pick(rows[k], rows[k + 1], low_singles), b = pick(rows[k], rows[k + 1], high_singles);
+        const Floats c = pick(rows[k + 2], rows[k + 3], low_singles), d = pick(rows[k + 2], rows[k + 3], high_singles);
+        rows[k] = pick(a, c, low_pairs), rows[k + 1] = pick(a, c, high_pairs);
+        rows[k + 2] = pick(b, d, low_pairs), rows[k + 3] = pick(b, d, high_pairs);
+    }
+    transpose_blocks(rows);
 }
 
 // Two vectors in one: lanes whose number has this bit hold pairs of lanes of b added up, the others those of a.
 template <int BIT> inline Floats add_pairs(Floats a, Floats b) {
-    const Ints lane = lane_numbers();
-    const Ints of_b = (lane & BIT) != 0;
-    const Floats kept = of_b ? b : a, other = of_b ? a : b;
-#if defined(__clang__)
-    Floats moved;
-    for (int i = 0; i < LANES; ++i) moved[i] = other[i ^ BIT];
-#else
-    const Floats moved = __builtin_shuffle(other, lane ^ BIT);
-#endif
-    return kept + moved;
+    const Ints of_b = (lane_numbers() & BIT) != 0;
+    return (of_b ? b : a) + swap_lanes<BIT>(of_b ? a : b);
 }
 
 // The sums over the lanes of LANES vectors, which are used up: lane k is the sum of vector k.
-inline Floats sums(Floats (&of)[LANES]) {
+[[gnu::always_inline]] inline Floats sums(Floats (&of)[LANES]) {
     for (int k = 0; k < LANES / 2; ++k) of[k] = add_pairs<1>(of[2 * k], of[2 * k + 1]);
     for (int k = 0; k < LANES / 4; ++k) of[k] = add_pairs<2>(of[2 * k], of[2 * k + 1]);
     if constexpr (LANES >= 8)

@@ -35,16 +35,17 @@ struct Chunk {
 
 // Of one sequence: scale [m1, context] of e^scores; r, reached (P r), u (later what dt brings together), passed (P c)
 // [m2, m1, context]; p and dt [m2, context]; c [m2, 1 + m1, context]; top [m2, units] the largest score up to a band,
-// total [m2] of e^(score - top); inner [m2] p . dp; d_features.
+// total [m2] of e^(score - top); inner [m2] p . dp; d_features;
+// by_token [m1, query token, key position] the gradient of layer 0's scores.
 struct Sequence {
-    float *scale, *r, *reached, *u, *passed, *p, *dt, *c, *top, *total, *inner, *d_features;
+    float *scale, *r, *reached, *u, *passed, *p, *dt, *c, *top, *total, *inner, *d_features, *by_token;
     void take(Arena& arena, const Shape& s) {
         const int wide = s.context, pairs = s.m1 * s.m2 * wide;
         scale = arena.take<float>(s.m1 * wide), r = arena.take<float>(pairs), reached = arena.take<float>(pairs);
         u = arena.take<float>(pairs), passed = arena.take<float>(pairs), p = arena.take<float>(s.m2 * wide);
         dt = arena.take<float>(s.m2 * wide), c = arena.take<float>(s.m2 * (1 + s.m1) * wide);
         top = arena.take<float>(s.m2 * s.units), total = arena.take<float>(s.m2), inner = arena.take<float>(s.m2);
-        d_features = arena.take<float>(s.wide_features);
+        d_features = arena.take<float>(s.wide_features), by_token = arena.take<float>(s.m1 * s.tokens * s.context);
     }
 };
 
@@ -57,7 +58,7 @@ struct Memory {
     std::vector<Tables> weights, gradients;
     std::unique_ptr<bool[]> wide;
     std::vector<Sequence> sequences;
-    float *columns, *identity, *through, *back, *means, *by_token, *by_tokens;  // see Pass
+    float *columns, *identity, *through, *back, *means, *by_token;  // see Pass
 
     void fit(Sizes to) {
         if (std::memcmp(&to, &sizes, sizeof to) == 0) return;
@@ -70,14 +71,15 @@ struct Memory {
             packed = {weights.data(), wide.get(), a.take<float>(s.m2 * s.d1 * s.wide_d1), a.take<float>(s.m2 * s.d1 * s.wide_dense),
                       a.take<float>(s.d0 * s.tokens), a.take<float>(s.n_tok * s.wide_features), a.take<float>(padded(s.d0) + 3 * LANES)};
             sums = {gradients.data(), a.take<float>(s.m2 * s.d1 * s.wide_d1), a.take<float>(s.d0 * s.tokens),
-                    a.take<float>(s.n_tok * s.wide_features), a.take<float>(s.m1 * s.context * s.context),
-                    a.take<float>(s.m1 * s.context * s.context)};
+                    a.take<float>(s.n_tok * s.wide_features), {}};
+            for (float** of : {&sums.watched.pattern, &sums.watched.d_pattern}) *of = a.take<float>(s.m1 * s.context * s.context);
+            for (float** of : {&sums.watched.last, &sums.watched.d_last, &sums.watched.d_scores}) *of = a.take<float>(s.m2 * s.context);
             chunk = {a.take<int32_t>(CHUNK * s.context), a.take<float>(CHUNK * s.wide_features), a.take<float>(s.m2 * CHUNK * s.wide_query),
                      a.take<float>(CHUNK * s.m1 * s.context), a.take<float>(CHUNK * s.tokens), a.take<float>(CHUNK * s.wide_dense)};
             for (Sequence& one : sequences) one.take(a, s);
             columns = a.take<float>(s.m1 * s.band * LANES * s.context), identity = a.take<float>(s.n_tok * s.tokens);
             through = a.take<float>(s.m1 * s.m2 * s.context), back = a.take<float>(s.m1 * s.m2 * s.context);
-            means = a.take<float>(s.m1 * s.context), by_token = a.take<float>(s.tokens), by_tokens = a.take<float>(s.n_tok * s.tokens);
+            means = a.take<float>(s.m1 * s.context), by_token = a.take<float>(s.tokens);
         });
         for (int t = 0; t < s.n_tok; ++t) identity[t * s.tokens + t] = 1.0f;
         sizes = to;
@@ -155,6 +157,7 @@ template <Size SIZE> struct Pass {
                     store(one.r + mh(m, h) + unit * LANES, read_block<SIZE>(query(m, b) + (1 + h) * s.d0, x, unit, s));
             }
         std::fill_n(one.u, s.m1 * s.m2 * s.context, 0.0f);
+        std::fill_n(one.by_token, s.m1 * s.tokens * s.context, 0.0f);
     }
 
     // A band of layer 0's pattern and layer 1's scores there.
@@ -173,7 +176,7 @@ template <Size SIZE> struct Pass {
                 }
                 if (watched)
                     for (int key = s.pad; key < v + LANES; ++key)
-                        add_to(pair(sums.pattern, h, unit, key), load(rows + key * LANES) * scale);
+                        add_to(pair(sums.watched.pattern, h, unit, key), load(rows + key * LANES) * scale);
             }
         for (int m = 0; m < s.m2; ++m) mix(one, m, first, end);
     }
@@ -264,11 +267,17 @@ template <Size SIZE> struct Pass {
             store(out + first, KERNELS_NAMESPACE::sums(totals) + load(packed.w + token * s.tokens + first) +
                                    load(packed.w + (s.d0 - 1) * s.tokens + first));
         }
-        double loss = 0;
-        float total = 0;
-        for (int t = 0; t < s.n_tok; ++t) total += target[t], loss -= target[t] * out[t];
-        loss += total * softmax(out, s.n_tok);
-        for (int t = 0; t < s.n_tok; ++t) out[t] = total * out[t] - target[t];
+        float* padded_target = memory.by_token;
+        std::copy_n(target, s.n_tok, padded_target);
+        Floats total{}, product{};
+        for (int v = 0; v < s.n_tok; v += LANES) {
+            const Floats of = select(lane_numbers() < s.n_tok - v, load(padded_target + v), Floats{});
+            store(padded_target + v, of);
+            total += of, product += of * select(lane_numbers() < s.n_tok - v, load(out + v), Floats{});
+        }
+        const float all = sum(total);
+        const double loss = double(all) * softmax(out, s.n_tok) - sum(product);
+        for (int v = 0; v < s.n_tok; v += LANES) store(out + v, all * load(out + v) - load(padded_target + v));
         return loss;
     }
 
@@ -284,7 +293,13 @@ template <Size SIZE> struct Pass {
                     store(one.passed + mh(m, h) + v, passed);
                     dp += passed;
                 }
-                store(one.dt + m * s.context + v, dp * load(one.p + m * s.context + v));
+                const Floats p = load(one.p + m * s.context + v);
+                store(one.dt + m * s.context + v, dp * p);
+                if (watched) {
+                    const int at = m * s.context + v;
+                    add_to(sums.watched.last + at, p), add_to(sums.watched.d_last + at, dp + one.inner[m]);
+                    add_to(sums.watched.d_scores + at, dp * p);
+                }
             }
             for (int h = 0; h < s.m1; ++h) {
                 const Floats scale = load(one.scale + h * s.context + v);
@@ -304,66 +319,56 @@ template <Size SIZE> struct Pass {
                 if (watched) watch_gradient(one, h, unit);
                 differentiate(one, b, h, unit, column(h, unit, first));
             }
-            s.n_tok > FEW_TOKENS ? scatter_by_query_token(b, h, first, end) : sum_by_query_token(b, h, first, end);
+            add_by_query_token(one, b, h, first, end);
         }
     }
 
     // dS = P (dP - mean) of a unit's queries in place of its column, added up by query position.
-    void differentiate(Sequence& one, int b, int h, int unit, float* rows) {
-        const int v = unit * LANES;
+    void differentiate(const Sequence& one, int b, int h, int unit, float* rows) {
+        const int v = unit * LANES, begin = s.pad, end = v + LANES, n_tok = s.n_tok;  // what a store might change is read once
         const int32_t* x = tokens(b);
         Tables& to = sums.heads[h];
-        float *pt = to.pt + unit * s.n_tok * LANES, *pp = to.pp + unit * s.context * LANES;
+        float *pt = to.pt + unit * COPIES * n_tok * LANES, *pp = to.pp + unit * s.context * LANES;
         const Floats mean = load(memory.means + h * s.context + v);
-        const Floats through = load(memory.through + mh(0, h) + v), back = load(memory.back + mh(0, h) + v);
-        const float *c = one.c + (1 + h) * s.context, *r = one.r + mh(0, h);
-        for (int key = s.pad; key < v + LANES; ++key) {
-            Floats value = c[key] * through + (r[key] * back - mean);
-            for (int m = 1; m < s.m2; ++m)
-                value += one.c[(m * (1 + s.m1) + 1 + h) * s.context + key] * load(memory.through + mh(m, h) + v) +
-                         one.r[mh(m, h) + key] * load(memory.back + mh(m, h) + v);
+        const auto add = [&](int key, Floats value) {
             value *= load(rows + key * LANES);
             store(rows + key * LANES, value);
             add_to(pp + key * LANES, value);
-            add_to(pt + x[key] * LANES, value);
+            add_to(pt + ((key % COPIES) * n_tok + x[key]) * LANES, value);
+        };
+        if (s.m2 == 1) {
+            const Floats through = load(memory.through + mh(0, h) + v), back = load(memory.back + mh(0, h) + v);
+            const float *c = one.c + (1 + h) * s.context, *r = one.r + mh(0, h);
+            for (int key = begin; key < end; ++key) add(key, c[key] * through + (r[key] * back - mean));
+            return;
+        }
+        for (int key = begin; key < end; ++key) {
+            Floats value = -mean;
+            for (int m = 0; m < s.m2; ++m)
+                value += one.c[(m * (1 + s.m1) + 1 + h) * s.context + key] * load(memory.through + mh(m, h) + v) +
+                         one.r[mh(m, h) + key] * load(memory.back + mh(m, h) + v);
+            add(key, value);
         }
     }
 
-    // The same, added up by the query's token, for every key: a product with the tokens' one-hot rows.
-    void sum_by_query_token(int b, int h, int first, int end) {
-        constexpr int KEYS = LANES < 8 ? LANES : 8;  // that share the load of a row
-        const int32_t* x = tokens(b);
-        const Tables& to = sums.heads[h];
-        float* by_tokens = memory.by_tokens;  // of this sequence alone: few large sums lose fewer digits than one
-        std::fill_n(by_tokens, s.n_tok * s.tokens, 0.0f);
-        for (int key = s.pad / KEYS * KEYS; key < end * LANES; key += KEYS)
-            for (int t = 0; t < s.tokens; t += LANES) {
-                Floats totals[KEYS] = {};
-                for (int unit = std::max(key / LANES, first); unit < end; ++unit) {
-                    const float* rows = column(h, unit, first) + key * LANES;
-                    for (int lane = std::max(key - unit * LANES, 0); lane < LANES; ++lane) {
-                        const Floats one_hot = load(memory.identity + x[unit * LANES + lane] * s.tokens + t);
-                        for (int k = 0; k < KEYS; ++k) totals[k] += rows[k * LANES + lane] * one_hot;
-                    }
-                }
-                for (int k = 0; k < KEYS; ++k) {
-                    add_to(to.tp + (key + k) * s.tokens + t, totals[k]);
-                    add_to(by_tokens + x[key + k] * s.tokens + t, totals[k]);
-                }
-            }
-        for (int v = 0; v < s.n_tok * s.tokens; v += LANES) add_to(to.tt + v, load(by_tokens + v));
+    // The same, added up by the query's token, [token, key]: blocks of [key, query] turned into [query, key].
+    void add_by_query_token(const Sequence& one, int b, int h, int first, int end) {
+        for (int unit = first; unit < end; ++unit)
+            for (int keys = 0; keys <= unit * LANES; keys += LANES)
+                add_transposed(column(h, unit, first) + keys * LANES, LANES, tokens(b) + unit * LANES,
+                               one.by_token + h * s.tokens * s.context + keys, s.context);
     }
 
-    void scatter_by_query_token(int b, int h, int first, int end) {
-        const int32_t* x = tokens(b);
-        const Tables& to = sums.heads[h];
-        for (int unit = first; unit < end; ++unit)
-            for (int key = s.pad; key < (unit + 1) * LANES; ++key)
-                for (int lane = 0; lane < LANES; ++lane) {
-                    const float value = column(h, unit, first)[key * LANES + lane];
-                    to.tp[key * s.tokens + x[unit * LANES + lane]] += value;
-                    to.tt[x[key] * s.tokens + x[unit * LANES + lane]] += value;
-                }
+    // What a whole sequence gave by the query's token: by the key's position, and by its token.
+    void add_by_tokens(const Sequence& one, int b) {
+        for (int h = 0; h < s.m1; ++h) {
+            const Tables& to = sums.heads[h];
+            const float* from = one.by_token + h * s.tokens * s.context;
+            for (int v = 0; v < s.n_tok * s.context; v += LANES) add_to(to.tp_last + v, load(from + v));
+            for (int keys = 0; keys < s.context; keys += LANES)
+                for (int t = 0; t < s.n_tok; t += LANES)
+                    add_transposed(from + t * s.context + keys, s.context, tokens(b) + keys, to.tt + t, s.tokens);
+        }
     }
 
     // The gradient that reaches layer 0's pattern through layer 1.
@@ -373,7 +378,7 @@ template <Size SIZE> struct Pass {
             for (int m = 0; m < s.m2; ++m) {
                 const float c = one.c[(m * (1 + s.m1) + 1 + h) * s.context + key], r = one.r[mh(m, h) + key];
                 const Floats value = load(one.p + m * s.context + v) * c + load(one.dt + m * s.context + v) * r;
-                add_to(pair(sums.d_pattern, h, unit, key), value);
+                add_to(pair(sums.watched.d_pattern, h, unit, key), value);
             }
     }
 
@@ -422,7 +427,7 @@ template <Size SIZE> struct Pass {
                 inner += reaching * load(last + unit * LANES);
             }
             if (watched)
-                for (int key = s.pad; key < s.context; ++key) pair(sums.d_pattern, h, s.units - 1, key)[LANES - 1] += row[key];
+                for (int key = s.pad; key < s.context; ++key) pair(sums.watched.d_pattern, h, s.units - 1, key)[LANES - 1] += row[key];
             const float mean = sum(inner);
             for (int v = 0; v < s.context; v += LANES) {
                 const Floats value = load(last + v) * (load(row + v) - mean);
@@ -466,7 +471,7 @@ template <Size SIZE> struct Pass {
                             exponential_column<SIZE>(packed.heads[h], packed.wide[h], tokens(b), unit, s, column(h, unit, first));
                 backward(sequences[b - from], b, first, end);
             }
-        for (int b = from; b < to; ++b) write_queries(sequences[b - from], b);
+        for (int b = from; b < to; ++b) write_queries(sequences[b - from], b), add_by_tokens(sequences[b - from], b);
         return loss;
     }
 };
@@ -475,14 +480,15 @@ void clear(Sums& sums, const Shape& s, bool watched) {
     for (int h = 0; h < s.m1; ++h) {
         Tables& t = sums.heads[h];
         std::fill_n(t.tt, s.n_tok * s.tokens, 0.0f), std::fill_n(t.tp, s.context * s.tokens, 0.0f);
-        std::fill_n(t.pt, s.context * s.n_tok, 0.0f), std::fill_n(t.pp, s.context * s.context, 0.0f);
+        std::fill_n(t.pt, COPIES * s.context * s.n_tok, 0.0f), std::fill_n(t.pp, s.context * s.context, 0.0f);
         std::fill_n(t.tt_last, s.n_tok * s.tokens, 0.0f), std::fill_n(t.tp_last, s.n_tok * s.context, 0.0f);
         std::fill_n(t.pt_last, s.tokens, 0.0f), std::fill_n(t.pp_last, s.context, 0.0f);
     }
     std::fill_n(sums.a2, s.m2 * s.d1 * s.wide_d1, 0.0f), std::fill_n(sums.w, s.d0 * s.tokens, 0.0f);
     std::fill_n(sums.w_t, s.n_tok * s.wide_features, 0.0f);
-    if (watched)
-        for (float* of : {sums.pattern, sums.d_pattern}) std::fill_n(of, s.m1 * s.context * s.context, 0.0f);
+    if (!watched) return;
+    for (float* of : {sums.watched.pattern, sums.watched.d_pattern}) std::fill_n(of, s.m1 * s.context * s.context, 0.0f);
+    for (float* of : {sums.watched.last, sums.watched.d_last, sums.watched.d_scores}) std::fill_n(of, s.m2 * s.context, 0.0f);
 }
 
 float total(const float* of, size_t n) {

@@ -14,14 +14,18 @@ namespace KERNELS_NAMESPACE {
 // exponentials are taken of whole scores.
 constexpr float WIDEST_GAP = 60.0f;
 
+// A sum by token is kept in so many copies: adding to the same numbers again has to wait until they are stored.
+constexpr int COPIES = 4;
+
 // Of one head of layer 0. tt [key token, query token], tp [key position, query token], pt [unit, key token, lane],
-// pp [unit, key position, lane]; of the last query tt_last and tp_last [query token, key], pt_last and pp_last [key].
+// pp [unit, key position, lane]
+// (the sums' pt is [unit, copy, key token, lane]); of the last query tt_last and tp_last [query token, key], pt_last and pp_last [key].
 struct Tables {
     float *tt, *tp, *pt, *pp, *tt_last, *tp_last, *pt_last, *pp_last;
 
     void take(Arena& arena, const Shape& s) {
         tt = arena.take<float>(s.n_tok * s.tokens), tp = arena.take<float>(s.context * s.tokens);
-        pt = arena.take<float>(s.context * s.n_tok), pp = arena.take<float>(s.context * s.context);
+        pt = arena.take<float>(COPIES * s.context * s.n_tok), pp = arena.take<float>(s.context * s.context);
         tt_last = arena.take<float>(s.n_tok * s.tokens), tp_last = arena.take<float>(s.n_tok * s.context);
         pt_last = arena.take<float>(s.tokens), pp_last = arena.take<float>(s.context);
     }
@@ -53,7 +57,8 @@ struct Packed {
 
 struct Sums {
     Tables* heads;
-    float *a2, *w, *w_t, *pattern, *d_pattern;  // the last two [m1, unit, key position, lane]
+    float *a2, *w, *w_t;
+    Watched watched;  // in vectors: [m1, unit, key position, lane] and [m2, padded context]
 };
 
 // The largest of n numbers minus the smallest.
@@ -124,11 +129,25 @@ inline void unpack(const Sums& from, Weights<float> to, Watched watched, const S
     for (int h = 0; h < s.m1; ++h) {
         float* a1 = to.a1 + h * s.d0 * s.d0;
         std::fill_n(a1, s.d0 * s.d0, 0.0f);
+        const int unit_size = s.n_tok * LANES;
+        float* pt = from.heads[h].pt;
+        for (int v = 0; v < s.context * s.n_tok; v += LANES) {  // sums over the copies, each in the place of an earlier one
+            Floats total{};
+            for (int copy = 0; copy < COPIES; ++copy) total += load(pt + v / unit_size * (COPIES - 1) * unit_size + copy * unit_size + v);
+            store(pt + v, total);
+        }
         from.heads[h].each(s, [&](float sum, int q, int k) { a1[q * s.d0 + k] += share * sum; });
         if (!watched.pattern) continue;
-        write_pattern(from.pattern + h * pairs, watched.pattern + h * s.n_ctx * s.n_ctx, s, share);
-        write_pattern(from.d_pattern + h * pairs, watched.d_pattern + h * s.n_ctx * s.n_ctx, s, share);
+        write_pattern(from.watched.pattern + h * pairs, watched.pattern + h * s.n_ctx * s.n_ctx, s, share);
+        write_pattern(from.watched.d_pattern + h * pairs, watched.d_pattern + h * s.n_ctx * s.n_ctx, s, share);
     }
+    for (int m = 0; watched.pattern && m < s.m2; ++m)
+        for (int k = 0; k < s.n_ctx; ++k) {
+            const int at = m * s.context + s.pad + k;
+            watched.last[m * s.n_ctx + k] = share * from.watched.last[at];
+            watched.d_last[m * s.n_ctx + k] = share * from.watched.d_last[at];
+            watched.d_scores[m * s.n_ctx + k] = share * from.watched.d_scores[at];
+        }
     for (int d = 0; d < s.m2 * s.d1; ++d)
         for (int e = 0; e < s.d1; ++e) to.a2[d * s.d1 + e] = share * from.a2[d * s.wide_d1 + e];
     for (int d = 0; d < s.d0; ++d)

@@ -41,21 +41,32 @@ float Trainer::gradients(int64_t then_first, bool watch) {
     if (!workers_) throw std::logic_error("this trainer is closed");
     workers_->wait_for_all();
     now_ = 1 - now_, first_ = then_first, watch_ = watch;
-    const size_t pair = size_t(sizes.m1) * sizes.n_ctx * sizes.n_ctx;
-    if (watch) watched_.resize(members * 2 * pair), watched_parts_.resize(members * n_parts_ * 2 * pair);
+    return differentiate_all(draws_.empty() ? 0 : members * n_pieces_);
+}
+
+float Trainer::gradients_again() {
+    if (!workers_) throw std::logic_error("this trainer is closed");
+    workers_->wait_for_all();
+    return differentiate_all(0);
+}
+
+float Trainer::differentiate_all(int n_draws) {
+    const size_t n_watched = watch_ ? Watched::size(sizes) : 0;
+    if (watch_) watched_.resize(members * n_watched), watched_parts_.resize(members * n_parts_ * n_watched);
     n_gradient_jobs_ = members * n_parts_;
-    workers_->start(n_gradient_jobs_ + (draws_.empty() ? 0 : members * n_pieces_));
+    workers_->start(n_gradient_jobs_ + n_draws);
     workers_->wait_for(n_gradient_jobs_);
     for (int member = 0; member < members; ++member) {
         const double* of = part_losses_.data() + member * n_parts_;
         losses_[member] = 0;
         for (int part = 0; part < n_parts_; ++part) losses_[member] += of[part];
-        for (size_t i = 0; watch && i < 2 * pair; ++i) {
-            const float* parts = watched_parts_.data() + member * n_parts_ * 2 * pair + i;
-            float total = 0;
-            for (int part = 0; part < n_parts_; ++part) total += parts[part * 2 * pair];
-            watched_[member * 2 * pair + i] = total;
-        }
+        if (watch_)  // rows of any length: add_up takes whole vectors
+            for (size_t i = 0; i < n_watched; ++i) {
+                const float* parts = watched_parts_.data() + member * n_parts_ * n_watched + i;
+                float total = 0;
+                for (int part = 0; part < n_parts_; ++part) total += parts[part * n_watched];
+                watched_[member * n_watched + i] = total;
+            }
     }
     const float* parts = n_parts_ > 1 ? parts_.data() : total_.data();
     return kernels().add_up(parts, n_parts_, whole_, whole_, total_.data());
@@ -79,15 +90,15 @@ void Trainer::work(int job) {
 
 void Trainer::differentiate(int member, int part) {
     const size_t start = size_t(batch) * part / n_parts_, end = size_t(batch) * (part + 1) / n_parts_;
-    const size_t at = size_t(member) * batch + start, pair = size_t(sizes.m1) * sizes.n_ctx * sizes.n_ctx;
+    const size_t at = size_t(member) * batch + start;
     float* out = n_parts_ > 1 ? parts_.data() + part * whole_ : total_.data();
     const auto of = [&](auto* stack, int weight) { return stack + offset(weight) + member * row(weight); };
     const float* weights = weights_.data();
-    float* watched = watch_ ? watched_parts_.data() + (member * n_parts_ + part) * 2 * pair : nullptr;
+    float* watched = watch_ ? watched_parts_.data() + (member * n_parts_ + part) * Watched::size(sizes) : nullptr;
     part_losses_[member * n_parts_ + part] =
         kernels().gradient(sizes, tokens() + at * sizes.n_ctx, targets() + at * sizes.n_tok, int(end - start),
                            {of(weights, 0), of(weights, 1), of(weights, 2)}, {of(out, 0), of(out, 1), of(out, 2)},
-                           {watched, watched ? watched + pair : nullptr}, 1.0f / batch);
+                           Watched::in(watched, sizes), 1.0f / batch);
 }
 
 void Trainer::fill(int member, int piece) {
@@ -95,4 +106,12 @@ void Trainer::fill(int member, int piece) {
     const size_t at = size_t(member) * batch + start;
     kernels().sample(*draws_[member].plan, draws_[member].key, first_ + start, n, next_tokens() + at * sizes.n_ctx,
                      next_targets() + at * sizes.n_tok);
+}
+
+void Trainer::layer_1_patterns(int n, float* out) {
+    for (int member = 0; member < members; ++member) {
+        const auto of = [&](int weight) { return weights_.data() + offset(weight) + member * row(weight); };
+        kernels().layer_1_pattern(sizes, tokens() + size_t(member) * batch * sizes.n_ctx, n, {of(0), of(1), of(2)},
+                                  out + size_t(member) * sizes.m2 * sizes.n_ctx * sizes.n_ctx, 1.0f / n);
+    }
 }

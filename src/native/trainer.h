@@ -23,6 +23,8 @@ class Trainer {
     // Takes the next batch and differentiates the mean loss of every member; with draws, starts drawing the batch after
     // it, from place `then_first` of the streams. Returns the sum of all gradients, which is a number if they all are.
     float gradients(int64_t then_first, bool watch);
+    // The gradients of the same batch again, for other weights.
+    float gradients_again();
 
     // Ends the threads; jobs that have not begun are left.
     void close() { workers_.reset(); }
@@ -43,7 +45,9 @@ class Trainer {
     int32_t* next_tokens() { return tokens_[1 - now_].data(); }
     float* next_targets() { return targets_[1 - now_].data(); }
     double* losses() { return losses_.data(); }                 // [member], of the last gradients
-    float* patterns() { return watched_.data(); }               // [member, 2, m1, n_ctx, n_ctx], if watched
+    float* watched() { return watched_.data(); }                // [member, Watched::size], if watched
+    // Layer 1's pattern over the first n sequences of the last gradients' batches, [member, m2, n_ctx, n_ctx].
+    void layer_1_patterns(int n, float* out);
 
     void work(int job);
 
@@ -52,6 +56,7 @@ class Trainer {
 
   private:
     size_t offset(int weight) const { return offsets_[weight]; }
+    float differentiate_all(int n_draws);
     void differentiate(int member, int part);
     void fill(int member, int piece);
 
