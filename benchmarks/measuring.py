@@ -6,13 +6,12 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import causal_circuits as cc
+from causal_circuits import native
 from causal_circuits.models import fused
 
 NO_RECORD = cc.RecordAt(steps=())
@@ -33,16 +32,14 @@ def machine() -> dict[str, object]:
     """Processor, cores, threads and versions."""
     from importlib.metadata import version
 
-    from causal_circuits.simd.lanes import LANES
-
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
         "processor": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
-        "vector_lanes": LANES,
+        "instructions": native.core().instruction_set() if native.available() else "none: pure Python",
         "torch_threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "numpy", "numba")},
+        "versions": {name: version(name) for name in ("torch", "numpy", "causal-circuits")},
     }
 
 
@@ -52,26 +49,14 @@ def write(path: Path | None, rows: object, **more: object) -> None:
         path.write_text(json.dumps({"rows": rows, "machine": machine(), **more}, indent=2) + "\n")
 
 
-def freeze(from_sequences: int = 0) -> None:
-    """From here on, runs of so many sequences train with a kernel of their own, as long runs do."""
-    fused.FREEZE_FROM = from_sequences
-
-
 def gradient_on_all_cores(model: object, batch: cc.Batch) -> Callable[[], object]:
-    """A function that computes the fused gradient of a batch, the batch shared out over torch's number of threads."""
-    n_threads, n = torch.get_num_threads(), len(batch)
-    weights = tuple(np.ascontiguousarray(weight.numpy()).reshape(1, -1) for weight in fused.live_weights(model))
-    kernel, share = fused.kernel_for(fused.sizes_of(model)), np.float32(1 / n)
-    nothing, losses = np.empty((0, 0, 0, 0, 0), np.float32), np.empty(n_threads)
-    tokens, targets = batch.tokens.numpy()[None], batch.target_probs.numpy()[None]
-    sums = [tuple(np.empty_like(weight) for weight in weights) for _ in range(n_threads)]
-    pool = ThreadPoolExecutor(n_threads)
-
-    def part(thread: int) -> None:
-        rows, loss = slice(n * thread // n_threads, n * (thread + 1) // n_threads), losses[thread : thread + 1]
-        kernel(tokens[:, rows], targets[:, rows], weights, sums[thread], nothing, share, loss)
-
-    return lambda: list(pool.map(part, range(n_threads)))
+    """A function that computes the fused gradient of a batch on torch's number of threads."""
+    core = native.core().Trainer(fused.sizes_of(model), 1, len(batch), torch.get_num_threads(), [], [])
+    for which, weight in enumerate(fused.live_weights(model)):
+        core.weights(which)[0] = weight.flatten().numpy()
+    core.next_tokens[0], core.next_targets[0] = batch.tokens.numpy(), batch.target_probs.numpy()
+    core.gradients(0, False)
+    return core.gradients_again
 
 
 def rates_in_turn(

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from measuring import freeze, gradient_on_all_cores, median_seconds, write
+from measuring import gradient_on_all_cores, median_seconds, write
 
 import causal_circuits as cc
 
@@ -56,7 +56,6 @@ def main() -> None:
     print(f"matrix product {flop_rate / 1e9:.0f} GFLOP/s, copy {copy_rate / 1e9:.0f} GB/s")
     rows = []
     for d_vocab, n_ctx, batch in SIZES:
-        freeze()
         task = cc.InContextTask(cc.chain_graph(n_ctx), d_vocab=d_vocab, alpha=0.1)
         model = cc.warm_start(cc.disentangled_transformer(d_vocab, n_ctx))
         per_s = batch / median_seconds(gradient_on_all_cores(model, task.sample(batch)), arguments.repeats)

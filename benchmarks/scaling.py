@@ -13,16 +13,13 @@ import statistics
 import subprocess
 import sys
 import time
-from itertools import product
 from pathlib import Path
 
-from measuring import NO_RECORD, freeze, gradient_on_all_cores, median_seconds, write
+from measuring import NO_RECORD, gradient_on_all_cores, median_seconds, write
 from tqdm import tqdm
 
 import causal_circuits as cc
-from causal_circuits.models import fused
 
-LONG = fused.FREEZE_FROM
 # Seconds that a size is timed for in each round.
 ROUND = 0.1
 
@@ -102,11 +99,10 @@ def sweep(repeats: int) -> list[dict[str, object]]:
 
 
 def ensembles(repeats: int) -> list[dict[str, object]]:
-    """Members at once against one alone, in trained sequences a second: large batches and small ones, both kernels."""
+    """Members at once against one alone, in trained sequences a second: large batches and small ones."""
     rows: list[dict[str, object]] = []
     task = cc.InContextTask(cc.chain_graph(20), d_vocab=10, alpha=0.1)
-    for own_sizes, (batch, steps) in product((False, True), ((1024, 40), (64, 300))):
-        freeze(0 if own_sizes else LONG)
+    for batch, steps in ((1024, 40), (64, 300)):
         rates: dict[int, list[float]] = {1: [], 20: []}
         for _ in range(repeats):
             for n in rates:  # in turn, so that a drifting machine does not favour one
@@ -115,9 +111,8 @@ def ensembles(repeats: int) -> list[dict[str, object]]:
                 record = cc.train_ensemble(models, [task] * n, configs, record=NO_RECORD, progress=False)[0]
                 rates[n].append(record.sequences_per_s)
         single, many = (sorted(rates[n])[repeats // 2] for n in rates)
-        kernel = "own sizes" if own_sizes else "all sizes"
         measured = {"single_per_s": single, "ensemble_of_20_per_s": many, "ratio": many / single}
-        rows.append({"batch": batch, "kernel": kernel, **measured})
+        rows.append({"batch": batch, **measured})
     return rows
 
 
@@ -140,7 +135,7 @@ def main() -> None:
     together = ensembles(max(5, arguments.repeats))
     for row in together:
         print(
-            f"ensemble of 20, batch {row['batch']}, kernel for {row['kernel']}: {row['ensemble_of_20_per_s']:,.0f}/s "
+            f"ensemble of 20, batch {row['batch']}: {row['ensemble_of_20_per_s']:,.0f}/s "
             f"in total, one alone {row['single_per_s']:,.0f}/s: {row['ratio']:.2f}x"
         )
     write(arguments.out, rows, ensembles=together)

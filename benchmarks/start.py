@@ -2,18 +2,16 @@
 
 Each run is a process of its own: it imports, builds, trains from a warm start, and notes the first step at which
 the least attention to a parent, looked at every fifth step, is above .9. In turn with them, processes that import torch
-and TransformerLens and do nothing. With --cold, one run more with an empty cache of compiled kernels.
+and TransformerLens and do nothing.
 
-    python benchmarks/start.py --repeats 5 --cold --out start.json
+    python benchmarks/start.py --repeats 5 --out start.json
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -46,11 +44,10 @@ except Found:
 """
 
 
-def run(cache: str | None = None) -> dict[str, float]:
+def run() -> dict[str, float]:
     """One process: seconds from its start, and the step."""
-    environment = {**os.environ, **({"NUMBA_CACHE_DIR": cache} if cache else {})}
     began = time.time()
-    done = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, check=True)
     seen = json.loads(done.stdout.splitlines()[-1])
     return {
         "import_s": seen["imported"] - began,
@@ -71,22 +68,15 @@ def main() -> None:
     """Print the table; write it if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="processes, default 5")
-    parser.add_argument("--cold", action="store_true", help="one run more that has to compile")
     parser.add_argument("--out", type=Path, help="write the runs as JSON")
     arguments = parser.parse_args()
-    run()  # compiles, if nothing has yet
-    rows = [{"cache": "warm", "alone_s": alone(), **run()} for _ in range(arguments.repeats)]
-    if arguments.cold:
-        with tempfile.TemporaryDirectory() as folder:
-            rows.append({"cache": "empty", "alone_s": alone(), **run(folder)})
-    for cache in dict.fromkeys(row["cache"] for row in rows):
-        of_kind = [row for row in rows if row["cache"] == cache]
-        middle = {name: statistics.median(row[name] for row in of_kind) for name in of_kind[0] if name != "cache"}
-        print(
-            f"{cache} cache, median of {len(of_kind)}: 18 parents above .9 after {middle['until_found_s']:.1f} s, step "
-            f"{middle['step']:.0f} (least {middle['least_attention']:.3f}); importing the package took "
-            f"{middle['import_s']:.1f} s of it, torch and TransformerLens alone take {middle['alone_s']:.1f} s"
-        )
+    rows = [{"alone_s": alone(), **run()} for _ in range(arguments.repeats)]
+    middle = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    print(
+        f"median of {len(rows)}: 18 parents above .9 after {middle['until_found_s']:.1f} s, step {middle['step']:.0f} "
+        f"(least {middle['least_attention']:.3f}); importing the package took {middle['import_s']:.1f} s of it, torch "
+        f"and TransformerLens alone take {middle['alone_s']:.1f} s"
+    )
     write(arguments.out, rows)
 
 

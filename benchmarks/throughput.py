@@ -9,9 +9,6 @@ end to end (sampling, gradient, Adam and the loop) over the gradient alone of th
 * einsum: the whole residual stream in both layers, by autograd;
 * plain TransformerLens: HookedTransformer's own forward, by autograd.
 
-"own sizes" is the kernel that long runs compile for themselves (end to end uses it), "all sizes" the one that serves
-every size.
-
     python benchmarks/throughput.py
     python benchmarks/throughput.py --size 10,20,1+1,1024 --out throughput.json
     python benchmarks/throughput.py --beside "python their_training.py {d_vocab} {n_ctx} {batch}"
@@ -31,16 +28,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measuring import end_to_end, freeze, gradient_on_all_cores, rates_in_turn, write
+from measuring import end_to_end, gradient_on_all_cores, rates_in_turn, write
 
 import causal_circuits as cc
-from causal_circuits.models import fused
 from causal_circuits.training import mean_loss
 
 DEFAULT_SIZES = ["10,20,1+1,1024", "3,20,1+1,1024", "5,32,2+1,1024", "10,100,1+1,256", "10,200,1+1,128"]
 BASELINES = ("structured torch", "last-query matmul", "einsum", "plain TransformerLens")
-
-LONG = fused.FREEZE_FROM
 
 
 def einsum_logits(model: object, tokens: torch.Tensor) -> torch.Tensor:
@@ -129,12 +123,7 @@ def measure(
     model = cc.warm_start(cc.disentangled_transformer(d_vocab, n_ctx, heads))
     large = max(batch_size, 16_384 * 20 // n_ctx)
     steps = max(20, 4_000_000 // (batch_size * n_ctx))
-    freeze(LONG)
-    all_sizes = gradient_on_all_cores(model, batch)
-    freeze()
-    end_to_end(task, heads, batch_size, steps=3)  # compiles
-    own_sizes = gradient_on_all_cores(model, batch)
-    timed = {"train, all sizes": (all_sizes, batch_size), "train, own sizes": (own_sizes, batch_size)}
+    timed = {"fused gradient": (gradient_on_all_cores(model, batch), batch_size)}
     timed |= {name: (step, batch_size) for name, step in steps_by_autograd(model, batch).items()}
     timed["sampler"] = (lambda: task.sample(large), large)
     rates = {"end to end": lambda: end_to_end(task, heads, batch_size, steps)}

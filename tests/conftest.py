@@ -3,7 +3,6 @@
 import pytest
 
 # With --dist loadfile a worker takes whole files: the long ones first, so that none is left over for one worker alone.
-# test_imports is second because it needs no kernel: one worker compiles them, and the other finds them compiled.
 LONG = ("test_notebooks", "test_imports", "test_goes_on", "test_resume", "test_analyses", "test_turns")
 LONG += ("test_circuits_proof", "test_circuit_analyses", "test_reproduce", "test_readme", "test_circuits_methods")
 

@@ -1,4 +1,4 @@
-"""The fused numba step against float64 autograd of the plain einsum model, and against the hooks."""
+"""The fused step against float64 autograd of the plain einsum model, and against the hooks."""
 
 import oracles
 import pytest
@@ -7,10 +7,11 @@ from assertions import assert_close
 from torch import Tensor
 
 import causal_circuits as cc
+from causal_circuits import native
 from causal_circuits.models import HookedTransformer, layout_of
 from causal_circuits.models.fused import FusedStep, can_fuse, fused_step
-from causal_circuits.models.fused_kernel.arrays import CHUNK, KEPT, WIDEST_GAP
 
+CHUNK, KEPT, WIDEST_GAP = native.core().CHUNK, native.core().KEPT, native.core().WIDEST_GAP
 SIZES = [(3, 6), (7, 4), (5, 5)]  # d_vocab below, above and equal to n_ctx
 HEADS = [(1, 1), (2, 1), (1, 2), (3, 2)]
 

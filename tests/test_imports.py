@@ -19,7 +19,6 @@ ALLOWED: dict[str, set[str]] = {
     "graphs": {"display"},
     "locks": set(),
     "native": set(),
-    "simd": set(),
     "storage": set(),
     "streamed": set(),
     "tasks": {"graphs", "native", "storage"},

@@ -32,7 +32,7 @@ from causal_circuits.training.checkpoints import FORMAT, load_state, save_state
 
 @contextmanager
 def little(seconds: int = 20, gigabytes: int = 3):
-    """Within, what waits for ever, or asks for terabytes, is interrupted (threads of numba and torch have begun)."""
+    """Within, what waits for ever, or asks for terabytes, is interrupted (threads of torch have begun)."""
 
     def late(number: int, frame: object) -> None:
         raise TimeoutError("it waits")
@@ -96,7 +96,6 @@ def test_what_runs_a_file_is_told(source):
 
 
 def test_nothing_that_is_read_is_run():
-    """(What numba has compiled and cached beside the package is code, like the package itself.)"""
     assert len(OURS) > 150
     for path in OURS:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,9 +1,9 @@
 """The fused step: loss and every gradient of a two-layer disentangled model in one pass of the native core.
 
 The same quantities as `structured.structured_logits` and its autograd backward, sequence by sequence, with nothing
-stored for the batch; `src/native/step.cpp` has the mathematics. The batch sum of the gradient of layer 0's scores is the
-gradient of A's position-position block, so recording it costs nothing. Without the core, or when a hook is attached,
-training takes the structured forward and autograd.
+stored for the batch; `src/native/step.cpp` has the mathematics. The batch sum of the gradient of layer 0's scores is
+the gradient of A's position-position block, so recording it costs nothing. Without the core, or when a hook is
+attached, training takes the structured forward and autograd.
 """
 
 from dataclasses import dataclass
@@ -93,5 +93,7 @@ def fused_step(model: HookedTransformer, tokens: Tensor, target_probs: Tensor) -
             parameter.grad = torch.zeros_like(parameter)
             parameter.grad[tuple(slice(size) for size in gradient.shape)] = gradient
     n_ctx, _, n_heads, _ = sizes_of(model)
-    attention, weight_gradient = torch.from_numpy(core.watched[0, : 2 * n_heads * n_ctx**2]).view(2, n_heads, n_ctx, n_ctx)
+    attention, weight_gradient = torch.from_numpy(core.watched[0, : 2 * n_heads * n_ctx**2]).view(
+        2, n_heads, n_ctx, n_ctx
+    )
     return FusedStep(float(core.losses[0]), attention, gradients[0][:, n_tok:, n_tok:].clone(), weight_gradient)

@@ -1,6 +1,6 @@
 """Training: a task, a model and a recipe in; a TrainingRecord out. One loop for single models and for ensembles.
 
-The step is computed by the fused numba kernel where it applies (two layers, float32, CPU, no hook attached), by the
+The step is computed by the native core where it applies (two layers, float32, CPU, no hook attached), by the
 structured forward with autograd everywhere else. Both give the same gradients.
 """
 

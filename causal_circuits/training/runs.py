@@ -1,13 +1,14 @@
-"""The two ways to run a training: step by step through a model's own forward, or many models at once in the native core.
+"""The two ways to run a training: step by step through a model's own forward, or many models in the native core.
 
 A run holds the weights while it lasts. Both kinds draw the same sequences for the same configuration, step by step.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from math import isfinite
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,7 +116,8 @@ class FusedRun:
         self._weights = [self._views(self._core.weights(which), which) for which in range(len(TRAINED))]
         self._gradients = [self._views(self._core.gradients_of(which), which) for which in range(len(TRAINED))]
         self._groups = list(self._equal_stages())
-        self._restore(start)
+        if start is not None:
+            self._restore(start)
         for member, model in enumerate(self._models):
             for stack, weight in zip(self._weights, live_weights(model), strict=True):
                 stack[member] = weight
@@ -129,7 +131,7 @@ class FusedRun:
     def _views(self, stack: np.ndarray, which: int) -> Tensor:
         """A stack [member, number] of the core as a tensor [member, *shape of this weight]."""
         shape = live_weights(self._models[0])[which].shape
-        return torch.from_numpy(stack).unflatten(1, shape)
+        return torch.from_numpy(stack).view(len(stack), *shape)
 
     def _equal_stages(self) -> Iterator["_Group"]:
         for _, group in groupby(range(len(self._models)), key=lambda member: self._configs[member].stages):
@@ -173,7 +175,8 @@ class FusedRun:
         """Which member has a gradient that is no number, if there is one."""
         if isfinite(self._total):
             return None
-        sums = sum(gradient.abs().flatten(1).sum(dim=1) for gradient in self._gradients).numpy()[self._place]
+        by_weight = torch.stack([gradient.abs().flatten(1).sum(dim=1) for gradient in self._gradients])
+        sums = by_weight.sum(dim=0).numpy()[self._place]
         return int(np.flatnonzero(~np.isfinite(sums))[0] if not np.isfinite(sums).all() else sums.argmax())
 
     def update(self) -> None:
@@ -189,12 +192,14 @@ class FusedRun:
     def _moments(self, what: str, which: int) -> Tensor:
         return self._views(self._core.means(which) if what == "mean" else self._core.squares(which), which)
 
-    def _restore(self, start: State | None) -> None:
-        for which, name in enumerate(TRAINED) if start else ():
+    def _restore(self, start: State) -> None:
+        for which, name in enumerate(TRAINED):
             for what in ("mean", "square"):
                 kept, here = start.part(f"optimizer.{name}").get(what), self._moments(what, which)
                 if kept is None or kept.shape != here.shape:
-                    raise CheckpointError(f"the checkpoint's optimiser is another run's: its {what} of {name} does not fit")
+                    raise CheckpointError(
+                        f"the checkpoint's optimiser is another run's: its {what} of {name} does not fit"
+                    )
                 here.copy_(kept)
 
     def snapshots(self, step: int, record: RecordAt) -> list[Snapshot]:
@@ -299,7 +304,7 @@ class _Group:
     stages: tuple[Stage, ...]
     numbers: dict[str, int]
 
-    def update(self, core: "object", step: int) -> None:
+    def update(self, core: Any, step: int) -> None:
         """The optimiser's step number `step` of the whole run; a stage begins with an optimiser of its own."""
         for stage in self.stages:
             if step < stage.steps:
@@ -332,6 +337,6 @@ def training_seed(config: TrainConfig) -> Seed:
     return config.seed, TRAINING_STREAM
 
 
-def _sampler(task: Task) -> object | None:
+def _sampler(task: Task) -> Any:
     """The task in the native core, if the core can draw its sequences."""
     return task.native_sampler() if isinstance(task, InContextTask) and task.counts else None

@@ -111,6 +111,7 @@ NB_MODULE(_native, module) {
              "parents"_a.none(), "degrees"_a.none(), "n_tok"_a, "roots"_a)
         .def("draw", &Sampler::draw, "key"_a, "first"_a, "tokens"_a.none(), "targets"_a.none(),
              "Fill tokens [n, n_ctx] and targets [n, n_tok] with the sequences from the place `first` on.");
+    module.attr("CHUNK") = CHUNK, module.attr("KEPT") = KEPT, module.attr("WIDEST_GAP") = WIDEST_GAP;
     nb::class_<Trainer>(module, "_Trainer");
     nb::class_<PythonTrainer, Trainer>(module, "Trainer", "Models of the same sizes in training: see trainer.h.")
         .def(nb::init<std::tuple<int, int, int, int>, int, int, int, std::vector<const Sampler*>, const Pairs&>(), "sizes"_a,

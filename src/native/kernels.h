@@ -10,6 +10,14 @@ struct Sizes {  // of a two-layer disentangled model: context, vocabulary, heads
     int width() const { return width_1() * (1 + m2); }           // d_model
 };
 
+constexpr int CHUNK = 32;  // sequences whose dense products are done together
+constexpr int KEPT = 512;  // contexts up to this: the pattern of a whole sequence is kept for the way back
+
+// A table's exponentials are taken once, relative to the largest of each query's; of the four tables' the smallest
+// product is then at least e^-gap. Were the gap wider than this, products could underflow where they matter, and
+// exponentials are taken of whole scores.
+constexpr float WIDEST_GAP = 60.0f;
+
 struct SamplerPlan;  // sampler.h
 
 // Weights of one model, or gradients of the same shapes: A1 [m1, d0, d0], A2 [m2, d1, d1], W_U [d_model, n_tok].

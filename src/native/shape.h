@@ -12,8 +12,6 @@
 
 namespace KERNELS_NAMESPACE {
 
-constexpr int CHUNK = 32;        // sequences whose dense products are done together
-constexpr int KEPT = 512;        // contexts up to this: the pattern of a whole sequence is kept for the way back
 constexpr int FEW_TOKENS = 2 * LANES;  // vocabularies up to this are summed by rows of the identity
 constexpr int SPARE = 2 * LANES;       // a vector that starts at the last number of an array, and one more, lie in it
 

@@ -9,11 +9,6 @@
 
 namespace KERNELS_NAMESPACE {
 
-// A table's exponentials are taken once, relative to the largest of each query's; of the four tables' the smallest
-// product is then at least e^-gap. Were the gap wider than this, products could underflow where they matter, and
-// exponentials are taken of whole scores.
-constexpr float WIDEST_GAP = 60.0f;
-
 // A sum by token is kept in so many copies: adding to the same numbers again has to wait until they are stored.
 constexpr int COPIES = 4;
 

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from mutants import Mutant, mutants_of
 
-for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS"):
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")  # threads do not survive a fork
 
 ROOT = Path(__file__).resolve().parents[2]
