@@ -1,6 +1,5 @@
 from .animation import graph_film_html as graph_film_html
 from .animation import plot_graph_forming as plot_graph_forming
-from .animation import save_animation as save_animation
 from .arcs import plot_graph_comparison as plot_graph_comparison
 from .arcs import plot_recovered_graph as plot_recovered_graph
 from .attention_view import AttentionView as AttentionView
