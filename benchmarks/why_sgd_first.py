@@ -2,7 +2,8 @@
 
 *Match* is the block of layer 1's W_Q (the paper's A2) between the query's token and the token that layer 0 copies: its
 mean diagonal less its mean off-diagonal entry. Where it is positive, layer 0's gradient points at the parents; where
-it is negative, away from them. At alpha 1 this explains nothing (ARCHITECTURE.md). Two interventions on models that start from zero:
+it is negative, away from them. At alpha 1 this explains nothing (ARCHITECTURE.md). Two interventions on models that
+start from zero:
 
 * *jointly*: Adam at .03 with a cosine on everything for 3,000 steps, with Adam's epsilon 1e-8 as usual, or 1e-2, with
   which small gradients take small steps as under SGD; and with 1e-2 for layer 0 alone, or for the rest alone.
