@@ -26,6 +26,7 @@ class Findings:
     config: cc.TrainConfig
     model: object
     record: cc.TrainingRecord
+    health: cc.TrainingHealth
     references: cc.ReferenceLosses
     test_loss: float
     found: cc.ExtractedGraph
@@ -131,6 +132,7 @@ def run(task: cc.InContextTask, config: cc.TrainConfig, quiet: bool, kept: Path 
         config=config,
         model=model,
         record=record,
+        health=cc.training_health(record, task, model),
         references=references,
         test_loss=test_loss,
         found=found,

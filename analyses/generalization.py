@@ -28,6 +28,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 
 from command_line import base_parser, exit_status, parse
 
@@ -294,12 +295,15 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
-    runs = [(GRADIENT_DESCENT, task, seed) for task in tasks for seed in seeds]
-    runs += [(FULL_ADAM, task, arguments.seed) for task in tasks if task.n_ctx <= arguments.full_up_to]
+    full = [task for task in tasks if task.n_ctx <= arguments.full_up_to]
+    runs = chain(
+        ((GRADIENT_DESCENT, task, seed) for task in tasks for seed in seeds),
+        ((FULL_ADAM, task, arguments.seed) for task in full),
+    )
     alone = [(GRADIENT_DESCENT, name, task) for name in arguments.restricted for task in tasks]
     alone += [(FULL_ADAM, name, task) for _, name, task in alone if task.n_ctx <= arguments.full_up_to]
     families, worst, restricted = [], [], []
-    n_models = len(runs) + len(alone)
+    n_models = len(tasks) * arguments.seeds + len(full) + len(alone)
     with tqdm(total=n_models, desc="generalization", unit="model", disable=True if arguments.quiet else None) as bar:
         for variant, task, seed in runs:
             make = partial(measure_model, variant, task, arguments, seed)

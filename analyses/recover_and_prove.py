@@ -105,7 +105,7 @@ def results(findings: Findings, header: dict[str, Any]) -> dict[str, object]:
             "train_sequences_per_s": f.record.sequences_per_s,
             "path": f.record.path,
         },
-        "training": {"start": f.start} | asdict(cc.training_health(f.record, f.task, f.model)),
+        "training": {"start": f.start} | asdict(f.health),
     }
 
 
@@ -128,8 +128,7 @@ def table(findings: Findings, out: Path) -> str:
             f"{head.induction_score:.2f}; ablated, {min(shares):.0%} or more of the gain is lost"
         )
     lines.append(f"training    {f.start}")
-    health = cc.training_health(f.record, f.task, f.model)
-    lines += [f"training    {health.verdict}: {health.advice}"] if health.advice else []
+    lines += [f"training    {f.health.verdict}: {f.health.advice}"] if f.health.advice else []
     lines += [
         f"knock-out   AUROC {f.auroc():.3f} ({f.auroc(children_only=True):.3f} in rows of children); "
         f"a true edge costs {float(on_edges.mean()):.4f} nats, another entry {float(elsewhere.mean()):.4f}",
@@ -146,7 +145,6 @@ def write(findings: Findings, out: Path, header: dict[str, Any]) -> None:
     findings.record.save(out / "record")
     for name, figure in draw_figures(findings).items():
         figures.save_figure(figure, out / "figures" / name)
-    figures.save_animation(findings.record, findings.task.graph, out / "figures" / "forming.gif")
     findings.seconds = time.perf_counter() - BEGAN
     content = results(findings, header)
     write_page(findings, content, header["command"], out / "report.html")

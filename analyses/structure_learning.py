@@ -43,8 +43,8 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--alpha", type=float, default=0.1, help="Dirichlet concentration (default 0.1)")
     parser.add_argument("--steps", type=int, default=100, help="of training layer 1's attention (default 100)")
     parser.add_argument("--level", type=float, default=0.05, help="family-wise error of every test (default 0.05)")
-    parser.add_argument("--pc-graphs", type=int, default=3, help="graphs that PC is run on (default 3: it is slow)")
-    parser.add_argument("--pc-size", type=int, default=3000, help="most sequences PC is given (default 3000)")
+    parser.add_argument("--pc-graphs", type=int, default=20, help="graphs that PC is run on (default 20: all)")
+    parser.add_argument("--pc-size", type=int, default=20_000, help="most sequences PC is given (default 20000)")
     parser.add_argument("--quick", action="store_true", help="two graphs, two sizes: seconds")
     return parser, parse(parser, QUICK)
 

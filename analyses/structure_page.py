@@ -131,6 +131,16 @@ def verdict(sums: Rows, most: int) -> list[figures.Check]:
             "; ".join(f"{method} {row['parents_proposed']}" for method, row in pooled.items()) + f" of {row['edges']}",
         )
     )
+    for row in (rows_of(sums, POOLED, method)[-1] for method in (PC, PC_NODES) if rows_of(sums, POOLED, method)):
+        checks.append(
+            figures.Check(
+                row["false_edges"] > row["edges"],
+                f"{POOLED}: {row['method']} does not tell edges from other pairs: of these it links more than there "
+                "are edges",
+                f"{row['edges_found']} of {row['edges']} edges and {row['false_edges']:,} pairs that are none, from "
+                f"{row['sequences']:,} sequences",
+            )
+        )
     fixed = {method: at(sums, FIXED, method, most) for method in CLASSICS}
     checks.append(
         figures.Check(

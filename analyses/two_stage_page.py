@@ -207,6 +207,18 @@ def verdict(lengths: Rows, laws: dict[str, Any], summary: dict[str, dict[str, fl
                 f"{laws[variant.name]['missed_attention']}",
             )
         )
+        runs = [row for row in lengths if row["variant"] == variant.name]
+        lowered = sum(row["loss_gap"] < row["loss_gap_after_stage_1"] for row in runs)
+        checks.append(
+            figures.Check(
+                lowered == len(runs),
+                f"{variant.name}: stage 2 lowers the loss in every run",
+                f"in {lowered} of {len(runs)}; mean gap by n_ctx after stage 1 "
+                + ", ".join(f"{n}: {gap:.3g}" for n, gap in means_by(runs, "n_ctx", "loss_gap_after_stage_1"))
+                + "; after stage 2 "
+                + ", ".join(f"{n}: {gap:.3g}" for n, gap in means_by(runs, "n_ctx", "loss_gap")),
+            )
+        )
         law = laws[variant.name]["loss_gap"]
         checks.append(
             figures.Check(

@@ -4,6 +4,7 @@ For each forest, the estimated gradient g from 20,000 sequences; at true edges a
 entry; both as a share of the largest true edge. A threshold between the two columns tells every root from every child.
 
     python benchmarks/edge_information.py --out edge_information.json
+    python benchmarks/edge_information.py --drawn 60     # forests that the threshold was not chosen on
 """
 
 import argparse
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import networkx as nx
+import numpy as np
 
 import causal_circuits as cc
 
@@ -30,6 +32,16 @@ def forests() -> Iterator[tuple[str, nx.DiGraph, int, float]]:
             yield f"forest over {n_ctx}", cc.random_forest(n_ctx, 0.3, seed=seed), 2 + 2 * seed, 0.3
     yield "star", cc.graph_from_parents([None] + [0] * 18), 5, 0.1
     yield "star and chain", cc.graph_from_parents([None] + [0] * 8 + list(range(8, 18))), 5, 0.1
+
+
+def drawn(n: int) -> Iterator[tuple[str, nx.DiGraph, int, float]]:
+    """The same of forests with random sizes."""
+    generator = np.random.default_rng(42)
+    sizes = ((5, 8, 12, 20, 30, 50), (2, 3, 4, 7, 10, 15, 20), (0.05, 0.1, 0.3, 1.0, 3.0), (0.1, 0.3, 0.5, 0.7, 0.9))
+    for k in range(n):
+        n_ctx, d_vocab, alpha, probability = (generator.choice(of) for of in sizes)
+        graph = cc.random_forest(int(n_ctx), float(probability), seed=5000 + k)
+        yield f"forest over {n_ctx}", graph, int(d_vocab), float(alpha)
 
 
 def measure(graph: nx.DiGraph, d_vocab: int, alpha: float, n_sequences: int, seed: int) -> dict[str, float]:
@@ -53,15 +65,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sequences", type=int, default=20_000, help="a forest, default 20000")
     parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--drawn", type=int, default=0, metavar="N", help="in place of the 67: N of random sizes")
     parser.add_argument("--out", type=Path, help="write the rows as JSON")
     arguments = parser.parse_args()
     rows: list[dict[str, object]] = []
     print("forest                 d_vocab alpha  least edge  largest root")
-    for name, graph, d_vocab, alpha in forests():
+    for name, graph, d_vocab, alpha in drawn(arguments.drawn) if arguments.drawn else forests():
         shares = measure(graph, d_vocab, alpha, arguments.sequences, arguments.seed)
         rows.append({"forest": name, "d_vocab": d_vocab, "alpha": alpha, **shares})
         least, largest = shares["least_edge_share"], shares["largest_root_share"]
-        print(f"{name:22s} {d_vocab:7d} {alpha:5.1f} {least:11.2f} {largest:13.2f}", flush=True)
+        print(f"{name:22s} {d_vocab:7d} {alpha:5.2f} {least:11.2f} {largest:13.2f}", flush=True)
     measured = [row for row in rows if row["edges"]]
     wrong, edges = (sum(row[key] for row in measured) for key in ("parents_not_maximal", "edges"))
     print(

@@ -9,9 +9,7 @@ The recipes: *from zero*, the default; *warm*, `TrainConfig.warm()`, which begin
 at 4 times the identity; *SGD 1*, the paper's rate with a cosine, and *Adam .1*, the same, both from zero and for as
 many steps as the default (the paper's own runs are 4 to 29 times as long).
 
-Then a search for the cause: layer 0 is held at zero while SGD or Adam trains the rest for 300 steps. In how many rows
-is the parent the largest entry of the gradient that layer 0 would then follow, and what does Adam, the same from there
-on, end with?
+`why_sgd_first.py` looks for the cause.
 
     python benchmarks/from_zero.py --quick
     python benchmarks/from_zero.py --out from_zero.json --seeds 0 1
@@ -20,7 +18,6 @@ on, end with?
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import networkx as nx
@@ -80,17 +77,9 @@ def recipes(seed: int, scale: float) -> dict[str, cc.TrainConfig]:
     }
 
 
-def measure(
-    task: cc.InContextTask,
-    config: cc.TrainConfig,
-    seed: int,
-    record: cc.RecordAt = NO_RECORD,
-    on_record: Callable[[int, HookedTransformer], None] | None = None,
-) -> dict[str, float]:
-    """Train one model and look inside."""
-    model, began = cc.disentangled_transformer(task.d_vocab, task.n_ctx), time.perf_counter()
-    cc.train(model, task, config, record=record, progress=False, on_record=on_record)
-    seconds, test = time.perf_counter() - began, task.sample(16_384, seed=(seed, 2))
+def look_inside(model: HookedTransformer, task: cc.InContextTask, seed: int) -> dict[str, float]:
+    """Parents first, mean attention to a parent and excess of a trained model, on sequences of the seed's own."""
+    test = task.sample(16_384, seed=(seed, 2))
     attention = cc.mean_attention(model, test.tokens[:4096])[0, 0]
     edges = [(parent, child) for parent, child in cc.latent_edges(task.graph) if child < task.n_ctx]
     posterior = cross_entropy(cc.edge_posterior(task, test.tokens), test.target_probs)
@@ -101,33 +90,15 @@ def measure(
         "mean_attention": sum(float(attention[child, parent]) for parent, child in edges) / len(edges),
         "excess": float(excess.mean()),
         "standard_error": float(excess.std() / len(excess) ** 0.5),
-        "seconds": seconds,
     }
 
 
-REST = ("W_Q.1", "W_U")  # all but layer 0's attention
-FIRST = {  # what trains layer 1 and the read-out while layer 0 is held at zero
-    "SGD 3": cc.Stage(300, 3.0, train=REST, optimizer="sgd"),
-    "Adam .03": cc.Stage(300, 0.03, train=REST),
-}
-
-
-def cause(task: cc.InContextTask, first: cc.Stage, scale: float, seed: int) -> dict[str, float]:
-    """Layer 0 held at zero while one optimiser trains the rest; then everything by Adam, the same for both."""
-    first = replace(first, steps=max(1, round(first.steps * scale)))
-    batch, rows = task.sample(8192, seed=(seed, 5)), {}
-
-    def look(step: int, model: HookedTransformer) -> None:
-        gradient = cc.take_snapshot(model, batch).score_gradients[0, 0]
-        edges = cc.latent_edges(task.graph)
-        rows["gradient_first"] = sum(int(gradient[child, : child + 1].argmax()) == parent for parent, child in edges)
-
-    stages = (first, cc.Stage(max(1, round(1500 * scale)), 0.03, schedule="cosine"))
-    found = measure(task, cc.TrainConfig(stages, seed=seed), seed, cc.RecordAt(steps=(first.steps,)), look)
-    return found | rows
-
-
-CAUSE_SETTINGS = [("forest", 3, 20, 0.1), ("forest", 10, 20, 0.1), ("forest", 3, 20, 1.0)]
+def measure(task: cc.InContextTask, config: cc.TrainConfig, seed: int) -> dict[str, float]:
+    """Train one model and look inside."""
+    model, began = cc.disentangled_transformer(task.d_vocab, task.n_ctx), time.perf_counter()
+    cc.train(model, task, config, record=NO_RECORD, progress=False)
+    seconds = time.perf_counter() - began
+    return look_inside(model, task, seed) | {"seconds": seconds}
 
 
 def main() -> None:
@@ -138,21 +109,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two small tasks, a fiftieth of the steps: seconds")
     parser.add_argument("--out", type=Path, help="write the rows as JSON")
     arguments = parser.parse_args()
-    scale, rows, causes = 0.02 if arguments.quick else 1.0, [], []
-    for seed in arguments.seeds:
-        for graph, d_vocab, n_ctx, alpha in QUICK[:1] if arguments.quick else CAUSE_SETTINGS:
-            task = cc.InContextTask(GRAPHS[graph](n_ctx, seed), d_vocab=d_vocab, alpha=alpha)
-            for name, first in FIRST.items():
-                found = cause(task, first, scale, seed)
-                setting = {"graph": graph, "d_vocab": d_vocab, "n_ctx": n_ctx, "alpha": alpha, "seed": seed}
-                causes.append(setting | {"begun_by": name} | found)
-                print(
-                    f"{graph:6s} ({d_vocab}, {n_ctx}), alpha {alpha:g}, seed {seed}, layer 0 held, {name:8s}: "
-                    f"layer 0's gradient has {found['gradient_first']}/{found['parents']} parents first; "
-                    f"everything trained, attention has {found['first']}/{found['parents']}, "
-                    f"excess {found['excess']:+.4f}",
-                    flush=True,
-                )
+    scale, rows = 0.02 if arguments.quick else 1.0, []
     for seed in arguments.seeds:
         for graph, d_vocab, n_ctx, alpha in QUICK if arguments.quick else SETTINGS:
             task = cc.InContextTask(GRAPHS[graph](n_ctx, seed), d_vocab=d_vocab, alpha=alpha)
@@ -166,7 +123,7 @@ def main() -> None:
                     f"excess {found['excess']:+.4f} (error {found['standard_error']:.4f}), {found['seconds']:.0f} s",
                     flush=True,
                 )
-                write(arguments.out, rows, causes=causes)
+                write(arguments.out, rows)
 
 
 if __name__ == "__main__":

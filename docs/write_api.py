@@ -57,10 +57,12 @@ def parameters(value: Any) -> str:
 def front_door() -> list[str]:
     """The names of `cc`, module by module."""
     lines = ["\n## `import causal_circuits as cc`"]
+    values = {name: getattr(cc, name) for name in cc.__all__}
+    home = {name: module_of(value, name) for name, value in values.items() if not inspect.ismodule(value)}
     for module in MODULES:
-        names = [name for name in cc.__all__ if module_of(getattr(cc, name), name) == module]
+        names = [name for name in home if home[name] == module]
         if names:
-            lines += [f"\n### {module}\n", *(entry("cc.", name, getattr(cc, name)) for name in names)]
+            lines += [f"\n### {module}\n", *(entry("cc.", name, values[name]) for name in names)]
     return lines
 
 

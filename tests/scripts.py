@@ -32,7 +32,6 @@ def leave_pictures_out(monkeypatch: pytest.MonkeyPatch) -> None:
     job = analysis_module("recover_and_prove", monkeypatch)
     monkeypatch.setattr(job, "draw_figures", lambda findings: {})
     monkeypatch.setattr(job, "write_page", lambda *given: None)
-    monkeypatch.setattr(job.figures, "save_animation", lambda *given: None)
 
 
 def _exit_with_numbers(name: str, flags: Sequence[object]) -> None:

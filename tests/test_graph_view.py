@@ -2,10 +2,8 @@
 
 import re
 from html import escape
-from pathlib import Path
 
 import networkx as nx
-import numpy as np
 import pytest
 import torch
 from assertions import assert_refused
@@ -130,24 +128,6 @@ def test_a_state_is_drawn_as_dark_as_its_attention(fork: nx.DiGraph) -> None:
     assert ax.get_title() == "step 1,500: 4 of 4 edges above one half"
     first = figures.plot_graph_forming(forming(fork), fork, state=0)
     assert first.get_title().startswith("step 0: 0 of 4")
-
-
-def test_an_animation_is_a_gif_with_a_frame_for_each_state(fork: nx.DiGraph, tmp_path: Path) -> None:
-    path = figures.save_animation(forming(fork), fork, tmp_path / "new" / "forming.gif")
-    assert path.read_bytes()[:6] == b"GIF89a"
-    assert list(path.parent.iterdir()) == [path]
-    first, *_, last = _frames(path)
-    assert first.shape == last.shape
-    assert np.abs(first.astype(int) - last.astype(int)).max() > 100
-    assert_refused(lambda: figures.save_animation(forming(fork), fork, tmp_path / "a.mov"), "GIF", "a.gif")
-    assert_refused(lambda: figures.save_animation(forming(fork), fork, path, seconds_each=0), "more than 0")
-
-
-def _frames(path: Path) -> list[np.ndarray]:
-    from PIL import Image, ImageSequence
-
-    with Image.open(path) as image:
-        return [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
 
 
 def test_a_knock_out_is_drawn_against_the_adjacency(fork: nx.DiGraph) -> None:

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import transformer_lens
 
 import causal_circuits
 
@@ -44,7 +46,6 @@ ALLOWED: dict[str, set[str]] = {
         "discovery",
         "storage",
     },
-    "quick_import": {"circuits", "classical", "films", "generalization", "heads", "training"},  # before everything
     "figures": {
         "display",
         "storage",
@@ -142,53 +143,32 @@ def test_every_public_name_exists() -> None:
         assert getattr(causal_circuits, name) is not None
 
 
-FRESH = """
-import gc, os, sys, weakref
-import torch, transformer_lens  # once for all; the package comes afresh to each fork
-
-def plotting():
-    import causal_circuits
-    print([m for m in ('matplotlib.pyplot', 'circuitsvis') if m in sys.modules])
-
-class Cycle: pass
-
-def collector(before):
-    cycle = Cycle(); cycle.itself = cycle; seen = weakref.ref(cycle); del cycle
-    before()
-    frozen = gc.get_freeze_count()
-    import causal_circuits
-    assert bool(gc.get_freeze_count()) == bool(frozen)
-    print(gc.isenabled(), frozen > 0)
-    gc.unfreeze(); gc.collect()
-    assert seen() is None
-
-for job, *given in ((plotting,), (collector, gc.disable), (collector, gc.freeze)):
-    assert "causal_circuits" not in sys.modules
-    if child := os.fork():
-        assert os.waitpid(child, 0)[1] == 0
-        continue
-    job(*given)
-    sys.stdout.flush()
-    os._exit(0)
+USED = """
+import sys
+import causal_circuits as cc
+assert "torch" not in sys.modules
+graph = cc.random_forest(6, seed=1)
+task = cc.InContextTask(graph, d_vocab=3)
+information = cc.chi_squared_information(task)
+gradient = cc.predicted_gradient(task)
+assert "matplotlib" not in sys.modules
+cc.figures.plot_gradient_and_information(gradient.value, information.value, graph)
+cc.figures.plot_gradient_vs_information(information.value, gradient.value, graph)
+print(*sorted({"transformer_lens", "scipy.special", "pandas", "circuitsvis", "matplotlib.pyplot"} & set(sys.modules)))
 """
 
 
-@pytest.fixture(scope="module")
-def fresh() -> list[str]:
-    """What three imports of the package, each into a fork of one fresh interpreter, printed."""
-    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+def test_graphs_tasks_information_and_figures_do_without_transformer_lens() -> None:
+    """Its import takes longer than everything else; the other libraries named come with what needs them, too."""
+    done = subprocess.run([sys.executable, "-c", USED], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr + done.stdout
 
 
-def test_importing_the_package_loads_no_plotting_library(fresh: list[str]) -> None:
-    assert fresh[0] == "[]"
-
-
-@pytest.mark.parametrize(
-    ("before", "expected"),
-    [("gc.disable()", "False False"), ("gc.freeze()", "True True")],
-)
-def test_the_garbage_collector_is_left_as_it_was(before: str, expected: str, fresh: list[str]) -> None:
-    """On or off, and what somebody froze stays frozen; a cycle from before the import is found after it."""
-    assert fresh[("gc.disable()", "gc.freeze()").index(before) + 1] == expected
+def test_instances_of_the_annotation_are_transformer_lens_models() -> None:
+    annotation = causal_circuits.models.HookedTransformer
+    model = causal_circuits.reduced_transformer(3, 4)
+    assert isinstance(model, annotation)
+    assert issubclass(transformer_lens.HookedTransformer, annotation)
+    assert not isinstance(model.blocks, annotation)
+    with pytest.raises(ValueError, match=r"model must be a HookedTransformer: got a Linear"):
+        causal_circuits.live_heads(torch.nn.Linear(2, 2))

@@ -91,7 +91,8 @@ def test_the_reference_is_what_the_docstrings_say(monkeypatch: pytest.MonkeyPatc
 
 def test_every_public_name_is_in_the_reference():
     page = (ROOT / "docs" / "API.md").read_text()
-    assert [name for name in cc.__all__ if not re.search(rf"^- `cc\.{name}[`(]", page, flags=re.MULTILINE)] == []
+    names = [name for name in cc.__all__ if not inspect.ismodule(getattr(cc, name))]
+    assert [name for name in names if not re.search(rf"^- `cc\.{name}[`(]", page, flags=re.MULTILINE)] == []
     for path in public():
         assert re.search(rf"^- `(cc\.)?{path.rpartition('.')[2]}[`(]", page, flags=re.MULTILINE), path
 

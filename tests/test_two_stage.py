@@ -133,6 +133,7 @@ def rows_with_exponent(exponent: float, *, noise: float = 0.03) -> list[dict]:
             "n_ctx": n_ctx,
             "seed": seed,
             "missed_attention": float(n_ctx**exponent * np.exp(noise * (seed - 1))),
+            "loss_gap_after_stage_1": 1.0,
             "loss_gap": float(3 * n_ctx**exponent * np.exp(noise * (seed - 1))),
             "loss_gap_with_all_tokens": float(2 * n_ctx**exponent),
             "edge_posterior_gap": float(n_ctx**exponent * np.exp(noise * (seed - 1))),

@@ -33,7 +33,8 @@ class OnsetInterval:
     """The median onset over edges, over several seeds.
 
     Attributes:
-        mean: over seeds of the median over edges, in steps; an edge without an onset counts as later than all others.
+        mean: over seeds of the median over edges, in steps; an edge without an onset counts as later than all others,
+            and a seed whose median has none is left out: where `never` is not 0, the mean may be too early.
         low, high: 95% bootstrap interval over seeds (with three seeds or fewer, little more than their range).
         never: the share of edges, over all seeds, without an onset.
 

@@ -6,7 +6,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import special  # type: ignore[import-untyped]
 from torch import Tensor
 
 from causal_circuits.arguments import ArgumentError
@@ -204,6 +203,8 @@ def _query_p_value(contexts: Int[np.ndarray, " sequence"], queries: Int[np.ndarr
     Among contexts that are rare, neighbours (shuffled) of one context are counted that have the same query, by the
     binomial law; among frequent ones, the table of context and query has Pearson's chi-squared.
     """
+    from scipy.special import chdtrc  # type: ignore[import-untyped]  # slow to import
+
     order = np.random.default_rng(0).permutation(len(contexts))
     order = order[np.argsort(contexts[order], kind="stable")]
     share = np.bincount(queries) / len(queries)
@@ -220,13 +221,15 @@ def _query_p_value(contexts: Int[np.ndarray, " sequence"], queries: Int[np.ndarr
         squares = (table - expected) ** 2 / np.maximum(expected, 1e-300)  # 0 where a query never occurs
         degrees = (len(table) - 1) * (int((table.sum(axis=0) > 0).sum()) - 1)
         if degrees:
-            p_value = min(p_value, float(special.chdtrc(degrees, squares.sum())))
+            p_value = min(p_value, float(chdtrc(degrees, squares.sum())))
     return 2 * p_value
 
 
 def _binomial_tail(hits: int, trials: int, share: float) -> float:
     """P(at least so many hits)."""
-    return float(special.bdtrc(hits - 1, trials, share)) if hits else 1.0
+    from scipy.special import bdtrc
+
+    return float(bdtrc(hits - 1, trials, share)) if hits else 1.0
 
 
 def _groups(rows: np.ndarray) -> Int[np.ndarray, " sequence"]:

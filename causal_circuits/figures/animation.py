@@ -1,26 +1,21 @@
 """The graph while it forms: arcs as strong as the attention on them, one picture for each recorded step.
 
-`plot_graph_forming` draws one state, `save_animation` all of them as a GIF, `graph_film_html` as a part of a page with
-a slider. Attention is the largest over the heads of a layer, or one head's.
+`plot_graph_forming` draws one state, `graph_film_html` all of them as a part of a page with a slider. Attention is the
+largest over the heads of a layer, or one head's.
 """
 
 import itertools
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import networkx as nx
 import numpy as np
-from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.arcs import arc_points, draw_nodes, frame_arcs
 from causal_circuits.figures.page_parts import PagePart
-from causal_circuits.figures.rendering import laid_out
 from causal_circuits.figures.style import BLACK, MODEL, SMALL, TRUE_EDGE, new_axes, to_numpy
 from causal_circuits.figures.svg_arcs import Frame
 from causal_circuits.graphs import attention_cells, has_query, latent_edges, n_ctx_of
@@ -156,58 +151,8 @@ def plot_graph_forming(
 
 
 @check_arguments
-def save_animation(
-    record: TrainingRecord,
-    graph: nx.DiGraph,
-    path: str | os.PathLike[str],
-    layer: int = 0,
-    head: int | None = None,
-    seconds_each: float = 0.7,
-) -> Path:
-    """Every recorded step as one frame of a GIF that runs for ever, the last one three times as long.
-
-    Args:
-        record, graph, layer, head: as in `plot_graph_forming`.
-        path: ends in .gif; its folder is made if missing, the file written whole or not at all.
-        seconds_each: of a frame.
-
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import figures
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
-    >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder:
-    ...     figures.save_animation(record, task.graph, folder + "/film.gif").name
-    'film.gif'
-    """
-    path = Path(path)
-    if path.suffix != ".gif":
-        raise ValueError(f"animations are written as GIF: got {path.name}; name it {path.with_suffix('.gif').name}")
-    if not seconds_each > 0:
-        raise ValueError(f"a frame must last more than 0 seconds: got {seconds_each}")
-    n_states = len(arcs_in_time(record, graph, layer, head).steps)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.gif")
-    figure = Figure(figsize=(float(np.clip(0.3 * n_ctx_of(graph) + 2, 6.0, 11.0)), 3.8), layout="constrained")
-    ax = figure.add_subplot()
-    plot_graph_forming(record, graph, -1, layer, head, ax=ax)
-    writer = PillowWriter(fps=1 / seconds_each)  # type: ignore[arg-type]  # any positive number will do
-    try:
-        with laid_out(figure), writer.saving(figure, str(part), dpi=90):  # once: the frames do not jump
-            for state in [*range(n_states), n_states - 1, n_states - 1]:
-                ax.clear()
-                plot_graph_forming(record, graph, state, layer, head, ax=ax)
-                writer.grab_frame()
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
-
-
-@check_arguments
 def graph_film_html(record: TrainingRecord, graph: nx.DiGraph, layer: int = 0, head: int | None = None) -> PagePart:
-    """The same as a part of a page: a slider goes through the recorded steps; without JavaScript the last one shows.
+    """All recorded steps as a part of a page: a slider goes through them; without JavaScript the last one shows.
 
     Args:
         record, graph, layer, head: as in `plot_graph_forming`.

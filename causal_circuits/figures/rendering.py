@@ -17,6 +17,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.display import table_html as table_html
 from causal_circuits.figures.style import figure_of
 from causal_circuits.storage import write_files
 

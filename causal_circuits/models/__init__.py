@@ -6,10 +6,8 @@ Axes used throughout, in TransformerLens's words:
 * ``head_index``: heads of one layer; ``d_vocab``: tokens; ``d_model``: coordinates of the residual stream
 * ``n_ctx``: context length; d_block = d_vocab + n_ctx is the width of one [token | position] copy
 
-This folder is the one door to `transformer_lens`.
+This folder is the one door to `transformer_lens`, which is imported when the first model is built.
 """
-
-from transformer_lens import HookedTransformer
 
 from causal_circuits.models.acceptance import attachments
 from causal_circuits.models.build import (
@@ -27,6 +25,7 @@ from causal_circuits.models.build import (
 from causal_circuits.models.decoy import plant_decoy
 from causal_circuits.models.equivalence import disentangle, entangle
 from causal_circuits.models.files import load_model, save_model
+from causal_circuits.models.hooked import HookedTransformer
 from causal_circuits.models.layout import Layout, Slot, has_layout, layout_of, slots
 from causal_circuits.models.ordinary import ordinary_transformer
 from causal_circuits.models.structured import (

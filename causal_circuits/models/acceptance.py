@@ -18,12 +18,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
-from transformer_lens import HookedTransformer
-from transformer_lens.components import MLP, Attention, Embed, PosEmbed, TransformerBlock, Unembed
-from transformer_lens.hook_points import HookPoint
-from transformer_lens.utilities.typed_module_list import TypedModuleList
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.models.hooked import HookedTransformer
 from causal_circuits.models.layout import frozen_identities, has_layout, layout_of
 
 # Fields of a config that a forward does not depend on, or that the fast forwards read from the model itself (sizes,
@@ -36,9 +33,6 @@ _FREE_FIELDS = """
 """
 FREE_FIELDS = frozenset(_FREE_FIELDS.split())
 REQUIRED = {"normalization_type": None}  # where the default is not what the fast forwards compute
-
-_OF_TRANSFORMER_LENS = (HookedTransformer, TransformerBlock, Attention, Embed, PosEmbed, Unembed, MLP)
-KNOWN_CLASSES: set[type[nn.Module]] = {*_OF_TRANSFORMER_LENS, HookPoint, TypedModuleList, nn.Identity}
 
 Kind = Literal[
     "hook", "native hook", "parametrization", "replaced module", "compiled module", "edited weight", "config field"
@@ -61,14 +55,24 @@ class Attachment:
         return f"{self.kind} {preposition} {self.where}"
 
 
-def register_known_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """A class decorator: modules of this class compute what their TransformerLens base computes."""
-    KNOWN_CLASSES.add(cls)
-    return cls
+@cache
+def known_classes() -> frozenset[type[nn.Module]]:
+    """Modules whose forward the fast forwards know: TransformerLens's own, and what computes what they do."""
+    from transformer_lens import HookedTransformer
+    from transformer_lens.components import MLP, Attention, Embed, PosEmbed, TransformerBlock, Unembed
+    from transformer_lens.hook_points import HookPoint
+    from transformer_lens.utilities.typed_module_list import TypedModuleList
+
+    from causal_circuits.models.reduced import ReducedTransformer
+
+    transformers = {HookedTransformer, ReducedTransformer, TransformerBlock, Attention, MLP, Embed, PosEmbed, Unembed}
+    return frozenset({*transformers, HookPoint, TypedModuleList, nn.Identity})
 
 
 def foreign(model: HookedTransformer) -> Iterator[Attachment]:
     """Everything about a model that the fast forwards have to know of: hooks, native hooks, foreign modules, edits."""
+    from transformer_lens.hook_points import HookPoint
+
     if _has_any_global_hook():  # type: ignore[no-untyped-call]
         yield Attachment("native hook", "every module (torch.nn.modules.module)")
     for name, module in model.named_modules():
@@ -80,7 +84,7 @@ def foreign(model: HookedTransformer) -> Iterator[Attachment]:
             for weight in module.parametrizations:  # type: ignore[union-attr]  # a ModuleDict, where there are some
                 yield Attachment("parametrization", f"{name}.{weight}".removeprefix("."))
         elif ".parametrizations" not in f".{name}" and (
-            type(module) not in KNOWN_CLASSES or not vars(module).keys().isdisjoint(_methods(type(module)))  # type: ignore[arg-type]
+            type(module) not in known_classes() or not vars(module).keys().isdisjoint(_methods(type(module)))  # type: ignore[arg-type]
         ):
             yield Attachment("replaced module", f"{name or 'the model'} ({type(module).__name__})")
     yield from (Attachment("config field", field) for field in foreign_fields(model))

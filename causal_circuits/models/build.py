@@ -4,21 +4,17 @@ The paper's A^(l)_h is the model's ``W_Q[l, h]`` and the paper's W_O^T is its ``
 frozen copy of the identity that puts the right thing into the right slot.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import networkx as nx
 import numpy as np
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import has_query, n_ctx_of, parents_of, validate_graph
-from causal_circuits.models.acceptance import register_known_class
-from causal_circuits.models.layout import Block, Layout, frozen_identities, has_layout, layout_of, note_origin
-from causal_circuits.models.ordinary import build_transformer
+from causal_circuits.models.hooked import HookedTransformer, build_transformer
+from causal_circuits.models.layout import Layout, frozen_identities, has_layout, layout_of, note_origin
 
 
 @check_arguments
@@ -287,77 +283,36 @@ def _check_sizes(d_vocab: int, n_ctx: int, n_heads: Sequence[int]) -> None:
         raise ValueError(f"n_heads must list at least one head for each layer, such as (1, 1): got {n_heads!r}")
 
 
-@register_known_class
-class ReducedTransformer(HookedTransformer):  # type: ignore[misc]  # untyped
-    """A HookedTransformer of which gradient descent moves A1 and A2 alone, copies and unpickled ones too.
-
-    The gradient of every other entry of ``W_Q`` is set to zero by a hook on the parameter. Neither ``copy.deepcopy``
-    nor pickle takes such hooks along, so they are registered again when a copy gets its state.
-    """
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.mask_gradients()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch does it; `assign` brings new parameters, which are masked anew."""
-        loaded = super().load_state_dict(state_dict, strict=strict, assign=assign)
-        if assign:
-            self.mask_gradients()
-        return loaded
-
-    def mask_gradients(self) -> None:
-        """Gradients of all entries of W_Q but those of A1 and A2 are zero from here on, so no optimiser moves them."""
-        layout = layout_of(self)
-        for layer, blocks in enumerate(_reduced_blocks(layout)):
-            weights = self.blocks[layer].attn.W_Q
-            mask = torch.zeros_like(weights)
-            for block in blocks:
-                mask[block] = 1.0
-            is_trained = weights.requires_grad
-            weights.requires_grad_(True)  # torch registers hooks on nothing else; they stay when it is switched off
-            weights.register_hook(partial(_masked, mask=mask))  # type: ignore[no-untyped-call]
-            weights.requires_grad_(is_trained)
-
-
-def _reduced_blocks(layout: Layout) -> tuple[list[Block], list[Block]]:
-    """Where ``W_Q[0]`` holds A1, head by head, and ``W_Q[1]`` holds A2, copy by copy."""
-    named, d_vocab, copiers = layout.slots(), layout.d_vocab, range(layout.n_heads[0])
-    a1: list[Block] = [(head, named["position"].slice, slice(0, layout.n_ctx)) for head in copiers]
-    if len(copiers) == 1:
-        return a1, [(0, named["token"].slice, slice(0, d_vocab))]
-    return a1, [(0, named[f"L0H{h}.token"].slice, slice(d_vocab * h, d_vocab * (h + 1))) for h in copiers]
-
-
-def _masked(gradient: Tensor, mask: Tensor) -> Tensor:
-    return gradient * mask.to(gradient)
-
-
 def _frozen_transformer(layout: Layout, dtype: torch.dtype, device: torch.device | str) -> HookedTransformer:
     """A HookedTransformer of the layout's sizes: the frozen weights hold their identity blocks, all else is zero."""
-    config = HookedTransformerConfig(
-        n_layers=layout.n_layers,
-        d_model=layout.width(layout.n_layers),
-        n_ctx=layout.n_ctx,
-        d_head=layout.d_head,
-        n_heads=max(layout.n_heads),
-        d_vocab=layout.d_vocab,
-        attn_only=True,
-        normalization_type=None,
-        use_attn_scale=False,
-        init_weights=False,
-        default_prepend_bos=False,
-        dtype=dtype,
-        device=str(device),
-    )
-    model = build_transformer(config, ReducedTransformer if layout.kind == "reduced" else HookedTransformer)
+    config = {
+        "n_layers": layout.n_layers,
+        "d_model": layout.width(layout.n_layers),
+        "n_ctx": layout.n_ctx,
+        "d_head": layout.d_head,
+        "n_heads": max(layout.n_heads),
+        "d_vocab": layout.d_vocab,
+        "attn_only": True,
+        "normalization_type": None,
+        "use_attn_scale": False,
+        "init_weights": False,
+        "default_prepend_bos": False,
+        "dtype": dtype,
+        "device": str(device),
+    }
+    if layout.kind == "reduced":
+        from causal_circuits.models.reduced import ReducedTransformer  # needs TransformerLens
+
+        model = build_transformer(config, ReducedTransformer)
+    else:
+        model = build_transformer(config)
     model.causal_circuits_layout = layout
     identities = frozen_identities(layout)
     for name, parameter in model.named_parameters():
         for block in identities.get(name, ()):
             parameter.data[block].fill_diagonal_(1.0)
         parameter.requires_grad_(name not in identities)
-    if isinstance(model, ReducedTransformer):
+    if layout.kind == "reduced":
         model.mask_gradients()
     return model
 

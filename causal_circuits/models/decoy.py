@@ -7,11 +7,11 @@ former and reports the latter. The prediction is the same, and no attention entr
 
 import networkx as nx
 import torch
-from transformer_lens import HookedTransformer
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import has_query, n_ctx_of, parents_of, validate_graph
 from causal_circuits.models.build import attention_block, disentangled_transformer, match_blocks
+from causal_circuits.models.hooked import HookedTransformer
 from causal_circuits.models.layout import layout_of, note_origin
 
 

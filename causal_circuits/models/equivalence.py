@@ -15,13 +15,12 @@ of the residual stream hides.
 
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.models.acceptance import foreign_fields, refuse_foreign
 from causal_circuits.models.build import disentangled_transformer
+from causal_circuits.models.hooked import HookedTransformer, build_transformer
 from causal_circuits.models.layout import Layout, layout_of, note_origin
-from causal_circuits.models.ordinary import build_transformer
 
 MAX_D_MODEL = 8192  # of the disentangled stream: (d_vocab + n_ctx) (1 + n_heads) ** n_layers
 

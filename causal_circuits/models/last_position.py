@@ -8,9 +8,9 @@ formed, and the MLP and the read-out see one position. The layers before run as 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from causal_circuits.models.acceptance import takes_fast_forward
+from causal_circuits.models.hooked import HookedTransformer
 
 
 def can_skip_positions(model: HookedTransformer) -> bool:

@@ -14,9 +14,8 @@ from functools import cache
 from math import prod
 from typing import Literal
 
-from transformer_lens import HookedTransformer
-
 from causal_circuits.arguments import check_arguments
+from causal_circuits.models.hooked import HookedTransformer
 
 Kind = Literal["disentangled", "reduced"]
 

@@ -4,12 +4,10 @@ Nothing here is disentangled: embeddings overlap, heads have value and output ma
 residual stream. Analyses that take any HookedTransformer (attention, heads, ablation, knock-out) take these.
 """
 
-import warnings
-
 import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.models.hooked import HookedTransformer, build_transformer
 
 
 @check_arguments
@@ -54,22 +52,22 @@ def ordinary_transformer(
         if value < least:
             raise ValueError(f"{name} must be at least {least}: got {value}")
     model = build_transformer(
-        HookedTransformerConfig(
-            n_layers=n_layers,
-            d_model=d_model,
-            n_ctx=n_ctx,
-            d_head=d_model if d_head is None else d_head,
-            n_heads=n_heads,
-            d_vocab=d_vocab,
-            attn_only=d_mlp == 0,
-            d_mlp=d_mlp or None,
-            act_fn="relu",
-            normalization_type=None,
-            init_weights=False,
-            default_prepend_bos=False,
-            dtype=dtype,
-            device=str(device),
-        )
+        {
+            "n_layers": n_layers,
+            "d_model": d_model,
+            "n_ctx": n_ctx,
+            "d_head": d_model if d_head is None else d_head,
+            "n_heads": n_heads,
+            "d_vocab": d_vocab,
+            "attn_only": d_mlp == 0,
+            "d_mlp": d_mlp or None,
+            "act_fn": "relu",
+            "normalization_type": None,
+            "init_weights": False,
+            "default_prepend_bos": False,
+            "dtype": dtype,
+            "device": str(device),
+        }
     )
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -77,16 +75,4 @@ def ordinary_transformer(
         if weight.startswith("W_"):
             n_inputs = 1 if weight in ("W_E", "W_pos") else parameter.shape[-2]
             parameter.data.copy_(n_inputs**-0.5 * torch.randn(parameter.shape, generator=generator, dtype=dtype))
-    return model
-
-
-def build_transformer(
-    config: HookedTransformerConfig, cls: type[HookedTransformer] = HookedTransformer
-) -> HookedTransformer:
-    """A HookedTransformer with every parameter zero; TransformerLens's notice of its end is not repeated."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
-        model = cls(config)
-    for parameter in model.parameters():
-        parameter.data.zero_()
     return model

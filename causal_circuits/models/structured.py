@@ -19,11 +19,11 @@ from contextvars import ContextVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.models import acceptance
 from causal_circuits.models.acceptance import has_hooks, takes_fast_forward
+from causal_circuits.models.hooked import HookedTransformer
 from causal_circuits.models.last_position import can_skip_positions, last_position_logits
 from causal_circuits.models.layout import Layout, has_layout, layout_of
 from causal_circuits.tasks.batch import check_tokens

@@ -81,29 +81,38 @@ def stationary_law(kernels: Float[np.ndarray, "batch token token"]) -> Float[np.
     Grassmann, Taksar & Heyman (1985): eliminate states one at a time; no subtraction occurs, so the
     result has small *relative* error also for nearly reducible chains. Entries must be positive.
     """
-    work = np.array(kernels.transpose(1, 2, 0), dtype=np.float64, order="C")  # a copy: the elimination writes into it
-    n_states = work.shape[0]
-    for k in range(n_states - 1, 0, -1):
-        work[:k, k] /= work[k, :k].sum(axis=0)
-        work[:k, :k] += work[:k, k, None] * work[k, None, :k]
-    law = np.ones((n_states, work.shape[-1]))
-    for k in range(1, n_states):
-        law[k] = (law[:k] * work[:k, k]).sum(axis=0)
-    return (law / law.sum(axis=0)).T
+    return laws_of_first_rows(kernels, kernels[None, :, 0])[0]
 
 
 def log_stationary_law(log_kernels: Float[np.ndarray, "batch token token"]) -> Float[np.ndarray, "batch token"]:
     """`stationary_law` for kernels given in logs, whose entries may be as small as exp(-10,000)."""
-    work = np.array(log_kernels.transpose(1, 2, 0), dtype=np.float64, order="C")
-    n_states = work.shape[0]
+    return laws_of_first_rows(log_kernels, log_kernels[None, :, 0], in_logs=True)[0]
+
+
+def laws_of_first_rows(
+    kernels: Float[np.ndarray, "batch token token"],
+    rows: Float[np.ndarray, "choice batch token"],
+    in_logs: bool = False,
+) -> Float[np.ndarray, "choice batch token"]:
+    """The stationary law of every kernel with its first row replaced by each of `rows`; both may be given in logs.
+
+    The elimination touches no row by the first one: what it does to the others is done once for all choices.
+    """
+    add, multiply, divide = (np.logaddexp, np.add, np.subtract) if in_logs else (np.add, np.multiply, np.divide)
+    n_choices, n_states = len(rows), kernels.shape[-1]
+    first, others = rows.transpose(0, 2, 1), kernels.transpose(1, 2, 0)[1:]
+    work = np.concatenate([first, others]).astype(np.float64, copy=False)  # the row of state k > 0 is n_choices + k - 1
     for k in range(n_states - 1, 0, -1):
-        work[:k, k] -= np.logaddexp.reduce(work[k, :k], axis=0)
-        work[:k, :k] = np.logaddexp(work[:k, :k], work[:k, k, None] + work[k, None, :k])
-    law = np.zeros((n_states, work.shape[-1]))
+        above, own = work[: n_choices + k - 1], work[n_choices + k - 1]
+        divide(above[:, k], add.reduce(own[:k], axis=0), out=above[:, k])
+        add(above[:, :k], multiply(above[:, k, None], own[:k]), out=above[:, :k])
+    law = np.full(first.shape, 0.0 if in_logs else 1.0)
     for k in range(1, n_states):
-        law[k] = np.logaddexp.reduce(law[:k] + work[:k, k], axis=0)
-    law = np.exp(law - law.max(axis=0))
-    return (law / law.sum(axis=0)).T
+        flows = multiply(law[:, 1:k], work[n_choices : n_choices + k - 1, k])
+        law[:, k] = add.reduce([multiply(law[:, 0], work[:n_choices, k]), *flows.swapaxes(0, 1)], axis=0)
+    if in_logs:
+        law = np.exp(law - law.max(axis=1, keepdims=True))
+    return (law / law.sum(axis=1, keepdims=True)).swapaxes(1, 2)
 
 
 def kernel_stationary_law(kernel: Float[np.ndarray, "token token"]) -> Float[np.ndarray, " token"]:

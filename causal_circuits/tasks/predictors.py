@@ -9,7 +9,6 @@ All losses are soft-label cross-entropies in nats at the target, averaged over s
 * *uniform*: log(d_vocab).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,14 +35,18 @@ def cross_entropy(
     >>> cross_entropy(torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0]])).exp().tolist()
     [2.0]
     """
-    for name, rows in (("probs", probs), ("target_probs", target_probs)):
-        sums = rows.double().sum(dim=-1)
-        if not bool(((rows >= 0).all(dim=-1) & ((sums - 1).abs() <= _OFF)).all()):
-            raise ValueError(
-                f"{name} must be probabilities, rows of at least 0 that sum to 1: got entries from {rows.min():.3g} "
-                f"and sums in [{sums.min():.4g}, {sums.max():.4g}]; take the softmax if they are logits"
-            )
+    _check_probabilities("probs", probs)
+    _check_probabilities("target_probs", target_probs)
     return -torch.special.xlogy(target_probs.double(), probs.double()).sum(dim=-1)
+
+
+def _check_probabilities(name: str, rows: Tensor) -> None:
+    sums = rows.double().sum(dim=-1)
+    if not bool(((rows >= 0).all(dim=-1) & ((sums - 1).abs() <= _OFF)).all()):
+        raise ValueError(
+            f"{name} must be probabilities, rows of at least 0 that sum to 1: got entries from {rows.min():.3g} "
+            f"and sums in [{sums.min():.4g}, {sums.max():.4g}]; take the softmax if they are logits"
+        )
 
 
 @check_arguments
@@ -178,12 +181,10 @@ def exact_bayes(
     piece = max(1, 2**19 // (n_draws * task.d_vocab**2))
     for start in range(0, len(array), piece):
         part = slice(start, start + piece)
-        draws = _posterior_draws(generator, posterior[part], query[part], n_draws, log_space)
-        for target, kernels in enumerate(draws):
-            laws = _kernels.log_stationary_law(kernels) if log_space else _kernels.stationary_law(kernels)
-            laws = laws.reshape(n_draws, -1, task.d_vocab)
-            root_laws = np.take_along_axis(laws, array[None, part][:, :, roots].repeat(n_draws, 0), axis=2)
-            log_weights[part, :, target] = np.log(root_laws + 1e-300).sum(axis=2).T
+        kernels, log_keep = _posterior_draws(generator, posterior[part], query[part], n_draws, log_space)
+        for i, tokens_seen in enumerate(array[part]):
+            laws = _size_biased_laws(kernels[:, i], int(query[start + i]), log_keep[:, i], log_space)
+            log_weights[start + i] = np.log(laws[:, :, tokens_seen[roots]] + 1e-300).sum(axis=2).T
     weights = np.exp(log_weights - log_weights.max(axis=(1, 2), keepdims=True))
     probs = mean * weights.mean(axis=1)
     probs /= probs.sum(axis=1, keepdims=True)
@@ -194,27 +195,38 @@ def exact_bayes(
 
 def _posterior_draws(
     generator: np.random.Generator, posterior: np.ndarray, query: np.ndarray, n_draws: int, log_space: bool
-) -> Iterator[np.ndarray]:
-    """For each target token t, kernels [draws * batch, token, token] from the posterior size-biased by pi(t | query).
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kernels [draw, sequence, token, token] from the posterior, and log(1 - B) [draw, sequence] to size-bias them by.
 
     Size-biasing adds one to the Dirichlet parameter of entry (query, t), and if B ~ Beta(1, sum of the row's
-    parameters) then (1 - B) row + B e_t has just that law: the draws are shared by all targets.
+    parameters) then (1 - B) row + B e_t has just that law: the draws are shared by all targets t.
     """
     draw = _kernels.draw_log_dirichlet if log_space else _kernels.draw_dirichlet
     kernels = draw(generator, posterior, n_draws).astype(np.float64)
-    sequence = np.arange(len(posterior))
-    row = kernels[:, sequence, query].copy()
-    rest = posterior[sequence, query].sum(axis=-1)
-    log_keep = np.log1p(-generator.random(row.shape[:2])) / rest  # log(1 - B)
-    for target in range(posterior.shape[-1]):
-        point = np.where(np.arange(posterior.shape[-1]) == target, -np.expm1(log_keep)[..., None], 0.0)
-        if log_space:
-            with np.errstate(divide="ignore"):
-                biased = np.logaddexp(row + log_keep[..., None], np.log(point))
-        else:
-            biased = np.exp(log_keep)[..., None] * row + point
-        kernels[:, sequence, query] = biased
-        yield kernels.reshape(-1, *posterior.shape[1:])
+    rest = posterior[np.arange(len(posterior)), query].sum(axis=-1)
+    return kernels, np.log1p(-generator.random(kernels.shape[:2])) / rest
+
+
+def _size_biased_laws(
+    kernels: Float[np.ndarray, "draw token token"],
+    query: int,
+    log_keep: Float[np.ndarray, " draw"],
+    log_space: bool,
+) -> Float[np.ndarray, "target draw token"]:
+    """The stationary laws of one sequence's kernels, the query's row size-biased for each target token t."""
+    d_vocab = kernels.shape[-1]
+    row, keep, moved = kernels[:, query], np.exp(log_keep)[:, None], -np.expm1(log_keep)[:, None]
+    points = np.eye(d_vocab)[:, None] * moved
+    if log_space:
+        with np.errstate(divide="ignore"):
+            rows = np.logaddexp(row + log_keep[:, None], np.log(points))
+    else:
+        rows = keep * row + points
+    order = [query, *(token for token in range(d_vocab) if token != query)]
+    laws = np.empty(rows.shape)
+    ordered = kernels.transpose(1, 2, 0)[np.ix_(order, order)].transpose(2, 0, 1)  # the draws last, in memory too
+    laws[:, :, order] = _kernels.laws_of_first_rows(ordered, rows[:, :, order], log_space)
+    return laws
 
 
 @check_arguments
@@ -251,11 +263,13 @@ def best_unigram_loss(batch: Batch) -> float:
     >>> 0 < cc.best_unigram_loss(batch) < 1.2
     True
     """
-    d_vocab = batch.target_probs.shape[-1]
-    grid = np.logspace(-3, 2, 51)
-    counts = _token_counts(batch.tokens, d_vocab)
-    losses = [cross_entropy(smoothed(counts, pseudo_count), batch.target_probs).mean() for pseudo_count in grid]
-    return float(min(losses))
+    _check_probabilities("target_probs", batch.target_probs)
+    n_ctx, d_vocab = batch.tokens.shape[1], batch.target_probs.shape[-1]
+    counts = _token_counts(batch.tokens, d_vocab).long().flatten()
+    mass = torch.bincount(counts, batch.target_probs.cpu().double().flatten(), minlength=n_ctx + 1)  # on each count
+    pseudo_counts = torch.logspace(-3, 2, 51, dtype=torch.float64)[:, None]
+    log_probs = ((torch.arange(n_ctx + 1) + pseudo_counts) / (n_ctx + d_vocab * pseudo_counts)).log()
+    return float(-(log_probs @ mass).max() / len(batch))
 
 
 @check_arguments

@@ -39,7 +39,7 @@ BEGINS = {
     "prove_one": ("run",),
     "multi_head_findings": ("find",),
     "reproduce_paper": ("run_figures",),
-    "unlearned_edges": ("train_variants",),
+    "unlearned_edges": ("trainings",),
     "agreement": ("backward_pass_difference",),
     "going_on": ("Units.made",),
     "recover_graph": ("results",),
