@@ -20,7 +20,7 @@ const Kernels& kernels();
 static const Kernels& choose() {
     // CAUSAL_CIRCUITS_KERNELS names the set that the tests want; a machine without it says so.
     const char* wanted = std::getenv("CAUSAL_CIRCUITS_KERNELS");
-    const auto is_wanted = [wanted](const Kernels& set) { return wanted == nullptr || std::string(wanted) == set.name; };
+    const auto is_wanted = [wanted](const Kernels& set) { return !wanted || std::string(wanted) == set.name; };
 #if defined(HAS_X86_KERNELS)
     __builtin_cpu_init();
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -31,8 +31,8 @@ static const Kernels& choose() {
     if (has_avx2 && is_wanted(avx2::kernels())) return avx2::kernels();
 #endif
     if (is_wanted(baseline::kernels())) return baseline::kernels();
-    throw std::invalid_argument("CAUSAL_CIRCUITS_KERNELS names instructions that this machine can run: baseline, avx2 or "
-                                "avx512; got " + std::string(wanted));
+    throw std::invalid_argument("CAUSAL_CIRCUITS_KERNELS names instructions that this machine can run: baseline, avx2 "
+                                "or avx512; got " + std::string(wanted));
 }
 
 const Kernels& kernels() {

@@ -1,6 +1,6 @@
 // Philox4x32-7 (Salmon, Moraes, Dror & Shaw, SC 2011): four random words for a counter of four words and a key of two.
 //
-// The counter of a sequence's numbers is (entry, attempt, place in the stream, purpose): causal_circuits/tasks/draws.py.
+// A sequence's numbers have the counters (entry, attempt, place in the stream, purpose): causal_circuits/tasks/draws.py.
 #pragma once
 #include "simd.h"
 
@@ -33,8 +33,8 @@ inline Counter rounds(Counter c, const Schedule& schedule, int first) {
 
 inline Counter random_words(Counter c, const Schedule& schedule) { return rounds(c, schedule, 0); }
 
-// The numbers of the first attempt for LANES neighbouring places. Of the first two rounds one half is the same for every
-// entry and the other the same for every lane: done here once, and with scalars below.
+// The numbers of the first attempt for LANES neighbouring places. Of the first two rounds one half is the same for
+// every entry and the other the same for every lane: done here once, and with scalars below.
 class Stream {
   public:
     Stream(const Schedule& of, uint32_t place, uint32_t for_what) : schedule(of), purpose(for_what) {

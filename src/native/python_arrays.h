@@ -33,7 +33,8 @@ template <class T> Array<T> array(nb::handle given, const char* name, const Shap
     for (int64_t length : shape) wanted += (wanted.empty() ? "" : ", ") + (length < 0 ? "n" : std::to_string(length));
     for (const char* attribute : {"dtype", "shape"})
         if (nb::hasattr(given, attribute)) got += std::string(" ") + nb::str(nb::object(given.attr(attribute))).c_str();
-    const char* type = std::is_same_v<Number, float> ? "float32" : std::is_same_v<Number, int32_t> ? "int32" : "float64";
-    refuse(std::string(name) + " must be a " + (std::is_const_v<T> ? "" : "writable ") + "C-contiguous array of " + type +
-           " [" + wanted + "]: got " + got);
+    const char* type = std::is_same_v<Number, float> ? "float32" : "int32";
+    static_assert(std::is_same_v<Number, float> || std::is_same_v<Number, int32_t>);
+    refuse(std::string(name) + " must be a " + (std::is_const_v<T> ? "" : "writable ") + "C-contiguous array of " +
+           type + " [" + wanted + "]: got " + got);
 }

@@ -18,7 +18,7 @@ class Sampler {
         const auto numbers = array<const float>(constants, "constants", {5, -1});
         const auto table = array<const int32_t>(parents, "parents", {-1, -1});
         const int64_t n_entries = numbers.shape[1], n_nodes = table.shape[0], most = table.shape[1];
-        if (n_tok < 1 || n_entries < n_tok || n_entries % n_tok || n_entries > MAX_ENTRIES || n_nodes < 2 || n_nodes > MAX_ENTRIES)
+        if (n_tok < 1 || n_entries < n_tok || n_entries % n_tok || n_nodes < 2 || std::max(n_entries, n_nodes) > MAX_ENTRIES)
             refuse("a plan has rows of n_tok >= 1 entries, a position and a target");
         if (roots < 0 || roots > 3) refuse("roots must be 0, 1, 2 or 3: got " + std::to_string(roots));
         for (int64_t i = n_entries; i < 5 * n_entries; ++i)
@@ -33,8 +33,8 @@ class Sampler {
         degrees_.assign(degree, degree + n_nodes);
 
         const float* of = constants_.data();
-        plan = {int(n_nodes - 1), n_tok, int(n_entries / n_tok), int(most), Roots(roots), of + n_entries, of + 2 * n_entries,
-                of + 3 * n_entries, of + 4 * n_entries, first_row_.data(), parents_.data(), degrees_.data()};
+        plan = {int(n_nodes - 1), n_tok, int(n_entries / n_tok), int(most), Roots(roots), of + n_entries,
+                of + 2 * n_entries, of + 3 * n_entries, of + 4 * n_entries, first_row_.data(), parents_.data(), degrees_.data()};
         for (int node = 0; node < n_nodes; ++node) check(node);
         if (roots % 2 == 1 && plan.n_rows != n_tok) refuse("stationary roots need one row for every token");
     }
@@ -61,7 +61,7 @@ class Sampler {
             rows = std::min<int64_t>(rows * plan.n_tok, MAX_ENTRIES);
         }
         if (degree > 0 && (first_row_[degree] < 0 || first_row_[degree] + rows > plan.n_rows))
-            refuse("first_row must leave a row for all tokens of the parents: got " + std::to_string(first_row_[degree]));
+            refuse("first_row must leave rows for all tokens of parents: got " + std::to_string(first_row_[degree]));
     }
 
     static constexpr int64_t MAX_ENTRIES = 1 << 20;

@@ -77,11 +77,13 @@ struct Workspace {
     int32_t *tokens, *turned;   // [position, lane], [lane, position]
     int32_t *named, *zeros;     // [lane] rows
 
-    Workspace(const SamplerPlan& plan, int chunk, int wide) : n_ctx(plan.n_ctx), n_tok(plan.n_tok), n_rows(plan.n_rows) {
+    Workspace(const SamplerPlan& plan, int chunk, int wide)
+        : n_ctx(plan.n_ctx), n_tok(plan.n_tok), n_rows(plan.n_rows) {
         arena.fill([&](Arena& a) {
             const size_t n = n_tok * LANES, positions = size_t(padded(n_ctx)) * LANES;
             log_v = a.take<float>(chunk * LANES), log_powers = a.take<float>(chunk * LANES);
-            again = a.take<int32_t>(chunk * LANES), matrices = a.take<float>(n_rows * n), work = a.take<float>(n_tok * n);
+            again = a.take<int32_t>(chunk * LANES);
+            matrices = a.take<float>(n_rows * n), work = a.take<float>(n_tok * n);
             law = a.take<float>(n), running = a.take<float>(n);
             cumulative = a.take<float>(size_t(n_rows + 1) * wide * LANES), numbers = a.take<float>(positions);
             tokens = a.take<int32_t>(positions), turned = a.take<int32_t>(positions);
@@ -134,9 +136,10 @@ class Sampler {
             const int end = std::min(first + rows_at_once, plan.n_rows);
             draw_gammas(first * n_tok, end * n_tok, place, purpose);
             for (int row = first; row < end; ++row) {
-                normalize((row - first) * size, room.matrices + row * size);
+                const size_t at = (row - first) * size;
+                normalize(at, room.matrices + row * size);
                 accumulate(room.matrices + row * size, row);
-                if (plan.roots == Roots::stationary_in_logs) normalize_in_logs((row - first) * size, room.work + row * size);
+                if (plan.roots == Roots::stationary_in_logs) normalize_in_logs(at, room.work + row * size);
             }
         }
     }
@@ -152,12 +155,14 @@ class Sampler {
             attempts.judge(n, [&](int i) { return splat(plan.d[e + i]); }, [&](int i) { return splat(plan.c[e + i]); });
             for (int i = 0; i < n; ++i) {
                 store(room.log_v + at + i * LANES, attempts.log_v[i]);
-                store(room.log_powers + at + i * LANES, log(attempts.spare[i]) * plan.inverse[e + i] + plan.log_d[e + i]);
+                const Floats log_power = log(attempts.spare[i]) * plan.inverse[e + i];
+                store(room.log_powers + at + i * LANES, log_power + plan.log_d[e + i]);
             }
             for (int i = 0; i < n; ++i)
                 n_again += store_chosen(room.again + n_again, lane_numbers() + (at + i * LANES), attempts.rejected[i]);
         }
-        for (uint32_t attempt = 1; n_again > 0; ++attempt) n_again = draw_again(n_again, first, attempt, place, purpose);
+        for (uint32_t attempt = 1; n_again > 0; ++attempt)
+            n_again = draw_again(n_again, first, attempt, place, purpose);
     }
 
     // Another attempt at the log v of `room.again`; how many were rejected once more, now at its beginning.
@@ -171,7 +176,8 @@ class Sampler {
             const auto entry = [&](int i) { return Ints(load<Words>(again + i * LANES) / LANES); };
             for (int i = 0; i < n; ++i) {
                 const Words lane = load<Words>(again + i * LANES) % LANES;
-                attempts.set(i, random_words({Words(entry(i) + first), Words{} + attempt, lane + place, Words{} + purpose}, schedule));
+                const Counter counter{Words(entry(i) + first), Words{} + attempt, lane + place, Words{} + purpose};
+                attempts.set(i, random_words(counter, schedule));
             }
             attempts.judge(n, [&](int i) { return look_up<Size::any>(plan.d + first, entry(i)); },
                            [&](int i) { return look_up<Size::any>(plan.c + first, entry(i)); });
@@ -228,7 +234,8 @@ class Sampler {
             return select(sum < total, sum, splat(INF));
         };
         for (int t = 0; t < wide; t += 4)
-            store_transposed(room.cumulative + size_t(row) * wide + t, stride, bound(t), bound(t + 1), bound(t + 2), bound(t + 3));
+            store_transposed(room.cumulative + size_t(row) * wide + t, stride, bound(t), bound(t + 1), bound(t + 2),
+                             bound(t + 3));
     }
 
     // Grassmann, Taksar & Heyman (1985): eliminate states one at a time; no subtraction, so float32 keeps its digits.
@@ -246,7 +253,8 @@ class Sampler {
                 float* row = room.work + r * size;
                 const Floats factor = load(old + k * LANES) * leaving;
                 store(row + k * LANES, factor);
-                for (int s = 0; s < k; ++s) store(row + s * LANES, factor * load(gone + s * LANES) + load(old + s * LANES));
+                for (int s = 0; s < k; ++s)
+                    store(row + s * LANES, factor * load(gone + s * LANES) + load(old + s * LANES));
             }
             from = room.work;
         }
@@ -351,7 +359,8 @@ class Sampler {
         const size_t n_ctx = plan.n_ctx, wide_ctx = padded(plan.n_ctx);
         const auto at = [this](size_t i) { return load(reinterpret_cast<const float*>(room.tokens + i * LANES)); };
         for (size_t i = 0; i < n_ctx; i += 4)
-            store_transposed(reinterpret_cast<float*>(room.turned + i), wide_ctx, at(i), at(i + 1), at(i + 2), at(i + 3));
+            store_transposed(reinterpret_cast<float*>(room.turned + i), wide_ctx, at(i), at(i + 1), at(i + 2),
+                             at(i + 3));
         for (int lane = 0; lane < n; ++lane)
             std::memcpy(tokens + lane * n_ctx, room.turned + lane * wide_ctx, n_ctx * sizeof *tokens);
     }

@@ -7,7 +7,7 @@ enum class Roots : int { uniform = 0, stationary = 1, shared = 2, stationary_in_
 
 struct SamplerPlan {
     int n_ctx, n_tok;
-    int n_rows;             // of the transition matrices of all in-degrees, one below the other; last, shared roots' law
+    int n_rows;             // of the transition matrices of all in-degrees, one below the other; last, shared roots'
     int max_parents;
     Roots roots;
     const float* d;         // [n_rows, n_tok] alpha + 2/3, of Marsaglia & Tsang's method: draws.py, log_gammas

@@ -1,4 +1,4 @@
-// The sampler's kernel of one instruction set as a program, for check_native.py: a plan from a file, sequences to another.
+// The sampler's kernel of one instruction set as a program, for check_native.py: reads a plan, writes sequences.
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
@@ -40,7 +40,9 @@ int main(int, char** paths) {
     std::vector<std::thread> threads;
     for (Drawn& own : drawn) {
         own = {std::vector<int32_t>(size_t(n) * n_ctx), std::vector<float>(size_t(n) * n_tok)};
-        threads.emplace_back([&] { KERNELS_NAMESPACE::sample(plan, key.data(), first[0], n, own.tokens.data(), own.targets.data()); });
+        threads.emplace_back([&] {
+            KERNELS_NAMESPACE::sample(plan, key.data(), first[0], n, own.tokens.data(), own.targets.data());
+        });
     }
     for (std::thread& thread : threads) thread.join();
     if (drawn[0].tokens != drawn[1].tokens || drawn[0].targets != drawn[1].targets) return 3;
