@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from causal_circuits import native
 from causal_circuits.arguments import check_arguments
 from causal_circuits.locks import alone_in
 from causal_circuits.models import HookedTransformer, attachments, check_forward, has_layout, layout_of, warm_start
@@ -122,6 +123,7 @@ def train_ensemble(
     """
     record = record or RecordAt()
     _check(models, tasks, configs)
+    native.warn_if_missing(len(models) * configs[0].steps * configs[0].batch_size)
     with _alone_where_it_writes(record, checkpoints), torch.inference_mode(False), torch.enable_grad():
         for model, config in zip(models, configs, strict=True):
             if config.warm_start is not None:

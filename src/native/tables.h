@@ -97,13 +97,27 @@ inline bool pack_head(const float* a, Tables& to, const Shape& s, float* row) {
     return scores;
 }
 
+// to[c, r] = from[r, c], block by block; rows of `from` are padded to whole vectors.
+inline void transpose(const float* from, int stride, int n_rows, int n_columns, float* to, int to_stride) {
+    int r = 0;
+    for (; r + LANES <= n_rows; r += LANES)
+        for (int c = 0; c < n_columns; c += LANES) {
+            Floats block[LANES];
+            for (int k = 0; k < LANES; ++k) block[k] = load(from + (r + k) * stride + c);
+            transpose(block);
+            for (int k = 0; k < std::min(LANES, n_columns - c); ++k) store(to + (c + k) * to_stride + r, block[k]);
+        }
+    for (; r < n_rows; ++r)
+        for (int c = 0; c < n_columns; ++c) to[c * to_stride + r] = from[r * stride + c];
+}
+
 inline void pack(Weights<const float> from, Packed& to, const Shape& s) {
     for (int h = 0; h < s.m1; ++h) to.wide[h] = pack_head(from.a1 + h * s.d0 * s.d0, to.heads[h], s, to.row);
     for (int m = 0; m < s.m2; ++m) {
         const float* a2 = from.a2 + m * s.d1 * s.d1;
         for (int d = 0; d < s.d1; ++d) std::copy_n(a2 + d * s.d1, s.d1, to.a2 + (m * s.d1 + d) * s.wide_d1);
-        for (int d = 0; d < s.d1; ++d)
-            for (int e = 0; e < s.dense; ++e) to.a2_t[(m * s.d1 + d) * s.wide_dense + e] = a2[(s.d0 + e) * s.d1 + d];
+        const float* dense = to.a2 + (m * s.d1 + s.d0) * s.wide_d1;
+        transpose(dense, s.wide_d1, s.dense, s.d1, to.a2_t + m * s.d1 * s.wide_dense, s.wide_dense);
     }
     for (int d = 0; d < s.d0; ++d) std::copy_n(from.w + d * s.n_tok, s.n_tok, to.w + d * s.tokens);
     for (int f = 0; f < s.features; ++f)
