@@ -7,12 +7,15 @@
 namespace KERNELS_NAMESPACE {
 
 // The padded vocabulary, a constant where it can be.
-template <Size SIZE> inline int tokens_of(const Shape& s) {
+template <Size SIZE>
+inline int tokens_of(const Shape& s) {
     return SIZE == Size::one_vector ? LANES : SIZE == Size::two_vectors ? 2 * LANES : s.tokens;
 }
 
-// Value by value at every position of a unit: what a residual block says of its token plus what it says of its position.
-template <Size SIZE> inline Floats read_block(const float* block, const int32_t* x, int unit, const Shape& s) {
+// Value by value at every position of a unit: what a residual block says of its token plus what it says of its
+// position.
+template <Size SIZE>
+inline Floats read_block(const float* block, const int32_t* x, int unit, const Shape& s) {
     return look_up<SIZE>(block, load<Ints>(x + unit * LANES)) + load(block + s.n_tok + unit * LANES - s.pad);
 }
 
@@ -36,17 +39,21 @@ inline void by_token(const float* values, const int32_t* x, const float* identit
     }
 }
 
-// The values at all positions as a residual block: summed by token, then as they are. What lies behind it is overwritten.
+// The values at all positions as a residual block: summed by token, then as they are. What lies behind it is
+// overwritten.
 inline void write_block(const float* values, const int32_t* x, const float* identity, const Shape& s, float* block) {
     by_token(values, x, identity, s, block);
     for (int i = 0; i < s.n_ctx; i += LANES) store(block + s.n_tok + i, load(values + s.pad + i));
 }
 
 // e^scores of a unit's queries for every key up to theirs; their sums.
-template <Size SIZE> inline Floats exponential_column(const Tables& t, bool wide, const int32_t* x, int unit, const Shape& s, float* column) {
+template <Size SIZE>
+inline Floats exponential_column(const Tables& t, bool wide, const int32_t* x, int unit, const Shape& s,
+                                 float* column) {
     const Ints asking = load<Ints>(x + unit * LANES);
     const float *pt = t.pt + unit * s.n_tok * LANES, *pp = t.pp + unit * s.context * LANES;
-    const int begin = s.pad, end = (unit + 1) * LANES, row = tokens_of<SIZE>(s);  // what a store might change is read once
+    const int begin = s.pad, end = (unit + 1) * LANES,
+              row = tokens_of<SIZE>(s);  // what a store might change is read once
     Floats total{};
     if (!wide) {
         for (int key = begin; key < end; ++key) {
@@ -86,7 +93,8 @@ inline Floats over_keys(const float* column, const float* weights, int unit, con
 }
 
 // out[key] += sum over the queries of a band of weights[query] pattern[query, key]; `rows` are the band's columns.
-[[gnu::always_inline]] inline void over_queries(const float* rows, const float* weights, int first_unit, int end_unit, const Shape& s, float* out) {
+[[gnu::always_inline]] inline void over_queries(const float* rows, const float* weights, int first_unit, int end_unit,
+                                                const Shape& s, float* out) {
     for (int keys = 0; keys < end_unit; ++keys) {  // a vector of keys
         Floats totals[LANES] = {};
         for (int unit = std::max(keys, first_unit); unit < end_unit; ++unit) {
@@ -99,7 +107,8 @@ inline Floats over_keys(const float* column, const float* weights, int unit, con
 }
 
 // out[x[lane], :] += the lane's numbers in a block [LANES rows, lane].
-[[gnu::always_inline]] inline void add_transposed(const float* block, int stride, const int32_t* x, float* out, int out_stride) {
+[[gnu::always_inline]] inline void add_transposed(const float* block, int stride, const int32_t* x, float* out,
+                                                  int out_stride) {
     Floats rows[LANES];
     for (int k = 0; k < LANES; ++k) rows[k] = load(block + k * stride);
     transpose(rows);

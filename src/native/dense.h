@@ -37,7 +37,8 @@ inline void multiply_rows(Left left, int n_k, const float* right, int right_stri
         multiply_tile<ROWS, WIDE>(left, n_k, right + column, right_stride, out + column, out_stride);
     if constexpr (WIDE > 1)
         if (column < n_columns)
-            multiply_rows<ROWS, WIDE - 1>(left, n_k, right + column, right_stride, n_columns - column, out + column, out_stride);
+            multiply_rows<ROWS, WIDE - 1>(left, n_k, right + column, right_stride, n_columns - column, out + column,
+                                          out_stride);
 }
 
 // out[n_rows, n_columns] += left[n_rows, n_k] right[n_k, n_columns]. Rows of `right` and `out` are padded to whole
@@ -47,14 +48,14 @@ inline void multiply(Left left, int n_rows, int n_k, const float* right, int rig
     constexpr int ROWS = 6, WIDE = LANES == 16 ? 4 : 2;  // such a tile leaves registers for a row and a factor
     int row = 0;
     for (; row + ROWS <= n_rows; row += ROWS)
-        multiply_rows<ROWS, WIDE>({left.at + row * left.row_stride, left.row_stride, left.k_stride}, n_k, right, right_stride,
-                            n_columns, out + row * out_stride, out_stride);
+        multiply_rows<ROWS, WIDE>({left.at + row * left.row_stride, left.row_stride, left.k_stride}, n_k, right,
+                                  right_stride, n_columns, out + row * out_stride, out_stride);
     for (; row + 2 <= n_rows; row += 2)
-        multiply_rows<2, WIDE>({left.at + row * left.row_stride, left.row_stride, left.k_stride}, n_k, right, right_stride,
-                         n_columns, out + row * out_stride, out_stride);
+        multiply_rows<2, WIDE>({left.at + row * left.row_stride, left.row_stride, left.k_stride}, n_k, right,
+                               right_stride, n_columns, out + row * out_stride, out_stride);
     for (; row < n_rows; ++row)
-        multiply_rows<1, WIDE>({left.at + row * left.row_stride, left.row_stride, left.k_stride}, n_k, right, right_stride,
-                         n_columns, out + row * out_stride, out_stride);
+        multiply_rows<1, WIDE>({left.at + row * left.row_stride, left.row_stride, left.k_stride}, n_k, right,
+                               right_stride, n_columns, out + row * out_stride, out_stride);
 }
 
 }  // namespace KERNELS_NAMESPACE

@@ -5,7 +5,8 @@ namespace KERNELS_NAMESPACE {
 
 void sample(const SamplerPlan&, const uint32_t key[2], int64_t first, int n, int32_t* tokens, float* targets);
 
-double gradient(Sizes, const int32_t* tokens, const float* targets, int n, Weights<const float>, Weights<float>, Watched, float share);
+double gradient(Sizes, const int32_t* tokens, const float* targets, int n, Weights<const float>, Weights<float>,
+                Watched, float share);
 void layer_1_pattern(Sizes, const int32_t* tokens, int n, Weights<const float>, float* out, float share);
 float add_up(const float* parts, int n_parts, size_t stride, size_t n, float* out);
 void adam(float* weights, const float* gradients, float* means, float* squares, size_t n, AdamStep);

@@ -1,13 +1,14 @@
-// What is compiled once for each instruction set, as pointers to functions; `kernels()` is the set that this machine runs.
+// What is compiled once for each instruction set, as pointers to functions; `kernels()` is the set that this machine
+// runs.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
 struct Sizes {  // of a two-layer disentangled model: context, vocabulary, heads of layer 0 and of layer 1
     int n_ctx, n_tok, m1, m2;
-    int block() const { return n_tok + n_ctx; }                  // d0: [token | position]
-    int width_1() const { return block() * (1 + m1); }           // d1: what layer 1 reads
-    int width() const { return width_1() * (1 + m2); }           // d_model
+    int block() const { return n_tok + n_ctx; }         // d0: [token | position]
+    int width_1() const { return block() * (1 + m1); }  // d1: what layer 1 reads
+    int width() const { return width_1() * (1 + m2); }  // d_model
 };
 
 constexpr int CHUNK = 32;  // sequences whose dense products are done together
@@ -21,13 +22,15 @@ constexpr float WIDEST_GAP = 60.0f;
 struct SamplerPlan;  // sampler.h
 
 // Weights of one model, or gradients of the same shapes: A1 [m1, d0, d0], A2 [m2, d1, d1], W_U [d_model, n_tok].
-template <class T> struct Weights {
+template <class T>
+struct Weights {
     T *a1, *a2, *w;
 };
 
-// What a recording wants of a batch, summed over its sequences times `share`; null pointers if it wants nothing. Layer 0's
-// pattern and the gradient that reaches it, [m1, n_ctx, n_ctx]; of layer 1, whose last query alone decides the loss, that
-// query's row of the pattern, of the gradient that reaches it, and of the gradient of its scores, [m2, n_ctx].
+// What a recording wants of a batch, summed over its sequences times `share`; null pointers if it wants nothing. Layer
+// 0's pattern and the gradient that reaches it, [m1, n_ctx, n_ctx]; of layer 1, whose last query alone decides the
+// loss, that query's row of the pattern, of the gradient that reaches it, and of the gradient of its scores, [m2,
+// n_ctx].
 struct Watched {
     float *pattern, *d_pattern, *last, *d_last, *d_scores;
     static size_t size(Sizes s) { return size_t(s.n_ctx) * (2 * s.m1 * s.n_ctx + 3 * s.m2); }

@@ -27,8 +27,13 @@ struct Memory {
         sizes = {};
         arena.fill([&](Arena& a) {
             for (Tables& t : heads) t.take(a, s);
-            packed = {heads.data(), wide.get(), a.take<float>(s.m2 * s.d1 * s.wide_d1), a.take<float>(s.m2 * s.d1 * s.wide_dense),
-                      a.take<float>(s.d0 * s.tokens), a.take<float>(s.n_tok * s.wide_features), a.take<float>(padded(s.d0) + 3 * LANES)};
+            packed = {heads.data(),
+                      wide.get(),
+                      a.take<float>(s.m2 * s.d1 * s.wide_d1),
+                      a.take<float>(s.m2 * s.d1 * s.wide_dense),
+                      a.take<float>(s.d0 * s.tokens),
+                      a.take<float>(s.n_tok * s.wide_features),
+                      a.take<float>(padded(s.d0) + 3 * LANES)};
             x = a.take<int32_t>(s.context), pattern = a.take<float>(s.m1 * s.context * s.context);
             features = a.take<float>(s.context * s.wide_dense), queries = a.take<float>(s.context * s.wide_query);
             asked = a.take<float>(s.context * s.context), scores = a.take<float>(s.context * s.context);
@@ -37,7 +42,8 @@ struct Memory {
     }
 };
 
-template <Size SIZE> struct Pass {
+template <Size SIZE>
+struct Pass {
     const Shape s;
     Memory& memory;
 
@@ -71,8 +77,8 @@ template <Size SIZE> struct Pass {
             const float *by_token = a2 + memory.x[i] * s.wide_d1, *by_position = a2 + (s.n_tok + i - s.pad) * s.wide_d1;
             for (int v = 0; v < s.d1; v += LANES) store(query + v, load(by_token + v) + load(by_position + v));
         }
-        multiply({memory.features + s.pad * s.wide_dense, s.wide_dense, 1}, s.n_ctx, s.dense, a2 + s.d0 * s.wide_d1, s.wide_d1, s.d1,
-                 memory.queries + s.pad * s.wide_query, s.wide_query);
+        multiply({memory.features + s.pad * s.wide_dense, s.wide_dense, 1}, s.n_ctx, s.dense, a2 + s.d0 * s.wide_d1,
+                 s.wide_d1, s.d1, memory.queries + s.pad * s.wide_query, s.wide_query);
         for (int block = 0; block <= s.m1; ++block) {
             float* to = block == 0 ? memory.scores : memory.asked;
             for (int i = s.pad; i < s.context; ++i)
@@ -82,8 +88,9 @@ template <Size SIZE> struct Pass {
                 }
             for (int unit = 0; block > 0 && unit < s.units; ++unit)  // keys of a unit are seen by queries from there on
                 multiply({memory.asked + std::max(unit * LANES, s.pad) * s.context + s.pad, s.context, 1},
-                         s.context - std::max(unit * LANES, s.pad), (unit + 1) * LANES - s.pad, column(block - 1, unit) + s.pad * LANES,
-                         LANES, LANES, memory.scores + std::max(unit * LANES, s.pad) * s.context + unit * LANES, s.context);
+                         s.context - std::max(unit * LANES, s.pad), (unit + 1) * LANES - s.pad,
+                         column(block - 1, unit) + s.pad * LANES, LANES, LANES,
+                         memory.scores + std::max(unit * LANES, s.pad) * s.context + unit * LANES, s.context);
         }
         for (int i = 0; i < s.n_ctx; ++i) {
             float* row = memory.scores + (s.pad + i) * s.context + s.pad;
@@ -112,9 +119,12 @@ void layer_1_pattern(Sizes sizes, const int32_t* tokens, int n, Weights<const fl
     const Shape s(sizes);
     pack(weights, memory.packed, s);
     std::fill_n(out, s.m2 * s.n_ctx * s.n_ctx, 0.0f);
-    if (s.n_tok <= LANES) Pass<Size::one_vector>{s, memory}.run(tokens, n, out, share);
-    else if (s.n_tok <= 2 * LANES) Pass<Size::two_vectors>{s, memory}.run(tokens, n, out, share);
-    else Pass<Size::any>{s, memory}.run(tokens, n, out, share);
+    if (s.n_tok <= LANES)
+        Pass<Size::one_vector>{s, memory}.run(tokens, n, out, share);
+    else if (s.n_tok <= 2 * LANES)
+        Pass<Size::two_vectors>{s, memory}.run(tokens, n, out, share);
+    else
+        Pass<Size::any>{s, memory}.run(tokens, n, out, share);
 }
 
 }  // namespace KERNELS_NAMESPACE

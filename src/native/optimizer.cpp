@@ -1,6 +1,7 @@
 // What happens to weights between two gradients, on flat arrays: sums over the parts of a batch, Adam(W), SGD.
 //
-// Arrays are padded to a multiple of 64, so that no entry's place decides whether a vector or a scalar instruction rounds it.
+// Arrays are padded to a multiple of 64, so that no entry's place decides whether a vector or a scalar instruction
+// rounds it.
 #include <cmath>
 
 #include "kernels.h"

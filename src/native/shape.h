@@ -1,7 +1,7 @@
 // Sizes that follow from a model's, and the memory that a thread works in.
 //
-// Positions of the context are the lanes of vectors, aligned at their end: position k has index k + pad, so that the last
-// vector is full (causal attention has its long rows there). What lies before the first position is zero.
+// Positions of the context are the lanes of vectors, aligned at their end: position k has index k + pad, so that the
+// last vector is full (causal attention has its long rows there). What lies before the first position is zero.
 #pragma once
 #include <cstdlib>
 #include <new>
@@ -17,29 +17,46 @@ constexpr int SPARE = 2 * LANES;       // a vector that starts at the last numbe
 
 struct Shape {
     int n_ctx, n_tok, m1, m2;
-    int context, pad, units;       // padded context, positions before the first, vectors of positions
-    int tokens;                    // padded vocabulary
-    int d0, d1, dense, features;   // widths of a block, of what layer 1 reads, of what layer 0's heads wrote, of all but the embedding
+    int context, pad, units;  // padded context, positions before the first, vectors of positions
+    int tokens;               // padded vocabulary
+    int d0, d1, dense,
+        features;  // widths of a block, of what layer 1 reads, of what layer 0's heads wrote, of all but the embedding
     int wide_d1, wide_dense, wide_features, wide_query;  // from row to row; writing a block may run over its end
-    int band, group;               // units at hand together, and the sequences that pass through a band one after the other
+    int band, group;  // units at hand together, and the sequences that pass through a band one after the other
 
     explicit Shape(Sizes s)
-        : n_ctx(s.n_ctx), n_tok(s.n_tok), m1(s.m1), m2(s.m2), context(padded(n_ctx)), pad(context - n_ctx),
-          units(context / LANES), tokens(padded(n_tok)), d0(s.block()), d1(s.width_1()), dense(d0 * m1),
-          features(s.width() - d0), wide_d1(padded(d1)), wide_dense(padded(dense)), wide_features(padded(features) + LANES), wide_query(padded(d1) + LANES),
-          band(n_ctx <= KEPT ? units : 1), group(n_ctx <= KEPT ? 1 : CHUNK) {}
+        : n_ctx(s.n_ctx),
+          n_tok(s.n_tok),
+          m1(s.m1),
+          m2(s.m2),
+          context(padded(n_ctx)),
+          pad(context - n_ctx),
+          units(context / LANES),
+          tokens(padded(n_tok)),
+          d0(s.block()),
+          d1(s.width_1()),
+          dense(d0 * m1),
+          features(s.width() - d0),
+          wide_d1(padded(d1)),
+          wide_dense(padded(dense)),
+          wide_features(padded(features) + LANES),
+          wide_query(padded(d1) + LANES),
+          band(n_ctx <= KEPT ? units : 1),
+          group(n_ctx <= KEPT ? 1 : CHUNK) {}
 };
 
 // Zeroed memory, handed out piece by piece, each beginning a line of the cache and followed by SPARE numbers.
 class Arena {
   public:
-    template <class T> T* take(size_t n) {
+    template <class T>
+    T* take(size_t n) {
         const size_t at = used_;
         used_ += (n + SPARE + 15) / 16 * 16;
         return memory_ ? reinterpret_cast<T*>(memory_ + at) : nullptr;
     }
     // Calls `carve` twice: to count, and to hand out what was counted.
-    template <class Carve> void fill(Carve carve) {
+    template <class Carve>
+    void fill(Carve carve) {
         std::free(memory_);
         memory_ = nullptr, used_ = 0;
         carve(*this);

@@ -1,12 +1,12 @@
 // Loss and all gradients of a two-layer disentangled model, sequence by sequence, nothing stored for the batch.
 //
-// Notation for one sequence x of length T (S tokens, blocks of d0 = S + T numbers [token | position]), head h of layer 0,
-// head m of layer 1:
+// Notation for one sequence x of length T (S tokens, blocks of d0 = S + T numbers [token | position]), head h of layer
+// 0, head m of layer 1:
 //
-//     P_h[i, j]   pattern of layer 0: softmax over j <= i of A[x_i, x_j] + A[S + i, x_j] + A[x_i, S + j] + A[S + i, S + j]
-//     q_m         the last position's residual times A2_m;  q_m[h] its block for what head h copied
-//     r_mh[k]     q_m[h][x_k] + q_m[h][S + k];  scores of layer 1: t_m = q_m[0][x] + q_m[0][S + .] + sum_h P_h r_mh
-//     p_m         softmax(t_m);  u_mh = P_h^T p_m;  logits = sum over blocks of rows of W_U
+//     P_h[i, j]   pattern of layer 0: softmax over j <= i of A[x_i, x_j] + A[S + i, x_j] + A[x_i, S + j] + A[S + i, S +
+//     j] q_m         the last position's residual times A2_m;  q_m[h] its block for what head h copied r_mh[k]
+//     q_m[h][x_k] + q_m[h][S + k];  scores of layer 1: t_m = q_m[0][x] + q_m[0][S + .] + sum_h P_h r_mh p_m
+//     softmax(t_m);  u_mh = P_h^T p_m;  logits = sum over blocks of rows of W_U
 //
 // Backward, c_m0 and c_mh[k] being the gradient that reaches p_m directly and u_mh[k]:
 //
@@ -27,10 +27,11 @@ namespace {
 
 // What a chunk of sequences shares its dense products for.
 struct Chunk {
-    int32_t* x;                                // [sequence, padded context]
+    int32_t* x;  // [sequence, padded context]
     float *features, *queries, *last, *d_logits, *d_dense;
     // features [sequence, all of the residual but the embedding]; queries of layer 1 [m2, sequence, d1], then what
-    // reaches them; last [sequence, m1, context] the last query's pattern; what reaches logits and layer 0's last outputs
+    // reaches them; last [sequence, m1, context] the last query's pattern; what reaches logits and layer 0's last
+    // outputs
 };
 
 // Of one sequence: scale [m1, context] of e^scores; r, reached (P r), u (later what dt brings together), passed (P c)
@@ -68,14 +69,28 @@ struct Memory {
         arena.fill([&](Arena& a) {
             for (auto* tables : {&weights, &gradients})
                 for (Tables& t : *tables) t.take(a, s);
-            packed = {weights.data(), wide.get(), a.take<float>(s.m2 * s.d1 * s.wide_d1), a.take<float>(s.m2 * s.d1 * s.wide_dense),
-                      a.take<float>(s.d0 * s.tokens), a.take<float>(s.n_tok * s.wide_features), a.take<float>(padded(s.d0) + 3 * LANES)};
-            sums = {gradients.data(), a.take<float>(s.m2 * s.d1 * s.wide_d1), a.take<float>(s.d0 * s.tokens),
-                    a.take<float>(s.n_tok * s.wide_features), {}};
-            for (float** of : {&sums.watched.pattern, &sums.watched.d_pattern}) *of = a.take<float>(s.m1 * s.context * s.context);
-            for (float** of : {&sums.watched.last, &sums.watched.d_last, &sums.watched.d_scores}) *of = a.take<float>(s.m2 * s.context);
-            chunk = {a.take<int32_t>(CHUNK * s.context), a.take<float>(CHUNK * s.wide_features), a.take<float>(s.m2 * CHUNK * s.wide_query),
-                     a.take<float>(CHUNK * s.m1 * s.context), a.take<float>(CHUNK * s.tokens), a.take<float>(CHUNK * s.wide_dense)};
+            packed = {weights.data(),
+                      wide.get(),
+                      a.take<float>(s.m2 * s.d1 * s.wide_d1),
+                      a.take<float>(s.m2 * s.d1 * s.wide_dense),
+                      a.take<float>(s.d0 * s.tokens),
+                      a.take<float>(s.n_tok * s.wide_features),
+                      a.take<float>(padded(s.d0) + 3 * LANES)};
+            sums = {gradients.data(),
+                    a.take<float>(s.m2 * s.d1 * s.wide_d1),
+                    a.take<float>(s.d0 * s.tokens),
+                    a.take<float>(s.n_tok * s.wide_features),
+                    {}};
+            for (float** of : {&sums.watched.pattern, &sums.watched.d_pattern})
+                *of = a.take<float>(s.m1 * s.context * s.context);
+            for (float** of : {&sums.watched.last, &sums.watched.d_last, &sums.watched.d_scores})
+                *of = a.take<float>(s.m2 * s.context);
+            chunk = {a.take<int32_t>(CHUNK * s.context),
+                     a.take<float>(CHUNK * s.wide_features),
+                     a.take<float>(s.m2 * CHUNK * s.wide_query),
+                     a.take<float>(CHUNK * s.m1 * s.context),
+                     a.take<float>(CHUNK * s.tokens),
+                     a.take<float>(CHUNK * s.wide_dense)};
             for (Sequence& one : sequences) one.take(a, s);
             columns = a.take<float>(s.m1 * s.band * LANES * s.context), identity = a.take<float>(s.n_tok * s.tokens);
             through = a.take<float>(s.m1 * s.m2 * s.context), back = a.take<float>(s.m1 * s.m2 * s.context);
@@ -87,7 +102,8 @@ struct Memory {
 };
 
 // One batch through one model. SIZE is the vocabulary's, for look-ups.
-template <Size SIZE> struct Pass {
+template <Size SIZE>
+struct Pass {
     const Shape s;
     Memory& memory;
     const Packed& packed;
@@ -118,12 +134,13 @@ template <Size SIZE> struct Pass {
             for (int m = 0; m < s.m2; ++m) {
                 const float* a2 = packed.a2 + m * s.d1 * s.wide_d1;
                 const float *by_token = a2 + own[s.context - 1] * s.wide_d1, *by_position = a2 + (s.d0 - 1) * s.wide_d1;
-                for (int v = 0; v < s.d1; v += LANES) store(query(m, b) + v, load(by_token + v) + load(by_position + v));
+                for (int v = 0; v < s.d1; v += LANES)
+                    store(query(m, b) + v, load(by_token + v) + load(by_position + v));
             }
         }
         for (int m = 0; m < s.m2; ++m)
-            multiply({chunk.features, s.wide_features, 1}, n, s.dense, packed.a2 + (m * s.d1 + s.d0) * s.wide_d1, s.wide_d1, s.d1,
-                     query(m, 0), s.wide_query);
+            multiply({chunk.features, s.wide_features, 1}, n, s.dense, packed.a2 + (m * s.d1 + s.d0) * s.wide_d1,
+                     s.wide_d1, s.d1, query(m, 0), s.wide_query);
     }
 
     void last_pattern(const Tables& t, bool wide, const int32_t* x, float* out) {
@@ -152,7 +169,8 @@ template <Size SIZE> struct Pass {
         const int32_t* x = tokens(b);
         for (int m = 0; m < s.m2; ++m)
             for (int unit = 0; unit < s.units; ++unit) {
-                store(one.p + m * s.context + unit * LANES, alive(read_block<SIZE>(query(m, b), x, unit, s), unit, s, -INF));
+                store(one.p + m * s.context + unit * LANES,
+                      alive(read_block<SIZE>(query(m, b), x, unit, s), unit, s, -INF));
                 for (int h = 0; h < s.m1; ++h)
                     store(one.r + mh(m, h) + unit * LANES, read_block<SIZE>(query(m, b) + (1 + h) * s.d0, x, unit, s));
             }
@@ -166,7 +184,8 @@ template <Size SIZE> struct Pass {
             for (int unit = first; unit < end; ++unit) {
                 const int v = unit * LANES;
                 float* rows = column(h, unit, first);
-                const Floats total = exponential_column<SIZE>(packed.heads[h], packed.wide[h], tokens(b), unit, s, rows);
+                const Floats total =
+                    exponential_column<SIZE>(packed.heads[h], packed.wide[h], tokens(b), unit, s, rows);
                 const Floats scale = alive(1.0f / total, unit, s, 0.0f);
                 store(one.scale + h * s.context + v, scale);
                 for (int m = 0; m < s.m2; ++m) {
@@ -203,10 +222,12 @@ template <Size SIZE> struct Pass {
             const Floats weight = exp_of_negative(load(p + v) - top[first]);
             store(p + v, weight);
             total += weight;
-            for (int h = 0; h < s.m1; ++h) store(memory.through + h * s.context + v, weight * load(one.scale + h * s.context + v));
+            for (int h = 0; h < s.m1; ++h)
+                store(memory.through + h * s.context + v, weight * load(one.scale + h * s.context + v));
         }
         one.total[m] += sum(total);
-        for (int h = 0; h < s.m1; ++h) over_queries(columns(h), memory.through + h * s.context, first, end, s, one.u + mh(m, h));
+        for (int h = 0; h < s.m1; ++h)
+            over_queries(columns(h), memory.through + h * s.context, first, end, s, one.u + mh(m, h));
     }
 
     // Layer 1's pattern and outputs, the loss, and back to what reaches them.
@@ -223,7 +244,8 @@ template <Size SIZE> struct Pass {
             float* out = features(b) + s.dense + m * s.d1;
             write_block(one.p + m * s.context, x, memory.identity, s, out);
             for (int h = 0; h < s.m1; ++h) {
-                for (int v = 0; v < s.context; v += LANES) store(one.u + mh(m, h) + v, load(one.u + mh(m, h) + v) * scale);
+                for (int v = 0; v < s.context; v += LANES)
+                    store(one.u + mh(m, h) + v, load(one.u + mh(m, h) + v) * scale);
                 write_block(one.u + mh(m, h), x, memory.identity, s, out + (1 + h) * s.d0);
             }
         }
@@ -241,7 +263,8 @@ template <Size SIZE> struct Pass {
                 float* c = one.c + (m * (1 + s.m1) + block) * s.context;
                 const float* output = block == 0 ? one.p + m * s.context : one.u + mh(m, block - 1);
                 for (int unit = 0; unit < s.units; ++unit) {
-                    const Floats value = read_block<SIZE>(one.d_features + s.dense + m * s.d1 + block * s.d0, x, unit, s);
+                    const Floats value =
+                        read_block<SIZE>(one.d_features + s.dense + m * s.d1 + block * s.d0, x, unit, s);
                     store(c + unit * LANES, value);
                     inner += value * load(output + unit * LANES);
                 }
@@ -281,7 +304,8 @@ template <Size SIZE> struct Pass {
         return loss;
     }
 
-    // Back through a band: dt there, what dt brings together, and the gradient of layer 0's scores, added up in its tables.
+    // Back through a band: dt there, what dt brings together, and the gradient of layer 0's scores, added up in its
+    // tables.
     void backward(Sequence& one, int b, int first, int end) {
         for (int unit = first; unit < end; ++unit) {
             const int v = unit * LANES;
@@ -289,7 +313,8 @@ template <Size SIZE> struct Pass {
                 Floats dp = load(one.c + m * (1 + s.m1) * s.context + v) - one.inner[m];
                 for (int h = 0; h < s.m1; ++h) {
                     const float* c = one.c + (m * (1 + s.m1) + 1 + h) * s.context;
-                    const Floats passed = over_keys(column(h, unit, first), c, unit, s) * load(one.scale + h * s.context + v);
+                    const Floats passed =
+                        over_keys(column(h, unit, first), c, unit, s) * load(one.scale + h * s.context + v);
                     store(one.passed + mh(m, h) + v, passed);
                     dp += passed;
                 }
@@ -305,7 +330,8 @@ template <Size SIZE> struct Pass {
                 const Floats scale = load(one.scale + h * s.context + v);
                 Floats mean{};
                 for (int m = 0; m < s.m2; ++m) {
-                    const Floats through = load(one.p + m * s.context + v) * scale, back = load(one.dt + m * s.context + v) * scale;
+                    const Floats through = load(one.p + m * s.context + v) * scale,
+                                 back = load(one.dt + m * s.context + v) * scale;
                     store(memory.through + mh(m, h) + v, through), store(memory.back + mh(m, h) + v, back);
                     mean += through * load(one.passed + mh(m, h) + v) + back * load(one.reached + mh(m, h) + v);
                 }
@@ -325,7 +351,8 @@ template <Size SIZE> struct Pass {
 
     // dS = P (dP - mean) of a unit's queries in place of its column, added up by query position.
     void differentiate(const Sequence& one, int b, int h, int unit, float* rows) {
-        const int v = unit * LANES, begin = s.pad, end = v + LANES, n_tok = s.n_tok;  // what a store might change is read once
+        const int v = unit * LANES, begin = s.pad, end = v + LANES,
+                  n_tok = s.n_tok;  // what a store might change is read once
         const int32_t* x = tokens(b);
         Tables& to = sums.heads[h];
         float *pt = to.pt + unit * COPIES * n_tok * LANES, *pp = to.pp + unit * s.context * LANES;
@@ -395,16 +422,18 @@ template <Size SIZE> struct Pass {
     void add_dense_products(int n) {
         for (int m = 0; m < s.m2; ++m) {
             float* d_a2 = sums.a2 + m * s.d1 * s.wide_d1;
-            multiply({query(m, 0), s.wide_query, 1}, n, s.d1, packed.a2_t + m * s.d1 * s.wide_dense, s.wide_dense, s.dense, chunk.d_dense,
-                     s.wide_dense);
-            multiply({chunk.features, 1, s.wide_features}, s.dense, n, query(m, 0), s.wide_query, s.d1, d_a2 + s.d0 * s.wide_d1, s.wide_d1);
+            multiply({query(m, 0), s.wide_query, 1}, n, s.d1, packed.a2_t + m * s.d1 * s.wide_dense, s.wide_dense,
+                     s.dense, chunk.d_dense, s.wide_dense);
+            multiply({chunk.features, 1, s.wide_features}, s.dense, n, query(m, 0), s.wide_query, s.d1,
+                     d_a2 + s.d0 * s.wide_d1, s.wide_d1);
             for (int b = 0; b < n; ++b)
                 for (int v = 0; v < s.d1; v += LANES) {
                     add_to(d_a2 + tokens(b)[s.context - 1] * s.wide_d1 + v, load(query(m, b) + v));
                     add_to(d_a2 + (s.d0 - 1) * s.wide_d1 + v, load(query(m, b) + v));
                 }
         }
-        multiply({chunk.d_logits, 1, s.tokens}, s.n_tok, n, chunk.features, s.wide_features, s.features, sums.w_t, s.wide_features);
+        multiply({chunk.d_logits, 1, s.tokens}, s.n_tok, n, chunk.features, s.wide_features, s.features, sums.w_t,
+                 s.wide_features);
         for (int b = 0; b < n; ++b)
             for (int v = 0; v < s.n_tok; v += LANES) {
                 add_to(sums.w + tokens(b)[s.context - 1] * s.tokens + v, load(chunk.d_logits + b * s.tokens + v));
@@ -427,7 +456,8 @@ template <Size SIZE> struct Pass {
                 inner += reaching * load(last + unit * LANES);
             }
             if (watched)
-                for (int key = s.pad; key < s.context; ++key) pair(sums.watched.d_pattern, h, s.units - 1, key)[LANES - 1] += row[key];
+                for (int key = s.pad; key < s.context; ++key)
+                    pair(sums.watched.d_pattern, h, s.units - 1, key)[LANES - 1] += row[key];
             const float mean = sum(inner);
             for (int v = 0; v < s.context; v += LANES) {
                 const Floats value = load(last + v) * (load(row + v) - mean);
@@ -436,7 +466,8 @@ template <Size SIZE> struct Pass {
             }
             by_token(row, x, memory.identity, s, memory.by_token);
             for (int v = 0; v < s.n_tok; v += LANES) {
-                add_to(to.pt_last + v, load(memory.by_token + v)), add_to(to.tt_last + token * s.tokens + v, load(memory.by_token + v));
+                add_to(to.pt_last + v, load(memory.by_token + v)),
+                    add_to(to.tt_last + token * s.tokens + v, load(memory.by_token + v));
             }
         }
     }
@@ -468,7 +499,8 @@ template <Size SIZE> struct Pass {
                 if (s.group > 1)
                     for (int h = 0; h < s.m1; ++h)
                         for (int unit = first; unit < end; ++unit)
-                            exponential_column<SIZE>(packed.heads[h], packed.wide[h], tokens(b), unit, s, column(h, unit, first));
+                            exponential_column<SIZE>(packed.heads[h], packed.wide[h], tokens(b), unit, s,
+                                                     column(h, unit, first));
                 backward(sequences[b - from], b, first, end);
             }
         for (int b = from; b < to; ++b) write_queries(sequences[b - from], b), add_by_tokens(sequences[b - from], b);
@@ -487,8 +519,10 @@ void clear(Sums& sums, const Shape& s, bool watched) {
     std::fill_n(sums.a2, s.m2 * s.d1 * s.wide_d1, 0.0f), std::fill_n(sums.w, s.d0 * s.tokens, 0.0f);
     std::fill_n(sums.w_t, s.n_tok * s.wide_features, 0.0f);
     if (!watched) return;
-    for (float* of : {sums.watched.pattern, sums.watched.d_pattern}) std::fill_n(of, s.m1 * s.context * s.context, 0.0f);
-    for (float* of : {sums.watched.last, sums.watched.d_last, sums.watched.d_scores}) std::fill_n(of, s.m2 * s.context, 0.0f);
+    for (float* of : {sums.watched.pattern, sums.watched.d_pattern})
+        std::fill_n(of, s.m1 * s.context * s.context, 0.0f);
+    for (float* of : {sums.watched.last, sums.watched.d_last, sums.watched.d_scores})
+        std::fill_n(of, s.m2 * s.context, 0.0f);
 }
 
 float total(const float* of, size_t n) {
@@ -502,8 +536,8 @@ float total(const float* of, size_t n) {
 
 }  // namespace
 
-double gradient(Sizes sizes, const int32_t* tokens, const float* targets, int n, Weights<const float> weights, Weights<float> gradients,
-                Watched watched, float share) {
+double gradient(Sizes sizes, const int32_t* tokens, const float* targets, int n, Weights<const float> weights,
+                Weights<float> gradients, Watched watched, float share) {
     thread_local Memory memory;
     memory.fit(sizes);
     const Shape s(sizes);
@@ -511,14 +545,16 @@ double gradient(Sizes sizes, const int32_t* tokens, const float* targets, int n,
     clear(memory.sums, s, watched.pattern != nullptr);
     const auto run = [&](auto pass) { return pass.run(tokens, targets, n); };
     const bool watch = watched.pattern != nullptr;
-    const double loss =
-        s.n_tok <= LANES ? run(Pass<Size::one_vector>{s, memory, memory.packed, memory.sums, memory.chunk, watch})
-        : s.n_tok <= 2 * LANES ? run(Pass<Size::two_vectors>{s, memory, memory.packed, memory.sums, memory.chunk, watch})
-                               : run(Pass<Size::any>{s, memory, memory.packed, memory.sums, memory.chunk, watch});
+    const double loss = s.n_tok <= LANES
+                            ? run(Pass<Size::one_vector>{s, memory, memory.packed, memory.sums, memory.chunk, watch})
+                        : s.n_tok <= 2 * LANES
+                            ? run(Pass<Size::two_vectors>{s, memory, memory.packed, memory.sums, memory.chunk, watch})
+                            : run(Pass<Size::any>{s, memory, memory.packed, memory.sums, memory.chunk, watch});
     unpack(memory.sums, gradients, watched, s, share);
     const double all = loss + total(gradients.a1, s.m1 * s.d0 * s.d0) + total(gradients.a2, s.m2 * s.d1 * s.d1) +
                        total(gradients.w, (s.d0 + s.features) * s.n_tok);
-    if (!std::isfinite(all)) memory.sizes = {};  // what is not a number may stand in what pads arrays: begin with zeros again
+    if (!std::isfinite(all))
+        memory.sizes = {};  // what is not a number may stand in what pads arrays: begin with zeros again
     return loss * share;
 }
 

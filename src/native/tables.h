@@ -14,7 +14,8 @@ constexpr int COPIES = 4;
 
 // Of one head of layer 0. tt [key token, query token], tp [key position, query token], pt [unit, key token, lane],
 // pp [unit, key position, lane]
-// (the sums' pt is [unit, copy, key token, lane]); of the last query tt_last and tp_last [query token, key], pt_last and pp_last [key].
+// (the sums' pt is [unit, copy, key token, lane]); of the last query tt_last and tp_last [query token, key], pt_last
+// and pp_last [key].
 struct Tables {
     float *tt, *tp, *pt, *pp, *tt_last, *tp_last, *pt_last, *pp_last;
 
@@ -25,7 +26,8 @@ struct Tables {
         pt_last = arena.take<float>(s.tokens), pp_last = arena.take<float>(s.context);
     }
     // Calls visit(entry of a table, query, key) for every entry of A that causality leaves, the last query's twice.
-    template <class Visit> void each(const Shape& s, Visit visit) const {
+    template <class Visit>
+    void each(const Shape& s, Visit visit) const {
         const int S = s.n_tok, T = s.n_ctx;
         for (int q = 0; q < S; ++q) {
             for (int k = 0; k < S; ++k) visit(tt[k * s.tokens + q], q, k), visit(tt_last[q * s.tokens + k], q, k);
@@ -42,8 +44,8 @@ struct Tables {
     }
 };
 
-// What of the weights a pass reads. a2 [m2, d1, d1] padded; a2_t [m2, d1, dense], its rows that heads wrote, transposed;
-// w [d0, n_tok] the embedding's rows of W_U; w_t [n_tok, features] the others, transposed.
+// What of the weights a pass reads. a2 [m2, d1, d1] padded; a2_t [m2, d1, dense], its rows that heads wrote,
+// transposed; w [d0, n_tok] the embedding's rows of W_U; w_t [n_tok, features] the others, transposed.
 struct Packed {
     Tables* heads;
     bool* wide;  // of each head: whether its tables hold scores instead of exponentials
@@ -81,7 +83,7 @@ inline bool pack_head(const float* a, Tables& to, const Shape& s, float* row) {
     }
     const bool scores = !(gaps[0] + gaps[1] + gaps[2] + gaps[3] < WIDEST_GAP);
     std::fill_n(to.pp, s.context * s.context, scores ? -INF : 0.0f);  // later keys, and those before the first
-    int ready = -1;  // whose row stands in `row`
+    int ready = -1;                                                   // whose row stands in `row`
     to.each(s, [&](float& entry, int q, int k) {
         if (scores) {
             entry = a[q * d0 + k];
@@ -140,9 +142,11 @@ inline void unpack(const Sums& from, Weights<float> to, Watched watched, const S
         std::fill_n(a1, s.d0 * s.d0, 0.0f);
         const int unit_size = s.n_tok * LANES;
         float* pt = from.heads[h].pt;
-        for (int v = 0; v < s.context * s.n_tok; v += LANES) {  // sums over the copies, each in the place of an earlier one
+        for (int v = 0; v < s.context * s.n_tok;
+             v += LANES) {  // sums over the copies, each in the place of an earlier one
             Floats total{};
-            for (int copy = 0; copy < COPIES; ++copy) total += load(pt + v / unit_size * (COPIES - 1) * unit_size + copy * unit_size + v);
+            for (int copy = 0; copy < COPIES; ++copy)
+                total += load(pt + v / unit_size * (COPIES - 1) * unit_size + copy * unit_size + v);
             store(pt + v, total);
         }
         from.heads[h].each(s, [&](float sum, int q, int k) { a1[q * s.d0 + k] += share * sum; });
