@@ -2,6 +2,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <functional>
+
 #include "python_sampler.h"
 #include "trainer.h"
 
@@ -15,9 +17,11 @@ using Pairs = std::vector<std::pair<uint32_t, uint32_t>>;
 // A Trainer with what Python needs of it: stacks as arrays [member, ...] that live in it and keep it alive.
 class PythonTrainer : public Trainer {
   public:
-    PythonTrainer(std::tuple<int, int, int, int> sizes, int members, int batch, int threads, std::vector<const Sampler*> samplers,
+    PythonTrainer(std::tuple<int, int, int, int> sizes, int members, int batch, int threads, std::vector<nb::object> samplers,
                   const Pairs& keys)
-        : Trainer(checked(sizes, members, batch, threads), members, batch, threads, draws(sizes, members, samplers, keys)) {}
+        : Trainer(checked(sizes, members, batch, threads), members, batch, threads, draws(sizes, members, samplers, keys)),
+          samplers_(std::move(samplers)) {}
+    ~PythonTrainer() { close(); }  // before the samplers that its threads draw from
 
     float run_gradients(int64_t then_first, bool watch) {
         nb::gil_scoped_release unlocked;
@@ -32,6 +36,7 @@ class PythonTrainer : public Trainer {
         return gradients_again();
     }
     void start_drawing(int64_t first) {
+        if (first < 0) refuse("first must not be negative: got " + std::to_string(first));
         nb::gil_scoped_release unlocked;
         draw(first);
     }
@@ -52,12 +57,12 @@ class PythonTrainer : public Trainer {
         trainer.check(weight, 0, trainer.members);
         const size_t shape[2] = {size_t(trainer.members), trainer.size(weight)};
         const int64_t strides[2] = {int64_t(trainer.row(weight)), 1};
-        return nb::cast(Floats((trainer.*STACK)(weight), 2, shape, self, strides));
+        return nb::cast(Floats(std::invoke(STACK, trainer, weight), 2, shape, self, strides));
     }
     template <class T, T* (Trainer::*DATA)()> static nb::object batches(nb::object self, size_t width) {
         PythonTrainer& trainer = nb::cast<PythonTrainer&>(self);
         const size_t shape[3] = {size_t(trainer.members), size_t(trainer.batch), width};
-        return nb::cast(nb::ndarray<nb::numpy, T>((trainer.*DATA)(), 3, shape, self));
+        return nb::cast(nb::ndarray<nb::numpy, T>(std::invoke(DATA, trainer), 3, shape, self));
     }
     static nb::object all_losses(nb::object self) {
         PythonTrainer& trainer = nb::cast<PythonTrainer&>(self);
@@ -66,6 +71,7 @@ class PythonTrainer : public Trainer {
     }
     static nb::object all_watched(nb::object self) {
         PythonTrainer& trainer = nb::cast<PythonTrainer&>(self);
+        if (!trainer.watched()) refuse("watched is there after gradients(..., watch=True)");
         const size_t shape[2] = {size_t(trainer.members), Watched::size(trainer.sizes)};
         return nb::cast(Floats(trainer.watched(), 2, shape, self));
     }
@@ -85,26 +91,35 @@ class PythonTrainer : public Trainer {
         const auto [n_ctx, n_tok, m1, m2] = sizes;
         const int least = std::min({n_ctx, n_tok, m1, m2, members, batch, threads}), most = std::max({n_ctx, n_tok, m1, m2, threads});
         if (least < 1 || most > 1 << 14) refuse("sizes, members, batch and threads must be at least 1, sizes at most 16,384");
+        // Kernels count the numbers of an array in int; their largest arrays are those of A2's shape, padded, and a batch.
+        const double d1 = (n_ctx + n_tok + 64.0) * (1 + m1);
+        if (m2 * d1 * d1 > INT32_MAX || double(batch) * std::max(n_ctx, n_tok) > INT32_MAX)
+            refuse("a model's weights and a batch must be fewer than 2^31 numbers: got sizes " + described({n_ctx, n_tok, m1, m2}) +
+                   ", batch " + std::to_string(batch));
         return {n_ctx, n_tok, m1, m2};
     }
-    static std::vector<Draws> draws(std::tuple<int, int, int, int> sizes, int members, const std::vector<const Sampler*>& samplers,
+    static std::vector<Draws> draws(std::tuple<int, int, int, int> sizes, int members, const std::vector<nb::object>& samplers,
                                     const Pairs& keys) {
         if (samplers.empty()) return {};
         if (int(samplers.size()) != members || int(keys.size()) != members) refuse("one sampler and one key for each member");
         std::vector<Draws> found;
         for (int i = 0; i < members; ++i) {
-            const SamplerPlan& plan = samplers[i]->plan;
+            if (!nb::isinstance<Sampler>(samplers[i])) refuse("samplers must be Samplers");
+            const SamplerPlan& plan = nb::cast<const Sampler&>(samplers[i]).plan;
             if (plan.n_ctx != std::get<0>(sizes) || plan.n_tok != std::get<1>(sizes)) refuse("samplers must be of the model's sizes");
             found.push_back({&plan, {keys[i].first, keys[i].second}});
         }
         return found;
     }
+
+    const std::vector<nb::object> samplers_;  // own what the plans point to
 };
 
 }  // namespace
 
 NB_MODULE(_native, module) {
     module.doc() = "The compiled core: sampling and training steps.";
+    nb::set_leak_warnings(false);  // torch does not give back the arrays of tensors that are alive when Python ends
     module.def("instruction_set", [] { return kernels().name; }, "The instructions that the kernels use on this machine.");
     nb::class_<Sampler>(module, "Sampler", "Sequences of one InContextTask: the numbers of tasks/draws.py.")
         .def(nb::init<nb::handle, nb::handle, nb::handle, nb::handle, int, int>(), "constants"_a.none(), "first_row"_a.none(),
@@ -114,8 +129,8 @@ NB_MODULE(_native, module) {
     module.attr("CHUNK") = CHUNK, module.attr("KEPT") = KEPT, module.attr("WIDEST_GAP") = WIDEST_GAP;
     nb::class_<Trainer>(module, "_Trainer");
     nb::class_<PythonTrainer, Trainer>(module, "Trainer", "Models of the same sizes in training: see trainer.h.")
-        .def(nb::init<std::tuple<int, int, int, int>, int, int, int, std::vector<const Sampler*>, const Pairs&>(), "sizes"_a,
-             "members"_a, "batch"_a, "threads"_a, "samplers"_a, "keys"_a, nb::keep_alive<1, 6>(),
+        .def(nb::init<std::tuple<int, int, int, int>, int, int, int, std::vector<nb::object>, const Pairs&>(), "sizes"_a,
+             "members"_a, "batch"_a, "threads"_a, "samplers"_a, "keys"_a,
              "sizes is (n_ctx, d_vocab, heads of layer 0, heads of layer 1); without samplers the caller fills the batches.")
         .def("close", &PythonTrainer::finish, "End the threads; the arrays stay.")
         .def("draw", &PythonTrainer::start_drawing, "first"_a)

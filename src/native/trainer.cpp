@@ -11,7 +11,17 @@ static int whole_parts(int members, int batch) {
     return std::max(1, std::min((PARTS + members - 1) / members, batch / SMALLEST_PART));
 }
 
-Trainer::Trainer(Sizes s, int n_members, int batch_size, int threads, std::vector<Draws> draws)
+std::string described(Sizes s) {
+    const auto [n_ctx, n_tok, m1, m2] = s;
+    return "(n_ctx " + std::to_string(n_ctx) + ", d_vocab " + std::to_string(n_tok) + ", heads (" + std::to_string(m1) + ", " +
+           std::to_string(m2) + "))";
+}
+
+NotEnoughMemory::NotEnoughMemory(Sizes sizes, int members, int batch)
+    : what_("not enough memory to train " + std::to_string(members) + " model(s) of sizes " + described(sizes) + " with batches of " +
+            std::to_string(batch) + " sequences") {}
+
+Trainer::Trainer(Sizes s, int n_members, int batch_size, int threads, std::vector<Draws> draws) try
     : sizes(s), members(n_members), batch(batch_size), n_parts_(whole_parts(n_members, batch_size)),
       n_pieces_((batch_size + DRAWN_AT_ONCE - 1) / DRAWN_AT_ONCE), draws_(std::move(draws)) {
     const size_t d0 = s.block(), d1 = s.width_1(), width = s.width();
@@ -28,29 +38,49 @@ Trainer::Trainer(Sizes s, int n_members, int batch_size, int threads, std::vecto
         targets_[k].resize(size_t(members) * batch * s.n_tok);
     }
     workers_ = std::make_unique<Workers<Trainer>>(*this, threads);
+} catch (const std::bad_alloc&) {
+    throw NotEnoughMemory(s, n_members, batch_size);
+} catch (const std::length_error&) {  // more than a vector can hold
+    throw NotEnoughMemory(s, n_members, batch_size);
+}
+
+Workers<Trainer>& Trainer::workers() {
+    if (!workers_) throw std::logic_error("this trainer is closed");
+    return *workers_;
+}
+
+// Batches that Python can write to: a token outside the vocabulary would be read as an address.
+void Trainer::check_tokens(int n) const {
+    for (int member = 0; member < members; ++member) {
+        const int32_t* x = tokens_[now_].data() + size_t(member) * batch * sizes.n_ctx;
+        uint32_t largest = 0;
+        for (size_t i = 0; i < size_t(n) * sizes.n_ctx; ++i) largest = std::max(largest, uint32_t(x[i]));
+        if (largest >= uint32_t(sizes.n_tok))
+            throw std::invalid_argument("tokens must be from 0 to " + std::to_string(sizes.n_tok - 1) + ": got " +
+                                        std::to_string(int32_t(largest)));
+    }
 }
 
 void Trainer::draw(int64_t first) {
-    if (!workers_) throw std::logic_error("this trainer is closed");
-    workers_->wait_for_all();
+    workers().wait_for_all();
     first_ = first, n_gradient_jobs_ = 0;
     workers_->start(draws_.empty() ? 0 : members * n_pieces_);
 }
 
 float Trainer::gradients(int64_t then_first, bool watch) {
-    if (!workers_) throw std::logic_error("this trainer is closed");
-    workers_->wait_for_all();
+    workers().wait_for_all();
+    if (!draws_.empty() && first_ < 0) throw std::logic_error("draw the first batch before its gradients");
     now_ = 1 - now_, first_ = then_first, watch_ = watch;
     return differentiate_all(draws_.empty() ? 0 : members * n_pieces_);
 }
 
 float Trainer::gradients_again() {
-    if (!workers_) throw std::logic_error("this trainer is closed");
-    workers_->wait_for_all();
+    workers().wait_for_all();
     return differentiate_all(0);
 }
 
-float Trainer::differentiate_all(int n_draws) {
+float Trainer::differentiate_all(int n_draws) try {
+    check_tokens(batch);
     const size_t n_watched = watch_ ? Watched::size(sizes) : 0;
     if (watch_) watched_.resize(members * n_watched), watched_parts_.resize(members * n_parts_ * n_watched);
     n_gradient_jobs_ = members * n_parts_;
@@ -70,6 +100,8 @@ float Trainer::differentiate_all(int n_draws) {
     }
     const float* parts = n_parts_ > 1 ? parts_.data() : total_.data();
     return kernels().add_up(parts, n_parts_, whole_, whole_, total_.data());
+} catch (const std::bad_alloc&) {
+    throw NotEnoughMemory(sizes, members, batch);
 }
 
 void Trainer::adam(int weight, int first_member, int end_member, AdamStep step) {
@@ -108,10 +140,13 @@ void Trainer::fill(int member, int piece) {
                      next_targets() + at * sizes.n_tok);
 }
 
-void Trainer::layer_1_patterns(int n, float* out) {
+void Trainer::layer_1_patterns(int n, float* out) try {
+    check_tokens(n);
     for (int member = 0; member < members; ++member) {
         const auto of = [&](int weight) { return weights_.data() + offset(weight) + member * row(weight); };
         kernels().layer_1_pattern(sizes, tokens() + size_t(member) * batch * sizes.n_ctx, n, {of(0), of(1), of(2)},
                                   out + size_t(member) * sizes.m2 * sizes.n_ctx * sizes.n_ctx, 1.0f / n);
     }
+} catch (const std::bad_alloc&) {
+    throw NotEnoughMemory(sizes, members, batch);
 }

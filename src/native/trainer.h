@@ -2,6 +2,8 @@
 // [member, ...]; a batch's gradient by all threads, while they draw the next.
 #pragma once
 #include <memory>
+#include <new>
+#include <string>
 #include <vector>
 
 #include "kernels.h"
@@ -13,6 +15,18 @@ struct Draws {  // of one member: its task and the key of its stream
     uint32_t key[2];
 };
 
+std::string described(Sizes);
+
+class NotEnoughMemory : public std::bad_alloc {  // what was asked
+  public:
+    NotEnoughMemory(Sizes, int members, int batch);
+    const char* what() const noexcept override { return what_.c_str(); }
+
+  private:
+    std::string what_;
+};
+
+// What does not fit in memory is a NotEnoughMemory; tokens outside the vocabulary, an std::invalid_argument.
 class Trainer {
   public:
     // Without draws, the caller fills the batches: `next_tokens` and `next_targets`, before each `gradients`.
@@ -45,7 +59,7 @@ class Trainer {
     int32_t* next_tokens() { return tokens_[1 - now_].data(); }
     float* next_targets() { return targets_[1 - now_].data(); }
     double* losses() { return losses_.data(); }                 // [member], of the last gradients
-    float* watched() { return watched_.data(); }                // [member, Watched::size], if watched
+    float* watched() { return watched_.empty() ? nullptr : watched_.data(); }  // [member, Watched::size], if watched
     // Layer 1's pattern over the first n sequences of the last gradients' batches, [member, m2, n_ctx, n_ctx].
     void layer_1_patterns(int n, float* out);
 
@@ -56,6 +70,8 @@ class Trainer {
 
   private:
     size_t offset(int weight) const { return offsets_[weight]; }
+    void check_tokens(int n) const;
+    Workers<Trainer>& workers();
     float differentiate_all(int n_draws);
     void differentiate(int member, int part);
     void fill(int member, int piece);
@@ -69,7 +85,7 @@ class Trainer {
     std::vector<float> targets_[2];
     std::vector<Draws> draws_;
     int now_ = 0, n_gradient_jobs_ = 0;
-    int64_t first_ = 0;
+    int64_t first_ = -1;  // of the batch that is drawn; before the first, -1
     bool watch_ = false;
     std::unique_ptr<Workers<Trainer>> workers_;
 };

@@ -2,15 +2,20 @@
 #pragma once
 #include <condition_variable>
 #include <exception>
-#include <utility>
 #include <mutex>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 template <class Owner> class Workers {  // Owner has work(int job)
   public:
     Workers(Owner& owner, int n_threads) : owner_(owner) {
-        for (int i = 1; i < n_threads; ++i) threads_.emplace_back([this] { stay(); });
+        threads_.reserve(n_threads);
+        try {
+            for (int i = 1; i < n_threads; ++i) threads_.emplace_back([this] { stay(); });
+        } catch (const std::system_error&) {
+        }  // the system gives no more threads: fewer do the same work
     }
     ~Workers() {
         {
