@@ -331,7 +331,8 @@ def test_a_loss_that_is_no_number_stops_the_run(chain_task: cc.InContextTask, pa
     if path == "structured":
         model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: None)
     config = cc.TrainConfig(stages=(cc.Stage(2, 0.01), cc.Stage(5, 3e38, optimizer="sgd")), batch_size=32)
-    with pytest.raises(FloatingPointError, match=r"the loss became (nan|inf) at step 3: lower the learning rate \(now 3e\+38"):
+    says = r"the loss became (nan|inf) at step 3: lower the learning rate \(now 3e\+38"
+    with pytest.raises(FloatingPointError, match=says):
         cc.train(model, chain_task, config, record=NOTHING, progress=False)
 
 
