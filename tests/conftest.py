@@ -1,5 +1,7 @@
 """Which files go first, and the fixtures, where tests are run."""
 
+import gc
+
 import pytest
 
 # With --dist loadfile a worker takes whole files: the long ones first, so that none is left over for one worker alone.
@@ -16,7 +18,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False
     hands_out = config.getoption("dist", "no") != "no" and config.getoption("tx", None)  # xdist's, not a worker's
     if not hands_out:
+        gc.disable()  # what is imported is a million objects and no garbage: looked through by every full collection
         config.pluginmanager.import_plugin("small_models")
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -97,6 +97,14 @@ def laws_of_first_rows(
     """The stationary law of every kernel with its first row replaced by each of `rows`; both may be given in logs.
 
     The elimination touches no row by the first one: what it does to the others is done once for all choices.
+
+    >>> kernels = draw_dirichlet(np.random.default_rng(0), np.ones((4, 4)), 5).astype(float)
+    >>> rows = kernels[:, 1:3].swapaxes(0, 1)
+    >>> laws, logs = laws_of_first_rows(kernels, rows), laws_of_first_rows(np.log(kernels), np.log(rows), in_logs=True)
+    >>> replaced = [np.concatenate([row[:, None], kernels[:, 1:]], axis=1) for row in rows]
+    >>> alone = [[kernel_stationary_law(kernel) for kernel in some] for some in replaced]
+    >>> np.allclose(laws, alone), np.allclose(logs, alone)
+    (True, True)
     """
     add, multiply, divide = (np.logaddexp, np.add, np.subtract) if in_logs else (np.add, np.multiply, np.divide)
     n_choices, n_states = len(rows), kernels.shape[-1]
