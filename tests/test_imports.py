@@ -151,6 +151,8 @@ graph = cc.random_forest(6, seed=1)
 task = cc.InContextTask(graph, d_vocab=3)
 information = cc.chi_squared_information(task)
 gradient = cc.predicted_gradient(task)
+config = cc.TrainConfig.warm()
+cc.circuits, cc.training, cc.recording
 assert "matplotlib" not in sys.modules
 cc.figures.plot_gradient_and_information(gradient.value, information.value, graph)
 cc.figures.plot_gradient_vs_information(information.value, gradient.value, graph)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from causal_circuits import native
 from causal_circuits.models.acceptance import takes_fast_forward
+from causal_circuits.models.hooked import HookedTransformer
 from causal_circuits.models.layout import has_layout, layout_of
 from causal_circuits.models.structured import always_plain
 
