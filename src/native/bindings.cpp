@@ -2,6 +2,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <chrono>
 #include <functional>
 
 #include "python_sampler.h"
@@ -82,6 +83,14 @@ class PythonTrainer : public Trainer {
         layer_1_patterns(n, filled.data);
     }
 
+    void between_jobs() override {  // Ctrl-C ends a step; asked seldom, since the interpreter's lock may be taken
+        const auto now = std::chrono::steady_clock::now();
+        if (now - asked_ < std::chrono::milliseconds(100)) return;
+        asked_ = now;
+        nb::gil_scoped_acquire locked;
+        if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    }
+
   private:
     void check(int weight, int first, int end) const {
         if (weight < 0 || weight > 2 || first < 0 || end > members || first > end)
@@ -112,6 +121,7 @@ class PythonTrainer : public Trainer {
         return found;
     }
 
+    std::chrono::steady_clock::time_point asked_{};
     const std::vector<nb::object> samplers_;  // own what the plans point to
 };
 

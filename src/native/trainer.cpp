@@ -85,7 +85,7 @@ float Trainer::differentiate_all(int n_draws) try {
     if (watch_) watched_.resize(members * n_watched), watched_parts_.resize(members * n_parts_ * n_watched);
     n_gradient_jobs_ = members * n_parts_;
     workers_->start(n_gradient_jobs_ + n_draws);
-    workers_->wait_for(n_gradient_jobs_);
+    workers_->wait_for(n_gradient_jobs_, [this] { between_jobs(); });
     for (int member = 0; member < members; ++member) {
         const double* of = part_losses_.data() + member * n_parts_;
         losses_[member] = 0;

@@ -31,6 +31,7 @@ class Trainer {
   public:
     // Without draws, the caller fills the batches: `next_tokens` and `next_targets`, before each `gradients`.
     Trainer(Sizes, int members, int batch, int threads, std::vector<Draws>);
+    virtual ~Trainer() = default;
 
     // Starts drawing the sequences first, first + 1, ... of every member's stream as the next batch.
     void draw(int64_t first);
@@ -64,6 +65,8 @@ class Trainer {
     void layer_1_patterns(int n, float* out);
 
     void work(int job);
+    // Called now and then by the thread that waits for gradients; what it raises ends them.
+    virtual void between_jobs() {}
 
     const Sizes sizes;
     const int members, batch;

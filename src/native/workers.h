@@ -35,10 +35,13 @@ template <class Owner> class Workers {  // Owner has work(int job)
         changed_.notify_all();
     }
 
-    // Works until jobs 0 to n - 1 are finished; raises what one of them raised.
-    void wait_for(int n) {
+    // Works until jobs 0 to n - 1 are finished, and calls `between` after each; raises what one of them raised.
+    template <class Between> void wait_for(int n, Between between) {
         std::unique_lock<std::mutex> lock(mutex_);
-        while (next_ < n) one(lock);
+        while (next_ < n && !error_) {
+            one(lock);
+            unlocked(lock, between);
+        }
         changed_.wait(lock, [&] { return first_unfinished_ >= n || error_; });
         if (!error_) return;
         next_ = n_jobs_;  // what has not begun is left
@@ -46,7 +49,9 @@ template <class Owner> class Workers {  // Owner has work(int job)
         n_jobs_ = next_ = first_unfinished_ = 0;
         std::rethrow_exception(std::exchange(error_, nullptr));
     }
-    void wait_for_all() { wait_for(n_jobs_); }
+    void wait_for_all() {
+        wait_for(n_jobs_, [] {});
+    }
 
   private:
     void stay() {
@@ -60,19 +65,23 @@ template <class Owner> class Workers {  // Owner has work(int job)
     void one(std::unique_lock<std::mutex>& lock) {
         const int job = next_++;
         ++running_;
+        unlocked(lock, [&] { owner_.work(job); });
+        --running_;
+        finished_[job] = true;
+        while (first_unfinished_ < n_jobs_ && finished_[first_unfinished_]) ++first_unfinished_;
+        changed_.notify_all();
+    }
+
+    template <class Do> void unlocked(std::unique_lock<std::mutex>& lock, Do something) {
         lock.unlock();
         std::exception_ptr error;
         try {
-            owner_.work(job);
+            something();
         } catch (...) {
             error = std::current_exception();
         }
         lock.lock();
-        --running_;
         if (error) error_ = error;
-        finished_[job] = true;
-        while (first_unfinished_ < n_jobs_ && finished_[first_unfinished_]) ++first_unfinished_;
-        changed_.notify_all();
     }
 
     Owner& owner_;

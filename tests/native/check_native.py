@@ -1,10 +1,12 @@
-"""Are the sampler's kernels clean under sanitizers, and right on machines that this one is not?
+"""Are the compiled kernels clean under sanitizers, right on other machines, and do they leave nothing to the linker?
 
     python tests/native/check_native.py sanitizers     # g++ or clang++: address, undefined behaviour, threads
     python tests/native/check_native.py aarch64        # needs `pip install ziglang` and Debian's qemu-user-static
+    python tests/native/check_native.py symbols        # functions that several instruction sets would share
 
-For every instruction set that can be run, `draw.cpp` and the kernel become a program; what it draws from the tasks of
-test_native_sampler must be what numpy draws. Exit status 1 if a program fails or draws something else.
+For every instruction set that can be run, `draw.cpp` and `train.cpp` become programs with the kernels. What the first
+draws from the tasks of test_native_sampler must be what numpy draws; the gradients of the second must be those of
+float64 autograd. Exit status 1 if a program fails or its numbers are others.
 """
 
 import argparse
@@ -15,20 +17,34 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ["CAUSAL_CIRCUITS_PURE"] = "1"  # the installed core is not what is tested
 
+import oracles  # noqa: E402
+from assertions import assert_close  # noqa: E402
 from test_native_sampler import TASKS, assert_the_same, drawn_in_numpy  # noqa: E402
 
 import causal_circuits as cc  # noqa: E402
+from causal_circuits.models.fused import live_weights  # noqa: E402
 from causal_circuits.tasks import draws  # noqa: E402
 from causal_circuits.tasks.base import seed_sequence  # noqa: E402
 
 N, FIRST, SEED = 35, 2**32 - 9, 5  # not a multiple of any vector's lanes; across the carry of a place
+KERNEL_SOURCES = ("kernels", "sampler", "step", "layer_1_pattern", "optimizer")
+TRAINING_SOURCES = (*KERNEL_SOURCES, "trainer")
+TRAININGS = [  # n_ctx, d_vocab, heads, batch: vocabularies of one vector, two, many; two parts; contexts not kept
+    (7, 3, (1, 1), 130),
+    (5, 19, (2, 1), 9),
+    (9, 40, (1, 2), 33),
+    (17, 6, (3, 3), 2),
+    (514, 3, (1, 1), 3),
+]
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ("-std=gnu++17", "-g", "-ffp-contract=fast", "-w", "-pthread", f"-I{ROOT / 'src' / 'native'}")
+RELEASE = ("-O3", "-DNDEBUG", "-fPIC", "-fno-math-errno", "-fno-trapping-math")  # as in CMakeLists.txt
 INSTRUCTIONS = {
     "baseline": (),
     "avx2": ("-mavx2", "-mfma", "-mbmi", "-mbmi2"),
@@ -46,7 +62,12 @@ def plan_file(task: cc.InContextTask, path: Path) -> None:
 
 
 def check(name: str, compile_command: list[str], run_with: list[str]) -> bool:
-    """Compile, draw from every task, compare; says what came of it."""
+    """Compile both programs, run them, compare; says what came of it."""
+    return check_sampler(name, compile_command, run_with) & check_training(name, compile_command, run_with)
+
+
+def check_sampler(name: str, compile_command: list[str], run_with: list[str]) -> bool:
+    """Draw from every task; says what came of it."""
     with TemporaryDirectory() as folder:
         program, plan, drawn = (Path(folder) / name for name in ("draw", "plan", "drawn"))
         sources = [str(ROOT / "src" / "native" / "sampler.cpp"), str(Path(__file__).with_name("draw.cpp"))]
@@ -65,12 +86,85 @@ def check(name: str, compile_command: list[str], run_with: list[str]) -> bool:
     return True
 
 
+def check_training(name: str, compile_command: list[str], run_with: list[str]) -> bool:
+    """Differentiate at sizes that take every way through the kernels; says what came of it."""
+    with TemporaryDirectory() as folder:
+        program, given, found = (Path(folder) / name for name in ("train", "given", "found"))
+        sources = [str(ROOT / "src" / "native" / f"{source}.cpp") for source in TRAINING_SOURCES]
+        command = [*compile_command, *FLAGS, *sources, str(Path(__file__).with_name("train.cpp")), "-o", str(program)]
+        subprocess.run(command, check=True)
+        for n_ctx, d_vocab, n_heads, batch in TRAININGS:
+            model = cc.disentangled_transformer(d_vocab, n_ctx, n_heads, init_scale=0.3, seed=1)
+            generator = torch.Generator().manual_seed(0)
+            tokens = torch.randint(d_vocab, (batch, n_ctx), generator=generator)
+            targets = torch.softmax(2 * torch.randn(batch, d_vocab, generator=generator), dim=-1)
+            size = np.array([n_ctx, d_vocab, *n_heads, batch], np.int32)
+            arrays = (
+                size,
+                *(weight.numpy() for weight in live_weights(model)),
+                tokens.numpy().astype(np.int32),
+                targets.numpy(),
+            )
+            given.write_bytes(b"".join(array.tobytes() for array in arrays))
+            done = subprocess.run([*run_with, program, given, found], capture_output=True, text=True)
+            if done.returncode:
+                print(f"{name}: training {n_ctx, d_vocab, n_heads}: status {done.returncode}\n{done.stderr[-2000:]}")
+                return False
+            numbers, place = torch.from_numpy(np.fromfile(found, np.float32)), 0
+            for expected in by_autograd(model, tokens, targets, n_heads):
+                assert_close(numbers[place : place + expected.numel()], expected.flatten(), 2e-5)
+                place += expected.numel()
+            assert place == len(numbers)
+    print(f"{name}: {len(TRAININGS)} trainings as float64 autograd", flush=True)
+    return True
+
+
+def by_autograd(
+    model: object, tokens: torch.Tensor, targets: torch.Tensor, n_heads: tuple[int, int]
+) -> list[torch.Tensor]:
+    """Loss, gradients of A1, A2 and W_U, and layer 1's mean pattern."""
+    attention, readout = oracles.weights_of(model, targets.shape[1], tokens.shape[1], n_heads)
+    run = oracles.disentangled_forward(attention, readout, tokens, targets.shape[1])
+    loss = oracles.cross_entropies(run.logits, targets).mean()
+    loss.backward()
+    gradients = [torch.stack([weight.grad for weight in heads]) for heads in attention]
+    pattern = torch.stack([run.patterns[1, head].mean(dim=0) for head in range(n_heads[1])])
+    return [loss.detach(), *gradients, readout.grad, pattern.detach()]
+
+
+def check_symbols() -> bool:
+    """Whether every function that the linker may take from any object file has the name of its instruction set.
+
+    Of a function of the standard library that two sets compile, the linker keeps one: with the wrong one, a machine
+    without AVX-512 meets its instructions in a kernel that it was to run.
+    """
+    passed = True
+    with TemporaryDirectory() as folder:
+        for instructions, flags in INSTRUCTIONS.items():
+            for source in KERNEL_SOURCES:
+                compiled = Path(folder) / "kernel.o"
+                command = [COMPILER, *RELEASE, *FLAGS, *flags, f"-DKERNELS_NAMESPACE={instructions}"]
+                subprocess.run([*command, "-c", ROOT / "src" / "native" / f"{source}.cpp", "-o", compiled], check=True)
+                listed = subprocess.run(["nm", "-C", compiled], check=True, capture_output=True, text=True).stdout
+                shared = [
+                    line[19:] for line in listed.splitlines() if line[17] in "Wu" and f"{instructions}::" not in line
+                ]
+                for name in shared:
+                    print(f"{instructions}, {source}.cpp: the linker may take {name} for another set's")
+                passed &= not shared
+    if passed:
+        print("the functions of every instruction set have its name")
+    return passed
+
+
 def main() -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("sanitizers", "aarch64"))
+    parser.add_argument("what", choices=("sanitizers", "aarch64", "symbols"))
     parser.add_argument("--qemu", default="qemu-aarch64-static", help="runs programs for aarch64 (default %(default)s)")
     options = parser.parse_args()
+    if options.what == "symbols":
+        return 0 if check_symbols() else 1
     if options.what == "aarch64":
         zig = [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl", "-O3"]
         return 0 if check("aarch64", [*zig, "-DKERNELS_NAMESPACE=baseline"], [options.qemu]) else 1
