@@ -26,7 +26,8 @@ class NotEnoughMemory : public std::bad_alloc {  // what was asked
     std::string what_;
 };
 
-// What does not fit in memory is a NotEnoughMemory; tokens outside the vocabulary, an std::invalid_argument.
+// What does not fit in memory is a NotEnoughMemory; tokens outside the vocabulary, an std::invalid_argument. One thread
+// at a time may use a trainer.
 class Trainer {
   public:
     // Without draws, the caller fills the batches: `next_tokens` and `next_targets`, before each `gradients`.
