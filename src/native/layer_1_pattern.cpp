@@ -13,7 +13,7 @@ namespace {
 struct Memory {
     Arena arena;
     Sizes sizes{};
-    std::vector<Tables> heads;
+    std::unique_ptr<Tables[]> heads;
     std::unique_ptr<bool[]> wide;
     Packed packed;
     int32_t* x;
@@ -23,11 +23,11 @@ struct Memory {
     void fit(Sizes to) {
         if (std::memcmp(&to, &sizes, sizeof to) == 0) return;
         const Shape s(to);
-        heads.resize(s.m1), wide.reset(new bool[s.m1]);
-        sizes = {};
+        sizes = {};  // until all is there: memory may run out
+        heads.reset(new Tables[s.m1]), wide.reset(new bool[s.m1]);
         arena.fill([&](Arena& a) {
-            for (Tables& t : heads) t.take(a, s);
-            packed = {heads.data(),
+            for (int h = 0; h < s.m1; ++h) heads[h].take(a, s);
+            packed = {heads.get(),
                       wide.get(),
                       a.take<float>(s.m2 * s.d1 * s.wide_d1),
                       a.take<float>(s.m2 * s.d1 * s.wide_dense),

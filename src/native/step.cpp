@@ -56,27 +56,28 @@ struct Memory {
     Packed packed;
     Sums sums;
     Chunk chunk;
-    std::vector<Tables> weights, gradients;
+    std::unique_ptr<Tables[]> weights, gradients;
     std::unique_ptr<bool[]> wide;
-    std::vector<Sequence> sequences;
+    std::unique_ptr<Sequence[]> sequences;
     float *columns, *identity, *through, *back, *means, *by_token;  // see Pass
 
     void fit(Sizes to) {
         if (std::memcmp(&to, &sizes, sizeof to) == 0) return;
         const Shape s(to);
-        weights.resize(s.m1), gradients.resize(s.m1), sequences.resize(s.group), wide.reset(new bool[s.m1]);
-        sizes = {};
+        sizes = {};  // until all is there: memory may run out
+        weights.reset(new Tables[s.m1]), gradients.reset(new Tables[s.m1]), wide.reset(new bool[s.m1]);
+        sequences.reset(new Sequence[s.group]);
         arena.fill([&](Arena& a) {
             for (auto* tables : {&weights, &gradients})
-                for (Tables& t : *tables) t.take(a, s);
-            packed = {weights.data(),
+                for (int h = 0; h < s.m1; ++h) (*tables)[h].take(a, s);
+            packed = {weights.get(),
                       wide.get(),
                       a.take<float>(s.m2 * s.d1 * s.wide_d1),
                       a.take<float>(s.m2 * s.d1 * s.wide_dense),
                       a.take<float>(s.d0 * s.tokens),
                       a.take<float>(s.n_tok * s.wide_features),
                       a.take<float>(padded(s.d0) + 3 * LANES)};
-            sums = {gradients.data(),
+            sums = {gradients.get(),
                     a.take<float>(s.m2 * s.d1 * s.wide_d1),
                     a.take<float>(s.d0 * s.tokens),
                     a.take<float>(s.n_tok * s.wide_features),
@@ -91,7 +92,7 @@ struct Memory {
                      a.take<float>(CHUNK * s.m1 * s.context),
                      a.take<float>(CHUNK * s.tokens),
                      a.take<float>(CHUNK * s.wide_dense)};
-            for (Sequence& one : sequences) one.take(a, s);
+            for (int i = 0; i < s.group; ++i) sequences[i].take(a, s);
             columns = a.take<float>(s.m1 * s.band * LANES * s.context), identity = a.take<float>(s.n_tok * s.tokens);
             through = a.take<float>(s.m1 * s.m2 * s.context), back = a.take<float>(s.m1 * s.m2 * s.context);
             means = a.take<float>(s.m1 * s.context), by_token = a.take<float>(s.tokens);
