@@ -176,7 +176,7 @@ struct Pass {
                     store(one.r + mh(m, h) + unit * LANES, read_block<SIZE>(query(m, b) + (1 + h) * s.d0, x, unit, s));
             }
         std::fill_n(one.u, s.m1 * s.m2 * s.context, 0.0f);
-        std::fill_n(one.by_token, s.m1 * s.tokens * s.context, 0.0f);
+        if (!s.is_short) std::fill_n(one.by_token, s.m1 * s.tokens * s.context, 0.0f);
     }
 
     // A band of layer 0's pattern and layer 1's scores there.
@@ -346,7 +346,7 @@ struct Pass {
                 if (watched) watch_gradient(one, h, unit);
                 differentiate(one, b, h, unit, column(h, unit, first));
             }
-            add_by_query_token(one, b, h, first, end);
+            s.is_short ? multiply_by_query_token(b, h, first, end) : add_by_query_token(one, b, h, first, end);
         }
     }
 
@@ -379,7 +379,31 @@ struct Pass {
         }
     }
 
-    // The same, added up by the query's token, [token, key]: blocks of [key, query] turned into [query, key].
+    // The same, added up by the query's token: in short contexts a product with the tokens' one-hot rows (1.1 times the
+    // rate of the whole step at n_ctx 20, .97 at 32 with two heads; with AVX-512).
+    void multiply_by_query_token(int b, int h, int first, int end) {
+        constexpr int KEYS = LANES < 8 ? LANES : 8;  // that share the load of a row
+        const int row = tokens_of<SIZE>(s);
+        const int32_t* x = tokens(b);
+        const Tables& to = sums.heads[h];
+        for (int key = s.pad / KEYS * KEYS; key < end * LANES; key += KEYS)
+            for (int t = 0; t < row; t += LANES) {
+                Floats totals[KEYS] = {};
+                for (int unit = std::max(key / LANES, first); unit < end; ++unit) {
+                    const float* rows = column(h, unit, first) + key * LANES;
+                    for (int lane = std::max(key - unit * LANES, 0); lane < LANES; ++lane) {
+                        const Floats one_hot = load(memory.identity + x[unit * LANES + lane] * row + t);
+                        for (int k = 0; k < KEYS; ++k) totals[k] += rows[k * LANES + lane] * one_hot;
+                    }
+                }
+                for (int k = 0; k < KEYS; ++k) {
+                    add_to(to.tp + (key + k) * row + t, totals[k]);
+                    add_to(to.tt + x[key + k] * row + t, totals[k]);
+                }
+            }
+    }
+
+    // In longer ones, [token, key], by blocks of [key, query] turned into [query, key].
     void add_by_query_token(const Sequence& one, int b, int h, int first, int end) {
         for (int unit = first; unit < end; ++unit)
             for (int keys = 0; keys <= unit * LANES; keys += LANES)
@@ -504,7 +528,10 @@ struct Pass {
                                                      column(h, unit, first));
                 backward(sequences[b - from], b, first, end);
             }
-        for (int b = from; b < to; ++b) write_queries(sequences[b - from], b), add_by_tokens(sequences[b - from], b);
+        for (int b = from; b < to; ++b) {
+            write_queries(sequences[b - from], b);
+            if (!s.is_short) add_by_tokens(sequences[b - from], b);
+        }
         return loss;
     }
 };
