@@ -33,7 +33,7 @@ struct Memory {
                       a.take<float>(s.m2 * s.d1 * s.wide_dense),
                       a.take<float>(s.d0 * s.tokens),
                       a.take<float>(s.n_tok * s.wide_features),
-                      a.take<float>(padded(s.d0) + 3 * LANES)};
+                      a.take<float>(LANES * (s.tokens + s.context))};
             x = a.take<int32_t>(s.context), pattern = a.take<float>(s.m1 * s.context * s.context);
             features = a.take<float>(s.context * s.wide_dense), queries = a.take<float>(s.context * s.wide_query);
             asked = a.take<float>(s.context * s.context), scores = a.take<float>(s.context * s.context);

@@ -76,7 +76,7 @@ struct Memory {
                       a.take<float>(s.m2 * s.d1 * s.wide_dense),
                       a.take<float>(s.d0 * s.tokens),
                       a.take<float>(s.n_tok * s.wide_features),
-                      a.take<float>(padded(s.d0) + 3 * LANES)};
+                      a.take<float>(LANES * (s.tokens + s.context))};
             sums = {gradients.get(),
                     a.take<float>(s.m2 * s.d1 * s.wide_d1),
                     a.take<float>(s.d0 * s.tokens),
@@ -578,7 +578,7 @@ double gradient(Sizes sizes, const int32_t* tokens, const float* targets, int n,
                         : s.n_tok <= 2 * LANES
                             ? run(Pass<Size::two_vectors>{s, memory, memory.packed, memory.sums, memory.chunk, watch})
                             : run(Pass<Size::any>{s, memory, memory.packed, memory.sums, memory.chunk, watch});
-    unpack(memory.sums, gradients, watched, s, share);
+    unpack(memory.sums, gradients, watched, s, share, memory.packed.row);
     const double all = loss + total(gradients.a1, s.m1 * s.d0 * s.d0) + total(gradients.a2, s.m2 * s.d1 * s.d1) +
                        total(gradients.w, (s.d0 + s.features) * s.n_tok);
     if (!std::isfinite(all))

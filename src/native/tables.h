@@ -25,23 +25,6 @@ struct Tables {
         tt_last = arena.take<float>(s.n_tok * s.tokens), tp_last = arena.take<float>(s.n_tok * s.context);
         pt_last = arena.take<float>(s.tokens), pp_last = arena.take<float>(s.context);
     }
-    // Calls visit(entry of a table, query, key) for every entry of A that causality leaves, the last query's twice.
-    template <class Visit>
-    void each(const Shape& s, Visit visit) const {
-        const int S = s.n_tok, T = s.n_ctx;
-        for (int q = 0; q < S; ++q) {
-            for (int k = 0; k < S; ++k) visit(tt[k * s.tokens + q], q, k), visit(tt_last[q * s.tokens + k], q, k);
-            for (int j = 0; j < T; ++j)
-                visit(tp[(s.pad + j) * s.tokens + q], q, S + j), visit(tp_last[q * s.context + s.pad + j], q, S + j);
-        }
-        for (int i = 0; i < T; ++i) {
-            const int unit = (s.pad + i) / LANES, lane = (s.pad + i) % LANES;
-            for (int k = 0; k < S; ++k) visit(pt[(unit * S + k) * LANES + lane], S + i, k);
-            for (int j = 0; j <= i; ++j) visit(pp[(unit * s.context + s.pad + j) * LANES + lane], S + i, S + j);
-        }
-        for (int k = 0; k < S; ++k) visit(pt_last[k], S + T - 1, k);
-        for (int j = 0; j < T; ++j) visit(pp_last[s.pad + j], S + T - 1, S + j);
-    }
 };
 
 // What of the weights a pass reads. a2 [m2, d1, d1] padded; a2_t [m2, d1, dense], its rows that heads wrote,
@@ -58,45 +41,25 @@ struct Sums {
     Watched watched;  // in vectors: [m1, unit, key position, lane] and [m2, padded context]
 };
 
-// The largest of n numbers minus the smallest.
-inline float spread(const float* row, int n) {
-    const auto [least, most] = std::minmax_element(row, row + n);
-    return *most - *least;
-}
-
-inline void exponentials(const float* row, int n, float* out) {
-    const float top = *std::max_element(row, row + n);
-    std::copy_n(row, n, out);
-    for (int v = 0; v < n; v += LANES) store(out + v, exp_of_negative(load(out + v) - top));
-}
-
-// One head's tables, and whether they hold scores. A row of `a` is a query; its two halves belong to a table each.
-inline bool pack_head(const float* a, Tables& to, const Shape& s, float* row) {
-    const int S = s.n_tok, d0 = s.d0, half = padded(S) + LANES;
-    float gaps[4] = {0, 0, 0, 0};
-    for (int q = 0; q < d0; ++q) {
-        const float gap[2] = {spread(a + q * d0, S), spread(a + q * d0 + S, q < S ? s.n_ctx : q - S + 1)};
-        for (int k = 0; k < 2; ++k) {
-            float& widest = gaps[k + (q < S ? 0 : 2)];
-            if (gap[k] > widest || gap[k] != gap[k]) widest = gap[k];  // a NaN stays
-        }
+// The largest of n numbers, and that minus the smallest: not a number if one of them is none. Whole vectors are read.
+struct Range {
+    float top, gap;
+};
+inline Range range(const float* row, int n) {
+    Floats high = splat(-INF), low = splat(INF), nothing{};  // nothing: the sum of 0 times each
+    for (int v = 0; v < n; v += LANES) {
+        const Floats value = select(lane_numbers() < n - v, load(row + v), splat(row[0]));
+        high = larger(value, high), low = -larger(-value, -low), nothing += value * 0.0f;
     }
-    const bool scores = !(gaps[0] + gaps[1] + gaps[2] + gaps[3] < WIDEST_GAP);
-    std::fill_n(to.pp, s.context * s.context, scores ? -INF : 0.0f);  // later keys, and those before the first
-    int ready = -1;                                                   // whose row stands in `row`
-    to.each(s, [&](float& entry, int q, int k) {
-        if (scores) {
-            entry = a[q * d0 + k];
-            return;
-        }
-        if (q != ready) {
-            exponentials(a + q * d0, S, row);
-            exponentials(a + q * d0 + S, q < S ? s.n_ctx : q - S + 1, row + half);
-            ready = q;
-        }
-        entry = row[k < S ? k : half + k - S];
-    });
-    return scores;
+    const float top = largest(high);
+    return {top, top + largest(-low) + sum(nothing)};
+}
+
+// Of n numbers, in place, relative to their largest; zero up to whole vectors.
+inline void exponentials(float* row, int n) {
+    const float top = range(row, n).top;
+    for (int v = 0; v < n; v += LANES)
+        store(row + v, select(lane_numbers() < n - v, exp_of_negative(load(row + v) - top), Floats{}));
 }
 
 // to[c, r] = from[r, c], block by block; rows of `from` are padded to whole vectors.
@@ -111,6 +74,101 @@ inline void transpose(const float* from, int stride, int n_rows, int n_columns, 
         }
     for (; r < n_rows; ++r)
         for (int c = 0; c < n_columns; ++c) to[c * to_stride + r] = from[r * stride + c];
+}
+
+// LANES queries' rows of A, each [keys' tokens, padded | keys' positions, aligned as the context]: the queries with the
+// tokens from..., or those of a unit.
+struct Rows {
+    float* at;
+    int stride;
+    Rows(float* scratch, const Shape& s) : at(scratch), stride(s.tokens + s.context) {}
+    float* tokens(int lane) const { return at + lane * stride; }
+    float* positions(int lane, const Shape& s) const { return tokens(lane) + s.tokens; }
+};
+
+// One head's tables, and whether they hold scores.
+inline bool pack_head(const float* a, Tables& to, const Shape& s, float* scratch) {
+    const int S = s.n_tok;
+    const Rows rows(scratch, s);
+    const auto n_keys = [&](int q) { return q < S ? s.n_ctx : q - S + 1; };
+    const auto read = [&](int q, int lane, float otherwise) {
+        std::fill_n(rows.tokens(lane), rows.stride, otherwise);
+        std::copy_n(a + q * s.d0, S, rows.tokens(lane));
+        std::copy_n(a + q * s.d0 + S, n_keys(q), rows.positions(lane, s) + s.pad);
+    };
+    float gaps[4] = {0, 0, 0, 0};
+    for (int q = 0; q < s.d0; ++q) {
+        read(q, 0, 0.0f);
+        const float gap[2] = {range(rows.tokens(0), S).gap, range(rows.positions(0, s) + s.pad, n_keys(q)).gap};
+        for (int k = 0; k < 2; ++k) {
+            float& widest = gaps[k + (q < S ? 0 : 2)];
+            if (gap[k] > widest || gap[k] != gap[k]) widest = gap[k];  // a NaN stays
+        }
+    }
+    const bool scores = !(gaps[0] + gaps[1] + gaps[2] + gaps[3] < WIDEST_GAP);
+    const float unseen = scores ? -INF : 0.0f;  // later keys, and what lies before the first
+    const auto read_tables = [&](int q, int lane) {
+        read(q, lane, unseen);
+        if (scores) return;
+        exponentials(rows.tokens(lane), S);
+        exponentials(rows.positions(lane, s) + s.pad, n_keys(q));
+    };
+    for (int first = 0; first < S; first += LANES) {
+        for (int lane = 0; lane < std::min(LANES, S - first); ++lane) {
+            read_tables(first + lane, lane);
+            std::copy_n(rows.tokens(lane), s.tokens, to.tt_last + (first + lane) * s.tokens);
+            std::copy_n(rows.positions(lane, s), s.context, to.tp_last + (first + lane) * s.context);
+        }
+        transpose(rows.tokens(0), rows.stride, LANES, S, to.tt + first, s.tokens);
+        transpose(rows.positions(0, s), rows.stride, LANES, s.context, to.tp + first, s.tokens);
+    }
+    for (int unit = 0; unit < s.units; ++unit) {
+        for (int lane = 0; lane < LANES; ++lane) {
+            const int i = unit * LANES + lane - s.pad;
+            i < 0 ? (void)std::fill_n(rows.tokens(lane), rows.stride, unseen) : read_tables(S + i, lane);
+        }
+        transpose(rows.tokens(0), rows.stride, LANES, S, to.pt + unit * S * LANES, LANES);
+        transpose(rows.positions(0, s), rows.stride, LANES, s.context, to.pp + unit * s.context * LANES, LANES);
+    }
+    std::copy_n(rows.tokens(LANES - 1), s.tokens, to.pt_last);
+    std::copy_n(rows.positions(LANES - 1, s), s.context, to.pp_last);
+    return scores;
+}
+
+// One head's gradient from the sums in its tables, times `share`.
+inline void unpack_head(Tables& from, float* a1, const Shape& s, float share, float* scratch) {
+    const int S = s.n_tok;
+    const Rows rows(scratch, s);
+    const auto write = [&](int q, int lane, const float* more_tokens, const float* more_positions) {
+        const float *tokens = rows.tokens(lane), *positions = rows.positions(lane, s) + s.pad;
+        float* row = a1 + q * s.d0;
+        for (int k = 0; k < S; ++k) row[k] = share * (tokens[k] + (more_tokens ? more_tokens[k] : 0.0f));
+        for (int j = 0; j < s.n_ctx; ++j)
+            row[S + j] = q < S || j <= q - S
+                             ? share * (positions[j] + (more_positions ? more_positions[s.pad + j] : 0.0f))
+                             : 0.0f;
+    };
+    for (int first = 0; first < S; first += LANES) {
+        for (int t = 0; t < S; ++t)
+            for (int lane = 0; lane < LANES; ++lane) rows.tokens(lane)[t] = from.tt[t * s.tokens + first + lane];
+        transpose(from.tp + first, s.tokens, s.context, LANES, rows.positions(0, s), rows.stride);
+        for (int lane = 0; lane < std::min(LANES, S - first); ++lane)
+            write(first + lane, lane, from.tt_last + (first + lane) * s.tokens,
+                  from.tp_last + (first + lane) * s.context);
+    }
+    for (int unit = 0; unit < s.units; ++unit) {
+        for (int t = 0; t < S; ++t) {  // the sum of the copies
+            Floats total{};
+            for (int copy = 0; copy < COPIES; ++copy) total += load(from.pt + ((unit * COPIES + copy) * S + t) * LANES);
+            for (int lane = 0; lane < LANES; ++lane) rows.tokens(lane)[t] = total[lane];
+        }
+        transpose(from.pp + unit * s.context * LANES, LANES, s.context, LANES, rows.positions(0, s), rows.stride);
+        for (int lane = unit > 0 ? 0 : s.pad; lane < LANES; ++lane) {
+            const int i = unit * LANES + lane - s.pad;
+            const bool last = i == s.n_ctx - 1;
+            write(S + i, lane, last ? from.pt_last : nullptr, last ? from.pp_last : nullptr);
+        }
+    }
 }
 
 inline void pack(Weights<const float> from, Packed& to, const Shape& s) {
@@ -135,21 +193,11 @@ inline void write_pattern(const float* from, float* to, const Shape& s, float sh
         }
 }
 
-inline void unpack(const Sums& from, Weights<float> to, Watched watched, const Shape& s, float share) {
+inline void unpack(const Sums& from, Weights<float> to, Watched watched, const Shape& s, float share, float* scratch) {
     const int pairs = s.context * s.context;
     for (int h = 0; h < s.m1; ++h) {
         float* a1 = to.a1 + h * s.d0 * s.d0;
-        std::fill_n(a1, s.d0 * s.d0, 0.0f);
-        const int unit_size = s.n_tok * LANES;
-        float* pt = from.heads[h].pt;
-        for (int v = 0; v < s.context * s.n_tok;
-             v += LANES) {  // sums over the copies, each in the place of an earlier one
-            Floats total{};
-            for (int copy = 0; copy < COPIES; ++copy)
-                total += load(pt + v / unit_size * (COPIES - 1) * unit_size + copy * unit_size + v);
-            store(pt + v, total);
-        }
-        from.heads[h].each(s, [&](float sum, int q, int k) { a1[q * s.d0 + k] += share * sum; });
+        unpack_head(from.heads[h], a1, s, share, scratch);
         if (!watched.pattern) continue;
         write_pattern(from.watched.pattern + h * pairs, watched.pattern + h * s.n_ctx * s.n_ctx, s, share);
         write_pattern(from.watched.d_pattern + h * pairs, watched.d_pattern + h * s.n_ctx * s.n_ctx, s, share);
