@@ -82,7 +82,6 @@ def trained(
         ({"members": 2**30}, MemoryError, "1073741824 model(s) of sizes (n_ctx 5, d_vocab 4, heads (2, 1))"),
         ({"sizes": (16_000, 4, 1, 1), "members": 10**5}, MemoryError, "n_ctx 16000"),
     ],
-    ids=str,
 )
 def test_a_trainer_that_cannot_be_is_refused(changed: dict, error: type[Exception], says: str) -> None:
     given = {"sizes": SIZES, "members": 1, "batch": BATCH, "threads": 2, "samplers": [], "keys": [(1, 2)]}
