@@ -21,7 +21,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-os.environ["CAUSAL_CIRCUITS_PURE"] = "1"  # the installed core is not what is tested
 
 import oracles  # noqa: E402
 from assertions import assert_close  # noqa: E402
@@ -163,6 +162,7 @@ def main() -> int:
     parser.add_argument("what", choices=("sanitizers", "aarch64", "symbols"))
     parser.add_argument("--qemu", default="qemu-aarch64-static", help="runs programs for aarch64 (default %(default)s)")
     options = parser.parse_args()
+    os.environ["CAUSAL_CIRCUITS_PURE"] = "1"  # the installed core is not what is tested
     if options.what == "symbols":
         return 0 if check_symbols() else 1
     if options.what == "aarch64":
