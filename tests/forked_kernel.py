@@ -19,7 +19,8 @@ def forget_the_tests() -> None:
     importlib.reload(warnings)
     sys.meta_path[:] = [finder for finder in sys.meta_path if "Jaxtyping" not in type(finder).__name__]
     for name in [name for name in sys.modules if name.split(".")[0] == "causal_circuits"]:
-        del sys.modules[name]
+        if name != "causal_circuits._native":  # a process can load it once
+            del sys.modules[name]
 
 
 def run_kernel(command: Sequence[str], folder: str, environment: Mapping[str, str]) -> None:

@@ -408,11 +408,11 @@ def test_moments_of_other_sizes_are_refused(chain_task, kept):
     path = kept / "step_000000024.json"
     head, whole = read_checked(path, FORMAT)
     head = {key: value for key, value in head.items() if key not in ("size", "sha256")}
-    moment = next(name for name in whole if name.endswith("exp_avg"))
+    moment = next(name for name in whole if name.endswith(".mean"))
     for value in (torch.zeros(3), whole[moment].to(torch.int64)):
         write_checked(kept, path.stem, head, {**whole, moment: value})
         train = {"record": EVERY_STEP, "checkpoints": cc.Checkpoints(kept, every=30)}
-        assert_refused(lambda train=train: cc.train(new_model(), chain_task, CONFIG, **train), "optimiser", "parameter")
+        assert_refused(lambda train=train: cc.train(new_model(), chain_task, CONFIG, **train), "optimiser", "mean", "does not fit")
 
 
 def test_a_forged_record_is_refused(chain_task, tmp_path):

@@ -70,6 +70,9 @@ def test_a_planted_graph_is_read_back(forest, d_vocab):
     """Parents are there to the last; that roots have none takes data, which the model alone has not."""
     graph = cc.random_forest(*forest)
     found = cc.extract_graph(cc.plant_circuit(graph, d_vocab=d_vocab))
+    if len(cc.latent_edges(graph)) == 1:  # the query attends to the only child whatever it copied: the head is unused
+        assert {candidate.decided_by for candidate in found.candidates} == {"unused head"}
+        return
     assert set(cc.latent_edges(graph)) <= set(found.edges)
     assert cc.compare_graphs(graph, found).recall == 1.0
 

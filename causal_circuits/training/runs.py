@@ -196,7 +196,7 @@ class FusedRun:
         for which, name in enumerate(TRAINED):
             for what in ("mean", "square"):
                 kept, here = start.part(f"optimizer.{name}").get(what), self._moments(what, which)
-                if kept is None or kept.shape != here.shape:
+                if kept is None or (kept.shape, kept.dtype) != (here.shape, here.dtype):
                     raise CheckpointError(
                         f"the checkpoint's optimiser is another run's: its {what} of {name} does not fit"
                     )
