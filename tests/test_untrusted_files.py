@@ -412,7 +412,9 @@ def test_moments_of_other_sizes_are_refused(chain_task, kept):
     for value in (torch.zeros(3), whole[moment].to(torch.int64)):
         write_checked(kept, path.stem, head, {**whole, moment: value})
         train = {"record": EVERY_STEP, "checkpoints": cc.Checkpoints(kept, every=30)}
-        assert_refused(lambda train=train: cc.train(new_model(), chain_task, CONFIG, **train), "optimiser", "mean", "does not fit")
+        assert_refused(
+            lambda train=train: cc.train(new_model(), chain_task, CONFIG, **train), "optimiser", "mean", "does not fit"
+        )
 
 
 def test_a_forged_record_is_refused(chain_task, tmp_path):
