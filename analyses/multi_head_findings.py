@@ -155,7 +155,7 @@ def find(
     progress = False if quiet else None
     seed = config.seed
 
-    tell(f"{task!r}\n1/5  {n_heads[0]} heads take turns, {config.steps} steps (a first run compiles: half a minute)")
+    tell(f"{task!r}\n1/5  {n_heads[0]} heads take turns, {config.steps} steps")
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, n_heads)
     kept = cc.Checkpoints(units.training("heads"))
     record, turns = cc.train_in_turns(model, task, config, progress=progress, checkpoints=kept)
