@@ -320,6 +320,14 @@ class _Watched:
             yield pattern, torch.full_like(pattern, torch.nan) if gradient is None else gradient
 
 
+def recorded_layers(layers: Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
+    """The layers that are asked for (None: all) of a model of so many, or a ValueError that names one it has not."""
+    chosen = tuple(range(n_layers)) if layers is None else tuple(layers)
+    if beyond := [layer for layer in chosen if not 0 <= layer < n_layers]:
+        raise ValueError(f"layers must be among the model's 0 .. {n_layers - 1}: got {beyond[0]}")
+    return chosen
+
+
 @check_arguments
 @contextmanager
 def watch_attention(model: HookedTransformer, layers: Sequence[int] | None = None) -> Iterator[_Watched]:
@@ -349,9 +357,7 @@ def watch_attention(model: HookedTransformer, layers: Sequence[int] | None = Non
 
         return keep
 
-    watched_layers = range(model.cfg.n_layers) if layers is None else layers
-    if beyond := [layer for layer in watched_layers if not 0 <= layer < model.cfg.n_layers]:
-        raise ValueError(f"layers must be among the model's 0 .. {model.cfg.n_layers - 1}: got {beyond[0]}")
+    watched_layers = recorded_layers(layers, model.cfg.n_layers)
     names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in watched_layers}
     forward_hooks = [(name, forward(layer)) for layer, name in names.items()]
     backward_hooks = [(name, backward(layer)) for layer, name in names.items()]

@@ -379,6 +379,16 @@ def test_layers_that_are_not_there_are_refused(random_model: HookedTransformer, 
     assert_refused(lambda: cc.take_snapshot(random_model, batch, record=cc.RecordAt(layers=(0, 5))), "0 .. 1", "5")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fused", "structured"])
+@pytest.mark.parametrize("layers", [(5,), (0, 5)])
+def test_a_training_refuses_to_record_layers_that_are_not_there(
+    chain_task: cc.InContextTask, dtype: torch.dtype, layers: tuple[int, ...]
+) -> None:
+    model = cc.disentangled_transformer(4, 6, dtype=dtype)
+    config, record = cc.TrainConfig.joint(4, batch_size=8), cc.RecordAt(layers=layers)
+    assert_refused(lambda: cc.train(model, chain_task, config, record=record), "0 .. 1", "5")
+
+
 def test_records_whose_parts_do_not_fit_are_refused(record: cc.TrainingRecord) -> None:
     fewer = {"attention": None, "score_gradients": record.score_gradients[:, 1:]}
     assert_refused(lambda: replace(record, **fewer), "score_gradients", "layers (0, 1)", "[3, 1,")

@@ -18,7 +18,7 @@ from causal_circuits.models import HookedTransformer, attachments
 from causal_circuits.models.fused import TRAINED, can_fuse, live_weights, sizes_of
 from causal_circuits.models.structured import choose_forward
 from causal_circuits.native import core
-from causal_circuits.recording import RecordAt, Snapshot
+from causal_circuits.recording import MATRICES, RecordAt, Snapshot, recorded_layers
 from causal_circuits.tasks import Batch, InContextTask, Task
 from causal_circuits.tasks.base import Seed, checked_draws, seed_sequence
 from causal_circuits.tasks.draws import key_of
@@ -204,47 +204,39 @@ class FusedRun:
 
     def snapshots(self, step: int, record: RecordAt) -> list[Snapshot]:
         """The state of every member, measured on its batch of this step, whose gradients `gradients` then gives."""
-        self._differentiate(watch=True)
+        layers = recorded_layers(record.layers, n_layers=2)
+        self._differentiate(watch=record.attention or record.weight_gradients or 1 in layers)
         self._state = "done"
-        layers = tuple(layer for layer in (0, 1) if record.layers is None or layer in record.layers)
-        recorded = {
-            name: torch.from_numpy(np.stack([measured[layer] for layer in layers], axis=1))
-            for name, measured in self._matrices(record, layers).items()
-            if getattr(record, name)
-        }
+        asked = [name for name in MATRICES if getattr(record, name)]
+        measured = {name: [self._measured(name, layer) for layer in layers] for name in asked}
+        recorded = {name: torch.from_numpy(np.stack(matrices, axis=1)) for name, matrices in measured.items()}
+        nothing = dict.fromkeys(MATRICES)
         return [
             Snapshot(
                 step=step,
                 loss=float(self._core.losses[member]),
-                attention=recorded["attention"][member] if record.attention else None,
-                score_gradients=recorded["score_gradients"][member] if record.score_gradients else None,
-                weight_gradients=recorded["weight_gradients"][member] if record.weight_gradients else None,
                 layers=layers,
+                **{**nothing, **{name: matrices[member] for name, matrices in recorded.items()}},
             )
             for member in self._place.tolist()
         ]
 
-    def _matrices(self, record: RecordAt, layers: tuple[int, ...]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """What can be recorded of layers 0 and 1, [member, head, query, key]; layer 1's pattern if it is asked for."""
+    def _measured(self, name: str, layer: int) -> np.ndarray:
+        """A quantity of a layer as the core has it after a step, [member, head, query, key]."""
         n_ctx, n_tok, m1, m2 = sizes_of(self._models[0])
-        n = len(self._models)
+        n, dead = len(self._models), self._uniform if name == "attention" else 0.0
+        if layer == 0 and name == "score_gradients":
+            return self._all_heads(-self._gradients[0].numpy()[:, :, n_tok:, n_tok:], dead)
         patterns, rows = np.split(self._core.watched, [2 * m1 * n_ctx**2], axis=1)
-        first = patterns.reshape(n, 2, m1, n_ctx, n_ctx)
+        if layer == 0:
+            pattern, gradient = patterns.reshape(n, 2, m1, n_ctx, n_ctx).swapaxes(0, 1)
+            return self._all_heads(pattern if name == "attention" else -gradient, dead)
         last, d_last, d_scores = rows.reshape(n, 3, m2, n_ctx).swapaxes(0, 1)
-        attention = np.zeros((n, m2, n_ctx, n_ctx), np.float32)
-        if record.attention and 1 in layers:
-            self._core.layer_1_patterns(n_for_other_queries(self._batch, n_ctx), attention)
-        attention[:, :, -1] = last
-        of_last = np.zeros((2, n, m2, n_ctx, n_ctx), np.float32)
-        of_last[:, :, :, -1] = -d_scores, -d_last
-        return {
-            "attention": (self._all_heads(first[:, 0], self._uniform), self._all_heads(attention, self._uniform)),
-            "score_gradients": (
-                self._all_heads(-self._gradients[0].numpy()[:, :, n_tok:, n_tok:], 0.0),
-                self._all_heads(of_last[0], 0.0),
-            ),
-            "weight_gradients": (self._all_heads(-first[:, 1], 0.0), self._all_heads(of_last[1], 0.0)),
-        }
+        whole = np.zeros((n, m2, n_ctx, n_ctx), np.float32)
+        if name == "attention":
+            self._core.layer_1_patterns(n_for_other_queries(self._batch, n_ctx), whole)
+        whole[:, :, -1] = {"attention": last, "score_gradients": -d_scores, "weight_gradients": -d_last}[name]
+        return self._all_heads(whole, dead)
 
     def _all_heads(self, live: np.ndarray, dead: np.ndarray | float) -> np.ndarray:
         """Matrices of a layer's live heads [member, head, query, key], and the dead ones', which attend uniformly."""

@@ -26,14 +26,7 @@ struct Memory {
         sizes = {};  // until all is there: memory may run out
         heads.reset(new Tables[s.m1]), wide.reset(new bool[s.m1]);
         arena.fill([&](Arena& a) {
-            for (int h = 0; h < s.m1; ++h) heads[h].take(a, s);
-            packed = {heads.get(),
-                      wide.get(),
-                      a.take<float>(s.m2 * s.d1 * s.wide_d1),
-                      a.take<float>(s.m2 * s.d1 * s.wide_dense),
-                      a.take<float>(s.d0 * s.tokens),
-                      a.take<float>(s.n_tok * s.wide_features),
-                      a.take<float>(LANES * (s.tokens + s.context))};
+            packed.take(a, s, heads.get(), wide.get());
             x = a.take<int32_t>(s.context), pattern = a.take<float>(s.m1 * s.context * s.context);
             features = a.take<float>(s.context * s.wide_dense), queries = a.take<float>(s.context * s.wide_query);
             asked = a.take<float>(s.context * s.context), scores = a.take<float>(s.context * s.context);

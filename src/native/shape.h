@@ -5,7 +5,6 @@
 #pragma once
 #include <cstdlib>
 #include <new>
-#include <vector>
 
 #include "kernels.h"
 #include "simd.h"

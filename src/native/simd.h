@@ -191,8 +191,18 @@ template <Size SIZE, bool SUM> inline Floats look_up(const float* a, const float
     return joined(gather(a, index), gather(b, index));
 }
 
+// (e^r - 1 - r) / r^2 for |r| <= ln 2 / 2 (coefficients: Cephes, expf).
+inline Floats second_order(Floats r) {
+    Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    return p;
+}
+
 // e^x for x <= 0 to 2e-7 relative; 0 below -87.7, NaN stays NaN.
-// x = n ln 2 + r, a polynomial for e^r (coefficients: Cephes, expf) and 2^n from bits: adding `round` leaves n + 127 in
+// x = n ln 2 + r, a polynomial for e^r and 2^n from bits: adding `round` leaves n + 127 in
 // the lowest bits of the sum, and shifting these up gives 2^n, or 0 for n = -127.
 inline Floats exp_of_negative(Floats x) {
     constexpr float round = 12583039.0f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
@@ -200,11 +210,7 @@ inline Floats exp_of_negative(Floats x) {
     const Floats rounded = x * 1.4426950408889634f + round;
     const Floats whole = rounded - round;
     const Floats r = (x - whole * ln2_high) - whole * ln2_low;
-    Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
+    Floats p = second_order(r);
     p = (p * r + 1.0f) * r + 1.0f;
     return p * bits_as<Floats>(bits_as<Ints>(rounded) << 23);
 }
@@ -216,11 +222,7 @@ inline Floats exp(Floats x) {
     const Floats rounded = clamped * 1.4426950408889634f + round;
     const Floats whole = rounded - round;
     const Floats r = (clamped - whole * ln2_high) - whole * ln2_low;
-    Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
+    Floats p = second_order(r);
     p = p * (r * r) + (r + 1.0f);
     return x < -87.0f ? Floats{} : p * bits_as<Floats>((bits_as<Ints>(rounded) + 127) << 23);
 }

@@ -3,10 +3,11 @@
 // Notation for one sequence x of length T (S tokens, blocks of d0 = S + T numbers [token | position]), head h of layer
 // 0, head m of layer 1:
 //
-//     P_h[i, j]   pattern of layer 0: softmax over j <= i of A[x_i, x_j] + A[S + i, x_j] + A[x_i, S + j] + A[S + i, S +
-//     j] q_m         the last position's residual times A2_m;  q_m[h] its block for what head h copied r_mh[k]
-//     q_m[h][x_k] + q_m[h][S + k];  scores of layer 1: t_m = q_m[0][x] + q_m[0][S + .] + sum_h P_h r_mh p_m
-//     softmax(t_m);  u_mh = P_h^T p_m;  logits = sum over blocks of rows of W_U
+//     P_h[i, j]   pattern of layer 0: softmax over j <= i of
+//                 A[x_i, x_j] + A[S + i, x_j] + A[x_i, S + j] + A[S + i, S + j]
+//     q_m         the last position's residual times A2_m;  q_m[h] its block for what head h copied
+//     r_mh[k]     q_m[h][x_k] + q_m[h][S + k];  scores of layer 1: t_m = q_m[0][x] + q_m[0][S + .] + sum_h P_h r_mh
+//     p_m         softmax(t_m);  u_mh = P_h^T p_m;  logits = sum over blocks of rows of W_U
 //
 // Backward, c_m0 and c_mh[k] being the gradient that reaches p_m directly and u_mh[k]:
 //
@@ -68,15 +69,8 @@ struct Memory {
         weights.reset(new Tables[s.m1]), gradients.reset(new Tables[s.m1]), wide.reset(new bool[s.m1]);
         sequences.reset(new Sequence[s.group]);
         arena.fill([&](Arena& a) {
-            for (auto* tables : {&weights, &gradients})
-                for (int h = 0; h < s.m1; ++h) (*tables)[h].take(a, s);
-            packed = {weights.get(),
-                      wide.get(),
-                      a.take<float>(s.m2 * s.d1 * s.wide_d1),
-                      a.take<float>(s.m2 * s.d1 * s.wide_dense),
-                      a.take<float>(s.d0 * s.tokens),
-                      a.take<float>(s.n_tok * s.wide_features),
-                      a.take<float>(LANES * (s.tokens + s.context))};
+            for (int h = 0; h < s.m1; ++h) gradients[h].take(a, s);
+            packed.take(a, s, weights.get(), wide.get());
             sums = {gradients.get(),
                     a.take<float>(s.m2 * s.d1 * s.wide_d1),
                     a.take<float>(s.d0 * s.tokens),

@@ -33,6 +33,14 @@ struct Packed {
     Tables* heads;
     bool* wide;  // of each head: whether its tables hold scores instead of exponentials
     float *a2, *a2_t, *w, *w_t, *row;
+
+    void take(Arena& arena, const Shape& s, Tables* tables, bool* are_wide) {
+        heads = tables, wide = are_wide;
+        for (int h = 0; h < s.m1; ++h) heads[h].take(arena, s);
+        a2 = arena.take<float>(s.m2 * s.d1 * s.wide_d1), a2_t = arena.take<float>(s.m2 * s.d1 * s.wide_dense);
+        w = arena.take<float>(s.d0 * s.tokens), w_t = arena.take<float>(s.n_tok * s.wide_features);
+        row = arena.take<float>(LANES * (s.tokens + s.context));
+    }
 };
 
 struct Sums {
