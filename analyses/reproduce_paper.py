@@ -130,11 +130,11 @@ def main() -> int:
     from paper_page import write_page
     from paper_table import write_table
 
-    from causal_circuits.locks import alone_in
+    from causal_circuits.locks import exclusive_lock
 
     try:
         if job is not None:
-            with alone_in(arguments.out, wait=True):  # whoever makes other figures writes this page too
+            with exclusive_lock(arguments.out, wait=True):  # whoever makes other figures writes this page too
                 print(f"look at     {write_page(arguments.out, arguments.seed) or arguments.out}")
         if arguments.table is not None:
             print(write_table(arguments.out, arguments.table))

@@ -57,7 +57,7 @@ def check_writable(folder: Path) -> None:
 def claim_folder(folder: Path) -> None:
     """`check_writable`, and a ValueError if another process is at work in the folder; it is the script's to its end."""
     check_writable(folder)
-    CLAIMED.enter_context(cc.locks.alone_in(folder))
+    CLAIMED.enter_context(cc.locks.exclusive_lock(folder))
 
 
 def begin(arguments: argparse.Namespace) -> None:

@@ -97,10 +97,10 @@ def test_a_text_keeps_the_bytes_of_a_path_that_is_not_utf_8(tmp_path: Path) -> N
 
 def test_a_lock_whose_file_holds_anything_is_taken_and_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_bytes(b"\xff\xfe\x00" * 99)
-    with cc.locks.alone_in(tmp_path):
+    with cc.locks.exclusive_lock(tmp_path):
         assert (tmp_path / ".lock").read_text(encoding="utf-8").startswith(str(os.getpid()))
         (tmp_path / ".lock").write_bytes(b"\xff\xfe" * 99)
-        assert_refused(lambda: cc.locks.alone_in(tmp_path).__enter__(), "one process at a time")
+        assert_refused(lambda: cc.locks.exclusive_lock(tmp_path).__enter__(), "one process at a time")
 
 
 FRONT_DOOR = """

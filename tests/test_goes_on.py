@@ -387,7 +387,7 @@ def test_another_run_in_the_same_folder_is_refused_and_loses_nothing(going_on, t
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     for path in tmp_path.glob("unit_*"):
         path.unlink()
-    with cc.locks.alone_in(going_on.Units(tmp_path, RUN).training("heads") / "turn_0"):
+    with cc.locks.exclusive_lock(going_on.Units(tmp_path, RUN).training("heads") / "turn_0"):
         pass  # killed before the first checkpoint
     going_on.Units(tmp_path, RUN | change)  # nothing was done: nothing can be lost
 

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from causal_circuits import native
 from causal_circuits.arguments import check_arguments
-from causal_circuits.locks import alone_in
+from causal_circuits.locks import exclusive_lock
 from causal_circuits.models import HookedTransformer, attachments, check_forward, has_layout, layout_of, warm_start
 from causal_circuits.models.fused import can_fuse
 from causal_circuits.models.layout import note_origin, weights_from
@@ -148,7 +148,7 @@ def _alone_where_it_writes(record: RecordAt, checkpoints: Checkpoints | None) ->
     given = {Path(folder) for folder in folders if folder is not None}
     with ExitStack() as alone:
         for folder in sorted(given):
-            alone.enter_context(alone_in(folder))
+            alone.enter_context(exclusive_lock(folder))
         yield
 
 
