@@ -13,7 +13,6 @@ from . import models as models
 from . import native as native
 from . import recording as recording
 from . import storage as storage
-from . import streamed as streamed
 from . import tasks as tasks
 from . import training as training
 from .classical import chow_liu_tree as chow_liu_tree

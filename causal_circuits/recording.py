@@ -28,13 +28,14 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.display import sparkline_html, table_html
 from causal_circuits.models import HookedTransformer
-from causal_circuits.storage import read_checked, read_json, read_tensors, tensor_bytes, write_files
-from causal_circuits.streamed import INDEX, INDEX_FORMAT, Seal, read_sealed
+from causal_circuits.storage import read_checked, read_json, read_rows, read_tensors, tensor_bytes, write_files
 
 # Of a snapshot, [layer, head_index, query_pos, key_pos].
 MATRICES = ("attention", "score_gradients", "weight_gradients")
 # Format 2 has minus the gradients, and names its layers; before, record.json named no format.
 RECORD_FORMAT = "causal_circuits.record/2"
+# The index of a folder with streamed arrays: what a record holds besides them, and the checksums of their rows.
+INDEX, INDEX_FORMAT = "streamed", "causal_circuits.streamed/3"
 
 
 @check_arguments
@@ -375,13 +376,8 @@ def _read_streamed(folder: Path) -> dict[str, Any]:
     head, tensors = read_checked(folder / f"{INDEX}.json", INDEX_FORMAT, "index of streamed arrays")
     steps = tuple(head["steps"])
     arrays: dict[str, Any] = {"attention": None, "score_gradients": None}
-    for name, seal in head["seals"].items():
-        if name not in MATRICES:  # it is about to become a path
-            raise ValueError(f"{folder} does not hold a record saved by causal_circuits: it streams {name!r}")
-        rows = read_sealed(folder / f"{name}.npy", Seal(**seal))
-        if len(rows) < len(steps):
-            raise ValueError(f"{folder} has {len(rows)} rows of {name} for {len(steps)} recorded steps")
-        arrays[name] = torch.from_numpy(rows[: len(steps)])
+    for name, checksums in head["checksums"].items():
+        arrays[name] = torch.from_numpy(read_rows(folder / f"{name}.npy", checksums)[: len(steps)])
     return {**head["about"], **tensors, **arrays, "steps": steps}
 
 

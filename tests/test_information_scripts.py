@@ -141,9 +141,9 @@ BAD_FILES = {
     ),
     "objects": (
         lambda path: np.savez(path, tokens=np.array([[1], [1, 2]], dtype=object), labels=np.zeros(2, int)),
-        ("Python objects",),
+        ("tokens", "Object arrays"),
     ),
-    "a lying header": (write_lying_header, ("GiB",)),
+    "a lying header": (write_lying_header, ("tokens", "not a readable .npy array")),
     "tokens off the vocabulary": (
         lambda path: np.savez(path, tokens=np.full((2, 3), 7), target_probs=np.full((2, 2), 0.5)),
         ("vocabulary 0 .. 1",),

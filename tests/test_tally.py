@@ -5,7 +5,7 @@ import torch
 from assertions import unchecked_types
 
 import causal_circuits as cc
-from causal_circuits.training.tally import parents_found
+from causal_circuits.training.progress import parents_found
 
 
 def snapshot(task: cc.InContextTask, learned: int) -> cc.Snapshot:

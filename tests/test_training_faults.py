@@ -52,7 +52,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_the_weights_move(chai
         return gradient * value if len(calls) == 4 else gradient
 
     model.unembed.W_U.register_hook(poison)
-    with pytest.raises(cc.DivergenceError, match="a gradient became no number at step 3") as stopped:
+    with pytest.raises(cc.DivergenceError, match="a gradient became non-finite at step 3") as stopped:
         cc.train(model, chain_task, CONFIG, record=cc.RecordAt(steps=()))
     assert (stopped.value.step, stopped.value.checkpoint) == (3, None)
     assert torch.isfinite(model.W_U).all()

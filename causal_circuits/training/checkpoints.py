@@ -13,7 +13,6 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -30,9 +29,8 @@ from causal_circuits.storage import digest, first_difference, read_checked, writ
 from causal_circuits.tasks import InContextTask, Task
 from causal_circuits.training.recipe import TrainConfig
 
-FORMAT = "causal_circuits.checkpoint/3"  # 3: with what decides the rounding
-# The newest checkpoint and, should that one be damaged, the one before it.
-KEPT = 2
+FORMAT = "causal_circuits.checkpoint/4"  # 4: a checksum for each row of a streamed record
+KEPT = 2  # the newest checkpoint and, should that one be damaged, the one before it
 
 
 class CheckpointError(ValueError):
@@ -139,21 +137,13 @@ def identity_of(
 
     The models count as they stand before the first step (after the warm start).
     """
-    members = zip((weights_of([model]) for model in models), tasks, configs, strict=True)
+    members = [
+        {"task": _task_values(task), "config": asdict(config), "initial weights": digest(weights_of([model]))}
+        for model, task, config in zip(models, tasks, configs, strict=True)
+    ]
     recorded = asdict(record) | {"folder": record.folder is not None}
-    return json.loads(  # type: ignore[no-any-return]  # tuples become lists, as they are in the file
-        json.dumps(
-            {
-                "path": path,
-                "machine": _what_decides_bits(path, models[0]),
-                "record": recorded,
-                "members": [
-                    {"task": _task_values(task), "config": asdict(config), "initial weights": digest(weights)}
-                    for weights, task, config in members
-                ],
-            }
-        )
-    )
+    identity = {"path": path, "machine": _what_decides_bits(path, models[0]), "record": recorded, "members": members}
+    return json.loads(json.dumps(identity))  # type: ignore[no-any-return]  # tuples become lists, as in the file
 
 
 def _what_decides_bits(path: str, model: HookedTransformer) -> dict[str, Any]:
@@ -189,15 +179,14 @@ def _task_values(task: Task) -> dict[str, Any]:
 
 
 def save_state(folder: str | os.PathLike[str], identity: Mapping[str, Any], state: State) -> None:
-    """Write a checkpoint; remove those older than the one before it, and later ones, which were passed over."""
+    """Write a checkpoint; remove those older than the one before it, and later ones, which were skipped as damaged."""
     head = {"format": FORMAT, "step": state.step, "seconds": state.seconds, "identity": identity}
     written = write_checked(folder, f"step_{state.step:09d}", head, state.tensors)
     every = sorted(written.parent.glob("step_*.json"))
     newest = every.index(written) + 1
     for old in every[: max(newest - KEPT, 0)] + every[newest:]:
-        with suppress(FileNotFoundError):
-            old.unlink()
-            old.with_suffix(".safetensors").unlink()
+        old.unlink(missing_ok=True)
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 @check_arguments
@@ -226,14 +215,6 @@ def restore_checkpoint(model: HookedTransformer, folder: str | os.PathLike[str])
     return state.step
 
 
-def _state(path: Path, head: Mapping[str, Any], tensors: dict[str, Tensor]) -> State:
-    """A checkpoint's content; a ValueError if it is none, though its checksums fit."""
-    step, seconds = head.get("step"), head.get("seconds")
-    if type(step) is not int or step < 0 or not isinstance(seconds, int | float):
-        raise ValueError(f"the checkpoint {path} is damaged (step {step!r}, {seconds!r} seconds)")
-    return State(step, seconds, tensors)
-
-
 def give_weights(models: Sequence[HookedTransformer], state: State, folder: str | os.PathLike[str]) -> None:
     """Give models the weights of a checkpoint."""
     kept, weights = state.part("weights"), weights_of(models)
@@ -259,7 +240,7 @@ def load_state(
 ) -> State | None:
     """The newest whole checkpoint of a run (of any, without an identity); None if there is none.
 
-    A damaged one is named in a warning and passed over; `restore`, given each, may raise a ValueError to call it so.
+    A damaged one is named in a warning and skipped; `restore`, given each, may raise a ValueError to call it so.
 
     Raises:
         CheckpointError: the checkpoint is of another run: of another task, model or configuration, or (if `exact`) of
@@ -268,27 +249,26 @@ def load_state(
     for path in sorted(Path(folder).glob("step_*.json"), reverse=True):
         try:
             head, tensors = read_checked(path, FORMAT, "checkpoint")
-            state = _state(path, head, tensors)
-            _check_identity(folder, head.get("identity"), identity, exact)
+            if identity is not None:
+                _check_identity(folder, head["identity"], identity, exact)
+            state = State(head["step"], head["seconds"], tensors)
             if restore is not None:
                 restore(state)
         except CheckpointError:
             raise
         except (ValueError, OSError) as error:
-            warnings.warn(f"{error}: passed over for the checkpoint before it", stacklevel=2)
+            warnings.warn(f"{error}: skipped for the checkpoint before it", stacklevel=2)
             continue
         return state
     return None
 
 
-def _check_identity(folder: str | os.PathLike[str], there: Any, here: Mapping[str, Any] | None, exact: bool) -> None:
+def _check_identity(
+    folder: str | os.PathLike[str], there: Mapping[str, Any], here: Mapping[str, Any], exact: bool
+) -> None:
     """Raise a CheckpointError that names the first difference between two runs, if there is one."""
-    if here is None:
-        return
-    ignored = set() if exact else {"machine"}
-    kept, own = ({k: v for k, v in one.items() if k not in ignored} if isinstance(one, Mapping) else one
-                 for one in (there, here))  # fmt: skip
-    other = first_difference(kept, own)
+    machine = {} if exact else {"machine": here["machine"]}
+    other = first_difference({**there, **machine}, here)
     if other is None:
         return
     where, remedy = f"{other[0]} is {other[1]} there, {other[2]} here", "name another folder, or delete this one"

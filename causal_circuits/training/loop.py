@@ -1,7 +1,6 @@
 """One training loop: tasks, models and configurations in; a TrainingRecord for each out."""
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -14,17 +13,16 @@ from tqdm.auto import tqdm
 from causal_circuits import native
 from causal_circuits.arguments import check_arguments
 from causal_circuits.locks import exclusive_lock
-from causal_circuits.models import HookedTransformer, attachments, check_forward, has_layout, layout_of, warm_start
+from causal_circuits.models import HookedTransformer, has_layout, layout_of, warm_start
 from causal_circuits.models.fused import can_fuse
-from causal_circuits.models.layout import note_origin, weights_from
+from causal_circuits.models.layout import note_origin
 from causal_circuits.recording import RecordAt, Snapshot, TrainingRecord
 from causal_circuits.tasks import Task
 from causal_circuits.training.checkpoints import Checkpoints
-from causal_circuits.training.keeping import Keeper
+from causal_circuits.training.checks import check_members
+from causal_circuits.training.progress import Progress, parents_found
 from causal_circuits.training.recipe import TrainConfig
 from causal_circuits.training.runs import FusedRun, StructuredRun
-from causal_circuits.training.steps import trainable_parameters
-from causal_circuits.training.tally import parents_found
 
 OnRecord = Callable[[int, HookedTransformer], None]
 
@@ -122,9 +120,9 @@ def train_ensemble(
     [3, 3]
     """
     record = record or RecordAt()
-    _check(models, tasks, configs)
+    check_members(models, tasks, configs)
     native.warn_if_missing(len(models) * configs[0].steps * configs[0].batch_size)
-    with _alone_where_it_writes(record, checkpoints), torch.inference_mode(False), torch.enable_grad():
+    with _locked_folders(record, checkpoints), torch.inference_mode(False), torch.enable_grad():
         for model, config in zip(models, configs, strict=True):
             if config.warm_start is not None:
                 warm_start(model, config.warm_start)
@@ -142,13 +140,13 @@ def train_ensemble(
 
 
 @contextmanager
-def _alone_where_it_writes(record: RecordAt, checkpoints: Checkpoints | None) -> Iterator[None]:
-    """Within, no other process trains in the folders of this run."""
+def _locked_folders(record: RecordAt, checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Within, no other process trains in the folders that this run writes to."""
     folders = [record.folder] + ([] if checkpoints is None else [checkpoints.folder])
     given = {Path(folder) for folder in folders if folder is not None}
-    with ExitStack() as alone:
+    with ExitStack() as locked:
         for folder in sorted(given):
-            alone.enter_context(exclusive_lock(folder))
+            locked.enter_context(exclusive_lock(folder))
         yield
 
 
@@ -164,13 +162,13 @@ def _run(
 ) -> list[TrainingRecord]:
     n_steps, hidden = configs[0].steps, None if progress is None else not progress
     recorded = set(record.within(n_steps))
-    kept = Keeper(models, tasks, configs, record, checkpoints, FusedRun.path if fused else StructuredRun.path)
-    if kept.step == n_steps:  # finished by an earlier call
-        return kept.records(n_steps)
+    so_far = Progress(models, tasks, configs, record, checkpoints, FusedRun.path if fused else StructuredRun.path)
+    if so_far.step == n_steps:  # finished by an earlier call
+        return so_far.records(n_steps)
 
     def keep(snapshots: list[Snapshot]) -> None:
-        for store, snapshot, model in zip(kept.stores, snapshots, models, strict=True):
-            store.add(snapshot)
+        for states, snapshot, model in zip(so_far.states, snapshots, models, strict=True):
+            states.add(snapshot)
             if on_record is not None:
                 run.write_back()
                 on_record(snapshot.step, model)
@@ -178,32 +176,32 @@ def _run(
         if not bar.disable:
             bar.set_description(parents_found(tasks, snapshots, record), refresh=False)
 
-    bar = tqdm(total=n_steps, initial=kept.step, desc="training", unit="step", disable=hidden)
-    with _torch_threads(fused) as n_threads, kept.listening(), bar:
+    bar = tqdm(total=n_steps, initial=so_far.step, desc="training", unit="step", disable=hidden)
+    with _torch_threads(fused) as n_threads, so_far.stoppable(), bar:
         run = (
-            FusedRun(models, tasks, configs, n_threads, kept.start)
+            FusedRun(models, tasks, configs, n_threads, so_far.start)
             if fused
-            else StructuredRun(models[0], tasks[0], configs[0], kept.start)
+            else StructuredRun(models[0], tasks[0], configs[0], so_far.start)
         )
         try:
-            for step in range(kept.step, n_steps):
-                kept.visit(step, run)
+            for step in range(so_far.step, n_steps):
+                so_far.save_or_stop(step, run)
                 if step in recorded:
                     keep(run.snapshots(step, record))
-                kept.losses[step] = losses = run.gradients()
-                kept.check(step, run.without_gradient())
+                so_far.losses[step] = losses = run.gradients()
+                so_far.check(step, run.without_gradient())
                 run.update()
                 bar.update()
                 if step % 20 == 19:
                     bar.set_postfix(loss=f"{losses.mean():.3f}", refresh=False)
             if n_steps in recorded:
                 keep(run.snapshots(n_steps, record))
-            kept.visit(n_steps, run)
+            so_far.save_or_stop(n_steps, run)
         finally:
             run.close()
             for model in models:
                 note_origin(model, "a training")
-    return kept.records(n_steps)
+    return so_far.records(n_steps)
 
 
 @contextmanager
@@ -219,94 +217,3 @@ def _torch_threads(fused: bool) -> Iterator[int]:
         yield n_threads
     finally:
         torch.set_num_threads(n_threads)
-
-
-def _check(models: Sequence[HookedTransformer], tasks: Sequence[Task], configs: Sequence[TrainConfig]) -> None:
-    if not models or not len(models) == len(tasks) == len(configs):
-        raise ValueError(
-            f"an ensemble needs one task and one config for each model: got {len(models)} models, {len(tasks)} tasks, "
-            f"{len(configs)} configs"
-        )
-    if len({id(model) for model in models}) < len(models):
-        raise ValueError("the models of an ensemble must be different objects: one stands there twice; build it anew")
-    for what, values in (
-        ("sizes", {layout_of(model) if has_layout(model) else str(model.cfg) for model in models}),
-        ("trainable parameters", {tuple(trainable_parameters(model)) for model in models}),
-        ("number of steps", {config.steps for config in configs}),
-        ("batch size", {config.batch_size for config in configs}),
-    ):
-        if len(values) > 1:
-            raise ValueError(f"the members of an ensemble must have the same {what}: got {sorted(map(str, values))}")
-    for model, task, config in zip(models, tasks, configs, strict=True):
-        sizes = layout_of(model) if has_layout(model) else model.cfg
-        if (sizes.d_vocab, sizes.n_ctx) != (task.d_vocab, task.n_ctx):
-            raise ValueError(
-                f"model and task must have the same (d_vocab, n_ctx): model {(sizes.d_vocab, sizes.n_ctx)}, "
-                f"task {(task.d_vocab, task.n_ctx)}"
-            )
-        if has_layout(model):
-            _check_parametrizations(model)
-            if config.warm_start is not None:
-                check_untrained(
-                    model, f"the warm start (scale {config.warm_start:g})", "TrainConfig(..., warm_start=None)"
-                )
-            _warn_of_missing_heads(model, task)
-        if config.warm_start is not None and not has_layout(model):
-            raise ValueError("an ordinary transformer has no blocks to warm up: give TrainConfig warm_start=None")
-        known = trainable_parameters(model)
-        _check_parameters(known)
-        if not attachments(model):
-            check_forward(model, torch.arange(task.n_ctx)[None] % task.d_vocab)
-        for stage in config.stages:
-            unknown = [name for name in stage.train or () if name not in known]
-            if unknown:
-                raise ValueError(f"a stage trains {unknown[0]!r}, which the model has not: it has {', '.join(known)}")
-
-
-def _check_parameters(known: dict[str, torch.nn.Parameter]) -> None:
-    """Refuse parameters that an optimiser cannot move, or would move twice."""
-    if not known:
-        raise ValueError("a model needs a trainable parameter to be trained: all are frozen (requires_grad=False)")
-    if not all(parameter.is_leaf for parameter in known.values()):
-        raise ValueError(
-            "a model is trained by parameters of its own: a weight is computed from another tensor (pruning, "
-            "weight_norm); remove that first (torch.nn.utils.prune.remove)"
-        )
-    if any(parameter.is_inference() for parameter in known.values()):
-        raise ValueError(
-            "a model must be built outside torch.inference_mode() to be trained: torch cannot change its parameters"
-        )
-    if len({id(parameter) for parameter in known.values()}) < len(known):
-        raise ValueError(
-            f"trained parameters must be different objects: two of {', '.join(known)} are the same one; untie them"
-        )
-
-
-def _check_parametrizations(model: HookedTransformer) -> None:
-    """Refuse a model of ours whose trained weights torch computes anew at each access: nothing would move them."""
-    found = [thing for thing in attachments(model) if thing.startswith("parametrization")]
-    if found:
-        raise ValueError(
-            f"a model of ours is trained by its own parameters W_Q and W_U: found a {found[0]}; remove it "
-            "(torch.nn.utils.parametrize.remove_parametrizations), or train an ordinary_transformer with it"
-        )
-
-
-def check_untrained(model: HookedTransformer, what: str, remedy: str) -> None:
-    """Refuse to overwrite weights that a training, a file or `plant_circuit` gave the model."""
-    origin = weights_from(model)
-    if origin is not None:
-        raise ValueError(
-            f"{what} would overwrite weights that the model has from {origin}: go on from them with {remedy}, or build "
-            "a new model"
-        )
-
-
-def _warn_of_missing_heads(model: HookedTransformer, task: Task) -> None:
-    n_heads, needed = layout_of(model).n_heads[0], len(task.target_parents)
-    if n_heads < needed:
-        warnings.warn(
-            f"the target of this task has {needed} parents and layer 0 of the model {n_heads} head(s), each of which "
-            f"can copy one: the graph cannot be learned whole; build the model with n_heads=({needed}, 1)",
-            stacklevel=4,
-        )

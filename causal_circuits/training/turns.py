@@ -38,7 +38,8 @@ from causal_circuits.models import HookedTransformer, layout_of, match_blocks, w
 from causal_circuits.recording import RecordAt, TrainingRecord, join_records
 from causal_circuits.tasks import Batch, Task
 from causal_circuits.training.checkpoints import Checkpoints
-from causal_circuits.training.loop import OnRecord, check_untrained, train
+from causal_circuits.training.checks import check_untrained
+from causal_circuits.training.loop import OnRecord, train
 from causal_circuits.training.recipe import Stage, TrainConfig
 from causal_circuits.training.steps import mean_loss
 

@@ -1,4 +1,4 @@
-"""What a training has so far, kept safe: losses, snapshots and weights, saved now and then, and stops in good order."""
+"""What a training has so far - losses, recorded states, weights -, saved now and then, and stopped in good order."""
 
 import signal
 import threading
@@ -12,8 +12,9 @@ from types import FrameType
 import numpy as np
 import torch
 
+from causal_circuits.graphs import attention_cells
 from causal_circuits.models import HookedTransformer
-from causal_circuits.recording import RecordAt, TrainingRecord, to_plain
+from causal_circuits.recording import RecordAt, Snapshot, TrainingRecord, to_plain
 from causal_circuits.tasks import Task
 from causal_circuits.training.checkpoints import (
     Checkpoints,
@@ -26,8 +27,8 @@ from causal_circuits.training.checkpoints import (
 )
 from causal_circuits.training.health import DivergenceError
 from causal_circuits.training.recipe import TrainConfig
+from causal_circuits.training.recorded import RecordedStates
 from causal_circuits.training.runs import FusedRun, StructuredRun
-from causal_circuits.training.snapshots import SnapshotStore
 
 
 class TrainingPaused(Exception):  # no error: it is what `minutes` asked for
@@ -54,13 +55,14 @@ class TrainingPaused(Exception):  # no error: it is what `minutes` asked for
         self.step, self.records = step, records
 
 
-class Keeper:
-    """Losses, snapshots and, where asked for, checkpoints of a run; made before its first step.
+class Progress:
+    """Losses, recorded states and, where asked for, checkpoints of a run; made before its first step.
 
     Attributes:
         start: the checkpoint to go on from (the models have its weights), or None.
+        step: steps done by earlier calls.
         losses: [step, member].
-        stores: of each member's snapshots.
+        states: of each member.
     """
 
     def __init__(
@@ -73,42 +75,34 @@ class Keeper:
         path: str,
     ) -> None:
         self._models, self._configs, self._checkpoints, self._path = models, configs, checkpoints, path
-        self._n_steps, self._began, self._stop = configs[0].steps, time.perf_counter(), ""
-        self.losses, self.stores = np.empty((self._n_steps, len(models))), self._new_stores(record)
+        self._n_steps, self._began, self._interrupted = configs[0].steps, time.perf_counter(), False
+        self.losses, self.states = np.empty((self._n_steps, len(models))), self._new_states(record)
         self.start: State | None = None
         if checkpoints is not None:
             self._identity = identity_of(models, tasks, configs, record, path)
             self.start = load_state(checkpoints.folder, self._identity, self._restore, checkpoints.exact)
             if self.start is None:
-                self.stores = self._new_stores(record)  # a checkpoint that was passed over may have filled them in part
+                self.states = self._new_states(record)  # a checkpoint that was skipped may have filled them in part
             else:
                 give_weights(models, self.start, checkpoints.folder)
-        self._saved, self._spent = self.step, self.start.seconds if self.start else 0.0
+        self.step = self._saved = self.start.step if self.start else 0
+        self._earlier_s = self._saved_s = self.start.seconds if self.start else 0.0
 
-    @property
-    def step(self) -> int:
-        """Steps done by earlier calls."""
-        return self.start.step if self.start else 0
-
-    def _new_stores(self, record: RecordAt) -> list[SnapshotStore]:
-        """Where the snapshots of each member go; members of an ensemble have a subfolder each."""
+    def _new_states(self, record: RecordAt) -> list[RecordedStates]:
+        """Those of an ensemble's members have a subfolder each."""
         n_members, n_records = len(self._models), len(record.within(self._n_steps))
         if record.folder is None or n_members == 1:
-            return [SnapshotStore(n_records, record.folder) for _ in range(n_members)]
-        return [SnapshotStore(n_records, Path(record.folder) / f"member_{i:03d}") for i in range(n_members)]
+            return [RecordedStates(n_records, record.folder) for _ in range(n_members)]
+        return [RecordedStates(n_records, Path(record.folder) / f"member_{i:03d}") for i in range(n_members)]
 
     def _restore(self, state: State) -> None:
-        losses = state.tensors.get("losses")
-        fits = losses is not None and losses.dtype == torch.float64 and state.step <= self._n_steps
-        if losses is None or not fits or losses.shape != self.losses[: state.step].shape:
-            raise ValueError(f"the checkpoint of step {state.step:,} is damaged: its losses are not those of its steps")
-        self.losses[: state.step] = losses.numpy()
-        for member, store in enumerate(self.stores):
-            store.restore(state.part(f"record.{member}"))
+        self.losses[: state.step] = state.tensors["losses"].numpy()
+        for member, states in enumerate(self.states):
+            states.restore(state.part(f"record.{member}"))
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Within, the end of the time allowed or a Ctrl-C stops the run at its next `visit`; a second Ctrl-C at once.
+    def stoppable(self) -> Iterator[None]:
+        """Within, Ctrl-C stops the run at its next `save_or_stop`; a second Ctrl-C at once.
 
         Without checkpoints there is nothing to save, and Ctrl-C does what it always does.
         """
@@ -117,9 +111,9 @@ class Keeper:
             return
 
         def note(number: int, frame: FrameType | None) -> None:
-            if self._stop:
+            if self._interrupted:
                 raise KeyboardInterrupt
-            self._stop = "interrupt"
+            self._interrupted = True
 
         before = signal.signal(signal.SIGINT, note)
         try:
@@ -127,7 +121,7 @@ class Keeper:
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def visit(self, step: int, run: FusedRun | StructuredRun) -> None:
+    def save_or_stop(self, step: int, run: FusedRun | StructuredRun) -> None:
         """Between two steps: save where it is due; stop where it was asked for."""
         if self._checkpoints is None:
             if step == self._n_steps:
@@ -135,13 +129,13 @@ class Keeper:
             return
         minutes = self._checkpoints.minutes
         late = minutes is not None and step > self.step and time.perf_counter() - self._began >= 60 * minutes
-        stop = (late or bool(self._stop)) and step < self._n_steps
+        stop = (late or self._interrupted) and step < self._n_steps
         if stop or step == self._n_steps or (step > self._saved and step % self._checkpoints.every == 0):
             self._save(step, run, self._checkpoints)
         if not stop:
             return
         where = f"at step {step:,} of {self._n_steps:,}, saved in {self._checkpoints.folder}"
-        if self._stop:
+        if self._interrupted:
             raise KeyboardInterrupt(f"interrupted {where}")
         raise TrainingPaused(f"paused {where}: the same call goes on", step, self.records(step))
 
@@ -150,29 +144,28 @@ class Keeper:
         weights = weights_of(self._models)
         wrong = [name for name, weight in weights.items() if not isfinite(float(weight.sum()))]
         if wrong:
-            raise self._divergence("a weight", "became no number", step - 1, int(wrong[0].partition(".")[0]))
+            raise self._divergence("a weight", "became non-finite", step - 1, int(wrong[0].partition(".")[0]))
         tensors = {f"weights.{name}": weight for name, weight in weights.items()} | run.optimizer_state()
         tensors["losses"] = torch.from_numpy(self.losses[:step])
-        for member, store in enumerate(self.stores):
-            tensors |= {f"record.{member}.{name}": value for name, value in store.state().items()}
-        self._saved, self._spent = step, self._seconds()
-        save_state(checkpoints.folder, self._identity, State(step, self._spent, tensors))
+        for member, states in enumerate(self.states):
+            tensors |= {f"record.{member}.{name}": value for name, value in states.state().items()}
+        self._saved, self._saved_s = step, self._seconds()
+        save_state(checkpoints.folder, self._identity, State(step, self._saved_s, tensors))
         self._write_indices(step)
 
     def _write_indices(self, step: int) -> None:
         """Beside what is streamed to disk: what it is, and its checksums."""
-        if any(store.streams for store in self.stores):
-            for store, record in zip(self.stores, self.records(step), strict=True):
-                store.write_index(record)
+        for states, record in zip(self.states, self.records(step), strict=True):
+            states.write_index(record)
 
     def check(self, step: int, without_gradient: int | None) -> None:
-        """Raise a DivergenceError unless the losses and gradients of a step are numbers (or one member's are not)."""
+        """Raise a DivergenceError if a loss of this step is non-finite, or one member's gradient is."""
         losses = self.losses[step]
         if not isfinite(float(losses.sum())):
             member = int(np.flatnonzero(~np.isfinite(losses))[0])
             raise self._divergence("the loss", f"became {losses[member]}", step, member)
         if without_gradient is not None:
-            raise self._divergence("a gradient", "became no number", step, without_gradient)
+            raise self._divergence("a gradient", "became non-finite", step, without_gradient)
 
     def _divergence(self, what: str, became: str, step: int, member: int) -> DivergenceError:
         ends = np.cumsum([stage.steps for stage in self._configs[member].stages])
@@ -189,11 +182,11 @@ class Keeper:
         return DivergenceError(message, step, member, self._saved or None)
 
     def _seconds(self) -> float:
-        return (self.start.seconds if self.start else 0.0) + time.perf_counter() - self._began
+        return self._earlier_s + time.perf_counter() - self._began
 
     def records(self, step: int) -> list[TrainingRecord]:
         """What the first `step` steps left behind."""
-        seconds = self._spent if 0 < step == self._saved else self._seconds()
+        seconds = self._saved_s if 0 < step == self._saved else self._seconds()
         return [
             TrainingRecord(
                 losses=torch.from_numpy(self.losses[:step, member].copy()),
@@ -201,7 +194,25 @@ class Keeper:
                 seconds=seconds,
                 sequences_per_s=step * config.batch_size * len(self._models) / seconds,
                 path=self._path,
-                **self.stores[member].fields(),
+                **self.states[member].fields(),
             )
             for member, config in enumerate(self._configs)
         ]
+
+
+def parents_found(tasks: Sequence[Task], snapshots: Sequence[Snapshot], record: RecordAt) -> str:
+    """For the progress bar: "training, 7 of 18 parents", true edges that are the maximum of their row in some head.
+
+    Of layer 0, over all members of an ensemble; "training" where its attention is not recorded, or a graph not known.
+    """
+    graphs = [task.graph for task in tasks if task.graph is not None]
+    if not record.attention or (record.layers is not None and 0 not in record.layers) or len(graphs) < len(tasks):
+        return "training"
+    found, n_edges = 0, sum(len(attention_cells(graph)) for graph in graphs)
+    for snapshot, graph in zip(snapshots, graphs, strict=True):
+        assert snapshot.attention is not None
+        attention = snapshot.attention[snapshot.layers.index(0)]
+        (first, second), key = attention.topk(2).values.unbind(dim=-1), attention.argmax(dim=-1)
+        is_clear = first - second > 1e-6  # of a uniform row no key is the maximum, nor of one with NaN
+        found += sum(bool(((key == parent) & is_clear)[:, child].any()) for child, parent in attention_cells(graph))
+    return f"training, {found} of {n_edges} parents"
