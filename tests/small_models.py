@@ -6,6 +6,7 @@ under jaxtyping's name, so that whatever is imported from there is compiled from
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib.animation  # noqa: F401  # first, see above
 import networkx as nx
@@ -13,10 +14,13 @@ import pytest
 import scipy.stats  # noqa: F401
 import torch
 import transformer_lens  # noqa: F401
-from browser import CHROMIUM, Browser, assert_report_is_sound
+from browser import CHROMIUM, assert_report_is_sound, running_browser
 from hypothesis import settings
 
 import causal_circuits as cc
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 torch.set_num_threads(1)
 settings.register_profile("causal_circuits", deadline=None, derandomize=True, max_examples=25, database=None)
@@ -50,11 +54,10 @@ def random_model() -> cc.models.HookedTransformer:
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def browser() -> "Iterator[Browser]":
     """One headless Chromium for all tests that look at pages."""
-    running = Browser(tmp_path_factory.mktemp("chromium"))
-    yield running
-    running.close()
+    with running_browser() as running:
+        yield running
 
 
 @pytest.fixture

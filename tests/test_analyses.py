@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from assertions import unchecked_types
-from browser import NEEDS_BROWSER, open_page
+from browser import NEEDS_BROWSER, hover_line, open_page, wait_until
 from scripts import leave_pictures_out, numbers_of_a_process, run_analysis, run_without_torch
 
 import causal_circuits as cc
@@ -79,11 +79,11 @@ def test_the_page_holds_the_evidence_and_a_browser_shows_it(chain_run, look_at_r
 def test_the_page_tells_the_numbers_of_an_edge(chain_run, browser):
     out, _ = chain_run
     with open_page(browser, out / "report.html") as page:
-        page.hover("[data-edge='0-1'] .around")
+        hover_line(page, "[data-edge='0-1'] .around")
         told = "document.querySelector('.graph-view output').textContent"
-        page.until(f"{told}.startsWith('0 → 1, found and true')")
+        wait_until(page, f"{told}.startsWith('0 → 1, found and true')")
         for word in ("attention", "information", "effect", "p (Holm)"):
-            assert word in page.run(told)
+            assert word in page.evaluate(told)
 
 
 def test_two_runs_with_one_seed_agree_in_every_number(tmp_path):

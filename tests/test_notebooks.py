@@ -6,9 +6,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from browser import NEEDS_BROWSER, Browser, assert_sound, open_page
-from forked_kernel import fork_kernels
+from browser import NEEDS_BROWSER, assert_sound, open_page
 from nbclient import NotebookClient
+from playwright.sync_api import Browser
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -22,7 +22,6 @@ def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     notebook = nbformat.read(request.param, as_version=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
-        fork_kernels(patch)
         patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
         where = {"metadata": {"path": str(ROOT / "notebooks")}}
         NotebookClient(notebook, timeout=600, startup_timeout=600, resources=where).execute()  # a busy machine may wait
@@ -62,6 +61,6 @@ def test_what_a_notebook_shows_is_sound(executed: nbformat.NotebookNode, browser
     page.write_text("<!DOCTYPE html><html lang='en'><title>shown</title><body>" + "\n".join(parts), encoding="utf-8")
     with open_page(browser, page) as loaded:
         assert_sound(loaded)
-        assert loaded.run("[...document.images].every((image) => image.naturalWidth > 100)")
+        assert loaded.evaluate("[...document.images].every((image) => image.naturalWidth > 100)")
         views = sum("attention-view" in part for part in parts)
-        assert loaded.run("document.querySelectorAll('.attention-view').length") == views
+        assert loaded.evaluate("document.querySelectorAll('.attention-view').length") == views

@@ -3,13 +3,12 @@
 import json
 import math
 import os
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 import torch
 from assertions import assert_close, assert_refused, hooks_of
-from forked_kernel import forget_the_tests
-from interrupted import ended, started
 
 import causal_circuits as cc
 from causal_circuits.models import HookedTransformer
@@ -381,21 +380,19 @@ def test_recipes_spend_the_steps_they_are_given() -> None:
     )
 
 
-def train_without_the_core(told: Path) -> None:
-    """In a process of its own, where the package is imported without its compiled core."""
-    forget_the_tests()
-    os.environ["CAUSAL_CIRCUITS_PURE"] = "1"
-    import causal_circuits as cc
-
-    task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    record = cc.train(cc.disentangled_transformer(3, 6), task, cc.TrainConfig.joint(3, batch_size=32))
-    tokens = task.sample(700, seed=4).tokens.sum().item()
-    told.write_text(json.dumps([record.path, tokens, record.losses.tolist()]))
+WITHOUT_THE_CORE = """
+import json
+import causal_circuits as cc
+task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+record = cc.train(cc.disentangled_transformer(3, 6), task, cc.TrainConfig.joint(3, batch_size=32), progress=False)
+print(json.dumps([record.path, task.sample(700, seed=4).tokens.sum().item(), record.losses.tolist()]))
+"""
 
 
-def test_everything_works_without_the_core(tmp_path: Path) -> None:
-    assert ended(started(train_without_the_core, tmp_path / "told")) == 0
-    path, tokens, losses = json.loads((tmp_path / "told").read_text())
+def test_everything_works_without_the_core() -> None:
+    environment, command = os.environ | {"CAUSAL_CIRCUITS_PURE": "1"}, [sys.executable, "-c", WITHOUT_THE_CORE]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    path, tokens, losses = json.loads(told)
     task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     fused = cc.train(cc.disentangled_transformer(3, 6), task, cc.TrainConfig.joint(3, batch_size=32))
     assert (path, fused.path) == ("structured", "fused")
