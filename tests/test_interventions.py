@@ -89,7 +89,7 @@ def test_resampling_follows_its_seed_and_global_randomness_is_left_alone() -> No
 def test_ablation_in_several_pieces_is_ablation_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch, _ = case((2, 1), n=23)
     whole = {method: cc.ablate_heads(model, batch, [(0, 1), (1, 0)], method) for method in cc.ABLATION_METHODS}
-    monkeypatch.setattr("causal_circuits.interventions.ablation.CHUNK", 5)
+    monkeypatch.setattr("causal_circuits.interventions.measure.CHUNK", 5)
     for method, expected in whole.items():
         found = cc.ablate_heads(model, batch, [(0, 1), (1, 0)], method)
         assert found.loss == pytest.approx(expected.loss, rel=1e-6)
@@ -552,7 +552,7 @@ def test_bad_paths_are_named() -> None:
     def patch(*path: str) -> None:
         cc.patch_paths(model, clean, corrupted, first_token_log_prob, paths=[path])
 
-    assert_refused(lambda: patch("token", "logits"), "no sender 'token'", "embed, L0H0")
+    assert_refused(lambda: patch("token", "logits"), "no node 'token'", "embed, L0H0")
     assert_refused(lambda: patch("embed", "L2H0.q", "logits"), "no node 'L2H0.q'", "L1H0.v")
     assert_refused(lambda: patch("embed", "L1H0.q"), "'logits' at the end")
     assert_refused(lambda: patch("L1H0", "L0H0.q", "logits"), "later and later layers")
@@ -597,10 +597,10 @@ def test_scrubbing_children_leaves_alone_what_the_hypothesis_passes_over() -> No
 
 
 def test_donors_agree_where_they_must() -> None:
-    from causal_circuits.interventions.scrubbing import _Donor
+    from causal_circuits.interventions.scrubbing import _Donors
 
     tokens = torch.randint(3, (400, 6), generator=torch.Generator().manual_seed(0))
-    donor = _Donor(tokens, torch.Generator().manual_seed(1), agree=True)
+    donor = _Donors(tokens, torch.Generator().manual_seed(1), agree=True, everywhere=True)
     for positions in ((), (2,), (1, 4)):
         rows = donor(positions)
         assert rows.sort().values.equal(torch.arange(400)), "everybody gives once"

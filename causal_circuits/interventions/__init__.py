@@ -15,7 +15,8 @@ from causal_circuits.interventions.ablation import (
 from causal_circuits.interventions.knock_out import KNOCK_OUT_METHODS, KnockOut, KnockOutMethod, knock_out_edges
 from causal_circuits.interventions.measure import other_positions, other_sequences, standard_error
 from causal_circuits.interventions.metrics import METRICS, Cost, Metric, make_cost
-from causal_circuits.interventions.patching import PatchingResult, patch_activations, patch_paths
+from causal_circuits.interventions.patching import PatchingResult, patch_activations
+from causal_circuits.interventions.path_patching import patch_paths
 from causal_circuits.interventions.scrubbing import Scrubbed, scrub_hypothesis
 
 __all__ = [

@@ -6,14 +6,15 @@ from functools import partial
 from typing import Literal, get_args
 
 import torch
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.interventions.measure import (
-    CHUNK,
-    check,
     check_hooks,
+    check_input,
+    chunks,
     other_positions,
     other_sequences,
     predictions,
@@ -44,12 +45,9 @@ class AblationResult:
         attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words: it was
             analysed with it.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
-    >>> result = cc.ablate_heads(model, batch, [(0, 0)])
-    >>> result.heads, result.method, result.loss > result.baseline_loss
-    (((0, 0),), 'mean', True)
+    >>> result = AblationResult(((0, 0),), "mean", loss=1.0, baseline_loss=0.5, standard_error=0.01)
+    >>> result.share_of_gain_lost(reference_loss=1.5)
+    0.5
     """
 
     heads: tuple[tuple[int, int], ...]
@@ -98,16 +96,14 @@ def ablate_heads(
     >>> result.loss - result.baseline_loss > 2 * result.standard_error
     True
     """
-    check(model, batch)
-    heads = tuple((int(layer), int(head)) for layer, head in heads)
+    check_input(model, batch)
     if not heads:
         raise ValueError("ablate_heads needs at least one (layer, head): got none")
+    sites: dict[str, list[int]] = {}
     for layer, head in heads:
         check_head(model, layer, head)
-    names = sorted({f"blocks.{layer}.attn.hook_z" for layer, _ in heads})
-    sites = {name: [head for layer, head in heads if name == f"blocks.{layer}.attn.hook_z"] for name in names}
-    before, after = _costs_before_and_after(model, batch, sites, method, metric, task, seed)
-    return _result(model, heads, (), method, metric, before, after)
+        sites.setdefault(f"blocks.{layer}.attn.hook_z", []).append(head)
+    return _ablated(model, batch, sites, method, metric, task, seed, heads=tuple(heads))
 
 
 @check_arguments
@@ -143,7 +139,7 @@ def ablate_slots(
     >>> result.slots, result.loss > result.baseline_loss
     (('position',), True)
     """
-    check(model, batch)
+    check_input(model, batch)
     known, n_layers = slots(model), model.cfg.n_layers
     if not names:
         raise ValueError(f"ablate_slots needs at least one slot: got none; the model has {', '.join(known)}")
@@ -154,27 +150,11 @@ def ablate_slots(
         raise ValueError(f"layer must lie in 0 .. {n_layers} ({n_layers} is the final residual stream): got {layer}")
     hook = f"blocks.{layer}.hook_resid_pre" if layer < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
     sites = {hook: [known[name].slice for name in names]}
-    before, after = _costs_before_and_after(model, batch, sites, method, metric, task, seed)
-    return _result(model, (), tuple(names), method, metric, before, after)
-
-
-def _result(
-    model: HookedTransformer,
-    heads: tuple[tuple[int, int], ...],
-    slot_names: tuple[str, ...],
-    method: AblationMethod,
-    metric: Metric,
-    before: Tensor,
-    after: Tensor,
-) -> AblationResult:
-    name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
-    error = standard_error(after - before)
-    means = float(after.mean()), float(before.mean())
-    return AblationResult(heads, method, *means, error, slot_names, name, attachments(model))
+    return _ablated(model, batch, sites, method, metric, task, seed, slots=tuple(names))
 
 
 @torch.no_grad()
-def _costs_before_and_after(
+def _ablated(
     model: HookedTransformer,
     batch: Batch,
     sites: _Sites,
@@ -182,38 +162,53 @@ def _costs_before_and_after(
     metric: Metric,
     task: Task | None,
     seed: int,
-) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """The metric of every sequence without and with the replacement."""
-    if method not in ABLATION_METHODS:
-        raise ValueError(f"method must be one of {', '.join(ABLATION_METHODS)}: got {method!r}")
+    *,
+    heads: tuple[tuple[int, int], ...] = (),
+    slots: tuple[str, ...] = (),
+) -> AblationResult:
+    """The metric with and without the replacement."""
     check_hooks(model, list(sites))
     cost = make_cost(metric, batch, model=model, task=task)
-    replacement = _replacement(model, batch.tokens, sites, method, seed)
-    before = predictions(model, batch.tokens)
-    after = []
-    for start in range(0, len(batch), CHUNK):
-        rows = slice(start, start + CHUNK)
-
-        def overwrite(activation: Tensor, hook: object, name: str, rows: slice = rows) -> Tensor:
-            written, activation = replacement(name, activation, rows), activation.clone()
-            for where in sites[name]:
-                activation[:, :, where] = written[:, :, where]
-            return activation
-
-        with model.hooks(fwd_hooks=[(name, partial(overwrite, name=name)) for name in sites]):
-            after.append(log_probs(model, batch.tokens[rows]))
-    return cost.sign * cost(before), cost.sign * cost(torch.cat(after))
+    source = _source(model, batch.tokens, sites, method, seed)
+    before, after = cost(predictions(model, batch.tokens)), cost(_with_replaced(model, batch.tokens, sites, source))
+    return AblationResult(
+        heads=heads,
+        method=method,
+        loss=float(cost.sign * after.mean()),
+        baseline_loss=float(cost.sign * before.mean()),
+        standard_error=standard_error(after - before),
+        slots=slots,
+        metric=cost.name,
+        attached=attachments(model),
+    )
 
 
-def _replacement(model: HookedTransformer, tokens: Tensor, sites: _Sites, method: AblationMethod, seed: int) -> _Source:
+def _with_replaced(
+    model: HookedTransformer, tokens: Tensor, sites: _Sites, source: _Source
+) -> Float[Tensor, "batch d_vocab"]:
+    """Log-probabilities with something else written at some sites."""
+
+    def overwrite(activation: Tensor, hook: object, name: str, rows: slice) -> Tensor:
+        written, activation = source(name, activation, rows), activation.clone()
+        for where in sites[name]:
+            activation[:, :, where] = written[:, :, where]
+        return activation
+
+    found = []
+    for rows in chunks(len(tokens)):
+        with model.hooks(fwd_hooks=[(name, partial(overwrite, name=name, rows=rows)) for name in sites]):
+            found.append(log_probs(model, tokens[rows]))
+    return torch.cat(found)
+
+
+def _source(model: HookedTransformer, tokens: Tensor, sites: _Sites, method: AblationMethod, seed: int) -> _Source:
     """What to write in place of an activation [batch, pos, ...]."""
     if method == "zero":
         return lambda name, activation, rows: torch.zeros_like(activation)
     if method == "permute":
-        donor = other_positions(len(tokens), tokens.shape[1], seed).to(tokens.device)
-        return lambda name, activation, rows: activation[
-            torch.arange(len(activation), device=tokens.device)[:, None], donor[rows]
-        ]
+        positions = other_positions(len(tokens), tokens.shape[1], seed).to(tokens.device)
+        sequences = torch.arange(len(tokens), device=tokens.device)[:, None]
+        return lambda name, activation, rows: activation[sequences[: len(activation)], positions[rows]]
     if method == "resample":
         others, own = other_sequences(len(tokens), seed).to(tokens.device), _activations(model, tokens, sites)
         return lambda name, activation, rows: own[name][others[rows]]
@@ -223,23 +218,15 @@ def _replacement(model: HookedTransformer, tokens: Tensor, sites: _Sites, method
 
 def _activations(model: HookedTransformer, tokens: Tensor, sites: _Sites) -> dict[str, Tensor]:
     """The untouched activations of all sequences."""
-    kept: dict[str, list[Tensor]] = {name: [] for name in sites}
-    for start in range(0, len(tokens), CHUNK):
-        _, cache = model.run_with_cache(tokens[start : start + CHUNK], names_filter=list(sites))
-        for name in sites:
-            kept[name].append(cache[name])
-    return {name: torch.cat(pieces) for name, pieces in kept.items()}
+    caches = [model.run_with_cache(tokens[rows], names_filter=list(sites))[1] for rows in chunks(len(tokens))]
+    return {name: torch.cat([cache[name] for cache in caches]) for name in sites}
 
 
 def _means(model: HookedTransformer, tokens: Tensor, sites: _Sites) -> dict[str, Tensor]:
     """The mean of each activation over sequences; of the residual stream over positions too."""
-    totals: dict[str, Tensor] = {}
-    for start in range(0, len(tokens), CHUNK):
-        for name, activation in _activations(model, tokens[start : start + CHUNK], sites).items():
-            summed = activation.double().sum(dim=0, keepdim=True)
-            totals[name] = totals[name] + summed if name in totals else summed
-    means = {name: (total / len(tokens)).to(model.W_U.dtype) for name, total in totals.items()}
-    return {
-        name: mean if name.endswith("hook_z") else mean.mean(dim=1, keepdim=True).expand_as(mean)
-        for name, mean in means.items()
-    }
+    axes = {name: "batch pos ... -> " + ("1 pos ..." if name.endswith("hook_z") else "1 1 ...") for name in sites}
+    shares = [
+        {name: reduce(own.double(), axes[name], "mean") * len(own) / len(tokens) for name, own in some.items()}
+        for some in (_activations(model, tokens[rows], sites) for rows in chunks(len(tokens)))
+    ]
+    return {name: torch.stack([share[name] for share in shares]).sum(dim=0).to(model.W_U.dtype) for name in sites}

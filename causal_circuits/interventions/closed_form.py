@@ -36,32 +36,16 @@ class ChangedRows:
     """
 
     def __init__(self, model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> None:
-        layout, batch = layout_of(model), len(tokens)
-        self.layout, self.n_heads = layout, layout.n_heads
-        self.embedding = torch.cat(
-            [
-                torch.nn.functional.one_hot(tokens, layout.d_vocab).to(model.W_U.dtype),
-                torch.eye(layout.n_ctx, dtype=model.W_U.dtype, device=tokens.device).expand(batch, -1, -1),
-            ],
-            dim=-1,
-        )
-        width = layout.width(1)
-        self.attention = [block.attn.W_Q[:, : layout.width(layer)].detach() for layer, block in enumerate(model.blocks)]
-        self.readout, self.bias = model.W_U.detach(), model.b_U.detach()
-        future = torch.ones(layout.n_ctx, layout.n_ctx, dtype=torch.bool, device=tokens.device).triu(1)
-        scores = [
-            self.embedding @ self.attention[0][head, :, : layout.d_block] @ self.embedding.mT
-            for head in range(layout.n_heads[0])
-        ]
-        self.patterns = torch.stack([s.masked_fill(future, -torch.inf).softmax(dim=-1) for s in scores], dim=1)
-        copied = [self.patterns[:, head] @ self.embedding for head in range(layout.n_heads[0])]
-        self.residual = torch.cat([self.embedding, *copied], dim=-1)  # what layer 1 reads, [batch, pos, width]
-        self.queries = [self.residual[:, -1] @ self.attention[1][g, :, :width] for g in range(layout.n_heads[1])]
+        self.layout, width = layout_of(model), layout_of(model).width(1)
+        _, cache = model.run_with_cache(tokens, names_filter="blocks.1.hook_resid_pre")
+        self.residual = cache["blocks.1.hook_resid_pre"][..., :width]  # what layer 1 reads
+        self.embedding = self.residual[..., : self.layout.d_block]
+        self.attention = list(model.blocks[1].attn.W_Q.detach()[: self.layout.n_heads[1], :width, :width])
+        direct, *self.readout = model.W_U.detach()[: width * (1 + len(self.attention))].split(width)
+        self.direct_readout, self.direct = direct, self.residual[:, -1] @ direct + model.b_U.detach()
+        self.queries = [self.residual[:, -1] @ attention for attention in self.attention]
         self.scores = [torch.einsum("bd,bkd->bk", query, self.residual) for query in self.queries]
-        self.values = [
-            self.residual @ self.readout[width * (1 + g) : width * (2 + g)] for g in range(layout.n_heads[1])
-        ]
-        self.direct = self.residual[:, -1] @ self.readout[:width] + self.bias
+        self.values = [self.residual @ readout for readout in self.readout]
 
     def log_probs(
         self, layer: int, head: int, row: int, change: Float[Tensor, "entry batch key_pos"]
@@ -75,28 +59,27 @@ class ChangedRows:
         read = [torch.einsum("bk,bkv->bv", s.softmax(dim=-1), v) for s, v in zip(self.scores, self.values, strict=True)]
         logits = (self.direct + sum(read)).expand(len(change), -1, -1)
         if row < self.layout.n_ctx - 1:
-            return logits  # a row that nobody reads
+            return logits  # the prediction reads the last row alone
         return logits + torch.einsum("ebk,bkv->ebv", change, self.values[head])
 
     def _layer_0(self, head: int, row: int, change: Tensor) -> Tensor:
-        layout, width = self.layout, self.layout.width(1)
-        block = slice((1 + head) * layout.d_block, (2 + head) * layout.d_block)  # what head wrote, within the residual
-        is_last = row == layout.n_ctx - 1
+        d_block, is_query = self.layout.d_block, row == self.layout.n_ctx - 1
+        block = slice((1 + head) * d_block, (2 + head) * d_block)  # what the head wrote, within the residual
         logits = self.direct.expand(len(change), -1, -1)
-        if is_last:
-            logits = logits + self._through(change, self.readout[:width][block])
-        for g, (query, scores, values) in enumerate(zip(self.queries, self.scores, self.values, strict=True)):
-            moved = scores.expand(len(change), -1, -1).clone()
-            if is_last:
-                weights = self.attention[1][g, block, :width]
-                turn = self._through(change, weights)  # change of the query, [entry, batch, width]
-                moved += torch.einsum("ebd,bkd->ebk", turn, self.residual)
-                query = query + turn
-            moved[..., row] += self._along(change, query[..., block])
-            pattern = moved.softmax(dim=-1)
+        if is_query:
+            logits = logits + self._through(change, self.direct_readout[block])
+        for attention, readout, query, old_scores, values in zip(
+            self.attention, self.readout, self.queries, self.scores, self.values, strict=True
+        ):
+            scores = old_scores.expand(len(change), -1, -1).clone()
+            if is_query:
+                change_of_query = self._through(change, attention[block])  # [entry, batch, width]
+                scores += torch.einsum("ebd,bkd->ebk", change_of_query, self.residual)
+                query = query + change_of_query
+            scores[..., row] += self._along(change, query[..., block])
+            pattern = scores.softmax(dim=-1)
             logits = logits + torch.einsum("ebk,bkv->ebv", pattern, values)
-            written = self.readout[width * (1 + g) : width * (2 + g)][block]
-            logits = logits + pattern[..., row, None] * self._through(change, written)
+            logits = logits + pattern[..., row, None] * self._through(change, readout[block])
         return logits
 
     def _through(self, change: Tensor, weights: Float[Tensor, "d_block width"]) -> Float[Tensor, "entry batch width"]:

@@ -1,17 +1,25 @@
 """Cut single attention entries, one at a time, and measure what each costs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, get_args
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.interventions.closed_form import ChangedRows, has_closed_form
-from causal_circuits.interventions.measure import CHUNK, check, check_hooks, other_sequences
+from causal_circuits.interventions.measure import (
+    CHUNK,
+    check_hooks,
+    check_input,
+    chunks,
+    other_sequences,
+    predictions,
+)
 from causal_circuits.interventions.metrics import Metric, make_cost
 from causal_circuits.models import HookedTransformer, attachments, check_head, live_heads, log_probs
 from causal_circuits.tasks import Batch, Task
@@ -98,32 +106,25 @@ def knock_out_edges(
     >>> cc.edge_auroc(cuts.effect[0], task.graph)
     1.0
     """
-    if method not in KNOCK_OUT_METHODS:
-        raise ValueError(f"method must be one of {', '.join(KNOCK_OUT_METHODS)}: got {method!r}")
-    if path not in get_args(Path):
-        raise ValueError(f"path must be one of {', '.join(get_args(Path))}: got {path!r}")
     if copies < 1:
         raise ValueError(f"copies must be at least 1: got {copies}; 8192 is the default")
-    check(model, batch)
+    check_input(model, batch)
     rows = _rows(model, layer, entries, batch.tokens.shape[1])
     check_hooks(model, [f"blocks.{layer}.attn.hook_pattern"])
     path = _choose_path(model, path)
     cost = make_cost(metric, batch, model=model, task=task)
     patterns, untouched = _patterns_and_predictions(model, batch.tokens, layer)
-    baseline = cost(untouched)
-    change, predict = _Change(patterns, method, seed), _predictor(model, batch.tokens, layer, path)
+    baseline, predict = cost(untouched), _predictor(model, batch.tokens, layer, path)
+    change_of_row = _changes(patterns, method, seed)
     heads = max(head for at, head in live_heads(model) if at == layer) + 1
     effect, error = (torch.full((heads, *patterns.shape[2:]), torch.nan, dtype=torch.float64) for _ in range(2))
+    per_pass = max(1, copies // min(len(batch), CHUNK))
     for head, query, keys in rows:
-        per_pass = max(1, copies // min(len(batch), CHUNK))
-        for first in range(0, len(keys), per_pass):
-            some = keys[first : first + per_pass]
-            harm = cost(predict(head, query, change.of_row(head, query, some))) - baseline
+        for some in (keys[first : first + per_pass] for first in range(0, len(keys), per_pass)):
+            harm = cost(predict(head, query, change_of_row(head, query, some))) - baseline
             effect[head, query, some] = harm.mean(dim=-1).cpu()
-            if len(batch) > 1:
-                error[head, query, some] = (harm.std(dim=-1) / len(batch) ** 0.5).cpu()
-            else:
-                error[head, query, some] = torch.inf
+            spread = harm.std(dim=-1) if len(batch) > 1 else harm.new_full((len(some),), torch.inf)
+            error[head, query, some] = (spread / len(batch) ** 0.5).cpu()
     return KnockOut(
         layer=layer,
         effect=effect.float(),
@@ -162,81 +163,70 @@ def _choose_path(model: HookedTransformer, path: Path) -> Path:
     return path if path != "auto" else "closed_form" if has_closed_form(model) else "hooks"
 
 
-class _Change:
-    """What cutting an entry adds to its row of attention."""
+def _changes(
+    patterns: Float[Tensor, "batch head_index query_pos key_pos"], method: KnockOutMethod, seed: int
+) -> Callable[[int, int, list[int]], Float[Tensor, "entry batch key_pos"]]:
+    """A function of (head, query, keys): for each key the change of the row when its entry is cut."""
+    generator = torch.Generator().manual_seed(seed)
+    donor = other_sequences(len(patterns), seed) if method == "resample" else None
 
-    def __init__(
-        self, patterns: Float[Tensor, "batch head_index query_pos key_pos"], method: KnockOutMethod, seed: int
-    ) -> None:
-        self.patterns, self.method, n = patterns, method, len(patterns)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.donor = other_sequences(n, seed) if method == "resample" else None
-
-    def of_row(self, head: int, query: int, keys: list[int]) -> Float[Tensor, "entry batch key_pos"]:
-        """For each key the change of the whole row when the entry (query, key) is cut."""
-        row, which = self.patterns[:, head, query], torch.arange(len(keys))
-        cut, weight = row.new_zeros(len(keys), *row.shape), row[:, keys].T
-        if self.method == "renormalize":
-            cut[which, :, keys] = -weight
-            rest = row + cut
+    def of_row(head: int, query: int, keys: list[int]) -> Float[Tensor, "entry batch key_pos"]:
+        row, which = patterns[:, head, query], torch.arange(len(keys))
+        weight = rearrange(row[:, keys], "batch entry -> entry batch")
+        change = row.new_zeros(len(keys), *row.shape)
+        if method == "permute":  # two entries of the row change places
+            other = torch.randint(max(query, 1), weight.shape, generator=generator).to(row.device)
+            other = (other + (other >= torch.tensor(keys, device=row.device)[:, None])).clamp(max=query)[..., None]
+            difference = row.expand(len(keys), -1, -1).gather(-1, other)[..., 0] - weight
+            change.scatter_(-1, other, -difference[..., None])
+            change[which, :, keys] += difference
+            return change
+        change[which, :, keys] = -weight
+        if method == "renormalize":
+            rest = row + change
             return rest / rest.sum(dim=-1, keepdim=True).clamp(min=1e-30) - row
-        if self.method == "permute":
-            other = torch.randint(max(query, 1), weight.shape, generator=self.generator).to(row.device)
-            other = (other + (other >= torch.tensor(keys, device=row.device)[:, None])).clamp(max=query)
-            difference = row.expand(len(keys), -1, -1).gather(-1, other[..., None])[..., 0] - weight
-            cut.scatter_(-1, other[..., None], -difference[..., None])
-            cut[which, :, keys] += difference
-            return cut
-        cut[which, :, keys] = self._replacement(row, weight, head, query, keys) - weight
-        return cut
+        if method == "mean":
+            change[which, :, keys] += row[:, keys].double().mean(dim=0).to(row.dtype)[:, None]
+        if donor is not None:
+            change[which, :, keys] += row[donor][:, keys].T
+        return change
 
-    def _replacement(self, row: Tensor, weight: Tensor, head: int, query: int, keys: list[int]) -> Tensor:
-        if self.method == "mean":
-            return row[:, keys].double().mean(dim=0).to(row.dtype)[:, None]
-        if self.donor is not None:
-            return self.patterns[self.donor, head, query][:, keys].T
-        return torch.zeros_like(weight)
+    return of_row
 
 
-_Predict = Callable[[int, int, Tensor], Tensor]  # head, query_pos, change [entry batch key] -> log-probabilities
-
-
-def _predictor(model: HookedTransformer, tokens: Tensor, layer: int, path: Path) -> _Predict:
-    """A function that predicts for every sequence with a row changed, one way or the other."""
+def _predictor(
+    model: HookedTransformer, tokens: Tensor, layer: int, path: Path
+) -> Callable[[int, int, Tensor], Float[Tensor, "entry batch d_vocab"]]:
+    """A function of (head, query, change of the row): the log-probabilities of every sequence."""
+    pieces = chunks(len(tokens))
     if path == "closed_form":
-        changed = [(rows, ChangedRows(model, tokens[rows])) for rows in _chunks(len(tokens))]
+        changed = [ChangedRows(model, tokens[rows]) for rows in pieces]
         return lambda head, query, change: torch.cat(
-            [piece.log_probs(layer, head, query, change[:, rows]) for rows, piece in changed], dim=1
+            [some.log_probs(layer, head, query, change[:, rows]) for some, rows in zip(changed, pieces, strict=True)],
+            dim=1,
         )
 
     def by_hooks(head: int, query: int, change: Tensor) -> Tensor:
-        pieces = [(tokens[rows], change[:, rows]) for rows in _chunks(len(tokens))]
-        return torch.cat([_with_row_changed(model, some, layer, head, query, by) for some, by in pieces], dim=1)
+        """One pass over a copy of the sequences for each entry."""
+        found = []
+        for rows in pieces:
+            copies, added = tokens[rows].repeat(len(change), 1), rearrange(change[:, rows], "e b key -> (e b) key")
+
+            def add(pattern: Tensor, hook: object, added: Tensor = added) -> Tensor:
+                pattern = pattern.clone()
+                pattern[:, head, query] += added
+                return pattern
+
+            with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", add)]):
+                found.append(rearrange(log_probs(model, copies), "(e b) v -> e b v", e=len(change)))
+        return torch.cat(found, dim=1)
 
     return by_hooks
-
-
-def _chunks(n: int) -> Iterator[slice]:
-    return (slice(start, start + CHUNK) for start in range(0, n, CHUNK))
-
-
-def _with_row_changed(
-    model: HookedTransformer, tokens: Tensor, layer: int, head: int, query: int, change: Tensor
-) -> Float[Tensor, "entry batch d_vocab"]:
-    """One pass over a copy of the sequences for each change."""
-
-    def add(pattern: Tensor, hook: object) -> Tensor:
-        pattern = pattern.clone()
-        pattern[:, head, query] += change.flatten(0, 1)
-        return pattern
-
-    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", add)]):
-        return log_probs(model, tokens.repeat(len(change), 1)).view(*change.shape[:2], -1)
 
 
 def _patterns_and_predictions(model: HookedTransformer, tokens: Tensor, layer: int) -> tuple[Tensor, Tensor]:
     """The untouched patterns of a layer and log-probabilities, of all sequences."""
     kept: list[Tensor] = []
     with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", lambda pattern, hook: kept.append(pattern))]):
-        predicted = [log_probs(model, tokens[rows]) for rows in _chunks(len(tokens))]
-    return torch.cat(kept), torch.cat(predicted)
+        predicted = predictions(model, tokens)
+    return torch.cat(kept), predicted

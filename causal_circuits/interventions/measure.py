@@ -11,12 +11,17 @@ from causal_circuits.tasks import Batch
 CHUNK = acceptance.CHUNK  # sequences of one pass: what `check_forward` tries where something is attached
 
 
+def chunks(n: int) -> list[slice]:
+    """Rows 0 .. n - 1 in pieces of `CHUNK`."""
+    return [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]
+
+
 def predictions(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
     """Log-probabilities at the last position, `CHUNK` sequences at a time, with whatever hooks are attached."""
-    return torch.cat([log_probs(model, tokens[start : start + CHUNK]) for start in range(0, len(tokens), CHUNK)])
+    return torch.cat([log_probs(model, tokens[rows]) for rows in chunks(len(tokens))])
 
 
-def check(model: HookedTransformer, batch: Batch) -> None:
+def check_input(model: HookedTransformer, batch: Batch) -> None:
     """Raise a ValueError unless the batch is sound, fits the model, and the model answers it one way only."""
     batch.check(model.cfg.d_vocab, d_vocab_out=model.cfg.d_vocab_out)
     check_model(model, model.cfg.d_vocab, batch.tokens.shape[1])
@@ -32,7 +37,7 @@ def check_hooks(model: HookedTransformer, names: list[str]) -> None:
 
 @check_arguments
 def other_sequences(n: int, seed: int) -> Int[Tensor, " batch"]:
-    """For each of n sequences another one to borrow from: a cycle through all in random order, so nobody is their own.
+    """For each of n sequences another one to borrow from: one random cycle through all, a derangement.
 
     >>> sorted(other_sequences(4, seed=0).tolist())
     [0, 1, 2, 3]
@@ -40,9 +45,7 @@ def other_sequences(n: int, seed: int) -> Int[Tensor, " batch"]:
     if n < 2:
         raise ValueError(f"resampling needs at least 2 sequences to take another one's value: got {n}")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    donor = torch.empty_like(order)
-    donor[order] = order.roll(1)
-    return donor
+    return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
 
 @check_arguments

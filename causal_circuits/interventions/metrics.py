@@ -1,7 +1,7 @@
 """What an intervention is judged by: five metrics of a prediction, and one sign for all of them.
 
-A *cost* is a metric turned so that lower is better. The *effect* of an intervention is how much it raises the cost,
-sequence by sequence: positive means that what was broken was of use, whatever the metric.
+A *cost* is a metric with the sign by which lower is better. The *effect* of an intervention is how much it raises the
+cost, sequence by sequence: positive means that what was ablated was of use, whatever the metric.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,12 @@ MetricName = Literal["loss", "kl_to_model", "kl_to_posterior", "logit_difference
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 Predictions = Float[Tensor, "*copies batch d_vocab"]
 Metric = MetricName | Callable[[Predictions], Float[Tensor, "*copies batch"]]
-_HIGHER_IS_BETTER = ("logit_difference", "accuracy")
 
 
 @check_arguments
 @dataclass(frozen=True)
 class Cost:
-    """A metric of log-probabilities at the last position, turned so that lower is better.
+    """A metric of log-probabilities at the last position, with the sign by which lower is better.
 
     Attributes:
         name: of the metric.
@@ -35,7 +34,7 @@ class Cost:
 
     >>> import torch
     >>> cost = Cost("share right", -1, lambda log_probs: log_probs.exp()[..., 0])
-    >>> cost(torch.tensor([[0.25, 0.75]]).log())  # more is better, so it is turned round
+    >>> cost(torch.tensor([[0.25, 0.75]]).log())
     tensor([-0.2500], dtype=torch.float64)
     """
 
@@ -44,7 +43,7 @@ class Cost:
     metric: Callable[[Predictions], Float[Tensor, "*copies batch"]]
 
     def __call__(self, predictions: Predictions) -> Float[Tensor, "*copies batch"]:
-        """The cost of every sequence, float64; a ValueError where it is not a number."""
+        """The cost of every sequence, float64; a ValueError where it is NaN."""
         found, wanted = self.metric(predictions), predictions.shape[:-1]
         if not isinstance(found, Tensor) or found.shape != wanted or found.is_complex():
             raise ValueError(
@@ -80,31 +79,24 @@ def make_cost(
     >>> make_cost("loss", batch)(torch.tensor([[0.5, 0.5]]).log()).item()
     0.6931471824645996
     """
+    target = batch.target_probs
     if callable(metric):
         return Cost(getattr(metric, "__name__", "metric"), 1, metric)
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, or a function: got {metric!r}")
-    return Cost(metric, -1 if metric in _HIGHER_IS_BETTER else 1, _metric(metric, batch, model, task))
-
-
-def _metric(
-    name: MetricName, batch: Batch, model: HookedTransformer | None, task: Task | None
-) -> Callable[[Predictions], Float[Tensor, "*copies batch"]]:
-    target = batch.target_probs
-    best = torch.nn.functional.one_hot(target.argmax(dim=-1), target.shape[-1]).to(target.dtype)
-    if name == "loss":
-        return lambda predictions: -(target * predictions).sum(dim=-1)
-    if name == "accuracy":
-        return lambda predictions: (predictions.argmax(dim=-1) == target.argmax(dim=-1)).to(predictions.dtype)
-    if name == "logit_difference":
-        contrast = best - (1 - best) / max(target.shape[-1] - 1, 1)
-        return lambda predictions: (contrast * predictions).sum(dim=-1)
-    if name == "kl_to_model":
+    if metric == "loss":
+        return Cost(metric, 1, lambda predictions: -(target * predictions).sum(dim=-1))
+    if metric == "accuracy":
+        best = target.argmax(dim=-1)
+        return Cost(metric, -1, lambda predictions: (predictions.argmax(dim=-1) == best).to(predictions.dtype))
+    if metric == "logit_difference":
+        is_best = torch.nn.functional.one_hot(target.argmax(dim=-1), target.shape[-1]).to(target.dtype)
+        contrast = is_best - (1 - is_best) / max(target.shape[-1] - 1, 1)
+        return Cost(metric, -1, lambda predictions: (contrast * predictions).sum(dim=-1))
+    if metric == "kl_to_model":
         if model is None:
             raise ValueError("metric 'kl_to_model' compares with the untouched model: pass model=")
         with torch.no_grad():
             reference = log_probs(model, batch.tokens)
-        return lambda predictions: (reference.exp() * (reference - predictions)).sum(dim=-1)
+        return Cost(metric, 1, lambda predictions: (reference.exp() * (reference - predictions)).sum(dim=-1))
     if task is None:
         raise ValueError("metric 'kl_to_posterior' needs the task whose edge posterior it compares with: pass task=")
     if not isinstance(task, InContextTask):
@@ -114,4 +106,4 @@ def _metric(
         )
     posterior = task.bayes_predictor(batch.tokens).to(target.device)
     entropy = torch.special.xlogy(posterior, posterior).sum(dim=-1)
-    return lambda predictions: entropy - (posterior * predictions.double()).sum(dim=-1)
+    return Cost(metric, 1, lambda predictions: entropy - (posterior * predictions.double()).sum(dim=-1))
