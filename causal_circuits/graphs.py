@@ -1,14 +1,14 @@
 """Causal graphs over the positions of a context: make, validate, compare.
 
-A causal graph is a `networkx.DiGraph` whose nodes are the context positions ``0 .. n_ctx - 1`` and one
-more node, ``n_ctx``: the *target*, the token to be predicted. An edge goes parent -> child, and a parent
-always precedes its child. A node may have a "label", which figures show. `graph.graph["target"]` says that the last
-node is the target: the functions here write it, and a graph without a query that does not say it brings a warning.
+A causal graph is a `networkx.DiGraph` whose nodes are the context positions ``0 .. n_ctx - 1`` and one more node,
+``n_ctx``: the *target*, the token to be predicted. An edge goes parent -> child, and a parent precedes its child. A
+node may have a "label", which figures show. `graph.graph["target"]` says that the last node is the target: the
+functions here write it, and a graph without a query that does not say it brings a warning.
 
 Two families (Nichani, Damian & Lee 2024, sections 2 and 6):
 
-* **forests with a query.** The last context position is the *query*: it has no parents, its token is
-  uniform, and it is the only parent of the target. Every other position has one parent or is a root.
+* **forests with a query.** The last context position is the *query*: it has no parents, its token is uniform, and it
+  is the only parent of the target. Every other position has one parent or is a root.
 * **general DAGs.** Positions have up to k parents, and so has the target.
 """
 
@@ -26,7 +26,6 @@ from causal_circuits.display import short_list, table_html
 
 Parents = Sequence[Any] | np.ndarray | Tensor  # `graph_from_parents` says what is wrong with an entry, and where
 
-
 # Far beyond what an [n_ctx, n_ctx] matrix of attention allows; a larger number is a slip, and would fill the memory.
 MOST_POSITIONS = 100_000
 
@@ -39,7 +38,7 @@ def chain_graph(n_ctx: int) -> nx.DiGraph:
     [(0, 1), (1, 2), (3, 4)]
     """
     _check_n_ctx(n_ctx)
-    return _named("chain", graph_from_parents([None, *range(n_ctx - 2)]))
+    return _named("chain", [None, *range(n_ctx - 2)])
 
 
 @check_arguments
@@ -50,8 +49,7 @@ def pairs_graph(n_ctx: int) -> nx.DiGraph:
     [(0, 1), (2, 3), (5, 6)]
     """
     _check_n_ctx(n_ctx)
-    parents = [i - 1 if i % 2 else None for i in range(n_ctx - 1)]
-    return _named("pairs", graph_from_parents(parents))
+    return _named("pairs", [i - 1 if i % 2 else None for i in range(n_ctx - 1)])
 
 
 @check_arguments
@@ -75,7 +73,7 @@ def random_forest(n_ctx: int, root_probability: float = 0.5, seed: int | np.rand
         is_root = generator.random() < root_probability
         parent = int(generator.integers(position))
         parents.append(None if is_root else parent)
-    return _named("forest", graph_from_parents(parents))
+    return _named("forest", parents)
 
 
 @check_arguments
@@ -91,7 +89,7 @@ def ngram_graph(n_ctx: int, order: int) -> nx.DiGraph:
     if not _is_integer(order) or not 1 <= order < n_ctx:
         raise ValueError(f"an n-gram's order must be an integer in 1 .. n_ctx - 1 = {n_ctx - 1}: got {order!r}")
     parents = [() if i < order else tuple(range(i - order, i)) for i in range(n_ctx + 1)]
-    return _named(f"{order + 1}-gram", graph_from_parents(parents))
+    return _named(f"{order + 1}-gram", parents)
 
 
 @check_arguments
@@ -157,13 +155,55 @@ def graph_from_digraph(digraph: nx.DiGraph) -> nx.DiGraph:
             f"a graph with a query gives each position at most one parent: position {crowded[0]} has "
             f"{list(parents_of(digraph, crowded[0]))}; add the target node yourself to use several parents"
         )
-    graph = nx.DiGraph()
+    graph = nx.DiGraph(target=n + 1)
     graph.add_nodes_from(range(n + 2))
-    graph.add_nodes_from(digraph.nodes(data=True))
-    graph.add_edges_from((int(parent), int(child), facts) for parent, child, facts in digraph.edges(data=True))
+    graph.update(digraph)
     graph.add_edge(n, n + 1)
-    graph.graph.update(digraph.graph, target=n + 1)
+    graph.graph.update(digraph.graph)
     return graph
+
+
+def _named(name: str, parents: Parents) -> nx.DiGraph:
+    graph = graph_from_parents(parents)
+    graph.graph["name"] = name
+    return graph
+
+
+def _check_n_ctx(n_ctx: int) -> None:
+    if not _is_integer(n_ctx) or n_ctx < 2:
+        raise ValueError(f"n_ctx must be an integer of at least 2 (one position and the query): got {n_ctx!r}")
+    if n_ctx > MOST_POSITIONS:
+        raise ValueError(f"n_ctx must be at most {MOST_POSITIONS:,} (attention is [n_ctx, n_ctx]): got {n_ctx:,}")
+
+
+def _plain(value: Any) -> Any:
+    """Lists and numbers in place of arrays and tensors."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic | Tensor) else value
+
+
+def _entry_parents(child: int, entry: object, n_ctx: int) -> list[int]:
+    """The parents that one entry of a parents list names, each checked to lie in the context."""
+    listed: list[Any] = list(entry) if isinstance(entry, list | tuple) else [entry]
+    if listed == [None] or (listed == [-1] and _is_integer(entry)):
+        return []
+    for parent in listed:
+        if not _is_integer(parent):
+            raise ValueError(
+                f"a parent must be an integer position, None or -1 for a root: got {parent!r} at position {child}"
+            )
+        if not 0 <= parent < n_ctx:
+            raise ValueError(
+                f"a parent must lie in the context 0 .. {n_ctx - 1}: got {parent} at position {child}; "
+                "use None or -1 for a root"
+            )
+    if len(set(listed)) != len(listed):
+        raise ValueError(f"a parent may be named once: got {listed} at position {child}; remove the repetition")
+    if listed != sorted(listed):
+        raise ValueError(
+            f"parents must be named in order, as the axes of the transition matrix: got {listed} at position "
+            f"{child}; write {sorted(listed)}"
+        )
+    return [int(parent) for parent in listed]
 
 
 @check_arguments
@@ -196,42 +236,36 @@ def validate_graph(graph: nx.DiGraph) -> None:
 def _check_digraph(graph: nx.DiGraph) -> None:
     """Raise a ValueError unless it is a DiGraph over 0 .. n - 1 whose edges point forward; its target is n - 1."""
     _check_type(graph)
-    n_nodes = graph.number_of_nodes()
-    if n_nodes == 0:
+    last = graph.number_of_nodes() - 1
+    if last < 0:
         raise ValueError("a graph needs at least one position: got an empty graph")
-    strange = [node for node in graph if not _is_integer(node) or not 0 <= node < n_nodes]
+    strange = [node for node in graph if not _is_integer(node) or not 0 <= node <= last]
     if strange:
         raise ValueError(
-            f"nodes must be the positions 0 .. {n_nodes - 1} as integers: got {strange[0]!r}; "
+            f"nodes must be the positions 0 .. {last} as integers: got {strange[0]!r}; "
             f"relabel them by {_relabelling(graph)}"
         )
     backward = [edge for edge in graph.edges if edge[0] >= edge[1]]
     if backward and not nx.is_directed_acyclic_graph(graph):
-        cycle = [edge[0] for edge in nx.find_cycle(graph)]
-        loop = " -> ".join(str(node) for node in [*cycle, cycle[0]])
-        raise ValueError(f"a causal graph has no cycle: found {loop}; remove one of these edges")
+        loop = " -> ".join(str(parent) for parent, _ in nx.find_cycle(graph))
+        raise ValueError(f"a causal graph has no cycle: found {loop} -> {loop.split()[0]}; remove one of these edges")
     for parent, child in backward:
         raise ValueError(
-            f"a parent must precede its child: edge {parent} -> {child} in a graph over {n_nodes - 1} positions; "
+            f"a parent must precede its child: edge {parent} -> {child} in a graph over {last} positions; "
             "renumber the positions"
         )
-    if graph.graph.get("target", n_nodes - 1) != n_nodes - 1:
+    if graph.graph.get("target", last) != last:
         raise ValueError(
-            f'the target must be the last node, {n_nodes - 1}: graph.graph["target"] is {graph.graph["target"]!r}; '
+            f'the target must be the last node, {last}: graph.graph["target"] is {graph.graph["target"]!r}; '
             "correct it, or take it away and use graph_from_digraph to add a query and a target"
         )
 
 
 def _check_type(graph: nx.DiGraph) -> None:
-    if not isinstance(graph, nx.DiGraph):
+    if not isinstance(graph, nx.DiGraph) or graph.is_multigraph():
         raise ValueError(
-            f"a causal graph must be a networkx.DiGraph: got {type(graph).__name__}; "
-            "make one of (parent, child) pairs by networkx.DiGraph(edges), or of a list by graph_from_parents"
-        )
-    if graph.is_multigraph():
-        raise ValueError(
-            f"a causal graph must be a networkx.DiGraph: got {type(graph).__name__}; networkx.DiGraph(graph) keeps one "
-            "of parallel edges"
+            f"a causal graph must be a networkx.DiGraph: got {type(graph).__name__}; make one of (parent, child) pairs "
+            "by networkx.DiGraph(edges), which keeps one of parallel edges, or of a list by graph_from_parents"
         )
 
 
@@ -326,6 +360,10 @@ def attention_cells(graph: nx.DiGraph) -> list[tuple[int, int]]:
     return cells if has_query(graph) else cells + [(last, parent) for parent in parents_of(graph, last + 1)]
 
 
+def _edges(graph: nx.DiGraph) -> set[tuple[int, int]]:
+    return {(int(parent), int(child)) for parent, child in graph.edges}
+
+
 @check_arguments
 @dataclass(frozen=True, repr=False)
 class GraphRecovery:
@@ -352,12 +390,10 @@ class GraphRecovery:
         return {what: short_list([f"{a} -> {b}" for a, b in edges]) for what, edges in listed.items()}
 
     def __repr__(self) -> str:
-        scores = f"precision {self.precision:.3f}, recall {self.recall:.3f}, F1 {self.f1:.3f}"
         counts = {"missing": len(self.missing), "false": len(self.false)}
-        told = [
-            f"{counts[what]} {what}" + (f": {edges}" if edges else "") for what, edges in self._differences().items()
-        ]
-        return f"GraphRecovery({'the same graph' if self.exact else '; '.join(told)}; {scores})"
+        told = [f"{counts[what]} {what}{edges and f': {edges}'}" for what, edges in self._differences().items()]
+        said = "the same graph" if self.exact else "; ".join(told)
+        return f"GraphRecovery({said}; precision {self.precision:.3f}, recall {self.recall:.3f}, F1 {self.f1:.3f})"
 
     def _repr_html_(self) -> str:
         """A table of the scores and of every edge that differs."""
@@ -391,7 +427,7 @@ def compare_graphs(true: nx.DiGraph, found: nx.DiGraph) -> GraphRecovery:
             "(the last node is the target); add what one of them lacks"
         )
     true_edges = latent_edges(true)
-    given = _edges(true) - true_edges  # nobody's discovery
+    given = _edges(true) - true_edges
     if not given <= _edges(found) and "target" not in true.graph | found.graph:
         warnings.warn(
             f"the last node, {n_ctx_of(true)}, may be the target or a position, and its edge counts as missing: if it "
@@ -412,53 +448,3 @@ def compare_graphs(true: nx.DiGraph, found: nx.DiGraph) -> GraphRecovery:
         missing=tuple(sorted(true_edges - found_edges)),
         false=tuple(sorted(found_edges - true_edges)),
     )
-
-
-def _edges(graph: nx.DiGraph) -> set[tuple[int, int]]:
-    return {(int(parent), int(child)) for parent, child in graph.edges}
-
-
-def _named(name: str, graph: nx.DiGraph) -> nx.DiGraph:
-    graph.graph["name"] = name
-    return graph
-
-
-def _check_n_ctx(n_ctx: int) -> None:
-    if not _is_integer(n_ctx) or n_ctx < 2:
-        raise ValueError(f"n_ctx must be an integer of at least 2 (one position and the query): got {n_ctx!r}")
-    if n_ctx > MOST_POSITIONS:
-        raise ValueError(f"n_ctx must be at most {MOST_POSITIONS:,} (attention is [n_ctx, n_ctx]): got {n_ctx:,}")
-
-
-def _plain(value: Any) -> Any:
-    """Lists and numbers in place of arrays and tensors."""
-    return value.tolist() if isinstance(value, np.ndarray | np.generic | Tensor) else value
-
-
-def _entry_parents(child: int, entry: object, n_ctx: int) -> list[int]:
-    """The parents that one entry of a parents list names, each checked to lie in the context."""
-    is_root = entry is None or (_is_integer(entry) and entry == -1)
-    listed: list[Any] = list(entry) if isinstance(entry, list | tuple) else [] if is_root else [entry]
-    for parent in listed:
-        if not _is_integer(parent):
-            raise ValueError(
-                f"a parent must be an integer position, None or -1 for a root: got {parent!r} at position {child}"
-            )
-        if not 0 <= parent < n_ctx:
-            raise ValueError(
-                f"a parent must lie in the context 0 .. {n_ctx - 1}: got {parent} at position {child}; "
-                "use None or -1 for a root"
-            )
-        if parent >= child:
-            raise ValueError(
-                f"a parent must precede its child: edge {parent} -> {child} in a graph over {n_ctx} positions; "
-                "renumber the positions"
-            )
-    if len(set(listed)) != len(listed):
-        raise ValueError(f"a parent may be named once: got {listed} at position {child}; remove the repetition")
-    if listed != sorted(listed):
-        raise ValueError(
-            f"parents must be named in order, the n-th goes with the kernel's n-th axis: got {listed} at position "
-            f"{child}; write {sorted(listed)}"
-        )
-    return [int(parent) for parent in listed]
