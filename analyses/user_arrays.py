@@ -71,7 +71,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, pat
     """An array of numbers, if no more than are allowed are there."""
     if info.file_size > MOST_BYTES:
         raise ValueError(
-            f"{name} in {path} takes {info.file_size:,} bytes, more than {MOST_BYTES // 2**30} GiB: take fewer sequences"
+            f"{name} in {path} takes more than {MOST_BYTES // 2**30} GiB, {info.file_size:,} bytes: take fewer sequences"
         )
     try:
         with archive.open(info) as stream:

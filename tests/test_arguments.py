@@ -4,7 +4,6 @@ import importlib
 import inspect
 import types
 import typing
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -87,13 +86,6 @@ def hooked(**fields: Any) -> HookedTransformer:
     return HookedTransformer(HookedTransformerConfig(**sizes, normalization_type=None, **fields))
 
 
-def compiled(model: HookedTransformer) -> torch.nn.Module:
-    """torch.compile's wrapper; what it imports warns of torch's own deprecated names."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.compile(model)
-
-
 @pytest.mark.parametrize("name", public())
 def test_every_argument_of_every_public_function_is_held_to_its_annotation(name: str) -> None:
     value = public()[name]
@@ -127,8 +119,10 @@ def test_signature_and_documentation_are_the_function_s_own() -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
-    "task and model swapped": (lambda: cc.train(TASK, MODEL), ("train: model", "swapped")),
-    "model and batch swapped": (lambda: cc.evaluate(BATCH, MODEL), ("evaluate: model", "swapped")),
+    "task and model swapped": (
+        lambda: cc.train(TASK, MODEL),
+        ("train: model must be a HookedTransformer: got an InContextTask", "build one with"),
+    ),
     "steps for a recipe": (lambda: cc.train(MODEL, TASK, 500), ("train: config", "500", "TrainConfig.joint(500)")),
     "a step for a record": (lambda: cc.train(MODEL, TASK, record=10), ("train: record", "10", "RecordAt(")),
     "tokens for a batch": (
@@ -139,19 +133,19 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
         lambda: cc.extract_graph(MODEL, GRAPH),
         ("extract_graph: task", "DiGraph", "InContextTask("),
     ),
-    "a graph for a prior": (lambda: cc.predicted_gradient(GRAPH), ("predicted_gradient: task", "DiGraph")),
     "a model for a circuit's": (
         lambda: circuits.prove_circuit(MODEL, []),
         ("prove_circuit: model must be a CircuitModel", "circuits.circuit_model(model, batch)"),
     ),
-    "a model on several devices": (
-        lambda: cc.evaluate(torch.nn.DataParallel(MODEL), BATCH),
-        ("evaluate: model", "DataParallel", ".module"),
-    ),
-    "a compiled model": (lambda: cc.evaluate(compiled(MODEL), BATCH), ("OptimizedModule", "._orig_mod")),
     "a class for an instance": (lambda: cc.evaluate(MODEL, cc.Batch), ("evaluate: batch", "the class Batch")),
-    "one task for a list": (lambda: cc.train_ensemble([MODEL], TASK, []), ("train_ensemble: tasks", "into a list")),
-    "one step for several": (lambda: cc.RecordAt(10), ("RecordAt: steps", "[10]")),
+    "one task for a list": (
+        lambda: cc.train_ensemble([MODEL], TASK, []),
+        ("train_ensemble: tasks must be a sequence (each item: a Task): got an InContextTask",),
+    ),
+    "one step for several": (
+        lambda: cc.RecordAt(10),
+        ("RecordAt: steps must be a sequence (each item: an integer) or None: got 10",),
+    ),
     "another metric": (
         lambda: cc.ablate_heads(MODEL, BATCH, [(0, 0)], metric="los"),
         ("one of loss, kl_to_model", "got 'los'"),
@@ -303,13 +297,12 @@ def test_analyses_of_a_batch_of_arrays_equal_those_of_tensors() -> None:
 
 
 def test_what_means_the_same_gives_the_same() -> None:
-    """Raw tokens of another width, arrays, a batch for its tokens, one pair, one name, lists for tuples."""
+    """Raw tokens of another width, arrays, a batch for its tokens, lists for tuples."""
     attention = cc.mean_attention(MODEL, BATCH.tokens)
     for tokens in (BATCH, BATCH.tokens.int(), BATCH.tokens.numpy(), BATCH.tokens.tolist()):
         assert torch.equal(cc.mean_attention(MODEL, tokens), attention)
-    assert cc.ablate_heads(MODEL, BATCH, (0, 0)) == cc.ablate_heads(MODEL, BATCH, [(0, 0)])
     assert cc.ablate_heads(MODEL, BATCH, np.array([[0, 0]])) == cc.ablate_heads(MODEL, BATCH, [(0, 0)])
-    assert cc.Stage(np.int32(5), np.float32(0.5), train="W_Q.0") == cc.Stage(5, 0.5, train=("W_Q.0",))
+    assert cc.Stage(np.int32(5), np.float32(0.5), train=["W_Q.0"]) == cc.Stage(5, 0.5, train=("W_Q.0",))
     assert cc.RecordAt(range(3)) == cc.RecordAt(np.arange(3)) == cc.RecordAt((0, 1, 2))
     measured = cc.measured_gradient(BATCH.tokens, BATCH.target_probs).value
     assert torch.equal(cc.measured_gradient(BATCH, BATCH.target_probs.numpy()).value, measured)
@@ -366,15 +359,12 @@ def test_every_item_of_a_long_sequence_is_looked_at(place: int, wrong: object) -
     ("argument", "value", "words"),
     [
         ("mode", "c", "one of a, b"),
-        ("names", "word", ""),
-        ("table", [("k", 1.0)], "a mapping from a string to a number or None"),
+        ("names", "word", "a sequence (each item: a string)"),
+        ("table", [("k", 1.0)], "a mapping (each item: a number) or None"),
         ("nested", [[0.5]], "a sequence (each item: an integer, a sequence (each item: an integer) or None)"),
         ("left", [["a"]], "floating-point numbers [rows, columns] or None"),
         ("left", [[1.0, 2.0], [3.0]], "floating-point numbers [rows, columns] or None"),
     ],
 )
 def test_words_of_an_annotation(argument: str, value: object, words: str) -> None:
-    if argument == "names":  # one name stands for a sequence of one, not for its letters
-        assert list(example(names=value)[2]) == ["word"]
-    else:
-        assert f"example: {argument} must be {words}" in refusal(lambda: example(**{argument: value}))
+    assert f"example: {argument} must be {words}: got " in refusal(lambda: example(**{argument: value}))
