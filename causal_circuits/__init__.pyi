@@ -11,6 +11,7 @@ from . import interventions as interventions
 from . import locks as locks
 from . import models as models
 from . import native as native
+from . import pages as pages
 from . import recording as recording
 from . import storage as storage
 from . import tasks as tasks

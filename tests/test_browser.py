@@ -18,8 +18,9 @@ from browser import (
     wait_until,
 )
 from playwright.sync_api import Browser, Page
-from test_figures import attention_view, uniform_attention
+from test_figures import uniform_attention
 from test_graph_view import FOUND, forming
+from test_pages import attention_view
 
 import causal_circuits as cc
 from causal_circuits import figures
@@ -51,6 +52,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
             [
                 figures.sequence_view(film, fork, names=[BAD, "b", "c"]),
                 figures.sequence_view(still, roles=[BAD, "none"]),
+                attention_view(
+                    attention=uniform_attention(3).expand(2, 5, 3, 3), head_names=list("abcde"), steps=[0, 9]
+                ),
             ]
         ),
         BAD: figures.table_html([{BAD: BAD, "n": 1}], BAD),
@@ -74,10 +78,8 @@ def test_a_report_is_sound_and_accessible_on_a_desk_and_on_a_phone(browser: Brow
 def test_text_of_the_users_shows_as_text(open_demo) -> None:  # type: ignore[no-untyped-def]
     with open_demo() as page:
         assert page.evaluate("document.title") == BAD
-        assert (
-            page.evaluate("document.body.innerText").count(BAD) == 25 - 2
-        )  # two of them stand in hidden panels and labels
-        assert page.evaluate("document.querySelectorAll('script').length") == 6
+        assert page.evaluate("document.body.innerText").count(BAD) == 20
+        assert page.evaluate("[...document.scripts].filter((script) => !script.type).length") == 5
 
 
 def test_hovering_an_edge_tells_its_numbers_and_focus_does_too(open_demo) -> None:  # type: ignore[no-untyped-def]
@@ -105,32 +107,57 @@ def move(page: Page, slider: str, to: int) -> None:
     page.evaluate("slider.dispatchEvent(new Event('input'))")
 
 
-def test_the_film_of_the_graph_goes_through_training(open_demo) -> None:  # type: ignore[no-untyped-def]
-    opacity = "+getComputedStyle(document.querySelector('.graph-film path[data-weights]')).opacity"
+OPACITY = "+getComputedStyle(document.querySelector('.graph-film path[data-weights]')).opacity"
+TOLD = "document.querySelector('.graph-film output').textContent"
+
+
+def test_the_film_starts_at_step_0_and_plays_once_when_it_is_scrolled_to(open_demo) -> None:  # type: ignore[no-untyped-def]
     with open_demo() as page:
-        assert page.evaluate(opacity) == pytest.approx(0.95, abs=1e-3)
+        assert page.evaluate(OPACITY) == pytest.approx(0.5, abs=1e-3)
+        assert page.evaluate(TOLD).startswith("step 0: 0 of 4")
+        page.locator(".graph-film svg").first.scroll_into_view_if_needed()
+        wait_until(page, f"{TOLD}.startsWith('step 1,500: 4 of 4')")
         move(page, ".graph-film input", 0)
-        assert page.evaluate(opacity) == pytest.approx(0.5, abs=1e-3)
-        assert page.evaluate("document.querySelector('.graph-film output').textContent").startswith("step 0: 0 of 4")
+        assert page.evaluate(TOLD).startswith("step 0: 0 of 4")
         page.click(".graph-film button")
-        wait_until(page, "document.querySelector('.graph-film output').textContent.startsWith('step 1,500: 4 of 4')")
+        wait_until(page, f"{TOLD}.startsWith('step 1,500: 4 of 4')")
 
 
-def test_the_slider_of_a_view_changes_every_pattern_and_keeps_the_head(open_demo) -> None:  # type: ignore[no-untyped-def]
+def test_the_film_keeps_still_at_its_end_where_reduced_motion_is_asked_for(open_demo) -> None:  # type: ignore[no-untyped-def]
+    with open_demo() as page:
+        page.emulate_media(reduced_motion="reduce")
+        page.reload()
+        page.locator(".graph-film svg").first.scroll_into_view_if_needed()
+        page.wait_for_timeout(300)
+        assert page.evaluate(TOLD).startswith("step 1,500: 4 of 4")
+        assert page.evaluate("document.querySelector('.graph-film button').textContent") == "Play"
+
+
+def test_the_slider_of_a_view_changes_every_pattern(open_demo) -> None:  # type: ignore[no-untyped-def]
     view = "document.querySelector('.attention-view')"
     pictures = f"[...{view}.querySelectorAll('canvas')].map((canvas) => canvas.toDataURL())"
-    chosen = f"{view}.querySelectorAll('h3')[1].textContent"
     with open_demo() as page:
         assert_sound(page)
-        page.evaluate(f"{view}.querySelectorAll('[role=button]')[1].click()")
-        wait_until(page, f"{chosen}.startsWith('L1H0')")
         page.evaluate(f"window.before = {pictures}; 0")
         move(page, ".attention-steps input", 0)
-        wait_until(page, f"{pictures}.every((picture, k) => picture !== before[k])")
-        assert page.evaluate("document.querySelector('.attention-steps output').textContent") == "step 0"
-        assert page.evaluate(chosen).startswith("L1H0")
+        wait_until(page, f"{pictures}.length === 2 && {pictures}.every((picture, k) => picture !== before[k])")
+        assert page.evaluate(f"{view}.querySelector('output').textContent") == "step 0"
         move(page, ".attention-steps input", 1)
-        wait_until(page, f"{pictures}.every((picture, k) => picture === before[k])")
+        wait_until(page, f"{pictures}.length === 2 && {pictures}.every((picture, k) => picture === before[k])")
+        assert complaints(page) == []
+
+
+def test_of_many_heads_one_is_chosen_by_keyboard_and_stays_chosen_at_another_step(open_demo) -> None:  # type: ignore[no-untyped-def]
+    view = "[...document.querySelectorAll('.attention-view')].at(-1)"
+    chosen = f"{view}.querySelectorAll('h3')[1]?.textContent.startsWith('c')"
+    with open_demo() as page:
+        assert_sound(page)
+        page.locator(".AttentionHeads [role=button]").nth(2).press("Enter")
+        wait_until(page, chosen)
+        page.evaluate(f"window.old = {view}.querySelector('canvas'); 0")
+        page.evaluate(f"window.slider = {view}.querySelector('input'); slider.value = 0; 0")
+        page.evaluate("slider.dispatchEvent(new Event('input'))")
+        wait_until(page, f"!old.isConnected && {chosen}")
         assert complaints(page) == []
 
 
@@ -159,7 +186,7 @@ def test_two_views_of_a_notebook_load_the_script_once_and_work(browser: Browser,
     page.write_text(f"<!DOCTYPE html><body>{view._repr_html_()}{view._repr_html_()}")
     with open_page(browser, page) as shown:
         assert_sound(shown)
-        assert shown.evaluate("document.querySelectorAll('canvas').length") == 6
+        assert shown.evaluate("document.querySelectorAll('canvas').length") == 4
 
 
 def test_the_checks_see_what_they_are_there_to_see(browser: Browser, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_lock_whose_file_holds_anything_is_taken_and_refused_in_one_line(tmp_p
 FRONT_DOOR = """
 import sys, causal_circuits as cc
 assert "matplotlib" not in sys.modules and "figures" in dir(cc)
-assert cc.figures.save_figure.__module__ == "causal_circuits.figures.rendering"
+assert cc.figures.save_figure.__module__ == "causal_circuits.pages.rendering"
 assert cc.figures is sys.modules["causal_circuits.figures"] and not hasattr(cc, "figure")
 """
 

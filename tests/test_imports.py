@@ -45,7 +45,9 @@ ALLOWED: dict[str, set[str]] = {
         "discovery",
         "storage",
     },
+    "pages": {"display", "storage"},
     "figures": {
+        "pages",
         "display",
         "storage",
         "graphs",
@@ -64,7 +66,12 @@ ALLOWED: dict[str, set[str]] = {
     },
 }
 ALLOWED |= {module: needs | CHECKED for module, needs in ALLOWED.items() if module not in CHECKED}
-DOORS = {"transformer_lens": {"models"}, "matplotlib": {"figures"}, "circuitsvis": {"figures"}}
+DOORS = {
+    "transformer_lens": {"models"},
+    "matplotlib": {"figures", "pages"},
+    "circuitsvis": {"pages"},
+    "jinja2": {"pages"},
+}
 
 
 def imported_names(source: str) -> list[str]:

@@ -1,13 +1,15 @@
 """Two causal graphs as one arc diagram: positions on a line, an arc for each edge."""
 
+from collections.abc import Sequence
+
 import networkx as nx
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.discovery import RecoveredGraph
-from causal_circuits.figures.style import BLACK, GREY, MODEL, SMALL, TRUE_EDGE, new_axes
+from causal_circuits.figures.style import BLACK, GREY, MODEL, SMALL, TRUE_EDGE, legend_at, new_axes
 from causal_circuits.graphs import compare_graphs, has_query, latent_edges, n_ctx_of
 
 Edges = set[tuple[int, int]]
@@ -29,21 +31,32 @@ def plot_graph_comparison(true: nx.DiGraph, found: nx.DiGraph, ax: Axes | None =
     >>> from causal_circuits import chain_graph, pairs_graph
     >>> ax = plot_graph_comparison(chain_graph(6), pairs_graph(6))
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
-    ['found and true (2)', 'missing (2)', 'false (0)', 'given (1)']
+    ['found and true (2)', 'missing (2)', 'false (0)', 'given (1)', 'root (1)']
     """
-    recovery = compare_graphs(true, found)
-    n_ctx = n_ctx_of(true)
-    ax = new_axes(ax, float(np.clip(0.3 * n_ctx + 2, 6.0, 11.0)), 3.6)
+    recovery, n_ctx = compare_graphs(true, found), n_ctx_of(true)
+    ax = arcs_axes(ax, true)
     missing, false = set(recovery.missing), set(recovery.false)
-    _draw_arcs(ax, latent_edges(true) - missing, "found and true", colour=MODEL, style="-", width=1.8)
-    _draw_arcs(ax, missing, "missing", colour=TRUE_EDGE, style="--", width=1.6)
-    _draw_arcs(ax, false, "false", colour=BLACK, style="-.", width=1.4, side=-1)
+    drawn = [
+        draw_arcs(ax, latent_edges(true) - missing, "found and true", colour=MODEL, style="-", width=1.8),
+        draw_arcs(ax, missing, "missing", colour=TRUE_EDGE, style="--", width=1.6),
+        draw_arcs(ax, false, "false", colour=BLACK, style="-.", width=1.4, side=-1),
+    ]
     if has_query(true):
-        _draw_arcs(ax, {(n_ctx - 1, n_ctx)}, "given", colour=GREY, style="-", width=0.8)
-    draw_nodes(ax, true)
+        drawn.append(draw_arcs(ax, {(n_ctx - 1, n_ctx)}, "given", colour=GREY, style="-", width=0.8))
     frame_arcs(ax, true, latent_edges(true), false)
-    _legend(ax)
+    legend_at(ax, "above", ncols=5, handles=[*drawn, *draw_nodes(ax, true)])
     return ax
+
+
+def arcs_axes(ax: Axes | None, graph: nx.DiGraph) -> Axes:
+    """The axes given, or new ones as wide as the graph needs."""
+    return new_axes(ax, float(np.clip(0.3 * n_ctx_of(graph) + 2, 6.0, 11.0)), 3.7)
+
+
+def roots_of(graph: nx.DiGraph) -> list[int]:
+    """Positions without a parent, the query left out."""
+    last = n_ctx_of(graph) - has_query(graph)
+    return [node for node in range(last) if not graph.in_degree(node)]
 
 
 def arc_points(parent: int, child: int, side: int) -> np.ndarray:
@@ -60,36 +73,34 @@ def arc_height(parent: int, child: int) -> float:
     return float((child - parent) ** 0.7)
 
 
-def _draw_arcs(ax: Axes, edges: Edges, name: str, *, colour: str, style: str, width: float, side: int = 1) -> None:
+def draw_arcs(
+    ax: Axes, edges: Edges, name: str, *, colour: str, style: str, width: float, side: int = 1
+) -> LineCollection:
+    """Half ellipses above (side 1) or below (-1) the line; the label counts them."""
     lines = LineCollection(
         [arc_points(*edge, side) for edge in sorted(edges)], colors=colour, linewidths=width, linestyles=style
     )
     lines.set_label(f"{name} ({len(edges)})")
     lines.set_gid(name)
     ax.add_collection(lines, autolim=False)
+    return lines
 
 
-def draw_nodes(ax: Axes, graph: nx.DiGraph) -> None:
-    """A dot a position, hollow squares for query and target, which are named."""
-    n_ctx = n_ctx_of(graph)
+def draw_nodes(ax: Axes, graph: nx.DiGraph, undecided: Sequence[int] = ()) -> list[Artist]:
+    """A dot a position, a ring a root, hollow squares for query and target, which are named; the legend's entry."""
+    n_ctx, size = n_ctx_of(graph), 4.0 if n_ctx_of(graph) <= 30 else 2.5
     special = {n_ctx: "target"} | ({n_ctx - 1: "query"} if has_query(graph) else {})
-    plain = [node for node in range(n_ctx) if node not in special]
-    ax.plot(plain, [0] * len(plain), "o", color=BLACK, markersize=4 if n_ctx <= 30 else 2.5, zorder=3)
-    ax.plot(
-        list(special), [0] * len(special), "s", mfc="white", mec=BLACK, markersize=5.5 if n_ctx <= 30 else 4, zorder=3
-    )
+    roots = [node for node in roots_of(graph) if node not in undecided]
+    plain = [node for node in range(n_ctx) if node not in special and node not in roots]
+    ax.plot(plain, [0] * len(plain), "o", color=BLACK, markersize=size, zorder=3)
+    ax.plot(list(special), [0] * len(special), "s", mfc="white", mec=BLACK, markersize=size + 1.5, zorder=3)
+    label = f"root ({len(roots)})"
+    rings = ax.plot(roots, [0] * len(roots), "o", mfc="white", mec=BLACK, markersize=size + 1, zorder=3, label=label)
+    plain_box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     for node, name in special.items():
-        ax.annotate(
-            name,
-            (node, 0),
-            (0, -7),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            rotation=90,
-            fontsize=SMALL,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-        )
+        look = {"ha": "center", "va": "top", "rotation": 90, "fontsize": SMALL, "bbox": plain_box}
+        ax.annotate(name, (node, 0), (0, -7), textcoords="offset points", **look)  # type: ignore[arg-type]
+    return list(rings)
 
 
 def frame_arcs(ax: Axes, graph: nx.DiGraph, above: Edges, below: Edges) -> None:
@@ -107,43 +118,5 @@ def frame_arcs(ax: Axes, graph: nx.DiGraph, above: Edges, below: Edges) -> None:
     ax.set_xticks(ticks, labels)
     ax.tick_params(axis="x", labelsize=SMALL, labelrotation=90 if max(map(len, labels)) > 3 else 0)
     ax.set_yticks([])
-    for side in ("left", "right", "top"):
-        ax.spines[side].set_visible(False)
+    ax.spines[["left", "right", "top"]].set_visible(False)
     ax.set_xlabel("position (edges run from left, the parent, to right, the child)")
-
-
-def _legend(ax: Axes) -> None:
-    """Above the arcs, the kinds of edges and their counts."""
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=SMALL)
-
-
-@check_arguments
-def plot_recovered_graph(recovered: RecoveredGraph, ax: Axes | None = None) -> Axes:
-    """An arc for each edge found in a user's sequences; positions that the data cannot decide carry a question mark.
-
-    Args:
-        recovered: what `recover_graph` returns.
-
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> batch = task.sample(3000, seed=0)
-    >>> found = cc.recover_graph(batch.tokens, batch.target_probs)
-    >>> from causal_circuits import figures
-    >>> [text.get_text() for text in figures.plot_recovered_graph(found).get_legend().get_texts()]
-    ['edge found (4)', 'given (1)']
-    """
-    graph, undecided = recovered.graph, recovered.undecided
-    n_ctx = n_ctx_of(graph)
-    ax = new_axes(ax, float(np.clip(0.3 * n_ctx + 2, 6.0, 11.0)), 3.6)
-    edges = latent_edges(graph)
-    _draw_arcs(ax, edges, "edge found", colour=MODEL, style="-", width=1.8)
-    _draw_arcs(ax, {(n_ctx - 1, n_ctx)}, "given", colour=GREY, style="-", width=0.8)
-    draw_nodes(ax, graph)
-    if undecided:
-        label = f"undecided ({len(undecided)})"
-        ax.plot(undecided, [0] * len(undecided), "o", mfc="white", mec=TRUE_EDGE, markersize=9, zorder=4, label=label)
-        for position in undecided:
-            ax.annotate("?", (position, 0), ha="center", va="center", fontsize=SMALL - 1, color=TRUE_EDGE, zorder=5)
-    frame_arcs(ax, graph, edges, set())
-    _legend(ax)
-    return ax

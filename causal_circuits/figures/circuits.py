@@ -1,38 +1,19 @@
-"""Circuits as matplotlib axes: the graph, the frontier and each method's distance from it, formation, the benchmark."""
+"""Circuits as matplotlib axes: the graph, the frontier and each method's distance from it, and the edges it needs."""
 
 from collections.abc import Mapping, Sequence
 
 import networkx as nx
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.circuits import CircuitProof, Formation, Frontier, Ranking, circuit_edges, circuit_mask
+from causal_circuits.circuits import CircuitProof, Frontier, Ranking, circuit_edges, circuit_mask
 from causal_circuits.circuits.graph import Circuit
-from causal_circuits.figures.style import (
-    BLACK,
-    BLUE,
-    GREY,
-    MODEL,
-    ORANGE,
-    SERIES,
-    SKY,
-    SMALL,
-    TRUE_EDGE,
-    new_axes,
-    to_numpy,
-)
+from causal_circuits.figures.style import BLACK, BLUE, GREY, SMALL, legend_at, look_of, new_axes, to_numpy
 
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _FAINT = "#C8C8C8"
-_QUANTITIES = {
-    "auroc": "AUROC of edges",
-    "exact_parent_rate": "rows whose parents rank first",
-    "regret": "regret (nats)",
-}
 
 
 @check_arguments
@@ -114,14 +95,12 @@ def plot_frontier(frontier: Frontier, rankings: Sequence[Ranking] = (), ax: Axes
     name = "the best of all circuits" if frontier.exact else "the best circuit found"
     ax.plot(sizes, to_numpy(frontier.cost), color=BLACK, linewidth=2.6, label=name, zorder=3)
     for k, ranking in enumerate(rankings):
-        (line,) = ax.plot(sizes, to_numpy(ranking.cost), color=SERIES[k % 6], marker=_MARKERS[k % 7], markersize=4.5)
-        line.set_linewidth(1.0)
-        line.set_linestyle("-" if k < 6 else "--")
-        line.set_label(f"{ranking.method.replace('_', ' ')} {ranking.mean_regret:.3f}")
+        label = f"{ranking.method.replace('_', ' ')} {ranking.mean_regret:.3f}"
+        ax.plot(sizes, to_numpy(ranking.cost), markersize=4.5, linewidth=1.0, label=label, **look_of(k))
     ax.set_xlabel("edges in the circuit (at most)")
     ax.set_ylabel("cost (for the loss: nats)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=SMALL, title="method, mean regret")
+    legend_at(ax, "right", title="method, mean regret")
     return ax
 
 
@@ -150,160 +129,6 @@ def plot_needed_edges(proof: CircuitProof, ax: Axes | None = None) -> Axes:
     ax.invert_yaxis()
     ax.set_xlabel("cost of the circuit without the edge, above its cost (for the loss: nats)")
     return ax
-
-
-@check_arguments
-def plot_formation(formation: Formation, axes: Sequence[Axes] | None = None) -> Figure:
-    """Attention on each edge of the latent graph and the effect of cutting it, at every recorded step; means thick.
-
-    Args:
-        formation: from `watch_formation`.
-        axes: three axes to draw in - attention, the effect's share of its row, the effect - or None for a new figure.
-
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import circuits
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
-    >>> when, batch = cc.RecordAt(steps=(0, 4)), task.sample(64, seed=0)
-    >>> formation = circuits.watch_formation(model, task, config, record=when, batch=batch)
-    >>> from causal_circuits import figures
-    >>> len(figures.plot_formation(formation).axes)
-    3
-    """
-    if axes is None:
-        figure = Figure(figsize=(12.6, 3.8), layout="constrained")
-        axes = list(figure.subplots(1, 3))
-    if len(axes) != 3:
-        raise ValueError(f"axes must be three, for attention, share and effect: got {len(axes)}")
-    steps = np.array(formation.steps) + 1
-    drawn = (
-        (axes[0], formation.attention, formation.attention_onset, "mean attention on the edge"),
-        (axes[1], formation.share, formation.causal_onset, "its share of its row's effects"),
-        (axes[2], formation.effect, None, _effect_label(formation)),
-    )
-    for ax, curves, onsets, label in drawn:
-        values = to_numpy(curves)
-        ax.plot(steps, values[:, :1], color=SKY, linewidth=0.8, label="one edge")
-        ax.plot(steps, values[:, 1:], color=SKY, linewidth=0.8)
-        ax.plot(steps, values.mean(axis=1), color=MODEL, linewidth=2.4, label="mean over edges")
-        times = np.array([]) if onsets is None else to_numpy(onsets)
-        for number, at in enumerate(times[np.isfinite(times)]):
-            label_once = "onset of an edge" if number == 0 else None
-            ax.axvline(at + 1, color=TRUE_EDGE, linewidth=0.7, linestyle=":", label=label_once)
-        ax.set_xscale("log")
-        ax.set_xlabel("training step + 1 (log scale)")
-        ax.set_ylabel(label)
-        ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False, fontsize=SMALL)
-    found = axes[0].get_figure(root=True)
-    assert isinstance(found, Figure)
-    return found
-
-
-def _effect_label(formation: Formation) -> str:
-    if formation.metric == "kl_to_model":
-        return "effect of cutting it (KL, nats)"
-    return f"cutting it raises {formation.metric.replace('_', ' ')} by"
-
-
-@check_arguments
-def plot_onsets(formations: Sequence[Formation], ax: Axes | None = None) -> Axes:
-    """When each edge began to matter and when attention showed it, against how hard the gradient pulled at the start.
-
-    Args:
-        formations: from `watch_formations`, one for each seed: a dot at the mean over seeds, a bar from least to most.
-        ax: axes to draw in, or None for a new figure.
-
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import circuits
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
-    >>> when, batch = cc.RecordAt(steps=(0, 4)), task.sample(64, seed=0)
-    >>> formation = circuits.watch_formation(model, task, config, record=when, batch=batch)
-    >>> from causal_circuits import figures
-    >>> ax = figures.plot_onsets([formation])
-    >>> ax.get_ylabel() != ""
-    True
-    """
-    if not formations:
-        raise ValueError("a figure of onsets needs at least one run: got none")
-    ax = new_axes(ax, 6.4, 4.0)
-    pull = to_numpy(formations[0].pull)
-    clocks = (
-        ("attention shows the edge", BLUE, "o", [f.attention_onset for f in formations]),
-        ("cutting it moves the prediction", ORANGE, "s", [f.causal_onset for f in formations]),
-    )
-    for shift, (name, colour, marker, onsets) in zip((0.985, 1.015), clocks, strict=True):
-        values = np.stack([to_numpy(onset) for onset in onsets])
-        seen = np.isfinite(values).all(axis=0)
-        mean, low, high = (measure(values[:, seen], axis=0) for measure in (np.mean, np.min, np.max))
-        ax.errorbar(
-            pull[seen] * shift,
-            mean,
-            yerr=[mean - low, high - mean],
-            fmt=marker,
-            color=colour,
-            markersize=5,
-            elinewidth=1,
-            label=f"{name} ({seen.sum()} of {len(seen)} edges in every run)",
-        )
-    ax.set_xlabel("gradient of the edge's score that its information predicts at the start")
-    ax.set_ylabel("onset (training step)")
-    ax.set_xscale("log")
-    for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
-        axis(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, fontsize=SMALL)
-    return ax
-
-
-@check_arguments
-def plot_benchmark(
-    rows: Sequence[Mapping[str, object]], quantities: Sequence[str] = ("auroc", "exact_parent_rate", "regret")
-) -> Figure:
-    """One panel a quantity: a dot for each graph and seed, a bar at the mean, for every method and kind of model.
-
-    Args:
-        rows: with the keys `method`, `model` and the quantities; None where a quantity was not measured.
-        quantities: what to draw, from top to bottom.
-
-    >>> rows = [{"method": name, "model": "planted", "auroc": auroc} for name, auroc in (("exact", 1.0), ("eap", 0.5))]
-    >>> len(plot_benchmark(rows, quantities=("auroc",)).axes)
-    1
-    """
-    if not rows:
-        raise ValueError("a benchmark figure needs at least one row: got none")
-    methods = list(dict.fromkeys(str(row["method"]) for row in rows))
-    models = list(dict.fromkeys(str(row["model"]) for row in rows))
-    figure = Figure(figsize=(1.25 * len(methods) + 1.6, 2.3 * len(quantities) + 0.6), layout="constrained")
-    panels = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
-    for ax, quantity in zip(panels, quantities, strict=True):
-        for m, model in enumerate(models):
-            for x, method in enumerate(methods):
-                values = _values(rows, method, model, quantity)
-                where = x + (m - (len(models) - 1) / 2) * min(0.26, 0.84 / len(models))
-                jitter = np.linspace(-0.07, 0.07, len(values)) if len(values) > 1 else np.zeros(len(values))
-                ax.plot(where + jitter, values, _MARKERS[m], color=SERIES[m], alpha=0.55, markersize=4)
-                if len(values):
-                    ax.plot([where - 0.09, where + 0.09], [values.mean()] * 2, color=BLACK, linewidth=1.8)
-        ax.set_ylabel(_QUANTITIES.get(quantity, quantity.replace("_", " ")))
-        ax.grid(axis="y", linewidth=0.4)
-        if quantity.startswith("au") or quantity.endswith("rate"):
-            ax.set_ylim(-0.05, 1.05)
-        if quantity == "auroc":
-            ax.axhline(0.5, color=GREY, linewidth=1.2, linestyle=":")
-    panels[-1].set_xticks(range(len(methods)), [method.replace("_", " ") for method in methods])
-    handles = [
-        Line2D([], [], marker=_MARKERS[m], color=SERIES[m], linestyle="", label=model) for m, model in enumerate(models)
-    ]
-    handles.append(Line2D([], [], color=BLACK, linewidth=1.8, label="mean"))
-    if "auroc" in quantities:
-        handles.append(Line2D([], [], color=GREY, linewidth=1.2, linestyle=":", label="chance"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
-    return figure
-
-
-def _values(rows: Sequence[Mapping[str, object]], method: str, model: str, quantity: str) -> np.ndarray:
-    found = [row.get(quantity) for row in rows if row["method"] == method and row["model"] == model]
-    return np.array([float(value) for value in found if isinstance(value, int | float)], dtype=np.float64)
 
 
 def _places(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:

@@ -1,5 +1,9 @@
-"""Matrices over positions as heat maps: rows are query positions (children), columns key positions (parents)."""
+"""Matrices over positions as heat maps: rows are query positions (children), columns key positions (parents).
 
+The scale of a signed matrix leaves the query's row out: it has no parent, and its entries would drown the others'.
+"""
+
+from collections.abc import Mapping
 from textwrap import fill
 from typing import Literal
 
@@ -14,20 +18,12 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.figures.style import (
-    BLACK,
-    TRUE_EDGE,
-    Matrix,
-    check_square,
-    new_axes,
-    to_numpy,
-)
+from causal_circuits.figures.style import BLACK, TRUE_EDGE, Matrix, check_positions, new_axes, new_grid, to_numpy
 from causal_circuits.graphs import attention_cells, has_query
 from causal_circuits.interventions import KnockOut
 from causal_circuits.recording import TrainingRecord
 
 SEQUENTIAL, DIVERGING = "Blues", "RdBu_r"
-_FRAME_INCHES = 2.05
 
 
 @check_arguments
@@ -46,13 +42,29 @@ def plot_attention_and_graph(
     >>> plot_attention_and_graph(np.tril(np.ones((4, 4))) / 4, chain_graph(4), title="uniform").get_title()
     'uniform'
     """
-    ax = new_axes(ax, 5.6, 4.6)
-    values = to_numpy(attention)
-    check_square(values, graph)
-    image = _heat_map(ax, values, 0.0, 1.0, SEQUENTIAL)
-    _outline_true_edges(ax, graph, TRUE_EDGE)
-    _finish(ax, title, image, "attention weight")
-    return ax
+    return _heat_map(to_numpy(attention), graph, new_axes(ax, 5.6, 4.6), title, "attention weight", (0.0, 1.0))
+
+
+@check_arguments
+def plot_attentions(attentions: Mapping[str, Matrix], graph: nx.DiGraph) -> Figure:
+    """Attention patterns (heads, or two ways to read one) side by side, the graph's edges outlined in each.
+
+    Args:
+        attentions: title -> [query_pos, key_pos].
+        graph: whose edges to outline.
+
+    >>> import numpy as np
+    >>> from causal_circuits import chain_graph
+    >>> uniform = np.tril(np.ones((4, 4))) / np.arange(1, 5)[:, None]
+    >>> len(plot_attentions({"head 0": uniform, "head 1": uniform}, chain_graph(4)).axes) >= 2
+    True
+    """
+    if not attentions:
+        raise ValueError("at least one attention pattern is needed: got none")
+    figure, axes = new_grid(len(attentions), len(attentions), 5.4, 4.9)
+    for ax, (title, attention) in zip(axes, attentions.items(), strict=True):
+        plot_attention_and_graph(attention, graph, ax=ax, title=title)
+    return figure
 
 
 @check_arguments
@@ -78,16 +90,11 @@ def plot_matrix(
     'edges'
     """
     values = to_numpy(matrix)
-    check_square(values, graph)
+    check_positions(values, graph)
     if not np.isfinite(values[np.tril_indices(len(values))]).any():
         raise ValueError("a matrix needs a finite entry on or below its diagonal to be drawn: got none")
     ax = new_axes(ax, 5.6, 4.6)
-    lower, upper = _limits(values, diverging)
-    image = _heat_map(ax, values, lower, upper, DIVERGING if diverging else SEQUENTIAL)
-    if graph is not None:
-        _outline_true_edges(ax, graph, BLACK if diverging else TRUE_EDGE)
-    _finish(ax, title, image, label)
-    return ax
+    return _heat_map(values, graph, ax, title, label, _limits(values, graph, diverging), diverging)
 
 
 @check_arguments
@@ -113,13 +120,13 @@ def plot_knock_out(knock_out: KnockOut, graph: nx.DiGraph, head: int | None = No
     if head is not None and not 0 <= head < len(effect):
         raise ValueError(f"the knock-out is of heads 0 .. {len(effect) - 1}: got head {head}")
     shown = np.fmax.reduce(effect, axis=0) if head is None else effect[head].copy()
-    check_square(shown, graph)
+    check_positions(shown, graph)
     if has_query(graph):
         shown[-1] = np.nan
-    which = "any head" if head is None else f"L{knock_out.layer}H{head}"
-    title = f"Cost of cutting one entry of {which if len(effect) > 1 or head is not None else f'L{knock_out.layer}H0'}"
+    only = 0 if len(effect) == 1 else head
+    which = "any head" if only is None else f"L{knock_out.layer}H{only}"
     unit = "nats above the whole model" if knock_out.metric == "loss" else f"change of {knock_out.metric}"
-    return plot_matrix(shown, graph, ax, title, unit, diverging=True)
+    return plot_matrix(shown, graph, ax, f"Cost of cutting one entry of {which}", unit, diverging=True)
 
 
 @check_arguments
@@ -139,7 +146,7 @@ def plot_film_strip(
         layer, head: whose pattern (batch mean) or score gradients.
         n_frames: at most so many; evenly spaced in the order of recording, six to a row.
         quantity: "attention" on one scale 0 .. 1; "score_gradients": minus the gradient, each frame on the scale of its
-            own largest entry, which its title gives (nats per unit of score).
+            own largest entry outside the query's row, which its title gives (nats per unit of score).
 
     >>> import causal_circuits as cc
     >>> from causal_circuits import figures
@@ -150,29 +157,21 @@ def plot_film_strip(
     True
     """
     frames, is_gradient = _frames(record, layer, head, n_frames, quantity), quantity == "score_gradients"
-    columns = min(len(frames), 6)
-    rows = -(-len(frames) // columns)
-    size = (_FRAME_INCHES * columns + 0.8, (_FRAME_INCHES + (0.55 if is_gradient else 0.35)) * rows + 0.3)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for ax in grid.flat[len(frames) :]:
-        ax.set_axis_off()
-    for ax, (step, values) in zip(grid.flat, frames, strict=False):
-        check_square(values, graph)
+    figure, axes = new_grid(len(frames), min(len(frames), 6), 2.2, 2.65 if is_gradient else 2.45)
+    for ax, (step, values) in zip(axes, frames, strict=True):
+        check_positions(values, graph)
+        title, limits = f"step {step:,}", (0.0, 1.0)
         if is_gradient:
-            largest = _limits(values, diverging=True)[1]
-            image = _heat_map(ax, values / largest, -1.0, 1.0, DIVERGING)
-            ax.set_title(f"step {step:,}\nlargest {largest:.1e}", fontsize="medium")
-        else:
-            image = _heat_map(ax, values, 0.0, 1.0, SEQUENTIAL)
-            ax.set_title(f"step {step:,}", fontsize="medium")
+            largest = _limits(values, graph, diverging=True)[1]
+            values, title, limits = values / largest, f"{title}\nlargest {largest:.1e}", (-1.0, 1.0)
+        image = _draw(ax, values, limits, DIVERGING if is_gradient else SEQUENTIAL)
         _outline_true_edges(ax, graph, BLACK if is_gradient else TRUE_EDGE, thin=0.6)
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(MaxNLocator(4, integer=True))
+        ax.set_title(title, fontsize="medium")
+        _position_ticks(ax, 4)
     figure.supxlabel("key position (parent)", fontsize="medium")
     figure.supylabel("query position (child)", fontsize="medium")
     label = "minus gradient / largest" if is_gradient else "attention weight"
-    figure.colorbar(image, ax=list(grid.flat), label=label, fraction=0.03, pad=0.01, shrink=0.85)
+    figure.colorbar(image, ax=axes, label=label, fraction=0.03, pad=0.01, shrink=0.85)
     return figure
 
 
@@ -192,28 +191,59 @@ def _frames(
     return [(record.steps[i], to_numpy(recorded[i, head])) for i in chosen]
 
 
-def _limits(values: np.ndarray, diverging: bool) -> tuple[float, float]:
-    """The colour scale's ends over the cells that are drawn."""
+def _limits(values: np.ndarray, graph: nx.DiGraph | None, diverging: bool) -> tuple[float, float]:
+    """The colour scale's ends over the cells that are drawn; for signed values without the query's row."""
+    without_query = diverging and graph is not None and has_query(graph)
     drawn = values[np.tril_indices(len(values))]
-    drawn = drawn[np.isfinite(drawn)]
-    if not drawn.size:
-        return 0.0, 1.0
+    judged = values[:-1][np.tril_indices(len(values) - 1)] if without_query else drawn
+    judged = judged[np.isfinite(judged)]
     if diverging:
-        largest = float(np.abs(drawn).max()) or 1.0
+        largest = float(np.abs(judged).max(initial=0.0)) or 1.0
         return -largest, largest
-    return float(drawn.min()), float(drawn.max()) if drawn.max() > drawn.min() else float(drawn.min()) + 1.0
+    low, high = float(judged.min()), float(judged.max())
+    return low, high if high > low else low + 1.0
 
 
-def _heat_map(ax: Axes, values: np.ndarray, lower: float, upper: float, colours: str) -> AxesImage:
+def _heat_map(
+    values: np.ndarray,
+    graph: nx.DiGraph | None,
+    ax: Axes,
+    title: str,
+    label: str,
+    limits: tuple[float, float],
+    diverging: bool = False,
+) -> Axes:
+    """A heat map with its labels and colour bar, and the graph's edges outlined."""
+    check_positions(values, graph)
+    image = _draw(ax, values, limits, DIVERGING if diverging else SEQUENTIAL)
+    ax.set_title(fill(title, 46))
+    ax.set_xlabel("key position (parent)")
+    ax.set_ylabel("query position (child)")
+    _position_ticks(ax, 10)
+    if graph is not None:
+        colour = BLACK if diverging else TRUE_EDGE
+        if _outline_true_edges(ax, graph, colour):
+            handle = Rectangle((0, 0), 1, 1, facecolor="none", edgecolor=colour, linewidth=1.4)
+            ax.legend([handle], ["true edge"], loc="upper right", frameon=False)
+    figure = ax.get_figure()
+    if figure is not None:
+        figure.colorbar(image, ax=ax, label=label, fraction=0.046, pad=0.03)
+    return ax
+
+
+def _draw(ax: Axes, values: np.ndarray, limits: tuple[float, float], colours: str) -> AxesImage:
     hidden = np.triu(np.ones_like(values, dtype=bool), 1) | ~np.isfinite(values)
     shown = np.ma.masked_array(values, mask=hidden)
-    return ax.imshow(
-        shown, cmap=colours, vmin=lower, vmax=upper, interpolation="nearest", aspect="equal", origin="upper"
-    )
+    return ax.imshow(shown, cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest", aspect="equal")
 
 
-def _outline_true_edges(ax: Axes, graph: nx.DiGraph, colour: str, thin: float = 1.0) -> None:
-    """One open square a true edge, with a white rim so that it shows on any cell."""
+def _position_ticks(ax: Axes, at_most: int) -> None:
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(at_most, integer=True))
+
+
+def _outline_true_edges(ax: Axes, graph: nx.DiGraph, colour: str, thin: float = 1.0) -> bool:
+    """One open square a true edge, with a white rim so that it shows on any cell; whether there is any."""
     cells = attention_cells(graph)
     squares = [Rectangle((key - 0.5, query - 0.5), 1.0, 1.0) for query, key in cells]
     width = thin * float(np.clip(30 / max(graph.number_of_nodes(), 1), 0.5, 1.6))
@@ -222,19 +252,4 @@ def _outline_true_edges(ax: Axes, graph: nx.DiGraph, colour: str, thin: float = 
     outlines.set_gid("true-edges")
     outlines.set_label("true edge")
     ax.add_collection(outlines, autolim=False)
-
-
-def _finish(ax: Axes, title: str, image: AxesImage, label: str) -> None:
-    ax.set_title(fill(title, 46))
-    ax.set_xlabel("key position (parent)")
-    ax.set_ylabel("query position (child)")
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(10, integer=True))
-    outlined = [c for c in ax.collections if c.get_gid() == "true-edges"]
-    if outlined and len(outlined[0].get_paths()):
-        colour = outlined[0].get_edgecolor()[0]  # type: ignore[index]  # an array, which matplotlib types as a colour
-        handle = Rectangle((0, 0), 1, 1, facecolor="none", edgecolor=colour, linewidth=1.4)
-        ax.legend([handle], ["true edge"], loc="upper right", frameon=False)
-    figure = ax.get_figure()
-    if figure is not None:
-        figure.colorbar(image, ax=ax, label=label, fraction=0.046, pad=0.03)
+    return bool(cells)

@@ -7,10 +7,10 @@ import numpy as np
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.figures.attention_view import AttentionView, attention_view
 from causal_circuits.films import SequenceAttention
 from causal_circuits.graphs import has_query as graph_has_query
 from causal_circuits.graphs import n_ctx_of
+from causal_circuits.pages.attention_view import AttentionView, attention_view
 
 
 @check_arguments
@@ -19,6 +19,7 @@ def sequence_view(
     graph: nx.DiGraph | None = None,
     names: Sequence[str] | None = None,
     roles: Sequence[str] | None = None,
+    title: str | None = None,
 ) -> AttentionView:
     """Every head's attention on a sequence; where several steps were seen, a slider goes through them.
 
@@ -27,22 +28,32 @@ def sequence_view(
         graph: names the query, and says of each parent whose parent it is; None takes the last token for the query.
         names: of the tokens, one for each of the vocabulary; None writes their numbers.
         roles: of the heads ("induction"), in the order of `seen.heads`.
+        title: above the view; None writes the sequence.
 
     >>> import torch
     >>> from causal_circuits import chain_graph, plant_circuit, sequence_attention
     >>> model = plant_circuit(chain_graph(4), d_vocab=3)
     >>> sequence_view(sequence_attention(model, torch.tensor([0, 1, 2, 1])), chain_graph(4)).labels
-    ('p0=0 (parent of 1)', 'p1=1 (parent of 2)', 'p2=2', 'query=1')
+    ('0, parent of 1', '1, parent of 2', '2', 'query 1')
     """
     if roles is not None and len(roles) != len(seen.heads):
         raise ValueError(f"roles must name each of the {len(seen.heads)} heads: got {len(roles)}")
     heads = [f"L{layer}H{head}" for layer, head in seen.heads]
     if roles is not None:
         heads = [f"{head} {role}" for head, role in zip(heads, roles, strict=True)]
-    labels = position_labels(seen.tokens, graph=graph, names=names)
+    shown = _token_names(seen.tokens, names)
+    has_query = graph is None or graph_has_query(graph)
+    labels = [f"query {token}" if has_query and at == len(shown) - 1 else token for at, token in enumerate(shown)]
+    if graph is not None:
+        labels = _with_children(labels, graph, "{}, parent of {}")
     several = len(seen.steps) > 1
-    pattern = seen.attention if several else seen.attention[0]
-    return attention_view(pattern, labels, heads, steps=seen.steps if several else None)
+    return attention_view(
+        seen.attention if several else seen.attention[0],
+        labels,
+        heads,
+        steps=seen.steps if several else None,
+        title=f"Sequence {' '.join(shown)}" if title is None else title,
+    )
 
 
 @check_arguments
@@ -66,25 +77,28 @@ def position_labels(
     >>> position_labels([0, 1, 0, 1], graph=graph_from_parents([None, 0, 0]), names=["heads", "tails"])
     ['p0=heads (parent of 1, 2)', 'p1=tails', 'p2=heads', 'query=tails']
     """
+    shown = _token_names(tokens, names)
+    labels = [f"p{position}={token}" for position, token in enumerate(shown)]
+    if has_query if graph is None else graph_has_query(graph):
+        labels[-1:] = [f"query={token}" for token in shown[-1:]]
+    return labels if graph is None else _with_children(labels, graph, "{} (parent of {})")
+
+
+def _token_names(tokens: Tensor | np.ndarray | Sequence[int], names: Sequence[str] | None) -> list[str]:
     values = [int(token) for token in tokens]
     if names is not None and values and not 0 <= min(values) <= max(values) < len(names):
         raise ValueError(
             f"names must name every token of the vocabulary: got {len(names)} for tokens up to {max(values)}"
         )
-    shown = [str(token) if names is None else names[token] for token in values]
-    labels = [f"p{position}={token}" for position, token in enumerate(shown)]
-    if has_query if graph is None else graph_has_query(graph):
-        labels[-1:] = [f"query={token}" for token in shown[-1:]]
-    if graph is None:
-        return labels
-    if len(labels) != n_ctx_of(graph):
-        raise ValueError(f"graph and sequence must cover the same positions: {n_ctx_of(graph)} against {len(labels)}")
-    return [label + _role(graph, position) for position, label in enumerate(labels)]
+    return [str(token) if names is None else names[token] for token in values]
 
 
-def _role(graph: nx.DiGraph, position: int) -> str:
-    """(parent of 4, 6), or nothing; the query's child, the target, goes without saying."""
+def _with_children(labels: list[str], graph: nx.DiGraph, form: str) -> list[str]:
+    """Labels of parents say whose parent they are; the query's child, the target, goes without saying."""
     n_ctx = n_ctx_of(graph)
+    if len(labels) != n_ctx:
+        raise ValueError(f"graph and sequence must cover the same positions: {n_ctx} against {len(labels)}")
     given = {n_ctx} if graph_has_query(graph) else set()
-    children = ["the target" if child == n_ctx else str(child) for child in sorted(set(graph[position]) - given)]
-    return f" (parent of {', '.join(children)})" if children else ""
+    children = [sorted(set(graph[position]) - given) for position in range(n_ctx)]
+    told = [", ".join("the target" if child == n_ctx else str(child) for child in of_one) for of_one in children]
+    return [form.format(label, whose) if whose else label for label, whose in zip(labels, told, strict=True)]

@@ -1,18 +1,22 @@
-"""What every figure shares: colours, fresh axes, and which matrix cells are true edges.
+"""What every figure shares: colours, markers, fresh axes, legends, and which cells are true edges.
 
 Colours are from the Okabe-Ito palette, so they stay apart for every kind of colour vision; no meaning rests on colour
 alone (line styles, positions and words repeat it). Axes come from `matplotlib.figure.Figure`: no pyplot state, no
 global style.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import networkx as nx
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
 from torch import Tensor
 
-from causal_circuits.graphs import n_ctx_of
+from causal_circuits.graphs import attention_cells, n_ctx_of
 
 BLACK, GREY = "#000000", "#6E6E6E"
 ORANGE, SKY, GREEN, BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
@@ -20,7 +24,9 @@ VERMILLION, PURPLE = "#D55E00", "#CC79A7"
 
 MODEL = BLUE  # what the model does
 TRUE_EDGE = VERMILLION  # what is true of the graph
-SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION)
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, BLACK)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINE_STYLES = ("-", "--", "-.", ":")
 SMALL = 8  # points; labels inside a figure
 
 Matrix = Float[Tensor, "n_ctx n_ctx"] | Float[np.ndarray, "n_ctx n_ctx"]
@@ -31,14 +37,42 @@ def new_axes(ax: Axes | None, width: float = 6.4, height: float = 4.2) -> Axes:
     return Figure(figsize=(width, height), layout="constrained").add_subplot() if ax is None else ax
 
 
-def figure_of(figure_or_axes: Figure | Axes) -> Figure:
-    """The whole figure that axes belong to."""
-    if isinstance(figure_or_axes, Figure):
-        return figure_or_axes
-    figure = figure_or_axes.get_figure(root=True)
-    if figure is None:
-        raise ValueError("axes must belong to a figure to be drawn: these were removed from theirs; plot again")
-    return figure
+def new_grid(n: int, n_columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with n axes of width x height inches, some to a row."""
+    n_rows = -(-n // n_columns)
+    figure = Figure(figsize=(width * n_columns, height * n_rows), layout="constrained")
+    axes = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+    for ax in axes[n:]:
+        ax.remove()
+    return figure, axes[:n]
+
+
+def look_of(k: int, *, line: bool = True) -> dict[str, Any]:
+    """Colour, marker and line style of the k-th series."""
+    style = LINE_STYLES[k % len(LINE_STYLES)] if line else "none"
+    return {"color": SERIES[k % len(SERIES)], "marker": MARKERS[k % len(MARKERS)], "linestyle": style}
+
+
+def legend_at(ax: Axes, place: str, **more: Any) -> None:
+    """A legend where it hides nothing: "right" of the axes, "above", or "below" them."""
+    places = {
+        "right": ("center left", (1.01, 0.5)),
+        "above": ("lower center", (0.5, 1.0)),
+        "below": ("upper left", (0.0, -0.16)),
+    }
+    loc, anchor = places[place]
+    ax.legend(loc=loc, bbox_to_anchor=anchor, frameon=False, fontsize=SMALL, **more)  # type: ignore[call-overload]
+
+
+def log_steps(ax: Axes, label: str, ticks: Sequence[float | int] | None = None) -> None:
+    """A logarithmic x axis with plain numbers: at these ticks and nowhere else, or where matplotlib puts them."""
+    ax.set_xscale("log")
+    ax.set_xlabel(label)
+    if ticks is not None:
+        ax.xaxis.set_major_locator(FixedLocator(list(ticks)))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def to_numpy(values: Tensor | np.ndarray) -> Float[np.ndarray, "..."]:
@@ -46,15 +80,18 @@ def to_numpy(values: Tensor | np.ndarray) -> Float[np.ndarray, "..."]:
     return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
 
 
-def check_square(matrix: np.ndarray, graph: nx.DiGraph | None = None) -> None:
-    """Pass if a matrix is [n_ctx, n_ctx], with the graph's n_ctx."""
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(
-            f"a matrix over positions must be [n_ctx, n_ctx]: got shape {list(matrix.shape)}; "
-            "choose one layer, head and record, or average over the batch"
-        )
+def check_positions(matrix: np.ndarray, graph: nx.DiGraph | None) -> None:
+    """Pass if a matrix over positions has the graph's n_ctx."""
     if graph is not None and len(matrix) != n_ctx_of(graph):
         raise ValueError(
             f"matrix and graph must cover the same positions: {len(matrix)} against {n_ctx_of(graph)}; "
             "pass the graph of the task that the matrix is of"
         )
+
+
+def edge_mask(graph: nx.DiGraph) -> np.ndarray:
+    """[n_ctx, n_ctx]: True at the attention cells of the graph's edges."""
+    mask = np.zeros((n_ctx_of(graph), n_ctx_of(graph)), dtype=bool)
+    for cell in attention_cells(graph):
+        mask[cell] = True
+    return mask

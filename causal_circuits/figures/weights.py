@@ -1,23 +1,20 @@
-"""Weights by residual slot, attention of several heads beside the truth, and attention to the parent by position."""
+"""Weight matrices as heat maps, by residual slot."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import fill
 
-import networkx as nx
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.figures.matrices import DIVERGING, plot_attention_and_graph
-from causal_circuits.figures.style import BLACK, GREY, SERIES, SMALL, Matrix, new_axes, to_numpy
+from causal_circuits.figures.matrices import DIVERGING
+from causal_circuits.figures.style import BLACK, SMALL, new_axes, new_grid, to_numpy
 
 SlotSizes = Sequence[tuple[str, int]]
-_MARKERS = ("o", "s", "^", "D")
 
 
 @check_arguments
@@ -98,71 +95,7 @@ def plot_weight_panels(panels: Sequence[WeightBlocks], n_columns: int = 2) -> Fi
         raise ValueError("panels of weights need at least one matrix: got none")
     if not 1 <= n_columns <= 100:
         raise ValueError(f"n_columns must lie in 1 .. 100: got {n_columns}")
-    n_rows = -(-len(panels) // n_columns)
-    figure = Figure(figsize=(5.6 * n_columns, 4.8 * n_rows), layout="constrained")
-    axes = figure.subplots(n_rows, n_columns, squeeze=False)
-    for ax in axes.flat[len(panels) :]:
-        ax.set_axis_off()
-    for ax, panel in zip(axes.flat, panels, strict=False):
+    figure, axes = new_grid(len(panels), n_columns, 5.6, 4.8)
+    for ax, panel in zip(axes, panels, strict=True):
         plot_weight_blocks(panel, ax=ax)
     return figure
-
-
-@check_arguments
-def plot_attentions(attentions: Mapping[str, Matrix], graph: nx.DiGraph) -> Figure:
-    """Attention patterns (heads, or two ways to read one) side by side, the graph's edges outlined in each.
-
-    Args:
-        attentions: title -> [query_pos, key_pos].
-        graph: whose edges to outline.
-
-    >>> import numpy as np
-    >>> from causal_circuits import chain_graph
-    >>> uniform = np.tril(np.ones((4, 4))) / np.arange(1, 5)[:, None]
-    >>> len(plot_attentions({"head 0": uniform, "head 1": uniform}, chain_graph(4)).axes) >= 2
-    True
-    """
-    if not attentions:
-        raise ValueError("at least one attention pattern is needed: got none")
-    figure = Figure(figsize=(5.4 * len(attentions), 4.9), layout="constrained")
-    axes = figure.subplots(1, len(attentions), squeeze=False)
-    for ax, (title, attention) in zip(axes.flat, attentions.items(), strict=True):
-        plot_attention_and_graph(attention, graph, ax=ax, title=title)
-    return figure
-
-
-@check_arguments
-def plot_attention_by_position(
-    points: Mapping[str, Sequence[tuple[int, float]]], *, level: float = 0.5, title: str = "", ax: Axes | None = None
-) -> Axes:
-    """Attention to the true parent against the child's position, one marker an edge, one kind of marker a series.
-
-    Args:
-        points: series -> (child position, weight in 0 .. 1).
-        level: of a horizontal line below which an edge counts as not learned.
-        title: of the axes.
-
-    >>> ax = plot_attention_by_position({"ours": [(1, 0.98), (2, 0.97)], "theirs": [(1, 0.9), (2, 0.4)]})
-    >>> ax.get_legend_handles_labels()[1]
-    ['ours', 'theirs']
-    """
-    ax = new_axes(ax, 7.6, 4.0)
-    for k, (name, series) in enumerate(points.items()):
-        shift = 0.16 * (k - (len(points) - 1) / 2)
-        ax.plot(
-            [position + shift for position, _ in series],
-            [weight for _, weight in series],
-            _MARKERS[k % len(_MARKERS)],
-            color=SERIES[k % len(SERIES)],
-            markersize=4.5,
-            markerfacecolor="none",
-            label=name,
-        )
-    ax.axhline(level, color=GREY, linewidth=0.9, linestyle=":", zorder=0)
-    ax.set_ylim(-0.02, 1.03)
-    ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-    ax.set_xlabel("position of the child")
-    ax.set_ylabel("attention to the true parent")
-    ax.set_title(fill(title, 70), fontsize=10)
-    ax.legend(loc="upper left", bbox_to_anchor=(0.0, -0.16), frameon=False, fontsize=SMALL, ncols=len(points))
-    return ax

@@ -1,28 +1,29 @@
-"""A figure as files, or as HTML that can share a page with other figures."""
+"""A figure or a table as files, or as HTML that can share a page with others."""
 
 import base64
 import io
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from html import escape
 from pathlib import Path
 
+import pandas as pd
+from markupsafe import escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
+from causal_circuits import display
 from causal_circuits.arguments import check_arguments
-from causal_circuits.display import table_html as table_html
-from causal_circuits.figures.style import figure_of
 from causal_circuits.storage import write_files
 
 PNG_DPI = 150
 MAX_SVG_BYTES = 300_000
+LONG_TABLE = 12  # rows; a longer table is folded
 _NUMBERS = itertools.count(1)
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
@@ -44,48 +45,11 @@ def save_figure(figure_or_axes: Figure | Axes, path_stem: str | os.PathLike[str]
     ...     [path.name for path in saved]
     ['ablation.png', 'ablation.svg']
     """
-    figure, stem = figure_of(figure_or_axes), _stem(path_stem)
+    figure, stem = _figure_of(figure_or_axes), _stem(path_stem)
     with laid_out(figure):
         contents: dict[str, bytes | str] = {f"{stem.name}.png": _png(figure), f"{stem.name}.svg": _svg(figure)}
     folder = write_files(stem.parent, contents)
     return [folder / name for name in contents]
-
-
-def _stem(path: str | os.PathLike[str]) -> Path:
-    """A path without the ending of one of our two formats."""
-    path = Path(path)
-    if path.name.lower() in ("", "..", ".png", ".svg"):
-        raise ValueError(f"a figure's files need a name: got {str(path)!r}; write {str(path.parent / 'figure')!r}")
-    kind = path.suffix.lower().removeprefix(".")
-    if kind in ("png", "svg"):
-        return path.with_suffix("")
-    if kind in FigureCanvasBase.get_supported_filetypes():
-        raise ValueError(
-            f"a figure is written as PNG and SVG: got {path.name}; write {path.stem}, or use matplotlib's savefig"
-        )
-    return path
-
-
-@contextmanager
-def laid_out(figure: Figure) -> Iterator[None]:
-    """Lay the figure out once for all renderings inside; its layout engine is given back.
-
-    Inside there is no engine at all: matplotlib draws a figure that has one, be it the placeholder "none", twice.
-
-    >>> figure = Figure(layout="constrained")
-    >>> with laid_out(figure):
-    ...     figure.get_layout_engine() is None
-    True
-    """
-    engine = figure.get_layout_engine()
-    if engine is not None and figure.axes:
-        engine.execute(figure)
-    with rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
-        figure.set_layout_engine(None)
-    try:
-        yield
-    finally:
-        figure.set_layout_engine(engine)
 
 
 @check_arguments
@@ -111,7 +75,7 @@ def figure_html(figure_or_axes: Figure | Axes | Path, alt: str) -> str:
         svg = stem.with_name(f"{stem.name}.svg").read_text(encoding="utf-8")
         png = stem.with_name(f"{stem.name}.png").read_bytes
     else:
-        figure = figure_of(figure_or_axes)
+        figure = _figure_of(figure_or_axes)
         svg, png = _svg(figure), partial(_png, figure)
     width = _css_width(svg)
     style = f"width:{width:.0f}px;max-width:100%;min-width:min({width:.0f}px,30rem);height:auto"
@@ -121,6 +85,61 @@ def figure_html(figure_or_axes: Figure | Axes | Path, alt: str) -> str:
     else:
         inner = _inline(svg, f"figure-{next(_NUMBERS)}-", alt, style)
     return f'<div class="figure">{inner}</div>'
+
+
+@check_arguments
+def table_html(rows: Sequence[Mapping[str, object]] | pd.DataFrame, caption: str) -> str:
+    """A table with a column for each key (in order of first appearance); more than 12 rows are folded.
+
+    Integers as they are (from 10,000 on with commas), other numbers to four significant digits, None and NaN as a dash.
+
+    >>> "<td>L0H0</td>" in table_html([{"head": "L0H0", "loss": 1.7916}], caption="heads")
+    True
+    """
+    listed = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
+    table = display.table_html(listed, caption)  # type: ignore[arg-type]  # names of columns are strings
+    if len(listed) <= LONG_TABLE:
+        return table
+    return f"<details><summary>{escape(caption)} ({len(listed):,} rows)</summary>{table}</details>"
+
+
+@contextmanager
+def laid_out(figure: Figure) -> Iterator[None]:
+    """Lay the figure out once for all renderings inside; its layout engine is given back.
+
+    Inside there is no engine at all: matplotlib draws a figure that has one, be it the placeholder "none", twice.
+    """
+    engine = figure.get_layout_engine()
+    if engine is not None and figure.axes:
+        engine.execute(figure)
+    with rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)
+    try:
+        yield
+    finally:
+        figure.set_layout_engine(engine)
+
+
+def _figure_of(figure_or_axes: Figure | Axes) -> Figure:
+    figure = figure_or_axes if isinstance(figure_or_axes, Figure) else figure_or_axes.get_figure(root=True)
+    if figure is None:
+        raise ValueError("axes must belong to a figure to be drawn: these were removed from theirs; plot again")
+    return figure
+
+
+def _stem(path: str | os.PathLike[str]) -> Path:
+    """A path without the ending of one of our two formats."""
+    path = Path(path)
+    if path.name.lower() in ("", "..", ".png", ".svg"):
+        raise ValueError(f"a figure's files need a name: got {str(path)!r}; write {str(path.parent / 'figure')!r}")
+    kind = path.suffix.lower().removeprefix(".")
+    if kind in ("png", "svg"):
+        return path.with_suffix("")
+    if kind in FigureCanvasBase.get_supported_filetypes():
+        raise ValueError(
+            f"a figure is written as PNG and SVG: got {path.name}; write {path.stem}, or use matplotlib's savefig"
+        )
+    return path
 
 
 def _css_width(svg: str) -> float:
@@ -148,9 +167,7 @@ def _png(figure: Figure) -> bytes:
 def _inline(svg: str, prefix: str, alt: str, style: str) -> str:
     """The <svg> element without prologue, its ids and the references to them prefixed, with role and label."""
     svg = svg[svg.index("<svg") :].strip()
-    svg = re.sub(r'(\sid=")', rf"\g<1>{prefix}", svg)
-    svg = re.sub(r'((?:xlink:)?href="#)', rf"\g<1>{prefix}", svg)
-    svg = svg.replace("url(#", f"url(#{prefix}")
+    svg = re.sub(r'(\sid="|(?:xlink:)?href="#|url\(#)', rf"\g<1>{prefix}", svg)
     opening, rest = svg.split(">", 1)
     opening = re.sub(r'\s(?:width|height|version|xmlns:xlink)="[^"]*"', "", opening)
     return f'{opening} role="img" aria-label="{escape(alt)}" style="{style}">{rest}'

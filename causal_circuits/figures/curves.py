@@ -1,0 +1,240 @@
+"""Figures of studies that vary something: power laws, curves with a line each, and dots by group or position.
+
+Nothing is computed here: fits, means and intervals come with the data.
+"""
+
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+from causal_circuits.arguments import check_arguments
+from causal_circuits.figures.style import (
+    BLACK,
+    GREY,
+    LINE_STYLES,
+    SMALL,
+    legend_at,
+    log_steps,
+    look_of,
+    new_axes,
+)
+
+Number = float | int
+Points = Sequence[tuple[Number, Number]]
+
+
+@check_arguments
+def plot_curves(
+    curves: Mapping[str, Points],
+    *,
+    xlabel: str,
+    ylabel: str,
+    log_y: bool = False,
+    levels: Mapping[str, Number] | None = None,
+    title: str | None = None,
+    legend: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """One line with markers for each named curve, over a logarithmic x axis.
+
+    Args:
+        curves: name -> (x, y), in order of x; x must be positive.
+        xlabel, ylabel: with units.
+        log_y: a logarithmic y axis too; points at or below zero are left out.
+        levels: name -> y of horizontal lines to read the curves against.
+        title: of the axes.
+        legend: False where neighbouring axes have the same curves.
+
+    >>> ax = plot_curves({"loss": [(1, 1.0), (10, 0.5), (100, 0.4)]}, xlabel="step", ylabel="nats")
+    >>> ax.get_xscale(), ax.get_ylabel()
+    ('log', 'nats')
+    """
+    if not any(curves.values()):
+        raise ValueError("a plot of curves needs at least one point: got none; pass name -> (x, y) pairs")
+    ax = new_axes(ax, 6.8, 4.2)
+    for k, (name, curve) in enumerate(curves.items()):
+        x, y = _columns(curve, positive=log_y)
+        ax.plot(x, y, linewidth=1.4, markersize=4.5, label=name, **look_of(k))
+    places = sorted({x for curve in curves.values() for x, _ in curve})
+    log_steps(ax, xlabel, places if len(places) <= 6 else None)
+    ax.set_ylabel(ylabel)
+    if log_y:
+        _log_y(ax)
+    for name, level in (levels or {}).items():
+        ax.axhline(level, color=GREY, linewidth=0.9, linestyle=":", zorder=0)
+        ax.annotate(name, (0.01, level), xycoords=("axes fraction", "data"), va="bottom", fontsize=SMALL, color=GREY)
+    if title is not None:
+        ax.set_title(title, fontsize=10)
+    if legend:
+        legend_at(ax, "right")
+    return ax
+
+
+@check_arguments
+def plot_agreement(
+    series: Mapping[str, tuple[Sequence[int | float], Sequence[int | float]]],
+    xlabel: str,
+    ylabel: str,
+    ax: Axes | None = None,
+    title: str | None = None,
+    group_size: int = 1,
+) -> Axes:
+    """A line for each series over a logarithmic axis, beside the horizontal line at 1 that all should reach.
+
+    Args:
+        series: name -> (x values, y values), such as context lengths and slopes.
+        xlabel, ylabel: with units.
+        group_size: so many series in a row share a colour and a marker and differ in line style.
+
+    >>> ax = plot_agreement({"chain": ([20, 100], [0.9, 0.98])}, xlabel="context length", ylabel="slope")
+    >>> ax.get_xscale()
+    'log'
+    """
+    if not series:
+        raise ValueError("an agreement figure needs at least one series: got none")
+    if group_size < 1:
+        raise ValueError(f"group_size must be at least 1 series: got {group_size}")
+    ax = new_axes(ax, 6.4, 4.2)
+    ax.axhline(1.0, color=BLACK, linewidth=0.8, linestyle=":", zorder=0)
+    for k, (name, (x, y)) in enumerate(series.items()):
+        group, member = divmod(k, group_size)
+        look = look_of(group) | {"linestyle": LINE_STYLES[member % len(LINE_STYLES)]}
+        ax.plot(x, y, markerfacecolor="white" if member else look["color"], markersize=5, label=name, **look)
+    log_steps(ax, xlabel, sorted({float(value) for x, _ in series.values() for value in x}))
+    ax.set_ylabel(ylabel)
+    legend_at(ax, "right")
+    if title is not None:
+        ax.set_title(fill(title, 46))
+    return ax
+
+
+@check_arguments
+def plot_scaling(
+    points: Mapping[str, Points],
+    fits: Mapping[str, tuple[Number, Number]],
+    *,
+    ylabel: str,
+    xlabel: str = "context length n_ctx",
+    bound: tuple[str, Number, Number] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Measurements against length on two logarithmic axes, each series with its fitted power law and exponent.
+
+    Args:
+        points: name -> (length, value), one a measurement (several at a length are several seeds).
+        fits: name -> (prefactor, exponent) of value = prefactor * length ** exponent; a series may lack one.
+        ylabel, xlabel: with units.
+        bound: (name, prefactor, exponent) of a line to compare with, drawn dotted.
+
+    >>> points = {"gap": [(20, 0.1), (20, 0.11), (40, 0.05), (80, 0.025)]}
+    >>> plot_scaling(points, {"gap": (2.0, -1.0)}, ylabel="nats").get_yscale()
+    'log'
+    """
+    lengths = sorted({x for series in points.values() for x, _ in series})
+    if not lengths:
+        raise ValueError("a scaling plot needs at least one point: got none; pass name -> (length, value) pairs")
+    ax, ends = new_axes(ax, 6.4, 5.0), np.array([min(lengths), max(lengths)])
+    for k, (name, series) in enumerate(points.items()):
+        fit, look = fits.get(name), look_of(k)
+        label = name if fit is None else f"{name}: exponent {fit[1]:+.2f}"
+        x, y = _columns(series, positive=True)
+        ax.plot(x, y, markersize=5, markerfacecolor="none", label=label, **look | {"linestyle": "none"})
+        if fit is not None:
+            ax.plot(ends, fit[0] * ends ** fit[1], linewidth=1.2, **look | {"marker": ""})
+    if bound is not None:
+        ax.plot(ends, bound[1] * ends ** bound[2], color=BLACK, linewidth=1.0, linestyle=":", label=bound[0])
+    log_steps(ax, xlabel, lengths)
+    _log_y(ax)
+    ax.set_ylabel(ylabel)
+    legend_at(ax, "below")
+    return ax
+
+
+@check_arguments
+def plot_groups(
+    values: Mapping[str, Mapping[str, Number]],
+    *,
+    xlabel: str,
+    levels: Mapping[str, Number] | None = None,
+    log_x: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """Dots on one row a group, one marker a series: values of several methods for each graph, family, ...
+
+    Args:
+        values: series -> group -> value; the groups of the first series come first, from the top. NaN is left out.
+        xlabel: with units.
+        levels: name -> x of vertical lines.
+        log_x: a logarithmic x axis.
+
+    >>> shares = {"ours": {"chain": 1.0, "pairs": 0.9}, "theirs": {"chain": 0.8, "pairs": 0.7}}
+    >>> ax = plot_groups(shares, xlabel="attention")
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['chain', 'pairs']
+    """
+    groups = list(dict.fromkeys(group for of_group in values.values() for group in of_group))
+    if not groups:
+        raise ValueError("a dot plot needs at least one group: got none; pass series -> group -> value")
+    ax = new_axes(ax, 7.2, 0.26 * len(groups) + 1.6)
+    for k, (name, of_group) in enumerate(values.items()):
+        rows = [groups.index(group) + 0.12 * (k - (len(values) - 1) / 2) for group in of_group]
+        ax.plot(list(of_group.values()), rows, markersize=5, label=name, alpha=0.85, **look_of(k, line=False))
+    if log_x:
+        ax.set_xscale("log")
+    for name, level in (levels or {}).items():
+        ax.axvline(level, color=GREY, linewidth=0.9, linestyle=":", zorder=0)
+        ax.annotate(name, (level, 1.0), (2, 2), ("data", "axes fraction"), "offset points", fontsize=SMALL, color=GREY)
+    ax.set_yticks(range(len(groups)), groups, fontsize=SMALL)
+    ax.set_ylim(len(groups) - 0.4, -0.6)
+    ax.grid(axis="y", linewidth=0.4, color=GREY, alpha=0.4)
+    ax.set_xlabel(xlabel)
+    legend_at(ax, "right")
+    return ax
+
+
+@check_arguments
+def plot_attention_by_position(
+    points: Mapping[str, Sequence[tuple[int, float]]], *, level: float = 0.5, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """Attention to the true parent against the child's position, one marker an edge, one kind of marker a series.
+
+    Args:
+        points: series -> (child position, weight in 0 .. 1).
+        level: of a horizontal line below which an edge counts as not learned.
+        title: of the axes.
+
+    >>> ax = plot_attention_by_position({"ours": [(1, 0.98), (2, 0.97)], "theirs": [(1, 0.9), (2, 0.4)]})
+    >>> ax.get_legend_handles_labels()[1]
+    ['ours', 'theirs']
+    """
+    ax = new_axes(ax, 7.6, 4.0)
+    for k, (name, series) in enumerate(points.items()):
+        position, weight = _columns(series)
+        shift = 0.16 * (k - (len(points) - 1) / 2)
+        ax.plot(position + shift, weight, markersize=4.5, mfc="none", label=name, **look_of(k, line=False))
+    ax.axhline(level, color=GREY, linewidth=0.9, linestyle=":", zorder=0)
+    ax.set_ylim(-0.02, 1.03)
+    ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    ax.set_xlabel("position of the child")
+    ax.set_ylabel("attention to the true parent")
+    ax.set_title(fill(title, 70), fontsize=10)
+    legend_at(ax, "below", ncols=len(points))
+    return ax
+
+
+def _columns(points: Points, *, positive: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """X and y of the points, those with y > 0 if a logarithmic axis asks for it; NaN where there is none."""
+    shown = [point for point in points if point[1] > 0 or not positive]
+    x, y = np.array(shown or [(np.nan, np.nan)], dtype=np.float64).T
+    return x, y
+
+
+def _log_y(ax: Axes) -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5 of each decade."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,188 @@
+"""What happens while a model trains: the predictor it is nearest to, edges forming, and when each began to matter."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from causal_circuits import circuits, information
+from causal_circuits.arguments import check_arguments
+from causal_circuits.figures.style import (
+    BLUE,
+    GREY,
+    MODEL,
+    ORANGE,
+    SERIES,
+    SKY,
+    SMALL,
+    TRUE_EDGE,
+    legend_at,
+    log_steps,
+    look_of,
+    new_axes,
+    new_grid,
+    to_numpy,
+)
+from causal_circuits.films import PredictorDistances
+
+
+@check_arguments
+def plot_phases(distances: PredictorDistances, ax: Axes | None = None) -> Axes:
+    """KL from each named predictor to the model at every recorded step; bands name the nearest one, phase by phase.
+
+    Args:
+        distances: what a `PredictorFilm` gives.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> from causal_circuits import figures
+    >>> batch = task.sample(64, seed=0)
+    >>> film = cc.PredictorFilm(batch, cc.named_predictors(task, batch))
+    >>> config = cc.TrainConfig.joint(4, batch_size=64)
+    >>> record = cc.train(cc.disentangled_transformer(3, 6), task, config, on_record=film)
+    >>> len(figures.plot_phases(film.result()).lines) >= 3  # one a predictor
+    True
+    """
+    ax = new_axes(ax, 7.2, 4.2)
+    steps, divergence = np.array(distances.steps) + 1, to_numpy(distances.divergence)
+    for k, name in enumerate(distances.names):
+        ax.plot(steps, divergence[:, k], markersize=4.5, linewidth=1.5, label=name, **look_of(k))
+    edges = [steps[0], *np.sqrt(steps[:-1] * steps[1:]), steps[-1]]  # bands meet half way on the logarithmic axis
+    for name, places in groupby(range(len(steps)), key=lambda at: distances.nearest[at]):
+        held = list(places)
+        colour = SERIES[distances.names.index(name) % len(SERIES)]
+        ax.axvspan(edges[held[0]], edges[held[-1] + 1], color=colour, alpha=0.12, linewidth=0)
+        if held[0] > 0:
+            ax.axvline(edges[held[0]], color=GREY, linewidth=0.8)
+    log_steps(ax, "training step + 1 (log scale)")
+    ax.set_xlim(steps[0], max(steps[-1], steps[0] + 1))
+    ax.set_ylim(bottom=0)
+    ax.set_ylabel("KL(predictor, model) (nats)")
+    legend_at(ax, "above", ncols=4, title="distance from the predictor named; the shade says which is nearest")
+    return ax
+
+
+@check_arguments
+def plot_edge_formation(formation: information.Formation, ax: Axes | None = None) -> Axes:
+    """Attention to the parent over training, a line an edge, the darker the stronger its pull at the start.
+
+    Args:
+        formation: what `edge_formation` returns.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import figures
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
+    >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
+    >>> formation = cc.edge_formation(record, cc.predicted_gradient(task).value.float(), task.graph)
+    >>> len(figures.plot_edge_formation(formation).lines) >= 4  # an edge each
+    True
+    """
+    ax = new_axes(ax, 6.6, 4.2)
+    order = np.argsort(to_numpy(formation.information))
+    steps = np.maximum(np.array(formation.steps, dtype=float), 0.5)  # a logarithmic axis has no zero
+    weights = to_numpy(formation.attention)
+    for shade, edge in zip(np.linspace(0.25, 1.0, len(order)), order, strict=True):
+        ax.plot(steps, weights[:, edge], color=MODEL, alpha=float(shade), linewidth=1.2)
+    ax.plot([], [], color=MODEL, alpha=1.0, label="an edge with a strong pull (an early position)")
+    ax.plot([], [], color=MODEL, alpha=0.25, label="an edge with a weak pull (a late position)")
+    agreement = [comparison.correlation for comparison in formation.comparisons]
+    ax.plot(steps, agreement, color=TRUE_EDGE, linestyle="--", marker="s", markersize=4, label="correlation with g")
+    ax.axhline(0.5, color=GREY, linewidth=0.7, linestyle=":")
+    log_steps(ax, "training step (log scale; the first point is step 0)")
+    ax.set_ylim(min(0.0, *(value for value in agreement if np.isfinite(value)), 0.0) - 0.02, 1.02)
+    ax.set_ylabel("attention to the parent, or correlation")
+    legend_at(ax, "above", ncols=2)
+    return ax
+
+
+@check_arguments
+def plot_formation(formation: circuits.Formation, axes: Sequence[Axes] | None = None) -> Figure:
+    """Attention on each edge of the latent graph and the effect of cutting it, at every recorded step; means thick.
+
+    Args:
+        formation: from `watch_formation`.
+        axes: three axes to draw in - attention, the effect's share of its row, the effect - or None for a new figure.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import circuits
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
+    >>> when, batch = cc.RecordAt(steps=(0, 4)), task.sample(64, seed=0)
+    >>> formation = circuits.watch_formation(model, task, config, record=when, batch=batch)
+    >>> from causal_circuits import figures
+    >>> len(figures.plot_formation(formation).axes)
+    3
+    """
+    panels = new_grid(3, 3, 4.2, 3.8)[1] if axes is None else axes
+    if len(panels) != 3:
+        raise ValueError(f"axes must be three, for attention, share and effect: got {len(panels)}")
+    measured = {
+        "mean attention on the edge": (formation.attention, formation.attention_onset),
+        "its share of its row's effects": (formation.share, formation.causal_onset),
+        _effect_label(formation.metric): (formation.effect, None),
+    }
+    for ax, (label, (curves, onsets)) in zip(panels, measured.items(), strict=True):
+        steps, values = np.array(formation.steps) + 1, to_numpy(curves)
+        for k, edge in enumerate(values.T):
+            ax.plot(steps, edge, color=SKY, linewidth=0.8, label=None if k else "one edge")
+        ax.plot(steps, values.mean(axis=1), color=MODEL, linewidth=2.4, label="mean over edges")
+        times = np.array([]) if onsets is None else to_numpy(onsets)
+        for k, at in enumerate(times[np.isfinite(times)]):
+            label_once = None if k else "onset of an edge"
+            ax.axvline(at + 1, color=TRUE_EDGE, linewidth=0.7, linestyle=":", label=label_once)
+        log_steps(ax, "training step + 1 (log scale)")
+        ax.set_ylabel(label)
+        ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False, fontsize=SMALL)
+    figure = panels[0].get_figure(root=True)
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def _effect_label(metric: str) -> str:
+    return "effect of cutting it (KL, nats)" if metric == "kl_to_model" else f"cutting it raises {metric} by"
+
+
+@check_arguments
+def plot_onsets(formations: Sequence[circuits.Formation], ax: Axes | None = None) -> Axes:
+    """When each edge began to matter and when attention showed it, against how hard the gradient pulled at the start.
+
+    Args:
+        formations: from `watch_formation`, one for each seed: a dot at the mean over seeds, a bar from least to most.
+        ax: axes to draw in, or None for a new figure.
+
+    >>> import causal_circuits as cc
+    >>> from causal_circuits import circuits
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
+    >>> when, batch = cc.RecordAt(steps=(0, 4)), task.sample(64, seed=0)
+    >>> formation = circuits.watch_formation(model, task, config, record=when, batch=batch)
+    >>> from causal_circuits import figures
+    >>> ax = figures.plot_onsets([formation])
+    >>> ax.get_ylabel() != ""
+    True
+    """
+    if not formations:
+        raise ValueError("a figure of onsets needs at least one run: got none")
+    ax, pull = new_axes(ax, 6.4, 4.0), to_numpy(formations[0].pull)
+    clocks = (
+        ("attention shows the edge", BLUE, "o", 0.985, [f.attention_onset for f in formations]),
+        ("cutting it moves the prediction", ORANGE, "s", 1.015, [f.causal_onset for f in formations]),
+    )
+    for name, colour, marker, shift, onsets in clocks:
+        values = np.stack([to_numpy(onset) for onset in onsets])
+        seen = np.isfinite(values).all(axis=0)
+        mean, low, high = (measure(values[:, seen], axis=0) for measure in (np.mean, np.min, np.max))
+        label = f"{name} ({seen.sum()} of {len(seen)} edges in every run)"
+        look = {"fmt": marker, "color": colour, "markersize": 5, "elinewidth": 1, "label": label}
+        ax.errorbar(pull[seen] * shift, mean, yerr=[mean - low, high - mean], **look)  # type: ignore[arg-type]
+    ax.set_xlabel("gradient of the edge's score that its information predicts at the start")
+    ax.set_ylabel("onset (training step)")
+    ax.set_xscale("log")
+    for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        axis(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, fontsize=SMALL)
+    return ax

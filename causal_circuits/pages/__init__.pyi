@@ -1,0 +1,12 @@
+from .attention_view import AttentionView as AttentionView
+from .attention_view import attention_html as attention_html
+from .attention_view import attention_view as attention_view
+from .circuits_vis import circuits_vis_bundle as circuits_vis_bundle
+from .rendering import figure_html as figure_html
+from .rendering import save_figure as save_figure
+from .rendering import table_html as table_html
+from .report import Check as Check
+from .report import Section as Section
+from .report import report_html as report_html
+from .report import write_report as write_report
+from .templates import PagePart as PagePart

@@ -1,0 +1,308 @@
+"""Pages and their parts as text: what they hold, and that nothing leaves them; test_browser.py looks at them."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from assertions import assert_refused
+from matplotlib.figure import Figure
+from test_figures import uniform_attention
+
+from causal_circuits import figures
+from causal_circuits.pages import rendering
+
+# Attention views
+
+
+def attention_view(**changes: object) -> figures.AttentionView:
+    given: dict[str, object] = {
+        "attention": uniform_attention(3)[None].repeat(2, 1, 1),
+        "labels": ["p0=1", "p1=0", "query=1"],
+        "head_names": ["L0H0", "L1H0"],
+    }
+    return figures.attention_view(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def changed(where: tuple[int, int, int], value: float) -> torch.Tensor:
+    attention = uniform_attention(3)[None].repeat(2, 1, 1)
+    attention[where] = value
+    return attention
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": [1, 0, 1]}, ("labels", "string", "[1, 0, 1]")),
+        ({"labels": ["a", "b"]}, ("labels", "each position (3)", "got 2")),
+        ({"labels": "abc"}, ("labels", "'abc'")),
+        ({"head_names": ["L0H0"]}, ("head_names", "each head (2)", "got 1")),
+        ({"attention": uniform_attention(3)}, ("[head_index, query_pos, key_pos]", "[3, 3]")),
+        ({"attention": torch.zeros(1, 2, 3, 3)}, ("[1, 2, 3, 3]", "pattern[0]")),
+        ({"attention": torch.ones(2, 3, 2)}, ("[2, 3, 2]",)),
+        ({"attention": changed((1, 2, 0), torch.nan)}, ("be finite", "nan at head 1, query 2, key 0")),
+        ({"attention": changed((0, 0, 2), 0.5)}, ("causal", "0.5 at head 0, query 0, key 2")),
+        ({"attention": changed((0, 2, 0), -0.5)}, ("negative", "-0.5", "scores")),
+        ({"attention": changed((0, 2, 0), 0.5)}, ("sum to 1 within 0.001", "1.167 at head 0, query 2", "softmax")),
+    ],
+)
+def test_attention_view_refuses_what_circuitsvis_would_draw(changes: dict[str, object], words: tuple[str, ...]) -> None:
+    assert_refused(lambda: attention_view(**changes), *words)
+
+
+def data_of(view: figures.AttentionView) -> dict[str, list]:
+    """What the script of a view reads: panels (component, properties), frames, steps."""
+    (text,) = re.findall(r'<script type="application/json">(.*)</script>', view.fragment())
+    return json.loads(text)
+
+
+@pytest.mark.parametrize(("n_heads", "components"), [(2, ["AttentionPattern"] * 2), (5, ["AttentionHeads"])])
+def test_views_are_what_circuitsvis_s_own_functions_say(n_heads: int, components: list[str]) -> None:
+    names = [f"L0H{head}" for head in range(n_heads)]
+    attention = uniform_attention(3).expand(2, n_heads, 3, 3)
+    data = data_of(attention_view(attention=attention, head_names=names, steps=[0, 1500]))
+    assert [panel["component"] for panel in data["panels"]] == components
+    properties = data["panels"][0]["properties"]
+    np.testing.assert_allclose(np.array(properties["attention"]).reshape(-1, 3)[:3], uniform_attention(3), atol=1e-4)
+    assert properties["tokens"] == ["p0=1", "p1=0", "query=1"]
+    assert properties.get("attentionHeadNames", names) == names
+    assert data["steps"] == ["step 0", "step 1,500"]
+    assert np.shape(data["frames"]) in {(2, n_heads, 3, 3), (2, 1, n_heads, 3, 3)}
+
+
+def test_no_label_can_end_the_script() -> None:
+    view = attention_view(labels=["</script><script>alert(1)</script>", "<!--", "&amp;\u2028"], head_names=["<b>", "h"])
+    fragment = view.fragment()
+    assert fragment.count("</script>") == 1
+    assert "<!--" not in fragment
+    assert "<b>" not in fragment
+    assert data_of(view)["panels"][0]["properties"]["tokens"][1] == "<!--"
+
+
+def test_a_notebook_view_carries_its_own_script_and_a_fragment_does_not() -> None:
+    view, bundle = attention_view(), figures.circuits_vis_bundle()
+    for whole in (view._repr_html_(), str(view)):
+        assert whole.count(bundle) == 1
+        assert "unpkg.com" not in whole
+        assert Page(whole).open == []
+    assert len(view.fragment()) < 5000
+    assert "sourceMappingURL" not in bundle
+
+
+def test_position_labels_mark_the_query() -> None:
+    assert figures.position_labels(torch.tensor([3, 0, 3])) == ["p0=3", "p1=0", "query=3"]
+    assert figures.position_labels([3, 0], has_query=False) == ["p0=3", "p1=0"]
+
+
+# Pages
+
+
+class Page(HTMLParser):
+    """The elements and the visible text of a page."""
+
+    VOID = ("meta", "link", "br", "img", "input")
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.words)
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def element_ids(html: str) -> list[str]:
+    return [str(attributes["id"]) for _, attributes in Page(html).elements if "id" in attributes]
+
+
+def demo_page(*sections: figures.Section, title: str = "A page") -> str:
+    verdict = [figures.Check(True, "It works", "loss 1.90"), figures.Check(False, "It is fast", "9 s, limit 5 s")]
+    return figures.report_html(title=title, verdict=verdict, sections=sections, meta={"seed": "0"})
+
+
+def matrix_html(n_ctx: int = 6) -> str:
+    return figures.figure_html(figures.plot_matrix(uniform_attention(n_ctx)), "uniform attention")
+
+
+def test_ids_on_a_page_are_unique_and_every_reference_finds_its_own() -> None:
+    html = demo_page(
+        figures.Section("One", "It shows.", matrix_html()), figures.Section("Two", "It too.", matrix_html())
+    )
+    ids = element_ids(html)
+    assert len(ids) == len(set(ids))
+    referred = set(re.findall(r'href="#([^"]+)"', html)) | set(re.findall(r"url\(#([^)]+)\)", html))
+    assert referred
+    assert referred <= set(ids)
+
+
+def test_a_figure_has_role_and_alt_text() -> None:
+    html = figures.figure_html(figures.plot_matrix(uniform_attention(6)), 'a "quoted" <alt>')
+    (svg,) = Page(html).named("svg")
+    assert (svg["role"], svg["aria-label"]) == ("img", 'a "quoted" <alt>')
+    assert "<?xml" not in html
+    assert_refused(lambda: figures.figure_html(Figure(), " "), "alt text")
+
+
+def test_a_large_figure_becomes_a_png(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "MAX_SVG_BYTES", 1000)
+    (image,) = Page(matrix_html()).named("img")
+    assert str(image["src"]).startswith("data:image/png;base64,")
+    assert image["alt"] == "uniform attention"
+
+
+def test_all_text_is_escaped() -> None:
+    bad = "<script>alert('x')</script>&"
+    table = figures.table_html([{bad: bad, "n": 12345, "share": 0.123456}, {"n": None, "share": True}], bad)
+    section = figures.Section(bad, bad, table, command=bad)
+    html = figures.report_html(title=bad, verdict=[figures.Check(True, bad, bad)], sections=[section], meta={bad: bad})
+    assert len(Page(html).named("script")) == html.count("<script>") == 1  # the page's own
+    assert Page(html).text.count(bad) == 13
+    assert all(text in Page(table).text for text in ("12,345", "0.1235", "-", "yes"))
+
+
+def test_an_empty_table_says_so() -> None:
+    assert "no rows" in Page(figures.table_html([], "Nothing")).text
+
+
+def test_the_verdict_comes_first_and_the_command_once_below_it() -> None:
+    section = figures.Section("One", "It shows.", "<p>evidence</p>", "python one.py")
+    text = Page(demo_page(section, section)).text
+    order = ("Verdict: 1 of 2 checks passed", "✓ PASS", "✗ FAIL", "python one.py", "evidence")
+    assert [text.index(words) for words in order] == sorted(text.index(words) for words in order)
+    assert text.count("python one.py") == 1
+
+
+def test_sections_that_have_commands_of_their_own_keep_them() -> None:
+    text = Page(demo_page(*(figures.Section(name, "It shows.", command=f"python {name}.py") for name in "ab"))).text
+    assert text.index("a.py") < text.index("2. b") < text.index("b.py")
+
+
+def test_every_state_of_a_check_is_a_word_and_only_passed_counts() -> None:
+    states = ("passed", "failed", "refuted", "undecided", "not tested")
+    checks = [figures.Check(state, "A claim", "a number") for state in states]
+    text = Page(figures.report_html(title="T", verdict=checks, sections=[], meta={}, quick=True)).text
+    assert "Verdict: 1 of 5 checks passed; 1 refuted, 1 undecided, 1 not tested" in text
+    assert all(word in text for word in ("PASS", "FAIL", "REFUTED", "UNDECIDED", "NOT TESTED", "Quick run"))
+    assert [check.passed for check in checks] == [True, False, False, False, False]
+    assert (figures.Check(True, "", "").state, figures.Check(False, "", "").state) == ("passed", "failed")
+    assert_refused(lambda: figures.Check("good", "", ""), "state", "good")  # type: ignore[arg-type]
+
+
+def test_figures_of_a_section_are_saved_beside_the_page_and_long_tables_are_folded(tmp_path: Path) -> None:
+    drawn = {"ones": figures.plot_matrix(uniform_attention(6))}
+    for n_rows in (2, 20):
+        table = pd.DataFrame({"position": range(n_rows), "share": 0.5})
+        section = figures.Section("Attention", "It shows.", figures=drawn, table=table)
+        page = figures.write_report(tmp_path / "report.html", title="T", verdict=[], sections=[section], meta={})
+        shown = Page(page.read_text())
+        assert [svg["aria-label"] for svg in shown.named("svg")] == ["Attention: It shows."]
+        assert bool(shown.named("details")) == (n_rows == 20)
+        assert len(shown.named("td")) == 2 * n_rows
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"ones.png", "ones.svg"}
+
+
+def test_the_bundle_stands_once_on_a_page_with_views_and_never_without() -> None:
+    both = figures.Section("Views", "They show.", figures.attention_html([attention_view(), attention_view()]))
+    bundle = figures.circuits_vis_bundle()
+    assert demo_page(both, both).count(bundle) == 1
+    assert bundle not in demo_page(figures.Section("None", "No view.", "<p></p>"))
+
+
+def assert_loads_nothing(html: str) -> None:
+    """No element names an outside address, and the page forbids what a script might ask for."""
+    page = Page(html)
+    for tag, attributes in page.elements:
+        for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
+            value = str(attributes.get(name) or "")
+            assert value.startswith(("data:", "#")) or not value, f"<{tag} {name}={value[:60]}>"
+    styles = re.findall(r"<style>(.*?)</style>", html, flags=re.DOTALL) + re.findall(r'style="([^"]*)"', html)
+    assert not any("url(http" in style or "@import" in style for style in styles)
+    policy = [meta["content"] for meta in page.named("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    assert len(policy) == 1
+    assert str(policy[0]).startswith("default-src 'none'")
+
+
+def test_a_page_is_whole_and_asks_for_nothing() -> None:
+    html = demo_page(
+        figures.Section("Matrix", "It shows.", matrix_html()),
+        figures.Section("View", "It shows.", figures.attention_html([attention_view()])),
+    )
+    assert_loads_nothing(html)
+    page = Page(html)
+    assert page.open == []
+    assert html.startswith("<!DOCTYPE html>")
+    assert page.named("html") == [{"lang": "en"}]
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.named("meta")
+    assert "needs JavaScript" in page.text
+    assert len(html) < 6e6
+
+
+def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "report.html"
+    arguments = {"title": "T", "verdict": [], "sections": [], "meta": {}}
+    assert figures.write_report(path, **arguments) == path  # type: ignore[arg-type]
+    old = path.read_text()
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        figures.write_report(path, **{**arguments, "title": "other"})  # type: ignore[arg-type]
+    assert path.read_text() == old
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_saved_figures_are_png_and_svg_and_do_not_change(tmp_path: Path) -> None:
+    ax = figures.plot_matrix(uniform_attention(6))
+    png, svg = figures.save_figure(ax, tmp_path / "figures" / "v1.0")
+    assert (png.name, svg.name) == ("v1.0.png", "v1.0.svg")
+    assert png.read_bytes()[:4] == b"\x89PNG"
+    again = figures.save_figure(figures.plot_matrix(uniform_attention(6)), tmp_path / "again")
+    assert svg.read_text() == again[1].read_text()
+    assert not list(tmp_path.glob("**/*.part"))
+
+
+def test_a_saved_figure_is_shown_as_the_figure_itself(tmp_path):
+    axes = figures.plot_matrix(np.tril(np.ones((4, 4))), title="A title")
+    figures.save_figure(axes, tmp_path / "matrix")
+    drawn, saved = (figures.figure_html(source, alt="ones") for source in (axes, tmp_path / "matrix"))
+    saved_file = (tmp_path / "matrix.svg").read_text()
+    for path in re.findall(r'<path d="([^"]+)"', saved_file):
+        assert path in saved
+    for tag in ("<path", "<use", "<g ", "aria-label=", "style="):
+        assert drawn.count(tag) == saved.count(tag)
+    assert re.search(r"width:\d+px", drawn)[0] == re.search(r"width:\d+px", saved)[0]
+
+
+def test_saving_gives_the_layout_engine_back(tmp_path):
+    axes = figures.plot_matrix(np.tril(np.ones((4, 4))))
+    engine = axes.figure.get_layout_engine()
+    figures.save_figure(axes, tmp_path / "matrix")
+    assert axes.figure.get_layout_engine() is engine
