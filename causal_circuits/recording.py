@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from causal_circuits.arguments import check_arguments
 from causal_circuits.display import sparkline_html, table_html
 from causal_circuits.models import HookedTransformer
 from causal_circuits.storage import read_checked, read_json, read_rows, read_tensors, tensor_bytes, write_files
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Of a snapshot, [layer, head_index, query_pos, key_pos].
 MATRICES = ("attention", "score_gradients", "weight_gradients")
@@ -47,7 +50,7 @@ class RecordAt:
     training, so ``RecordAt.log_spaced(12)`` always holds the first and the last state.
 
     Args:
-        steps: the steps; those beyond the end of training are passed over.
+        steps: the steps; those beyond the end of training are skipped.
         attention: patterns of every layer, averaged over the batch.
         score_gradients: minus the gradients by attention scores, averaged over the batch.
         weight_gradients: minus the gradients by attention weights (the pattern), averaged over the batch.
@@ -182,18 +185,16 @@ class TrainingRecord:
     layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(self.layers) or _all_layers(self, axis=1))
+        object.__setattr__(self, "layers", self.layers or _all_layers(self, axis=1))
         if len(self.recorded_losses) != len(self.steps):
-            raise _Unsound(
+            raise ValueError(
                 f"a record's recorded_losses must be one for each of its {len(self.steps)} steps: "
                 f"got {list(self.recorded_losses.shape)}"
             )
-        if min(self.steps, default=0) < 0:
-            raise _Unsound(f"a record's steps must be 0 or more: got {min(self.steps)}")
         for name in MATRICES:
             value = getattr(self, name)
-            if value is not None and value.ndim == 5 and value.shape[:2] != (len(self.steps), len(self.layers)):
-                raise _Unsound(
+            if value is not None and value.shape[:2] != (len(self.steps), len(self.layers)):
+                raise ValueError(
                     f"a record's {name} must be [record, layer, ...] over {len(self.steps)} steps and layers "
                     f"{self.layers}: got {list(value.shape)}"
                 )
@@ -239,13 +240,24 @@ class TrainingRecord:
         ]
         return f"TrainingRecord({self._summary()}; {'; '.join([f'{len(self.steps)} states recorded', *recorded])})"
 
+    def to_frame(self) -> "pd.DataFrame":
+        """A row for each recorded state: its step and its loss in nats.
+
+        >>> record = TrainingRecord(torch.rand(9), (0, 9), torch.tensor([1.5, 1.0]), None, None)
+        >>> record.to_frame()
+           step  loss
+        0     0   1.5
+        1     9   1.0
+        """
+        import pandas as pd  # half a second, for tables alone
+
+        return pd.DataFrame({"step": self.steps, "loss": self.recorded_losses.tolist()})
+
     def _repr_html_(self) -> str:
         """The loss as a small curve, and a row for every recorded state."""
-        rows = [
-            {"step": step, "loss (nats)": loss}
-            for step, loss in zip(self.steps, self.recorded_losses.tolist(), strict=True)
-        ]
         curve = sparkline_html(self.losses.numpy(), f"Training loss over {len(self.losses)} steps, logarithmic axis")
+        states = zip(self.steps, self.recorded_losses.tolist(), strict=True)
+        rows = [{"step": step, "loss (nats)": loss} for step, loss in states]
         return curve + table_html(rows, f"TrainingRecord: {self._summary()}")
 
     def _summary(self) -> str:
@@ -274,27 +286,24 @@ class TrainingRecord:
         folder = Path(folder)
         try:
             if (folder / f"{INDEX}.json").is_file() and not (folder / "record.json").exists():
-                return _sound(cls(**_read_streamed(folder)))
-            plain, tensors = read_json(folder / "record.json"), read_tensors(folder / "record.safetensors")
-            if plain.pop("format", None) != RECORD_FORMAT and set(MATRICES) & set(tensors):
-                raise ValueError(
-                    f"{folder} holds a record of another version of causal_circuits, whose gradients may have the "
-                    "other sign and whose layers are not numbered: load it with that version, or train again"
-                )
-            return _sound(
-                cls(**{"attention": None, "score_gradients": None, **plain, **tensors, "steps": tuple(plain["steps"])})
-            )
+                fields = _read_streamed(folder)
+            else:
+                fields = _read_saved(folder)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(f"a saved record is a folder with record.json and record.safetensors: {error}") from error
-        except (KeyError, TypeError, AttributeError, _Unsound) as error:
-            raise ValueError(f"{folder} does not hold a record saved by causal_circuits: {error!r}") from error
+        try:
+            return cls(**{"attention": None, "score_gradients": None, **fields, "steps": tuple(fields["steps"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder} does not hold a record saved by causal_circuits: {error}") from error
 
     def _tensors(self) -> dict[str, Tensor | None]:
         return {name: getattr(self, name) for name in ("losses", "recorded_losses", *MATRICES)}
 
 
 @dataclass
-class _Watched:
+class WatchedAttention:
+    """What `watch_attention` saw, [batch, head_index, query_pos, key_pos] by layer."""
+
     patterns: dict[int, Tensor] = field(default_factory=dict)
     pattern_gradients: dict[int, Tensor] = field(default_factory=dict)
 
@@ -315,7 +324,7 @@ class _Watched:
         return torch.stack([-gradient.sum(dim=0).tril() for _, gradient in self._watched()])
 
     def _watched(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each layer's pattern and its gradient: NaN where the backward pass did not come by."""
+        """Each layer's pattern and its gradient: NaN where the backward pass did not reach it."""
         for layer, pattern in sorted(self.patterns.items()):
             gradient = self.pattern_gradients.get(layer)
             yield pattern, torch.full_like(pattern, torch.nan) if gradient is None else gradient
@@ -331,7 +340,7 @@ def recorded_layers(layers: Sequence[int] | None, n_layers: int) -> tuple[int, .
 
 @check_arguments
 @contextmanager
-def watch_attention(model: HookedTransformer, layers: Sequence[int] | None = None) -> Iterator[_Watched]:
+def watch_attention(model: HookedTransformer, layers: Sequence[int] | None = None) -> Iterator[WatchedAttention]:
     """Within the context, forward and backward passes leave layers' patterns and their gradients behind (None: all).
 
     Works with the plain and the structured forward. The hooks are gone afterwards, also after an exception; hooks
@@ -344,26 +353,21 @@ def watch_attention(model: HookedTransformer, layers: Sequence[int] | None = Non
     >>> watched.score_gradients().shape
     torch.Size([2, 1, 4, 4])
     """
-    watched = _Watched()
-
-    def forward(layer: int) -> Callable[[Tensor, object], None]:
-        def keep(pattern: Tensor, hook: object) -> None:
-            watched.patterns[layer] = pattern.detach()
-
-        return keep
-
-    def backward(layer: int) -> Callable[[Tensor, object], None]:
-        def keep(gradient: Tensor, hook: object) -> None:
-            watched.pattern_gradients[layer] = gradient.detach()
-
-        return keep
-
-    watched_layers = recorded_layers(layers, model.cfg.n_layers)
-    names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in watched_layers}
-    forward_hooks = [(name, forward(layer)) for layer, name in names.items()]
-    backward_hooks = [(name, backward(layer)) for layer, name in names.items()]
+    watched, numbers = WatchedAttention(), recorded_layers(layers, model.cfg.n_layers)
+    names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in numbers}
+    forward_hooks = [(name, _keep_in(watched.patterns, layer)) for layer, name in names.items()]
+    backward_hooks = [(name, _keep_in(watched.pattern_gradients, layer)) for layer, name in names.items()]
     with model.hooks(fwd_hooks=forward_hooks, bwd_hooks=backward_hooks):
         yield watched
+
+
+def _keep_in(kept: dict[int, Tensor], layer: int) -> Callable[[Tensor, object], None]:
+    """A hook that keeps what it sees."""
+
+    def keep(value: Tensor, hook: object) -> None:
+        kept[layer] = value.detach()
+
+    return keep
 
 
 def to_plain(config: object) -> dict[str, object]:
@@ -371,46 +375,29 @@ def to_plain(config: object) -> dict[str, object]:
     return json.loads(json.dumps(asdict(config)))  # type: ignore[call-overload, no-any-return]
 
 
+def _read_saved(folder: Path) -> dict[str, Any]:
+    """The fields of a record that was saved to a folder."""
+    plain, tensors = read_json(folder / "record.json"), read_tensors(folder / "record.safetensors")
+    if plain.pop("format", None) != RECORD_FORMAT and set(MATRICES) & set(tensors):
+        raise ValueError(
+            f"{folder} holds a record of another version of causal_circuits, whose gradients may have the "
+            "other sign and whose layers are not numbered: load it with that version, or train again"
+        )
+    return {**plain, **tensors}
+
+
 def _read_streamed(folder: Path) -> dict[str, Any]:
     """The fields of the record whose arrays were streamed to a folder."""
-    head, tensors = read_checked(folder / f"{INDEX}.json", INDEX_FORMAT, "index of streamed arrays")
-    steps = tuple(head["steps"])
-    arrays: dict[str, Any] = {"attention": None, "score_gradients": None}
+    head, fields = read_checked(folder / f"{INDEX}.json", INDEX_FORMAT, "index of streamed arrays")
     for name, checksums in head["checksums"].items():
-        arrays[name] = torch.from_numpy(read_rows(folder / f"{name}.npy", checksums)[: len(steps)])
-    return {**head["about"], **tensors, **arrays, "steps": steps}
-
-
-class _Unsound(ValueError):
-    """The parts of a record do not fit each other."""
+        fields[name] = torch.from_numpy(read_rows(folder / f"{name}.npy", checksums)[: len(checksums)])
+    return {**head["about"], **fields, "steps": head["steps"]}
 
 
 def _all_layers(states: Snapshot | TrainingRecord, axis: int) -> tuple[int, ...]:
     """The numbers of as many layers as are recorded."""
-    matrices = [value for name in MATRICES if (value := getattr(states, name)) is not None and value.ndim > axis]
+    matrices = [value for name in MATRICES if (value := getattr(states, name)) is not None]
     return tuple(range(matrices[0].shape[axis])) if matrices else ()
-
-
-def _sound(record: TrainingRecord) -> TrainingRecord:
-    """The record, if its parts are what a training leaves and fit each other."""
-    floats = {"seconds": record.seconds, "sequences_per_s": record.sequences_per_s}
-    wrong = [name for name, value in floats.items() if type(value) not in (int, float)]
-    wrong += [] if isinstance(record.path, str) else ["path"]
-    wrong += [] if isinstance(record.config, dict) else ["config"]
-    for name in ("steps", "layers"):
-        wrong += [] if all(type(number) is int and number >= 0 for number in getattr(record, name)) else [name]
-    wrong += [] if tuple(sorted(set(record.layers))) == record.layers else ["layers"]
-    sizes: dict[str, tuple[int | None, ...]] = {"losses": (None,), "recorded_losses": (len(record.steps),)}
-    sizes |= dict.fromkeys(MATRICES, (len(record.steps), None, None, None, None))
-    for name, size in sizes.items():
-        value = getattr(record, name)
-        if value is None and name in MATRICES:
-            continue
-        fits = value.ndim == len(size) and all(m in (None, n) for n, m in zip(value.shape, size, strict=True))
-        wrong += [] if fits and value.is_floating_point() else [name]
-    if wrong:
-        raise _Unsound(f"its {wrong[0]} is not what a training leaves")
-    return record
 
 
 def join_records(records: Sequence[TrainingRecord], config: object) -> TrainingRecord:
@@ -420,22 +407,19 @@ def join_records(records: Sequence[TrainingRecord], config: object) -> TrainingR
     layers = {record.layers for record in records if record.layers}
     if len(layers) > 1:
         raise ValueError(f"records to be joined must be of the same layers: got {sorted(layers)}")
-    starts = np.cumsum([0, *(len(record.losses) for record in records[:-1])])
-    joined = {name: [getattr(record, name) for record in records] for name in records[0]._tensors()}
-    tensors = {
-        name: torch.cat([value for value in values if value is not None])
-        if any(value is not None for value in values)
-        else None
-        for name, values in joined.items()
-    }
+    starts = np.cumsum([0, *(len(record.losses) for record in records[:-1])]).tolist()
+    tensors: dict[str, Any] = {}
+    for name in records[0]._tensors():
+        parts = [value for record in records if (value := getattr(record, name)) is not None]
+        tensors[name] = torch.cat(parts) if parts else None
     seconds = sum(record.seconds for record in records)
     drawn = sum(record.sequences_per_s * record.seconds for record in records)
     return TrainingRecord(
-        steps=tuple(int(start) + step for start, record in zip(starts, records, strict=True) for step in record.steps),
+        steps=tuple(start + step for start, record in zip(starts, records, strict=True) for step in record.steps),
         config=to_plain(config),
         seconds=seconds,
         sequences_per_s=drawn / seconds,
         path=records[-1].path,
         layers=next(iter(layers), ()),
-        **tensors,  # type: ignore[arg-type]
+        **tensors,
     )
