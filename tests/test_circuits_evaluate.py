@@ -102,7 +102,7 @@ def test_the_laws_hold_for_every_kind_of_model(kind: str, granularity: str) -> N
 def test_a_broken_law_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks compare with the plain forward: a read-out that goes wrong on one side alone does not pass."""
     model, batch = case((1, 1))
-    monkeypatch.setattr("causal_circuits.circuits.evaluate.NEGLIGIBLE", 0.3)  # throws real attention away
+    monkeypatch.setattr("causal_circuits.circuits.forward.NEGLIGIBLE", 0.3)  # throws real attention away
     laws = {check.law: check.passed for check in circuits.self_checks(model, batch, counterfactual="resample")}
     assert not laws["the full circuit is the clean run"]
     assert laws["rows of attention sum to one"]

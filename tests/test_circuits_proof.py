@@ -109,7 +109,6 @@ def test_regret_is_zero_for_the_best_and_never_negative() -> None:
     exact = rankings["exact"]
     assert float(exact.regret[9]) == pytest.approx(0.0, abs=1e-6)
     assert exact.mean_regret < min(rankings[name].mean_regret for name in ("attention", "eap", "eap_ig", "random"))
-    assert exact.on_mib_grid()[1.0] == pytest.approx(1.0)
     better = frontier.with_circuits(planted(), planted().full[None])
     assert better.cost.equal(frontier.cost)
     slot = circuits.circuit_model(cc.plant_circuit(CHAIN, d_vocab=3), planted().batch, granularity="slot")
@@ -307,16 +306,22 @@ def test_a_decoy_is_told_from_a_model_that_learned_the_graph() -> None:
 
 
 def test_formation_ends_where_training_ends() -> None:
-    """Two runs side by side: each ends as its own model is, and equals the run alone."""
+    """What is measured at the last step is what the trained model is; runs with other data end elsewhere."""
     task = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=0.1)
-    models, batch = [cc.disentangled_transformer(3, 6) for _ in range(3)], task.sample(400, seed=1)
-    configs = [cc.TrainConfig.warm(120, batch_size=256, seed=seed) for seed in (0, 1)]
-    record = cc.RecordAt(steps=(0, 10, 120))
-    both = circuits.watch_formations(models[:2], task, configs, record=record, batch=batch, progress=False)
-    alone = circuits.watch_formation(models[2], task, configs[1], record=record, batch=batch, progress=False)
-    assert torch.allclose(both[1].effect, alone.effect, atol=1e-4)
-    assert not torch.allclose(both[0].effect, alone.effect, atol=1e-4)
-    for model, found in zip(models, [*both, alone], strict=True):
+    models, batch = [cc.disentangled_transformer(3, 6) for _ in range(2)], task.sample(400, seed=1)
+    runs = [
+        circuits.watch_formation(
+            model,
+            task,
+            cc.TrainConfig.warm(120, batch_size=256, seed=seed),
+            record=cc.RecordAt(steps=(0, 10, 120)),
+            batch=batch,
+            progress=False,
+        )
+        for seed, model in enumerate(models)
+    ]
+    assert not torch.allclose(runs[0].effect, runs[1].effect, atol=1e-4)
+    for model, found in zip(models, runs, strict=True):
         cut = cc.knock_out_edges(model, batch, metric="kl_to_model")
         assert found.steps == (0, 10, 120)
         assert found.cells == ((1, 0), (2, 1), (3, 2), (4, 3))

@@ -6,12 +6,11 @@ and how far a method is from it), `prove_circuit` (four criteria, one verdict), 
 (attention entries against the true graph), `watch_formation` (all of it while training), `export_circuit`.
 """
 
-from causal_circuits.circuits.build import circuit_model
 from causal_circuits.circuits.counterfactuals import COUNTERFACTUALS, Counterfactual
 from causal_circuits.circuits.entries import ENTRY_COUNTERFACTUALS, EntryCounterfactual, EntryModel, entry_model
-from causal_circuits.circuits.evaluate import CircuitModel
-from causal_circuits.circuits.export import annotated_graph, circuit_frame, export_circuit, plain_values
-from causal_circuits.circuits.formation import Formation, watch_formation, watch_formations
+from causal_circuits.circuits.evaluate import CircuitModel, circuit_model
+from causal_circuits.circuits.export import circuit_frame, export_circuit, plain_values
+from causal_circuits.circuits.formation import Formation, watch_formation
 from causal_circuits.circuits.frontier import Frontier, inert_edges, oracle_frontier
 from causal_circuits.circuits.graph import CircuitGraph, circuit_edges, circuit_graph, circuit_mask, circuit_subgraph
 from causal_circuits.circuits.ground_truth import GraphScores, score_against_graph
@@ -41,7 +40,6 @@ __all__ = [
     "OnsetInterval",
     "Ranking",
     "SelfCheck",
-    "annotated_graph",
     "circuit_edges",
     "circuit_frame",
     "circuit_graph",
@@ -61,5 +59,4 @@ __all__ = [
     "score_against_graph",
     "self_checks",
     "watch_formation",
-    "watch_formations",
 ]

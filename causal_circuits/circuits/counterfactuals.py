@@ -1,4 +1,4 @@
-"""What a reader gets in place of a sender that it may not hear: the counterfactual value of every slot.
+"""What a reader gets in place of a sender that is cut off: the counterfactual value of every slot.
 
 Two kinds. *Constants* - "zero", and "mean", the slot's mean over sequences and positions. *Other runs* - "resample", in
 which every sequence has the tokens of another one; "permute", in which every position bears the name of another one;
@@ -10,6 +10,7 @@ over positions too.
 from typing import Literal, get_args
 
 import torch
+from einops import reduce, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -26,11 +27,10 @@ def embed(tokens: Int[Tensor, "batch n_ctx"], d_vocab: int, dtype: torch.dtype) 
     >>> embed(torch.tensor([[1, 0]]), d_vocab=2, dtype=torch.float32)["token"].tolist()
     [[[0.0, 1.0], [1.0, 0.0]]]
     """
-    n_ctx = tokens.shape[1]
-    names = torch.eye(n_ctx, dtype=dtype, device=tokens.device)
+    names = torch.eye(tokens.shape[1], dtype=dtype, device=tokens.device)
     return {
         "token": torch.nn.functional.one_hot(tokens, d_vocab).to(dtype),
-        "position": names.expand(len(tokens), n_ctx, n_ctx),
+        "position": repeat(names, "pos width -> batch pos width", batch=len(tokens)),
     }
 
 
@@ -39,9 +39,8 @@ def corrupted_inputs(
 ) -> Slots:
     """The two embeddings of the run that a counterfactual of the second kind is taken from."""
     if kind in ("resample", "resample_and_permute"):
-        inputs = embed(tokens[other_sequences(len(tokens), seed).to(tokens.device)], d_vocab, dtype)
-    else:
-        inputs = embed(tokens, d_vocab, dtype)
+        tokens = tokens[other_sequences(len(tokens), seed).to(tokens.device)]
+    inputs = embed(tokens, d_vocab, dtype)
     if kind in ("permute", "resample_and_permute"):
         names = other_positions(len(tokens), tokens.shape[1], seed).to(tokens.device)
         inputs["position"] = torch.nn.functional.one_hot(names, tokens.shape[1]).to(dtype)
@@ -50,13 +49,5 @@ def corrupted_inputs(
 
 def constant(value: Float[Tensor, "batch pos width"], kind: str) -> Float[Tensor, "1 pos width"]:
     """Zeros, or the mean over sequences and positions, in the shape of a slot."""
-    vector = value.mean(dim=(0, 1)) if kind == "mean" else torch.zeros_like(value[0, 0])
-    return vector.expand(1, value.shape[1], -1)
-
-
-def check_counterfactual(kind: str) -> None:
-    """Raise a ValueError that lists the counterfactuals, unless this is one."""
-    if kind not in COUNTERFACTUALS:
-        raise ValueError(
-            f"counterfactual must be one of {', '.join(COUNTERFACTUALS)}, or tokens of your own: got {kind!r}"
-        )
+    mean = reduce(value, "batch pos width -> 1 1 width", "mean")
+    return (mean if kind == "mean" else torch.zeros_like(mean)).expand(-1, value.shape[1], -1)

@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.circuits.build import circuit_model
 from causal_circuits.circuits.counterfactuals import Slots, corrupted_inputs
-from causal_circuits.circuits.evaluate import CircuitModel, Variants
-from causal_circuits.circuits.gradients import check_difference, mean_gradients, need_gradient
+from causal_circuits.circuits.evaluate import CircuitModel, circuit_model
+from causal_circuits.circuits.gradients import gradients
+from causal_circuits.circuits.parts import Difference, Parts
 from causal_circuits.interventions import Metric, knock_out_edges
 from causal_circuits.interventions.measure import check_hooks
 from causal_circuits.models import HookedTransformer, live_heads, log_probs
@@ -34,7 +35,7 @@ ENTRY_COUNTERFACTUALS: tuple[EntryCounterfactual, ...] = get_args(EntryCounterfa
 
 @check_arguments
 @dataclass(frozen=True)
-class EntryModel:
+class EntryModel(Parts):
     """A model as a function of which attention entries of one layer it keeps; made by `entry_model`.
 
     Attributes:
@@ -43,12 +44,10 @@ class EntryModel:
         layer: whose entries.
         counterfactual: what is put in place of an entry that is cut; every method that cuts or compares uses it.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
-    >>> from causal_circuits import circuits
-    >>> entries = circuits.entry_model(model, batch)
-    >>> entries.edges[:3], len(entries.edges)  # (head, query_pos, key_pos)
+    >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
+    >>> task = InContextTask(chain_graph(6), d_vocab=3)
+    >>> entries = entry_model(plant_circuit(task.graph, d_vocab=3), task.sample(64))
+    >>> entries.edges[:3], len(entries)
     (((0, 0, 0), (0, 1, 0), (0, 1, 1)), 21)
     """
 
@@ -63,23 +62,15 @@ class EntryModel:
     other: Float[Tensor, "head_index batch query_pos key_pos"] = field(repr=False)
     seed: int
 
-    def __len__(self) -> int:
-        return len(self.edges)
-
-    @property
-    def full(self) -> Bool[Tensor, " edge"]:
-        """Every entry kept."""
-        return torch.ones(len(self.edges), dtype=torch.bool)
-
     @torch.no_grad()
     def costs(self, masks: Bool[Tensor, "circuit edge"]) -> Float[Tensor, "circuit batch"]:
         """The cost of keeping only some entries, on each sequence, float64."""
-        return torch.cat([self._cost(mask) for mask in masks])
+        return torch.stack([self._cost(mask) for mask in masks])
 
-    def _cost(self, mask: Tensor) -> Float[Tensor, "1 batch"]:
-        """By the structured forward, a hook on whose pattern does the cutting."""
-        kept, whole = self.matrices(mask.to(self.whole.weights.bias.dtype)), self.whole
-        replaced = (1 - kept) * self.other.transpose(0, 1)
+    def _cost(self, mask: Tensor) -> Float[Tensor, " batch"]:
+        """By the model's own forward, a hook on whose pattern does the cutting."""
+        kept = self.matrices(mask.to(self.other.dtype))
+        replaced = rearrange((1 - kept[:, None]) * self.other, "head_index batch q k -> batch head_index q k")
 
         def cut(pattern: Tensor, hook: object) -> Tensor:
             pattern = pattern.clone()
@@ -87,13 +78,12 @@ class EntryModel:
             return pattern
 
         with self.model.hooks(fwd_hooks=[(f"blocks.{self.layer}.attn.hook_pattern", cut)]):
-            return whole.cost(log_probs(self.model, whole.batch.tokens)[None])
+            return self.whole.cost(log_probs(self.model, self.whole.batch.tokens))
 
     def effects(self) -> Float[Tensor, " edge"]:
         """By how much the mean cost rises when one entry is cut, exactly (`knock_out_edges`, where it has the way)."""
         if self.counterfactual == "permute":  # knock_out_edges permutes within a row; here positions change names
-            one_less = ~torch.eye(len(self), dtype=torch.bool)
-            return self.costs(one_less).mean(dim=-1) - self.costs(self.full[None]).mean()
+            return super().effects()
         found = knock_out_edges(
             self.model,
             self.whole.batch,
@@ -113,40 +103,34 @@ class EntryModel:
         """Minus weight times derivative, averaged: the effect of setting an entry to zero, to first order."""
         return -self.vector((self.clean * self._derivative(self.clean)).sum(dim=1))
 
-    def attributions(self, points: tuple[float, ...], difference: str) -> Float[Tensor, " edge"]:
+    def attributions(self, points: tuple[float, ...], difference: Difference) -> Float[Tensor, " edge"]:
         """(other - clean weight) times the derivative averaged over points between the runs.
 
         "counterfactual": the points lie between the counterfactual weights (0) and the clean ones (1), all entries of
         the layer moving together. "pairs": between the embeddings of a run on other tokens and the clean ones.
         """
-        check_difference(difference)
         if difference == "pairs":
-            found = mean_gradients(self.whole, points, self.whole.pairs)
-            other = self._patterns_at({slot: self.whole.pairs[slot] for slot in self.whole.inputs})
-            return self.vector(((other - self.clean) * self._of_layer(found.attention)).sum(dim=1))
-        change = self.other - self.clean
-        slopes = [self._derivative(self.clean + (1 - point) * change) for point in points]
-        return self.vector((change * torch.stack(slopes).mean(dim=0)).sum(dim=1))
+            other_run = {slot: self.whole.pairs[slot] for slot in self.whole.inputs}
+            change = _patterns(self.whole, self.layer, other_run) - self.clean
+            slope = self._stacked(self.whole.gradients_between(points, self.whole.pairs).attention)
+        else:
+            change = self.other - self.clean
+            slope = torch.stack([self._derivative(self.clean + (1 - point) * change) for point in points]).mean(dim=0)
+        return self.vector(reduce(change * slope, "head_index batch q k -> head_index q k", "sum"))
 
     def _derivative(self, weights: Tensor) -> Float[Tensor, "head_index batch query_pos key_pos"]:
         """The derivative of the mean cost by the layer's weights, where they have these values."""
-        weights = weights.detach().requires_grad_(True)
-
-        def attend(head: str, pattern: Tensor) -> Tensor:
-            layer, number = head[1:].split("H")
-            return weights[int(number)][None] if int(layer) == self.layer else pattern
-
+        placed = {f"L{self.layer}H{head}": pattern for head, pattern in enumerate(weights)}
         whole = self.whole
-        with torch.enable_grad():
-            cost = whole.cost(whole.predict(whole.full[None], whole.inputs, _everything, attend)).mean()
-        need_gradient(whole, cost)
-        (found,) = torch.autograd.grad(cost, weights)
-        return found
+        return self._stacked(gradients(whole.forward, whole.cost, whole.inputs, whole.clean, placed).attention)
+
+    def _stacked(self, by_head: dict[str, Tensor]) -> Float[Tensor, "head_index batch query_pos key_pos"]:
+        """The layer's heads in order."""
+        return torch.stack([found for head, found in by_head.items() if head.startswith(f"L{self.layer}H")])
 
     def matrices(self, values: Float[Tensor, " edge"]) -> Float[Tensor, "head_index query_pos key_pos"]:
         """One value for each entry as matrices; zero above the diagonal."""
-        n_heads, n_ctx = self.whole.layout.n_heads[self.layer], self.whole.layout.n_ctx
-        matrices = values.new_zeros(n_heads, n_ctx, n_ctx)
+        matrices = values.new_zeros(len(self.clean), *self.clean.shape[2:])
         matrices[self._places()] = values
         return matrices
 
@@ -158,32 +142,12 @@ class EntryModel:
         head, query, key = torch.tensor(self.edges).unbind(dim=1)
         return head, query, key
 
-    def _of_layer(self, by_head: dict[str, Tensor]) -> Float[Tensor, "head_index batch query_pos key_pos"]:
-        heads = range(self.whole.layout.n_heads[self.layer])
-        return torch.stack([by_head[f"L{self.layer}H{head}"] for head in heads])
-
-    def _patterns_at(self, inputs: Slots) -> Float[Tensor, "head_index batch query_pos key_pos"]:
-        """The layer's patterns in an uncut run on some inputs."""
-        return _patterns(self.whole, self.layer, inputs)
-
-
-def _everything(slot: str, edge: int, value: Variants, circuits: Tensor) -> Tensor:
-    """Reading in the uncut model."""
-    return value.of(circuits)
-
 
 @torch.no_grad()
 def _patterns(whole: CircuitModel, layer: int, inputs: Slots) -> Float[Tensor, "head_index batch query_pos key_pos"]:
     """A layer's patterns in an uncut run on some inputs."""
-    found: list[Tensor] = []
-
-    def attend(head: str, pattern: Tensor) -> Tensor:
-        if head.startswith(f"L{layer}H"):
-            found.append(pattern[0].expand(len(whole.batch), -1, -1))
-        return pattern
-
-    whole.run(whole.full[None], inputs, _everything, attend)
-    return torch.stack(found)
+    found = whole.forward.patterns(inputs)
+    return torch.stack([pattern for head, pattern in found.items() if head.startswith(f"L{layer}H")])
 
 
 def _replacements(
@@ -194,8 +158,8 @@ def _replacements(
         return torch.zeros_like(clean)
     if counterfactual == "mean":
         return clean.double().mean(dim=1, keepdim=True).to(clean.dtype).expand_as(clean)
-    tokens, dtype = whole.batch.tokens, whole.weights.bias.dtype
-    return _patterns(whole, layer, corrupted_inputs(tokens, whole.layout.d_vocab, dtype, counterfactual, seed))
+    d_vocab, dtype = whole.forward.layout.d_vocab, clean.dtype
+    return _patterns(whole, layer, corrupted_inputs(whole.batch.tokens, d_vocab, dtype, counterfactual, seed))
 
 
 @check_arguments
@@ -227,20 +191,17 @@ def entry_model(
     >>> [(i, j) for _, i, j in entries.edges if effect[i, j] > 1e-3]
     [(1, 0), (2, 1)]
     """
-    if counterfactual not in ENTRY_COUNTERFACTUALS:
-        raise ValueError(f"counterfactual must be one of {', '.join(ENTRY_COUNTERFACTUALS)}: got {counterfactual!r}")
     heads = [head for at, head in live_heads(model) if at == layer]
     whole = circuit_model(model, batch, metric=metric, task=task, seed=seed)
-    if not 0 <= layer < whole.layout.n_layers - 1:
+    layout = whole.forward.layout
+    if not 0 <= layer < layout.n_layers - 1:
         raise ValueError(
-            f"layer must be one before the last, whose rows are all read: got {layer} of {whole.layout.n_layers} layers"
+            f"layer must be one before the last, whose rows are all read: got {layer} of {layout.n_layers} layers"
         )
     check_hooks(model, [f"blocks.{layer}.attn.hook_pattern"])
-    n_ctx = whole.layout.n_ctx
-    entries = tuple((head, i, j) for head in heads for i in range(n_ctx) for j in range(i + 1))
     clean = _patterns(whole, layer, whole.inputs)
     return EntryModel(
-        edges=entries,
+        edges=tuple((head, i, j) for head in heads for i in range(layout.n_ctx) for j in range(i + 1)),
         whole=whole,
         layer=layer,
         model=model,

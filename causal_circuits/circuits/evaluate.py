@@ -2,55 +2,35 @@
 
 A reader gets every sender's value as it is *in this circuit* where the circuit has the edge, and the sender's
 counterfactual value where it has not. So the full circuit is the clean run, and the empty one the fully corrupted run.
-
-Circuits share most of their work. What a head attends to depends on the edges into its queries and keys and on those
-before them; so a batch of circuits is computed node by node, each node once for each *different* choice of the edges
-it depends on (`_distinct`), and the results are handed out by index. Enumerating all 2^19 circuits of a two-layer
-model computes 16 patterns in layer 0, not half a million.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import networkx as nx
-import numpy as np
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.circuits.counterfactuals import Slots
-from causal_circuits.circuits.graph import LOGITS, Circuit, Edge, Granularity, circuit_mask
-from causal_circuits.circuits.weights import Weights
-from causal_circuits.interventions import Cost
-from causal_circuits.models import PROBABILITY_FLOOR, Layout
-from causal_circuits.tasks import Batch
+from causal_circuits.circuits.counterfactuals import Counterfactual, Slots, constant, corrupted_inputs, embed
+from causal_circuits.circuits.forward import Forward, Masks, Read, Variants
+from causal_circuits.circuits.gradients import Gradients, between, gradients, mean_gradients
+from causal_circuits.circuits.graph import Circuit, Edge, Granularity, circuit_edges, circuit_graph, circuit_mask
+from causal_circuits.circuits.parts import Difference, Parts
+from causal_circuits.interventions import Cost, Metric, make_cost
+from causal_circuits.models import HookedTransformer, check_forward, check_model, layout_of
+from causal_circuits.models.acceptance import refuse_foreign
+from causal_circuits.tasks import Batch, Task
+from causal_circuits.tasks.batch import check_tokens
 
-Masks = Bool[Tensor, "circuit edge"]
 COPIES = 2**19  # circuits times sequences that are evaluated at once
-NEGLIGIBLE = 1e-18  # less attention than this is none: its products are denormal numbers, a hundred times slower
-
-
-@dataclass(frozen=True)
-class Variants:
-    """A slot's value in several circuits: the different values, and which of them each circuit has."""
-
-    values: Float[Tensor, "variant batch pos width"]
-    index: Int[Tensor, " circuit"]
-
-    def of(self, circuits: Int[Tensor, " some"]) -> Float[Tensor, "some batch pos width"]:
-        """The value in each of some circuits."""
-        return self.values[self.index[circuits]]
-
-
-Read = Callable[[str, int, Variants, Int[Tensor, " some"]], Float[Tensor, "some batch pos width"]]
-Attend = Callable[[str, Float[Tensor, "some batch query_pos key_pos"]], Float[Tensor, "some batch query_pos key_pos"]]
 
 
 @check_arguments
 @dataclass(frozen=True)
-class CircuitModel:
+class CircuitModel(Parts):
     """A model as a function of its circuit, on a fixed batch; made by `circuit_model`.
 
     Attributes:
@@ -64,6 +44,7 @@ class CircuitModel:
         clean: every slot's value in the clean run (of the last layer's slots, that of the last row).
         corrupted: every slot's counterfactual value.
         pairs: every slot's value in a run on other tokens, for the methods that compare pairs of runs.
+        forward: the model's weights and the pass through them.
 
     >>> import causal_circuits as cc
     >>> from causal_circuits import circuits
@@ -82,24 +63,15 @@ class CircuitModel:
     granularity: Granularity
     batch: Batch
     cost: Cost
-    layout: Layout
     inputs: Slots = field(repr=False)
     clean: Slots = field(repr=False)
     corrupted: Slots = field(repr=False)
     pairs: Slots = field(repr=False)
-    weights: Weights = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.edges)
+    forward: Forward = field(repr=False)
 
     def mask(self, circuit: Circuit) -> Bool[Tensor, " edge"]:
         """A circuit (a DiGraph, a list of edges, or a mask already) as a mask; refused if it is another model's."""
         return circuit_mask(self.edges, circuit)
-
-    @property
-    def full(self) -> Bool[Tensor, " edge"]:
-        """The circuit that has every edge."""
-        return torch.ones(len(self.edges), dtype=torch.bool)
 
     @property
     def empty(self) -> Bool[Tensor, " edge"]:
@@ -109,115 +81,57 @@ class CircuitModel:
     @torch.no_grad()
     def log_probs(self, masks: Masks) -> Float[Tensor, "circuit batch d_vocab"]:
         """The prediction at the last position with each circuit."""
-        masks = self._checked(masks)
-        return torch.cat([self.predict(piece, self.inputs, self._reader(piece)) for piece in self._pieces(masks)])
+        return torch.cat(list(self._predictions(masks)))
 
     @torch.no_grad()
     def costs(self, masks: Masks) -> Float[Tensor, "circuit batch"]:
         """The cost of each circuit on each sequence, float64."""
-        masks = self._checked(masks)
-        pieces = (self.predict(piece, self.inputs, self._reader(piece)) for piece in self._pieces(masks))
-        return torch.cat([self.cost(piece) for piece in pieces])
+        return torch.cat([self.cost(piece) for piece in self._predictions(masks)])
 
     def mean_cost(self, circuit: Circuit) -> float:
         """The mean cost of one circuit."""
         return float(self.costs(self.mask(circuit)[None]).mean())
 
-    def effects(self) -> Float[Tensor, " edge"]:
-        """By how much the mean cost rises when one edge is cut from the whole model, float64."""
-        one_less = ~torch.eye(len(self.edges), dtype=torch.bool)
-        costs = self.costs(torch.cat([self.full[None], one_less])).mean(dim=-1)
-        return costs[1:] - costs[0]
-
     def attention(self) -> Float[Tensor, " edge"]:
-        """How far from uniform the heads at each edge's ends attend (`methods.attention_weight`)."""
-        from causal_circuits.circuits.gradients import edge_attention  # gradients are of this class, so they come later
-
-        return edge_attention(self)
+        """Of each edge, the mean total variation distance from uniform of the patterns at its ends (the smaller)."""
+        patterns = self.forward.patterns(self.inputs)
+        return self._by_heads({head: _selectivity(pattern) for head, pattern in patterns.items()})
 
     def gradient_times_attention(self) -> Float[Tensor, " edge"]:
-        """How much the attention of the heads at each edge's ends matters (`methods.gradient_times_attention`)."""
-        from causal_circuits.circuits.gradients import edge_gradient_times_attention
+        """Of each edge, the sum of |weight x derivative| over the patterns at its ends (the smaller of two)."""
+        patterns = self.forward.patterns(self.inputs)
+        by_pattern = gradients(self.forward, self.cost, self.inputs, self.clean).attention
+        return self._by_heads({head: float((patterns[head] * by_pattern[head]).abs().sum()) for head in patterns})
 
-        return edge_gradient_times_attention(self)
+    def attributions(self, points: tuple[float, ...], difference: Difference) -> Float[Tensor, " edge"]:
+        """(other - clean value of the sender) . derivative of the cost by the reader's input, averaged over points."""
+        return -self.gradients_between(points, self.pairs if difference == "pairs" else self.corrupted).edges
 
-    def attributions(self, points: tuple[float, ...], difference: str) -> Float[Tensor, " edge"]:
-        """First-order effects of every edge (`methods.edge_attribution_patching`)."""
-        from causal_circuits.circuits.gradients import edge_attributions
+    def gradients_between(self, points: tuple[float, ...], other: Slots) -> Gradients:
+        """Mean derivatives at points between the embeddings of another run (0) and the clean ones (1).
 
-        return edge_attributions(self, points, difference)
-
-    def predict(
-        self, masks: Masks, inputs: Slots, read: Read, attend: Attend | None = None
-    ) -> Float[Tensor, "circuit batch d_vocab"]:
-        """A forward pass in which `read(slot, edge, value, circuits)` says what arrives along an edge.
-
-        `attend(head, pattern)` may look at each head's pattern or put another in its place.
+        Edges: along the difference of their sender's clean value from the other run's.
         """
-        values = self.run(masks, inputs, read, attend)
-        logits: Tensor = self.weights.bias.expand(len(masks), len(self.batch), -1)
-        for edge, heard in groupby(self._reads(LOGITS), key=lambda reading: reading[1]):
-            last = {slot: Variants(values[slot].values[:, :, -1:], values[slot].index) for slot, _ in heard}
-            which, inverse = _distinct(masks[:, [edge]], *(value.index for value in last.values()))
-            reached = [
-                read(slot, edge, value, which)[:, :, -1] @ self.weights.readout[slot] for slot, value in last.items()
-            ]
-            logits = logits + torch.stack(reached).sum(dim=0)[inverse]
-        if self.layout.kind == "reduced":
-            return (logits + PROBABILITY_FLOOR).log()
-        return logits.log_softmax(dim=-1)
-
-    def run(self, masks: Masks, inputs: Slots, read: Read, attend: Attend | None = None) -> dict[str, Variants]:
-        """Every slot's value in each circuit, layer by layer."""
-        everyone = torch.zeros(len(masks), dtype=torch.long)
-        values = {slot: Variants(value[None], everyone) for slot, value in inputs.items()}
-        for layer, n_heads in enumerate(self.layout.n_heads):
-            written: dict[str, Variants] = {}
-            for head in range(n_heads):
-                written |= self._head(f"L{layer}H{head}", layer, masks, values, read, attend)
-            values |= written
-        return values
-
-    def _head(
-        self,
-        head: str,
-        layer: int,
-        masks: Masks,
-        values: dict[str, Variants],
-        read: Read,
-        attend: Attend | None,
-    ) -> dict[str, Variants]:
-        """What one head writes, slot by slot."""
-        asked, answered = self._reads(f"{head}.q"), self._reads(f"{head}.k")
-        which, attends = _distinct(
-            masks[:, [edge for _, edge in asked + answered]], *(values[slot].index for slot, _ in asked)
+        start = {slot: other[slot] for slot in self.inputs}
+        away = {slot: clean - other[slot] for slot, clean in self.clean.items()}
+        return mean_gradients(
+            [gradients(self.forward, self.cost, between(start, self.inputs, point), away) for point in points]
         )
-        rows = slice(-1, None) if layer == self.layout.n_layers - 1 else slice(None)  # nobody reads the others
-        query = sum(
-            read(slot, edge, values[slot], which)[:, :, rows] @ self.weights.attention[head][slot]
-            for slot, edge in asked
-        )
-        assert isinstance(query, Tensor)
-        scores: Tensor | float = 0.0
-        for slot, edge in answered:
-            scores = scores + query[..., self.weights.columns[slot]] @ read(slot, edge, values[slot], which).mT
-        assert isinstance(scores, Tensor)
-        if scores.shape[-2] > 1:
-            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-            scores = scores.masked_fill(future, -torch.inf)
-        pattern = torch.nn.functional.threshold(scores.softmax(dim=-1), NEGLIGIBLE, 0.0)
-        pattern = pattern if attend is None else attend(head, pattern)
-        written = {}
-        for slot, edge in self._reads(f"{head}.v"):
-            copy = f"{head}.{slot}"
-            if copy in self.weights.copies:
-                which, index = _distinct(masks[:, [edge]], attends, values[slot].index)
-                written[copy] = Variants(pattern[attends[which]] @ read(slot, edge, values[slot], which), index)
-        return written
 
-    def _reads(self, reader: str) -> list[tuple[str, int]]:
-        """(slot, index of its edge) of everything a reader may read."""
-        return self.weights.reads[reader]
+    def _by_heads(self, of_head: dict[str, float]) -> Float[Tensor, " edge"]:
+        """The smaller value of the heads at an edge's two ends; 0 where there is none."""
+        ends = [[node.split(".")[0] for node in edge] for edge in self.edges]
+        return torch.tensor([min((of_head[node] for node in pair if node in of_head), default=0.0) for pair in ends])
+
+    def _predictions(self, masks: Masks) -> Iterator[Float[Tensor, "circuit batch d_vocab"]]:
+        """The predictions with circuits, `COPIES` copies of a sequence at a time."""
+        if masks.dtype != torch.bool or masks.ndim != 2 or masks.shape[1] != len(self.edges) or not len(masks):
+            raise ValueError(
+                f"masks must be Boolean [circuit, edge={len(self.edges)}], one circuit or more: "
+                f"got {masks.dtype} {list(masks.shape)}"
+            )
+        pieces = masks.split(max(1, COPIES // len(self.batch)))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return (self.forward.log_probs(piece, self.inputs, self._reader(piece)) for piece in pieces)
 
     def _reader(self, masks: Masks) -> Read:
         """Reading in a circuit: the value if the circuit has the edge, its counterfactual if not."""
@@ -229,28 +143,92 @@ class CircuitModel:
             corrupted = corrupted[:, -value.values.shape[2] :]  # one row, where the value has only the last
             if not bool(keeps.any()):
                 return corrupted.expand(len(circuits), len(self.batch), -1, -1)
-            return torch.where(keeps[:, None, None, None], value.of(circuits), corrupted)
+            return torch.where(rearrange(keeps, "c -> c 1 1 1"), value.of(circuits), corrupted)
 
         return read
 
-    def _pieces(self, masks: Masks) -> Iterator[Masks]:
-        return iter(masks.split(max(1, COPIES // len(self.batch))))  # type: ignore[no-untyped-call]  # torch leaves it so
 
-    def _checked(self, masks: Tensor) -> Masks:
-        if masks.dtype != torch.bool or masks.ndim != 2 or masks.shape[1] != len(self.edges) or not len(masks):
+def _selectivity(pattern: Float[Tensor, "batch query_pos key_pos"]) -> float:
+    """The last rows of a causal pattern against uniform attention over the keys that each may see."""
+    n_rows, n_keys = pattern.shape[-2:]
+    seen = torch.ones(n_keys, n_keys, dtype=pattern.dtype, device=pattern.device).tril()[-n_rows:]
+    distance = (pattern - seen / seen.sum(dim=-1, keepdim=True)).abs() / 2
+    return float(reduce(distance, "batch query_pos key_pos -> batch query_pos", "sum").mean())
+
+
+@check_arguments
+@torch.no_grad()
+def circuit_model(
+    model: HookedTransformer,
+    batch: Batch,
+    *,
+    counterfactual: Counterfactual | Int[Tensor, "batch n_ctx"] = "mean",
+    granularity: Granularity = "head",
+    metric: Metric = "loss",
+    task: Task | None = None,
+    seed: int = 0,
+) -> CircuitModel:
+    """A model of ours as a function of its circuit, on a batch.
+
+    Args:
+        model: one of ours, without hooks: circuits are computed from its weights.
+        batch: sequences and targets.
+        counterfactual: what a reader gets in place of a sender that is cut off: "zero"; "mean" (over sequences and
+            positions); "resample" (a run on another sequence's tokens); "permute" (a run whose positions bear each
+            other's names); "resample_and_permute"; or tokens of your own, one sequence for each.
+        granularity: "head" or "slot" (`circuit_graph`).
+        metric: "loss" (nats), another of `METRICS`, or a function of log-probabilities, one number a sequence.
+        task: what the metric "kl_to_posterior" needs.
+        seed: of resampling and permuting.
+
+    >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
+    >>> task = InContextTask(chain_graph(6), d_vocab=3, alpha=0.1)
+    >>> model = circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(200))
+    >>> induction = [("position", "L0H0.q"), ("position", "L0H0.k"), ("token", "L0H0.v"), ("L1H0", "logits"),
+    ...              ("token", "L1H0.q"), ("position", "L1H0.q"), ("L0H0", "L1H0.k"), ("position", "L1H0.k"),
+    ...              ("token", "L1H0.v")]
+    >>> abs(model.mean_cost(induction) - model.mean_cost(model.full)) < 1e-6 < model.mean_cost(model.empty)
+    True
+    """
+    layout = layout_of(model)
+    batch.check(layout.d_vocab)
+    check_model(model, layout.d_vocab, batch.tokens.shape[1])
+    if model.W_U.dtype.itemsize < 4:
+        raise ValueError(f"circuits are evaluated in float32 or float64: got {model.W_U.dtype}; call model.float()")
+    refuse_foreign(model, "circuit_model", "call model.reset_hooks(), or build the model anew")
+    batch = batch.to(model.W_U.device, model.W_U.dtype)
+    check_forward(model, batch.tokens)
+    graph = circuit_graph(model, granularity)
+    edges = tuple(circuit_edges(graph))
+    forward = Forward.of(model, edges, granularity)
+    inputs = embed(batch.tokens, layout.d_vocab, model.W_U.dtype)
+    clean = forward.values(inputs)
+    return CircuitModel(
+        graph=graph,
+        edges=edges,
+        counterfactual=counterfactual if isinstance(counterfactual, str) else "tokens",
+        granularity=granularity,
+        batch=batch,
+        cost=make_cost(metric, batch, model=model, task=task),
+        inputs=inputs,
+        clean=clean,
+        corrupted=_corrupted(forward, batch.tokens, clean, counterfactual, seed),
+        pairs=_corrupted(forward, batch.tokens, clean, "resample" if len(batch) > 1 else "zero", seed),
+        forward=forward,
+    )
+
+
+def _corrupted(forward: Forward, tokens: Tensor, clean: Slots, counterfactual: str | Tensor, seed: int) -> Slots:
+    """Every slot's counterfactual value."""
+    dtype, d_vocab = forward.bias.dtype, forward.layout.d_vocab
+    if isinstance(counterfactual, Tensor):
+        if counterfactual.shape != tokens.shape:
             raise ValueError(
-                f"masks must be Boolean [circuit, edge={len(self.edges)}], one circuit or more: "
-                f"got {masks.dtype} {list(masks.shape)}"
+                f"counterfactual tokens must be one sequence for each of the batch, {list(tokens.shape)}: "
+                f"got {list(counterfactual.shape)}"
             )
-        return masks
-
-
-def _distinct(
-    masks: Bool[Tensor, "circuit edge"], *indices: Int[Tensor, " circuit"]
-) -> tuple[Int[Tensor, " different"], Int[Tensor, " circuit"]]:
-    """One circuit for each different combination of edges and indices, and which of them each circuit is like."""
-    columns = [masks.numpy().astype(np.int32), *(index.numpy().astype(np.int32)[:, None] for index in indices)]
-    together = np.ascontiguousarray(np.concatenate(columns, axis=1))
-    rows = together.view(np.dtype((np.void, together.dtype.itemsize * together.shape[1])))[:, 0]
-    _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
-    return torch.from_numpy(first), torch.from_numpy(inverse)
+        check_tokens(counterfactual, d_vocab)
+        return forward.values(embed(counterfactual, d_vocab, dtype))
+    if counterfactual in ("zero", "mean"):
+        return {slot: constant(value, counterfactual) for slot, value in clean.items()}
+    return forward.values(corrupted_inputs(tokens, d_vocab, dtype, counterfactual, seed))

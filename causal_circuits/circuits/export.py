@@ -46,46 +46,20 @@ def plain_values(result: object) -> Any:
 def circuit_frame(model: CircuitModel, circuit: Circuit, discoveries: Sequence[Discovery] = ()) -> Any:
     """A pandas DataFrame with one row for each edge of the model: sender, reader, in_circuit, and a column a method.
 
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import circuits
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
-    >>> whole = circuits.circuit_model(model, task.sample(64, seed=0))
-    >>> frame = circuits.circuit_frame(whole, [("position", "L0H0.q")])
+    >>> from causal_circuits import InContextTask, chain_graph, circuits, plant_circuit
+    >>> task = InContextTask(chain_graph(6), d_vocab=3)
+    >>> whole = circuits.circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(64))
+    >>> frame = circuit_frame(whole, [("position", "L0H0.q")])
     >>> list(frame.columns), int(frame.in_circuit.sum())
     (['sender', 'reader', 'in_circuit'], 1)
     """
     import pandas  # type: ignore[import-untyped]  # slow to import
 
-    mask = model.mask(circuit).tolist()
-    rows = [
-        {"sender": sender, "reader": reader, "in_circuit": keep}
-        | {found.method: float(found.score[part]) for found in discoveries}
-        for part, ((sender, reader), keep) in enumerate(zip(model.edges, mask, strict=True))
-    ]
-    return pandas.DataFrame(rows)
-
-
-@check_arguments
-def annotated_graph(model: CircuitModel, circuit: Circuit, discoveries: Sequence[Discovery] = ()) -> nx.DiGraph:
-    """The model's whole graph, each edge marked `in_circuit` and with each method's score: what GraphML holds.
-
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import circuits
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
-    >>> whole = circuits.circuit_model(model, task.sample(64, seed=0))
-    >>> graph = circuits.annotated_graph(whole, [("position", "L0H0.q")])
-    >>> graph.edges["position", "L0H0.q"]["in_circuit"], graph.edges["token", "L0H0.q"]["in_circuit"]
-    (True, False)
-    """
-    graph = model.graph.copy()
-    mask = model.mask(circuit).tolist()
-    for part, (edge, keep) in enumerate(zip(model.edges, mask, strict=True)):
-        graph.edges[edge]["in_circuit"] = keep
-        for found in discoveries:
-            graph.edges[edge][found.method] = float(found.score[part])
-    return graph
+    frame = pandas.DataFrame(model.edges, columns=["sender", "reader"])
+    frame["in_circuit"] = model.mask(circuit).numpy()
+    for found in discoveries:
+        frame[found.method] = found.score.numpy()
+    return frame
 
 
 @check_arguments
@@ -98,14 +72,12 @@ def export_circuit(
 ) -> list[Path]:
     """Write circuit.json, circuit.graphml and circuit.csv to a folder (made if missing), each in one piece.
 
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import circuits
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
-    >>> whole = circuits.circuit_model(model, task.sample(64, seed=0))
     >>> from tempfile import TemporaryDirectory
+    >>> from causal_circuits import InContextTask, chain_graph, circuits, plant_circuit
+    >>> task = InContextTask(chain_graph(6), d_vocab=3)
+    >>> whole = circuits.circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(64))
     >>> with TemporaryDirectory() as folder:
-    ...     [path.name for path in circuits.export_circuit(folder, whole, [("position", "L0H0.q")])]
+    ...     [path.name for path in export_circuit(folder, whole, [("position", "L0H0.q")])]
     ['circuit.json', 'circuit.graphml', 'circuit.csv']
     """
     frame = circuit_frame(model, circuit, discoveries)
@@ -118,8 +90,15 @@ def export_circuit(
     }
     texts = {
         "circuit.json": json.dumps(content, indent=2, allow_nan=False) + "\n",
-        "circuit.graphml": "\n".join(nx.generate_graphml(annotated_graph(model, circuit, discoveries))) + "\n",
+        "circuit.graphml": "\n".join(nx.generate_graphml(_annotated(model.graph, frame))) + "\n",
         "circuit.csv": frame.to_csv(index=False),
     }
     folder = write_files(folder, texts)
     return [folder / name for name in texts]
+
+
+def _annotated(graph: nx.DiGraph, frame: Any) -> nx.DiGraph:
+    """The model's whole graph, each edge with the frame's columns."""
+    graph = graph.copy()
+    nx.set_edge_attributes(graph, frame.set_index(["sender", "reader"]).to_dict(orient="index"))
+    return graph

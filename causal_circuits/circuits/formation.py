@@ -12,8 +12,9 @@ the first step, which is what its gradient says; the divergence grows from near 
 And why the share of the row: the divergence of all edges goes on growing as the read-out sharpens, long after.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +22,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.circuits.build import circuit_model
 from causal_circuits.circuits.counterfactuals import Counterfactual
+from causal_circuits.circuits.evaluate import CircuitModel, circuit_model
 from causal_circuits.circuits.graph import Edge
 from causal_circuits.circuits.ground_truth import GraphScores, score_against_graph
 from causal_circuits.circuits.onsets import onset
 from causal_circuits.graphs import attention_cells
 from causal_circuits.information import chi_squared_information, score_gradient_of
-from causal_circuits.interventions import Metric, knock_out_edges
+from causal_circuits.interventions import KnockOut, Metric, knock_out_edges
 from causal_circuits.models import HookedTransformer
 from causal_circuits.recording import RecordAt, TrainingRecord
 from causal_circuits.tasks import Batch, InContextTask
@@ -57,13 +58,10 @@ class Formation:
         loss: [step]; on the batch that all this is measured on, nats.
         record: what training left.
 
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import circuits
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
-    >>> when, batch = cc.RecordAt(steps=(0, 4)), task.sample(64, seed=0)
-    >>> formation = circuits.watch_formation(model, task, config, record=when, batch=batch)
-    >>> formation.cells, tuple(formation.attention.shape)
+    >>> from causal_circuits import InContextTask, RecordAt, TrainConfig, chain_graph, disentangled_transformer
+    >>> task, config = InContextTask(chain_graph(6), d_vocab=3), TrainConfig.joint(4, batch_size=64)
+    >>> found = watch_formation(disentangled_transformer(3, 6), task, config, record=RecordAt(steps=(0, 4)))
+    >>> found.cells, tuple(found.attention.shape)
     (((1, 0), (2, 1), (3, 2), (4, 3)), (2, 4))
     """
 
@@ -134,142 +132,64 @@ def watch_formation(
         counterfactual: of the edges between heads.
         seed: of that batch and of the counterfactual.
 
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import circuits
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
-    >>> when, batch = cc.RecordAt(steps=(0, 4)), task.sample(64, seed=0)
-    >>> formation = circuits.watch_formation(model, task, config, record=when, batch=batch)
-    >>> formation.steps, bool((formation.effect[-1] >= 0).all())
+    >>> from causal_circuits import InContextTask, RecordAt, TrainConfig, chain_graph, disentangled_transformer
+    >>> task, config = InContextTask(chain_graph(6), d_vocab=3), TrainConfig.joint(4, batch_size=64)
+    >>> found = watch_formation(disentangled_transformer(3, 6), task, config, record=RecordAt(steps=(0, 4)))
+    >>> found.steps, bool((found.effect[-1] >= 0).all())
     ((0, 4), True)
-    """
-    return watch_formations(
-        [model],
-        task,
-        [config or TrainConfig()],
-        record=record,
-        batch=batch,
-        metric=metric,
-        counterfactual=counterfactual,
-        seed=seed,
-        progress=progress,
-    )[0]
-
-
-@check_arguments
-def watch_formations(
-    models: Sequence[HookedTransformer],
-    task: InContextTask,
-    configs: Sequence[TrainConfig],
-    *,
-    record: RecordAt | None = None,
-    batch: Batch | None = None,
-    metric: Metric = "kl_to_model",
-    counterfactual: Counterfactual = "mean",
-    seed: int = 0,
-    progress: bool | None = None,
-) -> list[Formation]:
-    """The same for several runs on one task, trained side by side (`train_ensemble`): what intervals over seeds need.
-
-    Args:
-        models, configs: one for each run; configurations may differ in their seeds.
-        task, record, batch, metric, counterfactual, seed, progress: as in `watch_formation`.
-
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> from causal_circuits import circuits
-    >>> models = [cc.disentangled_transformer(3, 6) for seed in (0, 1)]
-    >>> configs = [cc.TrainConfig.joint(4, batch_size=64, seed=seed) for seed in (0, 1)]
-    >>> when, batch = cc.RecordAt(steps=(0, 4)), task.sample(64, seed=0)
-    >>> [formation.steps for formation in circuits.watch_formations(models, task, configs, record=when, batch=batch)]
-    [(0, 4), (0, 4)]
     """
     cells = tuple(attention_cells(task.graph))
     if not cells:
         raise ValueError("the graph has no edge between context positions: there is nothing whose onset could be seen")
     batch = task.sample(1024, seed=(seed, 4)) if batch is None else batch
-    states: dict[int, list[_State]] = {id(model): [] for model in models}
+    states: list[dict[str, Any]] = []
 
-    def measure(step: int, at: HookedTransformer) -> None:
-        states[id(at)].append(_measure(step, at, task, batch, metric, counterfactual, seed))
+    def measure(step: int, model: HookedTransformer) -> None:
+        cut = knock_out_edges(model, batch, metric=metric, task=task)
+        whole = circuit_model(model, batch, counterfactual=counterfactual, seed=seed)
+        states.append({"steps": step, **_of_entries(cut, task), **_of_circuits(whole)})
 
-    records = train_ensemble(models, [task] * len(models), configs, record=record, progress=progress, on_record=measure)
+    (left,) = train_ensemble(
+        [model], [task], [config or TrainConfig()], record=record, progress=progress, on_record=measure
+    )
     query, key = torch.tensor(cells).T
-    of_pairs = chi_squared_information(task).value
-    information, pull = of_pairs[query, key], score_gradient_of(of_pairs)[query, key]
-    circuit_edges = circuit_model(models[0], batch[:2]).edges
-    return [
-        _formation(states[id(model)], cells, information, pull, circuit_edges, left)
-        for model, left in zip(models, records, strict=True)
-    ]
-
-
-@dataclass(frozen=True)
-class _State:
-    """All edges at one step."""
-
-    step: int
-    attention: Tensor
-    effect: Tensor
-    error: Tensor
-    share: Tensor
-    metric: str
-    circuit_effect: Tensor
-    scores: GraphScores
-    loss: float
-
-
-def _measure(
-    step: int,
-    model: HookedTransformer,
-    task: InContextTask,
-    batch: Batch,
-    metric: Metric,
-    counterfactual: Counterfactual,
-    seed: int,
-) -> _State:
-    cut = knock_out_edges(model, batch, metric=metric, task=task)
-    query, key = torch.tensor(attention_cells(task.graph)).T
-    whole = circuit_model(model, batch, counterfactual=counterfactual, seed=seed)
-    best = cut.effect.argmax(dim=0)[query, key]
-    rows = cut.effect.nan_to_num().clamp(min=0).sum(dim=-1)[best, query]
-    return _State(
-        step=step,
-        attention=cut.attention[:, query, key].amax(dim=0),
-        effect=cut.effect[best, query, key],
-        error=cut.standard_error[best, query, key],
-        share=cut.effect[best, query, key].clamp(min=0) / rows.clamp(min=1e-12),
-        metric=cut.metric,
-        circuit_effect=whole.effects(),
-        scores=score_against_graph(cut.effect, task.graph),
-        loss=whole.mean_cost(whole.full),
-    )
-
-
-def _formation(
-    states: Sequence[_State],
-    cells: tuple[tuple[int, int], ...],
-    information: Tensor,
-    pull: Tensor,
-    circuit_edges: tuple[Edge, ...],
-    record: TrainingRecord,
-) -> Formation:
+    information = chi_squared_information(task).value
     return Formation(
-        steps=tuple(state.step for state in states),
         cells=cells,
-        information=information,
-        pull=pull,
-        attention=torch.stack([state.attention for state in states]),
-        effect=torch.stack([state.effect for state in states]),
-        standard_error=torch.stack([state.error for state in states]),
-        share=torch.stack([state.share for state in states]),
-        metric=states[0].metric,
-        circuit_edges=circuit_edges,
-        circuit_effect=torch.stack([state.circuit_effect for state in states]),
-        scores=tuple(state.scores for state in states),
-        loss=torch.tensor([state.loss for state in states]),
-        record=record,
+        information=information[query, key],
+        pull=score_gradient_of(information)[query, key],
+        circuit_edges=circuit_model(model, batch[:2]).edges,
+        record=left,
+        **_joined(states),
     )
+
+
+def _of_entries(cut: KnockOut, task: InContextTask) -> dict[str, Any]:
+    """What one step's knock-outs say of each edge of the latent graph, by the head where its effect is largest."""
+    query, key = torch.tensor(attention_cells(task.graph)).T
+    best = cut.effect.argmax(dim=0)[query, key]
+    effect = cut.effect[best, query, key]
+    rows = cut.effect.nan_to_num().clamp(min=0).sum(dim=-1)[best, query]
+    return {
+        "attention": cut.attention[:, query, key].amax(dim=0),
+        "effect": effect,
+        "standard_error": cut.standard_error[best, query, key],
+        "share": effect.clamp(min=0) / rows.clamp(min=1e-12),
+        "metric": cut.metric,
+        "scores": score_against_graph(cut.effect, task.graph),
+    }
+
+
+def _of_circuits(whole: CircuitModel) -> dict[str, Any]:
+    """What one step's circuits say of each edge between heads, and the loss."""
+    return {"circuit_effect": whole.effects(), "loss": torch.tensor(whole.mean_cost(whole.full))}
+
+
+def _joined(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Tensors of all steps stacked, anything else as a tuple."""
+    columns = {name: [state[name] for state in states] for name in states[0]}
+    joined = {name: torch.stack(of) if isinstance(of[0], Tensor) else tuple(of) for name, of in columns.items()}
+    return joined | {"metric": columns["metric"][0]}
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import networkx as nx
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
@@ -25,7 +26,8 @@ from tqdm.auto import tqdm
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.evaluate import COPIES, CircuitModel
-from causal_circuits.circuits.graph import INPUTS, LOGITS, Edge
+from causal_circuits.circuits.forward import Forward
+from causal_circuits.circuits.graph import LOGITS, Edge
 
 MAX_EDGES = 19
 CODES = 2**18  # circuits that are written out as bits at once
@@ -47,14 +49,10 @@ class Frontier:
         n_evaluated: different ones among them.
         seconds: wall time.
 
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import circuits
-    >>> task = cc.InContextTask(cc.chain_graph(5), d_vocab=3)
-    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
-    >>> whole = circuits.circuit_model(model, task.sample(20, seed=0))
-    >>> frontier = circuits.oracle_frontier(whole)
-    >>> frontier.exact, bool((frontier.cost.diff() <= 1e-9).all())
-    (True, True)
+    >>> cost, masks = torch.tensor([1.0, 0.5]), torch.tensor([[False], [True]])
+    >>> one = Frontier((("token", "logits"),), cost, masks, True, floor=0.5, n_circuits=2, n_evaluated=2, seconds=0.0)
+    >>> one.best_size, one.circuit(1)
+    (1, [('token', 'logits')])
     """
 
     edges: tuple[Edge, ...]
@@ -73,12 +71,9 @@ class Frontier:
 
     def with_circuits(self, model: CircuitModel, masks: Bool[Tensor, "circuit edge"]) -> "Frontier":
         """The frontier with circuits found elsewhere taken in: for a search that was not exact, the best known."""
-        found, sizes = model.costs(masks).mean(dim=-1), masks.sum(dim=-1)
         cost, best = self.cost.clone(), self.masks.clone()
-        for size in range(len(cost)):
-            fits = torch.where(sizes <= size, found, torch.inf)
-            if fits.min() < cost[size]:
-                cost[size], best[size] = fits.min(), masks[fits.argmin()]
+        _take_in(cost, best, masks, model.costs(masks).mean(dim=-1))
+        _take_smaller(cost, best)
         return replace(self, cost=cost, masks=best)
 
     def circuit(self, size: int) -> list[Edge]:
@@ -113,16 +108,10 @@ def oracle_frontier(model: CircuitModel, *, max_edges: int = MAX_EDGES, progress
     n_evaluated = 0
     with tqdm(total=2 ** len(free), desc="circuits", unit_scale=True, disable=not progress) as bar:
         for covered, piece in _different_circuits(model, free):
-            costs, sizes = model.costs(piece).mean(dim=-1), piece.sum(dim=-1)
-            for size in sizes.unique().tolist():  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                best = int(torch.where(sizes == size, costs, torch.inf).argmin())
-                if costs[best] < cost[size]:
-                    cost[size], masks[size] = costs[best], piece[best]
+            _take_in(cost, masks, piece, model.costs(piece).mean(dim=-1))
             n_evaluated += len(piece)
             bar.update(covered)
-    for size in range(1, len(cost)):  # at most so many edges
-        if cost[size - 1] <= cost[size]:
-            cost[size], masks[size] = cost[size - 1], masks[size - 1]
+    _take_smaller(cost, masks)
     found = Frontier(
         edges=model.edges,
         cost=cost,
@@ -137,6 +126,22 @@ def oracle_frontier(model: CircuitModel, *, max_edges: int = MAX_EDGES, progress
         return found
     found = found.with_circuits(model, greedy_circuits(model))
     return replace(found, seconds=time.perf_counter() - began)
+
+
+def _take_in(cost: Tensor, best: Tensor, masks: Bool[Tensor, "circuit edge"], costs: Float[Tensor, " circuit"]) -> None:
+    """Put each circuit in the place of its size, if it is better than what is there."""
+    sizes = masks.sum(dim=-1)
+    for size in sizes.unique().tolist():  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        least = int(torch.where(sizes == size, costs, torch.inf).argmin())
+        if costs[least] < cost[size]:
+            cost[size], best[size] = costs[least], masks[least]
+
+
+def _take_smaller(cost: Tensor, best: Tensor) -> None:
+    """Put a smaller circuit in the place of a larger one that is no better: at most so many edges."""
+    for size in range(1, len(cost)):
+        if cost[size - 1] <= cost[size]:
+            cost[size], best[size] = cost[size - 1], best[size - 1]
 
 
 def greedy_circuits(model: CircuitModel) -> Bool[Tensor, "size edge"]:
@@ -164,57 +169,52 @@ def inert_edges(model: CircuitModel) -> Bool[Tensor, " edge"]:
     >>> int(circuits.inert_edges(whole).sum()), len(whole)  # a planted circuit uses 9 of 19
     (10, 19)
     """
-    weights, inert = model.weights, torch.ones(len(model.edges), dtype=torch.bool)
-    used = {slot for slot, block in weights.readout.items() if bool(block.any())}
-    for slot, edge in weights.reads[LOGITS]:
-        inert[edge] &= slot not in used
-    for layer in reversed(range(model.layout.n_layers)):
-        heads = [f"L{layer}H{head}" for head in range(model.layout.n_heads[layer])]
-        asked: set[str] = set()
-        for head in heads:
-            if not any(slot.startswith(f"{head}.") for slot in used):
-                continue
-            rows = weights.attention[head]
-            for name in INPUTS:
-                for slot, edge in weights.reads[f"{head}.{name}"]:
-                    if name == "v":
-                        is_used = f"{head}.{slot}" in used
-                    elif name == "q":
-                        is_used = bool(rows[slot].any())
-                    else:
-                        is_used = any(bool(block[:, weights.columns[slot]].any()) for block in rows.values())
-                    if is_used:
-                        inert[edge] = False
-                        asked.add(slot)
-        used |= asked
+    inert = torch.from_numpy(~is_alive(model, np.ones((1, len(model.edges)), dtype=bool), _influences(model, True))[0])
     same = {slot for slot, value in model.inputs.items() if bool((value == model.corrupted[slot]).all())}
-    for edge, (sender, _) in enumerate(model.edges):
-        inert[edge] |= sender in same
-    return inert
+    return inert | torch.tensor([sender in same for sender, _ in model.edges])
 
 
-def is_alive(model: CircuitModel, masks: Bool[np.ndarray, "circuit edge"]) -> Bool[np.ndarray, "circuit edge"]:
+def is_alive(
+    model: CircuitModel, masks: Bool[np.ndarray, "circuit edge"], influences: nx.DiGraph | None = None
+) -> Bool[np.ndarray, "circuit edge"]:
     """Which edges of each circuit lead, through the circuit, to the logits."""
-    heard: dict[str, np.ndarray] = {}  # slot -> circuits in which something alive reads it
+    graph = influences or _influences(model)
     alive = np.zeros_like(masks)
-
-    def hear(reader: str, when: np.ndarray | bool) -> None:
-        for slot, edge in model.weights.reads[reader]:
-            alive[:, edge] |= masks[:, edge] & when
-            heard[slot] = heard.get(slot, np.zeros(len(masks), dtype=bool)) | (masks[:, edge] & when)
-
-    hear(LOGITS, True)
-    for layer in reversed(range(model.layout.n_layers)):
-        for head in (f"L{layer}H{head}" for head in range(model.layout.n_heads[layer])):
-            written = {slot: when for slot, when in heard.items() if slot.startswith(f"{head}.")}
-            anything = np.logical_or.reduce(list(written.values())) if written else np.zeros(len(masks), dtype=bool)
-            hear(f"{head}.q", anything)
-            hear(f"{head}.k", anything)
-            for slot, edge in model.weights.reads[f"{head}.v"]:
-                when = masks[:, edge] & written.get(f"{head}.{slot}", np.zeros(len(masks), dtype=bool))
-                alive[:, edge] |= when
-                heard[slot] = heard.get(slot, np.zeros(len(masks), dtype=bool)) | when
+    reaches = {LOGITS: np.ones(len(masks), dtype=bool)}  # node -> the circuits in which it reaches the logits
+    for node in reversed(list(nx.topological_sort(graph))):
+        for _, following, edge in graph.out_edges(node, data="edge"):
+            through = reaches[following] if edge is None else reaches[following] & masks[:, edge]
+            reaches[node] = reaches[node] | through if node in reaches else through
+            if edge is not None:
+                alive[:, edge] |= through
+        reaches.setdefault(node, np.zeros(len(masks), dtype=bool))
     return alive
+
+
+def _influences(model: CircuitModel, by_weights: bool = False) -> nx.DiGraph:
+    """Slots -> readers, along numbered edges, -> the slots that these write; without zero blocks of the weights."""
+    forward, graph = model.forward, nx.DiGraph()
+    for reader, readings in forward.reads.items():
+        head, _, name = reader.partition(".")
+        written = [slot for slot in forward.columns if slot.startswith(f"{head}.")]
+        for slot, edge in readings:
+            if by_weights and not _has_weight(forward, head, name, slot):
+                continue
+            node = (reader, slot) if name == "v" else reader
+            graph.add_edge(slot, node, edge=edge)
+            graph.add_edges_from((node, to) for to in written if name != "v" or to == f"{head}.{slot}")
+    graph.add_node(LOGITS)
+    return graph
+
+
+def _has_weight(forward: Forward, head: str, name: str, slot: str) -> bool:
+    """Whether the block of the weights that a head's query or key, or the read-out, has on a slot is not zero."""
+    if head == LOGITS:
+        return bool(forward.readout[slot].any())
+    if name == "q":
+        return bool(forward.attention[head][slot].any())
+    columns = forward.columns[slot]
+    return name == "v" or any(bool(block[:, columns].any()) for block in forward.attention[head].values())
 
 
 def _edges_to_enumerate(model: CircuitModel, max_edges: int) -> tuple[list[int], bool]:

@@ -12,7 +12,7 @@ An edge sender -> reader is there or cut. The edges reader -> sender inside a he
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import networkx as nx
 import torch
@@ -70,7 +70,6 @@ def circuit_graph(model: HookedTransformer, granularity: Granularity = "head") -
     >>> [sender for sender, reader in circuit_edges(circuit_graph(model)) if reader == "L1H0.k"]
     ['token', 'position', 'L0H0']
     """
-    check_granularity(granularity)
     layout = layout_of(model)
     graph = CircuitGraph(granularity=granularity, heads=" ".join(map(str, layout.n_heads)), kind=layout.kind)
     for reader, layer in readers(layout).items():
@@ -183,9 +182,3 @@ def written_in(slot: str) -> int:
     """The layer that writes a slot; -1 for the embeddings."""
     first = slot.split(".")[0]
     return int(first[1 : first.index("H")]) if "." in slot else -1
-
-
-def check_granularity(granularity: str) -> None:
-    """Raise a ValueError that lists the granularities, unless this is one."""
-    if granularity not in get_args(Granularity):
-        raise ValueError(f"granularity must be one of {', '.join(get_args(Granularity))}: got {granularity!r}")

@@ -45,15 +45,8 @@ class NeededEdge:
         p_value: one-sided, against "it is not needed"; Holm-corrected over the circuit's edges.
         needed: p_value below the level.
 
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import circuits
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
-    >>> whole = circuits.circuit_model(model, task.sample(64, seed=0))
-    >>> proof = circuits.prove_circuit(whole, ~circuits.inert_edges(whole), n_random=99, n_bootstrap=20)
-    >>> worst = max(proof.edges, key=lambda edge: edge.effect)
-    >>> worst.effect > 0, worst.needed
-    (True, True)
+    >>> NeededEdge(("token", "logits"), effect=0.2, standard_error=0.01, p_value=1e-9, needed=True).needed
+    True
     """
 
     edge: Edge
@@ -102,11 +95,9 @@ class CircuitProof:
         p_floor: the least p-value that so many rivals allow, 1 / (1 + their number).
         criteria: the four, in order.
 
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import circuits
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
-    >>> whole = circuits.circuit_model(model, task.sample(64, seed=0))
+    >>> from causal_circuits import InContextTask, chain_graph, circuits, plant_circuit
+    >>> task = InContextTask(chain_graph(6), d_vocab=3)
+    >>> whole = circuits.circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(64))
     >>> proof = circuits.prove_circuit(whole, ~circuits.inert_edges(whole), n_random=99, n_bootstrap=20)
     >>> len(proof.circuit), [criterion.name for criterion in proof.criteria]
     (9, ['faithful', 'complete', 'minimal', 'sufficient'])
