@@ -5,12 +5,11 @@ Beside it: what separates a claim from its rival where no other test does.
 
 import ast
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from scripts import ANALYSES, analysis_module
+from scripts import analysis_module
 
 import causal_circuits as cc
 
@@ -73,11 +72,3 @@ def test_pc_s_verdict_follows_its_false_edges(monkeypatch: pytest.MonkeyPatch) -
         checks = [check for check in page.verdict(sums, 1000) if "does not tell edges" in check.claim]
         assert [check.passed for check in checks] == [passes, passes]
         assert f"and {false} pairs that are none" in checks[0].evidence
-
-
-def test_the_fuzzer_stops_scripts_at_functions_that_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a name has moved on, its inputs fail, and the counts of docs/RELIABILITY.md cannot be had again."""
-    monkeypatch.setattr(sys, "path", [str(ROOT / "tests" / "fuzz"), str(ANALYSES), *sys.path])
-    fuzz = analysis_module("script_targets", monkeypatch)
-    with fuzz.without_work():
-        pass

@@ -1,0 +1,251 @@
+"""Damaged files, odd arguments and bad flags, drawn by hypothesis: taken for what they are, or refused in one line."""
+
+import contextlib
+import importlib
+import io
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from assertions import unchecked_types
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from interrupted import CONFIG, EVERY_STEP, assert_same_end, assert_same_weights, new_model, stop_at
+from scripts import ANALYSES
+from transformer_lens import HookedTransformer
+
+import causal_circuits as cc
+from causal_circuits.storage import read_json, read_tensors
+
+TASK = cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.3)
+BATCH = TASK.sample(40, seed=1)
+MATRICES = ("attention", "score_gradients")
+MANY = settings(max_examples=100, suppress_health_check=list(HealthCheck))
+
+
+def outcome(call: Callable[[], Any]) -> Any:
+    """What the call returns, or the ValueError or OSError that it raises, which must be one line."""
+    with unchecked_types(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a damaged checkpoint is skipped with a warning
+        try:
+            return call()
+        except (ValueError, OSError) as error:
+            refusal = error
+    assert "\n" not in str(refusal).strip()
+    return refusal
+
+
+# ---- damaged files
+
+NOT_OURS = [b"", b"null", b"\xff\xfe", b"[1e999]", b"NaN", b"[" * 100_000, b"[" * 900 + b"]" * 900, b'{"a":' * 9000]
+NOT_OURS += [(2**62).to_bytes(8, "little") + b"{}", b"\x93NUMPY\x01\x00", bytes(400)]
+
+
+@st.composite
+def damaged(draw: st.DrawFn, content: bytes) -> bytes | None:
+    """A file's content truncated, altered, with bytes more or less, something else altogether, or no file."""
+    at = draw(st.integers(0, max(len(content) - 1, 0)))
+    before, after, n = content[:at], content[at:], draw(st.integers(1, 20))
+    altered = bytes(byte ^ draw(st.integers(1, 255)) for byte in after[:1]) + after[1:]
+    inserted = draw(st.binary(min_size=n, max_size=n)) + after
+    return draw(st.sampled_from([None, *NOT_OURS, *[before] * 4, *[before + altered] * 4])) or draw(
+        st.sampled_from([None, before + inserted, before + after[n:]])
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, cc.TrainingRecord, cc.models.HookedTransformer]:
+    """A folder with a saved model, a saved record and what a training left that died; where it would have ended."""
+    folder, model = tmp_path_factory.mktemp("whole"), new_model()
+    record = cc.train(model, TASK, CONFIG, record=EVERY_STEP, progress=False)
+    record.save(folder / "record")
+    cc.save_model(model, folder / "model")
+    with pytest.raises(RuntimeError):
+        train_in(folder, new_model(), stop_at(28))
+    return folder, record, model
+
+
+def train_in(folder: Path, model: cc.models.HookedTransformer, on_record: Callable | None = None) -> cc.TrainingRecord:
+    """Train, or go on, with checkpoints and a streamed record in the folder."""
+    at = cc.RecordAt(EVERY_STEP.steps, folder=folder / "streamed")
+    checkpoints = cc.Checkpoints(folder / "checkpoints", every=5)
+    return cc.train(model, TASK, CONFIG, record=at, on_record=on_record, checkpoints=checkpoints, progress=False)
+
+
+@contextlib.contextmanager
+def damaged_copy(whole: Path, names: tuple[str, ...], data: st.DataObject) -> Iterator[Path]:
+    """A copy of the folder in which one or two files of the named folders are damaged."""
+    with TemporaryDirectory() as name:
+        folder = Path(shutil.copytree(whole, Path(name) / "copy"))
+        files = sorted(path for part in names for path in (folder / part).iterdir() if path.suffix != ".lock")
+        for path in data.draw(st.lists(st.sampled_from(files), min_size=1, max_size=2, unique=True)):
+            content = data.draw(damaged(path.read_bytes()))
+            path.unlink() if content is None else path.write_bytes(content)
+        yield folder
+        assert not list(folder.rglob("*.part"))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@MANY
+@given(data=st.data())
+@pytest.mark.parametrize("name", ["record", "streamed"])
+def test_a_damaged_record_is_refused_or_holds_what_was_recorded(whole, name: str, data: st.DataObject) -> None:
+    with damaged_copy(whole[0], (name,), data) as folder:
+        before = contents(folder)
+        found = outcome(lambda: cc.TrainingRecord.load(folder / name))
+        assert contents(folder) == before
+        if isinstance(found, cc.TrainingRecord):
+            n = len(found.steps)
+            for matrix in MATRICES:
+                assert torch.equal(getattr(found, matrix), getattr(whole[1], matrix)[:n])
+
+
+@MANY
+@given(data=st.data())
+def test_a_damaged_model_is_refused_or_loaded(whole, data: st.DataObject) -> None:
+    with damaged_copy(whole[0], ("model",), data) as folder:
+        before = contents(folder)
+        found = outcome(lambda: cc.load_model(folder / "model"))
+        assert contents(folder) == before
+        assert isinstance(found, Exception) or outcome(lambda: cc.evaluate(found, BATCH)) is not None
+
+
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_training_goes_on_from_damaged_files_to_the_same_end(whole, data: st.DataObject) -> None:
+    with damaged_copy(whole[0], ("checkpoints", "streamed"), data) as folder:
+        model = new_model()
+        found = outcome(lambda: train_in(folder, model))
+        assert isinstance(found, cc.TrainingRecord), found
+        assert_same_end(found, whole[1])
+        assert_same_weights(model, whole[2])
+
+
+@MANY
+@given(content=st.one_of(st.binary(max_size=300), st.sampled_from(NOT_OURS), st.text().map(str.encode)))
+def test_bytes_are_no_json_and_no_tensors_or_are_read(content: bytes) -> None:
+    with TemporaryDirectory() as name:
+        path = Path(name) / "file"
+        path.write_bytes(content)
+        for read in (read_json, read_tensors):
+            found = outcome(lambda read=read: read(path))
+            assert not isinstance(found, Exception) or str(path) in str(found)
+
+
+# ---- odd arguments
+
+NUMBERS = [-3, -1, 0, 1, 2, 3, 5, 0.5, 2.0, -0.1, 1e-300, 1e308, float("nan"), float("inf")]
+OTHERS = [None, True, "", "x", "3", (), [], {}, (1, 1), [-1, 0], np.int64(4), np.float32(0.5)]
+ODD = st.one_of(st.sampled_from(NUMBERS), st.sampled_from(OTHERS))
+PARENTS = st.lists(st.one_of(ODD, st.integers(-1, 4), st.lists(st.integers(-1, 4), max_size=3)), max_size=6)
+CALLS: dict[str, tuple[Callable[..., object], int]] = {
+    "chain_graph": (cc.chain_graph, 1),
+    "random_forest": (lambda n, share, seed: cc.random_forest(n, share, seed=seed), 3),
+    "ngram_graph": (lambda n, order: cc.ngram_graph(n, order=order), 2),
+    "InContextTask": (lambda d, alpha: cc.InContextTask(TASK.graph, d_vocab=d, alpha=alpha).sample(2), 2),
+    "sample": (lambda n, seed: TASK.sample(n, seed=seed), 2),
+    "disentangled_transformer": (cc.disentangled_transformer, 3),
+    "Stage": (cc.Stage, 2),
+    "TrainConfig": (lambda steps, size, seed: cc.TrainConfig.joint(steps, batch_size=size, seed=seed), 3),
+    "RecordAt": (lambda every, last: cc.RecordAt.every(every, last), 2),
+    "unigram": (lambda d, count: cc.unigram(BATCH.tokens, d, count), 2),
+    "estimate_gradient": (lambda by: cc.estimate_gradient(BATCH.tokens, BATCH.target_probs, smoothing=by), 1),
+}
+
+
+@MANY
+@given(data=st.data())
+@pytest.mark.parametrize("name", CALLS)
+def test_odd_numbers_are_taken_or_refused_in_one_line(name: str, data: st.DataObject) -> None:
+    call, n = CALLS[name]
+    given_values = data.draw(st.lists(ODD, min_size=n, max_size=n))
+    outcome(lambda: call(*given_values))
+
+
+@MANY
+@given(parents=PARENTS)
+@example([[], [0], [1]])
+def test_parents_make_a_causal_graph_or_are_refused(parents: list) -> None:
+    graph = outcome(lambda: cc.graph_from_parents(parents))
+    if not isinstance(graph, Exception):
+        assert all(parent < child for parent, child in graph.edges)
+        assert cc.InContextTask(graph, d_vocab=3).sample(2).tokens.shape == (2, graph.number_of_nodes() - 1)
+
+
+def odd_arrays() -> st.SearchStrategy:
+    """Arrays, lists and tensors that are no batch of tokens, or nearly one."""
+    dtypes = st.sampled_from(["int64", "int8", "uint8", "float32", "float64", "bool", "complex64", "U3"]).map(np.dtype)
+    shapes = st.lists(st.sampled_from([0, 1, 2, 6, 40]), max_size=3).map(tuple)
+    entries = st.sampled_from([-1, 0, 1, 2, 3])
+    drawn = st.builds(lambda dtype, array: array.astype(dtype), dtypes, arrays.arrays(int, shapes, elements=entries))
+    kept = st.sampled_from([BATCH.tokens, BATCH.target_probs, BATCH.target_probs * float("nan"), [[None], ["x"]]])
+    tensors = drawn.filter(lambda array: array.dtype.kind in "iufb").map(torch.as_tensor)
+    return st.one_of(kept, drawn, drawn.map(np.ndarray.tolist), tensors)
+
+
+@MANY
+@given(tokens=odd_arrays(), targets=odd_arrays(), d_vocab=st.sampled_from([None, 3, 4, 0, -1]))
+def test_arrays_are_data_or_refused(tokens: object, targets: object, d_vocab: int | None) -> None:
+    found = outcome(lambda: cc.recover_graph(tokens, targets, d_vocab=d_vocab))
+    assert isinstance(found, Exception) or found.n_independent <= len(tokens)
+
+
+# ---- bad flags
+
+SCRIPTS = sorted(path.stem for path in ANALYSES.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+VALUES = "0 -1 1 2 3 9 20 64 0.5 2.5 1e-3 nan inf 1e400 99999999999999999999 x chain forest 1,1 0,0 ../.. /dev/null/x"
+WORDS = st.sampled_from([*VALUES.split(), "", "--", "\udcff", "\x00", "9" * 5000])
+
+
+# Where the work of a script begins: with sequences, a model, or data.
+WORK = (
+    (cc.InContextTask, "draws"),
+    (cc.InContextTask, "sample"),
+    (HookedTransformer, "__init__"),
+    (cc, "recover_graph"),
+)
+
+
+def status_of(script: str, words: list[str]) -> tuple[object, str, str]:
+    """How the script ends, without its work, what it complains of, and what it prints."""
+    from command_line import exit_status
+
+    main = importlib.import_module(script).main
+    with contextlib.ExitStack() as stack:
+        for owner, name in WORK:
+            stack.enter_context(mock.patch.object(owner, name, mock.Mock(side_effect=SystemExit(0))))
+        stack.enter_context(mock.patch.object(sys, "argv", [f"{script}.py", *words]))
+        complaint = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        printed = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        try:
+            status = exit_status(main)
+        except SystemExit as ended:
+            status = ended.code or 0
+        return status, complaint.getvalue(), printed.getvalue()
+
+
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_flags_are_taken_or_refused_in_one_line(script: str, data: st.DataObject, monkeypatch, tmp_path) -> None:
+    monkeypatch.syspath_prepend(str(ANALYSES))
+    words = status_of(script, ["--help"])[2].replace(",", " ").replace("[", " ").replace("]", " ").split()
+    flags = [*sorted({word for word in words if word.startswith("--")} - {"--help"}), "--no-such-flag"]
+    drawn = data.draw(st.lists(st.tuples(st.sampled_from(flags), st.lists(WORDS, max_size=2)), max_size=3))
+    arguments = [word for flag, values in drawn for word in (flag, *values)]
+    status, said, _ = status_of(script, ["--quiet", "--out", str(tmp_path / "out"), *arguments])
+    assert status in (0, 1, 2)
+    assert said.count("\n") <= 1 or not status
+    assert "Traceback" not in said
