@@ -83,6 +83,8 @@ def check_arguments(function: F) -> F:
 
 
 def _checked(function: Any, label: str) -> Any:
+    if not function.__annotations__.keys() - {"return"}:
+        return function
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     hints = cache(lambda: typing.get_type_hints(function))  # when first called: it may name a class that comes later
