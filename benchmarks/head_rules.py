@@ -6,7 +6,7 @@ of another kernel's child - where it tells most about its token. `judge_heads` t
 
 * *missed*: edges of the target's kernel that no head is found to carry.
 * *false*: found, and no edge. Rows of the target's parents are counted apart ("T").
-* *share*: what `kernel_rows` decides by: least among children, largest among others.
+* *share*: what `row_shares` decides by: least among children, largest among others.
 * *further*: with one head taken away, whether its t is named, a wrong one is, or with no head taken away any.
 
 The constants were chosen on graphs 5000-5031; every other seed is a fresh sample.

@@ -364,6 +364,31 @@ def _edges(graph: nx.DiGraph) -> set[tuple[int, int]]:
     return {(int(parent), int(child)) for parent, child in graph.edges}
 
 
+def edge_entries(graph: nx.DiGraph) -> tuple[np.ndarray, np.ndarray]:
+    """Which entries [query, key] of a pattern are edges, and which could be: causal ones, but none of a query's row.
+
+    >>> is_edge, possible = edge_entries(chain_graph(4))
+    >>> np.argwhere(is_edge).tolist(), possible.sum(axis=1).tolist()
+    ([[1, 0], [2, 1]], [1, 2, 3, 0])
+    """
+    n_ctx = n_ctx_of(graph)
+    is_edge, possible = np.zeros((n_ctx, n_ctx), dtype=bool), np.tri(n_ctx, dtype=bool)
+    for cell in attention_cells(graph):
+        is_edge[cell] = True
+    possible[-1] &= not has_query(graph)
+    return is_edge, possible
+
+
+def parent_attention(pattern: Any, graph: nx.DiGraph) -> Any:
+    """The entries of patterns [..., query, key], arrays or tensors, that are edges: [..., edge] (`attention_cells`).
+
+    >>> parent_attention(np.eye(4, k=-1), chain_graph(4)).tolist()
+    [1.0, 1.0]
+    """
+    cells = np.array(attention_cells(graph), dtype=int).reshape(-1, 2)
+    return pattern[..., cells[:, 0], cells[:, 1]]
+
+
 @check_arguments
 @dataclass(frozen=True, repr=False)
 class GraphRecovery:

@@ -292,7 +292,7 @@ def test_a_parent_lies_in_the_context() -> None:
 def test_a_graph_has_positions_and_a_target_with_a_parent() -> None:
     assert_refused(lambda: cc.graph_from_parents([]), "at least one position", "empty")
     assert_refused(lambda: cc.graph_from_parents([[]]), "at least one context position")
-    assert_refused(lambda: cc.graph_from_parents("012"), "a list", "012")
+    assert_refused(lambda: cc.graph_from_parents("012"), "must be a sequence", "012")
     assert_refused(lambda: cc.graph_from_parents([[], [0], []]), "target", "needs a parent", "add an edge")
     assert_refused(lambda: cc.validate_graph(nx.DiGraph()), "at least one position", "empty graph")
     lonely = nx.DiGraph()

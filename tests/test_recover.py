@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import causal_circuits as cc
 from causal_circuits.discovery.edge_scores import EdgeScores
-from causal_circuits.discovery.testing import bernstein_p_value, bernstein_sample_size
+from causal_circuits.statistics import bernstein_p_value, bernstein_sample_size
 
 ROOT = Path(__file__).resolve().parent.parent
 GRAPHS = json.loads((ROOT / "analyses" / "figure9_graphs.json").read_text())["graphs"]

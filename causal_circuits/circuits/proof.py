@@ -24,7 +24,7 @@ from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.graph import Circuit, Edge
 from causal_circuits.discovery import holm
-from causal_circuits.discovery.testing import upper_tail
+from causal_circuits.statistics import upper_tail
 from causal_circuits.display import Row, table_html, table_text
 
 LEVEL = 0.01

@@ -24,15 +24,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.discovery.candidates import CandidateEdge, DecidedBy
-from causal_circuits.discovery.extracted import ExtractedGraph
-from causal_circuits.discovery.head_matches import FurtherParent
-from causal_circuits.discovery.several_heads import HeadReport, judge_heads
-from causal_circuits.discovery.testing import holm, upper_tail
-from causal_circuits.graphs import attention_cells, has_query, n_ctx_of
+from causal_circuits.discovery.extracted import CandidateEdge, DecidedBy, ExtractedGraph
+from causal_circuits.discovery.several_heads import judge_heads
+from causal_circuits.graphs import edge_entries, n_ctx_of
 from causal_circuits.information import Information, estimate_gradient
 from causal_circuits.models import HookedTransformer, attachments, check_forward, check_model, live_heads, log_probs
 from causal_circuits.recording import watch_attention
+from causal_circuits.statistics import auroc, holm, upper_tail
 from causal_circuits.tasks import Batch, Task
 from causal_circuits.tasks.batch import check_tokens
 
@@ -122,47 +120,38 @@ def extract_graph(
         check_model(model, task.d_vocab, task.n_ctx)
         batch = task.sample_at_most(n_sequences, seed=seed)
     if batch is None:
-        generator = torch.Generator().manual_seed(seed)
         check_model(model, model.cfg.d_vocab, model.cfg.n_ctx)
-        tokens, gradient = torch.randint(model.cfg.d_vocab, (2048, model.cfg.n_ctx), generator=generator), None
+        generator = torch.Generator().manual_seed(seed)
+        tokens = torch.randint(model.cfg.d_vocab, (2048, model.cfg.n_ctx), generator=generator)
     else:
         batch.check(model.cfg.d_vocab)
         check_model(model, batch.target_probs.shape[1], batch.tokens.shape[1])
         tokens = batch.tokens[:4096]
-        gradient = estimate_gradient(batch.tokens, batch.target_probs) if has_query else None
+    gradient = estimate_gradient(batch.tokens, batch.target_probs) if batch is not None and has_query else None
     n_ctx, attention = tokens.shape[1], mean_attention(model, tokens)[0]
     heads = [head for layer, head in live_heads(model) if layer == 0]
     unused = _unused_heads(model, tokens[:_TRIED], heads)
+    used = [head for head in heads if head not in unused]
     proposals = _proposals(attention, heads, has_query)
-    reports: list[HeadReport] = []
-    further: list[FurtherParent] = []
+    graph = ExtractedGraph(target=n_ctx, roots_tested=batch is not None, evidence=_evidence(batch))
+    graph.heads, graph.further_parents, graph.attached = (), (), attachments(model)
     if batch is None or has_query:
         candidates = _judge(proposals, gradient, min_weight, level)
     else:
         candidates = _judge([p for p in proposals if p.head in unused], None, min_weight, level)
-        used = [head for head in heads if head not in unused]
         if used:
-            judged, reports, further = judge_heads(
-                attention[used],
-                batch.tokens,
-                batch.target_probs,
-                used,
-                min_weight,
-                level,
-                last_layer=_last_attention(model, tokens),
-            )
-            candidates = judged + candidates
-    candidates = [_of_unused_head(c) if c.head in unused else c for c in candidates]
-    graph = ExtractedGraph(target=n_ctx, roots_tested=batch is not None, evidence=_evidence(batch))
-    graph.candidates, graph.heads, graph.further_parents = tuple(candidates), tuple(reports), tuple(further)
-    graph.attached, graph.from_attention = attachments(model), nx.DiGraph(target=n_ctx)
+            data, last = (batch.tokens, batch.target_probs), _last_attention(model, tokens)
+            judged, reports, further = judge_heads(attention[used], *data, used, min_weight, level, last_layer=last)
+            candidates, graph.heads, graph.further_parents = judged + candidates, tuple(reports), tuple(further)
+    graph.candidates = tuple(_of_unused_head(c) if c.head in unused else c for c in candidates)
+    graph.from_attention = nx.DiGraph(target=n_ctx)
     for either in (graph, graph.from_attention):
         either.add_nodes_from(range(n_ctx + 1))
         if has_query:
             either.add_edge(n_ctx - 1, n_ctx)
     for p in sorted((p for p in proposals if p.is_clear(min_weight)), key=lambda p: p.weight):
         graph.from_attention.add_edge(p.parent, p.child, weight=p.weight, margin=p.margin, head=p.head)
-    for edge in sorted((c for c in candidates if c.accepted), key=lambda c: c.weight):
+    for edge in sorted((c for c in graph.candidates if c.accepted), key=lambda c: c.weight):
         facts = ("weight", "margin", "head", "information", "information_share", "p_value", "decided_by")
         graph.add_edge(edge.parent, edge.child, **{fact: getattr(edge, fact) for fact in facts})
     return graph
@@ -285,10 +274,10 @@ def _judge(
 def edge_auroc(score: Float[Tensor, "query_pos key_pos"], true: nx.DiGraph, *, children_only: bool = False) -> float:
     """The probability that a true edge scores above another causal entry (ties count half).
 
-    Entries (i, j), j <= i, of all rows but a query's, which answers to nothing: without a query the last row stands for
+    Entries (i, j), j <= i, of all rows but a query's, which nothing reads: without a query the last row stands for
     the target's parents (`attention_cells`) and counts too. NaN without an edge among them, or if one of them is NaN.
     With `children_only` the rows of roots are left out: there, a trained model may make use of entries that are no
-    edges, because a root's token tells about the kernel too.
+    edges, because a root's token tells about the transition matrix too.
 
     >>> from causal_circuits import chain_graph
     >>> edge_auroc(torch.diag(torch.ones(3), -1), chain_graph(4))
@@ -297,16 +286,7 @@ def edge_auroc(score: Float[Tensor, "query_pos key_pos"], true: nx.DiGraph, *, c
     n_ctx = n_ctx_of(true)
     if score.shape != (n_ctx, n_ctx):
         raise ValueError(f"scores must cover the graph's {n_ctx} positions, [n_ctx, n_ctx]: got {list(score.shape)}")
-    is_edge = torch.zeros(n_ctx, n_ctx, dtype=torch.bool)
-    for cell in attention_cells(true):
-        is_edge[cell] = True
-    causal = torch.ones(n_ctx, n_ctx, dtype=torch.bool).tril()
-    if has_query(true):
-        causal[-1] = False
+    is_edge, possible = edge_entries(true)
     if children_only:
-        causal &= is_edge.any(dim=1, keepdim=True)
-    edges, others = score[is_edge & causal], score[causal & ~is_edge]
-    if not len(edges) or not len(others) or bool(score[causal].isnan().any()):
-        return float("nan")
-    above = (edges[:, None] > others).double() + 0.5 * (edges[:, None] == others).double()
-    return float(above.mean())
+        possible &= is_edge.any(axis=1, keepdims=True)
+    return auroc(score.double().numpy()[possible], is_edge[possible])

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from causal_circuits.discovery.testing import bernstein_p_value, bernstein_sample_size
+from causal_circuits.statistics import bernstein_p_value, bernstein_sample_size
 
 _CHUNK = 8192  # sequences
 _LEAST_BOUND = 1e-3  # of terms that are of order one: what is smaller by far is rounding

@@ -1,11 +1,100 @@
-"""A graph read out of a model, with the evidence that it rests on."""
+"""A graph read out of a model, with the evidence that it rests on: proposals, heads, parents that no head carries."""
+
+from dataclasses import dataclass
+from typing import Literal
 
 import networkx as nx
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.discovery.candidates import CandidateEdge
-from causal_circuits.discovery.head_matches import FurtherParent
-from causal_circuits.discovery.several_heads import HeadReport
+
+DecidedBy = Literal["attention", "information", "unused head"]
+
+
+@check_arguments
+@dataclass(frozen=True)
+class CandidateEdge:
+    """One proposal of the attention, and what became of it.
+
+    Attributes:
+        parent, child: positions (child n_ctx is the target).
+        head: of layer 0.
+        weight: attention from child to parent, averaged over sequences.
+        margin: weight minus the row's next largest entry.
+        information: the estimated g at this entry; NaN where it was not estimated.
+        information_share: information divided by the largest among all candidates.
+        p_value: one-sided, against "no information"; Holm-corrected over candidates.
+        accepted: whether it is an edge of the extracted graph.
+        reason: why, in words.
+        decided_by: the evidence that decided. "attention": the model's own, because the entry is below `min_weight` or
+            not its row's largest, or because there were no sequences to test for information. "information": that of
+            the sequences and their targets, computed without the model; an accepted edge passed this test after
+            attention proposed it. "unused head": no prediction depends on what its head attends to.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> edge = cc.extract_graph(model, task, n_sequences=2000).candidates[0]
+    >>> edge.parent, edge.child, edge.accepted, round(edge.weight, 3), edge.decided_by
+    (0, 1, True, 1.0, 'information')
+    """
+
+    parent: int
+    child: int
+    head: int
+    weight: float
+    margin: float
+    information: float
+    information_share: float
+    p_value: float
+    accepted: bool
+    reason: str
+    decided_by: DecidedBy
+
+
+@check_arguments
+@dataclass(frozen=True)
+class HeadReport:
+    """What one head of layer 0 carries.
+
+    Attributes:
+        head: of layer 0.
+        last_key: the position t that its rows go with: what they copy is of use where it equals the token of t.
+        last_weight: the last row's attention to t; small where layer 1 reads the last position's token directly.
+        edges: (parent, child) of every edge it carries; child n_ctx is the target.
+        role: in words; "carries nothing" if it has no edge.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=2)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=2)
+    >>> reports = cc.extract_graph(model, task, n_sequences=2000).heads
+    >>> [(report.head, report.last_key) for report in reports]
+    [(0, 6), (1, 7)]
+    """
+
+    head: int
+    last_key: int
+    last_weight: float
+    edges: tuple[tuple[int, int], ...]
+    role: str
+
+
+@check_arguments
+@dataclass(frozen=True)
+class FurtherParent:
+    """Evidence of a parent of the target that no head carries, with the parents it goes with in other rows.
+
+    Attributes:
+        last_key: the position t, a parent of the target by the data.
+        edges: (parent, child) in the rows where t explains something that the heads do not.
+        share: how many times more the rows tell with t than without, d_vocab times if tokens were independent.
+
+    >>> FurtherParent(last_key=5, edges=((2, 4),), share=1.8).edges
+    ((2, 4),)
+    """
+
+    last_key: int
+    edges: tuple[tuple[int, int], ...]
+    share: float
 
 
 @check_arguments
@@ -50,8 +139,7 @@ class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is A
 
     def carriers(self, parent: int, child: int) -> tuple[int, ...]:
         """The heads of layer 0 that carry an edge."""
-        accepted = (c for c in self.candidates if c.accepted and (c.parent, c.child) == (parent, child))
-        return tuple(sorted(edge.head for edge in accepted))
+        return tuple(sorted(c.head for c in self.candidates if c.accepted and (c.parent, c.child) == (parent, child)))
 
     def copy(self, as_view: bool = False) -> "ExtractedGraph":
         """The graph and its evidence; networkx.DiGraph.copy says what a view is."""

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from causal_circuits.discovery.edge_scores import Contrasts, EdgeScores
-from causal_circuits.discovery.testing import holm
+from causal_circuits.statistics import holm
 
 _FULL = 0.99  # of an edge's score: targets in half precision are laws too
 _FEWEST = 3  # positions without an edge, from which on more may be said of all of them

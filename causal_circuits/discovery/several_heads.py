@@ -1,9 +1,9 @@
 """Several heads, several parents: which head carries which parent of which position, and what no head carries.
 
 Each head of layer 0 proposes, for every row, the position it attends to; its last row proposes a parent of the target,
-t, and stands for it unless the other rows plainly go with another one (`conditional_information`). Attention cannot
-tell a proposal from a habit, so each row is held against data (`kernel_rows`): it is a child of the target's kernel if,
-where its keys hold the tokens of their t, its own token was drawn from the target's row. That has a known answer,
+t, and stands for it unless the other rows plainly go with another one (`head_keys`). Attention cannot tell a proposal
+from a habit, so each row is held against data (`row_shares`): it is a child drawn from the target's transition matrix
+if, where its keys hold the tokens of their t, its own token was drawn from the target's law. That has a known answer,
 1, which no share of some typical row has to be chosen for. Where a parent of the target is carried by no head, no row
 reaches it: so whether there are further parents is known too.
 
@@ -21,52 +21,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.discovery.candidates import CandidateEdge, DecidedBy
-from causal_circuits.discovery.head_matches import (
+from causal_circuits.discovery.extracted import CandidateEdge, DecidedBy, FurtherParent, HeadReport
+from causal_circuits.discovery.head_keys import (
     DOMINANT,
-    FurtherParent,
-    by_what_rows_say,
+    attended_keys,
     further_parents,
-    lifts_given_the_rest,
-    matches_of,
-    matches_of_further,
+    joint_keys,
+    keys_of_further,
     needed,
     rows_of,
-    slot_of,
+    with_telling_last_keys,
 )
-from causal_circuits.discovery.kernel_rows import Keys, RowTest, RowVerdict, judge_row
-from causal_circuits.discovery.testing import holm, upper_tail
-from causal_circuits.information.conditional import ConditionalInformation, Matches
+from causal_circuits.discovery.row_shares import NO_SHARE, Keys, RowTest, RowVerdict, judge_row
+from causal_circuits.information.conditional import ConditionalInformation, Matches, conditional_information
+from causal_circuits.statistics import holm, upper_tail
 
 # Sequences that lifts are estimated from; shares, which are cheap, take all that are given.
 N_SEQUENCES = 8192
-
-
-@check_arguments
-@dataclass(frozen=True)
-class HeadReport:
-    """What one head of layer 0 carries.
-
-    Attributes:
-        head: of layer 0.
-        last_key: the position t that its rows go with: what they copy is of use where it equals the token of t.
-        last_weight: the last row's attention to t; small where layer 1 reads the last position's token directly.
-        edges: (parent, child) of every edge it carries; child n_ctx is the target.
-        role: in words; "carries nothing" if it has no edge.
-
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=2)
-    >>> model = cc.plant_circuit(task.graph, d_vocab=2)
-    >>> reports = cc.extract_graph(model, task, n_sequences=2000).heads
-    >>> [(report.head, report.last_key) for report in reports]
-    [(0, 6), (1, 7)]
-    """
-
-    head: int
-    last_key: int
-    last_weight: float
-    edges: tuple[tuple[int, int], ...]
-    role: str
 
 
 @check_arguments
@@ -97,225 +68,238 @@ def judge_heads(
     [6, 7]
     """
     test, few = RowTest(tokens, target_probs), (tokens[:N_SEQUENCES], target_probs[:N_SEQUENCES])
-    copies = by_what_rows_say([matches_of(pattern, min_weight) for pattern in attention], test, *few)
-    slots = needed({t: slot_of(t, copies) for t in sorted({own.last_key for own in copies})}, test)
+    copies = with_telling_last_keys([attended_keys(pattern, min_weight) for pattern in attention], test, *few)
+    slots = needed({t: joint_keys(t, copies) for t in sorted({own.last_key for own in copies})}, test)
     further = further_parents(slots, test, *few)
-    lifts = lifts_given_the_rest(slots, [matches_of_further(f, tokens.shape[1]) for f in further], *few)
-    verdicts = _judge_rows(attention, copies, slots, further, test, min_weight)
-    candidates = _candidates(attention, heads, copies, verdicts, lifts, further, min_weight, level)
-    compared = _compared_tokens(last_layer, tokens, copies, verdicts)
-    candidates += [
-        _last_row(attention[i], head, copies[i], lifts, further, verdicts, compared[i], min_weight)
-        for i, head in enumerate(heads)
-    ]
-    reports = [_report(candidates, attention[i], head, copies[i]) for i, head in enumerate(heads)]
-    return candidates, reports, further
+    beside = [keys_of_further(f, tokens.shape[1]) for f in further]
+    lifts = {
+        t: conditional_information(*few, [*(slot for other, slot in slots.items() if other != t), *beside])
+        for t in slots
+    }
+    verdicts = _judge_rows(attention, copies, slots, beside, test, min_weight)
+    p_values = holm([verdict.share.p_value for verdict in verdicts])
+    reading = _Reading(attention, heads, copies, slots, beside, lifts, verdicts, p_values, min_weight, level)
+    children = range(1, attention.shape[-1])
+    entries = [reading.judge(index, child) for index in range(len(heads)) for child in children]
+    candidates = [entry for entry in entries if entry is not None]
+    compared = _compared_tokens(last_layer, tokens, reading)
+    candidates += [reading.judge_last_row(index, compared[index]) for index in range(len(heads))]
+    return candidates, [reading.report(candidates, index) for index in range(len(heads))], further
 
 
 def _judge_rows(
     attention: Tensor,
     copies: Sequence[Matches],
     slots: dict[int, Matches],
-    further: Sequence[FurtherParent],
+    beside: Sequence[Matches],
     test: RowTest,
     min_weight: float,
 ) -> list[RowVerdict]:
-    """The verdict of every row, the last position's own included: its last row may carry its parents."""
+    """The verdict of every row, the last position's own included: its last row may carry its parents.
+
+    That row has two uses, so every entry with half the usual attention is tried.
+    """
     n_ctx = attention.shape[-1]
-    last_keys = {*slots, *(f.last_key for f in further)}
-    known = rows_of([matches_of_further(f, n_ctx) for f in further]) or [{}] * n_ctx
+    last_keys = {*slots, *(match.last_key for match in beside)}
+    known = rows_of(beside) or [{}] * n_ctx
     attended = rows_of(list(slots.values())) or [{}] * n_ctx
     verdicts = [judge_row(test, child, attended[child], last_keys, known[child]) for child in range(n_ctx - 1)]
-    return [*verdicts, _judge_last_position(attention, copies, slots, last_keys, test, min_weight)]
-
-
-def _judge_last_position(
-    attention: Tensor,
-    copies: Sequence[Matches],
-    slots: dict[int, Matches],
-    last_keys: set[int],
-    test: RowTest,
-    min_weight: float,
-) -> RowVerdict:
-    """The last position as a child. Its row has two uses, so every entry with half the usual attention is tried."""
     tried: dict[int, list[int]] = {}
     for pattern, own in zip(attention, copies, strict=True):
         if own.last_key in slots:
             tried.setdefault(own.last_key, (pattern[-1] >= min_weight / 2).nonzero()[:, 0].tolist())
     choices = [dict(zip(tried, keys, strict=True)) for keys in product(*tried.values())]
-    child = attention.shape[-1] - 1
-    verdicts = [judge_row(test, child, keys, last_keys) for keys in choices]
-    nothing = RowVerdict(child, {}, float("nan"), 1.0, "its heads attend to nothing")
-    return next((verdict for verdict in verdicts if verdict.keys), nothing)
+    of_last = (judge_row(test, n_ctx - 1, keys, last_keys, {}) for keys in choices)
+    nothing = RowVerdict(n_ctx - 1, {}, NO_SHARE, "its heads attend to nothing")
+    return [*verdicts, next((verdict for verdict in of_last if verdict.keys), nothing)]
 
 
-def _candidates(
-    attention: Tensor,
-    heads: Sequence[int],
-    copies: Sequence[Matches],
-    verdicts: Sequence[RowVerdict],
-    lifts: dict[int, ConditionalInformation],
-    further: Sequence[FurtherParent],
-    min_weight: float,
-    level: float,
-) -> list[CandidateEdge]:
-    """Every row's largest entry of every head, and what is accepted of it; of the last row, what is accepted."""
-    n_ctx, p_values = attention.shape[-1], holm([verdict.p_value for verdict in verdicts])
-    taken = {*lifts, *(f.last_key for f in further)}
-    attended = [{own.keys[child] for own in copies if own.last_key in lifts} - {-1} for child in range(n_ctx)]
-    standing = rows_of([slot_of(t, copies) for t in lifts]) or [{}] * n_ctx
-    found = []
-    for index, head in enumerate(heads):
-        pattern, own = attention[index], copies[index]
-        for child in range(1, n_ctx):
-            verdict, t = verdicts[child], own.last_key
-            favourite = int(pattern[child, : child + 1].argmax())
-            if attended[child] == set(verdict.keys.values()):  # a row may be swapped
-                t = next((other for other, key in verdict.keys.items() if key == favourite), t)
-            parent = verdict.keys.get(t, favourite)
-            lift = lifts.get(t)
-            value = float(lift.value[child, parent, t]) if lift is not None else float("nan")
-            if favourite == child and child < n_ctx - 1:
-                reason = "attends to itself, which is no parent"
-            elif own.keys[child] < 0 and child < n_ctx - 1:
-                reason = f"attention {float(pattern[child].max()):.2f} is below {min_weight:g}"
-            elif lift is None:
-                reason = f"its head goes with position {t}, which is no parent of the target"
-            elif verdict.reason:
-                reason = verdict.reason
-            elif child < n_ctx - 1 and own.keys[child] != standing[child].get(own.last_key):
-                reason = f"another head with position {own.last_key} attends to {standing[child].get(own.last_key)}"
-            elif t not in verdict.keys:
-                reason = "its row's parents are carried by other heads"
-            elif p_values[child] >= level:
-                reason = f"no information (p = {p_values[child]:.2g}): a root, or a child of another kernel"
-            elif (better := _better(lift, child, verdict.keys, t, taken)) is not None:
-                reason = f"position {better} tells more"
-            else:
-                reason = ""
-            if child == n_ctx - 1 and reason:
-                continue  # the last row has other work: it is judged as the target's
-            if child == n_ctx - 1 and float(pattern[child, parent]) >= min_weight / 2:
-                favourite = parent
-            said = reason or _how(pattern, child, parent, favourite, t, verdict.share)
-            if reason:
-                parent = favourite
-            margin = float(pattern[child, parent] - _without(pattern[child, : child + 1], parent))
-            facts = (float(pattern[child, parent]), margin, value, verdict.share, p_values[child])
-            attends = own.keys[child] >= 0 or child == n_ctx - 1
-            by: DecidedBy = "information" if attends else "attention"
-            found.append(CandidateEdge(parent, child, head, *facts, not reason, said, by))
-    return found
+@dataclass(frozen=True)
+class _Reading:
+    """All that is known of the heads when their entries are judged.
+
+    Attributes:
+        copies: each head's t and keys; `slots` those of all heads together, by t, where they are needed.
+        beside: what no head carries.
+        lifts: by t, of every pair, given what the other heads match and what no head does.
+        verdicts, p_values: of every row.
+    """
+
+    attention: Float[Tensor, "head_index query_pos key_pos"]
+    heads: Sequence[int]
+    copies: Sequence[Matches]
+    slots: dict[int, Matches]
+    beside: Sequence[Matches]
+    lifts: dict[int, ConditionalInformation]
+    verdicts: Sequence[RowVerdict]
+    p_values: Sequence[float]
+    min_weight: float
+    level: float
+
+    @property
+    def n_ctx(self) -> int:
+        return self.attention.shape[-1]
+
+    def edges_of(self, index: int) -> list[tuple[int, int]]:
+        """(child, key) of the rows before the last that a head carries."""
+        own = self.copies[index]
+        return [
+            (v.child, v.keys[own.last_key])
+            for v in self.verdicts[:-1]
+            if v.keys.get(own.last_key, -1) == own.keys[v.child] >= 0
+        ]
+
+    def judge(self, index: int, child: int) -> CandidateEdge | None:
+        """A head's largest entry in a row, or what it stands for; of the last position only if it is accepted."""
+        row, own, verdict = self.attention[index, child], self.copies[index], self.verdicts[child]
+        favourite, is_last = int(row[: child + 1].argmax()), child == self.n_ctx - 1
+        t = own.last_key
+        if {copy.keys[child] for copy in self.copies if copy.last_key in self.slots} - {-1} == {*verdict.keys.values()}:
+            t = next((other for other, key in verdict.keys.items() if key == favourite), t)  # a row may be swapped
+        parent = verdict.keys.get(t, favourite)
+        reason = self._why_not(index, child, t, favourite)
+        if is_last and reason:
+            return None  # the last row has other work: it is judged as the target's
+        if reason:
+            parent = favourite
+        elif is_last and float(row[parent]) >= self.min_weight / 2:
+            favourite = parent
+        lift = self.lifts.get(t)
+        key = verdict.keys.get(t, favourite)
+        return CandidateEdge(
+            parent=parent,
+            child=child,
+            head=self.heads[index],
+            weight=float(row[parent]),
+            margin=_margin(row[: child + 1], parent),
+            information=float(lift.value[child, key, t]) if lift is not None else float("nan"),
+            information_share=verdict.share.value,
+            p_value=self.p_values[child],
+            accepted=not reason,
+            reason=reason or _how(row, parent, favourite, t, verdict.share.value),
+            decided_by="information" if own.keys[child] >= 0 or is_last else "attention",
+        )
+
+    def _why_not(self, index: int, child: int, t: int, favourite: int) -> str:
+        """Why an entry is no edge; empty if it is one."""
+        own, verdict, is_last = self.copies[index], self.verdicts[child], child == self.n_ctx - 1
+        if favourite == child and not is_last:
+            return "attends to itself, which is no parent"
+        if own.keys[child] < 0 and not is_last:
+            return f"attention {float(self.attention[index, child].max()):.2f} is below {self.min_weight:g}"
+        if t not in self.lifts:
+            return f"its head goes with position {t}, which is no parent of the target"
+        if verdict.reason:
+            return verdict.reason
+        standing = joint_keys(own.last_key, self.copies).keys[child] if own.last_key in self.lifts else None
+        if own.keys[child] != standing and not is_last:
+            return f"another head with position {own.last_key} attends to {standing}"
+        if t not in verdict.keys:
+            return "its row's parents are carried by other heads"
+        if self.p_values[child] >= self.level:
+            return f"no information (p = {self.p_values[child]:.2g}): a root, or a child of another kernel"
+        better = self._better(child, verdict.keys, t)
+        return "" if better is None else f"position {better} tells more"
+
+    def _better(self, child: int, keys: Keys, t: int) -> int | None:
+        """A key between the row's others that tells more about the child beyond doubt, with t or another free one."""
+        parent, lift = keys[t], self.lifts[t]
+        if parent == t:
+            return None  # always matched: nothing can be told
+        above = max((key for key in keys.values() if key < parent), default=-1)
+        below = min((key for key in keys.values() if key > parent), default=child)
+        free = torch.zeros(lift.value.shape[1:], dtype=torch.bool)
+        free[above + 1 : below, self._free(t)] = True
+        value = lift.value[child] * free
+        key, other = divmod(int(value.argmax()), self.n_ctx)
+        own, best = float(value[parent, t]), float(value[key, other])
+        doubt = 2 * float(lift.standard_error[child, key, other])
+        return key if own < DOMINANT * best and own < best - doubt else None
+
+    def _free(self, t: int) -> list[int]:
+        """The positions that stand for no other parent of the target."""
+        taken = {*self.lifts, *(match.last_key for match in self.beside)}
+        return [other for other in range(self.n_ctx) if other == t or other not in taken]
+
+    def judge_last_row(self, index: int, compared: int | None) -> CandidateEdge:
+        """Whether the head's t is a parent of the target: the t that explains most of what its rows tell."""
+        row, t, edges = self.attention[index, -1], self.copies[index].last_key, self.edges_of(index)
+        weight = float(row[t])
+        telling = [(child, key) for child, key in edges if key != t]  # a key that is t itself always matches
+        total, mean, p = torch.zeros(self.n_ctx), 0.0, 1.0
+        if t in self.lifts and telling:
+            cells = tuple(torch.tensor(telling).T)
+            total = self.lifts[t].value[cells].sum(dim=0)
+            error = float(self.lifts[t].standard_error[cells].square().sum(dim=0)[t]) ** 0.5
+            mean, p = float(total[t]) / len(telling), upper_tail(float(total[t]) / error)
+        copies_it = int(row.argmax()) == t and weight >= self.min_weight / 2
+        best = max(self._free(t), key=lambda other: float(total[other]))
+        by: DecidedBy = "information"
+        reason = ""
+        if t not in self.lifts or not telling:
+            reason = "no row agrees with it"
+        elif float(total[t]) < DOMINANT * float(total[best]):
+            reason = f"position {best} explains more of what its rows tell"
+        elif compared is None and not copies_it:
+            by, reason = "attention", f"the head's rows go with position {t}, which its last row does not copy"
+        elif compared not in (None, t):
+            by, reason = "attention", f"its rows go with position {t}, but layer 1 compares them with {compared}"
+        return CandidateEdge(
+            parent=t,
+            child=self.n_ctx,
+            head=self.heads[index],
+            weight=weight,
+            margin=_margin(row, t),
+            information=mean,
+            information_share=1.0 if edges else 0.0,
+            p_value=p,
+            accepted=not reason,
+            reason=reason
+            or f"attention {weight:.2f}; {len(edges)} rows agree with it"
+            + ("" if copies_it else "; layer 1 compares with it all the same"),
+            decided_by=by,
+        )
+
+    def report(self, candidates: Sequence[CandidateEdge], index: int) -> HeadReport:
+        head, t = self.heads[index], self.copies[index].last_key
+        edges = tuple((c.parent, c.child) for c in candidates if c.head == head and c.accepted)
+        within = sum(child < self.n_ctx for _, child in edges)
+        of_target = t if (t, self.n_ctx) in edges else "none"
+        role = f"carries a parent of {within} positions, and {of_target} of the target" if edges else "carries nothing"
+        return HeadReport(head, t, float(self.attention[index, -1, t]), edges, role)
 
 
-def _without(row: Tensor, key: int) -> float:
-    """The largest entry of a row but one."""
-    rest = torch.cat([row[:key], row[key + 1 :]])
-    return float(rest.max()) if len(rest) else 0.0
+def _margin(row: Tensor, key: int) -> float:
+    """What an entry has above the rest of its row."""
+    return float(row[key] - row.index_fill(0, torch.tensor(key), 0.0).max())
 
 
-def _better(lift: ConditionalInformation, child: int, keys: Keys, t: int, taken: set[int]) -> int | None:
-    """A key between the row's others that tells more about the child beyond doubt, with t or another that is free."""
-    parent = keys[t]
-    if parent == t:
-        return None  # always matched: nothing can be told
-    free = torch.ones(lift.value.shape[1:], dtype=torch.bool)
-    free[:, [other for other in taken if other != t]] = False
-    free[: max((key for key in keys.values() if key < parent), default=-1) + 1] = False
-    free[min((key for key in keys.values() if key > parent), default=child) :] = False
-    value, error = lift.value[child] * free, lift.standard_error[child]
-    place = int(value.argmax())
-    key, best = place // free.shape[1], float(value.flatten()[place])
-    own = float(value[parent, t])
-    doubt = 2 * float(error.flatten()[place])
-    return key if own < DOMINANT * best and own < best - doubt else None
-
-
-def _how(pattern: Tensor, child: int, parent: int, favourite: int, t: int, share: float) -> str:
+def _how(row: Tensor, parent: int, favourite: int, t: int, share: float) -> str:
     """How an accepted edge was told."""
     if parent == favourite:
-        return f"attention {float(pattern[child, parent]):.2f}, {share:.0%} of a child's information"
+        return f"attention {float(row[parent]):.2f}, {share:.0%} of a child's information"
     return (
-        f"attends to {favourite} (attention {float(pattern[child, favourite]):.2f}), which singles out the same "
-        f"sequences: of different parents in order, only with {parent} for {t}; {share:.0%} of a child's information"
+        f"attends to {favourite} (attention {float(row[favourite]):.2f}), which singles out the same sequences: of "
+        f"different parents in order, only with {parent} for {t}; {share:.0%} of a child's information"
     )
 
 
-def _compared_tokens(
-    last_layer: Tensor | None, tokens: Tensor, copies: Sequence[Matches], verdicts: Sequence[RowVerdict]
-) -> list[int | None]:
+def _compared_tokens(last_layer: Tensor | None, tokens: Tensor, reading: _Reading) -> list[int | None]:
     """For each head the t whose token layer 1 compares its copies with: it attends to a child where they are equal.
 
     The sum over the head's edges of E[log attention | x_key = x_t] - E[log attention | x_key != x_t], largest over t.
     """
     if last_layer is None:
-        return [None] * len(copies)
+        return [None] * len(reading.heads)
     scores, tokens = last_layer.double().clamp(min=1e-12).log(), tokens[: len(last_layer)]
+    scores = scores - scores.mean(dim=0)
     found: list[int | None] = []
-    for own in copies:
-        rows = [v.child for v in verdicts[:-1] if v.keys.get(own.last_key, -1) == own.keys[v.child] >= 0]
-        total = torch.zeros(tokens.shape[1], dtype=torch.float64)
-        for row in rows:
-            same = (tokens[:, [own.keys[row]]] == tokens).double()
+    for index in range(len(reading.heads)):
+        total = torch.zeros(reading.n_ctx, dtype=torch.float64)
+        edges = reading.edges_of(index)
+        for child, key in edges:
+            same = (tokens[:, [key]] == tokens).double()
             share = same.mean(dim=0)
-            covariance = (scores[:, row] - scores[:, row].mean()) @ same / len(same)
-            total += covariance / (share * (1 - share)).clamp(min=1e-12)
-        found.append(int(total.argmax()) if rows else None)
+            total += (scores[:, child] @ same / len(same)) / (share * (1 - share)).clamp(min=1e-12)
+        found.append(int(total.argmax()) if edges else None)
     return found
-
-
-def _last_row(
-    pattern: Tensor,
-    head: int,
-    own: Matches,
-    lifts: dict[int, ConditionalInformation],
-    further: Sequence[FurtherParent],
-    verdicts: Sequence[RowVerdict],
-    compared: int | None,
-    min_weight: float,
-) -> CandidateEdge:
-    """Whether the head's t is a parent of the target: the t that explains most of what its rows tell."""
-    n_ctx, t, favourite = len(pattern), own.last_key, int(pattern[-1].argmax())
-    taken = {*lifts, *(f.last_key for f in further)}
-    free = [other for other in range(n_ctx) if other == t or other not in taken]
-    edges = [(v.child, v.keys[t]) for v in verdicts[:-1] if v.keys.get(t, -1) == own.keys[v.child] >= 0]
-    total, mean, p = torch.zeros(n_ctx), 0.0, 1.0
-    telling = [(child, key) for child, key in edges if key != t]  # a key that is t itself always matches
-    if t in lifts and telling:
-        rows, keys = (list(side) for side in zip(*telling, strict=True))
-        total = lifts[t].value[rows, keys].sum(dim=0)
-        error = float(lifts[t].standard_error[rows, keys].square().sum(dim=0)[t]) ** 0.5
-        mean, p = float(total[t]) / len(telling), upper_tail(float(total[t]) / error)
-    weight = float(pattern[-1, t])
-    looks = favourite == t and weight >= min_weight / 2  # with the query's own token at hand it may be undecided
-    by: DecidedBy = "information"
-    if t not in lifts or not telling:
-        accepted, reason = False, "no row agrees with it"
-    elif float(total[t]) < DOMINANT * float(total[free].max()):
-        best = free[int(total[free].argmax())]
-        accepted, reason = False, f"position {best} explains more of what its rows tell"
-    elif compared is None and not looks:
-        accepted, by = False, "attention"
-        reason = f"the head's rows go with position {t}, which its last row does not copy"
-    elif compared not in (None, t):
-        accepted, by = False, "attention"
-        reason = f"its rows go with position {t}, but layer 1 compares them with {compared}"
-    else:
-        accepted, reason = True, f"attention {weight:.2f}; {len(edges)} rows agree with it"
-        reason += "" if looks else "; layer 1 compares with it all the same"
-    return CandidateEdge(
-        t, n_ctx, head, weight, weight - _without(pattern[-1], t), mean, 1.0 if edges else 0.0, p, accepted, reason, by
-    )
-
-
-def _report(candidates: Sequence[CandidateEdge], pattern: Tensor, head: int, own: Matches) -> HeadReport:
-    n_ctx = len(pattern)
-    edges = tuple((c.parent, c.child) for c in candidates if c.head == head and c.accepted)
-    within = sum(child < n_ctx for _, child in edges)
-    if not edges:
-        role = "carries nothing"
-    elif (own.last_key, n_ctx) in edges:
-        role = f"carries a parent of {within} positions, and {own.last_key} of the target"
-    else:
-        role = f"carries a parent of {within} positions, and none of the target"
-    return HeadReport(head, own.last_key, float(pattern[-1, own.last_key]), edges, role)

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from causal_circuits.discovery.edge_scores import Contrasts, EdgeScores
 from causal_circuits.discovery.forest import ForestTest, forest_tests
-from causal_circuits.discovery.testing import holm
+from causal_circuits.statistics import holm
 
 _BORNE_OUT = (0.5, 2.0)  # the median share of their expected score between which edges found bear it out
 

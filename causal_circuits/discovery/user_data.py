@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import ArgumentError
-from causal_circuits.discovery.testing import bernstein_p_value
+from causal_circuits.statistics import bernstein_p_value
 from causal_circuits.tasks.batch import MOST_NUMBERS, Batch
 
 

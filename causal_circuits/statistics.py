@@ -1,8 +1,10 @@
-"""Statistics that turn scores into decisions: tails and family-wise corrections."""
+"""Statistics that turn scores into decisions: tails, family-wise corrections, ranks."""
 
 from math import erfc, sqrt
 
 import numpy as np
+import scipy  # type: ignore[import-untyped]  # its parts are imported with their first use
+from jaxtyping import Bool, Float
 
 from causal_circuits.arguments import check_arguments
 
@@ -54,3 +56,31 @@ def bernstein_sample_size(mean: np.ndarray, variance: np.ndarray, bound: float, 
     t = np.where(mean > _ROUNDING * bound, mean, 0.0)
     needed = 2 * (variance + bound * t / 3) * np.log(1 / p_value)
     return np.divide(needed, t**2, out=np.full_like(needed, np.inf), where=t > 0)
+
+
+@check_arguments
+def auroc(values: Float[np.ndarray, " entry"], truth: Bool[np.ndarray, " entry"]) -> float:
+    """The probability that a true entry scores above another, ties counting half.
+
+    NaN if one kind is missing, or a score is NaN.
+
+    >>> auroc(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
+    0.5
+    """
+    n_true, n_false = int(truth.sum()), int((~truth).sum())
+    if not n_true or not n_false or np.isnan(values).any():
+        return float("nan")
+    above = scipy.stats.rankdata(values)[truth].sum() - n_true * (n_true + 1) / 2
+    return float(above / (n_true * n_false))
+
+
+@check_arguments
+def rank_correlation(x: Float[np.ndarray, " pair"], y: Float[np.ndarray, " pair"]) -> float:
+    """Spearman's, ties sharing their mean rank; NaN where there is nothing to order, or a value is NaN.
+
+    >>> rank_correlation(np.array([1.0, 2.0, 4.0]), np.array([1.0, 3.0, 2.0]))
+    0.5
+    """
+    if len(x) < 2 or np.isnan([*x, *y]).any() or min(len(set(x)), len(set(y))) < 2:
+        return float("nan")
+    return float(scipy.stats.spearmanr(x, y).statistic)

@@ -1,4 +1,4 @@
-"""Rows against the target's kernel: the known answer, equal events against brute force, and what heads then carry."""
+"""Rows against the target's law: the known answer, equal events against brute force, and what heads then carry."""
 
 from itertools import combinations, product
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import causal_circuits as cc
-from causal_circuits.discovery.kernel_rows import RowTest, judge_row, same_event
+from causal_circuits.discovery.row_shares import RowTest, judge_row, same_event
 from causal_circuits.discovery.several_heads import judge_heads
 
 PAPER = [[], [], *([(i - 1) // 2, i - 1] for i in range(2, 33))]
@@ -102,8 +102,8 @@ def test_rows_too_early_or_out_of_order_are_no_children() -> None:
     task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
     batch = task.sample(8192, seed=0)
     test = RowTest(batch.tokens, batch.target_probs)
-    assert "fewer earlier positions" in judge_row(test, 1, {6: 0, 7: 0}, {6, 7}).reason
-    assert judge_row(test, 5, {6: 4, 7: 3}, {6, 7}).keys == {6: 3, 7: 4}  # swapped
-    assert "information of a child" in judge_row(test, 5, {6: 1, 7: 2}, {6, 7}).reason
+    assert "fewer earlier positions" in judge_row(test, 1, {6: 0, 7: 0}, {6, 7}, {}).reason
+    assert judge_row(test, 5, {6: 4, 7: 3}, {6, 7}, {}).keys == {6: 3, 7: 4}  # swapped
+    assert "information of a child" in judge_row(test, 5, {6: 1, 7: 2}, {6, 7}, {}).reason
     few = RowTest(batch.tokens[:20], batch.target_probs[:20])
-    assert "too few sequences" in judge_row(few, 5, {6: 3, 7: 4}, {6, 7}).reason
+    assert "too few sequences" in judge_row(few, 5, {6: 3, 7: 4}, {6, 7}, {}).reason

@@ -1,14 +1,15 @@
-"""Which rows are children of the target's kernel, with which parents: a test whose answer is known beforehand.
+"""Which rows are children drawn from the target's transition matrix: a test whose answer is known beforehand.
 
-Let y be the target's kernel row, and M the event that every parent of child i holds the token of the target's parent
-of the same number. Given M the child's token was drawn from y itself, so that for any graph and any kernels
+Let y be the target's law, and M the event that every parent of child i holds the token of the target's parent of the
+same number. Given M the child's token was drawn from y itself, so that for any graph and any transition matrices
 
     E[d_vocab y(x_i) - 1 | M]  =  E[d_vocab sum_s y(s)^2 - 1 | M],
 
 whose right-hand side needs no token of the child. Left over right is the row's *share*. It is 1 where all parents are
-matched (but for what M says about x_i through its descendants), about d_vocab^-m where m of them are not (their
-tokens are then equal by chance only), and for the row of a root, or of another kernel's child, what it inherits.
-On 32 random graphs (benchmarks/head_rules.py --first 5000) children had .94 to 1.06.
+matched (but for what M says about x_i through its descendants), about d_vocab^-m where m of them are not (their tokens
+are then equal by chance only), and for a root, or a child of another in-degree, what it inherits. With few tokens and
+one parent unmatched it is up to .87 (3-gram, 3 tokens, alpha .1), hence `FULL` and `NEARLY`. On 32 random graphs
+(benchmarks/head_rules.py --first 5000) children had .94 to 1.06.
 
 Parents are different positions and come in order, the n-th going with the target's n-th. Several choices of keys may
 be the same event: x_7 = x_15 and x_7 = x_31 says the same as x_7 = x_15 and x_15 = x_31; and a parent that is the
@@ -24,33 +25,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causal_circuits.discovery.testing import upper_tail
+from causal_circuits.statistics import upper_tail
 
-# All parents of a row are matched if its share is at least so much, and within two standard errors of NEARLY: with few
-# tokens, one parent matched of two may reach .87 where kernels are nearly deterministic.
+# All parents of a row are matched if its share is at least FULL, and within two standard errors of NEARLY.
 FULL, NEARLY = 0.8, 0.95
 FEWEST = 12  # sequences in which a row's matches must hold
+_CLEAR = 1e-6  # the p-value of information beyond doubt
 
 Keys = Mapping[int, int]  # parent of the target -> the key that is compared with it, in one row
-
-
-@dataclass(frozen=True)
-class RowVerdict:
-    """What became of one row.
-
-    Attributes:
-        child: the position.
-        keys: t -> parent, of the parents that the heads carry; empty if the row is rejected.
-        share: of the best event tried, 1 for a child whose parents are all matched; NaN if it holds too seldom.
-        p_value: one-sided, of "no information".
-        reason: why it was rejected; empty otherwise.
-    """
-
-    child: int
-    keys: dict[int, int]
-    share: float
-    p_value: float
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -72,6 +54,26 @@ class Share:
         return self.value >= FULL and self.value + 2 * self.error >= NEARLY
 
 
+NO_SHARE = Share(float("nan"), float("nan"), 1.0)
+
+
+@dataclass(frozen=True)
+class RowVerdict:
+    """What became of one row.
+
+    Attributes:
+        child: the position.
+        keys: t -> parent, of the parents that the heads carry; empty if the row is rejected.
+        share: of the best event tried.
+        reason: why it was rejected; empty otherwise.
+    """
+
+    child: int
+    keys: Keys
+    share: Share
+    reason: str
+
+
 class RowTest:
     """The shares of rows under events, on given sequences.
 
@@ -85,60 +87,62 @@ class RowTest:
 
     def __init__(self, tokens: Int[Tensor, "batch n_ctx"], target_probs: Float[Tensor, "batch d_vocab"]) -> None:
         self.tokens, probs = tokens.cpu(), target_probs.cpu().double()
-        self.d_vocab = probs.shape[1]
-        self.gain = self.d_vocab * torch.gather(probs, 1, self.tokens) - 1  # [batch, n_ctx]
-        self.most = self.d_vocab * probs.square().sum(dim=1) - 1
-
-    def holds(self, keys: Keys) -> Tensor:
-        """[batch]: whether every key holds the token of its t."""
-        return (self.tokens[:, list(keys.values())] == self.tokens[:, list(keys)]).all(dim=1)
+        self.gain = probs.shape[1] * torch.gather(probs, 1, self.tokens) - 1  # [batch, n_ctx]
+        self.most = probs.shape[1] * probs.square().sum(dim=1) - 1
 
     def share(self, child: int, keys: Keys) -> Share:
-        """The child's share under an event."""
-        held = self.holds(keys)
+        """The child's share under the event that every key holds the token of its t."""
+        held = (self.tokens[:, list(keys.values())] == self.tokens[:, list(keys)]).all(dim=1)
         gain, most = self.gain[held, child], self.most[held]
         if len(gain) < FEWEST:
-            return Share(float("nan"), float("nan"), 1.0)
+            return NO_SHARE
         root, value = len(gain) ** 0.5, float(gain.mean() / most.mean())
         error = float((gain - value * most).std() / most.mean()) / root
         return Share(value, error, upper_tail(float(gain.mean()) / max(float(gain.std()) / root, 1e-12)))
 
-    def best_key(self, child: int, keys: Keys, t: int, above: int, below: int) -> int | None:
-        """The key between two positions whose match with t, on top of `keys`, gives the child the largest share."""
-        window = range(above + 1, below)
-        shares = [(self.share(child, {**keys, t: key}).value, key) for key in window]
-        return max(((share, key) for share, key in shares if share == share), default=(0.0, None))[1]
+    def total_share(self, rows: Sequence[Keys]) -> float:
+        """The sum over rows of what lies clearly above nothing: how much a set of matches explains."""
+        shares = [self.share(child, keys) for child, keys in enumerate(rows) if keys]
+        return sum((share.value for share in shares if share.p_value < _CLEAR), 0.0)
+
+    def n_complete(self, rows: Sequence[Keys]) -> int:
+        """How many rows have all their parents matched."""
+        return sum(self.share(child, keys).full for child, keys in enumerate(rows) if keys)
 
 
-def judge_row(
-    test: RowTest, child: int, attended: Keys, last_keys: Collection[int], known: Keys | None = None
-) -> RowVerdict:
-    """Whether a row is a child of the target's kernel, and which parents its heads carry.
+def judge_row(test: RowTest, child: int, attended: Keys, last_keys: Collection[int], known: Keys) -> RowVerdict:
+    """Whether a row is a child drawn from the target's transition matrix, and which parents its heads carry.
 
     Args:
         test: the sequences.
         child: the row.
-        attended: t -> key of the heads that attend clearly; a t may be missing.
+        attended: t -> key of the heads that attend clearly; a t may be missing, and keys may be swapped.
         last_keys: all parents of the target, as far as known.
         known: t -> key of parents that no head carries, known from data.
     """
     if child < len(last_keys):
         few = f"has fewer earlier positions than the target has parents ({len(last_keys)}): no child of its kernel"
-        return RowVerdict(child, {}, float("nan"), 1.0, few)
-    shares = []
+        return RowVerdict(child, {}, NO_SHARE, few)
+    shares: list[Share] = []
     for keys in _orders(attended):
-        legal = same_event(keys, child, last_keys)
         shares.append(test.share(child, keys))
+        legal = same_event(keys, child, last_keys)
         if shares[-1].full and (keys in legal or len(legal) == 1):
-            return RowVerdict(child, keys if keys in legal else legal[0], shares[-1].value, shares[-1].p_value, "")
-    for keys in _orders(attended):
-        whole = _filled(test, child, {**keys, **(known or {})}, last_keys) if _in_order(keys) else None
-        if whole is not None and len(whole) > len(keys):
+            return RowVerdict(child, keys if keys in legal else legal[0], shares[-1], "")
+    for keys in filter(_in_order, _orders(attended)):
+        whole = _filled(test, child, {**keys, **known}, last_keys)
+        if len(whole) > len(keys):
             shares.append(test.share(child, whole))
             if shares[-1].full:
-                return RowVerdict(child, keys, shares[-1].value, shares[-1].p_value, "")
+                return RowVerdict(child, keys, shares[-1], "")
     best = max(shares, key=lambda share: share.value if share.value == share.value else -1.0)
-    return RowVerdict(child, {}, best.value, best.p_value, _why_not(best))
+    return RowVerdict(child, {}, best, _why_not(best))
+
+
+def _orders(attended: Keys) -> list[Keys]:
+    """The keys as their heads' t say and, where they differ, in order: a row may be swapped."""
+    in_order = dict(zip(sorted(attended), sorted(attended.values()), strict=True))
+    return [attended] if in_order == attended else [attended, in_order]
 
 
 def _why_not(share: Share) -> str:
@@ -173,29 +177,15 @@ def _in_order(keys: Keys) -> bool:
     return all(keys[a] < keys[b] for a, b in pairwise(sorted(keys)))
 
 
-def _orders(attended: Keys) -> list[dict[int, int]]:
-    """The keys as their heads' t say and, where they differ, in order: a row may be swapped."""
-    straight = dict(zip(sorted(attended), sorted(attended.values()), strict=True))
-    return [dict(attended)] if straight == attended else [dict(attended), straight]
-
-
-def _filled(test: RowTest, child: int, keys: Keys, last_keys: Collection[int]) -> dict[int, int] | None:
-    """The keys with the best one for every t that has none, between its neighbours'; None if there is no room."""
-    whole: dict[int, int] = dict(keys)
+def _filled(test: RowTest, child: int, keys: Keys, last_keys: Collection[int]) -> Keys:
+    """The keys with the best one for every t that has none, between its neighbours'; empty if there is no room."""
+    whole = dict(keys)
     for t in sorted(set(last_keys) - set(keys)):
         above = max((whole[other] for other in whole if other < t), default=-1)
         below = min((whole[other] for other in whole if other > t), default=child)
-        key = test.best_key(child, whole, t, above, below)
-        if key is None:
-            return None
-        whole[t] = key
-    return whole if _in_order(whole) else None
-
-
-def total_share(test: RowTest, rows: Sequence[Keys]) -> float:
-    """The sum over rows of what lies clearly above nothing: how much a set of matches explains."""
-    shares = [test.share(child, keys) for child, keys in enumerate(rows) if keys]
-    return sum((share.value for share in shares if share.p_value < _CLEAR), 0.0)
-
-
-_CLEAR = 1e-6
+        shares = {key: test.share(child, {**whole, t: key}).value for key in range(above + 1, below)}
+        shares = {key: share for key, share in shares.items() if share == share}
+        if not shares:
+            return {}
+        whole[t] = max(shares, key=lambda key: (shares[key], key))
+    return whole if _in_order(whole) else {}

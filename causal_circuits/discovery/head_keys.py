@@ -5,13 +5,12 @@ much is dropped; while no more than a few rows have all their parents matched, t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from causal_circuits.arguments import check_arguments
-from causal_circuits.discovery.kernel_rows import Keys, RowTest, total_share
+from causal_circuits.discovery.extracted import FurtherParent
+from causal_circuits.discovery.row_shares import Keys, RowTest
 from causal_circuits.information.conditional import ConditionalInformation, Matches, conditional_information
 
 # What is inherited from a true parent is less than the parent: a key or a t is doubted if another one tells more.
@@ -22,26 +21,7 @@ MOST_FURTHER = 4
 ENOUGH = 3
 
 
-@check_arguments
-@dataclass(frozen=True)
-class FurtherParent:
-    """Evidence of a parent of the target that no head carries, with the parents it goes with in other rows.
-
-    Attributes:
-        last_key: the position t, a parent of the target by the data.
-        edges: (parent, child) in the rows where t explains something that the heads do not.
-        share: how many times more the rows tell with t than without, d_vocab times if tokens were independent.
-
-    >>> FurtherParent(last_key=5, edges=((2, 4),), share=1.8).edges
-    ((2, 4),)
-    """
-
-    last_key: int
-    edges: tuple[tuple[int, int], ...]
-    share: float
-
-
-def matches_of(pattern: Tensor, min_weight: float) -> Matches:
+def attended_keys(pattern: Tensor, min_weight: float) -> Matches:
     """What a head copies: rows that attend clearly to an earlier position, and the favourite of the last row."""
     weights, keys = pattern.max(dim=1)
     rows = range(len(pattern) - 1)
@@ -49,7 +29,9 @@ def matches_of(pattern: Tensor, min_weight: float) -> Matches:
     return Matches(int(keys[-1]), (*chosen, -1))
 
 
-def by_what_rows_say(copies: Sequence[Matches], test: RowTest, tokens: Tensor, target_probs: Tensor) -> list[Matches]:
+def with_telling_last_keys(
+    copies: Sequence[Matches], test: RowTest, tokens: Tensor, target_probs: Tensor
+) -> list[Matches]:
     """The heads, each with the t that its rows go with, given the other heads; not always its last row's favourite.
 
     Layer 1 can read the query's own token directly, so the last row of the head that has t = n_ctx - 1 is under no
@@ -64,23 +46,18 @@ def by_what_rows_say(copies: Sequence[Matches], test: RowTest, tokens: Tensor, t
             total[[other.last_key for other in others]] = 0.0
             best = Matches(int(total.argmax()), own.keys)
             if float(total[own.last_key]) < DOMINANT * float(total[best.last_key]):
-                whole = [_complete(rows_of([*others, match]), test) for match in (own, best)]
-                settled[index] = best if whole[1] >= whole[0] else own
+                complete = [test.n_complete(rows_of([*others, match])) for match in (own, best)]
+                settled[index] = best if complete[1] >= complete[0] else own
     return settled
 
 
-def _complete(rows: Sequence[Keys], test: RowTest) -> int:
-    """How many rows have all their parents matched."""
-    return sum(test.share(child, keys).full for child, keys in enumerate(rows) if keys)
-
-
-def slot_of(t: int, copies: Sequence[Matches]) -> Matches:
+def joint_keys(t: int, copies: Sequence[Matches]) -> Matches:
     """What all heads together match with t: in each row the key of the first head that stands for it."""
     own = [copy.keys for copy in copies if copy.last_key == t]
     return Matches(t, tuple(next((key for key in row if key >= 0), -1) for row in zip(*own, strict=True)))
 
 
-def rows_of(matches: Sequence[Matches]) -> list[dict[int, int]]:
+def rows_of(matches: Sequence[Matches]) -> list[Keys]:
     """For each row its keys, by the t they are compared with."""
     return [
         {match.last_key: match.keys[row] for match in matches if match.keys[row] >= 0}
@@ -88,13 +65,18 @@ def rows_of(matches: Sequence[Matches]) -> list[dict[int, int]]:
     ]
 
 
+def _with_and_without(t: int, matches: Sequence[Matches]) -> tuple[list[Keys], list[Keys]]:
+    """The rows in which something is matched with t, and the same rows without that match."""
+    rows: list[Keys] = [row if t in row else {} for row in rows_of(matches)]
+    return rows, [{other: key for other, key in row.items() if other != t} for row in rows]
+
+
 def needed(slots: dict[int, Matches], test: RowTest) -> dict[int, Matches]:
-    """The slots without which their rows tell clearly less."""
+    """The matches, by their t, without which their rows tell clearly less."""
     kept = dict(slots)
     for t in slots:
-        rows = [row if t in row else {} for row in rows_of(list(kept.values()))]
-        without = [{other: key for other, key in row.items() if other != t} for row in rows]
-        if total_share(test, without) >= DOMINANT * total_share(test, rows):
+        rows, without = _with_and_without(t, list(kept.values()))
+        if test.total_share(without) >= DOMINANT * test.total_share(rows):
             del kept[t]
     return kept
 
@@ -107,42 +89,28 @@ def further_parents(
     None if enough rows are children all of whose parents are matched; and none that neither completes further rows nor,
     where no row is complete, tells clearly more.
     """
-    n_ctx = tokens.shape[1]
     given, found = list(slots.values()), list[FurtherParent]()
-    while given and len(found) < MOST_FURTHER and _complete(rows_of(given), test) < ENOUGH:
+    while given and len(found) < MOST_FURTHER and test.n_complete(rows_of(given)) < ENOUGH:
         clear = _clear(conditional_information(tokens, target_probs, given))
         clear[:, :, [match.last_key for match in given]] = 0.0
         best, keys = clear.max(dim=1)
         t = int(best.sum(dim=0).argmax())
-        bar = float(best[:, t].max()) / 4
-        edges = tuple((int(keys[row, t]), row) for row in range(n_ctx) if best[row, t] > 0 and best[row, t] >= bar)
+        is_edge = (best[:, t] > 0) & (best[:, t] >= best[:, t].max() / 4)
+        edges = tuple((int(keys[row, t]), row) for row in is_edge.nonzero()[:, 0].tolist())
         if not edges:
             break
-        trial = matches_of_further(FurtherParent(t, edges, 0.0), n_ctx)
-        rows = [row if t in row else {} for row in rows_of([*given, trial])]
-        without = [{u: key for u, key in row.items() if u != t} for row in rows]
-        before, after = total_share(test, without), total_share(test, rows)
-        completed = _complete(rows, test) - _complete(without, test)
-        if completed < 1 and (_complete(rows_of(given), test) or before >= DOMINANT * after):
+        trial = keys_of_further(FurtherParent(t, edges, 0.0), tokens.shape[1])
+        rows, without = _with_and_without(t, [*given, trial])
+        before, after = test.total_share(without), test.total_share(rows)
+        completes = test.n_complete(rows) > test.n_complete(without)
+        if not completes and (test.n_complete(rows_of(given)) or before >= DOMINANT * after):
             break
         found.append(FurtherParent(t, edges, after / max(before, 1e-12)))
         given.append(trial)
     return found
 
 
-def lifts_given_the_rest(
-    slots: dict[int, Matches], further: Sequence[Matches], tokens: Tensor, target_probs: Tensor
-) -> dict[int, ConditionalInformation]:
-    """For each t the lift of every pair, given what the other heads match and what no head does."""
-    return {
-        t: conditional_information(
-            tokens, target_probs, [*(slot for other, slot in slots.items() if other != t), *further]
-        )
-        for t in slots
-    }
-
-
-def matches_of_further(further: FurtherParent, n_ctx: int) -> Matches:
+def keys_of_further(further: FurtherParent, n_ctx: int) -> Matches:
     """What a head would match that carried it."""
     keys = {child: parent for parent, child in further.edges}
     return Matches(further.last_key, tuple(keys.get(row, -1) for row in range(n_ctx)))
