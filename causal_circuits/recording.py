@@ -378,6 +378,8 @@ def to_plain(config: object) -> dict[str, object]:
 def _read_saved(folder: Path) -> dict[str, Any]:
     """The fields of a record that was saved to a folder."""
     plain, tensors = read_json(folder / "record.json"), read_tensors(folder / "record.safetensors")
+    if not isinstance(plain, dict):
+        raise ValueError(f"{folder / 'record.json'} holds no record: got {type(plain).__name__}")
     if plain.pop("format", None) != RECORD_FORMAT and set(MATRICES) & set(tensors):
         raise ValueError(
             f"{folder} holds a record of another version of causal_circuits, whose gradients may have the "
