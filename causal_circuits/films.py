@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from causal_circuits.recording import watch_attention
 from causal_circuits.storage import read_tensors, tensor_bytes, write_files
 from causal_circuits.tasks import Batch, InContextTask, edge_posterior, unigram
 from causal_circuits.tasks.batch import check_tokens
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PSEUDO_COUNTS = np.logspace(-3, 2, 51)
 
@@ -61,10 +65,6 @@ def sequence_attention(model: HookedTransformer, tokens: Int[Tensor, " n_ctx"], 
     >>> seen.heads, seen.attention[0, 0, 2].round().tolist()          # position 2 attends to its parent, 1
     (((0, 0), (1, 0)), [0.0, 1.0, 0.0, 0.0])
     """
-    if tokens.ndim != 1:
-        raise ValueError(
-            f"one sequence is needed, [n_ctx]: got {list(tokens.shape)}; choose one of a batch (tokens[0])"
-        )
     check_tokens(tokens[None], model.cfg.d_vocab)
     check_forward(model, tokens[None])
     heads = tuple(live_heads(model))
@@ -93,7 +93,7 @@ class SequenceFilm:
 
     def __init__(self, tokens: Int[Tensor, " n_ctx"], folder: str | os.PathLike[str] | None = None) -> None:
         self._tokens = tokens
-        self._frames = _Frames(folder, {"attention": (len(tokens), len(tokens)), "heads": (2,)})
+        self._frames = _Frames(folder, {"attention", "heads"})
 
     def __call__(self, step: int, model: HookedTransformer) -> None:
         """Look at the model."""
@@ -131,12 +131,18 @@ class PredictorDistances:
     names: tuple[str, ...]
     divergence: Float[Tensor, "state predictor"]
 
+    def to_frame(self) -> "pd.DataFrame":
+        """A row a state: its step, and the divergence from each predictor."""
+        import pandas as pd  # half a second, for tables alone
+
+        return pd.DataFrame(self.divergence.numpy(), columns=list(self.names)).assign(step=self.steps)
+
     @property
     def nearest(self) -> tuple[str, ...]:
         """The predictor that the model was nearest to, at each step.
 
         Raises:
-            ValueError: a divergence is NaN: the model was no longer a number.
+            ValueError: a divergence is NaN: the model was non-finite.
         """
         lost = self.divergence.isnan().any(dim=1).nonzero()
         if len(lost):
@@ -178,13 +184,13 @@ class PredictorFilm:
                     f"got {list(probs.shape)}"
                 )
         self._batch, self._predictors = batch, {name: probs.double() for name, probs in predictors.items()}
-        self._frames = _Frames(folder, {"divergence": (len(predictors),)})
+        self._frames = _Frames(folder, {"divergence"})
 
     @torch.no_grad()
     def __call__(self, step: int, model: HookedTransformer) -> None:
         """Measure the model."""
         predicted = log_probs(model, self._batch.tokens.to(model.W_U.device)).double().cpu()
-        divergence = torch.stack([_divergence(probs, predicted) for probs in self._predictors.values()])
+        divergence = torch.stack([_mean_divergence(probs, predicted) for probs in self._predictors.values()])
         self._frames.keep(step, {"divergence": divergence})
 
     def result(self, steps: Sequence[int] | None = None) -> PredictorDistances:
@@ -212,29 +218,20 @@ def named_predictors(task: InContextTask, batch: Batch) -> dict[str, Float[Tenso
     }
 
 
-def _divergence(probs: Tensor, log_predicted: Tensor) -> Tensor:
+def _mean_divergence(probs: Tensor, log_predicted: Tensor) -> Tensor:
     """Mean KL(probs || predicted) over sequences; 0 log 0 is 0."""
     return (torch.special.xlogy(probs, probs) - probs * log_predicted).sum(dim=-1).mean()
 
 
-def _kinds(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-
-
 class _Frames:
-    """Some tensors a step, in memory and, with a folder, in files; `ends` are their last sizes, by name."""
+    """Some tensors a step, in memory and, with a folder, in files; `names` are theirs."""
 
-    def __init__(self, folder: str | os.PathLike[str] | None, ends: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, folder: str | os.PathLike[str] | None, names: set[str]) -> None:
         self._folder = None if folder is None else Path(folder)
         files = [] if self._folder is None else sorted(self._folder.glob("step_*.safetensors"))
-        self._seen: dict[int, dict[str, Tensor]] = {}
-        for file in files:
-            step, seen = file.stem.removeprefix("step_"), read_tensors(file)
-            first = next(iter(self._seen.values()), seen)
-            alike = all(name in seen and seen[name].shape[-len(last) :] == last for name, last in ends.items())
-            if not step.isdecimal() or not alike or _kinds(seen) != _kinds(first):
-                raise ValueError(f"{file} is no state of this film: name a folder of its own, or delete the file")
-            self._seen[int(step)] = seen
+        self._seen = {int(file.stem.removeprefix("step_")): read_tensors(file) for file in files}
+        if any(seen.keys() != names for seen in self._seen.values()):
+            raise ValueError(f"{self._folder} holds states of another film: name a folder of its own, or delete it")
 
     def keep(self, step: int, seen: dict[str, Tensor]) -> None:
         self._seen[step] = seen
@@ -248,6 +245,5 @@ class _Frames:
         missing = [step for step in chosen if step not in self._seen]
         if missing:
             raise ValueError(f"this film has not seen step {missing[0]}: it saw {sorted(self._seen)}")
-        return chosen, {
-            name: torch.stack([self._seen[step][name] for step in chosen]) for name in self._seen[chosen[0]]
-        }
+        names = self._seen[chosen[0]]
+        return chosen, {name: torch.stack([self._seen[step][name] for step in chosen]) for name in names}

@@ -1,6 +1,5 @@
 """Checkpoints: damage is noticed and named, those of another run are refused."""
 
-import hashlib
 import json
 import os
 from contextlib import nullcontext
@@ -9,20 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from assertions import assert_refused
-from interrupted import (
-    CONFIG,
-    EVERY_STEP,
-    STAGES,
-    assert_same_end,
-    assert_same_weights,
-    cut_short,
-    new_model,
-)
+from interrupted import CONFIG, EVERY_STEP, STAGES, assert_same_end, assert_same_weights, cut_short, new_model
 
 import causal_circuits as cc
-from causal_circuits.training.checkpoints import load_state
-
-# ---- damage and mix-ups
+from causal_circuits.storage import read_checked, write_checked
+from causal_circuits.training.checkpoints import FORMAT, State, load_state, save_state
 
 
 @pytest.fixture
@@ -61,14 +51,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(chain_task,
     DAMAGE[damage](newest)
     quiet = damage == "deleted" and kind == "json"  # a checkpoint is there when its JSON is
     with nullcontext() if quiet else pytest.warns(UserWarning, match=rf"{newest} is damaged.*the checkpoint before it"):
-        found = cc.train(
-            again,
-            chain_task,
-            CONFIG,
-            record=EVERY_STEP,
-            checkpoints=cc.Checkpoints(kept, every=8),
-            on_record=lambda step, _: steps.append(step),
-        )
+        call = {"record": EVERY_STEP, "checkpoints": cc.Checkpoints(kept, every=8)}
+        found = cc.train(again, chain_task, CONFIG, **call, on_record=lambda step, _: steps.append(step))
     assert steps[0] == 16
     assert_same_end(found, expected)
     assert_same_weights(again, whole)
@@ -97,26 +81,16 @@ def load_whole(content: bytes) -> object:
 def test_with_every_checkpoint_damaged_training_starts_anew_and_says_so(chain_task, kept):
     for path in kept.glob("*.safetensors"):
         flip(path)
-    steps = []
+    call, steps = {"record": EVERY_STEP, "checkpoints": cc.Checkpoints(kept, every=8)}, []
     with pytest.warns(UserWarning, match="is damaged"):
-        cc.train(
-            new_model(),
-            chain_task,
-            CONFIG,
-            record=EVERY_STEP,
-            checkpoints=cc.Checkpoints(kept, every=8),
-            on_record=lambda step, _: steps.append(step),
-        )
+        cc.train(new_model(), chain_task, CONFIG, **call, on_record=lambda step, _: steps.append(step))
     assert steps[0] == 0
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (
-            {"task": cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.2)},
-            ("members[0].task.alpha.1", "0.3", "0.2"),
-        ),
+        ({"task": cc.InContextTask(cc.chain_graph(6), 4, alpha=0.2)}, ("members[0].task.alpha.1", "0.3", "0.2")),
         ({"task": cc.InContextTask(cc.pairs_graph(6), d_vocab=4, alpha=0.3)}, ("members[0].task.edges",)),
         ({"config": cc.TrainConfig(STAGES, batch_size=16, seed=3)}, ("members[0].config.seed is 2 there, 3 here",)),
         ({"config": cc.TrainConfig(STAGES[1:], batch_size=16, seed=2)}, ("members[0].config.stages",)),
@@ -135,26 +109,42 @@ def test_a_checkpoint_of_another_run_is_refused(chain_task, kept, change, words)
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
 
 
-def test_a_checkpoint_of_another_format_is_named(kept):
+def rewritten(kept: Path, **changes: object) -> None:
+    """The newest checkpoint with other content, under checksums that fit."""
     path = kept / "step_000000024.json"
-    head = json.loads(path.read_text())
-    del head["own sha256"]
-    head["format"] = "causal_circuits.checkpoint/99"
-    path.write_text(json.dumps(head | {"own sha256": digest(head)}))
+    head, tensors = read_checked(path, FORMAT)
+    head = {key: value for key, value in head.items() if key not in ("size", "sha256")}
+    named = {name: value for name, value in changes.items() if isinstance(value, torch.Tensor)}
+    write_checked(kept, path.stem, head | {k: v for k, v in changes.items() if k not in named}, tensors | named)
+
+
+def test_a_checkpoint_of_another_format_is_named(kept):
+    rewritten(kept, format="causal_circuits.checkpoint/99")
     with pytest.warns(UserWarning, match="has the format 'causal_circuits.checkpoint/99'"):
         assert load_state(kept, None).step == 16
 
 
-def digest(head: dict) -> str:
-    return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
+@pytest.mark.parametrize("moment", [torch.zeros(3), torch.zeros(1, 2, 20, 20, dtype=torch.int64)], ids=str)
+def test_moments_of_other_sizes_are_refused(chain_task, kept, moment):
+    rewritten(kept, **{"optimizer.W_Q.0.mean": moment})
+    call = {"record": EVERY_STEP, "checkpoints": cc.Checkpoints(kept)}
+    assert_refused(lambda: cc.train(new_model(), chain_task, CONFIG, **call), "optimiser", "mean", "does not fit")
 
 
-def test_a_file_of_absurd_size_is_not_read(kept):
-    newest = kept / "step_000000024.json"
-    with newest.open("r+b") as file:
-        file.truncate(2**40)  # sparse: takes no room on the disk
-    with pytest.warns(UserWarning, match="longer than any of ours"):
-        assert load_state(kept, None).step == 16
+def test_a_checkpoint_that_was_skipped_takes_no_place_of_a_whole_one(tmp_path):
+    """It lay at a later step: of the two that are kept, it was one, and the other the only whole one."""
+
+    def save(*steps: int) -> None:
+        for step in steps:
+            save_state(tmp_path, {"members": []}, State(step, 1.0, {"x": torch.tensor(step)}))
+
+    save(4, 8)
+    truncate(tmp_path / "step_000000008.json")
+    save(5, 6)
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["step_000000005.json", "step_000000006.json"]
+    truncate(tmp_path / "step_000000006.safetensors")
+    with pytest.warns(UserWarning, match="step_000000006"):
+        assert load_state(tmp_path, None).step == 5
 
 
 def test_bad_checkpoints_are_refused(tmp_path):
