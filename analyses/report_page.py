@@ -169,9 +169,8 @@ def sections(findings: Findings, folder: Path, command: str) -> list[figures.Sec
         ),
         section(
             "The attention",
-            "Layer 1 attends from each position to its parent (outlined), on average over sequences; rows of roots and "
-            "of the query answer to nothing.",
-            "attention",
+            "Layer 1 attends from each position to its parent (outlined), on average over sequences, ever more while it "
+            "trains; roots and the query have no parent. The last state stands large under the graph.",
             wide="film",
         ),
         section(
@@ -249,7 +248,6 @@ def edge_rows(findings: Findings) -> list[dict[str, object]]:
             "verdict": "edge" if c.accepted else "no edge",
             "truth": "edge" if (c.parent, c.child) in true else "no edge",
             "decided by": c.decided_by,
-            "why": c.reason,
         }
         for c in findings.found.candidates
     ]

@@ -1,6 +1,7 @@
 """The graph to explore, the graph while it forms, phases and tables: what is drawn is what was found."""
 
 import re
+from pathlib import Path
 
 import networkx as nx
 import pytest
@@ -10,7 +11,7 @@ from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from test_figures import outlined, uniform_attention
-from test_pages import Page
+from test_pages import Page, page_of
 
 import causal_circuits as cc
 from causal_circuits import figures
@@ -59,9 +60,8 @@ def test_labels_of_nodes_stand_in_place_of_their_numbers(fork: nx.DiGraph) -> No
     assert BAD in Page(labelled).text
     assert BAD not in labelled
     assert labelled.replace(escape(BAD), "1") == plain
-    drawn = (figures.plot_graph_comparison(named, fork), figures.plot_graph_forming(forming(fork), named))
-    for ax in drawn:
-        assert [text.get_text() for text in ax.get_xticklabels()] == ["0", BAD, "2", "3", "4", "5", "6", "7"]
+    ax = figures.plot_graph_comparison(named, fork)
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["0", BAD, "2", "3", "4", "5", "6", "7"]
 
 
 def test_only_false_edges_hang_below_the_line(fork: nx.DiGraph) -> None:
@@ -83,16 +83,12 @@ def test_heads_have_a_button_each_and_are_all_shown_without_scripts(fork: nx.DiG
     assert next(a for _, a in page.elements if a.get("class") == "head-buttons").get("hidden", "no") is None
 
 
-def test_a_page_carries_each_script_once_and_only_if_it_needs_it(fork: nx.DiGraph) -> None:
+def test_a_page_carries_each_script_once_and_only_if_it_needs_it(fork: nx.DiGraph, tmp_path: Path) -> None:
     graph = figures.Section("Graph", "It shows.", figures.interactive_graph(fork, fork))
     film = figures.Section("Film", "It shows.", figures.graph_film_html(forming(fork), fork))
-    plain = figures.Section("Plain", "It shows.", "<p></p>")
-    counts = [
-        [html.count('querySelectorAll(".graph-view:'), html.count('querySelectorAll(".graph-film:')]
-        for sections in ([plain], [graph, graph], [film, graph])
-        for html in [figures.report_html(title="T", verdict=[], sections=sections, meta={})]
-    ]
-    assert counts == [[0, 0], [1, 0], [1, 1]]
+    for sections, expected in (([], [0, 0]), ([graph, graph], [1, 0]), ([film, graph], [1, 1])):
+        html = page_of(tmp_path, *sections)
+        assert [html.count(f'querySelectorAll(".graph-{kind}:') for kind in ("view", "film")] == expected
 
 
 def test_a_part_shows_itself_in_a_notebook_with_its_own_script_and_style(fork: nx.DiGraph) -> None:
@@ -111,24 +107,14 @@ def test_a_film_holds_the_attention_of_every_step(fork: nx.DiGraph) -> None:
     assert weights[0] == "0.500 0.950"  # edge 0 -> 1: uniform over two, then 0.1 / 2 + 0.9
     assert len(weights) == 15  # all pairs j < i of the six positions before the query
     assert "step 1,500: 4 of 4" in page.text
+    dotted = [a["data-weights"] for _, a in page.elements if "data-weights" in a and a["stroke-dasharray"]]
+    assert dotted == ["0.200 0.020"] * 4  # the root 4 attends to itself, and claims no edge with what is left
 
 
 def test_without_a_query_the_last_row_is_the_targets(fork: nx.DiGraph) -> None:
     graph = cc.ngram_graph(5, order=2)
     page = Page(figures.graph_film_html(forming(graph), graph))
     assert "of 6 edges" in page.text  # 2 -> {0, 1}, 3 -> {1, 2}, target -> {3, 4}
-
-
-def test_a_state_is_drawn_as_dark_as_its_attention(fork: nx.DiGraph) -> None:
-    ax = figures.plot_graph_forming(forming(fork), fork)
-    kinds = ("attention on a true edge", "attention elsewhere", "attention of a root (no edge)")
-    true, other, of_root = (next(c for c in ax.collections if c.get_gid() == kind) for kind in kinds)
-    assert list(true.get_alpha()) == pytest.approx([0.95, 0.9 + 0.1 / 3, 0.925, 0.9 + 0.1 / 6])
-    assert max(other.get_alpha()) < 0.06
-    assert {round(path.vertices[-1, 0]) for path in of_root.get_paths()} == {4}  # the only root with a position before
-    assert ax.get_title() == "step 1,500: 4 of 4 edges above one half"
-    first = figures.plot_graph_forming(forming(fork), fork, state=0)
-    assert first.get_title().startswith("step 0: 0 of 4")
 
 
 def test_a_knock_out_is_drawn_against_the_adjacency(fork: nx.DiGraph) -> None:
@@ -154,18 +140,6 @@ def test_phases_are_the_nearest_predictors() -> None:
     assert seen.nearest == ("unigram", "unigram", "edge posterior", "edge posterior")
 
 
-def test_a_table_marks_the_best_of_each_judged_column() -> None:
-    rows = [{"method": "exact", "AUROC": 1.0, "regret": 0.2}, {"method": BAD, "AUROC": 0.5, "regret": None}]
-    ax = figures.plot_table(rows, {"AUROC": "high", "regret": "low"})
-    written = {text.get_text(): text.get_fontweight() for text in ax.texts}
-    assert {text for text, weight in written.items() if weight == "bold"} == {"method", "AUROC", "regret", "1", "0.2"}
-    assert written["-"] == written[BAD] == written["0.5"] == "normal"
-    widths = [bar.get_width() for bar in ax.patches]
-    assert widths[1] == pytest.approx(widths[0] / 2)
-    assert_refused(lambda: figures.plot_table([]), "at least one row")
-    assert_refused(lambda: figures.plot_table(rows, {"speed": "high"}), "'speed'")
-
-
 def test_a_circuit_carries_the_effects_of_its_edges() -> None:
     graph = cc.circuits.circuit_graph(cc.disentangled_transformer(d_vocab=3, n_ctx=4))
     chosen = {("token", "L0H0.v"): 0.5, ("L1H0", "logits"): 0.25}
@@ -178,9 +152,7 @@ def test_figures_draw_on_the_axes_they_are_given(fork: nx.DiGraph) -> None:
     seen = cc.PredictorDistances((0, 3), ("a",), torch.ones(2, 1, dtype=torch.float64))
     effect = torch.zeros(1, 7, 7)
     for call in (
-        lambda ax: figures.plot_graph_forming(forming(fork), fork, ax=ax),
         lambda ax: figures.plot_phases(seen, ax=ax),
-        lambda ax: figures.plot_table([{"a": 1}], ax=ax),
         lambda ax: figures.plot_knock_out(cc.KnockOut(0, effect, effect, effect, 0.0), fork, ax=ax),
     ):
         ax: Axes = Figure().add_subplot()
@@ -193,6 +165,6 @@ def test_what_does_not_fit_is_refused(fork: nx.DiGraph) -> None:
     assert_refused(lambda: figures.interactive_graph(fork, chain), "same positions", "[7, 5]")
     assert_refused(lambda: figures.interactive_graph(fork, fork, {(1, 2): {}}), "true or found", "1 -> 2")
     assert_refused(lambda: figures.graph_film_html(record, chain), "7 against 5")
-    assert_refused(lambda: figures.plot_graph_forming(record, fork, layer=2), "layers (0, 1)", "got layer 2")
+    assert_refused(lambda: figures.graph_film_html(record, fork, layer=2), "layers (0, 1)", "got layer 2")
     blind = cc.TrainingRecord(record.losses, (), record.losses[:0], None, None)
     assert_refused(lambda: figures.graph_film_html(blind, fork), "no attention", "RecordAt(attention=True)")

@@ -22,7 +22,7 @@ from causal_circuits.pages import rendering
 def attention_view(**changes: object) -> figures.AttentionView:
     given: dict[str, object] = {
         "attention": uniform_attention(3)[None].repeat(2, 1, 1),
-        "labels": ["p0=1", "p1=0", "query=1"],
+        "labels": ["1", "0", "query 1"],
         "head_names": ["L0H0", "L1H0"],
     }
     return figures.attention_view(**{**given, **changes})  # type: ignore[arg-type]
@@ -56,7 +56,7 @@ def test_attention_view_refuses_what_circuitsvis_would_draw(changes: dict[str, o
 
 def data_of(view: figures.AttentionView) -> dict[str, list]:
     """What the script of a view reads: panels (component, properties), frames, steps."""
-    (text,) = re.findall(r'<script type="application/json">(.*)</script>', view.fragment())
+    (text,) = re.findall(r'<script type="application/json">(.*)</script>', view.part)
     return json.loads(text)
 
 
@@ -68,7 +68,7 @@ def test_views_are_what_circuitsvis_s_own_functions_say(n_heads: int, components
     assert [panel["component"] for panel in data["panels"]] == components
     properties = data["panels"][0]["properties"]
     np.testing.assert_allclose(np.array(properties["attention"]).reshape(-1, 3)[:3], uniform_attention(3), atol=1e-4)
-    assert properties["tokens"] == ["p0=1", "p1=0", "query=1"]
+    assert properties["tokens"] == ["1", "0", "query\u28001"]
     assert properties.get("attentionHeadNames", names) == names
     assert data["steps"] == ["step 0", "step 1,500"]
     assert np.shape(data["frames"]) in {(2, n_heads, 3, 3), (2, 1, n_heads, 3, 3)}
@@ -76,7 +76,7 @@ def test_views_are_what_circuitsvis_s_own_functions_say(n_heads: int, components
 
 def test_no_label_can_end_the_script() -> None:
     view = attention_view(labels=["</script><script>alert(1)</script>", "<!--", "&amp;\u2028"], head_names=["<b>", "h"])
-    fragment = view.fragment()
+    fragment = view.part
     assert fragment.count("</script>") == 1
     assert "<!--" not in fragment
     assert "<b>" not in fragment
@@ -89,13 +89,13 @@ def test_a_notebook_view_carries_its_own_script_and_a_fragment_does_not() -> Non
         assert whole.count(bundle) == 1
         assert "unpkg.com" not in whole
         assert Page(whole).open == []
-    assert len(view.fragment()) < 5000
+    assert len(view.part) < 5000
     assert "sourceMappingURL" not in bundle
 
 
 def test_position_labels_mark_the_query() -> None:
-    assert figures.position_labels(torch.tensor([3, 0, 3])) == ["p0=3", "p1=0", "query=3"]
-    assert figures.position_labels([3, 0], has_query=False) == ["p0=3", "p1=0"]
+    assert figures.position_labels(torch.tensor([3, 0, 3])) == ["3", "0", "query 3"]
+    assert figures.position_labels([3, 0], has_query=False) == ["3", "0"]
 
 
 # Pages
@@ -141,18 +141,20 @@ def element_ids(html: str) -> list[str]:
     return [str(attributes["id"]) for _, attributes in Page(html).elements if "id" in attributes]
 
 
-def demo_page(*sections: figures.Section, title: str = "A page") -> str:
+def page_of(folder: Path, *sections: figures.Section, **more: object) -> str:
+    """A page's text."""
     verdict = [figures.Check(True, "It works", "loss 1.90"), figures.Check(False, "It is fast", "9 s, limit 5 s")]
-    return figures.report_html(title=title, verdict=verdict, sections=sections, meta={"seed": "0"})
+    given = {"title": "A page", "verdict": verdict, "sections": sections, "meta": {"seed": "0"}} | more
+    return figures.write_report(folder / "report.html", **given).read_text()  # type: ignore[arg-type]
 
 
 def matrix_html(n_ctx: int = 6) -> str:
     return figures.figure_html(figures.plot_matrix(uniform_attention(n_ctx)), "uniform attention")
 
 
-def test_ids_on_a_page_are_unique_and_every_reference_finds_its_own() -> None:
-    html = demo_page(
-        figures.Section("One", "It shows.", matrix_html()), figures.Section("Two", "It too.", matrix_html())
+def test_ids_on_a_page_are_unique_and_every_reference_finds_its_own(tmp_path: Path) -> None:
+    html = page_of(
+        tmp_path, figures.Section("One", "It shows.", matrix_html()), figures.Section("Two", "It too.", matrix_html())
     )
     ids = element_ids(html)
     assert len(ids) == len(set(ids))
@@ -176,11 +178,11 @@ def test_a_large_figure_becomes_a_png(monkeypatch: pytest.MonkeyPatch) -> None:
     assert image["alt"] == "uniform attention"
 
 
-def test_all_text_is_escaped() -> None:
+def test_all_text_is_escaped(tmp_path: Path) -> None:
     bad = "<script>alert('x')</script>&"
     table = figures.table_html([{bad: bad, "n": 12345, "share": 0.123456}, {"n": None, "share": True}], bad)
     section = figures.Section(bad, bad, table, command=bad)
-    html = figures.report_html(title=bad, verdict=[figures.Check(True, bad, bad)], sections=[section], meta={bad: bad})
+    html = page_of(tmp_path, section, title=bad, verdict=[figures.Check(True, bad, bad)], meta={bad: bad})
     assert len(Page(html).named("script")) == html.count("<script>") == 1  # the page's own
     assert Page(html).text.count(bad) == 13
     assert all(text in Page(table).text for text in ("12,345", "0.1235", "-", "yes"))
@@ -190,23 +192,24 @@ def test_an_empty_table_says_so() -> None:
     assert "no rows" in Page(figures.table_html([], "Nothing")).text
 
 
-def test_the_verdict_comes_first_and_the_command_once_below_it() -> None:
+def test_the_verdict_comes_first_and_the_command_once_below_it(tmp_path: Path) -> None:
     section = figures.Section("One", "It shows.", "<p>evidence</p>", "python one.py")
-    text = Page(demo_page(section, section)).text
+    text = Page(page_of(tmp_path, section, section)).text
     order = ("Verdict: 1 of 2 checks passed", "✓ PASS", "✗ FAIL", "python one.py", "evidence")
     assert [text.index(words) for words in order] == sorted(text.index(words) for words in order)
     assert text.count("python one.py") == 1
 
 
-def test_sections_that_have_commands_of_their_own_keep_them() -> None:
-    text = Page(demo_page(*(figures.Section(name, "It shows.", command=f"python {name}.py") for name in "ab"))).text
+def test_sections_that_have_commands_of_their_own_keep_them(tmp_path: Path) -> None:
+    sections = [figures.Section(name, "It shows.", command=f"python {name}.py") for name in "ab"]
+    text = Page(page_of(tmp_path, *sections)).text
     assert text.index("a.py") < text.index("2. b") < text.index("b.py")
 
 
-def test_every_state_of_a_check_is_a_word_and_only_passed_counts() -> None:
+def test_every_state_of_a_check_is_a_word_and_only_passed_counts(tmp_path: Path) -> None:
     states = ("passed", "failed", "refuted", "undecided", "not tested")
     checks = [figures.Check(state, "A claim", "a number") for state in states]
-    text = Page(figures.report_html(title="T", verdict=checks, sections=[], meta={}, quick=True)).text
+    text = Page(page_of(tmp_path, verdict=checks, quick=True)).text
     assert "Verdict: 1 of 5 checks passed; 1 refuted, 1 undecided, 1 not tested" in text
     assert all(word in text for word in ("PASS", "FAIL", "REFUTED", "UNDECIDED", "NOT TESTED", "Quick run"))
     assert [check.passed for check in checks] == [True, False, False, False, False]
@@ -227,11 +230,11 @@ def test_figures_of_a_section_are_saved_beside_the_page_and_long_tables_are_fold
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"ones.png", "ones.svg"}
 
 
-def test_the_bundle_stands_once_on_a_page_with_views_and_never_without() -> None:
+def test_the_bundle_stands_once_on_a_page_with_views_and_never_without(tmp_path: Path) -> None:
     both = figures.Section("Views", "They show.", figures.attention_html([attention_view(), attention_view()]))
     bundle = figures.circuits_vis_bundle()
-    assert demo_page(both, both).count(bundle) == 1
-    assert bundle not in demo_page(figures.Section("None", "No view.", "<p></p>"))
+    assert page_of(tmp_path, both, both).count(bundle) == 1
+    assert bundle not in page_of(tmp_path, figures.Section("None", "No view.", "<p></p>"))
 
 
 def assert_loads_nothing(html: str) -> None:
@@ -248,8 +251,9 @@ def assert_loads_nothing(html: str) -> None:
     assert str(policy[0]).startswith("default-src 'none'")
 
 
-def test_a_page_is_whole_and_asks_for_nothing() -> None:
-    html = demo_page(
+def test_a_page_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
+    html = page_of(
+        tmp_path,
         figures.Section("Matrix", "It shows.", matrix_html()),
         figures.Section("View", "It shows.", figures.attention_html([attention_view()])),
     )

@@ -367,7 +367,7 @@ def test_a_record_knows_its_layers(
             partial(found.of_layer, "attention", missing),
             partial(cc.edge_formation, found, g, task.graph, layer=missing),
             partial(figures.plot_film_strip, found, task.graph, missing),
-            partial(figures.plot_graph_forming, found, task.graph, layer=missing),
+            partial(figures.graph_film_html, found, task.graph, layer=missing),
         ):
             assert_refused(refused, f"{kept}", f"layer {missing}")
     assert_refused(lambda: record.of_layer("weight_gradients", kept[0]), "weight_gradients=True")

@@ -1,10 +1,7 @@
-from .animation import graph_film_html as graph_film_html
-from .animation import plot_graph_forming as plot_graph_forming
 from .arcs import plot_graph_comparison as plot_graph_comparison
 from .bars import plot_ablation as plot_ablation
 from .bars import plot_head_scores as plot_head_scores
 from .benchmark import plot_benchmark as plot_benchmark
-from .benchmark import plot_table as plot_table
 from .circuits import plot_circuit as plot_circuit
 from .circuits import plot_frontier as plot_frontier
 from .circuits import plot_needed_edges as plot_needed_edges
@@ -13,6 +10,7 @@ from .curves import plot_attention_by_position as plot_attention_by_position
 from .curves import plot_curves as plot_curves
 from .curves import plot_groups as plot_groups
 from .curves import plot_scaling as plot_scaling
+from .film import graph_film_html as graph_film_html
 from .gradients import plot_gradient_and_information as plot_gradient_and_information
 from .gradients import plot_gradient_vs_information as plot_gradient_vs_information
 from .graph_view import interactive_graph as interactive_graph
@@ -31,7 +29,6 @@ from .report import attention_html as attention_html
 from .report import attention_view as attention_view
 from .report import circuits_vis_bundle as circuits_vis_bundle
 from .report import figure_html as figure_html
-from .report import report_html as report_html
 from .report import save_figure as save_figure
 from .report import table_html as table_html
 from .report import write_report as write_report

@@ -1,4 +1,4 @@
-"""A benchmark of methods: every graph and seed as dots, and the rows as a table to read."""
+"""A benchmark of methods: every graph and seed as dots."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.display import format_value
-from causal_circuits.figures.style import BLACK, GREY, SERIES, SMALL, look_of, new_axes
+from causal_circuits.figures.style import BLACK, GREY, look_of
 
 Rows = Sequence[Mapping[str, object]]
 _QUANTITIES = {
@@ -66,67 +65,5 @@ def _dots(ax: Axes, where: float, values: np.ndarray, series: int) -> None:
 
 
 def _values(rows: Rows, method: str, model: str, quantity: str) -> np.ndarray:
-    found = np.array([_number(row.get(quantity)) for row in rows if (row["method"], row["model"]) == (method, model)])
-    return found[~np.isnan(found)]
-
-
-@check_arguments
-def plot_table(rows: Rows, better: Mapping[str, str] | None = None, ax: Axes | None = None, title: str = "") -> Axes:
-    """A benchmark's rows as a table in a figure: the best number of each judged column in bold, with a bar behind it.
-
-    Args:
-        rows: one a method; a column for each key, in order of first appearance.
-        better: column -> "high" or "low"; columns that are not named are not judged.
-        title: of the axes.
-
-    >>> ax = plot_table([{"method": "exact", "AUROC": 1.0}, {"method": "EAP", "AUROC": 0.5}], better={"AUROC": "high"})
-    >>> "exact" in [text.get_text() for text in ax.texts]
-    True
-    """
-    if not rows:
-        raise ValueError("a table needs at least one row: got none")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    judged = dict(better or {})
-    for column, direction in judged.items():
-        if column not in columns or direction not in ("high", "low"):
-            raise ValueError(f"better must name columns of the rows as high or low: got {column!r}: {direction!r}")
-    texts = [[format_value(row.get(column)) for column in columns] for row in rows]
-    widths = np.array([max(map(len, column)) for column in zip(columns, *texts, strict=True)], dtype=float) + 3.0
-    ends = np.concatenate([[0.0], np.cumsum(widths)])
-    ax = new_axes(ax, float(0.085 * ends[-1] + 0.4), 0.3 * len(rows) + 0.9)
-    for place, column in enumerate(columns):
-        ax.text(ends[place] + 0.8, -0.75, column, va="center", fontsize=SMALL, fontweight="bold")
-        values = np.array([_number(row.get(column)) for row in rows])
-        best = _best(values, judged.get(column))
-        if column in judged:
-            _draw_bars(ax, values, ends[place] + 0.5, widths[place] - 1.2)
-        for row, text in enumerate(texts):
-            weight = "bold" if best[row] else "normal"
-            ax.text(ends[place] + 0.8, row, text[place], va="center", fontsize=SMALL + 0.5, fontweight=weight)
-    ax.axhline(-0.4, color=BLACK, linewidth=0.8)
-    ax.set_xlim(0, ends[-1])
-    ax.set_ylim(len(rows) - 0.4, -1.3)
-    ax.set_axis_off()
-    if title:
-        ax.set_title(title, fontsize=10)
-    return ax
-
-
-def _draw_bars(ax: Axes, values: np.ndarray, left: float, width: float) -> None:
-    """A bar behind each number, the largest as wide as the column."""
-    largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
-    for row, value in enumerate(values):
-        if np.isfinite(value) and largest > 0:
-            bar = width * abs(value) / largest
-            ax.barh(row, bar, 0.62, left=left, color=SERIES[0], alpha=0.16, linewidth=0)
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
-
-
-def _best(values: np.ndarray, direction: str | None) -> np.ndarray:
-    """Whether a row holds the column's best number."""
-    if direction is None or not np.isfinite(values).any():
-        return np.zeros(len(values), dtype=bool)
-    return values == (np.nanmax(values) if direction == "high" else np.nanmin(values))
+    found = [row.get(quantity) for row in rows if (row["method"], row["model"]) == (method, model)]
+    return np.array([value for value in found if isinstance(value, int | float)], dtype=np.float64)

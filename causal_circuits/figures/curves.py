@@ -36,6 +36,7 @@ def plot_curves(
     levels: Mapping[str, Number] | None = None,
     title: str | None = None,
     legend: bool = True,
+    group_size: int = 1,
     ax: Axes | None = None,
 ) -> Axes:
     """One line with markers for each named curve, over a logarithmic x axis.
@@ -47,6 +48,7 @@ def plot_curves(
         levels: name -> y of horizontal lines to read the curves against.
         title: of the axes.
         legend: False where neighbouring axes have the same curves.
+        group_size: so many curves in a row share a colour and a marker and differ in line style.
 
     >>> ax = plot_curves({"loss": [(1, 1.0), (10, 0.5), (100, 0.4)]}, xlabel="step", ylabel="nats")
     >>> ax.get_xscale(), ax.get_ylabel()
@@ -54,10 +56,15 @@ def plot_curves(
     """
     if not any(curves.values()):
         raise ValueError("a plot of curves needs at least one point: got none; pass name -> (x, y) pairs")
+    if group_size < 1:
+        raise ValueError(f"group_size must be at least 1 curve: got {group_size}")
     ax = new_axes(ax, 6.8, 4.2)
     for k, (name, curve) in enumerate(curves.items()):
         x, y = _columns(curve, positive=log_y)
-        ax.plot(x, y, linewidth=1.4, markersize=4.5, label=name, **look_of(k))
+        group, member = divmod(k, group_size)
+        look = look_of(group) | {"linestyle": LINE_STYLES[(member if group_size > 1 else k) % len(LINE_STYLES)]}
+        fill_colour = "white" if member else look["color"]
+        ax.plot(x, y, linewidth=1.4, markersize=4.5, markerfacecolor=fill_colour, label=name, **look)
     places = sorted({x for curve in curves.values() for x, _ in curve})
     log_steps(ax, xlabel, places if len(places) <= 6 else None)
     ax.set_ylabel(ylabel)
@@ -67,7 +74,7 @@ def plot_curves(
         ax.axhline(level, color=GREY, linewidth=0.9, linestyle=":", zorder=0)
         ax.annotate(name, (0.01, level), xycoords=("axes fraction", "data"), va="bottom", fontsize=SMALL, color=GREY)
     if title is not None:
-        ax.set_title(title, fontsize=10)
+        ax.set_title(fill(title, 60), fontsize=10)
     if legend:
         legend_at(ax, "right")
     return ax
@@ -93,22 +100,9 @@ def plot_agreement(
     >>> ax.get_xscale()
     'log'
     """
-    if not series:
-        raise ValueError("an agreement figure needs at least one series: got none")
-    if group_size < 1:
-        raise ValueError(f"group_size must be at least 1 series: got {group_size}")
-    ax = new_axes(ax, 6.4, 4.2)
-    ax.axhline(1.0, color=BLACK, linewidth=0.8, linestyle=":", zorder=0)
-    for k, (name, (x, y)) in enumerate(series.items()):
-        group, member = divmod(k, group_size)
-        look = look_of(group) | {"linestyle": LINE_STYLES[member % len(LINE_STYLES)]}
-        ax.plot(x, y, markerfacecolor="white" if member else look["color"], markersize=5, label=name, **look)
-    log_steps(ax, xlabel, sorted({float(value) for x, _ in series.values() for value in x}))
-    ax.set_ylabel(ylabel)
-    legend_at(ax, "right")
-    if title is not None:
-        ax.set_title(fill(title, 46))
-    return ax
+    curves = {name: list(zip(x, y, strict=True)) for name, (x, y) in series.items()}
+    more = {"levels": {"": 1.0}, "title": title, "group_size": group_size, "ax": ax}
+    return plot_curves(curves, xlabel=xlabel, ylabel=ylabel, **more)  # type: ignore[arg-type]
 
 
 @check_arguments

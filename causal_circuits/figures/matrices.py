@@ -1,7 +1,4 @@
-"""Matrices over positions as heat maps: rows are query positions (children), columns key positions (parents).
-
-The scale of a signed matrix leaves the query's row out: it has no parent, and its entries would drown the others'.
-"""
+"""Matrices over positions as heat maps: rows are query positions (children), columns key positions (parents)."""
 
 from collections.abc import Mapping
 from textwrap import fill
@@ -94,7 +91,7 @@ def plot_matrix(
     if not np.isfinite(values[np.tril_indices(len(values))]).any():
         raise ValueError("a matrix needs a finite entry on or below its diagonal to be drawn: got none")
     ax = new_axes(ax, 5.6, 4.6)
-    return _heat_map(values, graph, ax, title, label, _limits(values, graph, diverging), diverging)
+    return _heat_map(values, graph, ax, title, label, _limits(values, diverging), diverging)
 
 
 @check_arguments
@@ -119,10 +116,7 @@ def plot_knock_out(knock_out: KnockOut, graph: nx.DiGraph, head: int | None = No
     effect = to_numpy(knock_out.effect)
     if head is not None and not 0 <= head < len(effect):
         raise ValueError(f"the knock-out is of heads 0 .. {len(effect) - 1}: got head {head}")
-    shown = np.fmax.reduce(effect, axis=0) if head is None else effect[head].copy()
-    check_positions(shown, graph)
-    if has_query(graph):
-        shown[-1] = np.nan
+    shown = _without_query(np.fmax.reduce(effect, axis=0) if head is None else effect[head], graph)
     only = 0 if len(effect) == 1 else head
     which = "any head" if only is None else f"L{knock_out.layer}H{only}"
     unit = "nats above the whole model" if knock_out.metric == "loss" else f"change of {knock_out.metric}"
@@ -146,7 +140,7 @@ def plot_film_strip(
         layer, head: whose pattern (batch mean) or score gradients.
         n_frames: at most so many; evenly spaced in the order of recording, six to a row.
         quantity: "attention" on one scale 0 .. 1; "score_gradients": minus the gradient, each frame on the scale of its
-            own largest entry outside the query's row, which its title gives (nats per unit of score).
+            own largest entry, which its title gives (nats per unit of score), the query's row blank.
 
     >>> import causal_circuits as cc
     >>> from causal_circuits import figures
@@ -162,7 +156,8 @@ def plot_film_strip(
         check_positions(values, graph)
         title, limits = f"step {step:,}", (0.0, 1.0)
         if is_gradient:
-            largest = _limits(values, graph, diverging=True)[1]
+            values = _without_query(values, graph)
+            largest = _limits(values, diverging=True)[1]
             values, title, limits = values / largest, f"{title}\nlargest {largest:.1e}", (-1.0, 1.0)
         image = _draw(ax, values, limits, DIVERGING if is_gradient else SEQUENTIAL)
         _outline_true_edges(ax, graph, BLACK if is_gradient else TRUE_EDGE, thin=0.6)
@@ -191,16 +186,23 @@ def _frames(
     return [(record.steps[i], to_numpy(recorded[i, head])) for i in chosen]
 
 
-def _limits(values: np.ndarray, graph: nx.DiGraph | None, diverging: bool) -> tuple[float, float]:
-    """The colour scale's ends over the cells that are drawn; for signed values without the query's row."""
-    without_query = diverging and graph is not None and has_query(graph)
+def _without_query(values: np.ndarray, graph: nx.DiGraph) -> np.ndarray:
+    """The query's row blank: it has no parent, and its entries would drown the others' colours."""
+    check_positions(values, graph)
+    shown = values.copy()
+    if has_query(graph):
+        shown[-1] = np.nan
+    return shown
+
+
+def _limits(values: np.ndarray, diverging: bool) -> tuple[float, float]:
+    """The colour scale's ends over the cells that are drawn."""
     drawn = values[np.tril_indices(len(values))]
-    judged = values[:-1][np.tril_indices(len(values) - 1)] if without_query else drawn
-    judged = judged[np.isfinite(judged)]
+    drawn = drawn[np.isfinite(drawn)]
     if diverging:
-        largest = float(np.abs(judged).max(initial=0.0)) or 1.0
+        largest = float(np.abs(drawn).max(initial=0.0)) or 1.0
         return -largest, largest
-    low, high = float(judged.min()), float(judged.max())
+    low, high = float(drawn.min()), float(drawn.max())
     return low, high if high > low else low + 1.0
 
 

@@ -41,18 +41,14 @@ def sequence_view(
     heads = [f"L{layer}H{head}" for layer, head in seen.heads]
     if roles is not None:
         heads = [f"{head} {role}" for head, role in zip(heads, roles, strict=True)]
-    shown = _token_names(seen.tokens, names)
-    has_query = graph is None or graph_has_query(graph)
-    labels = [f"query {token}" if has_query and at == len(shown) - 1 else token for at, token in enumerate(shown)]
-    if graph is not None:
-        labels = _with_children(labels, graph, "{}, parent of {}")
+    labels = position_labels(seen.tokens, graph=graph, names=names)
     several = len(seen.steps) > 1
     return attention_view(
         seen.attention if several else seen.attention[0],
         labels,
         heads,
         steps=seen.steps if several else None,
-        title=f"Sequence {' '.join(shown)}" if title is None else title,
+        title=f"Sequence {' '.join(position_labels(seen.tokens, False, names=names))}" if title is None else title,
     )
 
 
@@ -63,7 +59,7 @@ def position_labels(
     graph: nx.DiGraph | None = None,
     names: Sequence[str] | None = None,
 ) -> list[str]:
-    """A label for each position of one sequence that gives position, token and role.
+    """A label for each position of one sequence that gives token and role; CircuitsVis adds the position.
 
     Args:
         tokens: [n_ctx], of one sequence.
@@ -72,33 +68,29 @@ def position_labels(
         names: of the tokens, one for each of the vocabulary; None writes their numbers.
 
     >>> position_labels([3, 0, 7])
-    ['p0=3', 'p1=0', 'query=7']
+    ['3', '0', 'query 7']
     >>> from causal_circuits.graphs import graph_from_parents
     >>> position_labels([0, 1, 0, 1], graph=graph_from_parents([None, 0, 0]), names=["heads", "tails"])
-    ['p0=heads (parent of 1, 2)', 'p1=tails', 'p2=heads', 'query=tails']
+    ['heads, parent of 1, 2', 'tails', 'heads', 'query tails']
     """
-    shown = _token_names(tokens, names)
-    labels = [f"p{position}={token}" for position, token in enumerate(shown)]
-    if has_query if graph is None else graph_has_query(graph):
-        labels[-1:] = [f"query={token}" for token in shown[-1:]]
-    return labels if graph is None else _with_children(labels, graph, "{} (parent of {})")
-
-
-def _token_names(tokens: Tensor | np.ndarray | Sequence[int], names: Sequence[str] | None) -> list[str]:
     values = [int(token) for token in tokens]
     if names is not None and values and not 0 <= min(values) <= max(values) < len(names):
         raise ValueError(
             f"names must name every token of the vocabulary: got {len(names)} for tokens up to {max(values)}"
         )
-    return [str(token) if names is None else names[token] for token in values]
+    labels = [str(token) if names is None else names[token] for token in values]
+    if has_query if graph is None else graph_has_query(graph):
+        labels[-1:] = [f"query {token}" for token in labels[-1:]]
+    if graph is None:
+        return labels
+    if len(labels) != n_ctx_of(graph):
+        raise ValueError(f"graph and sequence must cover the same positions: {n_ctx_of(graph)} against {len(labels)}")
+    return [label + _role(graph, position) for position, label in enumerate(labels)]
 
 
-def _with_children(labels: list[str], graph: nx.DiGraph, form: str) -> list[str]:
-    """Labels of parents say whose parent they are; the query's child, the target, goes without saying."""
+def _role(graph: nx.DiGraph, position: int) -> str:
+    """`, parent of 4, 6`, or nothing; the query's child, the target, goes without saying."""
     n_ctx = n_ctx_of(graph)
-    if len(labels) != n_ctx:
-        raise ValueError(f"graph and sequence must cover the same positions: {n_ctx} against {len(labels)}")
     given = {n_ctx} if graph_has_query(graph) else set()
-    children = [sorted(set(graph[position]) - given) for position in range(n_ctx)]
-    told = [", ".join("the target" if child == n_ctx else str(child) for child in of_one) for of_one in children]
-    return [form.format(label, whose) if whose else label for label, whose in zip(labels, told, strict=True)]
+    children = ["the target" if child == n_ctx else str(child) for child in sorted(set(graph[position]) - given)]
+    return f", parent of {', '.join(children)}" if children else ""

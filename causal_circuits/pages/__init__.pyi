@@ -7,6 +7,5 @@ from .rendering import save_figure as save_figure
 from .rendering import table_html as table_html
 from .report import Check as Check
 from .report import Section as Section
-from .report import report_html as report_html
 from .report import write_report as write_report
 from .templates import PagePart as PagePart

@@ -34,8 +34,7 @@ class AttentionView:
     Attributes:
         labels: one a position.
         head_names: one a head.
-        steps: of training, if a slider goes through them; else empty.
-        part: the view for a page that carries `circuits_vis_bundle()` once, as `write_report` does.
+        part: the view without the JavaScript, for a page that carries it once, as `write_report` does.
 
     >>> import numpy as np
     >>> from causal_circuits import figures
@@ -46,19 +45,14 @@ class AttentionView:
 
     labels: tuple[str, ...]
     head_names: tuple[str, ...]
-    steps: tuple[int, ...] = ()
-    part: PagePart = field(repr=False, default=PagePart(""))
+    part: PagePart = field(repr=False)
 
     def _repr_html_(self) -> str:
         """The view with its own copy of the JavaScript (1.3 MB)."""
         return self.part._repr_html_()
 
     def __str__(self) -> str:
-        return self.part._repr_html_()
-
-    def fragment(self) -> str:
-        """The view without the JavaScript, for a page that carries it once."""
-        return str(self.part)
+        return self._repr_html_()
 
 
 @check_arguments
@@ -112,7 +106,7 @@ def attention_view(
             "attention_view.html.jinja", title=title, names=names, steps=shown, panels=panels, data=_script_json(data)
         )
     )
-    return AttentionView(tuple(labels), tuple(names), tuple(steps or ()), part)
+    return AttentionView(tuple(labels), tuple(names), part)
 
 
 @check_arguments
@@ -125,7 +119,7 @@ def attention_html(views: Sequence[AttentionView]) -> str:
     >>> "<div" in figures.attention_html([view])
     True
     """
-    return "\n".join(view.fragment() for view in views)
+    return "\n".join(view.part for view in views)
 
 
 def _panels(states: np.ndarray, labels: Sequence[str], names: Sequence[str]) -> tuple[list[dict], list[list]]:

@@ -112,52 +112,8 @@ def write_report(
     if path.is_dir():
         raise ValueError(f"a report is written to a file: got the folder {path}; write {path / 'report.html'}")
     bodies = [_body(section, path.parent / "figures") for section in sections]
-    write_files(path.parent, {path.name: _page(title, verdict, sections, bodies, meta, quick)})
-    return path
-
-
-@check_arguments
-def report_html(
-    *,
-    title: str,
-    verdict: Sequence[Check],
-    sections: Sequence[Section],
-    meta: Mapping[str, str],
-    quick: bool = False,
-) -> str:
-    """The page as text; each script stands in it once if any section needs it, else not at all.
-
-    >>> checks = [Check(True, "The graph was found.", "18 of 18 parents")]
-    >>> page = report_html(title="A chain", verdict=checks, sections=[], meta={"seed": "0"})
-    >>> page.lower().startswith("<!doctype html>"), "18 of 18 parents" in page
-    (True, True)
-    """
-    return _page(title, verdict, sections, [_body(section, None) for section in sections], meta, quick)
-
-
-def _body(section: Section, folder: Path | None) -> str:
-    """The figures (saved in the folder, if there is one), then the body, then the table."""
-    shown = []
-    for name, figure in section.figures.items():
-        if folder is not None:
-            save_figure(figure, folder / name)
-        alt = f"{section.title}: {section.sentence}"
-        shown.append(figure_html(figure if folder is None else folder / name, alt))
-    beside = f'<div class="side-by-side">{"".join(shown)}</div>' if shown else ""
-    table = "" if section.table is None else table_html(section.table, f"{section.title}, in numbers")
-    return beside + section.body + table
-
-
-def _page(
-    title: str,
-    verdict: Sequence[Check],
-    sections: Sequence[Section],
-    bodies: Sequence[str],
-    meta: Mapping[str, str],
-    quick: bool,
-) -> str:
     commands = {section.command for section in sections} - {None}
-    return render(
+    page = render(
         "page.html.jinja",
         title=title,
         verdict=verdict,
@@ -168,6 +124,19 @@ def _page(
         quick=quick,
         scripts=scripts_of("".join(bodies)),
     )
+    write_files(path.parent, {path.name: page})
+    return path
+
+
+def _body(section: Section, folder: Path) -> str:
+    """The figures (saved in the folder, too), then the body, then the table."""
+    shown = []
+    for name, figure in section.figures.items():
+        save_figure(figure, folder / name)
+        shown.append(figure_html(folder / name, f"{section.title}: {section.sentence}"))
+    beside = f'<div class="side-by-side">{"".join(shown)}</div>' if shown else ""
+    table = "" if section.table is None else table_html(section.table, f"{section.title}, in numbers")
+    return beside + section.body + table
 
 
 def _summary(verdict: Sequence[Check]) -> str:

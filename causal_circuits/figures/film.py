@@ -1,21 +1,16 @@
-"""The graph while it forms: arcs as strong as the attention on them, one picture for each recorded step.
+"""The graph while it forms: arcs as dark as the attention on them, true edges above the line, others below.
 
-`plot_graph_forming` draws one state, `graph_film_html` all of them as a part of a page with a slider. Attention is the
-largest over the heads of a layer, or one head's. A root has no parent to attend to: what it attends to instead is
-drawn dotted, for it claims no edge.
+A root has no parent to attend to: what it attends to instead is drawn dotted, for it claims no edge.
 """
 
 from dataclasses import dataclass
 
 import networkx as nx
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.lines import Line2D
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.figures.arcs import arc_points, arcs_axes, draw_nodes, frame_arcs, roots_of
-from causal_circuits.figures.style import BLACK, GREY, MODEL, TRUE_EDGE, legend_at, to_numpy
+from causal_circuits.figures.arcs import roots_of
+from causal_circuits.figures.style import BLACK, GREY, MODEL, TRUE_EDGE, to_numpy
 from causal_circuits.figures.svg_arcs import Frame
 from causal_circuits.graphs import attention_cells, has_query, n_ctx_of
 from causal_circuits.pages.templates import PagePart, render
@@ -23,10 +18,10 @@ from causal_circuits.recording import TrainingRecord
 
 FAINTEST = 0.05  # attention below this is not drawn
 Edge = tuple[int, int]
-_LOOKS = {  # kind -> colour, dashes in SVG, line style in matplotlib
-    "attention on a true edge": (MODEL, "", "-"),
-    "attention elsewhere": (BLACK, "", "-"),
-    "attention of a root (no edge)": (GREY, "1 4", ":"),
+_LOOKS = {  # kind -> colour, dashes
+    "attention on a true edge": (MODEL, ""),
+    "attention elsewhere": (BLACK, ""),
+    "attention of a root (no edge)": (GREY, "1 4"),
 }
 
 
@@ -82,57 +77,13 @@ def arcs_in_time(record: TrainingRecord, graph: nx.DiGraph, layer: int = 0, head
 
 
 @check_arguments
-def plot_graph_forming(
-    record: TrainingRecord,
-    graph: nx.DiGraph,
-    state: int = -1,
-    layer: int = 0,
-    head: int | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """The attention at one recorded step as arcs, as dark as they are strong: true edges above the line, others below.
-
-    Args:
-        record: of a run that recorded attention.
-        graph: the true graph.
-        state: which of the recorded states; -1 is the last.
-        layer, head: whose attention; None takes the largest over the layer's heads.
-
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import figures
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
-    >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
-    >>> ax = figures.plot_graph_forming(record, task.graph, state=0)
-    >>> "0" in ax.get_title()
-    True
-    """
-    if not -len(record.steps) <= state < len(record.steps):
-        raise ValueError(f"state must be one of the {len(record.steps)} recorded ones, from 0: got {state}")
-    arcs, ax = arcs_in_time(record, graph, layer, head), arcs_axes(ax, graph)
-    outline = [arc_points(*edge, 1) for edge in sorted(arcs.true)]
-    for (kind, edges), (colour, _, style) in zip(arcs.by_kind().items(), _LOOKS.values(), strict=True):
-        points = [arc_points(*edge, 1 if edge in arcs.true else -1) for edge in edges]
-        lines = LineCollection(points, colors=colour, linewidths=1.8, linestyles=style)
-        if edges:  # matplotlib has no alpha for no lines
-            lines.set_alpha([float(np.clip(arcs.weights[edge][state], 0, 1)) for edge in edges])
-        lines.set_gid(kind)
-        ax.add_collection(lines, autolim=False)
-    ax.add_collection(LineCollection(outline, colors=TRUE_EDGE, linewidths=0.5, linestyles=":"), autolim=False)
-    frame_arcs(ax, graph, arcs.true, set(arcs.weights) - arcs.true)
-    ax.set_title(arcs.told(state), fontsize=10, pad=34)
-    handles = [Line2D([], [], color=look[0], linestyle=look[2], label=kind) for kind, look in _LOOKS.items()]  # type: ignore[arg-type]
-    handles.append(Line2D([], [], color=TRUE_EDGE, linewidth=0.9, linestyle=":", label="the true graph"))
-    legend_at(ax, "above", ncols=3, handles=[*handles, *draw_nodes(ax, graph)])
-    return ax
-
-
-@check_arguments
 def graph_film_html(record: TrainingRecord, graph: nx.DiGraph, layer: int = 0, head: int | None = None) -> PagePart:
     """All recorded steps as a part of a page: it plays once when scrolled to; without JavaScript the last one shows.
 
     Args:
-        record, graph, layer, head: as in `plot_graph_forming`.
+        record: of a run that recorded attention.
+        graph: the true graph.
+        layer, head: whose attention; None takes the largest over the layer's heads.
 
     >>> import causal_circuits as cc
     >>> from causal_circuits import figures
@@ -155,6 +106,6 @@ def graph_film_html(record: TrainingRecord, graph: nx.DiGraph, layer: int = 0, h
         for kind, edges in arcs.by_kind().items()
         for edge in edges
     ]
-    looks = [{"kind": kind, "colour": colour, "dashes": dashes} for kind, (colour, dashes, _) in _LOOKS.items()]
+    looks = [{"kind": kind, "colour": colour, "dashes": dashes} for kind, (colour, dashes) in _LOOKS.items()]
     told = [arcs.told(state) for state in range(len(arcs.steps))]
     return PagePart(render("film.html.jinja", frame=frame, told=told, arcs=drawn, looks=looks, truth=TRUE_EDGE))
