@@ -210,22 +210,6 @@ def test_a_record_can_grow_on_disk(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "many").iterdir()} == {"member_000", "member_001"}
 
 
-@pytest.mark.parametrize("make", [cc.disentangled_transformer, cc.reduced_transformer])
-def test_each_member_of_an_ensemble_streams_to_a_folder_of_its_own(make, tmp_path):
-    """The reduced model takes the structured path, which trains one member after the other."""
-    task = cc.InContextTask(cc.chain_graph(6), d_vocab=4)
-    configs = [cc.TrainConfig.joint(5, batch_size=16, seed=seed) for seed in (0, 1)]
-    kept, streamed = (
-        cc.train_ensemble([make(4, 6), make(4, 6)], [task] * 2, configs, record=cc.RecordAt((0, 5), folder=folder))
-        for folder in (None, tmp_path)
-    )
-    for i, (one, other) in enumerate(zip(kept, streamed, strict=True)):
-        found = cc.TrainingRecord.load(tmp_path / f"member_{i:03d}")
-        for name in ("attention", "score_gradients", "losses"):
-            assert torch.equal(getattr(other, name), getattr(one, name))
-            assert torch.equal(getattr(found, name), getattr(one, name))
-
-
 @pytest.mark.parametrize("path", ["structured", "plain"])
 def test_recorded_score_gradients_of_the_reduced_model_are_the_gradient_of_a1(path: str) -> None:
     """Every sequence has the scores A1, so their gradients, summed over the batch, are that of W_Q's position block."""

@@ -27,63 +27,61 @@ from scripts import analysis_module, leave_pictures_out
 
 import causal_circuits as cc
 
-# ---- going on
-
-
 DTYPES = {"fused": torch.float32, "structured": torch.float64}
 RECORDS = (EVERY_STEP, cc.RecordAt.every(4, 30, layers=(0,)), cc.RecordAt(steps=(30,)))
 
 
-@pytest.fixture(scope="module", params=[(path, i) for path in DTYPES for i in range(3)], ids=lambda p: f"{p[0]}-{p[1]}")
-def uninterrupted(request):
-    """The path, the record asked for, and what came out of a run that nothing stopped."""
-    path, record = request.param[0], RECORDS[request.param[1]]
-    whole = new_model(DTYPES[path])
-    expected = cc.train(whole, cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.3), CONFIG, record=record)
-    assert expected.path == path
-    return path, record, whole, expected
-
-
-@pytest.mark.parametrize("every", [1, 5, 12, 7])
-def test_a_run_that_failed_half_way_ends_where_an_uninterrupted_one_does(chain_task, tmp_path, uninterrupted, every):
-    path, record, whole, expected = uninterrupted
-    cut, again = new_model(DTYPES[path]), new_model(DTYPES[path])
-    kept = cc.Checkpoints(tmp_path / "kept", every=every)
+def assert_goes_on(
+    task: cc.InContextTask,
+    kept: cc.Checkpoints,
+    record: cc.RecordAt = EVERY_STEP,
+    of_whole: cc.RecordAt | None = None,
+    path: str = "fused",
+) -> None:
+    """A run that fails at step 20 and goes on ends as one that does not; `of_whole` is what that one records."""
+    whole, cut, again = (new_model(DTYPES[path]) for _ in range(3))
+    expected = cc.train(whole, task, CONFIG, record=of_whole or record)
     with pytest.raises(RuntimeError, match="a metric"):
-        cc.train(cut, chain_task, CONFIG, record=record, on_record=stop_at(20), checkpoints=kept)
-    found = cc.train(again, chain_task, CONFIG, record=record, checkpoints=kept)
+        cc.train(cut, task, CONFIG, record=record, on_record=stop_at(20), checkpoints=kept)
+    found = cc.train(again, task, CONFIG, record=record, checkpoints=kept)
+    assert found.path == expected.path == path
     assert_same_end(found, expected)
     assert_same_weights(again, whole)
 
 
-def test_an_ensemble_goes_on_together(tmp_path):
+@pytest.mark.parametrize("every", [1, 5, 12, 7])
+@pytest.mark.parametrize("record", RECORDS, ids=range(3))
+@pytest.mark.parametrize("path", DTYPES)
+def test_a_run_that_failed_half_way_ends_where_an_uninterrupted_one_does(chain_task, tmp_path, path, record, every):
+    assert_goes_on(chain_task, cc.Checkpoints(tmp_path / "kept", every=every), record, path=path)
+
+
+@pytest.mark.parametrize("more", [{"kernels": torch.full((4, 4), 0.25)}, {"alpha": 0.01}], ids=["fixed", "small alpha"])
+def test_tasks_that_numpy_draws_or_that_need_logs_go_on_too(tmp_path, more):
+    assert_goes_on(cc.InContextTask(cc.chain_graph(6), d_vocab=4, **more), cc.Checkpoints(tmp_path, every=7))
+
+
+def test_a_record_on_disk_goes_on(chain_task, tmp_path):
+    on_disk, in_memory = (cc.RecordAt.every(3, 30, folder=folder) for folder in (tmp_path / "record", None))
+    assert_goes_on(chain_task, cc.Checkpoints(tmp_path / "kept", every=4), on_disk, in_memory)
+
+
+@pytest.mark.parametrize("path", DTYPES)
+def test_the_members_of_an_ensemble_go_on_together_or_one_by_one(tmp_path, path):
     tasks = [cc.InContextTask(g, d_vocab=4) for g in (cc.chain_graph(6), cc.pairs_graph(6), cc.chain_graph(6))]
     configs = [cc.TrainConfig(STAGES, batch_size=16, seed=1), CONFIG, cc.TrainConfig.joint(30, 0.1, batch_size=16)]
-    whole, cut, again = ([new_model() for _ in tasks] for _ in range(3))
-    expected = cc.train_ensemble(whole, tasks, configs)
-    kept = cc.Checkpoints(tmp_path, every=8)
-    with pytest.raises(RuntimeError):
-        cc.train_ensemble(cut, tasks, configs, on_record=stop_at(20), checkpoints=kept)
-    found = cc.train_ensemble(again, tasks, configs, checkpoints=kept)
-    for i in range(3):
-        assert_same_end(found[i], expected[i])
-        assert_same_weights(again[i], whole[i])
-
-
-def test_members_trained_one_by_one_go_on_one_by_one(chain_task, tmp_path):
-    whole, cut, again = ([new_model(torch.float64) for _ in range(2)] for _ in range(3))
-    expected = cc.train_ensemble(whole, [chain_task] * 2, [CONFIG] * 2)
-    calls = []
+    whole, cut, again = ([new_model(DTYPES[path]) for _ in tasks] for _ in range(3))
 
     def fail(step: int, model: object) -> None:
-        calls.append(step)
-        if calls.count(0) == 2 and step > 10:
+        if model is cut[1] and step > 10:
             raise RuntimeError
 
+    expected = cc.train_ensemble(whole, tasks, configs)
+    kept = cc.Checkpoints(tmp_path, every=4)
     with pytest.raises(RuntimeError):
-        cc.train_ensemble(cut, [chain_task] * 2, [CONFIG] * 2, on_record=fail, checkpoints=cc.Checkpoints(tmp_path, 4))
-    found = cc.train_ensemble(again, [chain_task] * 2, [CONFIG] * 2, checkpoints=cc.Checkpoints(tmp_path, 4))
-    for i in range(2):
+        cc.train_ensemble(cut, tasks, configs, on_record=fail, checkpoints=kept)
+    found = cc.train_ensemble(again, tasks, configs, checkpoints=kept)
+    for i in range(3):
         assert_same_end(found[i], expected[i])
         assert_same_weights(again[i], whole[i])
 
@@ -103,30 +101,6 @@ def test_turns_go_on_in_the_turn_that_was_cut(tmp_path):
     assert_same_end(found, expected)
     assert_same_weights(again, whole)
     assert [turn.last_key for turn in same_turns] == [turn.last_key for turn in turns]
-
-
-@pytest.mark.parametrize("task", ["kernels", "small alpha"])
-def test_tasks_whose_sequences_are_not_counted_go_on_too(tmp_path, task):
-    more = {"kernels": torch.full((4, 4), 0.25)} if task == "kernels" else {"alpha": 0.01}
-    task = cc.InContextTask(cc.chain_graph(6), d_vocab=4, **more)
-    whole, cut, again = new_model(), new_model(), new_model()
-    expected = cc.train(whole, task, CONFIG)
-    kept = cc.Checkpoints(tmp_path, every=7)
-    with pytest.raises(RuntimeError):
-        cc.train(cut, task, CONFIG, on_record=stop_at(20), checkpoints=kept)
-    assert_same_end(cc.train(again, task, CONFIG, checkpoints=kept), expected)
-    assert_same_weights(again, whole)
-
-
-def test_a_record_on_disk_goes_on(chain_task, tmp_path):
-    whole, cut, again = new_model(), new_model(), new_model()
-    on_disk = cc.RecordAt.every(3, 30, folder=tmp_path / "record")
-    expected = cc.train(whole, chain_task, CONFIG, record=cc.RecordAt.every(3, 30))
-    kept = cc.Checkpoints(tmp_path / "kept", every=4)
-    with pytest.raises(RuntimeError):
-        cc.train(cut, chain_task, CONFIG, record=on_disk, on_record=stop_at(20), checkpoints=kept)
-    assert_same_end(cc.train(again, chain_task, CONFIG, record=on_disk, checkpoints=kept), expected)
-    assert_same_weights(again, whole)
 
 
 def test_a_finished_run_is_read_back_and_trains_no_more(chain_task, tmp_path):

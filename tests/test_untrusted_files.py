@@ -123,7 +123,7 @@ def npy(array: object) -> bytes:
 
 TRUE_HEADER = npy(np.zeros((2, 4), np.float32))[:128]
 BAD_ARRAYS = {
-    "terabytes": TRUE_HEADER.replace(b"(2, 4), }          ", b"(1099511627776, 4), }"),
+    "terabytes": TRUE_HEADER.replace(b"(2, 4), }            ", b"(1099511627776, 4), }"),
     "text": npy(["a", "b"]),
     "no header": b"\x93NUMPY",
     "brackets": TRUE_HEADER.replace(b"(2, 4)", b"(2, 4("),

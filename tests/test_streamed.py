@@ -1,0 +1,128 @@
+"""Records whose arrays grow on disk: read back whole, gone on after a kill, and named where they were altered."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from assertions import assert_refused
+from interrupted import CONFIG, assert_same_end, assert_same_weights, new_model, stop_at
+
+import causal_circuits as cc
+
+EVERY = cc.RecordAt.every(3, 30)
+
+
+def streamed(folder: Path, **options: object) -> cc.RecordAt:
+    return cc.RecordAt.every(3, 30, folder=folder / "record", **options)
+
+
+@pytest.fixture
+def died(chain_task, tmp_path) -> cc.Checkpoints:
+    """A run that died at step 28, after checkpoints of steps 16 and 24, with 6 and 8 recorded states."""
+    kept = cc.Checkpoints(tmp_path / "kept", every=8)
+    with pytest.raises(RuntimeError):
+        cc.train(new_model(), chain_task, CONFIG, record=streamed(tmp_path), on_record=stop_at(28), checkpoints=kept)
+    return kept
+
+
+def test_a_streamed_record_is_read_back_whole(chain_task, tmp_path):
+    expected = cc.train(new_model(), chain_task, CONFIG, record=streamed(tmp_path, weight_gradients=True))
+    found = cc.TrainingRecord.load(tmp_path / "record")
+    assert_same_end(found, expected)
+    assert torch.equal(found.weight_gradients, expected.weight_gradients)
+    assert (found.config, found.path) == (expected.config, expected.path)
+    assert 0 < found.seconds <= expected.seconds
+
+
+@pytest.mark.parametrize("make", [cc.disentangled_transformer, cc.reduced_transformer])
+def test_each_member_of_an_ensemble_streams_to_a_folder_of_its_own(make, tmp_path):
+    """The reduced model takes the structured path, which trains one member after the other."""
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=4)
+    configs = [cc.TrainConfig.joint(5, batch_size=16, seed=seed) for seed in (0, 1)]
+    kept, on_disk = (
+        cc.train_ensemble([make(4, 6), make(4, 6)], [task] * 2, configs, record=cc.RecordAt((0, 5), folder=folder))
+        for folder in (None, tmp_path)
+    )
+    for i, (one, other) in enumerate(zip(kept, on_disk, strict=True)):
+        assert_same_end(other, one)
+        assert_same_end(cc.TrainingRecord.load(tmp_path / f"member_{i:03d}"), one)
+
+
+def test_of_a_run_that_died_the_record_up_to_its_last_checkpoint_is_read(chain_task, tmp_path, died):
+    expected = cc.train(new_model(), chain_task, CONFIG, record=EVERY)
+    found = cc.TrainingRecord.load(tmp_path / "record")
+    assert found.steps == (0, 3, 6, 9, 12, 15, 18, 21)
+    assert torch.equal(found.losses, expected.losses[:24])
+    assert torch.equal(found.score_gradients, expected.score_gradients[:8])
+
+
+def test_a_new_run_in_a_folder_forgets_the_index_of_the_old_one(chain_task, tmp_path):
+    cc.train(new_model(), chain_task, CONFIG, record=streamed(tmp_path))
+    with pytest.raises(RuntimeError):
+        cc.train(new_model(), chain_task, CONFIG, record=streamed(tmp_path), on_record=stop_at(9))
+    assert_refused(lambda: cc.TrainingRecord.load(tmp_path / "record"), "record.json")
+
+
+# ---- damage
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def alter(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, alter, Path.unlink])
+@pytest.mark.parametrize("name", ["attention.npy", "score_gradients.npy", "streamed.json", "streamed.safetensors"])
+def test_a_damaged_streamed_record_is_named(chain_task, tmp_path, name, damage):
+    cc.train(new_model(), chain_task, CONFIG, record=streamed(tmp_path))
+    path = tmp_path / "record" / name
+    damage(path)
+    named = "record.json" if (name, damage) == ("streamed.json", Path.unlink) else str(path)
+    assert_refused(lambda: cc.TrainingRecord.load(tmp_path / "record"), named)
+
+
+def test_every_byte_of_a_streamed_array_counts_up_to_the_last_checkpoint(tmp_path, died):
+    path = tmp_path / "record" / "attention.npy"
+    content, row = path.read_bytes(), 2 * 2 * 6 * 6 * 4
+    end = len(content) - 3 * row  # 11 recorded states, 8 of them by step 24
+    for place in [0, 60, *range(128, end, 97), end - 1, end, len(content) - 1]:
+        altered = bytearray(content)
+        altered[place] ^= 4
+        path.write_bytes(altered)
+        if place < end:
+            assert_refused(lambda: cc.TrainingRecord.load(tmp_path / "record"), str(path), "damaged")
+        else:
+            assert len(cc.TrainingRecord.load(tmp_path / "record").attention) == 8
+
+
+@pytest.mark.parametrize(("row", "goes_on_at"), [(7, 18), (2, 0)])
+def test_training_goes_on_before_the_damage(chain_task, tmp_path, died, row, goes_on_at):
+    """Row 7 is only in the newer checkpoint, row 2 in both."""
+    whole, again, steps = new_model(), new_model(), []
+    expected = cc.train(whole, chain_task, CONFIG, record=EVERY)
+    array = np.lib.format.open_memmap(tmp_path / "record" / "score_gradients.npy", mode="r+")
+    array[row] += 1.0
+    array.flush()
+    call = {"record": streamed(tmp_path), "checkpoints": died}
+    with pytest.warns(UserWarning, match=r"score_gradients.npy is damaged.*the checkpoint before it"):
+        found = cc.train(again, chain_task, CONFIG, **call, on_record=lambda step, _: steps.append(step))
+    assert steps[0] == goes_on_at
+    assert_same_end(found, expected)
+    assert_same_end(cc.TrainingRecord.load(tmp_path / "record"), expected)
+    assert_same_weights(again, whole)
+
+
+def test_the_arrays_of_another_run_in_the_same_folder_are_not_taken_for_this_ones(chain_task, tmp_path, died):
+    """Run B writes over what run A had recorded; A then starts anew."""
+    other = cc.TrainConfig.joint(30, 0.1, batch_size=16, seed=9)
+    cc.train(new_model(), chain_task, other, record=streamed(tmp_path))
+    with pytest.warns(UserWarning, match=r"attention.npy is damaged"):
+        found = cc.train(new_model(), chain_task, CONFIG, record=streamed(tmp_path), checkpoints=died)
+    assert_same_end(found, cc.train(new_model(), chain_task, CONFIG, record=EVERY))
