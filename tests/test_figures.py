@@ -219,7 +219,7 @@ def test_figures_draw_on_the_axes_they_are_given_and_change_no_style(
     record: cc.TrainingRecord, fork: nx.DiGraph
 ) -> None:
     before = dict(mpl.rcParams)
-    attention = uniform_attention(7)
+    attention, points = uniform_attention(7), {"model": [(10, 0.1), (40, 0.03)]}
     calls = [
         lambda ax: figures.plot_loss(record, REFERENCES, ax=ax),
         lambda ax: figures.plot_attention_and_graph(attention, fork, ax=ax),
@@ -228,6 +228,11 @@ def test_figures_draw_on_the_axes_they_are_given_and_change_no_style(
         lambda ax: figures.plot_gradient_and_information(attention, attention, fork, ax=ax),
         lambda ax: figures.plot_head_scores([head_scores()], ax=ax),
         lambda ax: figures.plot_ablation([("L0H0", "zero", 1.0)], ax=ax),
+        lambda ax: figures.plot_phases(cc.PredictorDistances((0, 3), ("a",), torch.ones(2, 1).double()), ax=ax),
+        lambda ax: figures.plot_knock_out(cc.KnockOut(0, *[torch.zeros(1, 7, 7)] * 3, baseline_loss=0.0), fork, ax=ax),
+        lambda ax: figures.plot_scaling(points, {}, ylabel="y", ax=ax),
+        lambda ax: figures.plot_curves(points, xlabel="x", ylabel="y", ax=ax),
+        lambda ax: figures.plot_groups({"a": {"b": 1.0}}, xlabel="x", ax=ax),
     ]
     for call in calls:
         ax = Figure().add_subplot()

@@ -8,8 +8,6 @@ import pytest
 import torch
 from assertions import assert_refused
 from markupsafe import escape
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from test_figures import outlined, uniform_attention
 from test_pages import Page, page_of
 
@@ -146,17 +144,6 @@ def test_a_circuit_carries_the_effects_of_its_edges() -> None:
     ax = figures.plot_circuit(graph, list(chosen), effects=chosen | {("token", "logits"): 9.0})
     numbers = [text.get_text() for text in ax.texts if str(text.get_gid()).startswith("into ")]
     assert sorted(numbers) == ["0.25", "0.5"]
-
-
-def test_figures_draw_on_the_axes_they_are_given(fork: nx.DiGraph) -> None:
-    seen = cc.PredictorDistances((0, 3), ("a",), torch.ones(2, 1, dtype=torch.float64))
-    effect = torch.zeros(1, 7, 7)
-    for call in (
-        lambda ax: figures.plot_phases(seen, ax=ax),
-        lambda ax: figures.plot_knock_out(cc.KnockOut(0, effect, effect, effect, 0.0), fork, ax=ax),
-    ):
-        ax: Axes = Figure().add_subplot()
-        assert call(ax) is ax
 
 
 def test_what_does_not_fit_is_refused(fork: nx.DiGraph) -> None:

@@ -32,17 +32,28 @@ for (const film of document.querySelectorAll(".graph-film:not([data-ready])")) {
     timer = setInterval(next, 600);
   };
 
-  const seen = new IntersectionObserver((entries) => {
-    if (!entries.some((entry) => entry.isIntersecting)) return;
-    seen.disconnect();
-    play();
-  }, { threshold: 0.6 });
+  const seen = new IntersectionObserver(
+    (entries) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      seen.disconnect();
+      play();
+    },
+    { threshold: 0.6 },
+  );
   if (!matchMedia("(prefers-reduced-motion: reduce)").matches) {
     slider.value = 0;
     show();
-    seen.observe(film.querySelector("svg"));
+    seen.observe(film.querySelector(".figure"));
   }
-  button.addEventListener("click", () => (seen.disconnect(), timer ? stop() : play()));
-  slider.addEventListener("input", () => (seen.disconnect(), stop(), show()));
+  button.addEventListener("click", () => {
+    seen.disconnect();
+    if (timer) stop();
+    else play();
+  });
+  slider.addEventListener("input", () => {
+    seen.disconnect();
+    stop();
+    show();
+  });
   film.querySelector(".film-controls").hidden = false;
 }
