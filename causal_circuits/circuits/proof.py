@@ -17,6 +17,7 @@ from itertools import combinations
 from math import comb
 
 import torch
+from einops import reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -24,8 +25,8 @@ from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.graph import Circuit, Edge
 from causal_circuits.discovery import holm
-from causal_circuits.statistics import upper_tail
 from causal_circuits.display import Row, table_html, table_text
+from causal_circuits.statistics import upper_tail
 
 LEVEL = 0.01
 FAITHFUL = 0.1  # how far from 1 the interval of f may reach
@@ -185,15 +186,15 @@ def prove_circuit(
             "level must lie in (0, 1), n_bootstrap be at least 1 and n_random at least 1 / level - 1 (or no rank among "
             f"random circuits could reach the level): got {level}, {n_bootstrap}, {n_random}"
         )
-    empty, full, own = model.costs(torch.stack([model.empty, model.full, mask]))
+    costs = model.costs(torch.stack([model.empty, model.full, mask]))
+    empty, full, own = costs
     at_stake = float(empty.mean() - full.mean())
     if not at_stake > 0:
         raise ValueError(
             f"nothing is at stake: the whole model costs {float(full.mean()):.4g}, nothing at all "
             f"{float(empty.mean()):.4g}; take another counterfactual or train the model"
         )
-    faithfulness = float(empty.mean() - own.mean()) / at_stake
-    interval = _bootstrap(empty, full, own, n_bootstrap, generator)
+    faithfulness, interval = _faithfulness(costs, n_bootstrap, generator)
     gaps = _completeness_gaps(model, mask, n_random, generator) / at_stake
     edges = _needed_edges(model, mask, own, level)
     rivals = _rivals(mask, n_random, generator)
@@ -224,15 +225,21 @@ def prove_circuit(
     )
 
 
-def _bootstrap(
-    empty: Tensor, full: Tensor, own: Tensor, n_bootstrap: int, generator: torch.Generator
-) -> tuple[float, float]:
-    """The 2.5% and 97.5% quantiles of faithfulness over resampled sequences."""
-    draws = torch.randint(len(own), (n_bootstrap, len(own)), generator=generator)
-    nothing, everything, circuit = (costs.cpu()[draws].mean(dim=-1) for costs in (empty, full, own))
-    f = (nothing - circuit) / (nothing - everything)
-    low, high = f.quantile(torch.tensor([0.025, 0.975], dtype=f.dtype)).tolist()
-    return low, high
+def _faithfulness(
+    costs: Float[Tensor, "3 batch"], n_bootstrap: int, generator: torch.Generator
+) -> tuple[float, tuple[float, float]]:
+    """The share of the gain that the circuit keeps, and its 2.5% and 97.5% quantiles over resampled sequences.
+
+    `costs` are those of nothing, of the whole model and of the circuit.
+    """
+
+    def share(empty: Tensor, full: Tensor, own: Tensor) -> Tensor:
+        return (empty - own) / (empty - full)
+
+    draws = torch.randint(costs.shape[1], (n_bootstrap, costs.shape[1]), generator=generator)
+    resampled = share(*reduce(costs.cpu()[:, draws], "cost draw batch -> cost draw", "mean"))
+    low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=costs.dtype)).tolist()
+    return float(share(*costs.mean(dim=-1))), (low, high)
 
 
 def _completeness_gaps(
@@ -248,20 +255,18 @@ def _needed_edges(
     model: CircuitModel, mask: Bool[Tensor, " edge"], own: Float[Tensor, " batch"], level: float
 ) -> tuple[NeededEdge, ...]:
     chosen = mask.nonzero()[:, 0].tolist()
-    one_less = mask.repeat(len(chosen), 1)
-    one_less[torch.arange(len(chosen)), chosen] = False
-    harm = model.costs(one_less) - own
+    harm = model.costs(mask & ~torch.eye(len(mask), dtype=torch.bool)[chosen]) - own
     effects, errors = harm.mean(dim=-1).tolist(), (harm.std(dim=-1) / len(own) ** 0.5).tolist()
-    p_values = holm(
-        [
-            upper_tail(effect / error) if error > 0 else float(effect <= 0)
-            for effect, error in zip(effects, errors, strict=True)
-        ]
-    )
+    p_values = holm([_p_value(effect, error) for effect, error in zip(effects, errors, strict=True)])
     return tuple(
         NeededEdge(model.edges[part], effect, error, p, p < level)
         for part, effect, error, p in zip(chosen, effects, errors, p_values, strict=True)
     )
+
+
+def _p_value(effect: float, error: float) -> float:
+    """One-sided, against no effect."""
+    return upper_tail(effect / error) if error > 0 else float(effect <= 0)
 
 
 def _rivals(mask: Bool[Tensor, " edge"], n: int, generator: torch.Generator) -> Bool[Tensor, "circuit edge"]:
@@ -269,14 +274,12 @@ def _rivals(mask: Bool[Tensor, " edge"], n: int, generator: torch.Generator) -> 
     n_edges, size = len(mask), int(mask.sum())
     own = tuple(mask.nonzero()[:, 0].tolist())
     if comb(n_edges, size) - 1 <= n:
-        chosen = [edges for edges in combinations(range(n_edges), size) if edges != own]
+        chosen = dict.fromkeys(combinations(range(n_edges), size))
     else:
-        chosen, seen = [], {own}
-        while len(chosen) < n:
-            edges = tuple(sorted(torch.randperm(n_edges, generator=generator)[:size].tolist()))
-            if edges not in seen:
-                seen.add(edges)
-                chosen.append(edges)
+        chosen = {own: None}
+        while len(chosen) <= n:
+            chosen[tuple(sorted(torch.randperm(n_edges, generator=generator)[:size].tolist()))] = None
+    chosen.pop(own)
     rivals = torch.zeros(len(chosen), n_edges, dtype=torch.bool)
     for rival, edges in zip(rivals, chosen, strict=True):
         rival[list(edges)] = True
@@ -285,30 +288,23 @@ def _rivals(mask: Bool[Tensor, " edge"], n: int, generator: torch.Generator) -> 
 
 def _faithful(faithfulness: float, interval: tuple[float, float]) -> Criterion:
     low, high = interval
-    return Criterion(
-        "faithful",
-        low >= 1 - FAITHFUL and high <= 1 + FAITHFUL,
-        f"it keeps {faithfulness:.3f} of the gain (95% interval {low:.3f} to {high:.3f}; 1 +- {FAITHFUL} passes)",
-    )
+    reason = f"it keeps {faithfulness:.3f} of the gain (95% interval {low:.3f} to {high:.3f}; 1 +- {FAITHFUL} passes)"
+    return Criterion("faithful", low >= 1 - FAITHFUL and high <= 1 + FAITHFUL, reason)
 
 
 def _complete(gaps: Float[Tensor, " knock_out"]) -> Criterion:
-    return Criterion(
-        "complete",
-        float(gaps.mean()) <= COMPLETE,
-        f"knocked out alike, circuit and model differ by {float(gaps.mean()):.3f} of the gain on average over "
-        f"{len(gaps)} random knock-outs ({float(gaps.max()):.3f} at most among them; a mean of {COMPLETE} is allowed)",
+    mean, worst = float(gaps.mean()), float(gaps.max())
+    reason = (
+        f"knocked out alike, circuit and model differ by {mean:.3f} of the gain on average over {len(gaps)} random "
+        f"knock-outs ({worst:.3f} at most among them; a mean of {COMPLETE} is allowed)"
     )
+    return Criterion("complete", mean <= COMPLETE, reason)
 
 
 def _minimal(edges: tuple[NeededEdge, ...], level: float) -> Criterion:
     idle = [" -> ".join(edge.edge) for edge in edges if not edge.needed]
-    return Criterion(
-        "minimal",
-        not idle,
-        f"{len(edges) - len(idle)} of {len(edges)} edges are needed (Holm, level {level})"
-        + (f"; not shown for {', '.join(idle)}" if idle else ""),
-    )
+    reason = f"{len(edges) - len(idle)} of {len(edges)} edges are needed (Holm, level {level})"
+    return Criterion("minimal", not idle, reason + (f"; not shown for {', '.join(idle)}" if idle else ""))
 
 
 def _sufficient(p: float, floor: float, n_tried: int, n_rivals: int, level: float) -> Criterion:
@@ -321,8 +317,7 @@ def _sufficient(p: float, floor: float, n_tried: int, n_rivals: int, level: floa
         )
         return Criterion("sufficient", False, reason, False)
     which = f"all {n_rivals}" if n_tried == n_rivals else f"{n_tried} of {n_rivals:,}"
-    return Criterion(
-        "sufficient",
-        p <= level,
-        f"against {which} other circuits of its size p = {p:.3g} (so many allow {floor:.3g} at least; {level} passes)",
+    reason = (
+        f"against {which} other circuits of its size p = {p:.3g} (so many allow {floor:.3g} at least; {level} passes)"
     )
+    return Criterion("sufficient", p <= level, reason)

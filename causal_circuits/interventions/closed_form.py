@@ -13,10 +13,11 @@ sums for each entry and sequence, where a forward pass needs thousands.
 """
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causal_circuits.models import HookedTransformer, has_layout, layout_of
+from causal_circuits.models import HookedTransformer, has_layout, layout_of, log_probs
 from causal_circuits.models.acceptance import takes_fast_forward
 
 
@@ -37,9 +38,15 @@ class ChangedRows:
 
     def __init__(self, model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> None:
         self.layout, width = layout_of(model), layout_of(model).width(1)
-        _, cache = model.run_with_cache(tokens, names_filter="blocks.1.hook_resid_pre")
-        self.residual = cache["blocks.1.hook_resid_pre"][..., :width]  # what layer 1 reads
-        self.embedding = self.residual[..., : self.layout.d_block]
+        one_hot = torch.nn.functional.one_hot(tokens, self.layout.d_vocab).to(model.W_U.dtype)
+        names = repeat(torch.eye(self.layout.n_ctx).to(one_hot), "pos name -> batch pos name", batch=len(tokens))
+        self.embedding = torch.cat([one_hot, names], dim=-1)
+        patterns: list[Tensor] = []
+        with model.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", lambda pattern, hook: patterns.append(pattern))]):
+            log_probs(model, tokens)
+        copied = patterns[0][:, : self.layout.n_heads[0]] @ self.embedding[:, None]
+        copies = rearrange(copied, "batch head pos d_block -> batch pos (head d_block)")
+        self.residual = torch.cat([self.embedding, copies], dim=-1)  # what layer 1 reads
         self.attention = list(model.blocks[1].attn.W_Q.detach()[: self.layout.n_heads[1], :width, :width])
         direct, *self.readout = model.W_U.detach()[: width * (1 + len(self.attention))].split(width)
         self.direct_readout, self.direct = direct, self.residual[:, -1] @ direct + model.b_U.detach()
