@@ -43,7 +43,6 @@ ALLOWED: dict[str, set[str]] = {
         "recording",
         "training",
         "interventions",
-        "discovery",
         "statistics",
         "storage",
     },

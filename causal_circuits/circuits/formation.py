@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,6 +31,7 @@ from causal_circuits.information import chi_squared_information, score_gradient_
 from causal_circuits.interventions import KnockOut, Metric, knock_out_edges
 from causal_circuits.models import HookedTransformer
 from causal_circuits.recording import RecordAt, TrainingRecord
+from causal_circuits.statistics import rank_correlation
 from causal_circuits.tasks import Batch, InContextTask
 from causal_circuits.training import TrainConfig, train_ensemble
 
@@ -104,7 +104,7 @@ class Formation:
         """
         late = self.causal_onset.double()
         formed = ~late.isnan()
-        return _rank_correlation(self.pull[formed].numpy(), -late[formed].numpy())
+        return rank_correlation(self.pull[formed].numpy(), -late[formed].numpy())
 
 
 @check_arguments
@@ -190,10 +190,3 @@ def _joined(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     columns = {name: [state[name] for state in states] for name in states[0]}
     joined = {name: torch.stack(of) if isinstance(of[0], Tensor) else tuple(of) for name, of in columns.items()}
     return joined | {"metric": columns["metric"][0]}
-
-
-def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's, ties sharing their mean rank; NaN where there is nothing to order, or a value is NaN."""
-    ranks = [(v[:, None] > v).sum(axis=1) + 0.5 * (v[:, None] == v).sum(axis=1) for v in (x, y)]
-    orderable = len(x) > 1 and all(rank.std() > 0 for rank in ranks) and not np.isnan([*x, *y]).any()
-    return float(np.corrcoef(*ranks)[0, 1]) if orderable else float("nan")

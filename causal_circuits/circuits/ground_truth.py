@@ -14,6 +14,7 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import attention_cells, has_query, n_ctx_of
+from causal_circuits.statistics import auroc
 
 
 @check_arguments
@@ -31,9 +32,7 @@ class GraphScores:
             no edges, because a root's token tells about the kernel too.
         n_edges: edges.
 
-    >>> import torch
     >>> from causal_circuits import chain_graph
-    >>> from causal_circuits.circuits import score_against_graph
     >>> score_against_graph(torch.ones(4, 4), chain_graph(4)).auroc  # all the same: a toss-up
     0.5
     """
@@ -52,8 +51,8 @@ def score_against_graph(
 ) -> GraphScores:
     """Hold scores of layer 0's entries to the graph; several heads count by their largest score.
 
-    The entries are those a layer could need: all causal ones, less the query's row where there is a query, whose
-    attention answers to nothing. Without a query the last row stands for the target's parents (`attention_cells`).
+    The entries are those a layer could need: all causal ones, less the query's row where there is a query, which no
+    edge constrains. Without a query the last row stands for the target's parents (`attention_cells`).
 
     Which effects to score depends on the question. By "loss" an entry matters if it is of *use*; that is what tells a
     trained model's edges from the entries in roots' rows, but an effect has a sampling error: a planted chain's edge at
@@ -102,21 +101,6 @@ def edge_cells(graph: nx.DiGraph) -> tuple[Bool[Tensor, "query_pos key_pos"], Bo
     return is_edge, counted
 
 
-def auroc(values: Float[np.ndarray, " entry"], truth: Bool[np.ndarray, " entry"]) -> float:
-    """The probability that a true entry scores above another, ties counting half.
-
-    NaN if one kind is missing, or a score is NaN.
-
-    >>> auroc(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
-    0.5
-    """
-    yes, no = np.sort(values[truth]), np.sort(values[~truth])
-    if not len(yes) or not len(no) or np.isnan(values).any():
-        return float("nan")
-    below, up_to = np.searchsorted(no, yes, side="left"), np.searchsorted(no, yes, side="right")
-    return float((below + up_to).mean() / (2 * len(no)))
-
-
 def average_precision(values: Float[np.ndarray, " entry"], truth: Bool[np.ndarray, " entry"]) -> float:
     """Precision averaged over true entries, from the highest score down; entries of equal score come in one step.
 
@@ -127,11 +111,10 @@ def average_precision(values: Float[np.ndarray, " entry"], truth: Bool[np.ndarra
     """
     if np.isnan(values).any():
         return float("nan")
-    levels = np.unique(values)[::-1]
-    taken = np.array([(values >= level).sum() for level in levels])
-    hits = np.array([truth[values >= level].sum() for level in levels])
-    gained = np.diff(hits, prepend=0)
-    return float((gained * hits / taken).sum() / truth.sum())
+    order = np.argsort(-values)
+    last_of_tie = np.append(np.diff(values[order]) != 0, True)
+    hits, taken = truth[order].cumsum()[last_of_tie], np.arange(1, len(values) + 1)[last_of_tie]
+    return float((np.diff(hits, prepend=0) * hits / taken).sum() / truth.sum())
 
 
 def _hamming_distance(values: np.ndarray, truth: np.ndarray) -> float:

@@ -24,9 +24,8 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.graph import Circuit, Edge
-from causal_circuits.discovery import holm
 from causal_circuits.display import Row, table_html, table_text
-from causal_circuits.statistics import upper_tail
+from causal_circuits.statistics import holm, upper_tail
 
 LEVEL = 0.01
 FAITHFUL = 0.1  # how far from 1 the interval of f may reach
