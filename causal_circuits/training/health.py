@@ -35,7 +35,7 @@ FORMED = 0.5
 
 
 class DivergenceError(FloatingPointError):
-    """The loss or a gradient of a training step is no longer a number.
+    """The loss or a gradient of a training step is non-finite.
 
     Attributes:
         step: at which it happened; so many optimiser steps were done before.
@@ -93,7 +93,7 @@ ADVICE = {
     "falls": "",
     "converged": "",
     "too short": "",
-    "plateau": "the loss never left its start: raise the learning rate, start from a warm layer 2 "
+    "plateau": "the loss never left its start: raise the learning rate, start from a warm layer 1 "
     "(TrainConfig.warm()), or train longer",
     "diverges": "the loss ends above its start: lower the learning rate (a third is a good first try), or give the "
     'last stage schedule="cosine"',
@@ -103,7 +103,7 @@ ADVICE = {
     "weights that the training begins with",
     "non-finite": "the loss is non-finite: lower the learning rate",
     "unigram": "the loss stays at that of the best unigram, token frequencies without the graph: train longer, raise "
-    "the learning rate, or start from a warm layer 2 (TrainConfig.warm())",
+    "the learning rate, or start from a warm layer 1 (TrainConfig.warm())",
 }
 
 
@@ -205,7 +205,7 @@ def _against_lines(
 def _final_attention(
     record: TrainingRecord, task: InContextTask, batch: Batch, model: HookedTransformer | None
 ) -> Float[Tensor, "head_index query_pos key_pos"] | None:
-    """Layer 0's mean attention after the last step, or None if nobody looked."""
+    """Layer 0's mean attention after the last step, or None if it was not recorded."""
     if model is not None:
         check_model(model, task.d_vocab, task.n_ctx)
         with watch_attention(model, layers=[0]) as watched:

@@ -59,7 +59,7 @@ def train(
         ValueError: model and task do not fit, a stage names an unknown parameter, or another process trains in the
             folder of `checkpoints` or `record`.
         CheckpointError: the folder holds checkpoints of another run.
-        DivergenceError: the loss or a gradient is no longer a number; it names the step and what to try.
+        DivergenceError: the loss or a gradient is non-finite; it names the step and what to try.
         TrainingPaused: the minutes of `checkpoints` are over.
         OSError: a checkpoint cannot be written; those that were there are unharmed.
 

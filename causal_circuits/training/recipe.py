@@ -90,9 +90,9 @@ class TrainConfig:
     Args:
         stages: one after the other; the default trains everything, first with SGD, then with Adam.
         batch_size: fresh sequences a step.
-        warm_start: scale of the identity blocks that layer 2 and W_U are given before the first step (beta0 of
-            Algorithm 1): it writes in that layer 2 looks for the query's token among the copied ones and that W_U
-            reads the attended token, so only layer 1 is left to be found. It overwrites those blocks. The default,
+        warm_start: scale of the identity blocks that layer 1 and W_U are given before the first step (beta0 of
+            Algorithm 1): it writes in that layer 1 looks for the query's token among the copied ones and that W_U
+            reads the attended token, so only layer 0 is left to be found. It overwrites those blocks. The default,
             None, leaves the model as it comes: zero if new, or as an earlier training left it.
         seed: of the data: one long stream of sequences, kept apart from whatever `Task.sample` is asked
             for; step s trains on its sequences s batch_size, ..., whatever the path and the number of threads.
@@ -133,9 +133,9 @@ class TrainConfig:
 
     @classmethod
     def warm(cls, steps: int = 2000, scale: float = 4.0, **kwargs: object) -> "TrainConfig":
-        """From a warm start, faster than from zero: layer 2's match and the read-out are written in, not learned.
+        """From a warm start, faster than from zero: layer 1's match and the read-out are written in, not learned.
 
-        Before the first step `warm_start` sets them to `scale` times the identity; layer 1's attention is then trained
+        Before the first step `warm_start` sets them to `scale` times the identity; layer 0's attention is then trained
         alone (at most 100 steps), which finds the graph, and everything together afterwards.
 
         >>> config = TrainConfig.warm(2000)
@@ -150,7 +150,7 @@ class TrainConfig:
 
     @classmethod
     def two_stage(cls, first: int = 100, second: int = 1400, **kwargs: object) -> "TrainConfig":
-        """Algorithm 1: layer 1's attention alone, then layer 2 (and W_U) alone; `warm_start` 1 writes in beta0 I."""
+        """Algorithm 1: layer 0's attention alone, then layer 1 (and W_U) alone; `warm_start` 1 writes in beta0 I."""
         rest = ("W_Q.1", "W_U")
         stages = (Stage(first, 0.3, train=("W_Q.0",)), Stage(second, 0.03, train=rest, schedule="cosine"))
         return cls(stages=stages, **{"warm_start": 1.0, **kwargs})  # type: ignore[arg-type]
