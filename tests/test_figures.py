@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import causal_circuits as cc
 from causal_circuits import figures
@@ -63,9 +64,10 @@ def arcs(ax: Axes, name: str) -> set[tuple[int, int]]:
 
 
 def text_boxes(ax: Axes, words: list[str]) -> list[object]:
+    """The boxes of the words themselves, without the thin lines to what they name."""
     figure = figures_figure(ax)
     figure.draw_without_rendering()
-    return [text.get_window_extent() for text in ax.texts if any(word in text.get_text() for word in words)]
+    return [Text.get_window_extent(text) for text in ax.texts if any(word in text.get_text() for word in words)]
 
 
 def figures_figure(ax: Axes) -> Figure:
@@ -149,7 +151,9 @@ def test_gradient_points_are_the_strict_lower_triangle(fork: nx.DiGraph) -> None
 def test_loss_labels_name_every_line_and_do_not_overlap(record: cc.TrainingRecord) -> None:
     ax = figures.plot_loss(record, {**REFERENCES, "not known": float("nan")}, test_loss=1.9064)
     labels = [text.get_text() for text in ax.texts]
-    assert labels == [f"{name} {value:.3f}" for name, value in REFERENCES.items()] + ["test loss 1.906"]
+    named = [f"{name} {value:.3f}" for name, value in REFERENCES.items()]
+    assert labels == [f"{named[0]} (below)", *named[1:], "test loss 1.906"]  # the floor would squash all others
+    assert ax.get_ylim()[0] > 1.8
     levels = sorted(line.get_ydata()[0] for line in ax.lines if len(line.get_ydata()) == 2)
     assert levels == pytest.approx(sorted(REFERENCES.values()))
     boxes = text_boxes(ax, list(REFERENCES))

@@ -31,7 +31,8 @@ def plot_loss(
 ) -> Axes:
     """The training loss of every step, and each reference as a horizontal line with its name and value beside it.
 
-    Labels of lines that lie close together are moved apart, each joined to its line. The x axis is logarithmic: step s
+    Labels of lines that lie close together are moved apart, each joined to its line; a line far below all losses (the
+    entropy floor) is named at the bottom. The x axis is logarithmic: step s
     (counted from 1) is where most of the story of the first hundred steps can be seen.
 
     Args:
@@ -64,7 +65,7 @@ def plot_loss(
         ax.plot(steps[-1:], [test_loss], "D", color=MODEL, markersize=6, clip_on=False, zorder=4, label="test loss")
     log_steps(ax, "training step (log scale)")
     ax.set_xlim(1, max(len(losses), 2))
-    _set_loss_limits(ax, np.concatenate([smooth, list(levels.values())]))
+    _set_loss_limits(ax, smooth, list(levels.values()))
     _label_levels(ax, levels)
     ax.set_ylabel("cross-entropy (nats)")
     ax.legend(loc="best", facecolor="white", edgecolor="none", framealpha=0.9, fontsize=SMALL)
@@ -96,8 +97,13 @@ def _running_mean(losses: np.ndarray) -> np.ndarray:
     return (total[end] - total[end - width]) / width
 
 
-def _set_loss_limits(ax: Axes, values: np.ndarray) -> None:
+def _set_loss_limits(ax: Axes, losses: np.ndarray, levels: list[float]) -> None:
+    """Around the losses and the levels; a level far below all losses would squash what matters, and is only named."""
+    values = np.concatenate([losses, levels])
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+    if losses.size:
+        lowest = float(losses.min())
+        low = float(values[values >= lowest - 0.5 * (high - lowest)].min())
     margin = 0.04 * (high - low) or 0.1
     ax.set_ylim(low - margin, high + margin)
 
@@ -110,8 +116,8 @@ def _label_levels(ax: Axes, levels: dict[str, float]) -> None:
     places = dodge([(value - low) / (high - low) for value in levels.values()], gap, 0.0, 1.0)
     for (name, value), place in zip(levels.items(), places, strict=True):
         ax.annotate(
-            f"{name} {value:.3f}",
-            xy=(1.0, value),
+            f"{name} {value:.3f}" + (" (below)" if value < low else ""),
+            xy=(1.0, max(value, low)),
             xycoords=("axes fraction", "data"),
             xytext=(1.05, place),
             textcoords="axes fraction",
@@ -119,5 +125,12 @@ def _label_levels(ax: Axes, levels: dict[str, float]) -> None:
             fontsize=SMALL,
             fontweight="bold" if name == "test loss" else "normal",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": GREY, "shrinkA": 1, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "linewidth": 0.6,
+                "color": GREY,
+                "shrinkA": 1,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
         )
