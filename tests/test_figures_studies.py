@@ -66,20 +66,21 @@ def blocks(matrix: torch.Tensor) -> figures.WeightBlocks:
 
 
 def test_every_slot_is_named_at_its_middle_and_bounded():
-    ax = figures.plot_weight_blocks(blocks(torch.arange(30.0).reshape(5, 6) - 10))
+    ax = figures.plot_weight_panels([blocks(torch.arange(30.0).reshape(5, 6) - 10)]).axes[0]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["token", "position", "copy"]
     assert list(ax.get_yticks()) == [0.5, 3.0]
     assert sorted(line.get_xdata()[0] for line in ax.lines if line.get_xdata()[0] > 1) == [1.5, 4.5]
 
 
 def test_the_scale_is_symmetric_about_zero():
-    image = figures.plot_weight_blocks(blocks(torch.full((5, 6), -2.0))).images[0]
-    assert image.get_clim() == (-2.0, 2.0)
-    assert figures.plot_weight_blocks(blocks(torch.zeros(5, 6))).images[0].get_clim() == (-1.0, 1.0)
+    figure = figures.plot_weight_panels([blocks(torch.full((5, 6), -2.0)), blocks(torch.zeros(5, 6))])
+    assert [ax.images[0].get_clim() for ax in figure.axes[:2]] == [(-2.0, 2.0), (-1.0, 1.0)]
 
 
 def test_slots_must_cover_the_matrix():
-    assert_refused(lambda: figures.plot_weight_blocks(blocks(torch.zeros(5, 5))), "slots of (5, 6), a matrix of (5, 5)")
+    assert_refused(
+        lambda: figures.plot_weight_panels([blocks(torch.zeros(5, 5))]), "slots of (5, 6), a matrix of (5, 5)"
+    )
 
 
 def test_panels_and_patterns_stand_side_by_side(fork):

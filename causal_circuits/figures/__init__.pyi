@@ -39,5 +39,4 @@ from .training import plot_formation as plot_formation
 from .training import plot_onsets as plot_onsets
 from .training import plot_phases as plot_phases
 from .weights import WeightBlocks as WeightBlocks
-from .weights import plot_weight_blocks as plot_weight_blocks
 from .weights import plot_weight_panels as plot_weight_panels

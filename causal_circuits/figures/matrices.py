@@ -174,8 +174,6 @@ def _frames(
     record: TrainingRecord, layer: int, head: int, n_frames: int, quantity: str
 ) -> list[tuple[int, np.ndarray]]:
     """(step, [n_ctx, n_ctx]) of the chosen records."""
-    if quantity not in ("attention", "score_gradients"):
-        raise ValueError(f"quantity must be 'attention' or 'score_gradients': got {quantity!r}")
     recorded = record.of_layer(quantity, layer)
     if n_frames < 1:
         raise ValueError(f"a film strip needs at least 1 frame: got n_frames={n_frames}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.matrices import DIVERGING
-from causal_circuits.figures.style import BLACK, SMALL, new_axes, new_grid, to_numpy
+from causal_circuits.figures.style import BLACK, SMALL, new_grid, to_numpy
 
 SlotSizes = Sequence[tuple[str, int]]
 
@@ -43,15 +43,26 @@ class WeightBlocks:
 
 
 @check_arguments
-def plot_weight_blocks(blocks: WeightBlocks, ax: Axes | None = None) -> Axes:
-    """A heat map, white at zero, with a line between neighbouring slots and each slot's name at its middle.
+def plot_weight_panels(panels: Sequence[WeightBlocks], n_columns: int = 2) -> Figure:
+    """Weight matrices side by side, each on its own scale, white at zero, with lines between slots.
 
     >>> import numpy as np
     >>> slots = [("token", 2), ("position", 3)]
-    >>> plot_weight_blocks(WeightBlocks("A1", np.eye(5), rows=slots, columns=slots)).get_title()
-    'A1'
+    >>> panels = [WeightBlocks(name, np.eye(5), rows=slots, columns=slots) for name in ("A1", "A2")]
+    >>> [ax.get_title() for ax in plot_weight_panels(panels).axes][:2]
+    ['A1', 'A2']
     """
-    ax = new_axes(ax, 5.6, 4.8)
+    if not panels:
+        raise ValueError("panels of weights need at least one matrix: got none")
+    if not 1 <= n_columns <= 100:
+        raise ValueError(f"n_columns must lie in 1 .. 100: got {n_columns}")
+    figure, axes = new_grid(len(panels), n_columns, 5.6, 4.8)
+    for ax, panel in zip(axes, panels, strict=True):
+        _plot_blocks(panel, ax)
+    return figure
+
+
+def _plot_blocks(blocks: WeightBlocks, ax: Axes) -> None:
     values = to_numpy(blocks.matrix)
     sizes = tuple(sum(size for _, size in slots) for slots in (blocks.rows, blocks.columns))
     if values.shape != sizes:
@@ -78,24 +89,3 @@ def plot_weight_blocks(blocks: WeightBlocks, ax: Axes | None = None) -> Axes:
     figure = ax.get_figure()
     if figure is not None:
         figure.colorbar(image, ax=ax, label="weight", fraction=0.046, pad=0.03)
-    return ax
-
-
-@check_arguments
-def plot_weight_panels(panels: Sequence[WeightBlocks], n_columns: int = 2) -> Figure:
-    """Several weight matrices side by side, each on its own scale.
-
-    >>> import numpy as np
-    >>> slots = [("token", 2), ("position", 3)]
-    >>> panels = [WeightBlocks(name, np.eye(5), rows=slots, columns=slots) for name in ("A1", "A2")]
-    >>> [ax.get_title() for ax in plot_weight_panels(panels).axes][:2]
-    ['A1', 'A2']
-    """
-    if not panels:
-        raise ValueError("panels of weights need at least one matrix: got none")
-    if not 1 <= n_columns <= 100:
-        raise ValueError(f"n_columns must lie in 1 .. 100: got {n_columns}")
-    figure, axes = new_grid(len(panels), n_columns, 5.6, 4.8)
-    for ax, panel in zip(axes, panels, strict=True):
-        plot_weight_blocks(panel, ax=ax)
-    return figure

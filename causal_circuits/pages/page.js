@@ -6,6 +6,7 @@ const reach = () => {
 };
 addEventListener("load", reach);
 addEventListener("resize", reach);
+addEventListener("toggle", reach, true); // a table that has just been unfolded
 
 // Folded tables are printed too.
 addEventListener("beforeprint", () => {
