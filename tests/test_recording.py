@@ -216,37 +216,21 @@ def test_recorded_weight_gradients_are_those_of_a_pattern_that_is_a_leaf(
     assert_close(recorded.weight_gradients[0], -leaf.grad.sum(dim=0).tril(), 1e-5)
 
 
-def test_recorded_weight_gradients_of_the_reduced_model_are_what_information_predicts() -> None:
-    task = cc.InContextTask(cc.random_forest(8, seed=2), d_vocab=3)
-    batch, beta0 = task.sample(200, seed=1).to("cpu", torch.float64), 1e-5
-    model = cc.warm_start(cc.reduced_transformer(3, 8, dtype=torch.float64), beta0)
-    recorded = cc.take_snapshot(model, batch, record=cc.RecordAt(weight_gradients=True)).weight_gradients[0, 0]
-    closed = cc.measured_gradient(batch.tokens, batch.target_probs)
-    assert_close(recorded * 3 * 8 / beta0, closed.value, 1e-3)
-    in_nats = cc.measured_gradient(batch.tokens, batch.target_probs, beta0=beta0)
-    assert_close(recorded, in_nats.value, 1e-3)
-    assert_close(in_nats.standard_error * 3 * 8 / beta0, closed.standard_error, 1e-12)
-
-
-def test_weight_gradients_are_recorded_in_training_kept_and_joined(tmp_path: Path) -> None:
+def test_weight_gradients_are_recorded_in_training_and_kept(tmp_path: Path) -> None:
     task, config = cc.InContextTask(cc.chain_graph(6), d_vocab=4), cc.TrainConfig.joint(4, 0.1, batch_size=8)
-    what = cc.RecordAt.every(2, until=4, layers=(0,), weight_gradients=True)
-    record = cc.train(cc.disentangled_transformer(4, 6), task, config, record=what, progress=False)
-    assert record.weight_gradients.shape == record.score_gradients.shape == (3, 1, 1, 6, 6)
-    weights, patterns = record.weight_gradients.abs(), record.attention
-    assert (weights.triu(1) == 0).all()
-    assert weights.max() > 0
-    assert patterns.shape == weights.shape
-    again = cc.TrainingRecord.load(record.save(tmp_path))
-    assert torch.equal(again.weight_gradients, record.weight_gradients)
-    plain = cc.train(
-        cc.disentangled_transformer(4, 6), task, config, record=cc.RecordAt.every(2, until=4), progress=False
+    kinds = {"layers": (0,), "weight_gradients": True}, {"layers": (0, 1), "weight_gradients": True}, {}
+    one, both, without = (
+        cc.train(cc.disentangled_transformer(4, 6), task, config, record=cc.RecordAt.every(2, until=4, **kind))
+        for kind in kinds
     )
-    assert plain.weight_gradients is None
-    by_hooks = cc.RecordAt.every(2, until=4, layers=(0, 1), weight_gradients=True)
-    slow = cc.train(cc.disentangled_transformer(4, 6), task, config, record=by_hooks, progress=False)
-    assert_close(record.weight_gradients, slow.weight_gradients[:, :1], 1e-5)
-    assert_close(plain.score_gradients[:, :1], record.score_gradients, 1e-5)
+    assert one.weight_gradients.shape == one.score_gradients.shape == (3, 1, 1, 6, 6)
+    assert (one.weight_gradients.triu(1) == 0).all()
+    assert one.weight_gradients.abs().max() > 0
+    assert_close(one.weight_gradients, both.weight_gradients[:, :1], 1e-5)
+    assert without.weight_gradients is None
+    assert_close(without.score_gradients[:, :1], one.score_gradients, 1e-5)
+    again = cc.TrainingRecord.load(one.save(tmp_path))
+    assert torch.equal(again.weight_gradients, one.weight_gradients)
 
 
 # ---- layers keep their numbers
@@ -377,8 +361,10 @@ def test_recorded_and_measured_gradients_have_one_sign_and_with_beta0_one_unit()
         record=cc.RecordAt((0,), weight_gradients=True),
     )
     for of, found in (("scores", "score_gradients"), ("weights", "weight_gradients")):
-        measured = cc.measured_gradient(batch.tokens, batch.target_probs, of, beta0=beta0).value
-        assert_close(getattr(snapshot, found)[0, 0], measured, 1e-3)
+        in_nats, of_one = (cc.measured_gradient(batch.tokens, batch.target_probs, of, beta0=b) for b in (beta0, None))
+        assert_close(getattr(snapshot, found)[0, 0], in_nats.value, 1e-3)
+        assert_close(in_nats.value * 3 * 12 / beta0, of_one.value, 1e-12)
+        assert_close(in_nats.standard_error * 3 * 12 / beta0, of_one.standard_error, 1e-12)
         compared = cc.compare_gradient(
             getattr(record, found)[0, 0, 0], cc.predicted_gradient(task).value, task.graph, of=of
         )

@@ -34,15 +34,6 @@ def trained(
 # ---- learning
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_the_loss_falls(chain_task: cc.InContextTask, optimizer: str) -> None:
-    rate = 5.0 if optimizer == "sgd" else 0.05
-    config = cc.TrainConfig.joint(60, rate, optimizer=optimizer, batch_size=256)
-    record = cc.train(cc.disentangled_transformer(4, 6), chain_task, config, progress=False)
-    assert record.losses[-10:].mean() < record.losses[:3].mean() - 0.02
-    assert record.recorded_losses[-1] < record.recorded_losses[0]
-
-
 def test_the_default_recipe_finds_a_small_forest_from_zero() -> None:
     task = cc.InContextTask(cc.random_forest(8, 0.4, seed=7), d_vocab=3, alpha=0.1)
     seen: dict[int, float] = {}
@@ -211,24 +202,14 @@ def test_a_stage_moves_only_its_parameters(chain_task: cc.InContextTask, names: 
 
 
 def test_stages_follow_one_another(chain_task: cc.InContextTask) -> None:
+    """The first stage alone gives layer 0 the weights that it has after both; the second moves W_U."""
     stages = (cc.Stage(4, 0.1, train=("W_Q.0",)), cc.Stage(4, 0.1, train=("W_U",)))
-    config = cc.TrainConfig(stages=stages, batch_size=32, warm_start=4.0)
-    record = cc.train(
-        cc.disentangled_transformer(4, 6), chain_task, config, record=cc.RecordAt.every(1, 8), progress=False
-    )
-    changes = record.attention[:, 0, 0].diff(dim=0).abs().amax(dim=(1, 2))
-    assert (changes[:4] > 1e-3).all()
-    whole = cc.disentangled_transformer(4, 6)
-    cc.train(whole, chain_task, config, record=NOTHING, progress=False)
-    first = cc.disentangled_transformer(4, 6)
-    cc.train(
-        first,
-        chain_task,
-        cc.TrainConfig(stages=stages[:1], batch_size=32, warm_start=4.0),
-        record=NOTHING,
-        progress=False,
-    )
-    assert torch.equal(whole.blocks[0].attn.W_Q, first.blocks[0].attn.W_Q), "the second stage moved the first's weights"
+    both, first = (trained(chain_task, cc.TrainConfig(stages[:n], batch_size=32), (1, 1)) for n in (2, 1))
+    untrained = cc.disentangled_transformer(4, 6, init_scale=0.1, seed=7)
+    assert torch.equal(both.blocks[0].attn.W_Q, first.blocks[0].attn.W_Q)
+    assert not torch.equal(first.blocks[0].attn.W_Q, untrained.blocks[0].attn.W_Q)
+    assert torch.equal(first.W_U, untrained.W_U)
+    assert not torch.equal(both.W_U, first.W_U)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -260,35 +241,6 @@ def test_what_the_user_freezes_stays(chain_task: cc.InContextTask, name: str) ->
     cc.train(model, chain_task, cc.TrainConfig.joint(3, 0.1, batch_size=16, warm_start=None), progress=False)
     assert torch.equal(frozen, before)
     assert set(trainable_parameters(model)) == {"W_Q.0", "W_Q.1", "W_U"} - {name}
-
-
-def test_schedules_end_where_they_should(chain_task: cc.InContextTask) -> None:
-    """The tenth of ten steps has a tenth of the rate left if linear, and (1 + cos(.9 pi)) / 2 if cosine."""
-    for schedule, last in (("constant", 1.0), ("linear", 0.1), ("cosine", 0.024472)):
-        model = cc.disentangled_transformer(4, 6, dtype=torch.float64)
-        stage = cc.Stage(10, 1e-3, train=("W_U",), optimizer="sgd", schedule=schedule)
-        sizes = step_sizes(model, chain_task, stage)
-        assert len(sizes) == 10
-        assert sizes[0] == pytest.approx(1e-3)
-        assert sizes[-1] == pytest.approx(last * 1e-3, rel=1e-3)
-
-
-def step_sizes(model: HookedTransformer, task: cc.InContextTask, stage: cc.Stage) -> list[float]:
-    """The learning rate of every step, seen as movement divided by gradient."""
-    sizes: list[float] = []
-
-    def step(optimizer: torch.optim.SGD) -> None:
-        parameter = optimizer.param_groups[0]["params"][0]
-        before = parameter.detach().clone()
-        original(optimizer)
-        sizes.append(float((before - parameter.detach()).norm() / parameter.grad.norm()))
-
-    config = cc.TrainConfig(stages=(stage,), batch_size=32, warm_start=1.0)
-    with pytest.MonkeyPatch.context() as patch:
-        original = torch.optim.SGD.step
-        patch.setattr(torch.optim.SGD, "step", step)
-        cc.train(model, task, config, record=NOTHING, progress=False)
-    return sizes
 
 
 # ---- losses
@@ -370,19 +322,24 @@ def test_everything_works_without_the_core() -> None:
 # ---- ordinary transformers
 
 
-def test_an_ordinary_transformer_trains_as_torch_would(chain_task: cc.InContextTask) -> None:
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD])
+def test_an_ordinary_transformer_trains_as_torch_would(
+    chain_task: cc.InContextTask, optimizer: type[torch.optim.Optimizer], schedule: str
+) -> None:
     model, other = (cc.ordinary_transformer(4, 6, d_model=5, dtype=torch.float64) for _ in range(2))
-    stage = cc.Stage(5, 0.01, optimizer="adamw", schedule="cosine", weight_decay=0.1)
-    cc.train(model, chain_task, cc.TrainConfig((stage,), batch_size=16, warm_start=None, seed=1), record=NOTHING)
-    optimizer = torch.optim.AdamW(other.parameters(), lr=1.0, weight_decay=0.1)
+    stage = cc.Stage(5, 0.01, None, optimizer.__name__.lower(), schedule, 0.1)
+    cc.train(model, chain_task, cc.TrainConfig((stage,), batch_size=16, seed=1), record=NOTHING)
+    by_hand = optimizer(other.parameters(), lr=1.0, weight_decay=0.1)
     for step in range(5):
         batch = chain_task.draws((1, TRAINING_STREAM), 16 * step, 16).to("cpu", torch.float64)
-        optimizer.zero_grad()
+        by_hand.zero_grad()
         (-(batch.target_probs * other(batch.tokens)[:, -1].log_softmax(-1)).sum(-1).mean()).backward()
-        optimizer.param_groups[0]["lr"] = 0.005 * (1 + math.cos(math.pi * step / 5))
-        optimizer.step()
+        left = {"constant": 1.0, "linear": 1 - step / 5, "cosine": (1 + math.cos(math.pi * step / 5)) / 2}
+        by_hand.param_groups[0]["lr"] = 0.01 * left[schedule]
+        by_hand.step()
     for name, parameter in other.named_parameters():
-        if name != "blocks.1.attn.b_K":  # has no effect; its gradient there is rounding
+        if not name.endswith("b_K"):  # has no effect; its gradient is rounding
             assert torch.allclose(dict(model.named_parameters())[name], parameter, atol=1e-6), name
 
 
