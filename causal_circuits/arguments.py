@@ -55,8 +55,7 @@ class ArgumentError(TypeError, ValueError):
     """An argument is not of the type that its function takes."""
 
 
-class _Misfit(Exception):
-    """A value neither is nor can be converted to what an annotation asks for."""
+_MISFIT = object()  # what a value becomes that neither is nor can be converted to what an annotation asks for
 
 
 def check_arguments(function: F) -> F:
@@ -109,10 +108,9 @@ def _checked(function: Any, label: str) -> Any:
 @no_type_check
 def _take(label: str, name: str, hint: Any, given: Mapping[str, Any]) -> Any:
     """An argument as it is handed on, or an ArgumentError."""
-    try:
-        value = _convert(given[name], hint)
-    except _Misfit:
-        raise ArgumentError(f"{label}: {_explain(name, hint, given)}") from None
+    value = _convert(given[name], hint)
+    if value is _MISFIT:
+        raise ArgumentError(f"{label}: {_explain(name, hint, given)}")
     if name == "seed" and isinstance(value, int) and value < 0:
         raise ArgumentError(f"{label}: seed must be a non-negative integer: got {value}")
     if name == "chunk" and value < 1:
@@ -122,39 +120,24 @@ def _take(label: str, name: str, hint: Any, given: Mapping[str, Any]) -> Any:
 
 @no_type_check
 def _convert(value: Any, hint: Any) -> Any:
-    """The value as `hint` asks for it, the very same object where it fits already; a _Misfit if it cannot be."""
+    """The value as `hint` asks for it, the very same object where it fits already; _MISFIT if it cannot be."""
     if type(value) is hint:
         return value
     origin = get_origin(hint) or hint
-    if origin in (Union, UnionType):
-        return _convert_to_one(value, get_args(hint))
+    if origin in (Union, UnionType):  # the first option that fits as it is; failing that, the first to convert to
+        found = (one for option in get_args(hint) if (one := _convert(value, option)) is not _MISFIT)
+        first = next(found, _MISFIT)
+        return first if first is value else next((one for one in found if one is value), first)
     if origin in _CONTAINERS:
         return _convert_items(value, origin, get_args(hint) or (Any, Any))
     if isinstance(hint, type) and issubclass(hint, AbstractArray):
         return _convert_array(value, hint)
     if isinstance(value, bool) and hint in (int, float):  # Python takes True for 1
-        raise _Misfit
+        return _MISFIT
     if is_bearable(value, hint, conf=_TOWER):
         return value
-    if isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0:
-        return _convert(value.item(), hint)
-    raise _Misfit
-
-
-@no_type_check
-def _convert_to_one(value: Any, options: tuple[Any, ...]) -> Any:
-    """The first option that the value fits as it is; failing that, the first that it can be converted to."""
-    found = []
-    for option in options:
-        try:
-            found.append(_convert(value, option))
-        except _Misfit:
-            continue
-        if found[-1] is value:
-            return value
-    if not found:
-        raise _Misfit
-    return found[0]
+    is_scalar = isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0
+    return _convert(value.item(), hint) if is_scalar else _MISFIT
 
 
 @no_type_check
@@ -162,19 +145,20 @@ def _convert_items(value: Any, origin: Any, hints: tuple[Any, ...]) -> Any:
     """A container with every item converted; the very same object where none had to be."""
     if issubclass(origin, Mapping):
         if not isinstance(value, origin):
-            raise _Misfit
-        converted = {_convert(key, hints[0]): _convert(item, hints[1]) for key, item in value.items()}
-        return value if all(converted.get(key) is item for key, item in value.items()) else converted
+            return _MISFIT
+        made = {_convert(key, hints[0]): _convert(item, hints[1]) for key, item in value.items()}
+        if any(one is _MISFIT for pair in made.items() for one in pair):
+            return _MISFIT
+        return value if all(made.get(key) is item for key, item in value.items()) else made
     items = value.tolist() if isinstance(value, np.ndarray | Tensor) and value.ndim else value
-    fixed = origin is tuple and Ellipsis not in hints
     if isinstance(items, str | bytes) or not isinstance(items, Sequence if origin in (tuple, list) else origin):
-        raise _Misfit
+        return _MISFIT
     if isinstance(items, Iterator):
         return items
-    if fixed and len(items) != len(hints):
-        raise _Misfit
-    wanted = hints if fixed else [hints[0]] * len(list(items))
-    converted = [_convert(item, hint) for item, hint in zip(items, wanted, strict=True)]
+    wanted = hints if origin is tuple and Ellipsis not in hints else [hints[0]] * len(items)
+    converted = [_convert(item, hint) for item, hint in zip(items, wanted, strict=False)]
+    if len(items) != len(wanted) or any(one is _MISFIT for one in converted):
+        return _MISFIT
     if isinstance(value, origin) and all(a is b for a, b in zip(converted, value, strict=True)):
         return value
     return tuple(converted) if origin is tuple else converted
@@ -187,18 +171,18 @@ def _convert_array(value: Any, hint: type[AbstractArray]) -> Any:
     if wants_integers:
         value = getattr(value, "tokens", value)  # a Batch
     array = value if isinstance(value, Tensor) else _tensor(value)
+    if array is _MISFIT:
+        return _MISFIT
     if wants_integers and not array.is_floating_point() and array.dtype != torch.bool:
         array = array.long()
     elif array.dtype in (torch.float16, torch.bfloat16):
         array = array.float()
     if hint.array_type is not Tensor:
         array = value if isinstance(value, np.ndarray) else array.detach().cpu().numpy()
-    if not isinstance(array, hint):
-        raise _Misfit
-    return array
+    return array if isinstance(array, hint) else _MISFIT
 
 
-def _tensor(value: Any) -> Tensor:
+def _tensor(value: Any) -> Any:
     """Lists and numpy arrays of any byte order and strides; lists of floats in torch's own precision."""
     try:
         array = np.asarray(value)
@@ -206,7 +190,7 @@ def _tensor(value: Any) -> Tensor:
         kinds = {"i": np.int64, "u": np.int64, "b": np.bool_, "f": np.float32 if single else np.float64}
         return torch.from_numpy(np.require(array, kinds[array.dtype.kind], ["C", "W"]))
     except (KeyError, TypeError, ValueError, RuntimeError):  # no numbers, ragged lists, tensors on another device
-        raise _Misfit from None
+        return _MISFIT
 
 
 def _explain(name: str, hint: Any, given: Mapping[str, Any]) -> str:
