@@ -90,7 +90,7 @@ class CircuitModel(Parts):
 
     def mean_cost(self, circuit: Circuit) -> float:
         """The mean cost of one circuit."""
-        return float(self.costs(self.mask(circuit)[None]).mean())
+        return float(self.mean_costs(self.mask(circuit)[None]))
 
     def attention(self) -> Float[Tensor, " edge"]:
         """Of each edge, the mean total variation distance from uniform of the patterns at its ends (the smaller)."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.circuits.evaluate import COPIES, CircuitModel
+from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.forward import Forward
 from causal_circuits.circuits.graph import LOGITS, Edge
 
@@ -72,7 +72,7 @@ class Frontier:
     def with_circuits(self, model: CircuitModel, masks: Bool[Tensor, "circuit edge"]) -> "Frontier":
         """The frontier with circuits found elsewhere taken in: for a search that was not exact, the best known."""
         cost, best = self.cost.clone(), self.masks.clone()
-        _take_in(cost, best, masks, model.costs(masks).mean(dim=-1))
+        _take_in(cost, best, masks, model.mean_costs(masks))
         _take_smaller(cost, best)
         return replace(self, cost=cost, masks=best)
 
@@ -103,16 +103,19 @@ def oracle_frontier(model: CircuitModel, *, max_edges: int = MAX_EDGES, progress
         raise ValueError(f"max_edges must lie in 1 .. 30: got {max_edges}; {MAX_EDGES} is the default")
     began = time.perf_counter()
     free, exact = _edges_to_enumerate(model, max_edges)
-    cost = torch.full((len(model.edges) + 1,), torch.inf, dtype=torch.float64)
-    masks = torch.zeros(len(cost), len(model.edges), dtype=torch.bool)
+    cost = torch.full((len(model) + 1,), torch.inf, dtype=torch.float64)
+    masks = torch.zeros(len(cost), len(model), dtype=torch.bool)
     n_evaluated = 0
     with tqdm(total=2 ** len(free), desc="circuits", unit_scale=True, disable=not progress) as bar:
-        for covered, piece in _different_circuits(model, free):
-            _take_in(cost, masks, piece, model.costs(piece).mean(dim=-1))
-            n_evaluated += len(piece)
+        for covered, circuits in _different_circuits(model, free):
+            _take_in(cost, masks, circuits, model.mean_costs(circuits))
+            n_evaluated += len(circuits)
             bar.update(covered)
+    if not exact:
+        greedy = greedy_circuits(model)
+        _take_in(cost, masks, greedy, model.mean_costs(greedy))
     _take_smaller(cost, masks)
-    found = Frontier(
+    return Frontier(
         edges=model.edges,
         cost=cost,
         masks=masks,
@@ -122,10 +125,6 @@ def oracle_frontier(model: CircuitModel, *, max_edges: int = MAX_EDGES, progress
         n_evaluated=n_evaluated,
         seconds=time.perf_counter() - began,
     )
-    if exact:
-        return found
-    found = found.with_circuits(model, greedy_circuits(model))
-    return replace(found, seconds=time.perf_counter() - began)
 
 
 def _take_in(cost: Tensor, best: Tensor, masks: Bool[Tensor, "circuit edge"], costs: Float[Tensor, " circuit"]) -> None:
@@ -148,10 +147,8 @@ def greedy_circuits(model: CircuitModel) -> Bool[Tensor, "size edge"]:
     """A good circuit of every size, without a search: from all edges down, each time less the least useful one."""
     found = [model.full]
     for _ in model.edges:
-        kept = found[-1].nonzero()[:, 0]
-        one_less = found[-1].repeat(len(kept), 1)
-        one_less[torch.arange(len(kept)), kept] = False
-        found.append(one_less[int(model.costs(one_less).mean(dim=-1).argmin())])
+        one_less = found[-1] & ~torch.eye(len(model), dtype=torch.bool)[found[-1]]
+        found.append(one_less[int(model.mean_costs(one_less).argmin())])
     return torch.stack(found)
 
 
@@ -222,21 +219,18 @@ def _edges_to_enumerate(model: CircuitModel, max_edges: int) -> tuple[list[int],
     free = (~inert_edges(model)).nonzero()[:, 0].tolist()
     if len(free) <= max_edges:
         return free, True
-    effect = model.effects().abs()
-    return sorted(sorted(free, key=lambda edge: -float(effect[edge]))[:max_edges]), False
+    effect = model.effects().abs().tolist()
+    return sorted(sorted(free, key=effect.__getitem__, reverse=True)[:max_edges]), False
 
 
 def _different_circuits(model: CircuitModel, free: Sequence[int]) -> Iterator[tuple[int, Bool[Tensor, "circuit edge"]]]:
-    """All circuits over some edges without dead ones, piece by piece, and how many circuits each piece stands for."""
-    n, width = len(free), max(1, COPIES // len(model.batch))
+    """All circuits over some edges in batches: how many a batch covers, and those among them without dead edges."""
+    n = len(free)
     for start in range(0, 2**n, CODES):
         codes = np.arange(start, min(start + CODES, 2**n))
-        masks = np.zeros((len(codes), len(model.edges)), dtype=bool)
+        masks = np.zeros((len(codes), len(model)), dtype=bool)
         masks[:, list(free)] = (codes[:, None] >> np.arange(n - 1, -1, -1)) & 1  # early edges change least often
-        kept = masks[(is_alive(model, masks) == masks).all(axis=1)]
-        pieces = [kept[first : first + 16 * width] for first in range(0, len(kept), 16 * width)]
-        for number, piece in enumerate(pieces):
-            yield (len(codes) if number == 0 else 0), torch.from_numpy(piece)
+        yield len(codes), torch.from_numpy(masks[(is_alive(model, masks) == masks).all(axis=1)])
 
 
 def _floor(model: CircuitModel) -> float:

@@ -125,10 +125,10 @@ def discover(
 
 def _acdc(model: Parts, threshold: float) -> Float[Tensor, " edge"]:
     mask, rise = model.full.clone(), torch.zeros(len(model), dtype=torch.float64)
-    current = float(model.costs(mask[None]).mean())
+    current = float(model.mean_costs(mask[None]))
     for part in reversed(range(len(model))):
         mask[part] = False
-        without = float(model.costs(mask[None]).mean())
+        without = float(model.mean_costs(mask[None]))
         rise[part] = without - current
         if rise[part] >= threshold:
             mask[part] = True

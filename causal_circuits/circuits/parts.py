@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 Difference = Literal["pairs", "counterfactual"]
+AT_ONCE = 2**14  # circuits whose costs on single sequences are held at once
 
 
 class Parts(ABC):
@@ -27,10 +28,14 @@ class Parts(ABC):
     def costs(self, masks: Bool[Tensor, "circuit edge"]) -> Float[Tensor, "circuit batch"]:
         """The cost of keeping only some parts, on each sequence, float64."""
 
+    def mean_costs(self, masks: Bool[Tensor, "circuit edge"]) -> Float[Tensor, " circuit"]:
+        """The cost of keeping only some parts, mean over sequences."""
+        return torch.cat([self.costs(some).mean(dim=-1) for some in masks.split(AT_ONCE)])  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
     def effects(self) -> Float[Tensor, " edge"]:
         """By how much the mean cost rises when one part is cut from the whole model, float64."""
         one_less = ~torch.eye(len(self), dtype=torch.bool)
-        costs = self.costs(torch.cat([self.full[None], one_less])).mean(dim=-1)
+        costs = self.mean_costs(torch.cat([self.full[None], one_less]))
         return costs[1:] - costs[0]
 
     @abstractmethod

@@ -197,7 +197,7 @@ def prove_circuit(
     gaps = _completeness_gaps(model, mask, n_random, generator) / at_stake
     edges = _needed_edges(model, mask, own, level)
     rivals = _rivals(mask, n_random, generator)
-    random_costs = model.costs(rivals).mean(dim=-1) if len(rivals) else torch.empty(0, dtype=torch.float64)
+    random_costs = model.mean_costs(rivals) if len(rivals) else torch.empty(0, dtype=torch.float64)
     n_rivals, floor = comb(len(mask), int(mask.sum())) - 1, 1 / (1 + len(rivals))
     as_good = int((random_costs <= own.mean() + SAME * at_stake).sum())
     p = (1 + as_good) / (1 + len(rivals)) if len(rivals) else float("nan")
@@ -246,8 +246,7 @@ def _completeness_gaps(
 ) -> Float[Tensor, " knock_out"]:
     """|m(C - K) - m(M - K)| for random K within C, every edge in it with probability one half."""
     knocked_out = mask & (torch.rand(n_random, len(mask), generator=generator) < 0.5)
-    from_circuit, from_model = model.costs(mask & ~knocked_out), model.costs(~knocked_out)
-    return (from_circuit.mean(dim=-1) - from_model.mean(dim=-1)).abs()
+    return (model.mean_costs(mask & ~knocked_out) - model.mean_costs(~knocked_out)).abs()
 
 
 def _needed_edges(

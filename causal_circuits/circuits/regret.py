@@ -72,6 +72,6 @@ def rank(model: CircuitModel, discovery: Discovery, frontier: Frontier) -> Ranki
             "model, discovery and frontier must be of the same edges: these are of different models or granularities"
         )
     masks = torch.stack([discovery.circuit(size) for size in range(len(model) + 1)])
-    cost = model.costs(masks).mean(dim=-1)
+    cost = model.mean_costs(masks)
     at_stake = cost[0] - cost[-1]
     return Ranking(discovery.method, cost, cost - frontier.cost, (cost[0] - cost) / at_stake)
