@@ -251,7 +251,7 @@ def measure_worst(
         worst = cc.worst_kernel(
             score, task.d_vocab, gamma=arguments.gamma, n_start=arguments.starts, n_rounds=arguments.rounds, seed=seed
         )
-        law = cc.tasks.kernels.stationary_law(worst.kernel[None])[0]
+        law = cc.tasks.transition_matrices.stationary_law(worst.kernel[None])[0]
         errors = cc.prediction_errors(
             known["model"], task.graph, worst.kernel, n_sequences=4096, seed=seed + 1, reference=reference
         )

@@ -21,11 +21,10 @@ from causal_circuits.recording import watch_attention
 from causal_circuits.storage import read_tensors, tensor_bytes, write_files
 from causal_circuits.tasks import Batch, InContextTask, edge_posterior, unigram
 from causal_circuits.tasks.batch import check_tokens
+from causal_circuits.tasks.predictors import PSEUDO_COUNTS
 
 if TYPE_CHECKING:
     import pandas as pd
-
-PSEUDO_COUNTS = np.logspace(-3, 2, 51)
 
 
 @check_arguments

@@ -62,7 +62,7 @@ def test_fresh_sequences_are_no_copies(n_ctx: int, d_vocab: int, alpha: float, n
         batch = task.sample(n, seed=seed)
         for targets in (labels_of(batch, seed), batch.target_probs, batch.target_probs.half()):
             vocabulary = d_vocab if targets.ndim == 1 else None
-            assert read_data(batch.tokens, targets, vocabulary).n_independent == n
+            assert read_data(batch.tokens, torch.as_tensor(targets), vocabulary).n_independent == n
 
 
 def test_fresh_sequences_of_one_deterministic_kernel_in_order_of_the_query_are_no_copies() -> None:

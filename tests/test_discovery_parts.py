@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import causal_circuits as cc
 from causal_circuits import FurtherParent, Matches
+from causal_circuits.discovery.assumptions import unusable_positions
 from causal_circuits.discovery.edge_scores import EdgeScores
 from causal_circuits.discovery.head_keys import (
     attended_keys,
@@ -19,7 +20,7 @@ from causal_circuits.discovery.head_keys import (
 )
 from causal_circuits.discovery.row_shares import FEWEST, RowTest, judge_row
 from causal_circuits.discovery.several_heads import judge_heads
-from causal_circuits.discovery.user_data import read_data, unusable_positions
+from causal_circuits.discovery.user_data import read_data
 from causal_circuits.statistics import holm
 
 
@@ -225,6 +226,6 @@ def test_corrected_p_values_decide_as_holms_procedure_does(p_values):
 def test_a_position_is_passed_over_for_another_law_not_for_one_that_is_a_little_off(chance, named):
     """With 20,000 sequences three hundredths are beyond doubt (p below 1e-10), but no sign of another process."""
     rng = np.random.default_rng(0)
-    tokens = (rng.random((20_000, 6)) < [0.5, 0.5, chance, 0.5, 0.5, 0.5]).astype(int)
-    why, _ = unusable_positions(read_data(tokens, rng.integers(2, size=len(tokens)), None))
+    tokens = torch.from_numpy(rng.random((20_000, 6)) < [0.5, 0.5, chance, 0.5, 0.5, 0.5]).long()
+    why, _ = unusable_positions(read_data(tokens, torch.from_numpy(rng.integers(2, size=len(tokens))), None))
     assert [position for position, reason in why.items() if "frequencies" in reason] == named

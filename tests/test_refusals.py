@@ -63,7 +63,7 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "film strip of no frames": (film_strip_of_no_frames, ("at least 1 frame", "n_frames=0")),
     "width of the target's law": (
         lambda: cc.recover_graph(TASK.sample(40).tokens, TASK.sample(40).target_probs, d_vocab=5),
-        ("width of the target probabilities, 4", "got 5"),
+        ("width of target_probs, 4", "got 5"),
     ),
     "rivals of several parents": (
         lambda: cc.closest_rivals(torch.zeros(3, 3), TWO_IN_DEGREES),

@@ -1,8 +1,8 @@
 """Recover a causal graph from sequences of your own: one gradient evaluation, no model, no training.
 
 Every position gets a verdict: "child" (with its parent), "root", or "undecided" where the data cannot tell, or where
-they contradict a forest: a position with more than one parent, say. What is assumed: each sequence has a kernel of its
-own (or all share one), positions form a forest, tokens follow the kernel's stationary law, and the last token is a
+they contradict a forest: a position with more than one parent, say. What is assumed: each sequence has a transition
+matrix of its own (or all share one), positions form a forest, tokens follow its stationary law, and the last token is a
 query drawn independently of the others. Where the data contradict that, the positions concerned stay undecided and a
 reason or a warning says why.
 """
@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import networkx as nx
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.discovery.assumptions import unusable_positions
 from causal_circuits.discovery.edge_scores import EdgeScores
 from causal_circuits.discovery.significance import EdgeTest, edge_tests
-from causal_circuits.discovery.user_data import Array, UserData, read_data, unusable_positions
+from causal_circuits.discovery.user_data import UserData, read_data
 from causal_circuits.discovery.verdicts import MIN_SEQUENCES, Position, judge_position
 from causal_circuits.graphs import graph_from_parents
 from causal_circuits.tasks.batch import Batch
@@ -80,10 +81,9 @@ class RecoveredGraph:
 
 
 @check_arguments
-@check_arguments
 def recover_graph(
-    tokens: Array | Batch,
-    targets: Array | None = None,
+    tokens: Int[Tensor, "sequence n_ctx"] | Batch,
+    targets: Float[Tensor, "sequence d_vocab"] | Int[Tensor, " sequence"] | None = None,
     *,
     d_vocab: int | None = None,
     level: float = 0.05,
@@ -99,7 +99,7 @@ def recover_graph(
 
     Args:
         tokens: integers [sequences, n_ctx], the query last; or a `Batch`, which has its targets.
-        targets: what follows the query: probabilities [sequences, d_vocab] (the kernel's row that the query names), or
+        targets: what follows the query: probabilities [sequences, d_vocab] (the law that the query names), or
             labels [sequences], one token drawn from it.
         d_vocab: number of tokens; by default the targets' width, or for labels the largest token plus one.
         level: the chance of any false edge at most (Holm over all pairs of positions); the same for roots, and for

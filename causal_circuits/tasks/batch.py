@@ -78,12 +78,7 @@ class Batch:
                 f"target_probs must be [batch, {name}] = {[len(self.tokens), width]}: "
                 f"got {list(self.target_probs.shape)}"
             )
-        off = (self.target_probs.sum(dim=-1) - 1).abs().max()
-        if not off <= 1e-3 or self.target_probs.min() < 0:  # NaN is never <= anything
-            raise ValueError(
-                "target_probs must be probabilities, each row with sum 1: found NaN, a negative entry, or a sum off "
-                f"by {float(off):.3g}; divide by the row sums"
-            )
+        check_probabilities("target_probs", self.target_probs, 1e-3)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
         """The same batch on another device; `dtype` applies to the probabilities."""
@@ -111,6 +106,16 @@ def _one_hot(
             f"{MOST_NUMBERS:,}: number the tokens that occur from 0, or take fewer sequences"
         )
     return torch.nn.functional.one_hot(labels, d_vocab).float()
+
+
+def check_probabilities(name: str, rows: Float[Tensor, "*rows d_vocab"], tolerance: float) -> None:
+    """Raise a ValueError unless each row is at least 0, with a sum within `tolerance` of 1."""
+    sums = rows.double().sum(dim=-1)
+    if not bool(((rows >= 0).all(dim=-1) & ((sums - 1).abs() <= tolerance)).all()):  # NaN is never <= anything
+        raise ValueError(
+            f"{name} must be probabilities, rows of at least 0 that sum to 1: got entries from {rows.min():.3g} and "
+            f"sums in [{sums.min():.6g}, {sums.max():.6g}]; divide by the row sums, or take the softmax of logits"
+        )
 
 
 def check_offset(tokens: Int[Tensor, "batch n_ctx"], labels: Int[Tensor, "batch"]) -> None:

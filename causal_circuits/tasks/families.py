@@ -1,6 +1,6 @@
-"""Kernels that the Dirichlet prior of training hardly ever draws: what a model that learned the *graph* must survive.
+"""Transition matrices that the Dirichlet prior hardly ever draws: what a model that learned the *graph* must survive.
 
-Every family is a random stochastic matrix K0 mixed with the uniform one,
+Every family is a random transition matrix K0 mixed with the uniform one,
 
     K = (1 - gamma) K0 + gamma / d_vocab,
 
@@ -11,9 +11,11 @@ promises out-of-distribution generalisation, and under which roots have one stat
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.tasks.batch import check_probabilities
 
 Draw = Callable[[np.random.Generator, int, int], np.ndarray]
 
@@ -38,9 +40,9 @@ def _sticky(generator: np.random.Generator, n: int, d_vocab: int) -> np.ndarray:
 def _periodic(generator: np.random.Generator, n: int, d_vocab: int) -> np.ndarray:
     """The tokens in a random circle, each followed by the next."""
     order = generator.random((n, d_vocab)).argsort(axis=-1)
-    kernel = np.zeros((n, d_vocab, d_vocab))
-    np.put_along_axis(kernel.reshape(n, -1), order * d_vocab + np.roll(order, -1, axis=1), 1.0, axis=1)
-    return kernel
+    matrices = np.zeros((n, d_vocab, d_vocab))
+    np.put_along_axis(matrices.reshape(n, -1), order * d_vocab + np.roll(order, -1, axis=1), 1.0, axis=1)
+    return matrices
 
 
 def _near_deterministic(generator: np.random.Generator, n: int, d_vocab: int) -> np.ndarray:
@@ -65,22 +67,21 @@ KERNEL_FAMILIES = tuple(_FAMILIES)
 def kernel_family(
     name: str, n: int = 256, d_vocab: int = 3, *, gamma: float = 0.1, seed: int = 0
 ) -> Float[np.ndarray, "kernel d_vocab d_vocab"]:
-    """`n` kernels of a family, all entries at least gamma / d_vocab; `InContextTask(kernels=...)` takes them.
+    """`n` transition matrices of a family, entries at least gamma / d_vocab; `InContextTask(kernels=...)` takes them.
 
     Args:
         name: one of `KERNEL_FAMILIES`.
-        n, d_vocab: how many kernels, over how many tokens.
-        gamma: share of the uniform kernel mixed in, in [0, 1).
-        seed: of the kernels.
+        n, d_vocab: how many, over how many tokens.
+        gamma: share of the uniform matrix mixed in, in [0, 1).
+        seed: of the draws.
 
     >>> kernel_family("periodic", n=1, d_vocab=3, gamma=0.3, seed=1).round(2).tolist()
     [[[0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.8, 0.1, 0.1]]]
     """
     if name not in _FAMILIES:
         raise ValueError(f"a kernel family must be one of {', '.join(KERNEL_FAMILIES)}: got {name!r}")
-    for what, value, least in (("n", n, 1), ("d_vocab", d_vocab, 2)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"{what} must be an integer of at least {least}: got {value!r}")
+    if n < 1 or d_vocab < 2:
+        raise ValueError(f"n must be at least 1 and d_vocab at least 2: got {n} and {d_vocab}")
     return bounded_below(_FAMILIES[name](np.random.default_rng(seed), n, d_vocab), gamma)
 
 
@@ -97,10 +98,5 @@ def bounded_below(
         raise ValueError(f"gamma must lie in [0, 1): got {gamma}; 0.1 keeps entries above 0.1 / d_vocab")
     if kernels.size == 0:
         raise ValueError(f"there must be a kernel to bound: got none, shape {list(kernels.shape)}")
-    sums = kernels.sum(axis=-1)
-    if not (kernels.min() >= 0 and np.abs(sums - 1).max() <= 1e-3):
-        raise ValueError(
-            f"each row of a kernel must be probabilities that sum to 1: got entries from {kernels.min():.3g} and sums "
-            f"in [{sums.min():.4g}, {sums.max():.4g}]; divide by the row sums"
-        )
+    check_probabilities("rows of a kernel", torch.from_numpy(kernels), 1e-3)
     return (1.0 - gamma) * kernels + gamma / kernels.shape[-1]

@@ -2,13 +2,14 @@
 
 All losses are soft-label cross-entropies in nats at the target, averaged over sequences. From below:
 
-* the *entropy floor*: knowing the kernel;
+* the *entropy floor*: knowing the transition matrix;
 * *exact Bayes*: the graph and every token are used, roots included;
 * the *edge posterior*: the graph's edges are used, roots ignored - the line reported everywhere;
 * the *best unigram*: token frequencies without the graph;
 * *uniform*: log(d_vocab).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +19,12 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import parents_of
-from causal_circuits.tasks import kernels as _kernels
-from causal_circuits.tasks.batch import Batch, check_tokens
+from causal_circuits.tasks import transition_matrices as _matrices
+from causal_circuits.tasks.base import Task, graph_of
+from causal_circuits.tasks.batch import Batch, check_probabilities, check_tokens
 from causal_circuits.tasks.task import InContextTask
 
+PSEUDO_COUNTS = np.logspace(-3, 2, 51)  # that a smoothed predictor is calibrated over
 _OFF = 5e-3  # from a sum of 1: what bfloat16 rounds probabilities by
 
 
@@ -35,18 +38,9 @@ def cross_entropy(
     >>> cross_entropy(torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0]])).exp().tolist()
     [2.0]
     """
-    _check_probabilities("probs", probs)
-    _check_probabilities("target_probs", target_probs)
+    check_probabilities("probs", probs, _OFF)
+    check_probabilities("target_probs", target_probs, _OFF)
     return -torch.special.xlogy(target_probs.double(), probs.double()).sum(dim=-1)
-
-
-def _check_probabilities(name: str, rows: Tensor) -> None:
-    sums = rows.double().sum(dim=-1)
-    if not bool(((rows >= 0).all(dim=-1) & ((sums - 1).abs() <= _OFF)).all()):
-        raise ValueError(
-            f"{name} must be probabilities, rows of at least 0 that sum to 1: got entries from {rows.min():.3g} "
-            f"and sums in [{sums.min():.4g}, {sums.max():.4g}]; take the softmax if they are logits"
-        )
 
 
 @check_arguments
@@ -55,7 +49,7 @@ def edge_posterior(task: InContextTask, tokens: Int[Tensor, "batch n_ctx"]) -> F
 
     Counts run over positions with parents: how often each token followed the target's parents' tokens. Roots
     are no one's child and count for nothing (the authors' released code counts them as children of the
-    last token, which is why its "Bayes" line lies higher). With kernels of the user's own it is the mixture
+    last token, which is why its "Bayes" line lies higher). With transition matrices of the user's own it is the mixture
     of their rows, weighted by the likelihood of the edges.
 
     Returns float64 probabilities [batch, d_vocab].
@@ -67,31 +61,34 @@ def edge_posterior(task: InContextTask, tokens: Int[Tensor, "batch n_ctx"]) -> F
     tensor([[0.3333, 0.6667]], dtype=torch.float64)
     """
     task.check_tokens(tokens)
-    counts = _transition_counts(task, tokens)
-    in_degree = len(task.target_parents)
-    row = torch.from_numpy(task.kernel_row(tokens[:, list(task.target_parents)].cpu().numpy()))
     if task.given_kernels is not None:
-        return _kernel_mixture(task, tokens, include_roots=False)
-    posterior = counts + torch.from_numpy(np.array(task.alphas[in_degree]))[row]
+        return _mixture_of_given(task, tokens, include_roots=False)
+    in_degree = len(task.target_parents)
+    row = task.kernel_row(tokens[:, list(task.target_parents)].cpu().numpy())
+    posterior = following_counts(task, tokens, range(in_degree)) + torch.from_numpy(task.alphas[in_degree][row])
     return posterior / posterior.sum(dim=-1, keepdim=True)
 
 
-def _transition_counts(task: InContextTask, tokens: Tensor) -> Float[Tensor, "batch d_vocab"]:
-    """How often each token followed the tokens of the target's parents, along the graph's edges."""
-    in_degree = len(task.target_parents)
-    children = [i for i in range(task.n_ctx) if task.graph.in_degree(i) == in_degree]
+def following_counts(task: Task, tokens: Tensor, which: Sequence[int]) -> Float[Tensor, "batch d_vocab"]:
+    """How often each token followed, along the graph's edges, the target's tokens at the parents numbered `which`.
+
+    Counted over the positions with as many parents as the target.
+    """
+    graph, in_degree = graph_of(task), len(task.target_parents)
     counts = torch.zeros(len(tokens), task.d_vocab, dtype=torch.float64)
+    children = [i for i in range(task.n_ctx) if graph.in_degree(i) == in_degree]
     if not children:
         return counts
     tokens = tokens.cpu()
-    parents = torch.tensor([parents_of(task.graph, child) for child in children])
-    query = tokens[:, list(task.target_parents)]
-    match = (tokens[:, parents] == query[:, None, :]).all(dim=-1).double()
+    match = torch.ones(len(tokens), len(children), dtype=torch.float64)
+    for number in which:
+        parents = [parents_of(graph, child)[number] for child in children]
+        match *= tokens[:, parents] == tokens[:, [task.target_parents[number]]]
     return counts.scatter_add_(1, tokens[:, children], match)
 
 
-def _kernel_mixture(task: InContextTask, tokens: Tensor, include_roots: bool) -> Float[Tensor, "batch d_vocab"]:
-    """Posterior mean over the user's finite set of kernels."""
+def _mixture_of_given(task: InContextTask, tokens: Tensor, include_roots: bool) -> Float[Tensor, "batch d_vocab"]:
+    """Posterior mean over the user's finite set of transition matrices."""
     assert task.given_kernels is not None
     array = tokens.cpu().numpy()
     n_kernels = len(next(iter(task.given_kernels.values())))
@@ -110,8 +107,7 @@ def _kernel_mixture(task: InContextTask, tokens: Tensor, include_roots: bool) ->
             f"tokens must be possible under one of the kernels: sequence {int(np.isneginf(best).argmax())} is not; "
             "check that the tokens were drawn from this task"
         )
-    log_likelihood -= best
-    weights = np.exp(log_likelihood)
+    weights = np.exp(log_likelihood - best)
     weights /= weights.sum(axis=1, keepdims=True)
     target_row = task.kernel_row(array[:, list(task.target_parents)])
     rows = task.given_kernels[len(task.target_parents)][:, target_row]
@@ -144,11 +140,11 @@ class ExactBayes:
 def exact_bayes(
     task: InContextTask, tokens: Int[Tensor, "batch n_ctx"], n_draws: int = 256, seed: int = 0
 ) -> ExactBayes:
-    """The exact posterior mean of the target's row: roots, which follow the kernel's stationary law, count too.
+    """The exact posterior mean of the target's row: roots, which follow the stationary law, count too.
 
-    Given the edges, the kernel's rows are independent Dirichlets, with mean m; P(t) is proportional to m_t times the
-    mean likelihood of the root tokens under the posterior size-biased by pi(t | query). That mean is taken over
-    kernels drawn from it, shared by all t. The loss of the result is too high by an amount of order 1 / effective
+    Given the edges, the rows of the transition matrix are independent Dirichlets, with mean m; P(t) is proportional to
+    m_t times the mean likelihood of the root tokens under the posterior size-biased by pi(t | query). That mean is over
+    matrices drawn from it, shared by all t. The loss of the result is too high by an amount of order 1 / effective
     draws: on the pairs graph at (10, 20), where roots matter most, 64, 256 and 1,024 draws lie .0265, .0357 and .0371
     (+- .003) below the edge posterior. Where roots carry no information - they are uniform or shared - this equals the
     edge posterior and nothing is drawn.
@@ -162,29 +158,13 @@ def exact_bayes(
     """
     task.check_tokens(tokens)
     if task.given_kernels is not None:
-        return ExactBayes(_kernel_mixture(task, tokens, include_roots=True), float("inf"))
-    roots = task.root_positions
+        return ExactBayes(_mixture_of_given(task, tokens, include_roots=True), float("inf"))
     if n_draws < 1:
         raise ValueError(f"n_draws must be at least 1: got {n_draws}")
-    if task.root_law != "stationary" or not roots:
+    if task.root_law != "stationary" or not task.root_positions:
         return ExactBayes(edge_posterior(task, tokens), float("inf"))
-    generator = np.random.default_rng(seed)
-    array = tokens.cpu().numpy()
-    posterior = np.broadcast_to(task.alphas[1], (len(array), task.d_vocab, task.d_vocab)).copy()
-    for parent, child in task.graph.edges:
-        if child < task.n_ctx:
-            np.add.at(posterior, (np.arange(len(array)), array[:, parent], array[:, child]), 1.0)
-    log_space = bool(posterior.min() < _kernels.LOG_SPACE_BELOW)
     mean = edge_posterior(task, tokens).numpy()
-    query = array[:, task.target_parents[0]]
-    log_weights = np.empty((len(array), n_draws, task.d_vocab))
-    piece = max(1, 2**19 // (n_draws * task.d_vocab**2))
-    for start in range(0, len(array), piece):
-        part = slice(start, start + piece)
-        kernels, log_keep = _posterior_draws(generator, posterior[part], query[part], n_draws, log_space)
-        for i, tokens_seen in enumerate(array[part]):
-            laws = _size_biased_laws(kernels[:, i], int(query[start + i]), log_keep[:, i], log_space)
-            log_weights[start + i] = np.log(laws[:, :, tokens_seen[roots]] + 1e-300).sum(axis=2).T
+    log_weights = _log_root_likelihoods(task, tokens.cpu().numpy(), n_draws, np.random.default_rng(seed))
     weights = np.exp(log_weights - log_weights.max(axis=(1, 2), keepdims=True))
     probs = mean * weights.mean(axis=1)
     probs /= probs.sum(axis=1, keepdims=True)
@@ -193,39 +173,59 @@ def exact_bayes(
     return ExactBayes(torch.from_numpy(probs), float(effective.mean()))
 
 
+def _log_root_likelihoods(
+    task: InContextTask, tokens: Int[np.ndarray, "batch n_ctx"], n_draws: int, generator: np.random.Generator
+) -> Float[np.ndarray, "batch draw target"]:
+    """The log likelihood of each sequence's root tokens under draws of the posterior, size-biased for each target."""
+    posterior = np.broadcast_to(task.alphas[1], (len(tokens), task.d_vocab, task.d_vocab)).copy()
+    for parent, child in task.graph.edges:
+        if child < task.n_ctx:
+            np.add.at(posterior, (np.arange(len(tokens)), tokens[:, parent], tokens[:, child]), 1.0)
+    in_logs = bool(posterior.min() < _matrices.LOG_SPACE_BELOW)
+    query, found = tokens[:, task.target_parents[0]], np.empty((len(tokens), n_draws, task.d_vocab))
+    piece = max(1, 2**19 // (n_draws * task.d_vocab**2))
+    for start in range(0, len(tokens), piece):
+        part = slice(start, start + piece)
+        matrices, log_keep = _posterior_draws(generator, posterior[part], query[part], n_draws, in_logs)
+        for i, seen in enumerate(tokens[part]):
+            laws = _size_biased_laws(matrices[:, i], int(query[start + i]), log_keep[:, i], in_logs)
+            found[start + i] = np.log(laws[:, :, seen[task.root_positions]] + 1e-300).sum(axis=2).T
+    return found
+
+
 def _posterior_draws(
-    generator: np.random.Generator, posterior: np.ndarray, query: np.ndarray, n_draws: int, log_space: bool
+    generator: np.random.Generator, posterior: np.ndarray, query: np.ndarray, n_draws: int, in_logs: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Kernels [draw, sequence, token, token] from the posterior, and log(1 - B) [draw, sequence] to size-bias them by.
+    """Matrices [draw, sequence, token, token] from the posterior; log(1 - B) [draw, sequence] to size-bias them by.
 
     Size-biasing adds one to the Dirichlet parameter of entry (query, t), and if B ~ Beta(1, sum of the row's
     parameters) then (1 - B) row + B e_t has just that law: the draws are shared by all targets t.
     """
-    draw = _kernels.draw_log_dirichlet if log_space else _kernels.draw_dirichlet
-    kernels = draw(generator, posterior, n_draws).astype(np.float64)
+    draw = _matrices.draw_log_dirichlet if in_logs else _matrices.draw_dirichlet
+    matrices = draw(generator, posterior, n_draws).astype(np.float64)
     rest = posterior[np.arange(len(posterior)), query].sum(axis=-1)
-    return kernels, np.log1p(-generator.random(kernels.shape[:2])) / rest
+    return matrices, np.log1p(-generator.random(matrices.shape[:2])) / rest
 
 
 def _size_biased_laws(
-    kernels: Float[np.ndarray, "draw token token"],
+    matrices: Float[np.ndarray, "draw token token"],
     query: int,
     log_keep: Float[np.ndarray, " draw"],
-    log_space: bool,
+    in_logs: bool,
 ) -> Float[np.ndarray, "target draw token"]:
-    """The stationary laws of one sequence's kernels, the query's row size-biased for each target token t."""
-    d_vocab = kernels.shape[-1]
-    row, keep, moved = kernels[:, query], np.exp(log_keep)[:, None], -np.expm1(log_keep)[:, None]
+    """The stationary laws of one sequence's matrices, the query's row size-biased for each target token t."""
+    d_vocab = matrices.shape[-1]
+    row, keep, moved = matrices[:, query], np.exp(log_keep)[:, None], -np.expm1(log_keep)[:, None]
     points = np.eye(d_vocab)[:, None] * moved
-    if log_space:
+    if in_logs:
         with np.errstate(divide="ignore"):
             rows = np.logaddexp(row + log_keep[:, None], np.log(points))
     else:
         rows = keep * row + points
     order = [query, *(token for token in range(d_vocab) if token != query)]
     laws = np.empty(rows.shape)
-    ordered = kernels.transpose(1, 2, 0)[np.ix_(order, order)].transpose(2, 0, 1)  # the draws last, in memory too
-    laws[:, :, order] = _kernels.laws_of_first_rows(ordered, rows[:, :, order], log_space)
+    ordered = matrices.transpose(1, 2, 0)[np.ix_(order, order)].transpose(2, 0, 1)  # the draws last, in memory too
+    laws[:, :, order] = _matrices.laws_of_first_rows(ordered, rows[:, :, order], in_logs)
     return laws
 
 
@@ -263,11 +263,11 @@ def best_unigram_loss(batch: Batch) -> float:
     >>> 0 < cc.best_unigram_loss(batch) < 1.2
     True
     """
-    _check_probabilities("target_probs", batch.target_probs)
+    check_probabilities("target_probs", batch.target_probs, _OFF)
     n_ctx, d_vocab = batch.tokens.shape[1], batch.target_probs.shape[-1]
     counts = _token_counts(batch.tokens, d_vocab).long().flatten()
     mass = torch.bincount(counts, batch.target_probs.cpu().double().flatten(), minlength=n_ctx + 1)  # on each count
-    pseudo_counts = torch.logspace(-3, 2, 51, dtype=torch.float64)[:, None]
+    pseudo_counts = torch.from_numpy(PSEUDO_COUNTS)[:, None]
     log_probs = ((torch.arange(n_ctx + 1) + pseudo_counts) / (n_ctx + d_vocab * pseudo_counts)).log()
     return float(-(log_probs @ mass).max() / len(batch))
 

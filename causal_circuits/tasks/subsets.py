@@ -1,25 +1,20 @@
 """What can be predicted with part of the parents: the lines at which the loss of a multi-head model rests.
 
 A model that knows m of the k parent numbers counts what followed the target's tokens at these m, whatever stood at the
-others. The counts mix rows of the kernel, so the best pseudo-count is not the prior's: it is calibrated, which matters
-(in the paper's two-parent setting, roots shared, it takes the single-parent line from 1.35 to 1.25 nats).
+others. The counts mix rows of the transition matrix, so the best pseudo-count is not the prior's: it is calibrated,
+which matters (in the paper's two-parent setting, roots shared, it takes the single-parent line from 1.35 to 1.25 nats).
 """
 
 from collections.abc import Sequence
 from itertools import combinations
 
-import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.graphs import parents_of
-from causal_circuits.tasks.base import Task, graph_of
+from causal_circuits.tasks.base import Task
 from causal_circuits.tasks.batch import Batch
-from causal_circuits.tasks.predictors import cross_entropy, smoothed
-
-PSEUDO_COUNTS = np.logspace(-3, 2, 51)
+from causal_circuits.tasks.predictors import PSEUDO_COUNTS, cross_entropy, following_counts, smoothed
 
 
 @check_arguments
@@ -32,13 +27,14 @@ def subset_predictor(
     parents numbered `which` hold the tokens of the target's. All parents and pseudo_count alpha are the edge posterior;
     none gives frequencies of all children.
 
+    >>> import torch
     >>> from causal_circuits import InContextTask, ngram_graph
     >>> task = InContextTask(ngram_graph(6, order=2), d_vocab=2)
     >>> tokens = torch.tensor([[0, 1, 1, 0, 1, 0]])             # target after (1, 0); after (., 0) came 1 once
     >>> subset_predictor(task, tokens, which=(1,), pseudo_count=1.0)
     tensor([[0.3333, 0.6667]], dtype=torch.float64)
     """
-    return smoothed(_subset_counts(task, tokens, which), pseudo_count)
+    return smoothed(_checked_counts(task, tokens, which), pseudo_count)
 
 
 @check_arguments
@@ -51,7 +47,7 @@ def subset_loss(task: Task, batch: Batch, which: Sequence[int]) -> float:
     >>> cc.subset_loss(task, batch, [0, 1]) < cc.subset_loss(task, batch, [])
     True
     """
-    counts = _subset_counts(task, batch.tokens, which)
+    counts = _checked_counts(task, batch.tokens, which)
     losses = [cross_entropy(smoothed(counts, pseudo), batch.target_probs).mean() for pseudo in PSEUDO_COUNTS]
     return float(min(losses))
 
@@ -73,19 +69,9 @@ def subset_losses(task: Task, batch: Batch) -> dict[tuple[int, ...], float]:
     return {which: subset_loss(task, batch, which) for which in sets}
 
 
-def _subset_counts(task: Task, tokens: Tensor, which: Sequence[int]) -> Float[Tensor, "batch d_vocab"]:
-    """How often each token followed, along the graph's edges, the target's tokens at some of its parents."""
+def _checked_counts(task: Task, tokens: Tensor, which: Sequence[int]) -> Float[Tensor, "batch d_vocab"]:
     task.check_tokens(tokens)
-    graph, in_degree = graph_of(task), len(task.target_parents)
+    in_degree = len(task.target_parents)
     if len(set(which)) != len(which) or any(not 0 <= number < in_degree for number in which):
         raise ValueError(f"parent numbers must differ and lie in 0 .. {in_degree - 1} of the target: got {list(which)}")
-    counts = torch.zeros(len(tokens), task.d_vocab, dtype=torch.float64)
-    children = [i for i in range(task.n_ctx) if graph.in_degree(i) == in_degree]
-    if not children:
-        return counts
-    tokens = tokens.cpu()
-    match = torch.ones(len(tokens), len(children), dtype=torch.float64)
-    for number in which:
-        parents = [parents_of(graph, child)[number] for child in children]
-        match *= tokens[:, parents] == tokens[:, [task.target_parents[number]]]
-    return counts.scatter_add_(1, tokens[:, children], match)
+    return following_counts(task, tokens, which)

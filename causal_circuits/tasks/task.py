@@ -1,9 +1,9 @@
 """In-context sequences whose latent structure is a causal graph.
 
-For every sequence a fresh transition kernel pi is drawn from the prior; a position's token is drawn from
-the row of pi that its parents' tokens name; what the model must predict is the target's whole row. A
-model that predicts well has to find, in context, transitions that match the target's parents - and for
-that it must know which position is whose parent (Nichani, Damian & Lee 2024, tasks 1 and 2).
+For every sequence a fresh transition matrix pi is drawn from the prior; a position's token is drawn from the row of pi
+that its parents' tokens name; what the model must predict is the target's whole row. A model that predicts well has to
+find, in context, transitions that match the target's parents - and for that it must know which position is whose parent
+(Nichani, Damian & Lee 2024, tasks 1 and 2).
 """
 
 import os
@@ -25,9 +25,9 @@ from causal_circuits.arguments import check_arguments, shown
 from causal_circuits.graphs import parents_of, validate_graph
 from causal_circuits.storage import digest
 from causal_circuits.tasks import draws as _draws
-from causal_circuits.tasks import kernels as _kernels
+from causal_circuits.tasks import transition_matrices as _matrices
 from causal_circuits.tasks.base import Seed, Task, check_places, seed_sequence
-from causal_circuits.tasks.batch import Batch
+from causal_circuits.tasks.batch import Batch, check_probabilities
 
 Roots = Literal["stationary", "uniform", "shared"]
 # Fills tokens [n, n_ctx] and target_probs [n, d_vocab] with the sequences from the place `first` of a stream on.
@@ -46,7 +46,7 @@ MAX_KERNEL_ENTRIES = 2**17
 @final
 @dataclass(frozen=True, eq=False)
 class InContextTask(Task):
-    """Sequences drawn from a causal graph with a fresh random kernel for each sequence.
+    """Sequences drawn from a causal graph with a fresh random transition matrix for each sequence.
 
     The class is final: native code draws its sequences, which a subclass would not change. For sequences of another
     kind subclass `Task` and override `draws`; for a table of them take `BatchTask`.
@@ -55,9 +55,9 @@ class InContextTask(Task):
         graph: a causal graph (see `causal_circuits.graphs`): a forest with a query, or any DAG; the task keeps a frozen
             copy.
         d_vocab: number of tokens, at least 2.
-        alpha: Dirichlet concentration of the kernel's rows: a number, or for graphs with at most one
+        alpha: Dirichlet concentration of the matrix's rows: a number, or for graphs with at most one
             parent a position also [d_vocab] (one number a row) or [d_vocab, d_vocab] (row by row).
-        kernels: instead of Dirichlet draws, kernels of your own: [d_vocab, d_vocab] or, one drawn uniformly
+        kernels: instead of Dirichlet draws, transition matrices of your own: [d_vocab, d_vocab] or, one drawn uniformly
             for each sequence, [n, d_vocab, d_vocab]; for several in-degrees a dict {n_parents: array} whose
             arrays have n_parents + 1 (or + 2) axes.
         roots: the law of a root's token: ``"stationary"`` (of pi; the paper's trees, the default with at most
@@ -109,7 +109,7 @@ class InContextTask(Task):
 
     @cached_property
     def in_degrees(self) -> tuple[int, ...]:
-        """The different numbers of parents, 0 left out; there is one kernel for each."""
+        """The different numbers of parents, 0 left out; there is one transition matrix for each."""
         return tuple(sorted({degree for _, degree in self.graph.in_degree} - {0}))
 
     @property
@@ -121,7 +121,7 @@ class InContextTask(Task):
 
     @cached_property
     def alphas(self) -> dict[int, Float[np.ndarray, "row token"]]:
-        """The Dirichlet parameters of the kernel of each in-degree, row by row."""
+        """The Dirichlet parameters of the matrix of each in-degree, row by row."""
         alpha = _numbers(self.alpha, "alpha")
         if not alpha.size or not np.all(np.isfinite(alpha)) or not np.all(alpha > 0):
             raise ValueError(f"alpha must be positive and finite: got {self.alpha}; the paper uses 0.1")
@@ -142,7 +142,7 @@ class InContextTask(Task):
 
     @cached_property
     def given_kernels(self) -> dict[int, Float[np.ndarray, "kernel row token"]] | None:
-        """The user's kernels with parents' tokens flattened into rows, or None when they are drawn."""
+        """The user's transition matrices with parents' tokens flattened into rows, or None when they are drawn."""
         if self.kernels is None:
             return None
         given = self.kernels if isinstance(self.kernels, Mapping) else {1: self.kernels}
@@ -155,15 +155,15 @@ class InContextTask(Task):
 
     @cached_property
     def given_laws(self) -> Float[np.ndarray, "kernel token"] | None:
-        """The stationary laws of the user's kernels, where roots need them."""
+        """The stationary laws of the user's transition matrices, where roots need them."""
         if self.given_kernels is None or self.root_law != "stationary":
             return None
-        return np.stack([_kernels.kernel_stationary_law(kernel) for kernel in self.given_kernels[1]])
+        return np.stack([_matrices.stationary_law_of_one(kernel) for kernel in self.given_kernels[1]])
 
     def draws(self, seed: Seed, first: int, n: int) -> Batch:
         """`n` sequences of a seed's stream from its place `first` on, the same for any number of threads.
 
-        Where `counts` holds, a sequence is a function of the seed and its place. Elsewhere (kernels of the user's)
+        Where `counts` holds, a sequence is a function of the seed and its place. Elsewhere (matrices of the user's)
         every `PIECE` sequences from `first` on have a random stream of their own, so that overlapping calls agree only
         if they start at the same place; sequences of different places are independent all the same.
         """
@@ -215,9 +215,9 @@ class InContextTask(Task):
     def draw_kernels(
         self, n: int, generator: np.random.Generator
     ) -> tuple[dict[int, Float[np.ndarray, "batch row token"]], Float[np.ndarray, "batch token"]]:
-        """`n` draws of the prior: a kernel for each in-degree, and the law of root tokens.
+        """`n` draws of the prior: a transition matrix for each in-degree, and the law of root tokens.
 
-        The law is that of root tokens (`root_law`): the stationary law of the one-parent kernel by default.
+        The law is that of root tokens (`root_law`): the stationary law of the one-parent matrix by default.
         """
         kernels: dict[int, np.ndarray] = {}
         law: np.ndarray | None = None
@@ -228,18 +228,18 @@ class InContextTask(Task):
         else:
             for k, alpha in self.alphas.items():
                 if self.root_law == "stationary":
-                    kernels[k], law = _kernels.draw_kernels_with_laws(generator, alpha, n)
+                    kernels[k], law = _matrices.draw_with_laws(generator, alpha, n)
                 else:
-                    kernels[k] = _kernels.draw_dirichlet(generator, alpha, n)
+                    kernels[k] = _matrices.draw_dirichlet(generator, alpha, n)
         if law is None:
             law = self._rootless_law(n, generator)
         return kernels, law
 
     def _rootless_law(self, n: int, generator: np.random.Generator) -> Float[np.ndarray, "batch token"]:
-        """The law of roots that does not come from the kernel."""
+        """The law of roots that does not come from the transition matrix."""
         if self.root_law == "shared":
             concentration = np.full((1, self.d_vocab), float(_numbers(self.alpha, "alpha").mean()))
-            return _kernels.draw_dirichlet(generator, concentration, n)[:, 0].astype(np.float64)
+            return _matrices.draw_dirichlet(generator, concentration, n)[:, 0].astype(np.float64)
         return np.full((n, self.d_vocab), 1.0 / self.d_vocab)
 
     @cached_property
@@ -256,13 +256,13 @@ class InContextTask(Task):
 
     @cached_property
     def counts(self) -> bool:
-        """Whether every random number is a function of (seed, place): kernels that are drawn, not the user's."""
+        """Whether every random number is a function of (seed, place): matrices that are drawn, not the user's."""
         return self.kernels is None
 
     @cached_property
     def _has_tiny_alpha(self) -> bool:
         """Whether stationary laws hang on odds that only logs can tell."""
-        return min(float(alpha.min()) for alpha in self.alphas.values()) < _kernels.LOG_SPACE_BELOW
+        return min(float(alpha.min()) for alpha in self.alphas.values()) < _matrices.LOG_SPACE_BELOW
 
     def _fill_by_counting(self, key: _draws.Key, first: int, tokens: np.ndarray, target_probs: np.ndarray) -> None:
         """Sequences `first`, `first` + 1, ... of a stream in numpy: what `src/native/sampler.cpp` does."""
@@ -273,9 +273,9 @@ class InContextTask(Task):
         kernels = dict(zip(self.in_degrees, np.split(rows, bounds, axis=1), strict=False))
         laws: dict[Roots, Callable[[], np.ndarray]] = {
             "stationary": lambda: (
-                _kernels.log_stationary_law(_draws.log_rows_of(logs))
+                _matrices.log_stationary_law(_draws.log_rows_of(logs))
                 if self._has_tiny_alpha
-                else _kernels.stationary_law(kernels[1])
+                else _matrices.stationary_law(kernels[1])
             ),
             "uniform": lambda: np.full((len(rows), self.d_vocab), 1.0 / self.d_vocab),
             "shared": lambda: rows[:, -1],
@@ -287,7 +287,7 @@ class InContextTask(Task):
     def _fill_from_stream(
         self, seed: np.random.SeedSequence, first: int, tokens: np.ndarray, target_probs: np.ndarray
     ) -> None:
-        """Sequences from a random stream for each piece: kernels of the user's."""
+        """Sequences from a random stream for each piece: matrices of the user's."""
         for start in range(0, len(tokens), PIECE):
             piece = slice(start, start + PIECE)
             stream = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, first + start))
@@ -306,17 +306,17 @@ class InContextTask(Task):
         tokens: np.ndarray,
         target_probs: np.ndarray,
     ) -> None:
-        """Tokens and targets from kernels, root laws, a uniform number for each token, and the queries' tokens."""
-        cumulative = {k: _kernels.cumulative_rows(kernel) for k, kernel in kernels.items()}
+        """Tokens and targets from matrices, root laws, a uniform number for each token, and the queries' tokens."""
+        cumulative = {k: _matrices.cumulative_rows(kernel) for k, kernel in kernels.items()}
         sequence = np.arange(len(tokens))
-        root_law = _kernels.cumulative_rows(law.astype(np.float32)[:, None])
+        root_law = _matrices.cumulative_rows(law.astype(np.float32)[:, None])
         for root in self.root_positions:
-            tokens[:, root] = _kernels.inverse_cdf(root_law, uniforms[:, root])
+            tokens[:, root] = _matrices.inverse_cdf(root_law, uniforms[:, root])
         if self.has_query:
             tokens[:, -1] = queries
         for child, parents in self._children:
             row = self.kernel_row(tokens[:, parents]) + sequence * self.d_vocab ** len(parents)
-            tokens[:, child] = _kernels.inverse_cdf(cumulative[len(parents)].take(row, axis=0), uniforms[:, child])
+            tokens[:, child] = _matrices.inverse_cdf(cumulative[len(parents)].take(row, axis=0), uniforms[:, child])
         target_row = self.kernel_row(tokens[:, self.target_parents])
         target_probs[:] = kernels[len(self.target_parents)][sequence, target_row]
 
@@ -340,7 +340,7 @@ class InContextTask(Task):
         return _draws.gamma_constants(np.concatenate(alphas)), first_row, parents, degrees, roots
 
     def kernel_row(self, parent_tokens: np.ndarray) -> np.ndarray:
-        """The row of the flattened kernel that parents' tokens [..., n_parents] name."""
+        """The row of the flattened transition matrix that parents' tokens [..., n_parents] name."""
         row = parent_tokens[..., 0]
         for index in range(1, parent_tokens.shape[-1]):
             row = row * self.d_vocab + parent_tokens[..., index]
@@ -388,12 +388,5 @@ def _checked_kernel(kernel: np.ndarray, n_parents: int, d_vocab: int) -> Float[n
             f"a kernel with {n_parents} parent(s) over {d_vocab} tokens has shape {list(expected)}, or a leading axis "
             f"of alternatives: got {list(kernel.shape)}"
         )
-    if not np.all(np.isfinite(kernel)) or np.any(kernel < 0):
-        raise ValueError("a kernel holds probabilities: found a negative, infinite or NaN entry")
-    sums = kernel.sum(axis=-1)
-    if np.any(np.abs(sums - 1) > 1e-5):
-        worst = sums.flat[np.abs(sums - 1).argmax()]
-        raise ValueError(
-            f"each row of a kernel must sum to 1: found a row that sums to {worst:.6g}; divide by the row sums"
-        )
-    return (kernel / sums[..., None]).reshape(len(kernel), d_vocab**n_parents, d_vocab)
+    check_probabilities("rows of a kernel", torch.from_numpy(kernel), 1e-5)
+    return (kernel / kernel.sum(axis=-1, keepdims=True)).reshape(len(kernel), d_vocab**n_parents, d_vocab)

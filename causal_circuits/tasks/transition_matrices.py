@@ -1,4 +1,4 @@
-"""Random transition kernels and their stationary laws, drawn a batch at a time in numpy.
+"""Random transition matrices and their stationary laws, drawn a batch at a time in numpy.
 
 Axes: ``batch``, then the parents' tokens flattened into ``row`` (d_vocab ** n_parents of them), then
 ``token``. Everything here is vectorised over the batch and safe for concentrations down to 1e-3, where
@@ -12,25 +12,25 @@ from jaxtyping import Float, Int
 LOG_SPACE_BELOW = 0.09
 
 
-def draw_kernels_with_laws(
+def draw_with_laws(
     generator: np.random.Generator, alpha: Float[np.ndarray, "*prior token token"], n: int
 ) -> tuple[Float[np.ndarray, "batch *prior token token"], Float[np.ndarray, "batch *prior token"]]:
-    """One-parent kernels and their stationary laws, exact also where a kernel's entries underflow."""
+    """One-parent transition matrices and their stationary laws, exact also where a matrix's entries underflow."""
     n_states = alpha.shape[-1]
     if alpha.min() < LOG_SPACE_BELOW:
-        log_kernels = draw_log_dirichlet(generator, alpha, n)
-        laws = log_stationary_law(log_kernels.reshape(-1, n_states, n_states))
-        kernels = np.exp(log_kernels).astype(np.float32)
+        log_matrices = draw_log_dirichlet(generator, alpha, n)
+        laws = log_stationary_law(log_matrices.reshape(-1, n_states, n_states))
+        matrices = np.exp(log_matrices).astype(np.float32)
     else:
-        kernels = draw_dirichlet(generator, alpha, n)
-        laws = stationary_law(kernels.reshape(-1, n_states, n_states))
-    return kernels, laws.reshape(kernels.shape[:-1])
+        matrices = draw_dirichlet(generator, alpha, n)
+        laws = stationary_law(matrices.reshape(-1, n_states, n_states))
+    return matrices, laws.reshape(matrices.shape[:-1])
 
 
 def draw_dirichlet(
     generator: np.random.Generator, alpha: Float[np.ndarray, "*prior token"], n: int
 ) -> Float[np.ndarray, "batch *prior token"]:
-    """`n` kernels whose rows are independent Dirichlet draws: row r ~ Dirichlet(alpha[r]); float32, [n, *alpha.shape].
+    """`n` matrices whose rows are independent Dirichlet draws: row r ~ Dirichlet(alpha[r]); float32, [n, *alpha.shape].
 
     The gammas are float32 where that is exact enough, and in log space for small concentrations
     (Gamma(a) = Gamma(a + 1) U^(1/a)), so that a row always sums to one.
@@ -75,40 +75,41 @@ def draw_log_dirichlet(
     return log_gammas - np.log(np.exp(log_gammas).sum(axis=-1, keepdims=True))
 
 
-def stationary_law(kernels: Float[np.ndarray, "batch token token"]) -> Float[np.ndarray, "batch token"]:
-    """The stationary law of every kernel of a batch, by GTH elimination in float64.
+def stationary_law(matrices: Float[np.ndarray, "batch token token"]) -> Float[np.ndarray, "batch token"]:
+    """The stationary law of every matrix of a batch, by GTH elimination in float64.
 
     Grassmann, Taksar & Heyman (1985): eliminate states one at a time; no subtraction occurs, so the
     result has small *relative* error also for nearly reducible chains. Entries must be positive.
     """
-    return laws_of_first_rows(kernels, kernels[None, :, 0])[0]
+    return laws_of_first_rows(matrices, matrices[None, :, 0])[0]
 
 
-def log_stationary_law(log_kernels: Float[np.ndarray, "batch token token"]) -> Float[np.ndarray, "batch token"]:
-    """`stationary_law` for kernels given in logs, whose entries may be as small as exp(-10,000)."""
-    return laws_of_first_rows(log_kernels, log_kernels[None, :, 0], in_logs=True)[0]
+def log_stationary_law(log_matrices: Float[np.ndarray, "batch token token"]) -> Float[np.ndarray, "batch token"]:
+    """`stationary_law` for matrices given in logs, whose entries may be as small as exp(-10,000)."""
+    return laws_of_first_rows(log_matrices, log_matrices[None, :, 0], in_logs=True)[0]
 
 
 def laws_of_first_rows(
-    kernels: Float[np.ndarray, "batch token token"],
+    matrices: Float[np.ndarray, "batch token token"],
     rows: Float[np.ndarray, "choice batch token"],
     in_logs: bool = False,
 ) -> Float[np.ndarray, "choice batch token"]:
-    """The stationary law of every kernel with its first row replaced by each of `rows`; both may be given in logs.
+    """The stationary law of every matrix with its first row replaced by each of `rows`; both may be given in logs.
 
     The elimination touches no row by the first one: what it does to the others is done once for all choices.
 
-    >>> kernels = draw_dirichlet(np.random.default_rng(0), np.ones((4, 4)), 5).astype(float)
-    >>> rows = kernels[:, 1:3].swapaxes(0, 1)
-    >>> laws, logs = laws_of_first_rows(kernels, rows), laws_of_first_rows(np.log(kernels), np.log(rows), in_logs=True)
-    >>> replaced = [np.concatenate([row[:, None], kernels[:, 1:]], axis=1) for row in rows]
-    >>> alone = [[kernel_stationary_law(kernel) for kernel in some] for some in replaced]
+    >>> matrices = draw_dirichlet(np.random.default_rng(0), np.ones((4, 4)), 5).astype(float)
+    >>> rows = matrices[:, 1:3].swapaxes(0, 1)
+    >>> laws = laws_of_first_rows(matrices, rows)
+    >>> logs = laws_of_first_rows(np.log(matrices), np.log(rows), in_logs=True)
+    >>> replaced = [np.concatenate([row[:, None], matrices[:, 1:]], axis=1) for row in rows]
+    >>> alone = [[stationary_law_of_one(matrix) for matrix in some] for some in replaced]
     >>> np.allclose(laws, alone), np.allclose(logs, alone)
     (True, True)
     """
     add, multiply, divide = (np.logaddexp, np.add, np.subtract) if in_logs else (np.add, np.multiply, np.divide)
-    n_choices, n_states = len(rows), kernels.shape[-1]
-    first, others = rows.transpose(0, 2, 1), kernels.transpose(1, 2, 0)[1:]
+    n_choices, n_states = len(rows), matrices.shape[-1]
+    first, others = rows.transpose(0, 2, 1), matrices.transpose(1, 2, 0)[1:]
     work = np.concatenate([first, others]).astype(np.float64, copy=False)  # the row of state k > 0 is n_choices + k - 1
     for k in range(n_states - 1, 0, -1):
         above, own = work[: n_choices + k - 1], work[n_choices + k - 1]
@@ -123,17 +124,17 @@ def laws_of_first_rows(
     return (law / law.sum(axis=1, keepdims=True)).swapaxes(1, 2)
 
 
-def kernel_stationary_law(kernel: Float[np.ndarray, "token token"]) -> Float[np.ndarray, " token"]:
-    """The one stationary law of a kernel that may hold zeros (a periodic chain, say), by linear algebra.
+def stationary_law_of_one(matrix: Float[np.ndarray, "token token"]) -> Float[np.ndarray, " token"]:
+    """The one stationary law of a matrix that may hold zeros (a periodic chain, say), by linear algebra.
 
     Raises:
         ValueError: the chain has several closed classes, hence several stationary laws.
     """
-    n_states = kernel.shape[0]
-    balance = kernel.T - np.eye(n_states)
+    n_states = matrix.shape[0]
+    balance = matrix.T - np.eye(n_states)
     if np.linalg.matrix_rank(balance, tol=1e-10) < n_states - 1:
         raise ValueError(
-            "a kernel must have one stationary law for roots to be drawn from: this one has several closed "
+            "a transition matrix must have one stationary law for roots to be drawn from: this one has several closed "
             "classes of tokens; connect them, or use roots='uniform'"
         )
     system = np.vstack([balance, np.ones(n_states)])
@@ -142,9 +143,9 @@ def kernel_stationary_law(kernel: Float[np.ndarray, "token token"]) -> Float[np.
     return law / law.sum()
 
 
-def cumulative_rows(kernels: Float[np.ndarray, "batch row token"]) -> Float[np.ndarray, "batch_row token"]:
+def cumulative_rows(matrices: Float[np.ndarray, "batch row token"]) -> Float[np.ndarray, "batch_row token"]:
     """The cumulative distribution of every row, with +inf last so that rounding never leaves a draw unplaced."""
-    batch_last = np.moveaxis(kernels, 0, -1)
+    batch_last = np.moveaxis(matrices, 0, -1)
     cumulative = np.empty(batch_last.shape, dtype=np.float32)
     cumulative[:, 0] = batch_last[:, 0]
     for token in range(1, batch_last.shape[1]):
