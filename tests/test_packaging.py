@@ -69,5 +69,5 @@ def outside_imports(folder: str) -> set[str]:
     [("causal_circuits", []), ("analyses", ["structure"]), ("benchmarks", [])],
 )
 def test_everything_imported_is_declared(folder: str, extras: list[str]):
-    declared = {IMPORTED_AS.get(wanted.name, wanted.name) for wanted in requirements(*extras)}
+    declared = {IMPORTED_AS.get(wanted.name, wanted.name.lower()) for wanted in requirements(*extras)}
     assert outside_imports(folder) <= declared
