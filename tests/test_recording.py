@@ -154,30 +154,32 @@ def test_damaged_records_are_refused(record: cc.TrainingRecord, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("n_heads", [(1, 1), (2, 1), (1, 2)], ids=str)
-def test_the_fused_step_records_layer_0_as_hooks_do(n_heads: tuple[int, int]) -> None:
-    """Every step, the last state included: attention and score gradients without a pass of their own."""
-    task = cc.InContextTask(cc.pairs_graph(6), d_vocab=4, alpha=0.3)
-    config, every = cc.TrainConfig.joint(6, 0.1, batch_size=40), tuple(range(7))
-    records = []
-    for layers in (None, (0,)):
+def test_the_fused_step_records_what_hooks_do(n_heads: tuple[int, int]) -> None:
+    """Of layer 1 the last row, on which the loss depends; a hook that does nothing asks for the structured path."""
+    task, every = cc.InContextTask(cc.pairs_graph(6), d_vocab=4, alpha=0.3), tuple(range(7))
+    config, records = cc.TrainConfig.joint(6, 0.5, optimizer="sgd", batch_size=40), []
+    for path in ("fused", "structured"):
         model = cc.disentangled_transformer(4, 6, n_heads, init_scale=0.3, seed=2)
-        records.append(cc.train(model, task, config, record=cc.RecordAt(steps=every, layers=layers)))
-    hooks, own = records
-    assert own.path == "fused"
-    assert own.attention.shape == (7, 1, max(n_heads), 6, 6)
-    assert torch.allclose(own.attention[:, 0], hooks.attention[:, 0], atol=1e-6)
-    assert_close(own.score_gradients[:, 0], hooks.score_gradients[:, 0], 1e-5)
-    assert torch.allclose(own.recorded_losses, hooks.recorded_losses, rtol=1e-6)
-    assert torch.equal(own.losses, hooks.losses)
+        if path == "structured":
+            model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: None)
+        records.append(cc.train(model, task, config, record=cc.RecordAt(every, weight_gradients=True)))
+        assert records[-1].path == path
+    own, hooks = records
+    for name in ("attention", "score_gradients", "weight_gradients"):
+        mine, theirs = getattr(own, name), getattr(hooks, name)
+        assert mine.shape == theirs.shape == (7, 2, max(n_heads), 6, 6)
+        assert_close(mine[:, 0], theirs[:, 0], 1e-5)
+        assert_close(mine[:, 1, :, -1], theirs[:, 1, :, -1], 1e-5)
+    assert_close(own.recorded_losses, hooks.recorded_losses, 1e-6)
+    assert_close(own.losses, hooks.losses, 1e-6)
 
 
-def test_one_layer_is_recorded_on_every_path(random_model: cc.models.HookedTransformer) -> None:
-    task = cc.InContextTask(cc.chain_graph(6), d_vocab=4)
-    batch = task.sample(30, seed=1)
+def test_one_layer_is_recorded_by_hooks(random_model: HookedTransformer, chain_task: cc.InContextTask) -> None:
+    batch = chain_task.sample(30, seed=1)
     both = cc.take_snapshot(random_model, batch)
     for layer in (0, 1):
         one = cc.take_snapshot(random_model, batch, record=cc.RecordAt(layers=(layer,)))
-        assert torch.allclose(one.attention[0], both.attention[layer], atol=1e-6)
+        assert_close(one.attention[0], both.attention[layer], 1e-6)
         assert_close(one.score_gradients[0], both.score_gradients[layer], 1e-5)
     assert_refused(lambda: cc.RecordAt(layers=()), "layers", "None")
 
