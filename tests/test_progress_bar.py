@@ -17,27 +17,19 @@ def snapshot(task: cc.InContextTask, learned: int) -> cc.Snapshot:
     return cc.Snapshot(step=0, loss=1.0, attention=attention, score_gradients=None)
 
 
-def test_uniform_attention_has_found_no_parent() -> None:
+def test_uniform_attention_has_found_no_parent_and_a_planted_one_all() -> None:
     """Not even those of a star, whose parent stands first in every row."""
-    task = cc.InContextTask(cc.graph_from_parents([None, 0, 0, 0, 0]), d_vocab=3)
+    task, record = cc.InContextTask(cc.graph_from_parents([None, 0, 0, 0, 0]), d_vocab=3), cc.RecordAt(layers=(0,))
     batch = task.sample(64, seed=0)
-    for record in (cc.RecordAt(), cc.RecordAt(layers=(0,))):
-        untrained = cc.take_snapshot(cc.disentangled_transformer(3, 6), batch, record=record)
-        assert parents_found([task], [untrained], record) == "training, 0 of 4 parents"
-        planted = cc.take_snapshot(cc.plant_circuit(task.graph, d_vocab=3), batch, record=record)
-        assert parents_found([task], [planted], record) == "training, 4 of 4 parents"
+    for model, n in ((cc.disentangled_transformer(3, 6), 0), (cc.plant_circuit(task.graph, d_vocab=3), 4)):
+        measured = cc.take_snapshot(model, batch, record=record)
+        assert parents_found([task], [measured], record) == f"training, {n} of 4 parents"
 
 
-@pytest.mark.parametrize("learned", [0, 1, 4])
-def test_parents_are_row_maxima_of_some_head_of_layer_0(fork_task: cc.InContextTask, learned: int) -> None:
-    assert (
-        parents_found([fork_task], [snapshot(fork_task, learned)], cc.RecordAt()) == f"training, {learned} of 4 parents"
-    )
-
-
-def test_members_of_an_ensemble_are_counted_together_and_other_layers_not(fork_task: cc.InContextTask) -> None:
-    members = [snapshot(fork_task, 1), snapshot(fork_task, 4)]
-    assert parents_found([fork_task] * 2, members, cc.RecordAt()) == "training, 5 of 8 parents"
+def test_parents_are_counted_over_heads_of_layer_0_and_members(fork_task: cc.InContextTask) -> None:
+    for learned in (0, 1, 4):
+        members = [snapshot(fork_task, learned), snapshot(fork_task, 4)]
+        assert parents_found([fork_task] * 2, members, cc.RecordAt()) == f"training, {learned + 4} of 8 parents"
     for record in (cc.RecordAt(attention=False), cc.RecordAt(layers=(1,))):
         assert parents_found([fork_task], members[:1], record) == "training"
 
