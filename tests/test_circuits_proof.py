@@ -140,6 +140,19 @@ def test_the_true_circuit_is_proved_and_false_ones_are_not() -> None:
     assert "token -> logits" in proofs["one more"].verdict
 
 
+def test_the_circuit_of_two_parents_is_found_and_proved() -> None:
+    """Two heads copy, one matches both: 14 of 29 edges, the optimum of all circuits, proved on fresh sequences."""
+    task = cc.InContextTask(cc.ngram_graph(8, order=2), d_vocab=3, alpha=0.1)
+    model = cc.plant_circuit(task.graph, d_vocab=3, readout_scale=2.0)
+    search = circuits.circuit_model(model, task.sample(60, seed=2), metric="kl_to_model")
+    frontier = circuits.oracle_frontier(search)
+    found = frontier.masks[frontier.best_size]
+    assert frontier.exact
+    assert found.equal(~circuits.inert_edges(search))
+    proof = circuits.prove_circuit(circuits.circuit_model(model, task.sample(800, seed=1)), found, n_random=99)
+    assert (proof.proved, len(proof.circuit)) == (True, 14), proof.verdict
+
+
 @pytest.mark.parametrize("size", [1, 2, 17, 18])
 def test_sufficiency_is_the_exact_rank_among_all_circuits_of_the_size(size: int) -> None:
     """Against itertools over every circuit as large: the number that cost no more, by the total."""
