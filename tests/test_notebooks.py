@@ -62,5 +62,5 @@ def test_what_a_notebook_shows_is_sound(executed: nbformat.NotebookNode, browser
     with open_page(browser, page) as loaded:
         assert_sound(loaded)
         assert loaded.evaluate("[...document.images].every((image) => image.naturalWidth > 100)")
-        views = sum("attention-view" in part for part in parts)
+        views = sum('class="attention-view"' in part for part in parts)
         assert loaded.evaluate("document.querySelectorAll('.attention-view').length") == views
