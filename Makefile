@@ -3,7 +3,7 @@
 PYTHON := .venv/bin/python
 NATIVE := tests/test_native_sampler.py tests/test_fused.py tests/test_native_core.py
 
-.PHONY: check test instructions sanitizers symbols lint types release
+.PHONY: check test instructions sanitizers symbols lint types pages release
 
 check: test instructions sanitizers symbols lint types
 
@@ -29,6 +29,9 @@ lint: .venv/bin/ruff
 
 types: .venv/bin/mypy
 	.venv/bin/mypy
+
+pages: # style sheets and scripts of pages; needs Node
+	npx --yes prettier@3 --print-width 120 --check causal_circuits/pages/*.css causal_circuits/pages/*.js
 
 release: # installs the newest, the oldest and the fewest dependencies: some 15 minutes
 	$(PYTHON) tests/packaging/check_install.py
