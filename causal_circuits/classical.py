@@ -1,8 +1,8 @@
 """Classical structure learning on pooled tokens, for comparison: pairwise mutual information and the Chow-Liu tree.
 
-Both see one table of tokens, a row a sequence, and know nothing of prompts. With one kernel behind all sequences the
-data processing inequality holds and they find the edges; with a fresh kernel in every sequence all positions of a
-prompt share the kernel as a hidden common cause, and the inequality says nothing about the pooled law.
+Both see one table of tokens, a row a sequence, and know nothing of prompts. With one transition matrix behind all
+sequences the data processing inequality holds and they find the edges; with a fresh one in every sequence all positions
+of a prompt share it as a hidden common cause, and the inequality says nothing about the pooled law.
 """
 
 import networkx as nx

@@ -1,11 +1,11 @@
-"""Out of distribution: how far predictions are from a kernel that training never saw, and the worst kernel found.
+"""Out of distribution: how far predictions are from a transition matrix never trained on, and the worst one found.
 
 Theorem 2 of Nichani, Damian & Lee (2024): a model trained on one prior tends, as the context grows, to pi~(. | s_T) for
-*any* kernel pi~ whose entries are bounded below. The error measured here, for a kernel and a query token s, is
+*any* matrix pi~ whose entries are bounded below. The error measured here, for a matrix and a query token s, is
 
     E [ max_{s'} | f(s_1 .. s_T)_{s'} - pi~(s' | s) |  given  s_T = s ],
 
-and the uniform error is its largest value over query tokens - and, in `worst_kernel`, over kernels too.
+and the uniform error is its largest value over query tokens - and, in `worst_kernel`, over matrices too.
 """
 
 from collections.abc import Callable
@@ -26,12 +26,12 @@ Predictor = Callable[[Tensor], Tensor]  # tokens [batch, n_ctx] -> probabilities
 @check_arguments
 @dataclass(frozen=True, eq=False)
 class WorstKernel:
-    """What a search over kernels found.
+    """What a search over transition matrices found.
 
     Attributes:
         kernel: float64 [d_vocab, d_vocab], entries at least gamma / d_vocab.
         error: its score, the largest seen.
-        start_error: the largest score among the random kernels that the search started from.
+        start_error: the largest score among the random matrices that the search started from.
         history: the best score after every round; it never falls.
 
     >>> found = worst_kernel(lambda kernel: float(kernel[0, 0]), d_vocab=3, n_start=8, n_rounds=8)
@@ -60,9 +60,9 @@ def prediction_errors(
     Args:
         predictor: tokens to probabilities: a model's ``log_probs(model, tokens).exp()``, an edge posterior, ...
         graph: a forest with a query.
-        kernel: the transition kernel of every sequence.
-        n_sequences, seed: of the sequences; one seed compares kernels on common random numbers.
-        reference: measure the distance to this predictor in place of the kernel's own row.
+        kernel: the transition matrix of every sequence.
+        n_sequences, seed: of the sequences; one seed compares matrices on common random numbers.
+        reference: measure the distance to this predictor in place of the matrix's own row.
 
     Returns:
         float64 [d_vocab]; NaN for a token that no sequence asks for.
@@ -95,11 +95,11 @@ def worst_kernel(
     n_elite: int = 4,
     seed: int = 0,
 ) -> WorstKernel:
-    """The kernel with the largest score that a search over all kernels with entries >= gamma / d_vocab finds.
+    """The transition matrix of the largest score that a search over all with entries >= gamma / d_vocab finds.
 
-    Starts from `n_start` random kernels, from nearly uniform to deterministic; keeps the `n_elite` best; in every round
-    each of them has one child - one row replaced, two rows swapped, or all entries scaled by random factors - and the
-    best of parents and children stay. So the result is never worse than the best start. Gradient-free: the sampling
+    Starts from `n_start` random matrices, from nearly uniform to deterministic; keeps the `n_elite` best; in every
+    round each of them has one child - one row replaced, two rows swapped, or all entries scaled by random factors - and
+    the best of parents and children stay. So the result is never worse than the best start. Gradient-free: the sampling
     of tokens has no gradient.
 
     >>> worst = worst_kernel(lambda kernel: float(kernel[0, 0]), d_vocab=3, gamma=0.3, seed=0)

@@ -19,12 +19,13 @@ from functools import partial
 from typing import Literal
 
 import torch
+from einops import einsum, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.display import Row, table_html, table_text
-from causal_circuits.graphs import attention_cells, parents_of
+from causal_circuits.graphs import edge_entries, parents_of
 from causal_circuits.models import HookedTransformer, attachments, check_forward, check_head, check_model, live_heads
 from causal_circuits.recording import watch_attention
 from causal_circuits.tasks import Task
@@ -187,8 +188,10 @@ def _patterns_without_parents(model: HookedTransformer, task: Task, tokens: Tens
 
     def exchange(z: Tensor, hook: object, layer: int) -> Tensor:
         weight, change = patterns[layer] * mask, cache[names[layer]] - values[layer]
-        change = change.repeat_interleave(weight.shape[1] // change.shape[2], dim=2)  # grouped queries share values
-        return z + torch.einsum("bhqk,bkhd->bqhd", weight, change.to(weight.dtype)).to(z.dtype)
+        n_sharing = weight.shape[1] // change.shape[2]  # grouped queries share values
+        change = repeat(change, "batch key group d -> batch key (group sharing) d", sharing=n_sharing)
+        moved = einsum(weight, change.to(weight.dtype), "batch head query key, batch key head d -> batch query head d")
+        return z + moved.to(z.dtype)
 
     with model.hooks():
         for layer in layers:
@@ -213,7 +216,7 @@ def _score_head(
 ) -> HeadScores:
     parents, induction = parent_mask(task).expand(len(tokens), -1, -1), induction_mask(task, tokens)
     previous = torch.diag(torch.ones(task.n_ctx - 1, dtype=torch.bool), -1)
-    previous[-1] &= not task.has_query  # the query is no one's child: its row answers to nothing
+    previous[-1] &= not task.has_query  # nothing reads what the query's row copies
     at_query = torch.zeros_like(induction)
     at_query[:, -1] = induction[:, -1]
     scores, nulls = _row_scores(pattern, at_query), _row_scores(without_parents, at_query)
@@ -257,10 +260,7 @@ def parent_mask(task: Task) -> Bool[Tensor, "n_ctx n_ctx"]:
     >>> parent_mask(InContextTask(chain_graph(4), d_vocab=2)).nonzero().tolist()
     [[1, 0], [2, 1]]
     """
-    mask = torch.zeros(task.n_ctx, task.n_ctx, dtype=torch.bool)
-    for cell in attention_cells(graph_of(task)):
-        mask[cell] = True
-    return mask
+    return torch.from_numpy(edge_entries(graph_of(task))[0])
 
 
 @check_arguments
@@ -298,25 +298,17 @@ def calibrated_score(
     >>> calibrated_score(pattern, torch.tensor([[[False, False], [True, False]]]))
     0.0
     """
-    rows = _scored_rows(mask)
-    if not rows.any():
-        return 0.0
-    return float(_row_scores(pattern, mask).mean())
-
-
-def _scored_rows(mask: Tensor) -> Tensor:
-    """[batch, query_pos]: rows in which some keys are on the mask and some are not."""
-    visible = torch.ones(mask.shape[-2:], dtype=torch.bool).tril()
-    rows = mask.any(dim=-1) & (visible & ~mask).any(dim=-1)
-    rows[:, 0] = False  # the first position can only attend to itself
-    return rows
+    scores = _row_scores(pattern, mask)
+    return float(scores.mean()) if len(scores) else 0.0
 
 
 def _row_scores(pattern: Tensor, mask: Tensor) -> Tensor:
-    """The calibrated score's share of every scored row; their mean is the score."""
-    rows = _scored_rows(mask)
-    visible = torch.arange(1, pattern.shape[-1] + 1, dtype=pattern.dtype)
-    mass, uniform = (pattern * mask).sum(dim=-1)[rows], (mask.sum(dim=-1) / visible)[rows]
+    """The score's share of every row in which some keys are on the mask and some are not; their mean is the score."""
+    visible = torch.ones(mask.shape[-2:], dtype=torch.bool).tril()
+    rows = mask.any(dim=-1) & (visible & ~mask).any(dim=-1)
+    rows[:, 0] = False  # the first position can only attend to itself
+    n_visible = torch.arange(1, pattern.shape[-1] + 1, dtype=pattern.dtype)
+    mass, uniform = (pattern * mask).sum(dim=-1)[rows], (mask.sum(dim=-1) / n_visible)[rows]
     return (mass - uniform) / (1 - uniform.mean())
 
 

@@ -17,10 +17,10 @@ def unusable_positions(data: UserData) -> tuple[dict[int, str], list[str]]:
     why: dict[int, str] = {}
     warnings: list[str] = []
     for position in np.flatnonzero(data.constant[:-1]).tolist():
-        why[position] = f"its token is always {context[0, position]}: a constant says nothing"
+        why[position] = f"its token is always {context[0, position]}: a constant carries no information"
     if data.constant[-1]:
         for position in range(context.shape[1]):
-            why.setdefault(position, "the query (last token) never varies: nothing singles out a parent")
+            why.setdefault(position, "the query (last token) never varies: no parent can be told")
     if len(data.tokens) - data.n_independent > _SHARE_OF_COPIES * len(data.tokens):
         warnings.append(
             f"there are copies among the {len(data.tokens):,} sequences: they count as {data.n_independent:,} "

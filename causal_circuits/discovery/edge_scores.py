@@ -27,6 +27,7 @@ is weighted by one over its frequency.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -77,12 +78,8 @@ class Contrasts:
         return float(bernstein_sample_size(np.array([mean]), spread, self.bound, p_value)[0])
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Some sequences: context tokens, a, h and 1[x_j = x_T] [sequence, position].
-
-    d_vocab |y|^2 less the offset, and the offset, are [sequence, 1].
-    """
+class _Piece(NamedTuple):
+    """Some sequences: context tokens, a, h, 1[x_j = x_T], d_vocab |y|^2 less the offset, and the offset."""
 
     context: Int[np.ndarray, "sequence position"]
     child: Float[np.ndarray, "sequence position"]

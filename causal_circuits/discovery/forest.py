@@ -52,16 +52,7 @@ def forest_tests(
     laws: bool,
     level: float,
 ) -> ForestTest:
-    """Test what a forest implies, given the edges found.
-
-    Args:
-        scores: of the sequences.
-        earlier: the pairs tested, row child, column a position before it.
-        parent: of each position, -1 where no edge was found.
-        background: the score of an independent pair.
-        laws: whether targets are laws, so that the score of an edge is known beforehand.
-        level: for `fits_targets`.
-    """
+    """Test what a forest implies, given the parent found of each position (-1 if none)."""
     agreement = _two_sided(scores.against_agreement())
     pairs = np.where((parent >= 0)[:, None], _two_sided(scores.beyond_parent(parent)), agreement)
     pairs[~earlier] = np.nan

@@ -113,15 +113,11 @@ class RowTest:
 def judge_row(test: RowTest, child: int, attended: Keys, last_keys: Collection[int], known: Keys) -> RowVerdict:
     """Whether a row is a child drawn from the target's transition matrix, and which parents its heads carry.
 
-    Args:
-        test: the sequences.
-        child: the row.
-        attended: t -> key of the heads that attend clearly; a t may be missing, and keys may be swapped.
-        last_keys: all parents of the target, as far as known.
-        known: t -> key of parents that no head carries, known from data.
+    `attended` are the keys of the heads that attend clearly (a t may be missing, keys may be swapped), `known` those of
+    parents that no head carries, `last_keys` all parents of the target as far as known.
     """
     if child < len(last_keys):
-        few = f"has fewer earlier positions than the target has parents ({len(last_keys)}): no child of its kernel"
+        few = f"has fewer earlier positions than the target has parents, {len(last_keys)}: not drawn from its matrix"
         return RowVerdict(child, {}, NO_SHARE, few)
     shares: list[Share] = []
     for keys in _orders(attended):
@@ -150,7 +146,7 @@ def _why_not(share: Share) -> str:
         return "its matches hold in too few sequences to tell"
     if share.full:
         return "its keys are no parents in order: no choice of different positions singles out the same sequences"
-    return f"{share.value:.0%} of the information of a child of the target's kernel"
+    return f"{share.value:.0%} of the information of a child of the target's transition matrix"
 
 
 def same_event(keys: Keys, child: int, last_keys: Collection[int]) -> list[dict[int, int]]:

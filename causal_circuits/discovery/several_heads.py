@@ -197,7 +197,7 @@ class _Reading:
         if t not in verdict.keys:
             return "its row's parents are carried by other heads"
         if self.p_values[child] >= self.level:
-            return f"no information (p = {self.p_values[child]:.2g}): a root, or a child of another kernel"
+            return f"no information (p = {self.p_values[child]:.2g}): a root, or a child of another transition matrix"
         better = self._better(child, verdict.keys, t)
         return "" if better is None else f"position {better} tells more"
 

@@ -85,16 +85,9 @@ def edge_tests(
     min_share: float,
     laws: bool,
 ) -> EdgeTest:
-    """Test every entry of the usable positions.
+    """Test every entry of the usable positions; hidden ones may be a parent all the same.
 
-    Args:
-        scores: of the sequences.
-        usable: positions that may be a parent or a child.
-        hidden: positions of which nothing can be said that may be a parent all the same.
-        level: family-wise error.
-        min_share: of an edge's score, below which an entry must lie in the row of a root.
-        laws: whether targets are probabilities, so that the score of an edge is known beforehand. Where the edges
-            found contradict that score by far, nothing is said of roots.
+    If the edges found contradict by far the score that laws give an edge, nothing is said of roots.
     """
     n = len(usable)
     cells = _cells(scores, usable)

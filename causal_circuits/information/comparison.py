@@ -15,9 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.graphs import attention_cells, n_ctx_of, parents_of
+from causal_circuits.graphs import attention_cells, n_ctx_of, parent_attention, parents_of
 from causal_circuits.information.gradient import score_gradient_of
 from causal_circuits.recording import TrainingRecord
+from causal_circuits.statistics import rank_correlation
 
 Matrix = Float[Tensor, "n_ctx n_ctx"]
 Of = Literal["weights", "scores"]
@@ -211,19 +212,17 @@ def edge_formation(
         compare_gradient(gradient, predicted, graph, of="scores", attention=pattern)
         for pattern, gradient in zip(patterns, gradients, strict=True)
     )
-    cells = attention_cells(graph)
-    rows, columns = [i for i, _ in cells], [j for _, j in cells]
-    attention = patterns[:, rows, columns]
-    pull = score_gradient_of(predicted)[rows, columns]
+    attention, pull = parent_attention(patterns, graph), parent_attention(score_gradient_of(predicted), graph)
     formed_at = tuple(_formed(record.steps, weights) for weights in attention.T)
+    late = np.array([np.inf if step is None else step for step in formed_at])
     return Formation(
         steps=record.steps,
         comparisons=comparisons,
-        edges=tuple((j, i) for i, j in cells),
+        edges=tuple((j, i) for i, j in attention_cells(graph)),
         attention=attention,
         formed_at=formed_at,
         information=pull,
-        order_agreement=_order_agreement(pull.numpy(), formed_at),
+        order_agreement=rank_correlation(pull.double().numpy(), -late),
     )
 
 
@@ -232,18 +231,6 @@ def _formed(steps: tuple[int, ...], weights: Tensor) -> int | None:
     below = (~(weights >= _FORMED)).nonzero()  # NaN is not formed
     first = int(below[-1]) + 1 if len(below) else 0
     return steps[first] if first < len(steps) else None
-
-
-def _order_agreement(pull: np.ndarray, formed_at: tuple[int | None, ...]) -> float:
-    late = np.array([np.inf if step is None else step for step in formed_at])
-    return _correlation(_ranks(pull), -_ranks(late)) if len(late) > 1 else float("nan")
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Mean ranks, ties sharing theirs; NaN, all of them, if a value is."""
-    if np.isnan(values).any():
-        return np.full(len(values), np.nan)
-    return (values[:, None] > values).sum(axis=1) + 0.5 * (values[:, None] == values).sum(axis=1)
 
 
 Relation = Literal["ancestor", "sibling", "uncle", "other relative", "unrelated"]
@@ -317,14 +304,13 @@ def closest_rivals(value: Matrix, graph: nx.DiGraph, standard_error: Matrix | No
 
 
 def _relation(graph: nx.DiGraph, child: int, other: int) -> Relation:
-    line = [child]
-    while parents_of(graph, line[-1]):
-        line.append(parents_of(graph, line[-1])[0])
-    above = parents_of(graph, other)
-    if other in line:
+    """What `other` is to a child of a forest."""
+    common = nx.lowest_common_ancestor(graph, child, other)
+    if common is None:
+        return "unrelated"
+    up, down = nx.shortest_path_length(graph, common, child), nx.shortest_path_length(graph, common, other)
+    if down == 0:
         return "ancestor"
-    if above and above[0] == line[1 if len(line) > 1 else 0]:
-        return "sibling"
-    if above and above[0] in line[2:]:
-        return "uncle"
-    return "other relative" if nx.ancestors(graph, other) & set(line) else "unrelated"
+    if down == 1 and up > 0:
+        return "sibling" if up == 1 else "uncle"
+    return "other relative"

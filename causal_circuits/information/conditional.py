@@ -1,6 +1,6 @@
 """What one more parent tells about a child, given parents that are known: from data, and exactly for small cases.
 
-The target's kernel row y and a child's token x_i agree when the child's parents hold the tokens of the target's. With
+The target's law y and a child's token x_i agree when the child's parents hold the tokens of the target's. With
 w_i = d_vocab y(x_i), the *lift* of a pair (j, t) at child i, given a set M of other matches, is
 
     lift[i, j, t] = E[w_i | M_i and x_j = x_t] - E[w_i | M_i].
@@ -15,18 +15,18 @@ A position that is no parent tells nothing once the parents are given; alone it 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.graphs import parents_of
+from causal_circuits.information import pair_laws
 from causal_circuits.tasks import Batch, InContextTask
 
-MAX_ENUMERATED = 2**20  # sequences times kernels
+MAX_ENUMERATED = 2**20  # sequences times transition matrices
 
 
 @check_arguments
@@ -122,12 +122,12 @@ def conditional_information(
 def exact_conditional_information(
     task: InContextTask, given: Sequence[Matches] = (), n_kernels: int = 64, seed: int = 0
 ) -> ConditionalInformation:
-    """The lift by enumeration of every sequence, for small tasks: exact given kernels, Monte Carlo over the prior else.
+    """The lift by enumeration of every sequence, for small tasks: exact given the transition matrices.
 
-    With kernels of the task's own nothing is random; otherwise `n_kernels` draws of the prior are averaged over.
+    With matrices of the task's own nothing is random; otherwise `n_kernels` draws of the prior are averaged over.
 
     Raises:
-        ValueError: there are more than 2^20 sequences times kernels.
+        ValueError: there are more than 2^20 sequences times matrices.
 
     >>> from causal_circuits import ngram_graph
     >>> kernel = np.array([[[0.9, 0.1], [0.2, 0.8]], [[0.3, 0.7], [0.6, 0.4]]])
@@ -142,39 +142,31 @@ def exact_conditional_information(
 
 
 def enumerate_sequences(task: InContextTask, n_kernels: int = 64, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Every sequence with the target's row and its probability, for each kernel: [n, n_ctx], [n, d_vocab], [n].
+    """Every sequence with the target's law and its probability, for each matrix: [n, n_ctx], [n, d_vocab], [n].
 
-    All of the kernels the user gave, or `n_kernels` draws of the prior.
+    All of the transition matrices the user gave, or `n_kernels` draws of the prior.
     """
     if task.given_kernels is not None:
-        kernels = dict(task.given_kernels)
-        n = len(next(iter(kernels.values())))
+        matrices = dict(task.given_kernels)
+        n = len(next(iter(matrices.values())))
         law = task.given_laws if task.given_laws is not None else np.full((n, task.d_vocab), 1 / task.d_vocab)
+    elif n_kernels < 1:
+        raise ValueError(f"n_kernels must be at least 1: got {n_kernels}")
     else:
-        n = n_kernels
-        if n < 1:
-            raise ValueError(f"n_kernels must be at least 1: got {n}")
-        kernels, law = task.draw_kernels(n, np.random.default_rng(seed))
-    total = n * task.d_vocab**task.n_ctx
+        matrices, law = task.draw_kernels(n_kernels, np.random.default_rng(seed))
+    total = len(law) * task.d_vocab**task.n_ctx
     if total > MAX_ENUMERATED:
         raise ValueError(
             f"exact enumeration needs n_kernels x d_vocab^n_ctx of at most {MAX_ENUMERATED:,}: got {total:,}; "
             "take a smaller task, or estimate with conditional_information"
         )
-    tokens = np.array(list(product(range(task.d_vocab), repeat=task.n_ctx)))
-    probability = np.full((n, len(tokens)), 1.0 / n)
-    for position in range(task.n_ctx):
-        above = parents_of(task.graph, position)
-        if above:
-            probability *= kernels[len(above)][:, task.kernel_row(tokens[:, list(above)]), tokens[:, position]]
-        elif task.has_query and position == task.n_ctx - 1:
-            probability /= task.d_vocab
-        else:
-            probability *= law[:, tokens[:, position]]
-    target = task.target_parents
-    rows = kernels[len(target)][:, task.kernel_row(tokens[:, list(target)])]
-    repeated = torch.from_numpy(np.tile(tokens, (n, 1)))
-    return repeated, torch.from_numpy(rows.reshape(-1, task.d_vocab)).float(), torch.from_numpy(probability.ravel())
+    tokens = pair_laws.every_sequence(task)
+    probability = np.concatenate([some for _, some in pair_laws.sequence_laws(task, matrices, law, tokens)])
+    target = list(task.target_parents)
+    laws = torch.from_numpy(matrices[len(target)][:, task.kernel_row(tokens[:, target])]).float()
+    repeated = repeat(torch.from_numpy(tokens), "sequence position -> (matrix sequence) position", matrix=len(law))
+    weights = torch.from_numpy(probability.ravel() / len(law))
+    return repeated, rearrange(laws, "matrix sequence token -> (matrix sequence) token"), weights
 
 
 def _all_match(tokens: Tensor, given: Sequence[Matches]) -> Tensor:

@@ -6,7 +6,7 @@ token or the one that a head's last row copies, y the target and S = d_vocab,
     G_ij = S E[ (y(x_i) / mu_hat(x_i) - m) h_j ],    g_ij = S E[ (y(x_i) / nu(x_i) - 1) h_j ],
 
 where mu_hat are the frequencies of the sequence itself, m is what y gives to tokens that occur, and nu is the mean of
-mu_hat given the kernels (see `gradient` and `finite_context`).
+mu_hat given the matrices (see `gradient` and `finite_context`).
 """
 
 import numpy as np
@@ -37,7 +37,7 @@ def check_last_key(task: InContextTask, last_key: int | None) -> None:
 def enumerated_gradient(
     task: InContextTask, n_kernels: int, seed: int, last_key: int | None, *, own_frequencies: bool = False
 ) -> Information:
-    """The limit g, or G with `own_frequencies`, by summing over every sequence; Monte Carlo over kernels only."""
+    """The limit g, or G with `own_frequencies`, by summing over every sequence; Monte Carlo over matrices only."""
     kernels, law = pair_laws.draw(task, n_kernels, seed)
     tokens, d_vocab = pair_laws.every_sequence(task), task.d_vocab
     counts = np.eye(d_vocab)[tokens].sum(axis=1)  # [sequence, token]
@@ -60,7 +60,7 @@ def enumerated_gradient(
 
 
 def sampled_gradient(task: InContextTask, n_kernels: int, seed: int, last_key: int | None) -> Information:
-    """The limit g from 1,024 sequences of each of at most 1,024 kernels."""
+    """The limit g from 1,024 sequences of each of at most 1,024 matrices."""
     n_kernels = min(n_kernels, MOST_SAMPLED_KERNELS)
     kernels, law = pair_laws.draw(task, n_kernels, seed)
     generator = np.random.default_rng((seed, 2))
@@ -93,7 +93,7 @@ def _key(task: InContextTask, last_key: int | None) -> int:
 def _averaged(
     values: Float[np.ndarray, "kernel n_ctx n_ctx"], last_key: int | None, method: Method, *, diagonal: bool
 ) -> Information:
-    """Mean and standard error over kernels, of the entries that mean something."""
+    """Mean and standard error over matrices, of the entries that mean something."""
     n = len(values)
     mean, error = values.mean(axis=0), values.std(axis=0) / max(n - 1, 1) ** 0.5
     for matrix in (mean, error):

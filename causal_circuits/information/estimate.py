@@ -138,7 +138,7 @@ def estimate_gradient(
 
     Args:
         tokens: sequences with the query last; integers in 0 .. d_vocab - 1.
-        target_probs: the row of the kernel that the query names.
+        target_probs: the law that the query names.
         smoothing: added to every token count.
 
     >>> import causal_circuits as cc
@@ -153,7 +153,7 @@ def estimate_gradient(
         raise ValueError(f"smoothing must be finite and at least 0, it is added to every count: got {smoothing}")
     n, n_ctx = tokens.shape
     d_vocab = target_probs.shape[1]
-    totals = np.zeros((2, n_ctx, n_ctx))
+    totals = torch.zeros(2, n_ctx, n_ctx, dtype=torch.float64)
     for start in range(0, n, _CHUNK):
         context = tokens[start : start + _CHUNK, :-1].cpu()
         targets = target_probs[start : start + _CHUNK].cpu().double()
@@ -162,13 +162,22 @@ def estimate_gradient(
         child = torch.gather(ratio, 1, context)
         hit = (context == tokens[start : start + _CHUNK, -1:].cpu()).double()
         elsewhere = (hit.sum(dim=1, keepdim=True) - hit) / max(n_ctx - 2, 1)  # frequency among the others than i
-        first = child.T @ hit - (child * elsewhere).sum(dim=0)[:, None]
-        squares = child.square()
-        second = (
-            squares.T @ hit - 2 * (squares * elsewhere).T @ hit + (squares * elsewhere.square()).sum(dim=0)[:, None]
-        )
-        totals[0, :-1, :-1] += (d_vocab * first).numpy()
-        totals[1, :-1, :-1] += (d_vocab**2 * second).numpy()
-    mean, square = np.tril(totals, -1) / n
-    error = np.sqrt(np.clip(square - mean**2, 0.0, None) / max(n - 1, 1))
-    return Information(torch.from_numpy(mean), torch.from_numpy(error), n, "sequences")
+        totals[:, :-1, :-1] += moments(d_vocab * child, hit, elsewhere)
+    return from_moments(totals.tril(-1), n)
+
+
+def moments(
+    child: Float[Tensor, "batch child"], hit: Float[Tensor, "batch key"], background: Float[Tensor, "batch child"]
+) -> Float[Tensor, "2 child key"]:
+    """Sums over sequences of child_i (hit_j - background_i), and of its square, for every pair."""
+    square = child.square()
+    first = child.T @ hit - (child * background).sum(dim=0)[:, None]
+    second = square.T @ hit - 2 * (square * background).T @ hit + (square * background.square()).sum(dim=0)[:, None]
+    return torch.stack([first, second])
+
+
+def from_moments(totals: Float[Tensor, "2 n_ctx n_ctx"], n: int) -> Information:
+    """The mean over n sequences and its standard error, from sums and sums of squares."""
+    mean, square = totals / n
+    error = ((square - mean.square()).clamp(min=0) / max(n - 1, 1)).sqrt()
+    return Information(mean, error, n, "sequences")

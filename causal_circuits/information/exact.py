@@ -1,7 +1,7 @@
 """Information between positions, averaged over the prior: exact for forests and for small DAGs.
 
-For one kernel pi with stationary law mu, the joint law of two positions of a forest follows from pi along the path
-through their lowest common ancestor; only the kernel is averaged over by Monte Carlo, so every result carries a
+For one transition matrix pi with stationary law mu, the joint law of two positions of a forest follows from pi along
+the path through their lowest common ancestor; only pi is averaged over by Monte Carlo, so every result carries a
 standard error.
 
     chi2_ij = sum_{s', s} (P(x_i = s', x_j = s) - P_i(s') P_j(s))^2 / (P_i(s') P_j(s))
@@ -31,14 +31,14 @@ PairValue = Callable[[np.ndarray], np.ndarray]
 @check_arguments
 @dataclass(frozen=True, eq=False)
 class Information:
-    """A quantity for every pair of positions, averaged over kernels or over sequences.
+    """A quantity for every pair of positions, averaged over transition matrices or over sequences.
 
     Attributes:
         value: float64 [n_ctx, n_ctx]; row i (child), column j < i; zero above the diagonal.
-        standard_error: of the Monte Carlo average over kernels, or over sequences, the same shape.
-        n_samples: kernels, or sequences, averaged over.
+        standard_error: of the Monte Carlo average over matrices, or over sequences, the same shape.
+        n_samples: matrices, or sequences, averaged over.
         method: "propagation" along paths of a forest, "enumeration" of every sequence, "sampling" of sequences from
-            each kernel (all three average over drawn kernels), or "sequences": estimated from data.
+            each matrix (all three average over drawn matrices), or "sequences": estimated from data.
 
     >>> from causal_circuits import InContextTask, chain_graph, chi_squared_information
     >>> information = chi_squared_information(InContextTask(chain_graph(6), d_vocab=3), n_kernels=64)
@@ -54,9 +54,9 @@ class Information:
 
 @check_arguments
 def chi_squared_information(task: InContextTask, n_kernels: int = 4096, seed: int = 0) -> Information:
-    """The chi-squared mutual information of every pair of positions (a pure number), averaged over kernels.
+    """The chi-squared mutual information of every pair of positions (a pure number), averaged over transition matrices.
 
-    It is 0 if and only if the two tokens are independent given the kernel. By propagation for any graph with at most
+    It is 0 if and only if the two tokens are independent given the matrix. By propagation for any graph with at most
     one parent a position, else by enumeration or sampling: `Information.method` says which.
 
     >>> from causal_circuits import pairs_graph
@@ -70,9 +70,9 @@ def chi_squared_information(task: InContextTask, n_kernels: int = 4096, seed: in
 
 @check_arguments
 def mutual_information(task: InContextTask, n_kernels: int = 4096, seed: int = 0) -> Information:
-    """Shannon's mutual information of every pair of positions in nats, averaged over kernels.
+    """Shannon's mutual information of every pair of positions in nats, averaged over transition matrices.
 
-    At most log(1 + chi-squared) for each kernel, and 0 for the same pairs. Methods as in `chi_squared_information`.
+    At most log(1 + chi-squared) for each matrix, and 0 for the same pairs. Methods as in `chi_squared_information`.
 
     >>> from causal_circuits import chain_graph
     >>> information = mutual_information(InContextTask(chain_graph(5), d_vocab=2, kernels=np.full((2, 2), 0.5)))
@@ -83,7 +83,7 @@ def mutual_information(task: InContextTask, n_kernels: int = 4096, seed: int = 0
 
 
 def _average(task: InContextTask, n_kernels: int, seed: int, value: PairValue, bias: float) -> Information:
-    """The mean and standard error over kernels of `value(joint[kernel, s', s])` for every pair of positions."""
+    """The mean and standard error over matrices of `value(joint[kernel, s', s])` for every pair of positions."""
     mean, error = np.zeros((2, task.n_ctx, task.n_ctx))
     if max(task.in_degrees, default=1) <= 1:
         kernels, law = pair_laws.draw(task, n_kernels, seed)

@@ -11,8 +11,8 @@ computed without sequences, and at finite T another matrix than g.
 
 The mean of 1 / N over the number N of occurrences of a token looks intractable and is not: E[1 / N; B] is the integral
 over t in 0 .. 1 of E[t^(N-1); B], and for a forest E[t^N; x_i = a, x_j = s] is a product of messages, because a forest
-whose tokens are weighted one by one is again a Markov forest, with tilted kernels. The integrand is a polynomial in t,
-so Gauss-Legendre quadrature is exact up to a tolerance chosen beforehand. Only the kernel is averaged by Monte Carlo.
+whose tokens are weighted one by one is again a Markov forest, with tilted matrices. The integrand is a polynomial in t,
+so Gauss-Legendre quadrature is exact up to a tolerance chosen beforehand. Only the matrix is averaged by Monte Carlo.
 Graphs without a query (several parents) have no such messages: all sequences are summed, or some are sampled.
 """
 
@@ -29,6 +29,7 @@ from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import parents_of
 from causal_circuits.information import pair_laws
 from causal_circuits.information.dag_gradient import check_last_key, enumerated_gradient
+from causal_circuits.information.estimate import from_moments, moments
 from causal_circuits.information.exact import Information
 from causal_circuits.information.gradient import gradient_of_kernels, predicted_gradient
 from causal_circuits.information.tilted_forest import tilt
@@ -37,7 +38,7 @@ from causal_circuits.tasks import Batch, InContextTask
 _CHUNK = 4096  # sequences
 _CONTROL_KERNELS = 2**15
 _LIMIT_KERNELS = 2**13
-_STEEPEST = 2.0  # G follows g, damped: a steeper regression is an accident of few kernels
+_STEEPEST = 2.0  # G follows g, damped: a steeper regression is an accident of few matrices
 _MOST_NUMBERS = 2**18  # of one position and token that are held at once: they stay in the cache
 _SEQUENCES_A_KERNEL = 1024  # where G can only be sampled
 _SAMPLE_STREAM = 5  # of the seed
@@ -51,13 +52,13 @@ def finite_context_gradient(
 
     `score_gradient_of(G)` times beta0 / (d_vocab n_ctx) is minus the gradient of the reduced model's attention scores
     for beta0 -> 0, diagonal and query row included, at any context length. Tends to `predicted_gradient` as n_ctx
-    grows. Graphs with a query: exact given the kernels. Others: exact given the kernels where sequences are few enough
-    to be summed over, else from 1,024 sequences for each of `n_kernels`, each with a kernel of its own.
+    grows. Graphs with a query: exact given the matrices. Others: exact given them where sequences are few enough to
+    be summed over, else from 1,024 sequences for each of `n_kernels`, each with a matrix of its own.
 
     Args:
         task: whose gradient.
-        n_kernels: drawn from the prior.
-        seed: of kernels and samples.
+        n_kernels: transition matrices drawn from the prior.
+        seed: of matrices and samples.
         last_key: as in `predicted_gradient`.
 
     >>> from causal_circuits import chain_graph, predicted_gradient
@@ -111,11 +112,11 @@ def _controlled(
     controls: Float[np.ndarray, "kernel control"],
     exact: Information,
 ) -> Information:
-    """The mean over kernels of `values`, made precise by what is known better: informations of edges, and g itself.
+    """The mean over matrices of `values`, made precise by what is known better: informations of edges, and g itself.
 
-    How informative a kernel is explains most of the spread between kernels at an edge; elsewhere `limit`, the g of the
-    same kernels, does, whose mean is `exact`. It is regressed on where the former explain less than half of it, with
-    a bounded slope: far apart in a chain, rare kernels hold nearly all of g, and few draws say nothing of them.
+    How informative a matrix is explains most of the spread between matrices at an edge; elsewhere `limit`, the g of the
+    same matrices, does, whose mean is `exact`. It is regressed on where the former explain less than half of it, with
+    a bounded slope: far apart in a chain, rare matrices hold nearly all of g, and few draws say nothing of them.
     """
     n = len(values)
     features = np.concatenate([np.ones((n, 1)), controls[:, : max(1, n // 16)]], axis=1)
@@ -151,7 +152,7 @@ def measured_gradient(
 
     Args:
         tokens: sequences with the query last.
-        target_probs: the row of the kernel that the query names, or one-hot labels.
+        target_probs: the law that the query names, or one-hot labels.
         of: what the gradient is taken with respect to.
         last_key: the position whose token a head's last row copies, in place of the last token; the last row is then
             zero, since it is fixed.
@@ -181,17 +182,13 @@ def measured_gradient(
         hit = (x == x[:, [key]]).double()
         mean_hit = hit.cumsum(dim=1) / visible if of == "scores" else torch.zeros_like(hit)
         child = child / visible if of == "scores" else child
-        squares = child.square()
-        totals[0] += child.T @ hit - (child * mean_hit).sum(dim=0)[:, None]
-        totals[1] += squares.T @ hit - 2 * (squares * mean_hit).T @ hit
-        totals[1] += (squares * mean_hit.square()).sum(dim=0)[:, None]
-    mean, square = totals.tril() / n
-    error = ((square - mean.square()).clamp(min=0) / max(n - 1, 1)).sqrt()
+        totals += moments(child, hit, mean_hit)
     unit = 1.0 if beta0 is None else beta0 / (target_probs.shape[-1] * n_ctx)
-    mean, error = unit * mean, unit * error
+    found = from_moments(totals.tril(), n)
+    mean, error = unit * found.value, unit * found.standard_error
     if last_key is not None:
         mean[-1] = error[-1] = 0.0
-    return Information(mean, error, n, "sequences")
+    return replace(found, value=mean, standard_error=error)
 
 
 @lru_cache(maxsize=64)
@@ -215,7 +212,7 @@ def quadrature(n_ctx: int, tolerance: float = 1e-7) -> tuple[np.ndarray, np.ndar
 def _of_kernels(
     task: InContextTask, pi: Float[np.ndarray, "kernel token token"], law: Float[np.ndarray, "kernel token"]
 ) -> Float[np.ndarray, "kernel n_ctx n_ctx"]:
-    """G of every kernel: for each token a, the sequences in which x_i = a, by the number of their a's."""
+    """G of every matrix: for each token a, the sequences in which x_i = a, by the number of their a's."""
     n_ctx, d_vocab, last = task.n_ctx, task.d_vocab, task.n_ctx - 1
     parents = [next(iter(parents_of(task.graph, position)), -1) for position in range(last)]
     nodes, weights = quadrature(n_ctx)

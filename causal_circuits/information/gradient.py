@@ -5,8 +5,8 @@ first order in beta0, minus its gradient with respect to attention weights is be
 
     g_ij = d_vocab E[ (y(x_i) / nu(x_i) - 1) 1(x_j = x_T) ],
 
-with y the target and nu(a) the share of a's in the context, which for long contexts depends on the kernels alone: here
-it is its mean given the kernels. For a forest whose roots follow the stationary law mu, nu = mu and
+with y the target and nu(a) the share of a's in the context, which for long contexts depends on the transition
+matrices alone: here it is its mean given them. For a forest whose roots follow the stationary law mu, nu = mu and
 
     g_ij = E_pi [ sum_{s', s} pi(s' | s) / mu(s') (P(x_i = s', x_j = s) - mu(s') mu(s)) ]:
 
@@ -47,14 +47,14 @@ def predicted_gradient(
     out. Pairs j < i only: the diagonal and the row of a query, trace(pi) - 1 in a forest, are zero on average under a
     symmetric prior and are left at zero.
 
-    Graphs with a query: along paths, exact given the kernels. Others (several parents, or a target whose parent is an
-    ordinary position): by summing over all sequences where there are few, else by sampling (at most 1,024 kernels);
+    Graphs with a query: along paths, exact given the matrices. Others (several parents, or a target whose parent is an
+    ordinary position): by summing over all sequences where there are few, else by sampling (at most 1,024 matrices);
     `Information.method` says which, and the standard error holds all that is random.
 
     Args:
         task: whose gradient.
-        n_kernels: drawn from the prior.
-        seed: of kernels and samples.
+        n_kernels: transition matrices drawn from the prior.
+        seed: of matrices and samples.
         last_key: graphs without a query only: the position t whose token a head's last row copies; the last row of g is
             then zero, since it is fixed. By default x_T, the last token itself, as in the reduced model of one head.
 
@@ -74,7 +74,7 @@ def predicted_gradient(
 
 
 def gradient_of_kernels(task: InContextTask, kernels: pair_laws.Kernels, law: pair_laws.Laws) -> OfKernels:
-    """(pairs i > j that share a value of g, that value for every kernel); other pairs have zero. For a query."""
+    """(pairs i > j that share a value of g, that value for every matrix); other pairs have zero. For a query."""
     if task.root_law != "stationary":
         yield from _with_other_roots(task, kernels, law)
         return

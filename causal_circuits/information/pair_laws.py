@@ -1,6 +1,7 @@
-"""Joint laws of two positions given the kernels: along paths, by enumeration, or by sampling.
+"""Joint laws of two positions given the transition matrices: along paths, by enumeration, or by sampling.
 
-Axes: ``kernel``, then the tokens of the later position i (s') and of the earlier position j (s).
+Axes: ``kernel`` (a transition matrix for each in-degree), then the tokens of the later position i (s') and of the
+earlier position j (s).
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from causal_circuits.tasks import InContextTask
 
 MOST_ENUMERATED = 2**13  # sequences, d_vocab ** n_ctx, that are summed over one by one
 MOST_SAMPLED_KERNELS = 256
-SAMPLED_SEQUENCES = 4096  # from each kernel
+SAMPLED_SEQUENCES = 4096  # from each matrix
 _MOST_NUMBERS = 2**24  # held at once
 
 Kernels = dict[int, Float[np.ndarray, "kernel row token"]]
@@ -22,7 +23,7 @@ Laws = Float[np.ndarray, "kernel token"]
 
 
 def draw(task: InContextTask, n_kernels: int, seed: int) -> tuple[Kernels, Laws]:
-    """Kernels of the task's prior and the laws of root tokens, float64, rows with sum one."""
+    """Transition matrices of the task's prior and the laws of root tokens, float64, rows with sum one."""
     if n_kernels < 2:
         raise ValueError(f"an average over kernels needs at least 2 of them: got n_kernels={n_kernels}")
     kernels, law = task.draw_kernels(n_kernels, np.random.default_rng(seed))
@@ -57,7 +58,7 @@ def propagated(
 def path_lengths(graph: nx.DiGraph, n_ctx: int) -> dict[tuple[int, int], tuple[int, int, int]]:
     """For i > j with a common ancestor: the lowest one's depth, and how many steps below it each lies.
 
-    Other pairs are independent given the kernel.
+    Other pairs are independent given the matrix.
 
     >>> from causal_circuits import chain_graph
     >>> path_lengths(chain_graph(5), 5)[3, 1]
@@ -93,7 +94,7 @@ def every_sequence(task: InContextTask) -> Int[np.ndarray, "sequence n_ctx"]:
 def sequence_laws(
     task: InContextTask, kernels: Kernels, law: Laws, tokens: Int[np.ndarray, "sequence n_ctx"]
 ) -> Iterator[tuple[Kernels, Float[np.ndarray, "kernel sequence"]]]:
-    """(some of the kernels, the probability of every sequence under each of them), piece by piece."""
+    """(some of the matrices, the probability of every sequence under each of them), piece by piece."""
     chunk = max(1, _MOST_NUMBERS // tokens.size)
     for start in range(0, len(law), chunk):
         piece = {k: kernel[start : start + chunk] for k, kernel in kernels.items()}
@@ -120,7 +121,7 @@ def enumerated(
 def _conditional(
     task: InContextTask, kernels: Kernels, law: Laws, tokens: np.ndarray, position: int
 ) -> Float[np.ndarray, "kernel sequence"]:
-    """P(the token at `position` | its parents' tokens) for every kernel and sequence."""
+    """P(the token at `position` | its parents' tokens) for every matrix and sequence."""
     parents = parents_of(task.graph, position)
     if task.has_query and position == task.n_ctx - 1:
         return np.full((len(law), len(tokens)), 1.0 / task.d_vocab)
@@ -132,7 +133,7 @@ def _conditional(
 def sampled(
     task: InContextTask, kernels: Kernels, law: Laws, seed: int
 ) -> Iterator[Float[np.ndarray, "kernel pair token token"]]:
-    """Relative frequencies of all pairs of tokens in `SAMPLED_SEQUENCES` sequences drawn from each kernel."""
+    """Relative frequencies of all pairs of tokens in `SAMPLED_SEQUENCES` sequences drawn from each matrix."""
     generator = np.random.default_rng((seed, 1))
     below = np.tril_indices(task.n_ctx, -1)
     for index in range(len(law)):
@@ -150,7 +151,7 @@ def sample_sequences(
     generator: np.random.Generator,
     n: int,
 ) -> tuple[Int[np.ndarray, "sequence n_ctx"], Float[np.ndarray, "n_ctx token"]]:
-    """(`n` sequences from one kernel, the law of each position's token given its parents, averaged over them)."""
+    """(`n` sequences from one matrix, the law of each position's token given its parents, averaged over them)."""
     tokens = np.empty((n, task.n_ctx), dtype=np.int64)
     laws = np.empty((task.n_ctx, task.d_vocab))
     for position in range(task.n_ctx):

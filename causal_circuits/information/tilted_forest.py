@@ -2,7 +2,7 @@
 
     P(x) t^(number of a's in x) / E[t^(number of a's)]
 
-is again a Markov forest, with kernels of its own at every position: messages from the leaves give them
+is again a Markov forest, with transition matrices of its own at every position: messages from the leaves give them
 (belief propagation). Its pair laws are what moments of token counts are made of: see `finite_context`.
 
 Axes: ``kernel``, ``node`` (the values of t), positions, tokens.
@@ -20,7 +20,7 @@ _TINY = 1e-300  # where a message vanishes, so does the weight of everything tha
 
 @dataclass(frozen=True)
 class TiltedForest:
-    """The tilted laws of one token a, for several kernels and several t.
+    """The tilted laws of one token a, for several matrices and several t.
 
     Attributes:
         parents: of every position, -1 for a root.
@@ -106,7 +106,7 @@ def tilt(
     token: int,
     nodes: Float[np.ndarray, " node"],
 ) -> TiltedForest:
-    """The forest over `parents` with kernel `pi` and root law `law`, its `token` weighted by every t of `nodes`.
+    """The forest over `parents` with matrix `pi` and root law `law`, its `token` weighted by every t of `nodes`.
 
     >>> half = np.full((1, 2, 2), 0.5)
     >>> tilt([-1, 0], half, half[:, 0], token=0, nodes=np.array([0.0, 1.0])).total     # 1/4: no zero in two tokens
