@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -16,8 +17,14 @@ from causal_circuits.display import table_text
 from causal_circuits.interventions.measure import other_positions
 from causal_circuits.tasks import subset_loss
 
-TASK = cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.3)
+GRAPH = cc.chain_graph(6)
+TASK = cc.InContextTask(GRAPH, d_vocab=4, alpha=0.3)
+BATCH = TASK.sample(64, seed=0)
+X, Y = BATCH.tokens, BATCH.target_probs
 TWO_IN_DEGREES = cc.graph_from_parents([None, 0, (0, 1), (1, 2)])
+NAN = float("nan")
+NEGATIVE = torch.ones(64).index_fill(0, torch.tensor(3), -1.0)
+UPPER = np.triu(np.random.default_rng(0).random((4, 4)), 1)
 
 
 def halves(n: int, in_degree: int) -> np.ndarray:
@@ -30,8 +37,8 @@ def unequal_kernels() -> object:
 
 
 def paths_through_mlps() -> object:
-    model, tokens = cc.ordinary_transformer(4, 6, d_model=4, d_mlp=8), TASK.sample(4, seed=0).tokens
-    return cc.patch_paths(model, tokens, tokens.flip(0), lambda log_probs: log_probs.sum())
+    model = cc.ordinary_transformer(4, 6, d_model=4, d_mlp=8)
+    return cc.patch_paths(model, X, X.flip(0), lambda log_probs: log_probs.sum())
 
 
 def film_strip_of_no_frames() -> object:
@@ -39,35 +46,96 @@ def film_strip_of_no_frames() -> object:
     return figures.plot_film_strip(record, TASK.graph, n_frames=0)
 
 
+def record_of(n_losses: int, steps: tuple[int, ...], n_recorded: int) -> object:
+    return cc.TrainingRecord(torch.rand(n_losses), steps, torch.rand(n_recorded), None, None)
+
+
+class BareTask(cc.Task):
+    def draws(self, seed, first, n):
+        return TASK.draws(seed, first, n)
+
+
 REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
+    # graphs
     "negative seed of a graph": (lambda: cc.random_forest(6, seed=-1), ("non-negative integer", "-1")),
+    "rivals of several parents": (
+        lambda: cc.closest_rivals(torch.zeros(3, 3), TWO_IN_DEGREES),
+        ("at most one parent", "conditional_information"),
+    ),
+    "upper half of a matrix": (lambda: cc.chow_liu_tree(UPPER), ("symmetric", "transpose")),
+    "asymmetric matrix": (lambda: cc.chow_liu_tree(UPPER + 2 * UPPER.T), ("symmetric",)),
+    # tasks
     "seed that is no number": (lambda: TASK.sample(2, seed="x"), ("seed must be an integer", "'x'")),
-    "negative seed of a training": (lambda: cc.TrainConfig(CONFIG.stages, seed=-1), ("seed", "-1")),
-    "recipe of one step": (lambda: cc.default_stages(1), ("at least 2 steps", "got 1")),
     "alpha that is no number": (
         lambda: cc.InContextTask(cc.chain_graph(4), d_vocab=3, alpha="much").sample(1),
         ("alpha must be a number", "numpy array", "'much'"),
     ),
+    "alpha of unequal rows": (
+        lambda: cc.InContextTask(GRAPH, d_vocab=2, alpha=[[0.1, 0.2], [0.3]]),
+        ("alpha must be",),
+    ),
     "unequal numbers of kernels": (unequal_kernels, ("equally many",)),
     "parent that the target has not": (lambda: subset_loss(TASK, TASK.sample(2), (1,)), ("0 .. 0", "[1]")),
+    "task without tokens": (lambda: BareTask().sample(3), ("how many tokens there are", "BareTask has no d_vocab")),
+    "kernel of other sums": (lambda: cc.bounded_below(np.full((2, 2), 3.0), 0.1), ("sum to 1", "6")),
+    "negative kernel": (lambda: cc.bounded_below(np.array([[2.0, -1], [0, 1]]), 0.1), ("sum to 1", "-1")),
+    "no kernel": (lambda: cc.bounded_below(np.ones((0, 2, 2)), 0.1), ("[0, 2, 2]",)),
+    # batches
     "targets of another vocabulary": (
-        lambda: cc.Batch(TASK.sample(3).tokens, torch.full((3, 2), 0.5)).check(4, 6),
+        lambda: cc.Batch(X[:3], torch.full((3, 2), 0.5)).check(4, 6),
         ("[3, 4]", "[3, 2]"),
     ),
+    "width of the target's law": (
+        lambda: cc.recover_graph(X, Y, d_vocab=5),
+        ("width of target_probs, 4", "got 5"),
+    ),
+    "labels that fill the memory": (
+        lambda: cc.Batch([[0, 2, 3], [3, 1, 10**9]], [1, 0]),
+        ("2,000,000,002", "more than"),
+    ),
+    "vocabulary that fills the memory": (lambda: cc.Batch([[0, 2], [3, 1]], [1, 0], d_vocab=10**12), ("more than",)),
+    "tokens beyond the targets": (
+        lambda: cc.best_unigram_loss(cc.Batch([[0, 5], [1, 1]], [[0.5, 0.5], [0.5, 0.5]])),
+        ("tokens must be integers in 0 .. 1", "[0, 5]"),
+    ),
+    "sparse tokens": (lambda: cc.Batch(X.to_sparse(), Y), ("tokens must be a dense tensor", "to_dense")),
+    "sparse targets": (lambda: cc.Batch(X, Y.to_sparse()), ("target_probs must be a dense tensor",)),
+    # numbers
+    "unigram": (lambda: cc.unigram(X, 4, -1.0), ("pseudo_count", "-1")),
+    "unigram nan": (lambda: cc.unigram(X, 4, NAN), ("pseudo_count", "nan")),
+    "subset": (lambda: cc.subset_predictor(TASK, X, [0], -0.5), ("pseudo_count", "-0.5")),
+    "subset zero": (lambda: cc.subset_predictor(TASK, X, [0], 0.0), ("pseudo_count", "0.0")),
+    "logits": (lambda: cc.cross_entropy(Y.log(), Y), ("probs", "softmax")),
+    "sums": (lambda: cc.cross_entropy(2 * Y, Y), ("sum to 1", "2")),
+    "nan": (lambda: cc.cross_entropy(Y * NAN, Y), ("probs", "nan")),
+    "targets": (lambda: cc.cross_entropy(Y, Y - 1), ("target_probs", "sum to 1")),
+    "smoothing": (lambda: cc.estimate_gradient(X, Y, smoothing=-5.0), ("smoothing", "-5")),
+    "zero weights": (lambda: cc.conditional_information(X, Y, weights=torch.zeros(64)), ("weights", "0")),
+    "negative weight": (lambda: cc.conditional_information(X, Y, weights=NEGATIVE), ("weights", "-1")),
+    "nan weight": (lambda: cc.conditional_information(X, Y, weights=NEGATIVE.sqrt()), ("weights", "nan")),
+    "n_exact": (lambda: cc.reference_losses(TASK, BATCH, n_exact=-1), ("n_exact=-1", "at least 2")),
+    "one exact": (lambda: cc.reference_losses(TASK, BATCH, n_exact=1), ("n_exact=1", "at least 2")),
+    "one sequence": (lambda: cc.reference_losses(TASK, BATCH[:1]), ("batch of 1", "at least 2")),
+    # models and training
+    "negative seed of a training": (lambda: cc.TrainConfig(CONFIG.stages, seed=-1), ("seed", "-1")),
+    "recipe of one step": (lambda: cc.default_stages(1), ("at least 2 steps", "got 1")),
     "reduced model of two last heads": (
         lambda: cc.reduced_transformer(3, 6, (1, 2)),
         ("one head in layer 1", "(1, 2)"),
     ),
     "paths through an MLP": (paths_through_mlps, ("MLPs", "patch_activations")),
     "permuting one position": (lambda: other_positions(3, 1, seed=0), ("at least 2", "got 3 of 1")),
-    "film strip of no frames": (film_strip_of_no_frames, ("at least 1 frame", "n_frames=0")),
-    "width of the target's law": (
-        lambda: cc.recover_graph(TASK.sample(40).tokens, TASK.sample(40).target_probs, d_vocab=5),
-        ("width of target_probs, 4", "got 5"),
+    "more recorded losses than steps": (
+        lambda: record_of(9, (0, 9), 3),
+        ("recorded_losses must be one for each of its 2 steps", "[3]"),
     ),
-    "rivals of several parents": (
-        lambda: cc.closest_rivals(torch.zeros(3, 3), TWO_IN_DEGREES),
-        ("at most one parent", "conditional_information"),
+    # figures
+    "film strip of no frames": (film_strip_of_no_frames, ("at least 1 frame", "n_frames=0")),
+    "scaling of nothing": (lambda: figures.plot_scaling({"gap": []}, {}, ylabel="nats"), ("at least one point",)),
+    "curves of nothing": (lambda: figures.plot_curves({}, xlabel="step", ylabel="nats"), ("at least one point",)),
+    "matrix of nothing": (
+        lambda: figures.plot_matrix(np.where(np.tri(4, dtype=bool), np.nan, 1.0)),
+        ("a finite entry on or below its diagonal",),
     ),
 }
 
@@ -78,8 +146,125 @@ def test_a_mistake_is_named(case: str) -> None:
     assert_refused(call, *words)
 
 
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_a_chunk_is_at_least_one(chunk: int) -> None:
+    model, two_heads = cc.disentangled_transformer(4, 6), cc.disentangled_transformer(4, 6, (2, 1))
+    for call in (
+        lambda: cc.mean_attention(model, X, chunk=chunk),
+        lambda: cc.evaluate(model, BATCH, chunk=chunk),
+        lambda: cc.pair_gain(two_heads, BATCH, chunk=chunk),
+        lambda: cc.pooled_mutual_information(X, 4, chunk=chunk),
+        lambda: cc.conditional_information(X, Y, chunk=chunk),
+    ):
+        assert_refused(call, "chunk must be at least 1", str(chunk))
+
+
+@pytest.mark.parametrize("target", [7, 2, None, "3"])
+def test_a_target_that_is_not_the_last_node_is_refused_everywhere(target: object) -> None:
+    wrong, right = nx.DiGraph([(0, 1), (2, 3)], target=target), nx.DiGraph([(0, 1), (2, 3)], target=3)
+    for call in (
+        lambda: cc.compare_graphs(wrong, right),
+        lambda: cc.compare_graphs(right, wrong),
+        lambda: cc.latent_edges(wrong),
+        lambda: cc.has_query(wrong),
+        lambda: cc.graph_parents(wrong),
+        lambda: cc.validate_graph(wrong),
+        lambda: cc.edge_auroc(torch.rand(3, 3), wrong),
+    ):
+        assert_refused(call, "the target must be the last node, 3")
+
+
+@pytest.mark.parametrize(
+    "draws", [lambda self, n: BATCH, lambda self, seed, n: BATCH, lambda self, seed, first, n, *, more: BATCH]
+)
+def test_draws_of_another_signature_are_refused_when_the_class_is_made(draws: object) -> None:
+    with pytest.raises(TypeError, match=r"^Other.draws must take \(self, seed, first, n\), in this order: got draws\("):
+        type("Other", (cc.Task,), {"draws": draws})
+
+
+def test_a_task_of_ones_own_needs_tokens_and_a_graph_or_a_length() -> None:
+    bare = BareTask()
+    bare.d_vocab = 4
+    assert_refused(lambda: bare.sample(3), "BareTask has neither graph nor n_ctx; set n_ctx, or graph")
+    bare.graph = GRAPH
+    assert torch.equal(bare.sample(3).tokens, TASK.sample(3).tokens)
+
+
+def test_files_without_a_name_are_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_refused(
+        lambda: figures.write_report(tmp_path, title="A chain", verdict=[], sections=[], meta={}),
+        "a report is written to a file: got the folder",
+        "report.html",
+    )
+    figure = figures.plot_ablation([("L0H0", "mean", 0.98)])
+    for stem in ("", ".", "..", ".png", str(tmp_path / ".svg")):
+        assert_refused(lambda stem=stem: figures.save_figure(figure, stem), "a figure's files need a name", "figure")
+    (tmp_path / "a.py").touch()
+    assert_refused(lambda: cc.TrainingRecord.load("a.py"), "a saved record is a folder with record.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.py"]
+
+
+# ---- what looks odd and is not
+
+
 def test_a_table_of_nothing_says_so() -> None:
     assert table_text([]) == table_text([{}]) == "no rows"
+
+
+def test_a_task_keeps_its_own_graph_and_prior() -> None:
+    graph, alpha = cc.random_forest(6, seed=1), np.array([0.2, 0.4, 0.6])
+    task, twin = (cc.InContextTask(graph, d_vocab=3, alpha=alpha) for _ in range(2))
+    before, edges = task.sample(8, seed=0), set(graph.edges)
+    graph.remove_edges_from(list(graph.edges)[:-1])
+    alpha[:] = 5.0
+    assert set(task.graph.edges) == edges
+    with pytest.raises(nx.NetworkXError, match="Frozen graph"):
+        task.graph.add_edge(0, 3)
+    for later in (task, twin):  # one has sampled before the change, the other not
+        assert torch.equal(later.sample(8, seed=0).tokens, before.tokens)
+    assert task.identity() == twin.identity() != cc.InContextTask(graph, d_vocab=3, alpha=alpha).identity()
+
+
+def test_an_edge_is_not_taken_for_the_given_one_where_nothing_says_so() -> None:
+    true, found = nx.DiGraph([(0, 1), (2, 3)]), nx.DiGraph([(0, 1)])
+    found.add_nodes_from([2, 3])
+    with pytest.warns(UserWarning, match=r"may be the target or a position.*graph_from_digraph"):
+        assert cc.compare_graphs(true, found).missing == ((2, 3),)
+    assert cc.compare_graphs(true, true).exact
+    true.graph["target"] = 3
+    assert cc.compare_graphs(true, found).exact
+
+
+def test_edge_auroc_counts_the_last_row_where_it_stands_for_the_target() -> None:
+    graph = cc.ngram_graph(4, order=2)
+    score = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
+    true = {(child if child < 4 else 3, parent) for parent, child in graph.edges if child != 3}
+    edges = [float(score[cell]) for cell in true]
+    others = [float(score[i, j]) for i in range(4) for j in range(i + 1) if (i, j) not in true]
+    assert cc.edge_auroc(score, graph) == pytest.approx(np.mean([[a > b for b in others] for a in edges]))
+    assert cc.edge_auroc(torch.diag(torch.ones(5), -1), GRAPH) == 1.0  # a query's row, which attends to 4, has no edge
+
+
+def test_results_compare_and_hash_as_objects() -> None:
+    twin = cc.Batch(X, Y)
+    assert BATCH == BATCH != twin
+    assert len({BATCH, BATCH, BATCH[:3]}) == 2
+    first, second = (record_of(9, (0, 9), 2) for _ in range(2))
+    assert first == first != second
+    snapshots = [cc.take_snapshot(cc.plant_circuit(GRAPH, d_vocab=4), BATCH) for _ in range(2)]
+    assert snapshots[0] == snapshots[0] != snapshots[1]
+
+
+def test_priors_and_kernels_may_be_lists_arrays_or_tensors_of_any_kind() -> None:
+    rows = [[0.1, 0.2], [0.3, 0.4]]
+    for alpha in (rows, np.array(rows), torch.tensor(rows, dtype=torch.float64, requires_grad=True), tuple(rows)):
+        np.testing.assert_array_equal(cc.InContextTask(GRAPH, d_vocab=2, alpha=alpha).alphas[1], rows)
+    kernel = torch.tensor([[0.2, 0.8], [0.7, 0.3]])
+    expected = cc.InContextTask(GRAPH, d_vocab=2, kernels=kernel).identity()
+    for same in (kernel.clone().requires_grad_(), kernel.to_sparse()):
+        assert cc.InContextTask(GRAPH, d_vocab=2, kernels=same).identity() == expected
+    assert not cc.Batch(X, Y.clone().requires_grad_()).target_probs.requires_grad
 
 
 def test_roots_that_share_a_law_have_it_also_without_a_counted_stream() -> None:
