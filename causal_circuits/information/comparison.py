@@ -214,7 +214,7 @@ def edge_formation(
     )
     attention, pull = parent_attention(patterns, graph), parent_attention(score_gradient_of(predicted), graph)
     formed_at = tuple(_formed(record.steps, weights) for weights in attention.T)
-    late = np.array([np.inf if step is None else step for step in formed_at])
+    late = np.array([np.inf if step is None else step for step in formed_at], dtype=float)
     return Formation(
         steps=record.steps,
         comparisons=comparisons,
