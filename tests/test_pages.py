@@ -93,11 +93,6 @@ def test_a_notebook_view_carries_its_own_script_and_a_fragment_does_not() -> Non
     assert "sourceMappingURL" not in bundle
 
 
-def test_position_labels_mark_the_query() -> None:
-    assert figures.position_labels(torch.tensor([3, 0, 3])) == ["3", "0", "query 3"]
-    assert figures.position_labels([3, 0], has_query=False) == ["3", "0"]
-
-
 # Pages
 
 
