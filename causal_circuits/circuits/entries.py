@@ -55,8 +55,6 @@ class EntryModel(Parts):
     whole: CircuitModel
     layer: int
     model: HookedTransformer = field(repr=False)
-    metric: Metric
-    task: Task | None = field(repr=False)
     counterfactual: EntryCounterfactual
     clean: Float[Tensor, "head_index batch query_pos key_pos"] = field(repr=False)
     other: Float[Tensor, "head_index batch query_pos key_pos"] = field(repr=False)
@@ -89,8 +87,7 @@ class EntryModel(Parts):
             self.whole.batch,
             layer=self.layer,
             method=self.counterfactual,
-            metric=self.metric,
-            task=self.task,
+            metric=self.whole.cost,
             seed=self.seed,
         )
         return self.vector(found.effect).double()
@@ -205,8 +202,6 @@ def entry_model(
         whole=whole,
         layer=layer,
         model=model,
-        metric=metric,
-        task=task,
         counterfactual=counterfactual,
         clean=clean,
         other=_replacements(whole, layer, clean, counterfactual, seed),

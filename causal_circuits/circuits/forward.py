@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causal_circuits.circuits.counterfactuals import Slots
-from causal_circuits.circuits.graph import LOGITS, Edge, Granularity, readable_slots, readers, sender_of
+from causal_circuits.circuits.graph import LOGITS, Edge, Granularity, heads_of, readable_slots, readers, sender_of
 from causal_circuits.models import PROBABILITY_FLOOR, HookedTransformer, Layout, layout_of
 
 Masks = Bool[Tensor, "circuit edge"]
@@ -72,7 +72,7 @@ class Forward:
         layout, index = layout_of(model), {edge: place for place, edge in enumerate(edges)}
         columns = {name: slot.slice for name, slot in layout.slots().items()}
         attention = {}
-        for layer, head in layout_heads(layout):
+        for layer, head in heads_of(layout):
             attn = model.blocks[layer].attn
             product = (attn.W_Q[head] @ attn.W_K[head].mT).detach()
             attention[f"L{layer}H{head}"] = {slot: product[where] for slot, where in columns.items()}
@@ -174,11 +174,6 @@ class Forward:
                 copied = pattern[attends[which]] @ read(slot, edge, values[slot], which)
                 written[f"{head}.{slot}"] = Variants(copied, index)
         return written
-
-
-def layout_heads(layout: Layout) -> list[tuple[int, int]]:
-    """(layer, head) of every head."""
-    return [(layer, head) for layer, n_heads in enumerate(layout.n_heads) for head in range(n_heads)]
 
 
 def _distinct(

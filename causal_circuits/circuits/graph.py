@@ -147,20 +147,22 @@ def circuit_subgraph(graph: nx.DiGraph, circuit: Circuit) -> CircuitGraph:
     logits  L0H0
     """
     edges = circuit_edges(graph)
-    mask = circuit_mask(edges, circuit)
-    kept = [edge for edge, keep in zip(edges, mask.tolist(), strict=True) if keep]
-    nodes = {node for edge in kept for node in edge}
-    inside = [(a, b) for a, b, kind in graph.edges(data="kind") if kind == "inside" and a in nodes and b in nodes]
-    part = CircuitGraph(**graph.graph)
-    part.add_nodes_from((node, graph.nodes[node]) for node in graph if node in nodes)  # in the order of a forward pass
-    part.add_edges_from((a, b, graph.edges[a, b]) for a, b in [*kept, *inside])
+    mask = circuit_mask(edges, circuit).tolist()
+    kept = {edge for edge, keep in zip(edges, mask, strict=True) if keep}
+    part = CircuitGraph(graph)
+    part.remove_edges_from(set(edges) - kept)
+    part.remove_nodes_from(set(graph) - {node for edge in kept for node in edge})
     return part
+
+
+def heads_of(layout: Layout) -> list[tuple[int, int]]:
+    """(layer, head) of every head."""
+    return [(layer, head) for layer, n_heads in enumerate(layout.n_heads) for head in range(n_heads)]
 
 
 def readers(layout: Layout) -> dict[str, int]:
     """Every reader and its layer (logits: the number of layers), in the order of a forward pass."""
-    heads = [(layer, head) for layer, n_heads in enumerate(layout.n_heads) for head in range(n_heads)]
-    named = {f"L{layer}H{head}.{name}": layer for layer, head in heads for name in INPUTS}
+    named = {f"L{layer}H{head}.{name}": layer for layer, head in heads_of(layout) for name in INPUTS}
     return {**named, LOGITS: layout.n_layers}
 
 

@@ -29,7 +29,7 @@ class GraphScores:
             are edges: missing and false ones together; half of a tie at the cut-off counts by its share.
         exact_parent_rate: the share of rows with parents whose k parents are the row's k highest scores, without a tie.
         auroc_children: the AUROC over rows with parents alone; in a root's row a trained model may use entries that are
-            no edges, because a root's token tells about the kernel too.
+            no edges, because a root's token tells about the transition matrix too.
         n_edges: edges.
 
     >>> from causal_circuits import chain_graph

@@ -26,7 +26,7 @@ from causal_circuits.tasks import Batch, Task
 
 KnockOutMethod = Literal["zero", "renormalize", "mean", "resample", "permute"]
 KNOCK_OUT_METHODS: tuple[KnockOutMethod, ...] = get_args(KnockOutMethod)
-Path = Literal["auto", "closed_form", "hooks"]
+KnockOutPath = Literal["auto", "closed_form", "hooks"]
 _Row = tuple[int, int, list[int]]  # head, query_pos, the key positions to cut
 
 
@@ -76,7 +76,7 @@ def knock_out_edges(
     method: KnockOutMethod = "zero",
     metric: Metric = "loss",
     task: Task | None = None,
-    path: Path = "auto",
+    path: KnockOutPath = "auto",
     copies: int = 8192,
     seed: int = 0,
 ) -> KnockOut:
@@ -154,7 +154,7 @@ def _rows(
     return [(head, query, [key for _, _, key in row]) for (head, query), row in in_rows]
 
 
-def _choose_path(model: HookedTransformer, path: Path) -> Path:
+def _choose_path(model: HookedTransformer, path: KnockOutPath) -> KnockOutPath:
     if path == "closed_form" and not has_closed_form(model):
         raise ValueError(
             "the closed form is for two-layer disentangled models with nothing attached: this model is another, or has "
@@ -195,7 +195,7 @@ def _changes(
 
 
 def _predictor(
-    model: HookedTransformer, tokens: Tensor, layer: int, path: Path
+    model: HookedTransformer, tokens: Tensor, layer: int, path: KnockOutPath
 ) -> Callable[[int, int, Tensor], Float[Tensor, "entry batch d_vocab"]]:
     """A function of (head, query, change of the row): the log-probabilities of every sequence."""
     pieces = chunks(len(tokens))

@@ -11,7 +11,7 @@ The hypothesis (Nichani, Damian & Lee 2024, section 4; the method: Chan et al. 2
 The paper speaks of positions that have parents. Whether that is *all* there is to a model is a question of its own:
 ``where="children"`` holds the claims to those positions and leaves everything else as it is; ``where="everywhere"``
 also resamples what the hypothesis says nothing about - heads at roots and at the query, and the path past layer 1.
-A model trained to the end is found to use these too: a root's token tells about the kernel's stationary law.
+A model trained to the end is found to use these too: a root's token tells about the transition matrix's stationary law.
 
 A claim that is true costs nothing: the loss stays. The measure is the loss recovered against scrubbing in the same
 places without any agreement (every donor drawn freely), which destroys what the circuit is for.
