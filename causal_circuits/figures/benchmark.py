@@ -34,7 +34,7 @@ def plot_benchmark(rows: Rows, quantities: Sequence[str] = ("auroc", "exact_pare
         raise ValueError("a benchmark figure needs at least one row: got none")
     methods = list(dict.fromkeys(str(row["method"]) for row in rows))
     models = list(dict.fromkeys(str(row["model"]) for row in rows))
-    figure = Figure(figsize=(1.25 * len(methods) + 1.6, 2.3 * len(quantities) + 0.6), layout="constrained")
+    figure = Figure(figsize=(max(1.25 * len(methods) + 1.6, 6.0), 2.3 * len(quantities) + 0.6), layout="constrained")
     panels = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
     for ax, quantity in zip(panels, quantities, strict=True):
         for m, model in enumerate(models):
