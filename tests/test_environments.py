@@ -30,13 +30,7 @@ def test_a_script_writes_its_page_and_says_where(environment: str, tmp_path: Pat
     batch = cc.InContextTask(cc.chain_graph(5), d_vocab=3).sample(2000, seed=0)
     np.savez(folder / "data.npz", tokens=batch.tokens.numpy(), target_probs=batch.target_probs.numpy())
     keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    command = [
-        sys.executable,
-        str(ANALYSES / "recover_graph.py"),
-        str(folder / "data.npz"),
-        "--out",
-        str(folder / "out"),
-    ]
+    command = [sys.executable, ANALYSES / "recover_graph.py", folder / "data.npz", "--out", folder / "out"]
     done = subprocess.run(command, env=keep | ENVIRONMENTS[environment], capture_output=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     printed = done.stdout.decode()
@@ -101,16 +95,3 @@ def test_a_lock_whose_file_holds_anything_is_taken_and_refused_in_one_line(tmp_p
         assert (tmp_path / ".lock").read_text(encoding="utf-8").startswith(str(os.getpid()))
         (tmp_path / ".lock").write_bytes(b"\xff\xfe" * 99)
         assert_refused(lambda: cc.locks.exclusive_lock(tmp_path).__enter__(), "one process at a time")
-
-
-FRONT_DOOR = """
-import sys, causal_circuits as cc
-assert "matplotlib" not in sys.modules and "figures" in dir(cc)
-assert cc.figures.save_figure.__module__ == "causal_circuits.pages.rendering"
-assert cc.figures is sys.modules["causal_circuits.figures"] and not hasattr(cc, "figure")
-"""
-
-
-def test_figures_are_there_without_an_import_of_their_own() -> None:
-    done = subprocess.run([sys.executable, "-c", FRONT_DOOR], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
