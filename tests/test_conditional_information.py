@@ -9,7 +9,6 @@ import torch
 from assertions import assert_refused, assert_within_sampling_error
 
 import causal_circuits as cc
-from causal_circuits.information.conditional import enumerate_sequences
 
 KERNEL = np.array([[[0.9, 0.1], [0.2, 0.8]], [[0.3, 0.7], [0.6, 0.4]]])
 PARENTS = [[], [], [0, 1], [1, 2], [0, 3], [2, 4]]  # n_ctx 5
@@ -31,17 +30,6 @@ def test_exact_lifts_equal_plain_loops() -> None:
                 )
                 expected = oracles.lift(PARENTS, KERNEL, child, key, last_key, held)
             assert float(found[child, key, last_key]) == pytest.approx(expected, abs=1e-6)
-
-
-def test_enumerated_sequences_are_a_law_with_the_right_targets() -> None:
-    tokens, targets, probability = enumerate_sequences(small_task())
-    assert len(tokens) == 2**5
-    assert float(probability.sum()) == pytest.approx(1.0)
-    assert torch.allclose(targets, torch.from_numpy(KERNEL[tokens[:, 2], tokens[:, 4]]).float())
-    drawn = small_task().sample(20_000, seed=1).tokens
-    weights = 2 ** torch.arange(4, -1, -1)
-    frequency = torch.bincount((drawn * weights).sum(dim=1), minlength=32) / len(drawn)
-    assert_within_sampling_error(frequency, probability, (probability * (1 - probability) / len(drawn)).sqrt() + 1e-9)
 
 
 def test_estimates_agree_with_enumeration() -> None:

@@ -3,23 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from assertions import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
 
 import causal_circuits as cc
-from causal_circuits import FurtherParent, Matches
+from causal_circuits import Matches
 from causal_circuits.discovery.assumptions import unusable_positions
 from causal_circuits.discovery.edge_scores import EdgeScores
 from causal_circuits.discovery.head_keys import (
-    attended_keys,
     further_parents,
-    keys_of_further,
     needed,
-    with_telling_last_keys,
 )
-from causal_circuits.discovery.row_shares import FEWEST, RowTest, judge_row
-from causal_circuits.discovery.several_heads import judge_heads
+from causal_circuits.discovery.row_shares import RowTest, judge_row
 from causal_circuits.discovery.user_data import read_data
 from causal_circuits.statistics import holm
 
@@ -109,35 +104,12 @@ def test_fewer_sequences_than_rows_count_where_some_are_copies(data):
     assert few.n == 30
 
 
-def test_a_head_matches_where_it_attends_clearly_and_to_an_earlier_position():
-    pattern = torch.tensor([[1.0, 0, 0, 0], [0.6, 0.4, 0, 0], [0.1, 0.3, 0.6, 0], [0.1, 0.2, 0.7, 0]])
-    assert attended_keys(pattern, 0.5) == Matches(2, (-1, 0, -1, -1))
-    assert attended_keys(pattern, 0.6) == Matches(2, (-1, 0, -1, -1))
-    assert attended_keys(pattern, 0.61) == Matches(2, (-1, -1, -1, -1))
-
-
 @pytest.fixture(scope="module")
 def one_child():
     """Position 2 has parents 0 and 1, the target 1 and 3; sequences, and the test of their rows."""
     task = cc.InContextTask(cc.graph_from_parents([[], [], [0, 1], [], [1, 3]]), d_vocab=3)
     batch = task.sample(20_000, seed=1)
     return batch, RowTest(batch.tokens, batch.target_probs)
-
-
-def test_a_head_that_carried_a_further_parent_would_match_its_edges_and_nothing_else() -> None:
-    """What stands for it is a head's matches like any other: it can be given to the lifts of the others."""
-    further = FurtherParent(last_key=3, edges=((0, 2), (1, 4)), share=1.5)
-    assert keys_of_further(further, 6) == Matches(3, (-1, -1, 0, -1, 1, -1))
-    batch = cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2).sample(200, seed=0)
-    given = cc.conditional_information(batch.tokens, batch.target_probs, [keys_of_further(further, 6)])
-    assert float(given.share_matched[3]) == pytest.approx(1.0, abs=1e-6)  # without a key every sequence matches
-
-
-def test_rows_name_the_parent_of_the_target_also_where_the_key_is_position_0(one_child):
-    batch, test = one_child
-    astray, right = Matches(2, (-1, -1, 0, -1)), Matches(3, (-1, -1, 1, -1))
-    settled = with_telling_last_keys([astray, right], test, batch.tokens, batch.target_probs)
-    assert settled == [Matches(1, astray.keys), right]
 
 
 def test_a_head_without_which_rows_tell_as_much_is_not_needed(one_child):
@@ -159,51 +131,12 @@ def test_the_parent_that_no_head_carries_is_named_with_its_edges_and_none_into_t
     assert found.share > 1
 
 
-def test_a_share_needs_a_dozen_sequences(one_child):
-    batch, _ = one_child
-    keys = {1: 0, 3: 1}
-    held = ((batch.tokens[:, [0, 1]] == batch.tokens[:, [1, 3]]).all(dim=1)).nonzero()[:, 0]
-    for n, known in ((FEWEST, True), (FEWEST - 1, False)):
-        some = held[:n]
-        share = RowTest(batch.tokens[some], batch.target_probs[some]).share(2, keys)
-        assert (share.value == share.value) == known
-        assert known or (share.error != share.error and share.p_value == 1.0)
-
-
 def test_a_row_with_one_key_missing_reports_the_share_of_the_event_that_settled_it(one_child):
     _, test = one_child
     verdict, whole = judge_row(test, 2, {1: 0}, (1, 3), {}), test.share(2, {1: 0, 3: 1})
     assert verdict.keys == {1: 0}
     assert (verdict.share, verdict.reason) == (whole, "")
     assert test.share(2, {1: 0}).value < 0.8  # the key alone would not have
-
-
-@pytest.mark.parametrize("level", [0.0, 1.0, 1.5, float("nan")])
-def test_levels_are_probabilities(data, level):
-    assert_refused(lambda: cc.recover_graph(*data, level=level), "level must lie in (0, 1)", "0.05")
-
-
-def test_of_the_last_position_only_what_is_accepted_is_told_and_margins_count_every_other_entry():
-    task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
-    batch = task.sample(8192, seed=3)
-    attention = torch.zeros(2, 8, 8)
-    for head, back in enumerate((2, 1)):
-        attention[head, 0, 0] = attention[head, 1, 0] = attention[head, 7, 8 - back] = 1.0
-        attention[head, range(2, 7), range(2 - back, 7 - back)] = 0.7
-        attention[head, range(2, 7), range(3 - back, 8 - back)] = 0.3  # the entry after the parent
-    found, _, _ = judge_heads(attention, batch.tokens, batch.target_probs, range(2), 0.5, 0.01)
-    assert {(c.parent, c.child) for c in found if c.accepted} == {(p, c) for p, c in task.graph.edges if c != 7}
-    assert all(c.accepted for c in found if c.child == 7)
-    assert [c.margin for c in found if c.accepted and c.child < 7] == pytest.approx([0.4] * 10)
-
-
-def test_the_only_pair_has_the_p_value_of_its_only_test():
-    batch = cc.InContextTask(cc.chain_graph(3), d_vocab=3, alpha=1.0).sample(600, seed=0)
-    found = cc.recover_graph(batch.tokens, batch.target_probs)
-    scores = EdgeScores(batch.tokens.numpy(), batch.target_probs.double().numpy(), found.n_independent)
-    _, match = scores.of_first_pair(1, 0, np.zeros(0, dtype=np.int64))
-    assert 1e-12 < found.p_values[1, 0] < 0.5
-    assert float(found.p_values[1, 0]) == pytest.approx(2 * float(match.p_values()[0, 0]), rel=1e-5)  # or below it
 
 
 def rejected_stepping_down(p_values: list[float], level: float) -> set[int]:

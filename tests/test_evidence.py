@@ -1,7 +1,5 @@
 """What decided about an edge: attention alone, or information; a graph from each, and a word on every candidate."""
 
-import copy
-
 import pytest
 import torch
 
@@ -94,11 +92,3 @@ def test_an_unused_head_proposes_edges_and_none_of_them_is_accepted(task: cc.InC
     assert len(found.from_attention.edges) >= 5
     assert {(c.accepted, c.decided_by) for c in found.candidates} == {(False, "unused head")}
     assert not cc.latent_edges(found)
-
-
-def test_a_copy_has_a_graph_by_attention_of_its_own() -> None:
-    found = cc.extract_graph(attending_roots({3: 1}), TASK, n_sequences=1000)
-    for again in (found.copy(), copy.deepcopy(found)):
-        again.from_attention.remove_edge(1, 3)
-        assert (1, 3) in found.from_attention.edges
-        assert again.evidence == found.evidence

@@ -222,13 +222,6 @@ def test_arrays_of_other_shapes_types_or_strides_are_refused(tokens, targets, sa
         sampler.draw((1, 2), 0, tokens, targets)
 
 
-def test_no_sequences_and_negative_places() -> None:
-    sampler = TASKS["chain"].native_sampler()
-    sampler.draw((1, 2), 0, np.zeros((0, 20), np.int32), np.zeros((0, 10), np.float32))
-    with pytest.raises(ValueError, match="first must not be negative: got -1"):
-        sampler.draw((1, 2), -1, np.zeros((1, 20), np.int32), np.zeros((1, 10), np.float32))
-
-
 def test_other_threads_run_while_it_draws() -> None:
     """The interpreter's lock is released: this thread counts on while another is in one call of the core."""
     task, counted = cc.InContextTask(cc.chain_graph(200), d_vocab=10), 0

@@ -57,13 +57,6 @@ def test_what_is_claimed_of_random_forests_is_true(seed, d_vocab, n_ctx):
     assert_no_false_claim(cc.recover_graph(batch.tokens, labels_of(batch), d_vocab=d_vocab, level=0.001), parents)
 
 
-def test_labels_recover_what_probabilities_do_with_more_sequences():
-    batch = drawn(FIGURE_9[0], 8000)
-    found = cc.recover_graph(batch.tokens, labels_of(batch))
-    assert found.found_parents == FIGURE_9[0]
-    assert found.conclusive
-
-
 def test_labels_written_as_one_hots_are_labels():
     batch = drawn(FIGURE_9[1], 2000)
     labels = labels_of(batch)
@@ -206,21 +199,6 @@ def test_labels_show_a_position_with_several_parents_too(name):
         found = cc.recover_graph(tokens, labels_of(cc.Batch(torch.from_numpy(tokens), torch.from_numpy(laws).float())))
         assert child in found.undecided
         assert_no_false_claim(found, [None if i == child else p for i, p in enumerate(parents)])
-
-
-def test_positions_that_share_information_are_named_and_no_others():
-    for seed in range(10):
-        found = cc.recover_graph(*mixed(MIXTURES["two alike"], 20_000, 3, 0.1, seed)).positions[3]
-        assert found.shares_with == (1, 2)
-        assert "positions 1 and 2 " in found.reason
-        assert found.p_forest < 0.05
-
-
-def test_a_single_edge_of_labels_says_that_its_score_is_not_known():
-    batch = drawn([None, 0, None, None], 5000)
-    found = cc.recover_graph(batch.tokens, labels_of(batch))
-    assert found.found_parents == [None, 0, None, None]
-    assert "the only edge" in found.positions[1].reason
 
 
 def test_a_copy_of_a_sibling_is_no_child_of_their_parent():

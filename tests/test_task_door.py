@@ -75,14 +75,6 @@ def test_any_task_is_trained_on_its_draws(kind: str, double: bool) -> None:
     assert {(40 * step, 40) for step in range(5)} <= places
 
 
-@pytest.mark.parametrize("double", [False, True], ids=["fused", "structured"])
-def test_what_draws_overrides_is_what_is_trained_on(double: bool) -> None:
-    """Constant tokens give another training than the chain's: a door beside `draws` would give the chain's."""
-    chain, marked = KINDS["chain"], Watched(KINDS["chain"], mark=1)
-    assert not torch.allclose(losses(marked, double=double), losses(chain, double=double))
-    assert (marked.sample(9).tokens == 1).all()
-
-
 def test_every_member_of_an_ensemble_has_its_own_draws() -> None:
     tasks = [Watched(KINDS["chain"]), KINDS["forest"], Watched(KINDS["tiny alpha"])]
     models = [cc.disentangled_transformer(3, 6) for _ in tasks]
@@ -155,16 +147,6 @@ def test_a_task_without_an_identity_is_refused_checkpoints_by_name(tmp_path) -> 
     assert_refused(lambda: losses(task, checkpoints=kept), "Nameless.identity() must return JSON values")
 
 
-def test_a_table_is_known_by_its_content(tmp_path) -> None:
-    table, kept = KINDS["chain"].sample(20, seed=1), cc.Checkpoints(tmp_path)
-    config = cc.TrainConfig.joint(3, batch_size=8)
-    losses(cc.BatchTask(table), config=config, checkpoints=kept)
-    losses(cc.BatchTask(table[:]), config=config, checkpoints=kept)
-    other = cc.BatchTask(cc.Batch(table.tokens, table.target_probs.roll(1, dims=1)))
-    with pytest.raises(cc.CheckpointError, match="of another run"):
-        losses(other, config=config, checkpoints=kept)
-
-
 # ---- tables
 
 
@@ -181,12 +163,6 @@ def test_a_table_is_drawn_epoch_by_epoch(size: int, first: int, n: int, seed: in
     assert whole[first:] == rows(task.draws(seed, first, n))
     for epoch in range((first + n) // size):
         assert Counter(whole[epoch * size : (epoch + 1) * size]) == Counter(rows(table))
-
-
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    task = cc.BatchTask(KINDS["chain"].sample(50, seed=0))
-    orders = [tuple(rows(task.draws(seed, 50 * epoch, 50))) for seed in (0, 1, (0, 1)) for epoch in range(3)]
-    assert len(set(orders)) == 9
 
 
 def test_a_sample_of_a_table_has_no_copies_and_more_than_all_is_refused() -> None:
@@ -234,21 +210,6 @@ def test_tools_work_with_a_table_or_name_what_is_missing() -> None:
         lambda: cc.circuits.watch_formation(model, known),
     ):
         assert_refused(needs_prior, "InContextTask", "BatchTask")
-
-
-def test_partial_knowledge_needs_a_graph_and_no_prior() -> None:
-    prior = cc.InContextTask(cc.ngram_graph(10, 2), 2)
-    table = prior.sample(200, seed=1)
-    assert cc.subset_losses(cc.BatchTask(table, prior.graph), table) == cc.subset_losses(prior, table)
-    assert_refused(lambda: cc.subset_losses(cc.BatchTask(table, has_query=False), table), "causal graph")
-
-
-def test_several_heads_take_turns_on_a_table() -> None:
-    prior = cc.InContextTask(cc.ngram_graph(8, 2), 3)
-    table = cc.BatchTask(prior.sample(6000, seed=0), prior.graph)
-    config = cc.TurnConfig(steps=20, settle=5, batch_size=64)
-    _, turns = cc.train_in_turns(cc.disentangled_transformer(3, 8, (2, 1)), table, config, progress=False)
-    assert sorted(turn.last_key for turn in turns) == [6, 7]
 
 
 def test_a_table_that_does_not_fit_its_graph_is_refused() -> None:

@@ -79,21 +79,6 @@ def test_elimination_is_exact_also_for_nearly_reducible_chains(exponents: list[i
     np.testing.assert_allclose(transition_matrices.log_stationary_law(np.log(both))[0], expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("law_of", [transition_matrices.stationary_law, transition_matrices.log_stationary_law])
-@pytest.mark.parametrize("n", [1, 2])
-def test_elimination_leaves_its_argument_as_it_was(law_of: object, n: int) -> None:
-    given_kernels = np.stack([KERNEL] * n)
-    law_of(given_kernels)
-    np.testing.assert_array_equal(given_kernels, np.stack([KERNEL] * n))
-
-
-@pytest.mark.parametrize("alpha", [0.05, 0.5])
-def test_one_kernel_alone_is_drawn_like_many(alpha: float) -> None:
-    drawn, law = transition_matrices.draw_with_laws(np.random.default_rng(0), np.full((4, 4), alpha), 1)
-    np.testing.assert_allclose(drawn.sum(axis=-1), 1.0, atol=1e-6)
-    np.testing.assert_allclose(law[0] @ drawn[0].astype(np.float64), law[0], atol=1e-6)
-
-
 def test_log_elimination_reaches_below_the_smallest_float() -> None:
     log_a, log_b = -5000.0, -5000.0 + np.log(3.0)  # pi(1|0) and pi(0|1): the law is (b, a) / (a + b)
     law = transition_matrices.log_stationary_law(np.array([[[0.0, log_a], [log_b, 0.0]]]))[0]
@@ -113,14 +98,6 @@ def test_dirichlet_moments(alpha: float) -> None:
         *((drawn[:, t], 0.25) for t in range(d_vocab)),
     ]:
         assert abs(values.mean() - expected) < 4.5 * values.std() / n**0.5
-
-
-@pytest.mark.parametrize("scale", [0.01, 1.0])
-def test_dirichlet_rows_follow_their_own_concentrations(scale: float) -> None:
-    alpha = scale * np.array([[1.0, 2.0, 5.0], [4.0, 1.0, 1.0]])
-    drawn = transition_matrices.draw_dirichlet(np.random.default_rng(6), alpha, 20_000).astype(np.float64)
-    expected = alpha / alpha.sum(axis=-1, keepdims=True)
-    assert (np.abs(drawn.mean(axis=0) - expected) < 4.5 * drawn.std(axis=0) / 20_000**0.5).all()
 
 
 def test_a_periodic_kernel_has_its_law_and_a_split_one_is_refused() -> None:
@@ -145,13 +122,6 @@ def test_inverse_cdf_never_draws_a_token_of_probability_zero(absent: list[int]) 
     for uniform in (0.0, 0.5, 1 - 2**-24):
         drawn = transition_matrices.inverse_cdf(cumulative, np.full(300, uniform, dtype=np.float32))
         assert (rows[np.arange(300), drawn] > 0).all()
-
-
-def test_inverse_cdf_follows_the_row() -> None:
-    uniforms = np.linspace(0, 1, 10_001, dtype=np.float32)[:-1]
-    cumulative = np.repeat(transition_matrices.cumulative_rows(KERNEL[None, :1]), len(uniforms), axis=0)
-    frequencies = np.bincount(transition_matrices.inverse_cdf(cumulative, uniforms), minlength=3) / len(uniforms)
-    np.testing.assert_allclose(frequencies, KERNEL[0], atol=2e-4)
 
 
 # ---- sampling
@@ -225,23 +195,6 @@ def test_tiny_alpha_has_the_odds_of_a_dirichlet(alpha: float) -> None:
         assert binomtest(int((probs[:, token] > bound).sum()), n, law.sf(bound)).pvalue > 1e-4
 
 
-def test_different_seeds_give_different_batches(chain_task: cc.InContextTask) -> None:
-    batches = [chain_task.sample(64, seed=seed).tokens for seed in (0, 1, (0, 1), (1, 1))]
-    for i, j in product(range(4), range(4)):
-        assert torch.equal(batches[i], batches[j]) == (i == j)
-
-
-def test_sampling_touches_no_global_randomness(chain_task: cc.InContextTask) -> None:
-    torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002  # the global state is what is tested
-    expected = torch.rand(3), np.random.rand(3)  # noqa: NPY002
-    torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002  # the global state is what is tested
-    chain_task.sample(600, seed=4)
-    assert torch.equal(torch.rand(3), expected[0])
-    assert (np.random.rand(3) == expected[1]).all()  # noqa: NPY002
-
-
 def test_sequences_have_the_law_of_plain_loops() -> None:
     """All 16 sequences of two tokens over the graph 0 -> 1, 0 -> 2, query: frequencies against slow sampling."""
     graph = cc.graph_from_parents([None, 0, 0])
@@ -298,14 +251,6 @@ def test_target_probs_are_the_row_of_the_query() -> None:
     assert torch.allclose(batch.target_probs, torch.from_numpy(KERNEL).float()[batch.tokens[:, -1]], atol=1e-7)
 
 
-def test_a_periodic_chain_steps_through_its_cycle() -> None:
-    batch = cc.InContextTask(cc.chain_graph(8), d_vocab=4, kernels=CYCLE).sample(500, seed=0)
-    context = batch.tokens[:, :-1]
-    assert torch.equal(context[:, 1:], (context[:, :-1] + 1) % 4)
-    assert set(context[:, 0].tolist()) == {0, 1, 2, 3}
-    assert torch.equal(batch.target_probs.argmax(dim=1), (batch.tokens[:, -1] + 1) % 4)
-
-
 def test_parents_enter_a_kernel_in_order_of_position() -> None:
     kernel = np.zeros((3, 3, 3))
     for a, b in product(range(3), range(3)):
@@ -328,16 +273,6 @@ def test_in_degrees_have_kernels_of_their_own() -> None:
     assert torch.equal(x[:, 1], x[:, 0])
     assert torch.equal(x[:, 2], x[:, 0] ^ x[:, 1])
     assert torch.equal(batch.target_probs.argmax(dim=1), x[:, 2] ^ x[:, 3])
-
-
-def test_several_given_kernels_are_drawn_equally_often() -> None:
-    shift = np.roll(np.eye(3), 1, axis=1)
-    task = cc.InContextTask(cc.chain_graph(5), d_vocab=3, kernels=np.stack([shift, shift.T, KERNEL]))
-    batch = task.sample(30_000, seed=0)
-    rows = batch.target_probs[batch.tokens[:, -1] == 0]
-    for kernel in (shift, shift.T, KERNEL):
-        share = (rows - torch.from_numpy(kernel[0]).float()).abs().amax(dim=1).lt(1e-6).double().mean()
-        assert abs(float(share) - 1 / 3) < 4.5 * 0.5 / len(rows) ** 0.5
 
 
 def test_rows_can_have_concentrations_of_their_own() -> None:
@@ -363,17 +298,6 @@ def test_extreme_concentrations_sample_and_predict_without_a_nan(alpha: float) -
         assert batch.target_probs.isfinite().all()
         assert np.isfinite(task.bayes_loss(batch))
         assert float(cc.cross_entropy(batch.target_probs, batch.target_probs).mean()) <= task.bayes_loss(batch)
-
-
-def test_a_batch_can_be_cut_and_moved(chain_task: cc.InContextTask) -> None:
-    batch = chain_task.sample(10, seed=0)
-    assert len(batch) == 10
-    assert torch.equal(batch[2:5].tokens, batch.tokens[2:5])
-    chosen = batch[torch.tensor([7, 1])]
-    assert torch.equal(chosen.target_probs, batch.target_probs[[7, 1]])
-    moved = batch.to("cpu", torch.float64)
-    assert moved.target_probs.dtype == torch.float64
-    assert moved.tokens.dtype == torch.int64
 
 
 def test_every_row_of_a_batch_is_checked(chain_task: cc.InContextTask) -> None:
@@ -429,12 +353,6 @@ def assert_posterior_equals_loops(task: cc.InContextTask, alpha: np.ndarray, see
         np.testing.assert_allclose(row, oracles.edge_posterior(above[:-1], above[-1], alpha, tokens), rtol=1e-12)
 
 
-def test_without_edges_the_edge_posterior_is_the_prior_mean() -> None:
-    task = cc.InContextTask(cc.graph_from_parents([None] * 5), d_vocab=4)
-    found = cc.edge_posterior(task, task.sample(8, seed=0).tokens)
-    assert torch.allclose(found, torch.full((8, 4), 0.25, dtype=torch.float64))
-
-
 def test_given_kernels_are_mixed_by_their_likelihood(fork: object) -> None:
     given_kernels = np.random.default_rng(0).dirichlet(np.ones(3), size=(4, 3))
     laws = np.stack([oracles.stationary_law(kernel) for kernel in given_kernels])
@@ -462,13 +380,6 @@ def test_exact_bayes_equals_quadrature(alpha: float, parents: list[int | None]) 
         np.testing.assert_allclose(row, expected, atol=0.012)
 
 
-@pytest.mark.parametrize("roots", ["uniform", "shared"])
-def test_exact_bayes_is_the_edge_posterior_where_roots_say_nothing(fork: object, roots: str) -> None:
-    task = cc.InContextTask(fork, d_vocab=3, roots=roots)
-    tokens = task.sample(10, seed=0).tokens
-    assert torch.equal(cc.exact_bayes(task, tokens).probs, cc.edge_posterior(task, tokens))
-
-
 def test_exact_bayes_beats_the_edge_posterior_where_roots_are_many() -> None:
     task = cc.InContextTask(cc.pairs_graph(14), d_vocab=3, alpha=0.3)
     batch = task.sample(1_500, seed=0)
@@ -476,17 +387,6 @@ def test_exact_bayes_beats_the_edge_posterior_where_roots_are_many() -> None:
         cc.exact_bayes(task, batch.tokens, n_draws=128).probs, batch.target_probs
     )
     assert float(gain.mean()) > 4 * float(gain.std()) / len(batch) ** 0.5
-
-
-def test_cross_entropy_counts_zero_log_zero_as_zero() -> None:
-    certain = torch.tensor([[0.0, 1.0]])
-    assert float(cc.cross_entropy(certain, certain)) == 0.0
-    assert float(cc.cross_entropy(torch.tensor([[0.25, 0.75]]), torch.tensor([[1.0, 0.0]]))) == pytest.approx(np.log(4))
-
-
-def test_unigram_smooths_token_frequencies() -> None:
-    found = cc.unigram(torch.tensor([[0, 0, 2, 0]]), d_vocab=3, pseudo_count=0.5)
-    assert torch.allclose(found, torch.tensor([[3.5, 0.5, 1.5]], dtype=torch.float64) / 5.5)
 
 
 def test_reference_lines_lie_in_their_order(fork_task: cc.InContextTask) -> None:

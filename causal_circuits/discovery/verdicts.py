@@ -12,6 +12,7 @@ from causal_circuits.discovery.significance import EdgeTest
 Verdict = Literal["child", "root", "undecided"]
 
 MIN_SEQUENCES = 30  # independent ones, below which nothing is decided: no tail bound holds with an estimated variance
+_NEVER = float("inf")  # sequences: more of them are not known to help
 _FORESEEABLE = 3  # times the sequences given: a number further off rests on a difference that may be noise
 
 
@@ -83,47 +84,47 @@ def judge_position(i: int, test: EdgeTest, why_not: dict[int, str]) -> Position:
 
 def _decide(i: int, test: EdgeTest, why_not: dict[int, str]) -> tuple[Verdict, float, str]:
     """Verdict, sequences needed and reason."""
-    inf, hidden = float("inf"), _hidden(i, test)
+    hidden = _hidden(i, test)
     if i in why_not:
-        return "undecided", inf, why_not[i]
+        return "undecided", _NEVER, why_not[i]
     if test.best[i] < 0 and hidden:
-        return "undecided", inf, f"{_one_of(hidden)}, of which nothing can be said, may be its parent"
+        return "undecided", _NEVER, f"{_one_of(hidden)}, of which nothing can be said, may be its parent"
     if test.best[i] < 0:
-        return "root", inf, "no earlier position to be a parent"
+        return "root", _NEVER, "no earlier position to be a parent"
     if test.n < MIN_SEQUENCES:
         few = f"{test.n} independent sequences cannot support a conclusion: {MIN_SEQUENCES} is the least"
-        return "undecided", inf, few
+        return "undecided", _NEVER, few
     if _p_value(i, test) < test.level:
         return _decide_edge(i, test)
     if _p_forest(i, test) < test.level:
         return "undecided", *_dependent(i, test)
     if test.p_root[i] < test.level and hidden:
-        return "undecided", inf, f"a root unless {_one_of(hidden)}, of which nothing can be said, is its parent"
+        return "undecided", _NEVER, f"a root unless {_one_of(hidden)}, of which nothing can be said, is its parent"
     if test.p_root[i] < test.level:
         bound = f"no earlier position has {test.min_share:.0%} of an edge's score (p = {test.p_root[i]:.2g})"
-        return "root", inf, f"{bound}, and none contradicts independence"
+        return "root", _NEVER, f"{bound}, and none contradicts independence"
     return "undecided", *_open(i, test)
 
 
 def _decide_edge(i: int, test: EdgeTest) -> tuple[Verdict, float, str]:
     """Of a position with an entry that is significantly its row's largest."""
-    best, share, inf = int(test.best[i]), _share(i, int(test.best[i]), test), float("inf")
+    best, share = int(test.best[i]), _share(i, int(test.best[i]), test)
     found = f"position {best} stands out (p = {_p_value(i, test):.2g})"
     scale = "an edge's score" if test.laws else "the score of the edges found"
     cause = "more than one parent, or targets that are not the law" if test.laws else "more than one parent"
     others, p_single = _shares_with(i, test), float(test.forest.p_one_parent[i])
     if share < test.min_share:
-        return "undecided", inf, f"{found} with only {share:.0%} of {scale}: {cause}?"
+        return "undecided", _NEVER, f"{found} with only {share:.0%} of {scale}: {cause}?"
     if p_single < test.level:
         return (
             "undecided",
-            inf,
+            _NEVER,
             f"{found} with {share:.0%} of {scale}, significantly less (p = {p_single:.2g}): {cause}?",
         )
     if others:
         p_value = float(test.forest.p_independent[i].min())
         told = f"{_named(others)} {'tells' if len(others) == 1 else 'tell'} of it what one parent does not explain"
-        return "undecided", inf, f"{found}, but {told} (p = {p_value:.2g}): more than one parent?"
+        return "undecided", _NEVER, f"{found}, but {told} (p = {p_value:.2g}): more than one parent?"
     reason = f"parent {best}: p = {_p_value(i, test):.2g}, "
     if np.isfinite(p_single):
         reason += f"{share:.0%} of {scale}"
@@ -139,14 +140,12 @@ def _dependent(i: int, test: EdgeTest) -> tuple[float, str]:
         f"shares information with {_named(others) if others else 'earlier positions'} (p = {_p_forest(i, test):.2g})"
     )
     if hidden:
-        return float("inf"), f"{shares}; {_one_of(hidden)}, of which nothing can be said, may be its parent"
+        return _NEVER, f"{shares}; {_one_of(hidden)}, of which nothing can be said, may be its parent"
     if not test.forest.fits_targets:
-        return float("inf"), f"{shares}, or the targets are not the laws of these tokens"
+        return _NEVER, f"{shares}, or the targets are not the laws of these tokens"
     for p_short, what in ((test.forest.p_one_parent[i], "the"), (test.p_root[i], f"{test.min_share:.0%} of the")):
         if p_short < test.level:
-            return float(
-                "inf"
-            ), f"{shares}; none has {what} score of an edge (p = {p_short:.2g}): more than one parent?"
+            return _NEVER, f"{shares}; none has {what} score of an edge (p = {p_short:.2g}): more than one parent?"
     needed, why = _lacking(i, test)
     return needed, f"{shares}, but no parent can be named: {why}"
 
@@ -169,10 +168,8 @@ def _lacking(i: int, test: EdgeTest) -> tuple[float, str]:
         return test.edge_sequences_needed, f"a typical edge needs about {test.edge_sequences_needed:,.0f}"
     score = "" if np.isnan(share) else f", {share:.0%} of an edge's score,"
     if rival >= 0 and not share < test.min_share:
-        return float(
-            "inf"
-        ), f"the largest score{score} is position {best}'s, and position {rival}'s is as large within error"
-    return float("inf"), f"the largest score{score} is position {best}'s, and how many more would do is not known"
+        return _NEVER, f"the largest score{score} is position {best}'s, and position {rival}'s is as large within error"
+    return _NEVER, f"the largest score{score} is position {best}'s, and how many more would do is not known"
 
 
 def _share(i: int, j: int, test: EdgeTest) -> float:

@@ -11,7 +11,7 @@ mu_hat given the matrices (see `gradient` and `finite_context`).
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from causal_circuits.information import pair_laws
 from causal_circuits.information.exact import Information, Method
@@ -23,15 +23,19 @@ SAMPLED_SEQUENCES = 1024  # from each kernel
 
 def check_last_key(task: InContextTask, last_key: int | None) -> None:
     """Raise a ValueError unless `last_key` is None, or a position of a graph without a query."""
-    if last_key is None:
-        return
-    if task.has_query:
+    if last_key is not None and task.has_query:
         raise ValueError(
-            f"last_key is for graphs without a query: here the last token is the query, got last_key={last_key!r}; "
+            f"last_key is for graphs without a query: here the last token is the query, got last_key={last_key}; "
             "leave it out"
         )
-    if isinstance(last_key, bool) or not isinstance(last_key, int | np.integer) or not 0 <= last_key < task.n_ctx:
-        raise ValueError(f"last_key must be a position of the context 0 .. {task.n_ctx - 1}: got {last_key!r}")
+    last_key_or_last(last_key, task.n_ctx)
+
+
+def last_key_or_last(last_key: int | None, n_ctx: int) -> int:
+    """The position that last rows copy, by default the last one; a ValueError if there is no such position."""
+    if last_key is not None and not 0 <= last_key < n_ctx:
+        raise ValueError(f"last_key must be a position of the context 0 .. {n_ctx - 1}: got {last_key}")
+    return n_ctx - 1 if last_key is None else last_key
 
 
 def enumerated_gradient(
@@ -43,7 +47,7 @@ def enumerated_gradient(
     counts = np.eye(d_vocab)[tokens].sum(axis=1)  # [sequence, token]
     own = task.n_ctx / np.take_along_axis(counts, tokens, axis=1)
     row = task.kernel_row(tokens[:, list(task.target_parents)])
-    hit = (tokens == tokens[:, [_key(task, last_key)]]).astype(float)
+    hit = (tokens == tokens[:, [last_key_or_last(last_key, task.n_ctx)]]).astype(float)
     values = []
     for some, probability in pair_laws.sequence_laws(task, kernels, law, tokens):
         kernel = some[len(task.target_parents)]
@@ -53,7 +57,7 @@ def enumerated_gradient(
             child = at_child * own - occurs[:, :, None]
         else:
             share = probability @ counts / task.n_ctx
-            child = np.divide(at_child, share[:, tokens], out=np.zeros_like(at_child), where=share[:, tokens] > 0) - 1.0
+            child = _excess(at_child, share[:, tokens])
         weighted = (probability[:, :, None] * child).transpose(0, 2, 1)
         values.append(d_vocab * (weighted @ hit))
     return _averaged(np.concatenate(values), last_key, "enumeration", diagonal=own_frequencies)
@@ -68,26 +72,16 @@ def sampled_gradient(task: InContextTask, n_kernels: int, seed: int, last_key: i
     for index in range(n_kernels):
         one = {k: kernel[index] for k, kernel in kernels.items()}
         tokens, laws = pair_laws.sample_sequences(task, one, law[index], generator, SAMPLED_SEQUENCES)
-        values[index] = _of_sequences(task, one, tokens, laws.mean(axis=0), last_key)
+        row = task.kernel_row(tokens[:, list(task.target_parents)])
+        at_child = one[len(task.target_parents)][row[:, None], tokens]
+        hit = (tokens == tokens[:, [last_key_or_last(last_key, task.n_ctx)]]).astype(float)
+        values[index] = task.d_vocab * (_excess(at_child, laws.mean(axis=0)[tokens]).T @ hit) / len(tokens)
     return _averaged(values, last_key, "sampling", diagonal=False)
 
 
-def _of_sequences(
-    task: InContextTask,
-    kernels: dict[int, Float[np.ndarray, "row token"]],
-    tokens: Int[np.ndarray, "sequence n_ctx"],
-    share: Float[np.ndarray, " token"],
-    last_key: int | None,
-) -> Float[np.ndarray, "n_ctx n_ctx"]:
-    row = task.kernel_row(tokens[:, list(task.target_parents)])
-    at_child = kernels[len(task.target_parents)][row[:, None], tokens]
-    child = np.divide(at_child, share[tokens], out=np.zeros_like(at_child), where=share[tokens] > 0) - 1.0
-    hit = (tokens == tokens[:, [_key(task, last_key)]]).astype(float)
-    return np.asarray(task.d_vocab * (child.T @ hit) / len(tokens))
-
-
-def _key(task: InContextTask, last_key: int | None) -> int:
-    return task.n_ctx - 1 if last_key is None else last_key
+def _excess(law: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """y(x_i) / nu(x_i) - 1; -1 where nu is 0."""
+    return np.divide(law, share, out=np.zeros_like(law), where=share > 0) - 1.0
 
 
 def _averaged(

@@ -28,7 +28,7 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import parents_of
 from causal_circuits.information import pair_laws
-from causal_circuits.information.dag_gradient import check_last_key, enumerated_gradient
+from causal_circuits.information.dag_gradient import check_last_key, enumerated_gradient, last_key_or_last
 from causal_circuits.information.estimate import from_moments, moments
 from causal_circuits.information.exact import Information
 from causal_circuits.information.gradient import gradient_of_kernels, predicted_gradient
@@ -165,13 +165,9 @@ def measured_gradient(
     >>> cc.measured_gradient(batch.tokens, batch.target_probs).value[1:5].argmax(dim=1).tolist()
     [0, 1, 2, 3]
     """
-    if of not in ("weights", "scores"):
-        raise ValueError(f"a gradient is taken of 'weights' or 'scores': got {of!r}")
     Batch(tokens, target_probs).check(target_probs.shape[-1])
     n, n_ctx = tokens.shape
-    if last_key is not None and not 0 <= last_key < n_ctx:
-        raise ValueError(f"last_key must be a position of the context 0 .. {n_ctx - 1}: got {last_key}")
-    key = n_ctx - 1 if last_key is None else last_key
+    key = last_key_or_last(last_key, n_ctx)
     totals = torch.zeros(2, n_ctx, n_ctx, dtype=torch.float64)
     visible = torch.arange(1, n_ctx + 1, dtype=torch.float64)
     for start in range(0, n, _CHUNK):
