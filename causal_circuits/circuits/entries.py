@@ -79,7 +79,7 @@ class EntryModel(Parts):
             return self.whole.cost(log_probs(self.model, self.whole.batch.tokens))
 
     def effects(self) -> Float[Tensor, " edge"]:
-        """By how much the mean cost rises when one entry is cut, exactly (`knock_out_edges`, where it has the way)."""
+        """By how much the mean cost rises when one entry is cut, exactly; by `knock_out_edges` but for "permute"."""
         if self.counterfactual == "permute":  # knock_out_edges permutes within a row; here positions change names
             return super().effects()
         found = knock_out_edges(

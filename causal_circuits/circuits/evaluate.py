@@ -46,14 +46,12 @@ class CircuitModel(Parts):
         pairs: every slot's value in a run on other tokens, for the methods that compare pairs of runs.
         forward: the model's weights and the pass through them.
 
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import circuits
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
-    >>> whole = circuits.circuit_model(model, task.sample(64, seed=0))
+    >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
+    >>> task = InContextTask(chain_graph(6), d_vocab=3)
+    >>> whole = circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(64))
     >>> whole.edges[:2], len(whole)
     ((('token', 'L0H0.q'), ('position', 'L0H0.q')), 19)
-    >>> bool(whole.costs(whole.full[None]).mean() < whole.costs(whole.empty[None]).mean())
+    >>> whole.mean_cost(whole.full) < whole.mean_cost(whole.empty)
     True
     """
 

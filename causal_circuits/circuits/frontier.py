@@ -158,12 +158,10 @@ def inert_edges(model: CircuitModel) -> Bool[Tensor, " edge"]:
 
     Backwards from the logits: a slot is of use if a reader of use has a weight on it that is not zero.
 
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import circuits
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
-    >>> whole = circuits.circuit_model(model, task.sample(64, seed=0))
-    >>> int(circuits.inert_edges(whole).sum()), len(whole)  # a planted circuit uses 9 of 19
+    >>> from causal_circuits import InContextTask, chain_graph, circuits, plant_circuit
+    >>> task = InContextTask(chain_graph(6), d_vocab=3)
+    >>> whole = circuits.circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(64))
+    >>> int(inert_edges(whole).sum()), len(whole)  # a planted circuit uses 9 of 19
     (10, 19)
     """
     inert = torch.from_numpy(~is_alive(model, np.ones((1, len(model.edges)), dtype=bool), _influences(model, True))[0])
@@ -175,7 +173,7 @@ def is_alive(
     model: CircuitModel, masks: Bool[np.ndarray, "circuit edge"], influences: nx.DiGraph | None = None
 ) -> Bool[np.ndarray, "circuit edge"]:
     """Which edges of each circuit lead, through the circuit, to the logits."""
-    graph = influences or _influences(model)
+    graph = _influences(model) if influences is None else influences
     alive = np.zeros_like(masks)
     reaches = {LOGITS: np.ones(len(masks), dtype=bool)}  # node -> the circuits in which it reaches the logits
     for node in reversed(list(nx.topological_sort(graph))):

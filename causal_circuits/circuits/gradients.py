@@ -45,11 +45,11 @@ def gradients(
 
     def read(slot: str, edge: int, value: Variants, circuits: Tensor) -> Tensor:
         own = value.of(circuits)
-        return own + shares[edge] * nudges[slot][:, -own.shape[2] :]
+        return own + shares[edge] * nudges[slot][:, -own.shape[2] :].clone()  # not of inference mode, if the nudge is
 
     def attend(head: str, pattern: Tensor) -> Tensor:
         if patterns and head in patterns:
-            pattern = patterns[head].detach()[None].requires_grad_(True)
+            pattern = patterns[head].detach().clone()[None].requires_grad_(True)
         attended[head] = pattern
         return pattern
 
