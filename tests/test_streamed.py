@@ -119,6 +119,16 @@ def test_training_goes_on_before_the_damage(chain_task, tmp_path, died, row, goe
     assert_same_weights(again, whole)
 
 
+def test_a_checkpoint_without_states_forgets_those_of_the_damaged_one_after_it(chain_task, tmp_path):
+    record, kept = cc.RecordAt((20, 30), folder=tmp_path / "record"), cc.Checkpoints(tmp_path / "kept", every=8)
+    with pytest.raises(RuntimeError):
+        cc.train(new_model(), chain_task, CONFIG, record=record, on_record=stop_at(28), checkpoints=kept)
+    alter(tmp_path / "record" / "score_gradients.npy")
+    with pytest.warns(UserWarning, match=r"score_gradients.npy is damaged"):
+        found = cc.train(new_model(), chain_task, CONFIG, record=record, checkpoints=kept)
+    assert_same_end(cc.TrainingRecord.load(tmp_path / "record"), found)
+
+
 def test_the_arrays_of_another_run_in_the_same_folder_are_not_taken_for_this_ones(chain_task, tmp_path, died):
     """Run B writes over what run A had recorded; A then starts anew."""
     other = cc.TrainConfig.joint(30, 0.1, batch_size=16, seed=9)

@@ -92,7 +92,7 @@ class RecordedStates:
             ValueError: an array on disk is not what it was then (it names the file).
         """
         self._steps, self._losses = state["steps"].tolist(), state["losses"].tolist()
-        self._layers = tuple(state["layers"].tolist())
+        self._layers, self._arrays, self._checksums = tuple(state["layers"].tolist()), {}, {}
         for name in MATRICES:
             if name in state:
                 kept = state[name].numpy()
