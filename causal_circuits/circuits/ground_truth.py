@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.graphs import attention_cells, has_query, n_ctx_of
+from causal_circuits.graphs import edge_entries, n_ctx_of
 from causal_circuits.statistics import auroc
 
 
@@ -68,7 +68,7 @@ def score_against_graph(
     GraphScores(auroc=1.0, auprc=1.0, shd=0.0, exact_parent_rate=1.0, auroc_children=1.0, n_edges=2)
     """
     best = score.amax(dim=0) if score.ndim == 3 else score
-    is_edge, counted = edge_cells(graph)
+    is_edge, counted = (torch.from_numpy(entries) for entries in edge_entries(graph))
     if best.shape != is_edge.shape:
         raise ValueError(
             f"scores and graph must cover the same positions: {list(best.shape)} against n_ctx {n_ctx_of(graph)}"
@@ -88,17 +88,6 @@ def score_against_graph(
         auroc_children=auroc(best[with_parents].double().numpy(), is_edge[with_parents].numpy()),
         n_edges=int(truth.sum()),
     )
-
-
-def edge_cells(graph: nx.DiGraph) -> tuple[Bool[Tensor, "query_pos key_pos"], Bool[Tensor, "query_pos key_pos"]]:
-    """Which entries are edges, and which are counted at all."""
-    n_ctx = n_ctx_of(graph)
-    is_edge = torch.zeros(n_ctx, n_ctx, dtype=torch.bool)
-    for cell in attention_cells(graph):
-        is_edge[cell] = True
-    counted = torch.ones(n_ctx, n_ctx, dtype=torch.bool).tril()
-    counted[-1] = not has_query(graph)
-    return is_edge, counted
 
 
 def average_precision(values: Float[np.ndarray, " entry"], truth: Bool[np.ndarray, " entry"]) -> float:

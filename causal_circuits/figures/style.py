@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
 from torch import Tensor
 
-from causal_circuits.graphs import attention_cells, n_ctx_of
+from causal_circuits.graphs import edge_entries, n_ctx_of
 
 BLACK, GREY = "#000000", "#6E6E6E"
 ORANGE, SKY, GREEN, BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
@@ -91,7 +91,4 @@ def check_positions(matrix: np.ndarray, graph: nx.DiGraph | None) -> None:
 
 def edge_mask(graph: nx.DiGraph) -> np.ndarray:
     """[n_ctx, n_ctx]: True at the attention cells of the graph's edges."""
-    mask = np.zeros((n_ctx_of(graph), n_ctx_of(graph)), dtype=bool)
-    for cell in attention_cells(graph):
-        mask[cell] = True
-    return mask
+    return edge_entries(graph)[0]

@@ -18,7 +18,7 @@ from causal_circuits.information.exact import Information, Method
 from causal_circuits.tasks import InContextTask
 
 MOST_SAMPLED_KERNELS = 1024
-SAMPLED_SEQUENCES = 1024  # from each kernel
+SAMPLED_SEQUENCES = 1024  # from each matrix
 
 
 def check_last_key(task: InContextTask, last_key: int | None) -> None:
