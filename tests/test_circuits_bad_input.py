@@ -58,7 +58,11 @@ BAD: dict[str, tuple[Callable[[], HookedTransformer], cc.Batch, str]] = {
     "an infinity among the weights": (lambda: with_weight(float("inf")), BATCH, "blocks.0.attn.W_Q holds NaN or inf"),
     "a model of other sizes": (lambda: cc.plant_circuit(cc.chain_graph(7), 3), BATCH, "7"),
     "unknown tokens": (model_of_the_chain, cc.Batch(BATCH.tokens + 3, BATCH.target_probs), "integers in 0 .. 2"),
-    "targets that are NaN": (model_of_the_chain, cc.Batch(BATCH.tokens, BATCH.target_probs * torch.nan), "must be probabilities"),
+    "targets that are NaN": (
+        model_of_the_chain,
+        cc.Batch(BATCH.tokens, BATCH.target_probs * torch.nan),
+        "probabilities",
+    ),
     "a model without hooks": (without_hooks, BATCH, "the model has no hook 'blocks.0."),
 }
 

@@ -160,6 +160,7 @@ def _replacements(
 
 
 @check_arguments
+@torch.inference_mode(False)
 def entry_model(
     model: HookedTransformer,
     batch: Batch,

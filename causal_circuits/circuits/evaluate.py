@@ -155,6 +155,7 @@ def _selectivity(pattern: Float[Tensor, "batch query_pos key_pos"]) -> float:
 
 
 @check_arguments
+@torch.inference_mode(False)
 @torch.no_grad()
 def circuit_model(
     model: HookedTransformer,
