@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from assertions import unchecked_types
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from interrupted import CONFIG, EVERY_STEP, assert_same_end, assert_same_weights, new_model, stop_at
@@ -58,19 +58,14 @@ def damage(path: Path, kind: str, where: float, number: int) -> None:
     content = path.read_bytes()
     at = int(where * len(content))
     before, after = content[:at], content[at:]
-    match kind:
-        case "gone":
-            path.unlink()
-        case "truncated":
-            path.write_bytes(before)
-        case "altered":
-            path.write_bytes(before + bytes(byte ^ number for byte in after[:1]) + after[1:])
-        case "longer":
-            path.write_bytes(before + bytes([number] * (number % 20)) + after)
-        case "shorter":
-            path.write_bytes(before + after[number % 20 :])
-        case "something else":
-            path.write_bytes(NOT_OURS[number % len(NOT_OURS)])
+    changed = {
+        "truncated": before,
+        "altered": before + bytes(byte ^ number for byte in after[:1]) + after[1:],
+        "longer": before + bytes([number] * (number % 20)) + after,
+        "shorter": before + after[number % 20 :],
+        "something else": NOT_OURS[number % len(NOT_OURS)],
+    }
+    path.unlink() if kind == "gone" else path.write_bytes(changed[kind])
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +99,6 @@ def damaged_copy(whole: Path, names: tuple[str, ...], data: st.DataObject) -> It
         assert not list(folder.rglob("*.part"))
 
 
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def look_at(saved: cc.TrainingRecord | cc.models.HookedTransformer) -> object:
     return saved._repr_html_() if isinstance(saved, cc.TrainingRecord) else cc.evaluate(saved, BATCH)
 
@@ -117,9 +108,9 @@ def look_at(saved: cc.TrainingRecord | cc.models.HookedTransformer) -> object:
 @pytest.mark.parametrize(("name", "load"), [("record", cc.TrainingRecord.load), ("model", cc.load_model)])
 def test_a_damaged_file_is_refused_or_can_be_used(whole, name: str, load: Callable, data: st.DataObject) -> None:
     with damaged_copy(whole[0], (name,), data) as folder:
-        before = contents(folder)
+        before = {path: path.read_bytes() for path in (folder / name).iterdir()}
         outcome(lambda: look_at(load(folder / name)))
-        assert contents(folder) == before
+        assert {path: path.read_bytes() for path in (folder / name).iterdir()} == before
 
 
 @MANY
@@ -186,7 +177,6 @@ def test_odd_numbers_are_taken_or_refused_in_one_line(name: str, data: st.DataOb
 
 @MANY
 @given(parents=PARENTS)
-@example([[], [0], [1]])
 def test_parents_make_a_causal_graph_or_are_refused(parents: list) -> None:
     graph = outcome(lambda: cc.graph_from_parents(parents))
     if not isinstance(graph, Exception):
@@ -256,6 +246,4 @@ def test_flags_are_taken_or_refused_in_one_line(script: str, data: st.DataObject
     drawn = data.draw(st.lists(st.tuples(st.sampled_from(flags), st.lists(WORDS, max_size=2)), max_size=3))
     arguments = [word for flag, values in drawn for word in (flag, *values)]
     status, said, _ = status_of(script, ["--quiet", "--out", str(tmp_path / "out"), *arguments])
-    assert status in (0, 1, 2)
-    assert said.count("\n") <= 1 or not status
-    assert "Traceback" not in said
+    assert status == 0 or (status in (1, 2) and said.count("\n") == 1), said
