@@ -284,17 +284,14 @@ class TrainingRecord:
             ValueError: a file is missing, or it is damaged or of another version; it names the file.
         """
         folder = Path(folder)
+        is_streamed = (folder / f"{INDEX}.json").is_file() and not (folder / "record.json").exists()
         try:
-            if (folder / f"{INDEX}.json").is_file() and not (folder / "record.json").exists():
-                fields = _read_streamed(folder)
-            else:
-                fields = _read_saved(folder)
+            fields = _read_streamed(folder) if is_streamed else _read_saved(folder)
+            return cls(**{"attention": None, "score_gradients": None, **fields, "steps": tuple(fields["steps"])})
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(f"a saved record is a folder with record.json and record.safetensors: {error}") from error
-        try:
-            return cls(**{"attention": None, "score_gradients": None, **fields, "steps": tuple(fields["steps"])})
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder} does not hold a record saved by causal_circuits: {error}") from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{folder} does not hold a record that can be read: {error}") from error
 
     def _tensors(self) -> dict[str, Tensor | None]:
         return {name: getattr(self, name) for name in ("losses", "recorded_losses", *MATRICES)}
@@ -380,11 +377,8 @@ def _read_saved(folder: Path) -> dict[str, Any]:
     plain, tensors = read_json(folder / "record.json"), read_tensors(folder / "record.safetensors")
     if not isinstance(plain, dict):
         raise ValueError(f"{folder / 'record.json'} holds no record: got {type(plain).__name__}")
-    if plain.pop("format", None) != RECORD_FORMAT and set(MATRICES) & set(tensors):
-        raise ValueError(
-            f"{folder} holds a record of another version of causal_circuits, whose gradients may have the "
-            "other sign and whose layers are not numbered: load it with that version, or train again"
-        )
+    if plain.pop("format", None) != RECORD_FORMAT:
+        raise ValueError(f"record.json is of another version of causal_circuits, not {RECORD_FORMAT}: train again")
     return {**plain, **tensors}
 
 
