@@ -8,6 +8,7 @@ of a prompt share it as a hidden common cause, and the inequality says nothing a
 import networkx as nx
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -33,7 +34,7 @@ def pooled_mutual_information(
     for start in range(0, n, chunk):
         one_hot = torch.nn.functional.one_hot(tokens[start : start + chunk].cpu(), d_vocab).float().flatten(1)
         counts += (one_hot.T @ one_hot).double()  # whole numbers below 2^24: exact in float32
-    joint = counts.reshape(n_ctx, d_vocab, n_ctx, d_vocab).permute(0, 2, 1, 3).numpy() / n
+    joint = rearrange(counts, "(i a) (j b) -> i j a b", a=d_vocab, b=d_vocab).numpy() / n
     margin = np.diagonal(joint, axis1=0, axis2=1).diagonal(axis1=0, axis2=1)  # [n_ctx, d_vocab]
     independent = margin[:, None, :, None] * margin[None, :, None, :]
     ratio = np.divide(joint, independent, out=np.ones_like(joint), where=joint > 0)

@@ -166,7 +166,7 @@ def _named(name: str, parents: Parents) -> nx.DiGraph:
 
 def _check_n_ctx(n_ctx: int) -> None:
     if n_ctx < 2:
-        raise ValueError(f"n_ctx must be at least 2 (one position and the query): got {n_ctx}")
+        raise ValueError(f"n_ctx must be an integer of at least 2 (one position and the query): got {n_ctx}")
     if n_ctx > MOST_POSITIONS:
         raise ValueError(f"n_ctx must be at most {MOST_POSITIONS:,} (attention is [n_ctx, n_ctx]): got {n_ctx:,}")
 

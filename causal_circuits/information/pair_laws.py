@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import networkx as nx
 import numpy as np
+from einops import rearrange
 from jaxtyping import Float, Int
 
 from causal_circuits.graphs import parents_of
@@ -139,9 +140,9 @@ def sampled(
     for index in range(len(law)):
         one = {k: kernel[index] for k, kernel in kernels.items()}
         tokens, _ = sample_sequences(task, one, law[index], generator, SAMPLED_SEQUENCES)
-        one_hot = np.eye(task.d_vocab, dtype=np.float32)[tokens].reshape(SAMPLED_SEQUENCES, -1)
-        counts = (one_hot.T @ one_hot).reshape(task.n_ctx, task.d_vocab, task.n_ctx, task.d_vocab)
-        yield counts.transpose(0, 2, 1, 3)[below][None].astype(np.float64) / SAMPLED_SEQUENCES
+        one_hot = rearrange(np.eye(task.d_vocab, dtype=np.float32)[tokens], "sequence i a -> sequence (i a)")
+        counts = rearrange(one_hot.T @ one_hot, "(i a) (j b) -> i j a b", a=task.d_vocab, b=task.d_vocab)
+        yield counts[below][None].astype(np.float64) / SAMPLED_SEQUENCES
 
 
 def sample_sequences(

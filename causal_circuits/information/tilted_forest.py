@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Float
 
 _TINY = 1e-300  # where a message vanishes, so does the weight of everything that would be divided by it
@@ -95,7 +96,8 @@ class _Below:
         """The sum over nodes and tokens of U_i D_j, i of these and j of the others."""
         if len(other.positions) == 1:  # without copies: the usual case
             return np.asarray((self.up @ other.down.swapaxes(-1, -2)).sum(axis=1))
-        up, down = (part.transpose(0, 2, 1, 3).reshape(len(part), part.shape[2], -1) for part in (self.up, other.down))
+        axes = "kernel node position token -> kernel position (node token)"
+        up, down = rearrange(self.up, axes), rearrange(other.down, axes)
         return np.asarray(up @ down.swapaxes(-1, -2))
 
 

@@ -93,7 +93,7 @@ class InContextTask(Task):
         alpha = _numbers(self.alpha, "alpha") if isinstance(self.alpha, Tensor) else deepcopy(self.alpha)
         object.__setattr__(self, "alpha", alpha)
         if self.d_vocab < 2:
-            raise ValueError(f"d_vocab must be at least 2: got {self.d_vocab}")
+            raise ValueError(f"d_vocab must be an integer of at least 2: got {self.d_vocab}")
         if self.root_law == "stationary" and max(self.in_degrees, default=1) > 1:
             raise ValueError("roots='stationary' needs at most one parent a position: use 'uniform' or 'shared'")
         for in_degree in self.in_degrees:
