@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
-FIGURE_9 = Path(__file__).parent / "figure9_graphs.json"
+FIGURE_9 = Path(__file__).parent.parent / "causal_circuits" / "studies" / "figure9_graphs.json"
 BEGAN = time.perf_counter()  # before the imports that take seconds: the wall time reported is the user's
 CLAIMED = ExitStack()  # folders that no other process may write into (`results_file.claim_folder`) while a script runs
 

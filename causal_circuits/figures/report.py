@@ -7,15 +7,18 @@ refuse any. Text is escaped; `Section.body` is HTML, made by `figure_html`, `tab
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.display import table_html
 from causal_circuits.figures.animation import play_script
 from causal_circuits.figures.attention_view import AttentionView, circuits_vis_bundle
 from causal_circuits.figures.graph_view import explore_script
 from causal_circuits.figures.page_style import PAGE_STYLE
+from causal_circuits.figures.rendering import figure_html, save_figure
 from causal_circuits.storage import write_files
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
@@ -62,8 +65,10 @@ class Section:
     Attributes:
         title: its heading.
         sentence: the one sentence that it shows.
-        body: HTML (figures, tables, views).
+        body: HTML (views, text); figures stand above it, the table below.
         command: what to type to make it again.
+        figures: matplotlib's, by the name of their files, saved beside the page.
+        table: rows, below.
 
     >>> Section("Attention", "Layer 0 looks at the parents.", "<p>a figure</p>").title
     'Attention'
@@ -71,8 +76,10 @@ class Section:
 
     title: str
     sentence: str
-    body: str
+    body: str = ""
     command: str | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    table: Any = None
 
 
 @check_arguments
@@ -102,8 +109,19 @@ def write_report(
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"a report is written to a file: got the folder {path}; write {path / 'report.html'}")
-    write_files(path.parent, {path.name: report_html(title=title, verdict=verdict, sections=sections, meta=meta)})
+    drawn = [_with_evidence(section, path.parent / "figures") for section in sections]
+    write_files(path.parent, {path.name: report_html(title=title, verdict=verdict, sections=drawn, meta=meta)})
     return path
+
+
+def _with_evidence(section: Section, folder: Path) -> Section:
+    """The section with its figures and its table in the body."""
+    shown = ""
+    for name, figure in section.figures.items():
+        save_figure(figure, folder / name)
+        shown += figure_html(folder / name, alt=f"{section.title}: {section.sentence}")
+    below = "" if section.table is None else table_html(list(section.table), caption=section.title)
+    return replace(section, body=shown + section.body + below, figures={}, table=None)
 
 
 @check_arguments

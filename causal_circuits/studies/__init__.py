@@ -1,0 +1,12 @@
+"""Studies: a module a claim, with a `Config` whose fields are the flags. `running.run` runs one.
+
+>>> from causal_circuits import studies
+>>> studies.two_stage.Config(lengths=(8, 16)).lengths
+(8, 16)
+"""
+
+import lazy_loader
+
+NAMES = ("two_stage",)
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=NAMES)
