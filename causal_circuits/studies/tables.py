@@ -10,6 +10,7 @@ import networkx as nx
 
 import causal_circuits as cc
 
+Points = Sequence[tuple[int | float, int | float]]  # (x, y)
 GRAPHS: dict[str, Callable[[int], nx.DiGraph]] = {
     "chain": lambda n_ctx: cc.chain_graph(n_ctx),
     "pairs": lambda n_ctx: cc.pairs_graph(n_ctx),
@@ -41,7 +42,7 @@ def means_by(rows: Iterable[Mapping[str, Any]], key: str, value: str) -> list[tu
     return [(at, fmean(float(row[value]) for row in where(kept, **{key: at}))) for at in sorted({r[key] for r in kept})]
 
 
-def listed(points: Sequence[tuple[int | float, int | float]], digits: str = ".3g") -> str:
+def listed(points: Points, digits: str = ".3g") -> str:
     """Points as text.
 
     >>> listed([(10, 0.25), (20, 0.125)])

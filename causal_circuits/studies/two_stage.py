@@ -14,7 +14,7 @@ from causal_circuits.studies import algorithm_1
 from causal_circuits.studies.algorithm_1 import GRADIENT_DESCENT, VARIANTS
 from causal_circuits.studies.power_laws import PowerLaw, fit_power_law
 from causal_circuits.studies.study import Cell, Report, Study, at_least, one_of
-from causal_circuits.studies.tables import GRAPHS, figure_9_parents, listed, means_by, where
+from causal_circuits.studies.tables import GRAPHS, Points, figure_9_parents, listed, means_by, where
 
 Row = Mapping[str, Any]
 QUANTITIES = {
@@ -297,7 +297,7 @@ def absent_sentence(rows: Sequence[Row]) -> str:
     )
 
 
-def match_sentence(strengths: Sequence[tuple[float, float]]) -> str:
+def match_sentence(strengths: Points) -> str:
     """Whether stage 2's match grows with the length."""
     grows = all(after > before for (_, before), (_, after) in pairwise(strengths))
     return (
