@@ -7,6 +7,6 @@
 
 import lazy_loader
 
-NAMES = ("two_stage",)
+NAMES = ("gradient_information", "two_stage")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=NAMES)
