@@ -1,6 +1,6 @@
-"""The methods that `structure_learning.py` compares: each takes one table of sequences and names edges.
+"""The methods that `structure_learning` compares: each takes one table of sequences and names edges.
 
-Not a script. Every method is given the same table: tokens, the query among them, and one sampled next token a sequence,
+Every method is given the same table: tokens, the query among them, and one sampled next token a sequence,
 the label; two are run once more with the exact law in the label's place, and say so in their names. A method *proposes*
 one earlier position for each position (or, for trees and skeletons, its edges) and *accepts* those proposals that pass
 its own test.
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import networkx as nx
 import numpy as np
 import torch
-from algorithm_1 import FULL_ADAM, empty_model, first_stage, run_stage
+from scipy import stats
 
 import causal_circuits as cc
+from causal_circuits.studies.algorithm_1 import FULL_ADAM, empty_model, first_stage, run_stage
 
 Edges = set[tuple[int, int]]
 GRADIENT, GRADIENT_LAWS = "one gradient, labels", "one gradient, exact laws"
@@ -95,17 +96,17 @@ class Table:
         return torch.cat([self.positions, self.query_and_label], dim=1)
 
 
-def find_edges(method: str, table: Table, *, level: float, steps: int, seed: int, pc: Callable | None) -> Found:
+def find_edges(method: str, table: Table, *, level: float, steps: int, seed: int) -> Found:
     """Run one method on a table of sequences."""
     began = time.perf_counter()
-    proposed, accepted = _run(method, table, level, steps, seed, pc)
+    proposed, accepted = _run(method, table, level, steps, seed)
     n_ctx = table.labels.tokens.shape[1]
     graph = nx.DiGraph([(n_ctx - 1, n_ctx), *accepted])
     graph.add_nodes_from(range(n_ctx + 1))
     return Found(proposed, graph, time.perf_counter() - began)
 
 
-def _run(method: str, table: Table, level: float, steps: int, seed: int, pc: Callable | None) -> tuple[Edges, Edges]:
+def _run(method: str, table: Table, level: float, steps: int, seed: int) -> tuple[Edges, Edges]:
     """What a method proposes and accepts."""
     if method in (GRADIENT, GRADIENT_LAWS):
         return by_gradient(table.labels if method == GRADIENT else table.laws, level)
@@ -117,8 +118,9 @@ def _run(method: str, table: Table, level: float, steps: int, seed: int, pc: Cal
         return by_information(table, level, given=method == INFORMATION_GIVEN)
     n_positions = table.positions.shape[1]
     if method in (PC, PC_NODES):
-        assert pc is not None
-        columns = table.positions if method == PC else table.all_variables
+        columns, pc = table.positions if method == PC else table.all_variables, load_pc()
+        if pc is None:
+            raise ImportError(MISSING)
         edges = pc(columns.numpy(), level)
     elif method == CHOW_LIU_GIVEN:
         edges = set(cc.chow_liu_tree(information_given_query_and_label(table)).edges)
@@ -169,10 +171,9 @@ def by_covariance(table: Table, level: float) -> tuple[Edges, Edges]:
     covariance = child.T @ key / len(positions)
     spread = np.sqrt(np.outer(child.var(axis=0), key.var(axis=0)))
     correlation = np.divide(covariance, spread, out=np.zeros_like(covariance), where=spread > 0)
-    z = torch.from_numpy(correlation * len(positions) ** 0.5)
-    tails = torch.special.ndtr(-z).tolist()
+    tails = stats.norm.sf(correlation * len(positions) ** 0.5)
     proposed = row_maxima(covariance)
-    return proposed, proposed & significant({(j, i): tails[i][j] for j, i in pairs(len(tails))}, level)
+    return proposed, proposed & significant({(j, i): tails[i, j] for j, i in pairs(len(tails))}, level)
 
 
 def by_information(table: Table, level: float, *, given: bool) -> tuple[Edges, Edges]:
@@ -186,16 +187,16 @@ def by_information(table: Table, level: float, *, given: bool) -> tuple[Edges, E
     )
     proposed = row_maxima(information)
     degrees, twice_n = (d_vocab - 1) ** 2 * (d_vocab**2 if given else 1), 2 * len(table.positions)
-    tails = {(j, i): chi_squared_tail(twice_n * information[i, j], degrees) for j, i in pairs(len(information))}
-    return proposed, proposed & significant(tails, level)
+    tails = stats.chi2.sf(twice_n * information, degrees)
+    return proposed, proposed & significant({(j, i): tails[i, j] for j, i in pairs(len(tails))}, level)
 
 
 def information_given_query_and_label(table: Table) -> np.ndarray:
     """I(x_i; x_j | query, label) of every pair of positions, plug-in, nats."""
     d_vocab, n = table.d_vocab, len(table.positions)
     stratum = table.query_and_label[:, 0] * d_vocab + table.query_and_label[:, 1]
-    groups = [table.positions[stratum == value] for value in stratum.unique()]
-    return sum(len(group) / n * cc.pooled_mutual_information(group, d_vocab) for group in groups)
+    groups = [table.positions[stratum == value] for value in torch.unique(stratum)]
+    return np.sum([len(group) / n * cc.pooled_mutual_information(group, d_vocab) for group in groups], axis=0)
 
 
 def pairs(n_positions: int) -> Iterable[tuple[int, int]]:
@@ -212,12 +213,6 @@ def significant(p_values: dict[tuple[int, int], float], level: float) -> Edges:
 def row_maxima(values: np.ndarray) -> Edges:
     """(j, i) for every position i > 0 and the earlier j with the largest entry of row i."""
     return {(int(values[child, :child].argmax()), child) for child in range(1, len(values))}
-
-
-def chi_squared_tail(statistic: float, degrees: int) -> float:
-    """P(chi-squared with an even number, or any number, of degrees > statistic), by the upper incomplete gamma."""
-    x = torch.tensor(max(statistic, 0.0) / 2, dtype=torch.float64)
-    return float(torch.special.gammaincc(torch.tensor(degrees / 2, dtype=torch.float64), x))
 
 
 def load_pc() -> Callable[[np.ndarray, float], Edges] | None:
