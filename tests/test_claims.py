@@ -60,21 +60,6 @@ def test_the_sign_of_the_match_turns_layer_0_towards_the_parents_or_away() -> No
     assert float(torch.corrcoef(both)[0, 1]) < -0.9
 
 
-def test_pc_s_verdict_follows_its_false_edges(monkeypatch: pytest.MonkeyPatch) -> None:
-    methods, page = analysis_module("structure_methods", monkeypatch), analysis_module("structure_page", monkeypatch)
-    row = {"sequences": 1000, "edges": 10, "edges_found": 10, "parents_proposed": 10, "parents_by_chance": 2.0}
-    row |= {"variance_by_chance": 1.0}
-    for false, passes in ((161, True), (3, False)):
-        sums = [
-            row | {"setting": setting, "method": method, "false_edges": false}
-            for setting in page.SETTINGS
-            for method in methods.METHODS
-        ]
-        checks = [check for check in page.verdict(sums, 1000) if "does not tell edges" in check.claim]
-        assert [check.passed for check in checks] == [passes, passes]
-        assert f"and {false} pairs that are none" in checks[0].evidence
-
-
 def test_the_fuzzer_stops_scripts_at_functions_that_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a name has moved on, its inputs fail, and the counts of docs/RELIABILITY.md cannot be had again."""
     monkeypatch.setattr(sys, "path", [str(ROOT / "tests" / "fuzz"), str(ANALYSES), *sys.path])

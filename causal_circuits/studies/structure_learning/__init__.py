@@ -1,7 +1,7 @@
 """Structure learning on one table: a gradient, a covariance, trained attention, and the classical methods."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -98,8 +98,8 @@ class Config(Study):
 
 def measure_graph(
     index: int,
-    sizes: tuple[int, ...],
-    pc_sizes: tuple[int, ...],
+    sizes: Sequence[int],
+    pc_sizes: Sequence[int],
     d_vocab: int,
     alpha: float,
     steps: int,
