@@ -7,6 +7,6 @@
 
 import lazy_loader
 
-NAMES = ("gradient_information", "two_stage")
+NAMES = ("generalization", "gradient_information", "reproduce_paper", "structure_learning", "two_stage")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=NAMES)
