@@ -8,11 +8,13 @@ import contextlib
 import importlib
 import inspect
 import io
+import os
 import re
+import shlex
 import sys
 import warnings
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,19 +46,17 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
     if sys.stdout.errors == "strict":  # a path may hold what this terminal's encoding does not
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if name is None:
-        if not given or given[0] in ("-h", "--help"):
-            print(listing())
+        if not given or given[0] in ("-h", "--help", "--version"):
+            print(cc.__version__ if given[:1] == ["--version"] else listing())
             return 0
         name = given.pop(0).replace("-", "_")
         if name not in studies.NAMES:
-            return _named(name)
-    program = name
+            _tell("causal-circuits", f"error: there is no study {name!r}: choose one of {', '.join(studies.NAMES)}")
+            return 2
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *where, **more: _tell(program, str(message))
-            study, output = parse(name, given)
-            folder = output.out or Path("out") / name
-            done = cc.run(study, folder, processes=output.processes, quiet=output.quiet)
+            warnings.showwarning = lambda message, *where, **more: _tell(name, str(message))
+            return _run(name, given)
     except KeyboardInterrupt as stopped:
         _tell(name, f"{str(stopped) or 'interrupted'}; the same command goes on from here")
         return 130
@@ -68,31 +68,42 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
     except (cc.running.CellError, OSError) as error:
         _tell(name, f"error: {error}")
         return 1
+
+
+def _run(name: str, given: Sequence[str]) -> int:
+    study, output = parse(name, given)
+    folder = output.out or Path("out") / name
+    command = shlex.join(["python", f"analyses/{name}.py", *given])
+    done = cc.run(study, folder, processes=output.processes, quiet=output.quiet, command=command)
     page = folder / "report.html"
-    print("\n".join([done.report.table(), f"{'look at':11s} {page}"]).strip())
+    print(done.report.table())
+    print(f"{'time':11s} {done.results['timing']['wall_s']:.1f} s\n{'look at':11s} {page}")
     if output.open:
         webbrowser.open(page.resolve().as_uri())
     return 0
 
 
 def parse(name: str, arguments: Sequence[str]) -> tuple[Study, Output]:
-    """The study and the output flags; a ValueError with one line for bad flags.
+    """The study and the output flags.
 
-    >>> parse("two_stage", ["--lengths", "8", "16", "--seed", "3"])[0].lengths  # doctest: +SKIP
+    Raises:
+        ValueError: a flag is unknown or bad; in one line.
+
+    >>> parse("two_stage", ["--lengths", "8", "16", "--seed", "3"])[0].lengths
     (8, 16)
     """
     config: type[Study] = importlib.import_module(f"causal_circuits.studies.{name}").Config
     quick = bool(config.QUICK) and "--quick" in arguments
-    default = config.quickly() if quick else config()
 
-    def together(study: Any, output: Any) -> tuple[Study, Output]:
+    def together(study: Any, output: Any = Output()) -> tuple[Study, Output]:
         return study, output
 
     together.__annotations__ |= {"study": config, "output": Output}
-    together.__defaults__ = (default, Output())
+    if quick:  # its defaults are those of --quick
+        together.__defaults__ = (config.quickly(), Output())
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), _wide(not {"-h", "--help"} & set(arguments)):
             return tyro.cli(
                 together,
                 prog=f"{name}.py",
@@ -106,6 +117,20 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Study, Output]:
         raise ValueError(_one_line(said.getvalue())) from None
 
 
+@contextlib.contextmanager
+def _wide(wanted: bool) -> Iterator[None]:
+    """A terminal in which tyro breaks no line of an error."""
+    before = os.environ.get("COLUMNS")
+    if wanted:
+        os.environ["COLUMNS"] = "10000"
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if before is not None:
+            os.environ["COLUMNS"] = before
+
+
 def listing() -> str:
     """Every study and the first line of its claim."""
     lines = ["causal-circuits NAME --flags runs a study; causal-circuits NAME --help explains it.", ""]
@@ -113,14 +138,6 @@ def listing() -> str:
         claim = inspect.getdoc(importlib.import_module(f"causal_circuits.studies.{name}").Config) or ""
         lines.append(f"  {name.replace('_', '-'):22s} {claim.splitlines()[0]}")
     return "\n".join(lines)
-
-
-def _named(name: str) -> int:
-    if name in ("__version", "version"):
-        print(cc.__version__)
-        return 0
-    _tell("causal-circuits", f"error: there is no study {name!r}: choose one of {', '.join(studies.NAMES)}")
-    return 2
 
 
 def _one_line(box: str) -> str:

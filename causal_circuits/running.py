@@ -7,27 +7,30 @@ cell is measured again. So a run that was killed goes on by the same command, an
 
 import functools
 import hashlib
+import inspect
 import json
+import multiprocessing
 import os
 import platform
-import shlex
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from causal_circuits import figures
 from causal_circuits.encoding import decode, encode
+from causal_circuits.locks import exclusive_lock
 from causal_circuits.storage import first_difference, read_checked, write_checked, write_files
 from causal_circuits.studies.study import Cell, Report, Study
 
@@ -36,7 +39,20 @@ DECIDING = ("torch", "transformer-lens", "numpy", "networkx", "scipy", "circuits
 
 
 class CellError(RuntimeError):
-    """Cells of a study raised; the others are measured and kept."""
+    """Cells of a study raised, each named with its settings; the others are measured and kept."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a cell raised, as text: not every exception can be sent to another process."""
+
+    said: str
+    traceback: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> "_Failure":
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        return cls(said, "".join(traceback.format_exception(error)))
 
 
 @dataclass(frozen=True)
@@ -61,7 +77,14 @@ class Run:
         return self.report._repr_html_()
 
 
-def run(study: Study, folder: str | os.PathLike[str] | None = None, *, processes: int = 1, quiet: bool = False) -> Run:
+def run(
+    study: Study,
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    processes: int = 1,
+    quiet: bool = False,
+    command: str | None = None,
+) -> Run:
     """Measure the cells of a study and make its report.
 
     Args:
@@ -69,84 +92,98 @@ def run(study: Study, folder: str | os.PathLike[str] | None = None, *, processes
         folder: where cells, results.json, figures/ and report.html go; None: nothing is written.
         processes: cells measured at once, each in a process of its own; 1: in this one, one after another.
         quiet: no progress bar.
+        command: what makes these results again, in results.json and on the page; None: this call.
 
     Raises:
         ValueError: the folder cannot be written to, or another process is at work in it.
-        CellError: cells raised; it names each with its settings. The others are kept.
+        CellError: cells raised; it names each with its settings. The others are kept, and the tracebacks are in
+            cells/errors.txt.
 
     >>> import causal_circuits as cc
     >>> done = cc.run(cc.studies.two_stage.Config.quickly(figure_9=0, steps=(2, 2)), quiet=True)
     >>> done.rows["length 8 seed 0 full, Adam"]["n_ctx"]
     8
     """
+    if processes < 1:
+        raise ValueError(f"--processes must be at least 1: got {processes}")
+    output = {"out": folder, "quiet": quiet, "command": command or f"run({study!r})"}
     if folder is None:
-        return _run(study, None, processes, quiet)
+        return _run(study, None, processes, output)
     folder = Path(folder)
     _check_writable(folder)
-    lock = FileLock(folder / ".lock")
-    try:
-        with lock.acquire(blocking=False):
-            return _run(study, folder, processes, quiet)
-    except Timeout as error:
-        raise ValueError(
-            f"another process is at work in {folder}: wait for its end, or choose another --out"
-        ) from error
+    with exclusive_lock(folder):
+        return _run(study, folder, processes, output)
 
 
-def _run(study: Study, folder: Path | None, processes: int, quiet: bool) -> Run:
-    cells = study.cells()
+def _run(study: Study, folder: Path | None, processes: int, output: dict[str, Any]) -> Run:
+    cells, began = study.cells(), time.perf_counter()
+    _check_names(cells)
     kept = _kept(cells, folder)
-    rows, seconds = ({name: pair[k] for name, pair in kept.items()} for k in (0, 1))
-    errors: list[tuple[Cell, BaseException]] = []
-    with tqdm(total=len(cells), initial=len(kept), desc=study.program(), unit="cell", disable=quiet or None) as bar:
-        for cell, outcome in _measured([cell for cell in cells if cell.name not in kept], folder, processes, quiet):
-            if isinstance(outcome, BaseException):
-                errors.append((cell, outcome))
+    earlier_s = sum(seconds for _, seconds in kept.values())
+    missing = [cell for cell in cells if cell.name not in kept]
+    failures = dict[str, _Failure]()
+    quiet = output["quiet"] or None  # None: a progress bar on a terminal only
+    with tqdm(total=len(cells), initial=len(kept), desc=study.program(), unit="cell", disable=quiet) as bar:
+        for cell, outcome in _measured(missing, folder, processes, bool(quiet)):
+            if isinstance(outcome, _Failure):
+                failures[cell.name] = outcome
             else:
-                rows[cell.name], seconds[cell.name] = outcome
+                kept[cell.name] = outcome
             bar.update()
-    if errors:
-        raise CellError(_said(errors, len(cells), folder)) from errors[0][1]
-    began = time.perf_counter()
-    report = study.report({cell.name: rows[cell.name] for cell in cells})
-    timing = {"wall_s": sum(seconds.values()) + time.perf_counter() - began, "cells": seconds}
-    results = _results(study, report, timing, {"out": folder, "quiet": quiet})
+    if failures:
+        raise CellError(_describe(failures, cells, folder))
+    rows = {cell.name: kept[cell.name][0] for cell in cells}
+    report = study.report(rows)
+    results = _results(study, report, {name: seconds for name, (_, seconds) in kept.items()}, output)
     if folder is not None:
-        _write(study, report, results, folder)
+        _write_evidence(study, report, results, folder)
+    results["timing"]["wall_s"] = earlier_s + time.perf_counter() - began
+    if folder is not None:
+        write_files(folder, {"results.json": json.dumps(results, indent=2, allow_nan=False) + "\n"})
     return Run(study, rows, report, results, folder)
 
 
 def _measured(
     cells: list[Cell], folder: Path | None, processes: int, quiet: bool
-) -> Iterator[tuple[Cell, tuple[Any, float] | BaseException]]:
+) -> Iterator[tuple[Cell, tuple[Any, float] | _Failure]]:
     """Each cell with its result and seconds, or with what it raised."""
-    measure = functools.partial(_measure, folder=folder)
     if processes == 1 or len(cells) < 2:
         for cell in cells:
-            yield cell, measure(cell)
+            yield cell, _measure(cell, _head(cell), folder, quiet)
         return
-    with ProcessPoolExecutor(min(processes, len(cells)), mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(measure, cell): cell for cell in cells}
-        for done in as_completed(running):
-            yield running[done], done.exception() or done.result()
+    context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
+    with ProcessPoolExecutor(
+        min(processes, len(cells)), context, signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
+        running = {pool.submit(_measure, cell, _head(cell), folder, quiet=True): cell for cell in cells}
+        try:
+            for done in as_completed(running):
+                error = done.exception()
+                yield running[done], done.result() if error is None else _Failure.of(error)
+        except BaseException:  # Ctrl-C: the cells that are being measured are not waited for
+            for process in set(multiprocessing.active_children()) - set(others):
+                process.terminate()
+            raise
 
 
-def _measure(cell: Cell, folder: Path | None) -> tuple[Any, float] | Exception:
+def _measure(cell: Cell, head: dict[str, Any], folder: Path | None, quiet: bool) -> tuple[Any, float] | _Failure:
     """Measure one cell, and keep it."""
-    scratch = None if folder is None or not cell.scratch else _place(cell, folder).with_suffix(".scratch")
-    more = {"scratch": scratch} if cell.scratch else {}
     began, tensors = time.perf_counter(), dict[str, Tensor]()
+    more: dict[str, Any] = {"progress": False if quiet else None} if cell.progress else {}
+    scratch = None if folder is None or not cell.scratch else _scratch(cell, head, folder)
+    if cell.scratch:
+        more["scratch"] = scratch
     try:
         values = encode(cell.measure(**cell.settings, **more), tensors)
+        result, seconds = decode(values, tensors), time.perf_counter() - began
     except Exception as error:  # the other cells go on; `run` raises it at the end
-        return error
-    seconds = time.perf_counter() - began
+        return _Failure.of(error)
     if folder is not None:
         place = _place(cell, folder)
-        write_checked(place.parent, place.name, _head(cell) | {"seconds": seconds, "result": values}, tensors or None)
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return decode(values, tensors), seconds
+        write_checked(place.parent, place.name, head | {"seconds": seconds, "result": values}, tensors or None)
+        for left in place.parent.glob(f"{place.name}.*.scratch") if cell.scratch else ():
+            shutil.rmtree(left, ignore_errors=True)
+    return result, seconds
 
 
 def _kept(cells: Sequence[Cell], folder: Path | None) -> dict[str, tuple[Any, float]]:
@@ -155,7 +192,7 @@ def _kept(cells: Sequence[Cell], folder: Path | None) -> dict[str, tuple[Any, fl
     if folder is None:
         return found
     for cell in cells:
-        path = _place(cell, folder).with_name(_place(cell, folder).name + ".json")
+        path = folder / "cells" / f"{_place(cell, folder).name}.json"
         if not path.is_file():
             continue
         try:
@@ -169,24 +206,30 @@ def _kept(cells: Sequence[Cell], folder: Path | None) -> dict[str, tuple[Any, fl
 
 
 def _place(cell: Cell, folder: Path) -> Path:
+    """Where a cell is kept, without an ending."""
     safe = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in cell.name)
     return folder / "cells" / safe
 
 
+def _scratch(cell: Cell, head: Mapping[str, Any], folder: Path) -> Path:
+    """Where a cell keeps checkpoints: those of other settings are in another folder."""
+    place, mark = _place(cell, folder), hashlib.sha256(json.dumps(head).encode()).hexdigest()[:12]
+    return place.with_name(f"{place.name}.{mark}.scratch")
+
+
 def _head(cell: Cell) -> dict[str, Any]:
-    """What decides the numbers of a cell."""
-    return json.loads(
-        json.dumps(
-            {
-                "format": FORMAT,
-                "name": cell.name,
-                "measure": f"{cell.measure.__module__}:{cell.measure.__qualname__}",
-                "settings": dict(cell.settings),
-                "versions": versions(),
-                "fingerprint": fingerprint(),
-            }
-        )
-    )
+    """What decides the numbers of a cell, as JSON values."""
+    head = {
+        "format": FORMAT,
+        "name": cell.name,
+        "measure": f"{cell.measure.__module__}:{cell.measure.__qualname__}",
+        "settings": dict(cell.settings),
+        "versions": versions(),
+        "fingerprint": fingerprint(),
+        "source": _own_source(cell.measure),
+    }
+    as_read: dict[str, Any] = json.loads(json.dumps(head))
+    return as_read
 
 
 @functools.cache
@@ -210,27 +253,37 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-def command_of(study: Study) -> str:
-    """The command that makes these results again."""
-    if Path(sys.argv[0]).stem == study.program() or "causal-circuits" in Path(sys.argv[0]).name:
-        return shlex.join(["python", f"analyses/{study.program()}.py", *sys.argv[1:]]).strip()
-    return f"run({study!r})"
+@functools.cache
+def _own_source(measure: Callable[..., Any]) -> str:
+    """SHA-256 of the module of a function that is not of this package; of the function alone in a notebook."""
+    if measure.__module__.startswith(f"{__package__}."):
+        return ""
+    source = ""
+    for part in (measure, sys.modules.get(measure.__module__)):
+        with suppress(OSError, TypeError):
+            source = inspect.getsource(part) if part else source  # the module's, where it has a file
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
-def _results(study: Study, report: Report, timing: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
-    """The content of results.json."""
-    more = dict(report.results)
-    config = {**asdict(study), **output, **more.pop("config", {})}
-    timing = {**timing, **more.pop("timing", {})}
-    header = {"command": command_of(study), "config": config, "versions": versions()}
-    return json_values({**header, **more, "timing": timing})
+def _results(study: Study, report: Report, seconds: Mapping[str, float], output: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of results.json, but for the wall time."""
+    more, given = dict(report.results), dict(output)
+    header = {
+        "command": given.pop("command"),
+        "config": {**asdict(study), **given, **more.pop("config", {})},
+        "versions": versions(),
+    }
+    timing = {"wall_s": None, **more.pop("timing", {}), "cells": seconds}
+    values: dict[str, Any] = json_values({**header, **more, "timing": timing})
+    return values
 
 
-def _write(study: Study, report: Report, results: dict[str, Any], folder: Path) -> None:
-    """Everything that a run leaves, results.json last."""
+def _write_evidence(study: Study, report: Report, results: dict[str, Any], folder: Path) -> None:
+    """Everything that a run leaves but results.json."""
     for name, write in report.saved.items():
         write(folder / name)
-    about = {"command": results["command"], "seed": str(study.seed), "time": f"{results['timing']['wall_s']:.1f} s"}
+    measured_s = sum(results["timing"]["cells"].values())
+    about = {"command": results["command"], "seed": str(study.seed), "measured in": f"{measured_s:.1f} s"}
     figures.write_report(
         folder / "report.html",
         title=report.title,
@@ -238,7 +291,6 @@ def _write(study: Study, report: Report, results: dict[str, Any], folder: Path) 
         sections=report.sections,
         meta={**about, **report.about, **results["versions"]},
     )
-    write_files(folder, {"results.json": json.dumps(results, indent=2, allow_nan=False) + "\n"})
 
 
 def json_values(value: Any) -> Any:
@@ -268,8 +320,23 @@ def _check_writable(folder: Path) -> None:
             raise ValueError(f"--out must have room for {name}: {folder / name} is in the way")
 
 
-def _said(errors: list[tuple[Cell, BaseException]], n_cells: int, folder: Path | None) -> str:
-    """Which cells raised what, and where the others are."""
-    said = "; ".join(f"{cell.name} {dict(cell.settings)}: {type(e).__name__}: {e}" for cell, e in errors)
-    others = "" if folder is None else f"; the others are kept in {folder / 'cells'}"
-    return f"{len(errors)} of {n_cells} cells raised: {said}{others}"
+def _check_names(cells: Sequence[Cell]) -> None:
+    """A ValueError for two cells that would be kept in one file."""
+    seen: dict[str, str] = {}
+    for cell in cells:
+        name = _place(cell, Path()).name
+        if name in seen:
+            raise ValueError(f"cells need names that differ in letters and digits: {seen[name]!r} and {cell.name!r}")
+        seen[name] = cell.name
+
+
+def _describe(failures: Mapping[str, _Failure], cells: Sequence[Cell], folder: Path | None) -> str:
+    """Which cells raised what, and where the others and the tracebacks are."""
+    settings = {cell.name: dict(cell.settings) for cell in cells}
+    said = "; ".join(f"{name} {settings[name]}: {failure.said}" for name, failure in failures.items())
+    tracebacks = "\n".join(f"{name}\n{failure.traceback}" for name, failure in failures.items())
+    where = "\n" + tracebacks
+    if folder is not None:
+        write_files(folder / "cells", {"errors.txt": tracebacks})
+        where = f"; the others are kept in {folder / 'cells'}, the tracebacks in {folder / 'cells' / 'errors.txt'}"
+    return f"{len(failures)} of {len(cells)} cells raised: {said}{where}"

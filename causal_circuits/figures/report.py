@@ -120,8 +120,10 @@ def _with_evidence(section: Section, folder: Path) -> Section:
     for name, figure in section.figures.items():
         save_figure(figure, folder / name)
         shown += figure_html(folder / name, alt=f"{section.title}: {section.sentence}")
-    below = "" if section.table is None else table_html(list(section.table), caption=section.title)
-    return replace(section, body=shown + section.body + below, figures={}, table=None)
+    rows = section.table.to_dict("records") if hasattr(section.table, "to_dict") else section.table
+    below = "" if rows is None else table_html(list(rows), caption=section.title)
+    beside = f'<div class="side-by-side">{shown}</div>' if shown else ""
+    return replace(section, body=beside + section.body + below, figures={}, table=None)
 
 
 @check_arguments

@@ -25,6 +25,7 @@ class Cell:
         settings: JSON values that decide every number of the result.
         scratch: whether measure also takes `scratch`, a folder that survives a kill and is removed when the cell is
             done (for checkpoints; None where nothing is written).
+        progress: whether measure also takes `progress`, for `train(..., progress=progress)`: False under --quiet.
 
     >>> Cell("sum", sum, {"start": 2}).name
     'sum'
@@ -34,6 +35,7 @@ class Cell:
     measure: Callable[..., Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
     scratch: bool = False
+    progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ class Study(ABC):
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"--seed must be 0 or more: got {self.seed}")
+        if self.quick and not self.QUICK:
+            raise ValueError(f"{self.program()} has no --quick: choose smaller flags")
         self.check()
 
     @classmethod
