@@ -7,6 +7,14 @@
 
 import lazy_loader
 
-NAMES = ("generalization", "gradient_information", "reproduce_paper", "structure_learning", "two_stage")
+NAMES = (
+    "causal_graph",
+    "generalization",
+    "gradient_information",
+    "induction_head",
+    "reproduce_paper",
+    "structure_learning",
+    "two_stage",
+)
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=NAMES)

@@ -27,6 +27,14 @@ def figure_9_parents() -> list[list[int]]:
     return [graph["parents"] for graph in json.loads(text)["graphs"]]
 
 
+def check_lengths(lengths: Sequence[int]) -> None:
+    """A ValueError unless --lengths names two different context lengths or more, of 3 positions or more."""
+    if len(lengths) < 2 or len(set(lengths)) < len(lengths):
+        raise ValueError(f"--lengths must name at least two different context lengths: got {list(lengths)}")
+    if min(lengths) < 3:
+        raise ValueError(f"--lengths must be at least 3: got {min(lengths)}")
+
+
 def where(rows: Iterable[Mapping[str, Any]], **only: Any) -> list[Mapping[str, Any]]:
     """The rows that have these entries."""
     return [row for row in rows if all(row[name] == wanted for name, wanted in only.items())]

@@ -14,7 +14,7 @@ from causal_circuits.studies import algorithm_1
 from causal_circuits.studies.algorithm_1 import GRADIENT_DESCENT, VARIANTS
 from causal_circuits.studies.power_laws import PowerLaw, fit_power_law
 from causal_circuits.studies.study import Cell, Report, Study, at_least, one_of
-from causal_circuits.studies.tables import GRAPHS, Points, figure_9_parents, listed, means_by, where
+from causal_circuits.studies.tables import GRAPHS, Points, check_lengths, figure_9_parents, listed, means_by, where
 
 Row = Mapping[str, Any]
 QUANTITIES = {
@@ -72,10 +72,8 @@ class Config(Study):
         at_least(1, seeds=self.seeds, steps=self.steps, batch_size=self.batch_size)
         at_least(2, test=self.test)
         at_least(0, figure_9=self.figure_9)
-        at_least(3, lengths=self.lengths)
         one_of(tuple(GRAPHS), graph=self.graph)
-        if len(self.lengths) < 2 or len(set(self.lengths)) < len(self.lengths):
-            raise ValueError(f"--lengths must name at least two different context lengths: got {list(self.lengths)}")
+        check_lengths(self.lengths)
         for n_ctx in self.lengths:
             if not cc.latent_edges(make_task(self.graph, n_ctx, self.d_vocab, self.alpha).graph):
                 raise ValueError(f"--graph {self.graph} has no edge at n_ctx {n_ctx}: choose a longer context")

@@ -1,20 +1,20 @@
-"""What `generalization.py` makes of its measurements: rates, table, figures, page. Not a script."""
+"""What the rows of `generalization` add up to: rates, excesses by family, checks, figures."""
 
-import argparse
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from algorithm_1 import FULL_ADAM, GRADIENT_DESCENT
-from going_on import Units
-from power_laws import PowerLaw, fit_power_law
-from studies import means_by, write_study
-
 from causal_circuits import figures
+from causal_circuits.figures import Check, Section
+from causal_circuits.studies.algorithm_1 import FULL_ADAM, GRADIENT_DESCENT
+from causal_circuits.studies.power_laws import PowerLaw, fit_power_law
+from causal_circuits.studies.study import Report
+from causal_circuits.studies.tables import Points, listed, means_by, where
 
-Rows = Sequence[dict[str, Any]]
+Rows = Sequence[Mapping[str, Any]]
+Laws = Mapping[str, PowerLaw | None]
 REDUCED = GRADIENT_DESCENT.name
 ERRORS = {
     "all families, |f - pi~|": ("families", "uniform_error"),
@@ -25,37 +25,46 @@ ERRORS = {
 }
 EXCESSES = {"excess": "all contexts", "excess_with_all_tokens": "contexts with every token"}
 BOUND = 0.05  # nats
-THEOREM = "for any kernel pi~ with entries bounded below, f tends to pi~(. | s_T) as the context grows, uniformly"
+THEOREM = (
+    "for any transition matrix pi~ with entries bounded below, f tends to pi~(. | s_T) as the context grows, uniformly"
+)
 
 
-def finish(arguments: argparse.Namespace, units: Units, families: Rows, worst: Rows, restricted: Rows) -> str:
-    """Fit, draw, write; returns the table."""
+@dataclass(frozen=True)
+class Flags:
+    """What a report says of the flags of its study."""
+
+    seed: int
+    d_vocab: int
+    alpha: float
+    gamma: float
+
+
+def make_report(families: Rows, worst: Rows, restricted: Rows, flags: Flags) -> Report:
+    """Fits, checks, sections and closing table."""
     points = error_points(families, worst)
     laws = {
-        name: fit_power_law([n for n, _ in series], [e for _, e in series], seed=arguments.seed)
+        name: fit_power_law([n for n, _ in series], [e for _, e in series], seed=flags.seed)
         for name, series in points.items()
     }
-    content = {
-        "theorem": THEOREM,
-        "exponents": {name: None if law is None else asdict(law) for name, law in laws.items()},
-        "families": list(families),
-        "worst_kernels": list(worst),
-        "restricted": list(restricted),
-        "parting": parting(worst, laws, arguments),
-    }
-    write_study(
-        arguments,
-        units,
-        content,
-        draw(families, restricted, points, laws),
-        title="Kernels of other priors than that of training",
-        verdict=verdict(families, worst, restricted, laws),
-        sections=sections(families, worst, restricted, content["parting"], arguments),
+    sentences = compare_with_theorem(worst, laws, flags.d_vocab)
+    return Report(
+        title="Transition matrices of other priors than that of training",
+        checks=make_checks(families, worst, restricted, laws),
+        results={
+            "theorem": THEOREM,
+            "exponents": {name: law and asdict(law) for name, law in laws.items()},
+            "families": families,
+            "worst_kernels": worst,
+            "restricted": restricted,
+            "parting": sentences,
+        },
+        sections=make_sections(families, worst, restricted, points, laws, sentences, flags),
+        summary=summarize(families, restricted, points, laws),
     )
-    return table(families, restricted, points, laws, arguments)
 
 
-def error_points(families: Rows, worst: Rows) -> dict[str, list[tuple[float, float]]]:
+def error_points(families: Rows, worst: Rows) -> dict[str, list[tuple[int, float]]]:
     """(length, largest error) of the reduced model, one a seed, for each of `ERRORS`."""
     points = {}
     for name, (source, value) in ERRORS.items():
@@ -75,51 +84,54 @@ def longest_of(rows: Rows) -> Rows:
     return [row for row in reduced if row["n_ctx"] == longest]
 
 
-def draw(families: Rows, restricted: Rows, points: dict[str, Any], laws: dict[str, PowerLaw | None]) -> dict[str, Any]:
-    """Every figure by the name of its file."""
+def plot_errors(points: Mapping[str, Points], laws: Laws) -> Any:
+    """The largest errors against length, each with its power law."""
     fits = {name: (law.prefactor, law.exponent) for name, law in laws.items() if law is not None}
+    bound = ("n_ctx^(-1/2)", 1.5, -0.5)
+    return figures.plot_scaling(points, fits, ylabel="largest error of a probability", bound=bound)
+
+
+def plot_excess(families: Rows, restricted: Rows) -> Any:
+    """The excess on every family, for each kind of training and model at its longest context."""
     groups = {"": families} | {f", trained on {name} alone": rows for name, rows in by_training(restricted).items()}
-    excess, by_length = {}, {}
+    excess = {}
     for words, rows in groups.items():
-        for model in dict.fromkeys(row["model"] for row in rows):
-            of_model = [row for row in rows if row["model"] == model]
-            at = max(row["n_ctx"] for row in of_model)
+        for model in names_in(rows, "model"):
+            longest = max(row["n_ctx"] for row in where(rows, model=model))
+            at = where(rows, model=model, n_ctx=longest)
             for key, contexts in EXCESSES.items():
-                values = {
-                    family: dict(means_by(of_model, "n_ctx", key, family=family)).get(at)
-                    for family in dict.fromkeys(row["family"] for row in of_model)
-                }
-                excess[f"{model}{words}, n_ctx {at}, {contexts}"] = {
-                    family: value for family, value in values.items() if value is not None
-                }
+                means = {family: means_by(where(at, family=family), "n_ctx", key) for family in names_in(at, "family")}
+                series = f"{model}{words}, n_ctx {longest}, {contexts}"
+                excess[series] = {family: mean[0][1] for family, mean in means.items() if mean}
+    label = "loss above the family's own edge posterior (nats)"
+    return figures.plot_groups(excess, xlabel=label, levels={"0": 0.0})
+
+
+def plots_by_length(families: Rows) -> dict[str, Any]:
+    """The reduced model's excess on every family against length: over all contexts, and over those with every token."""
+    plots = {}
     for key, contexts in EXCESSES.items():
         curves = {
-            family: means_by(families, "n_ctx", key, family=family, model=REDUCED)
-            for family in dict.fromkeys(row["family"] for row in families)
+            family: means_by(where(families, family=family, model=REDUCED), "n_ctx", key)
+            for family in names_in(families, "family")
         }
-        by_length[contexts.replace(" ", "_")] = figures.plot_curves(
+        plots[f"excess_by_length_{contexts.replace(' ', '_')}"] = figures.plot_curves(
             curves,
             xlabel="context length n_ctx",
             ylabel=f"loss above the family's own\nedge posterior, {contexts} (nats)",
             levels={"edge posterior": 0.0},
         )
-    return {
-        "uniform_error": figures.plot_scaling(
-            points, fits, ylabel="largest error of a probability", bound=("n_ctx^(-1/2)", 1.5, -0.5)
-        ),
-        "excess": figures.plot_groups(
-            excess, xlabel="loss above the family's own edge posterior (nats)", levels={"0": 0.0}
-        ),
-        **{f"excess_by_length_{name}": plot for name, plot in by_length.items()},
-    }
+    return plots
 
 
-def by_training(restricted: Rows) -> dict[str, list[dict[str, Any]]]:
+def names_in(rows: Rows, key: str) -> list[str]:
+    """The different values of an entry, in order."""
+    return list(dict.fromkeys(row[key] for row in rows))
+
+
+def by_training(restricted: Rows) -> dict[str, Rows]:
     """The rows of each family that models were trained on alone."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in restricted:
-        found.setdefault(row["trained_on"], []).append(row)
-    return found
+    return {name: where(restricted, trained_on=name) for name in names_in(restricted, "trained_on")}
 
 
 def nats(value: float) -> str:
@@ -127,17 +139,17 @@ def nats(value: float) -> str:
     return "no context" if math.isnan(value) else f"{value:+.3f}"
 
 
-def within_bound(rows: Rows, key: str, claim: str) -> figures.Check:
+def check_bound(rows: Rows, key: str, claim: str) -> Check:
     """Whether the excess (means over seeds) is at most BOUND on every family, and on which it is not."""
     means = {
         family: sum(values) / len(values)
-        for family in dict.fromkeys(row["family"] for row in rows)
+        for family in names_in(rows, "family")
         if (values := [row[key] for row in rows if row["family"] == family])
     }
     beyond = {family: value for family, value in means.items() if not value <= BOUND}
     most = max(means, key=lambda family: means[family])
     shown = ", ".join(f"{family} {nats(value)}" for family, value in beyond.items())
-    return figures.Check(
+    return Check(
         not beyond,
         claim,
         f"fails on {len(beyond)} of {len(means)} families: {shown}"
@@ -146,19 +158,19 @@ def within_bound(rows: Rows, key: str, claim: str) -> figures.Check:
     )
 
 
-def verdict(families: Rows, worst: Rows, restricted: Rows, laws: dict[str, PowerLaw | None]) -> list[figures.Check]:
+def make_checks(families: Rows, worst: Rows, restricted: Rows, laws: Laws) -> list[Check]:
     """The claims, each with the numbers that decide it."""
     checks = [
-        figures.Check(
+        Check(
             law is not None and law.high < 0,
             f"{name}: falls with the length, its exponent's interval below zero",
             f"exponent {law}",
         )
         for name, law in laws.items()
     ]
-    groups = {"trained on all kernels": families}
+    groups = {"trained on all matrices": families}
     groups |= {
-        f"trained on {name} kernels alone, tested on kernels that this excludes": rows
+        f"trained on {name} matrices alone, tested on matrices that this excludes": rows
         for name, rows in by_training(restricted).items()
     }
     for words, rows in groups.items():
@@ -168,30 +180,30 @@ def verdict(families: Rows, worst: Rows, restricted: Rows, laws: dict[str, Power
                 f"At n_ctx {at[0]['n_ctx']} the reduced model, {words}, is within {BOUND:g} nats of each family's own "
                 f"edge posterior, {contexts}"
             )
-            checks.append(within_bound(at, key, claim))
+            checks.append(check_bound(at, key, claim))
     for name, rows in by_training(restricted).items():
         attention, n_ctx = longest_of(rows)[0]["parent_attention"], longest_of(rows)[0]["n_ctx"]
         checks.append(
-            figures.Check(
+            Check(
                 attention > 0.5,
-                f"At n_ctx {n_ctx} layer 1 of the reduced model trained on {name} kernels alone sees the parents",
+                f"At n_ctx {n_ctx} layer 0 of the reduced model trained on {name} matrices alone sees the parents",
                 f"mean attention to the parent {attention:.4f}",
             )
         )
     longest = longest_of(worst)
     fooled = [row for row in longest if row["uniform_error"] > 1.5 * row["uniform_error_of_edge_posterior"]]
     checks.append(
-        figures.Check(
+        Check(
             not fooled,
-            f"At n_ctx {longest[0]['n_ctx']} the worst kernel fools the reduced model at most 1.5 times as much as it "
+            f"At n_ctx {longest[0]['n_ctx']} the worst matrix fools the reduced model at most 1.5 times as much as it "
             "fools the edge posterior with the training prior",
-            f"{len(fooled)} of {len(longest)} searches at this length found a kernel that fools it more",
+            f"{len(fooled)} of {len(longest)} searches at this length found a matrix that fools it more",
         )
     )
     return checks
 
 
-def parting(worst: Rows, laws: dict[str, PowerLaw | None], arguments: argparse.Namespace) -> list[str]:
+def compare_with_theorem(worst: Rows, laws: Laws, d_vocab: int) -> list[str]:
     """Theorem beside measurement, in sentences that this run's numbers decide."""
     rows = longest_of(worst)
     longest = rows[0]["n_ctx"]
@@ -201,29 +213,29 @@ def parting(worst: Rows, laws: dict[str, PowerLaw | None], arguments: argparse.N
         for against, found in of_search.items()
     }
     kernel, frequencies = mean["kernel"], mean["frequencies"]
-    starved = [row for row in of_search["kernel"] if row["share_of_worst_query"] < 0.5 / arguments.d_vocab]
+    starved = [row for row in of_search["kernel"] if row["share_of_worst_query"] < 0.5 / d_vocab]
     shares = ", ".join(f"{row['share_of_worst_query']:.3f}" for row in of_search["kernel"])
     strengths = means_by([row for row in worst if row["model"] == REDUCED], "n_ctx", "match_strength")
     grows = all(after[1] > before[1] for before, after in pairwise(strengths))
     return [
         "The search for a large |f - pi~|: the largest found scales as "
         f"{scaling(laws['worst kernel found, |f - pi~|'], -0.5)}. Counting noise alone gives -1/2 where every token is "
-        "seen often; the theorem says only that f converges, uniformly over kernels.",
-        f"On the kernels of this search at n_ctx {longest}: |f - pi~| is {kernel['uniform_error']:.3f}, the counting "
+        "seen often; the theorem says only that f converges, uniformly over matrices.",
+        f"On the matrices of this search at n_ctx {longest}: |f - pi~| is {kernel['uniform_error']:.3f}, the counting "
         f"error |pi^ - pi~| {kernel['uniform_error_of_frequencies']:.3f}, the error of the edge posterior with the "
         f"training prior {kernel['uniform_error_of_edge_posterior']:.3f}, and |f - pi^| "
         f"{kernel['uniform_error_from_frequencies']:.3f}.",
         "Another search, for a large |f - pi^|, the model's own part: the largest found is "
         f"{frequencies['uniform_error_from_frequencies']:.3f} at n_ctx {longest} and scales as "
         f"{scaling(laws['worst kernel found, |f - pi^|'], 0.0)}.",
-        f"On the kernels of the first search at n_ctx {longest} the query token with the largest error has the "
-        f"stationary share {shares} (one a seed; an even share is {1 / arguments.d_vocab:.3f}): below half of an even "
+        f"On the matrices of the first search at n_ctx {longest} the query token with the largest error has the "
+        f"stationary share {shares} (one a seed; an even share is {1 / d_vocab:.3f}): below half of an even "
         f"share, so that it is seldom seen, in {len(starved)} of {len(of_search['kernel'])}.",
         "How much more a matching token scores than another in A2, by length: "
-        + ", ".join(f"{n_ctx:.0f}: {strength:.2f}" for n_ctx, strength in strengths)
+        + listed(strengths, ".2f")
         + f"; it {'grows' if grows else 'does not grow'} with every length. A finite match mixes the token frequencies "
         "of the whole context into f.",
-        "pi~ is read as the new kernel; distances to the frequencies pi^ are given beside it, so that either reading "
+        "pi~ is read as the new matrix; distances to the frequencies pi^ are given beside it, so that either reading "
         "of the theorem can be checked.",
     ]
 
@@ -233,58 +245,62 @@ def scaling(law: PowerLaw | None, exponent: float) -> str:
     return "no power (too few positive points)" if law is None else f"n_ctx^({law}), {law.against(exponent)}"
 
 
-def short_row(row: dict[str, Any]) -> dict[str, object]:
-    """A worst kernel in a line of a table: its rows separated by slashes, none of it broken."""
+def short_row(row: Mapping[str, Any]) -> dict[str, object]:
+    """A worst matrix in a line of a table: its rows separated by slashes, none of it broken."""
     kernel = " / ".join(" ".join(f"{p:.2f}".removeprefix("0") for p in line) for line in row["kernel"])
     return {
         "model": row["model"].split(",")[0],
         "n_ctx": row["n_ctx"],
         "seed": row["seed"],
         "searched for": {"kernel": "|f - pi~|", "frequencies": "|f - pi^|"}.get(row["against"], row["against"]),
-        "worst kernel, row by row": kernel.replace(" ", "\u00a0"),
+        "worst matrix, row by row": kernel.replace(" ", "\u00a0"),
         "|f - pi~|": row["uniform_error"],
         "|f - pi^|": row["uniform_error_from_frequencies"],
         "edge posterior - pi~": row["uniform_error_of_edge_posterior"],
     }
 
 
-def sections(
-    families: Rows, worst: Rows, restricted: Rows, said: Sequence[str], arguments: argparse.Namespace
-) -> list[tuple[str, str, Sequence[str], str]]:
+def make_sections(
+    families: Rows,
+    worst: Rows,
+    restricted: Rows,
+    points: Mapping[str, Points],
+    laws: Laws,
+    sentences: Sequence[str],
+    flags: Flags,
+) -> list[Section]:
     """The evidence, picture by picture."""
-    tables = figures.table_html(list(families), caption="Every model on every family, nats")
-    if restricted:
-        tables += figures.table_html(
-            list(restricted), caption="Trained on one family alone, on the kernels of others that this excludes, nats"
-        )
-    return [
-        (
+    found = [
+        Section(
             "The uniform error against length",
             f"Theorem 2: {THEOREM}; the distance to pi~ includes the noise of counting, of order n_ctx^(-1/2) where "
             "every token is seen often, while the distance to the frequencies pi^ is the model's own.",
-            ["uniform_error"],
-            figures.table_html(
-                [short_row(row) for row in worst],
-                caption=f"Worst kernels with entries >= {arguments.gamma:g} / {arguments.d_vocab}, judged on 4,096 "
-                "fresh sequences",
-            ),
+            figures={"uniform_error": plot_errors(points, laws)},
         ),
-        (
+        Section(
             "Excess over each family's own edge posterior",
-            f"Trained at alpha {arguments.alpha:g}, or on one family alone; the edge posterior of a family is told the "
+            f"Trained at alpha {flags.alpha:g}, or on one family alone; the edge posterior of a family is told the "
             "family. Trained at one alpha, the Dirichlet families are tested without the bound on entries that the "
             "theorem asks for; all others have it. Over all contexts, and over those that hold every token: where one "
             "is absent the reduced model says 0, and loses -log(1e-9).",
-            ["excess", *(f"excess_by_length_{contexts.replace(' ', '_')}" for contexts in EXCESSES.values())],
-            tables,
+            figures={"excess": plot_excess(families, restricted), **plots_by_length(families)},
+            table=families,
         ),
-        (
+        Section(
             "Theorem beside measurement",
             "In sentences that the numbers of this run decide.",
-            [],
-            figures.table_html([{"what": text} for text in said], caption="Theorem and measurement"),
+            table=[{"theorem and measurement": text} for text in sentences],
+        ),
+        Section(
+            "The worst matrices found",
+            f"Entries >= {flags.gamma:g} / {flags.d_vocab}; errors on 4,096 fresh sequences.",
+            table=[short_row(row) for row in worst],
         ),
     ]
+    if restricted:
+        alone = "On the matrices of other families that training excludes, nats."
+        found.append(Section("Trained on one family alone", alone, table=restricted))
+    return found
 
 
 def excess_line(rows: Rows, family: str) -> str:
@@ -301,21 +317,15 @@ def excess_line(rows: Rows, family: str) -> str:
     return "; ".join(shown)
 
 
-def table(
-    families: Rows, restricted: Rows, points: dict[str, Any], laws: dict[str, Any], arguments: argparse.Namespace
-) -> str:
-    """The short table that ends a run."""
-    lines = [
-        "excess over the family's own edge posterior, nats: n_ctx: all contexts / with every token (share without)"
-    ]
-    for family in dict.fromkeys(row["family"] for row in families):
-        lines.append(f"excess      {family:19s} {excess_line(families, family)}")
+def summarize(families: Rows, restricted: Rows, points: Mapping[str, Points], laws: Laws) -> list[tuple[str, str]]:
+    """The closing table."""
+    what = "over the family's own edge posterior, nats: n_ctx: all contexts / with every token (share without)"
+    lines = [("excess", what)]
+    lines += [("excess", f"{family:19s} {excess_line(families, family)}") for family in names_in(families, "family")]
     for name, rows in by_training(restricted).items():
-        for family in dict.fromkeys(row["family"] for row in rows):
-            lines.append(f"{name} alone: excess on excluded {family:19s} {excess_line(rows, family)}")
+        for family in names_in(rows, "family"):
+            lines.append(("excess", f"trained on {name} alone, on excluded {family:19s} {excess_line(rows, family)}"))
     for name, series in points.items():
         averaged = means_by([{"n_ctx": n, "error": e} for n, e in series], "n_ctx", "error")
-        values = ", ".join(f"{n_ctx:.0f}: {error:.3f}" for n_ctx, error in averaged)
-        lines.append(f"sup error   {name:47s} {values}; exponent {laws[name]}")
-    lines.append(f"look at     {arguments.out / 'report.html'}")
-    return "\n".join(lines)
+        lines.append(("sup error", f"{name:47s} {listed(averaged, '.3f')}; exponent {laws[name]}"))
+    return lines
