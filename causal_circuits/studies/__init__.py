@@ -12,9 +12,11 @@ NAMES = (
     "generalization",
     "gradient_information",
     "induction_head",
+    "multi_head",
     "reproduce_paper",
     "structure_learning",
     "two_stage",
+    "unlearned_edges",
 )
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=NAMES)
