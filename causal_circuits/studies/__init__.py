@@ -13,8 +13,10 @@ NAMES = (
     "gradient_information",
     "induction_head",
     "multi_head",
+    "recover_graph",
     "reproduce_paper",
     "structure_learning",
+    "sample_complexity",
     "two_stage",
     "unlearned_edges",
 )

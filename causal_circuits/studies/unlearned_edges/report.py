@@ -1,6 +1,5 @@
-"""What `unlearned_edges.py` makes of its trainings: which change frees the edges, what predicts them. Not a script."""
+"""What the trainings of `unlearned_edges` add up to: which change frees the edges, what predicts them."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,8 +7,10 @@ import numpy as np
 from scipy.stats import binom, rankdata
 
 from causal_circuits import figures
+from causal_circuits.figures import Check, Section
+from causal_circuits.studies.study import Report, Study
 
-Rows = Sequence[dict[str, Any]]
+Rows = Sequence[Mapping[str, Any]]
 CONTROLS = ("as it is", "as many strangers made roots")
 EXPLANATIONS = {
     "earlier siblings made roots": 'redundancy, "without its earlier siblings the edge is learned"',
@@ -19,6 +20,62 @@ EXPLANATIONS = {
     "child moved forward": 'late, "at the first free position after its siblings the edge is learned"',
 }
 LEVEL = 0.05
+
+
+def make_report(rows: Rows, edges: Rows, known: Rows, study: Study) -> Report:
+    """Checks, results, sections, and the text for docs/REPRODUCTION.md as closing table."""
+    predicted = predictions({"Figure 9": known, "new forests": edges}, seed=study.seed)
+    text = section_text(rows, edges, known, predicted, study)
+    results = {"rows": rows, "edges": edges, "figure_9": known, "predictions": predicted, "section": text}
+    return Report(
+        title="Which edges the paper's training leaves unlearned",
+        checks=make_checks(rows, predicted),
+        results=results,
+        sections=make_sections(rows, edges, known, predicted),
+        summary=[("", text.strip())],
+    )
+
+
+def make_checks(rows: Rows, predicted: Rows) -> list[Check]:
+    """Each explanation beside its control, and the best prediction."""
+    by = learned_by_variant(rows)
+    checks = [
+        Check(judged(name, by)[0], f"{explanation[0].upper()}{explanation[1:]}.", judged(name, by)[1])
+        for name, explanation in EXPLANATIONS.items()
+        if name in by
+    ]
+    holds, said = best_prediction(predicted)
+    claim = "What predicts Figure 9's unlearned edges best predicts those of new forests"
+    return [*checks, Check(holds, claim, said)]
+
+
+def make_sections(rows: Rows, edges: Rows, known: Rows, predicted: Rows) -> list[Section]:
+    """The evidence."""
+    changes = [
+        {
+            "change": row["variant"],
+            "graph": row["graph"],
+            "edge": f"{row['parent']} to {row['child']}",
+            "block attention at the end": row["block_attention"],
+            "first step above one half": row["above_half_at"],
+        }
+        for row in rows
+    ]
+    return [
+        Section(
+            "What frees the edge",
+            "One mark for each edge and change; an edge counts as learned to the right of the line at one half. Below, "
+            "the edges as they are, step by step.",
+            figures={"unlearned_edges": plot_changes(rows), "curves": plot_training(rows)},
+            table=changes,
+        ),
+        Section(
+            "What predicts it",
+            f"Figure 9: {described(known)}. New forests: {described(edges)}.",
+            figures=plot_predictions(predicted),
+            table=predicted,
+        ),
+    ]
 
 
 def edge_of(row: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -115,14 +172,14 @@ def best_prediction(predicted: Rows) -> tuple[bool, str]:
     )
 
 
-def section_text(rows: Rows, edges: Rows, known: Rows, predicted: Rows, arguments: argparse.Namespace) -> str:
+def section_text(rows: Rows, edges: Rows, known: Rows, predicted: Rows, study: Any) -> str:
     """The section of docs/REPRODUCTION.md."""
-    command = f"python analyses/unlearned_edges.py --steps {arguments.steps} --batch-size {arguments.batch_size} "
-    command += f"--targets {arguments.targets} --forests {arguments.forests} --seed {arguments.seed}"
+    command = f"python analyses/unlearned_edges.py --steps {study.steps} --batch-size {study.batch_size} "
+    command += f"--targets {study.targets} --forests {study.forests} --seed {study.seed}"
     targets = list(dict.fromkeys(edge_of(row) for row in rows))
     lines = [
         "\n## Which edges joint gradient descent leaves unlearned, and why\n\n",
-        f"`{command}`: gradient descent, rate 1, {arguments.steps:,} steps of {arguments.batch_size}, from zero; edges "
+        f"`{command}`: gradient descent, rate 1, {study.steps:,} steps of {study.batch_size}, from zero; edges "
         "that the paper's training (seeds 0, 1, 2) leaves at or below one half at its end. Block attention to the "
         "parent at the end, and the first measured step above one half.\n\n",
         "| variant | " + " | ".join(f"graph {graph}: {p} -> {c}" for graph, p, c in targets) + " |\n",
@@ -170,65 +227,32 @@ def verdict_text(rows: Rows) -> str:
     )
 
 
-def draw(rows: Rows, predicted: Rows) -> dict[str, Any]:
-    """Every figure by the name of its file."""
+def plot_changes(rows: Rows) -> Any:
+    """Block attention at the end, a mark for each edge and change."""
     values: dict[str, dict[str, float]] = {}
     for row in rows:
-        graph, parent, child = edge_of(row)
-        values.setdefault(row["variant"], {})[f"graph {graph}: {parent} -> {child}"] = row["block_attention"]
+        values.setdefault(row["variant"], {})[edge_name(row)] = row["block_attention"]
+    return figures.plot_groups(values, xlabel="block attention of the edge at the end", levels={"one half": 0.5})
+
+
+def plot_training(rows: Rows) -> Any:
+    """Block attention of the unchanged edges over the steps."""
+    curves = {edge_name(row): row["curve"] for row in rows if row["variant"] == "as it is"}
+    label = "block attention of the edge"
+    return figures.plot_curves(curves, xlabel="step", ylabel=label, levels={"one half": 0.5})
+
+
+def plot_predictions(predicted: Rows) -> dict[str, Any]:
+    """AUROC of every cause; nothing where no edge is unlearned."""
     told: dict[str, dict[str, float]] = {}
     for row in predicted:
         if row["auroc"] == row["auroc"]:
             told.setdefault(row["forests"], {})[row["cause"]] = row["auroc"]
-    plots = {
-        "unlearned_edges": figures.plot_groups(
-            values, xlabel="block attention of the edge at the end", levels={"one half": 0.5}
-        )
-    }
-    if told:
-        plots["predictions"] = figures.plot_groups(
-            told, xlabel="AUROC: unlearned edges against learned ones", levels={"chance": 0.5}
-        )
-    return plots
+    label = "AUROC: unlearned edges against learned ones"
+    return {"predictions": figures.plot_groups(told, xlabel=label, levels={"chance": 0.5})} if told else {}
 
 
-def page_parts(rows: Rows, edges: Rows, known: Rows, predicted: Rows) -> dict[str, object]:
-    """Title, verdict and sections of the page."""
-    by = learned_by_variant(rows)
-    changes = [
-        {
-            "change": row["variant"],
-            "graph": row["graph"],
-            "edge": f"{row['parent']} to {row['child']}",
-            "block attention at the end": row["block_attention"],
-            "first step above one half": row["above_half_at"],
-        }
-        for row in rows
-    ]
-    checks = [
-        figures.Check(judged(name, by)[0], f"{explanation[0].upper()}{explanation[1:]}.", judged(name, by)[1])
-        for name, explanation in EXPLANATIONS.items()
-        if name in by
-    ]
-    holds, said = best_prediction(predicted)
-    checks.append(
-        figures.Check(holds, "What predicts Figure 9's unlearned edges best predicts those of new forests", said)
-    )
-    return {
-        "title": "Which edges the paper's training leaves unlearned",
-        "verdict": checks,
-        "sections": [
-            (
-                "What frees the edge",
-                "One mark for each edge and change; an edge counts as learned to the right of the line at one half.",
-                ["unlearned_edges"],
-                figures.table_html(changes, "Every training"),
-            ),
-            (
-                "What predicts it",
-                f"Figure 9: {described(known)}. New forests: {described(edges)}.",
-                ["predictions"] if any(row["auroc"] == row["auroc"] for row in predicted) else [],
-                figures.table_html(list(predicted), "Every prediction, with 95% from resampled forests"),
-            ),
-        ],
-    }
+def edge_name(row: Mapping[str, Any]) -> str:
+    """The target as figures name it."""
+    graph, parent, child = edge_of(row)
+    return f"graph {graph}: {parent} -> {child}"
