@@ -104,7 +104,7 @@ def measure_table(graph: str, d_vocab: int, n_ctx: int, alpha: float, seed: int,
     task = cc.InContextTask(GRAPHS[graph](n_ctx), d_vocab=d_vocab, alpha=alpha)
     edges, table = cc.latent_edges(task.graph), task.sample(max(sizes), seed=(seed, 11))
     setting = {"graph": graph, "d_vocab": d_vocab, "n_ctx": n_ctx, "alpha": alpha, "seed": seed}
-    points = []
+    points: list[Row] = []
     for size in sorted(sizes):
         part = table[:size]
         value = cc.measured_gradient(part.tokens, part.target_probs).value
@@ -146,8 +146,8 @@ def compare(tables: pd.DataFrame) -> tuple[str, bool]:
     rank = stats.spearmanr(known.needed, known.predicted).statistic
     within = float(((ratio > 0.25) & (ratio < 4)).mean())
     return (
-        f"needed / predicted: median {ratio.median():.2f}, within a factor of 4 in {within:.0%} of {len(known)} tables; "
-        f"rank correlation {rank:.2f}; {len(tables) - len(known)} tables were too small to show all parents"
+        f"needed / predicted: median {ratio.median():.2f}, within a factor of 4 in {within:.0%} of {len(known)} "
+        f"tables; rank correlation {rank:.2f}; {len(tables) - len(known)} tables were too small to show all parents"
     ), within >= 0.9
 
 
