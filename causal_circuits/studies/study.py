@@ -6,9 +6,10 @@ figures. `running.run` does the rest: it measures the missing cells, keeps each,
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -117,6 +118,16 @@ class Study(ABC):
     @abstractmethod
     def report(self, rows: Mapping[str, Any]) -> Report:
         """What the results, by the names of their cells and in the order of `cells`, add up to."""
+
+
+def grid(measure: Callable[..., Any], axes: Mapping[str, Iterable[Any]], **fixed: Any) -> list[Cell]:
+    """A cell for every combination of the axes' values, named by them; fixed settings are those of all cells.
+
+    >>> [cell.name for cell in grid(sum, {"n_ctx": (8, 16), "seed": (0,)}, alpha=0.1)]
+    ['n_ctx 8, seed 0', 'n_ctx 16, seed 0']
+    """
+    settings = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    return [Cell(", ".join(f"{k} {v}" for k, v in own.items()), measure, {**own, **fixed}) for own in settings]
 
 
 def at_least(smallest: int | float, **flags: Any) -> None:
