@@ -243,31 +243,6 @@ def test_a_script_that_died_half_way_ends_as_one_that_did_not(script, tmp_path, 
     assert folder.exists() == (script in FOLDERS)
 
 
-def test_multi_head_goes_on_in_the_training_that_was_cut(tmp_path, capsys, monkeypatch):
-    """It dies in the turns of its one head; those of the two heads are then read back."""
-    draw_nothing(monkeypatch)
-    flags, train, seen = ["--n-ctx", 6, "--d-vocab", 3, "--steps", 100, "--quick", "--quiet"], cc.train_in_turns, []
-    flags += ["--seeds", 1]
-
-    def train_or_die(*given: object, **options: object) -> object:
-        seen.append((given[0].cfg.n_heads, len(list(Path(options["checkpoints"].folder).rglob("step_*.json")))))
-        if len(seen) == 4:
-            raise Killed
-        return train(*given, **options)
-
-    monkeypatch.setattr(cc, "train_in_turns", train_or_die)
-    assert run_analysis("multi_head", [*flags, "--out", tmp_path / "whole"], monkeypatch) == 0
-    with pytest.raises(Killed):
-        run_analysis("multi_head", [*flags, "--out", tmp_path / "cut"], monkeypatch)
-    other = [*flags, "--seed", 1, "--out", tmp_path / "cut"]
-    assert_refused_in_one_line("multi_head", other, "seed is 0 there, 1 here", capsys, monkeypatch)
-    assert run_analysis("multi_head", [*flags, "--out", tmp_path / "cut"], monkeypatch) == 0
-    assert [heads for heads, _ in seen] == [2, 1, 2, 1, 2, 1]
-    assert [kept > 0 for _, kept in seen] == [False, False, False, False, True, False]
-    assert results(tmp_path / "cut") == results(tmp_path / "whole")
-    assert not (tmp_path / "cut" / "unfinished").exists()
-
-
 def test_ctrl_c_in_a_unit_ends_with_130_and_one_line(tmp_path, capsys, monkeypatch):
     going_on, script = analysis_module("going_on", monkeypatch), analysis_module("structure_learning", monkeypatch)
 
@@ -282,7 +257,7 @@ def test_ctrl_c_in_a_unit_ends_with_130_and_one_line(tmp_path, capsys, monkeypat
     assert last == "structure_learning.py: interrupted; give the same command again to go on"
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "induction_head", "causal_graph", "multi_head", "unlearned_edges"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "induction_head", "causal_graph", "unlearned_edges"])
 def test_help_says_that_it_goes_on(script, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         run_analysis(script, ["--help"], monkeypatch)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from assertions import assert_refused
 from interrupted import CONFIG, FORK, assert_same_weights, ended, new_model, started
-from scripts import analysis_module, assert_refused_in_one_line, run_analysis
+from scripts import analysis_module, assert_refused_in_one_line
 
 import causal_circuits as cc
 from causal_circuits import locks
@@ -141,7 +141,7 @@ def test_of_trainings_that_race_for_a_folder_one_ends_as_if_alone(tmp_path):
 # ---- scripts
 
 SCRIPTS = ["induction_head", "causal_graph", "recover_graph", "gradient_information", "two_stage", "generalization"]
-SCRIPTS += ["structure_learning", "circuit_proof", "discovery_benchmark", "multi_head", "unlearned_edges"]
+SCRIPTS += ["structure_learning", "circuit_proof", "discovery_benchmark", "unlearned_edges"]
 
 
 @pytest.fixture
@@ -177,26 +177,3 @@ def test_a_script_gives_its_folder_back_however_it_ends(tmp_path, monkeypatch):
     assert command_line.exit_status(stopped) == 130
     assert command_line.exit_status(work) == 0
     assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("at_work", "asked", "refused"),
-    [("9", "9", True), ("7", "5", True), ("2", "all", True), ("9_faithful", "9", False), ("2", "9", False)],
-)
-def test_several_figures_may_be_made_at_once_but_each_by_one(at_work, asked, refused, tmp_path, capsys, monkeypatch):
-    script, made = analysis_module("reproduce_paper", monkeypatch), []
-
-    def make(job: object, wanted: tuple[str, ...]) -> list[dict]:
-        for figure in wanted:
-            assert (job.folder(figure) / ".lock").is_file()
-        made.extend(wanted)
-        return []
-
-    monkeypatch.setattr(script, "run_figures", make)
-    with locks.exclusive_lock(tmp_path / f"figure_{at_work}"):
-        flags = ["--figure", asked, "--out", tmp_path]
-        if refused:
-            assert_refused_in_one_line("reproduce_paper", flags, "is taken by process", capsys, monkeypatch)
-        else:
-            assert run_analysis("reproduce_paper", flags, monkeypatch) == 0
-    assert made == ([] if refused else [asked])

@@ -125,7 +125,7 @@ def test_what_is_no_file_is_not_read(endless):
         assert_refused(lambda: read_sealed(endless, Seal(0, hashlib.sha256().hexdigest())), str(endless))
 
 
-@pytest.mark.parametrize("script", ["causal_graph", "multi_head"])
+@pytest.mark.parametrize("script", ["causal_graph"])
 def test_parents_are_not_read_from_a_device(script, capsys, monkeypatch, tmp_path):
     with little():
         flags = ["--parents", "/dev/zero", "--out", tmp_path]
@@ -255,7 +255,7 @@ def test_a_model_larger_than_its_weights_is_not_built(tmp_path):
 
 @pytest.fixture
 def read_arrays(monkeypatch):
-    return analysis_module("user_arrays", monkeypatch).read_arrays
+    return arrays.read_arrays
 
 
 def archive(path: Path, members: list[tuple[str, bytes]]) -> Path:
@@ -502,26 +502,3 @@ def test_a_checkpoint_that_was_passed_over_takes_no_place_of_a_whole_one(tmp_pat
     os.truncate(tmp_path / "step_000000006.safetensors", 3)
     with pytest.warns(UserWarning, match="step_000000006"):
         assert load_state(tmp_path, None).step == 5
-
-
-# ---- results of reproduce_paper.py
-
-
-@pytest.mark.parametrize("content", ["[", "[]", "{}", '{"figure": "9"}', '{"row": 5, "faithful": true, "quick": 0}'])
-def test_results_that_are_none_end_in_one_line(content, capsys, monkeypatch, tmp_path):
-    write_files(tmp_path / "figure_9", {"results.json": content})
-    flags = ["--table", tmp_path / "table.md", "--out", tmp_path]
-    assert_refused_in_one_line("reproduce_paper", flags, "results.json", capsys, monkeypatch)
-    assert not (tmp_path / "table.md").exists()
-
-
-@pytest.mark.parametrize(
-    "content", [{"measured": 5}, {"measured": {"x": {}}}, {"measured": {"4": 5}}, {"wall_s": []}, {}]
-)
-def test_measurements_that_are_none_are_named(content, monkeypatch, tmp_path):
-    paper = analysis_module("paper_training", monkeypatch)
-    whole = {"format": paper.FORMAT, "wall_s": 1.0, "cpu_s": 1.0, "measured": {"4": {"loss": 0.5}}}
-    write_checked(tmp_path, paper.PROGRESS, whole)
-    assert paper.Progress(tmp_path).measured == {4: {"loss": 0.5}}
-    write_checked(tmp_path, paper.PROGRESS, {"format": paper.FORMAT} | ({**whole, **content} if content else {}))
-    assert_refused(lambda: paper.Progress(tmp_path), "delete", str(tmp_path), "train again")

@@ -86,7 +86,7 @@ def report(number: str, cells: Sequence[Row]) -> PaperFigure:
         theirs=theirs(number),
         verdict=verdict_on(number, graphs, bool(runs)),
         cells=cells,
-        evidence=[draw(cell) for cell in cells],
+        evidence=[section for cell in cells for section in draw(cell)],
         models={stem(cell["name"]): partial(cc.save_model, cell["model"]) for cell in cells},
     )
 
@@ -150,25 +150,34 @@ def beside_rerun(graph: Row) -> str:
     )
 
 
-def draw(cell: Row) -> figures.Section:
+def draw(cell: Row) -> list[figures.Section]:
     """Weights by slot, both attentions beside the true graph, and the curve of a faithful run."""
     name, graph, model = cell["name"], cell["true"], cell["model"]
+    weights = figures.plot_weight_panels(weight_panels(model, graph))
     attentions = {
         f"{name}: real attention": cell["attention"],
         f"{name}: softmax of A1's position block": block_attention(model),
     }
-    plots: dict[str, Any] = {
-        f"{stem(name)}_weights": figures.plot_weight_panels(weight_panels(model, graph)),
-        f"{stem(name)}_attention": figures.plot_attentions(attentions, graph),
-    }
-    sentence = "The trained matrices, their slots named, and the attention of layer 0, the true edges outlined."
+    attention = figures.plot_attentions(attentions, graph)
+    drawn = [
+        figures.Section(
+            f"{name}, the weights",
+            "The trained matrices, their slots named, beside the true edges.",
+            figures={f"{stem(name)}_weights": weights},
+        ),
+        figures.Section(
+            f"{name}, the attention",
+            "Attention of layer 0, a row for each position that looks; true edges outlined.",
+            figures={f"{stem(name)}_attention": attention},
+        ),
+    ]
     if "run" in cell["graph"]:
         curves = {
             key.replace("_", " "): [(entry["step"], entry[key]) for entry in cell["graph"]["run"]["history"]]
             for key in ("mean_block_attention", "min_block_attention")
         }
-        plots[f"{stem(name)}_curve"] = figures.plot_curves(
-            curves, xlabel="step", ylabel="attention to the parent (block)", levels={"one half": 0.5}
-        )
-        sentence += " Below: the attention to the parents in training."
-    return figures.Section(name, sentence, figures=plots)
+        label = "attention to the parent (block)"
+        curve = figures.plot_curves(curves, xlabel="step", ylabel=label, levels={"one half": 0.5})
+        sentence = "Attention to the parents in training, in the paper's metric."
+        drawn.append(figures.Section(f"{name}, in training", sentence, figures={f"{stem(name)}_curve": curve}))
+    return drawn
