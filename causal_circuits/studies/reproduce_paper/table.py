@@ -20,7 +20,7 @@ start and number of steps. Attention is the real pattern averaged over test sequ
 the softmax of A1's position block. A verdict compares in pairs - the same graphs, the same sequences - and gives the
 mean difference with its 95% interval (Student's t) where the record allows it; else it says that nothing is paired.
 Losses in nats; (d_vocab, n_ctx) in brackets. Minutes are wall time on a shared machine, CPU seconds say what the work
-cost.
+cost. Figure 9's record beside three seeds, edge by edge: [FIGURE_9_SEEDS.md](FIGURE_9_SEEDS.md).
 
 | figure | training | what | ours | theirs | verdict | minutes | CPU s | seed | command |
 |---|---|---|---|---|---|---|---|---|---|
