@@ -134,7 +134,7 @@ def _run(study: Study, folder: Path | None, processes: int, output: dict[str, An
         raise CellError(_describe(failures, cells, folder))
     rows = {cell.name: kept[cell.name][0] for cell in cells}
     report = study.report(rows)
-    results = _results(study, report, {name: seconds for name, (_, seconds) in kept.items()}, output)
+    results = _results(study, report, {cell.name: kept[cell.name][1] for cell in cells}, output)
     if folder is not None:
         _write_evidence(study, report, results, folder)
     results["timing"]["wall_s"] = earlier_s + time.perf_counter() - began

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from assertions import unchecked_types
-from interrupted import ended, started
 
 ANALYSES = Path(__file__).resolve().parent.parent / "analyses"
 
@@ -25,24 +24,6 @@ def run_analysis(name: str, flags: Sequence[object], monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
     with unchecked_types(), analysis_module("command_line", monkeypatch).CLAIMED:
         return module.main()
-
-
-def leave_pictures_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The main job writes everything but pictures and pages, which take nine tenths of a small run."""
-    job = analysis_module("recover_and_prove", monkeypatch)
-    monkeypatch.setattr(job, "draw_figures", lambda findings: {})
-    monkeypatch.setattr(job, "write_page", lambda *given: None)
-
-
-def _exit_with_numbers(name: str, flags: Sequence[object]) -> None:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        leave_pictures_out(monkeypatch)
-        sys.exit(run_analysis(name, flags, monkeypatch))
-
-
-def numbers_of_a_process(name: str, *flags: object) -> int | None:
-    """The exit status of the main job, without pictures, in a process of its own (forked)."""
-    return ended(started(_exit_with_numbers, name, flags))
 
 
 def run_without_torch(name: str, *flags: object) -> subprocess.CompletedProcess:

@@ -1,4 +1,4 @@
-"""Read a user's arrays from .npz or .safetensors, checked before anything is allocated. Not a script."""
+"""Read a user's arrays from .npz or .safetensors, checked before anything is allocated; nothing is unpickled."""
 
 import zipfile
 import zlib
@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 
-import causal_circuits as cc
+from causal_circuits.storage import UNREADABLE_TENSORS
 
+SUFFIXES = (".npz", ".safetensors")
 NAMES = ("tokens", "target_probs", "labels")
 MOST_BYTES = 2**32  # of one array
 UNREADABLE = (
@@ -24,6 +26,8 @@ UNREADABLE = (
 
 def read_arrays(path: Path) -> dict[str, Any]:
     """`tokens` and one of `target_probs` and `labels`; a ValueError in one line that says what is wrong instead."""
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"DATA must be a file that ends in {' or '.join(SUFFIXES)}: got {path}")
     if not path.is_file():
         raise ValueError(f"DATA must name a readable file: {path} is not one")
     try:
@@ -68,30 +72,32 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, path: Path) -> np.ndarray:
-    """An array, once its header says numbers, not too many, and as many as are there; what was checked is read."""
-    with archive.open(info) as stream:
-        try:
-            shape, dtype = cc.streamed.npy_header(stream)
-        except ValueError as error:
-            raise ValueError(f"{name} in {path}: {error}") from error
-        _check_size(name, shape, dtype.itemsize, path)
-        if prod(shape) * dtype.itemsize != info.file_size - stream.tell():
-            raise ValueError(
-                f"{name} in {path} says shape {list(shape)} but holds {info.file_size - stream.tell():,} bytes"
-            )
-        stream.seek(0)
-        return np.lib.format.read_array(stream, allow_pickle=False)
+    """An array of numbers, if no more than are allowed are there."""
+    if info.file_size > MOST_BYTES:
+        raise ValueError(
+            f"{name} in {path} takes more than {MOST_BYTES // 2**30} GiB, {info.file_size:,} bytes: take fewer "
+            "sequences"
+        )
+    try:
+        with archive.open(info) as stream:
+            array = np.lib.format.read_array(stream, allow_pickle=False)
+    except UNREADABLE:
+        raise
+    except Exception as error:  # numpy raises some ten kinds for a damaged header
+        said = " ".join(str(error).split())[:200] or "not enough memory"
+        raise ValueError(f"{name} in {path} is not a readable .npy array of numbers: {said}") from error
+    if array.dtype.kind not in "iufb":
+        raise ValueError(f"{name} in {path} must be an array of numbers: it is one of {array.dtype}")
+    return array
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import safe_open
-
     try:
         with safe_open(path, framework="pt") as archive:
             names = _wanted(archive.keys(), path)
             for name in names:
                 _check_size(name, archive.get_slice(name).get_shape(), 8, path)
             return {name: archive.get_tensor(name) for name in names}
-    except cc.storage.UNREADABLE_TENSORS as error:
+    except UNREADABLE_TENSORS as error:
         said = " ".join(str(error).split())
         raise ValueError(f"{path} is not a readable .safetensors file: {said[:200]}") from error
