@@ -1,6 +1,5 @@
 """Other kernels: the families keep their promise, errors are what they say, and the search only ever gets worse."""
 
-
 import numpy as np
 import oracles
 import pytest

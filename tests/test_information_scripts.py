@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from scripts import analysis_module, run_without_torch
+from scripts import run_without_torch
 
 import causal_circuits as cc
 from causal_circuits import figures
@@ -177,92 +177,6 @@ def test_a_negative_seed_is_refused():
 
 def test_a_file_of_another_kind_is_refused_before_anything_heavy_is_loaded(tmp_path):
     assert_one_line_refusal(run_without_torch("recover_graph", tmp_path / "data.csv"), ".npz", ".safetensors")
-
-
-def test_gradient_information_measures_and_tells(tmp_path, look_at_report):
-    flags = ("--graph", "chain", "--d-vocab", 2, "--alpha", 1, "--n-ctx", 5, 8, "--sequences", 4000, "--forests", 1)
-    done = run_script("gradient_information", *flags, "--quick", "--out", tmp_path, "--quiet")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert [setting["n_ctx"] for setting in results["settings"]] == [5, 8]
-    for setting in results["settings"]:
-        on_finite = setting["weights"]["by_finite"]
-        assert on_finite["slope"] == pytest.approx(1.0, abs=0.2)
-        assert on_finite["variance_explained"] + on_finite["noise_share"] > 0.9
-    assert results["backward_pass_difference"] < 0.01
-    assert results["forests"][0]["parents_first"] == results["forests"][0]["edges"]
-    assert results["training"]["correlation"][1] > 0.5
-    for setting in results["settings"]:
-        errors = setting["prediction_error"], setting["sampling_error"]
-        assert setting["slope_error_finite"] == pytest.approx(np.hypot(*errors))
-        assert min(errors) > 0
-    assert "Is the gradient the mutual information?" in (tmp_path / "report.html").read_text()
-    look_at_report(tmp_path / "report.html")
-
-
-def settings_with(agreement, slopes: dict[int, tuple[float, float]], error: float = 0.01) -> list:
-    """A setting for each n_ctx, with these slopes on g and on G and this error of both."""
-
-    def comparison(slope: float) -> cc.GradientComparison:
-        return cc.GradientComparison(0.99, slope, (1,), 1.0, 0.98, 0.98, 0.01)
-
-    rest = {"n_sequences": 100, "edge_information": 1.0, "prediction_error": 0.0, "sampling_error": error}
-    rest |= {"slope_error_finite": error, "slope_error_g": error, "scores": {}, "rivals_beaten": 1, "n_rivals": 1}
-    return [
-        agreement.Setting(
-            "chain", 3, 1.0, n_ctx, weights={"by_g": comparison(g), "by_finite": comparison(finite)}, **rest
-        )
-        for n_ctx, (g, finite) in slopes.items()
-    ]
-
-
-def test_the_slope_on_the_expected_gradient_can_fail(monkeypatch):
-    agreement = analysis_module("agreement", monkeypatch)
-    page = analysis_module("agreement_page", monkeypatch)
-    assert page.finite_check(settings_with(agreement, {20: (0.8, 1.02), 100: (0.95, 0.99)})).passed
-    off = page.finite_check(settings_with(agreement, {20: (0.8, 1.07), 100: (0.95, 0.99)}))
-    assert not off.passed
-    assert "the furthest is 7.0 errors from 1" in off.evidence
-
-
-def test_a_slope_on_g_that_stays_away_from_1_is_said(monkeypatch):
-    agreement = analysis_module("agreement", monkeypatch)
-    page = analysis_module("agreement_page", monkeypatch)
-    (towards,) = page.limit_checks(settings_with(agreement, {20: (0.8, 1.0), 100: (0.931, 1.0)}))
-    assert towards.passed
-    assert "0.931 to 0.931, other than 1 beyond its error in 1 of 1" in towards.evidence
-    (away,) = page.limit_checks(settings_with(agreement, {20: (0.9, 1.0), 100: (0.8, 1.0)}))
-    assert not away.passed
-    assert page.limit_checks(settings_with(agreement, {20: (0.9, 1.0)})) == []
-
-
-def test_a_slope_s_error_covers_what_sequences_and_kernels_do(monkeypatch):
-    """Against the scatter of slopes over independent repetitions of everything."""
-    agreement = analysis_module("agreement", monkeypatch)
-    task = cc.InContextTask(cc.chain_graph(8), d_vocab=3, alpha=0.3)
-    slopes, errors = [], []
-    for seed in range(12):
-        pieces = agreement.sequences_in_parts(task.sample(4000, seed=(seed, 1)))
-        kernels = [cc.finite_context_gradient(task, 16, seed=3 * (8 * seed + part)) for part in range(8)]
-        means = [agreement.mean_of_parts(of).value for of in (pieces, kernels)]
-        slopes.append(cc.compare_gradient(*means, task.graph).slope)
-        errors.append(np.hypot(*agreement.slope_errors(pieces, kernels, task.graph)))
-    scatter, said = np.std(slopes, ddof=1), np.sqrt(np.mean(np.square(errors)))
-    assert 0.6 < said / scatter < 1.7  # 12 repetitions know their own scatter to a factor of 1.5
-    assert np.mean(slopes) == pytest.approx(1.0, abs=4 * said / 12**0.5)
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--graph", "ring"), ("chain, pairs, forest", "ring")),
-        (("--n-ctx", 3), ("--n-ctx", "at least 4")),
-        (("--sequences", 5), ("at least 100",)),
-    ],
-)
-def test_gradient_information_refuses_bad_flags(flags, words):
-    assert_one_line_refusal(run_script("gradient_information", *flags), *words)
 
 
 def test_figures_of_a_recovery_show_every_position(batch):

@@ -42,13 +42,13 @@ def variant(name: str) -> Variant:
     return next(variant for variant in VARIANTS if variant.name == name)
 
 
-def empty_model(variant: Variant, task: cc.InContextTask) -> cc.models.HookedTransformer:
+def empty_model(variant: Variant, task: cc.Task) -> cc.models.HookedTransformer:
     """The untrained model, A1 = 0."""
     make = cc.reduced_transformer if variant.reduced else cc.disentangled_transformer
     return make(task.d_vocab, task.n_ctx)
 
 
-def first_stage(variant: Variant, task: cc.InContextTask, steps: int) -> cc.Stage:
+def first_stage(variant: Variant, task: cc.Task, steps: int) -> cc.Stage:
     """Layer 1's attention alone.
 
     Gradient descent takes the step size .3 d_vocab n_ctx^2 / beta0: minus the gradient of A1's last row is
@@ -69,7 +69,7 @@ def second_stage(variant: Variant, steps: int) -> cc.Stage:
 
 def run_stage(
     model: cc.models.HookedTransformer,
-    task: cc.InContextTask,
+    task: cc.Task,
     stage: cc.Stage,
     *,
     beta0: float | None,
@@ -83,7 +83,7 @@ def run_stage(
     return cc.train(model, task, config, record=record, progress=False)
 
 
-def parent_attention(pattern: torch.Tensor, task: cc.InContextTask) -> torch.Tensor:
+def parent_attention(pattern: torch.Tensor, task: cc.Task) -> torch.Tensor:
     """The entries [query_pos, key_pos] of a pattern at (child, parent), one for each edge of the context."""
     return torch.stack([pattern[child, parent] for parent, child in sorted(cc.latent_edges(task.graph))])
 
