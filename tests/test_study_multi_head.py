@@ -65,16 +65,16 @@ def test_every_missing_edge_says_why():
     attention = cc.mean_attention(model, data.tokens[:512])[0, :2]
     alone, given = measure.information_of_true_parents(task, data)
     missing = measure.explain_missing(task, model, found, attention, alone, given, data)
-    assert {(m.parent, m.child) for m in missing} == set(task.graph.edges) - set(found.edges)
+    assert {(m["parent"], m["child"]) for m in missing} == set(task.graph.edges) - set(found.edges)
     for m in missing:
-        if len(MIXED[m.child]) != 2:
-            assert m.explained
-            assert "independent" in m.reason
-        if m.child == 6 and m.parent != task.target_parents[0]:
-            assert not m.explained
-            assert "was not learned" in m.reason
-            assert m.loss_if_carried < 0
-    assert {m.child for m in missing if not m.explained} == {6}
+        if len(MIXED[m["child"]]) != 2:
+            assert m["explained"]
+            assert "independent" in m["reason"]
+        if m["child"] == 6 and m["parent"] != task.target_parents[0]:
+            assert not m["explained"]
+            assert "was not learned" in m["reason"]
+            assert m["loss_if_carried"] < 0
+    assert {m["child"] for m in missing if not m["explained"]} == {6}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import networkx as nx
 
 import causal_circuits as cc
 from causal_circuits.studies.multi_head.measure import measure_heads, measure_training
-from causal_circuits.studies.multi_head.report import Repeat, make_report
+from causal_circuits.studies.multi_head.report import make_report
 from causal_circuits.studies.parents_file import read_parents_file
 from causal_circuits.studies.study import Cell, Report, Study, at_least
 
@@ -126,10 +126,11 @@ class Config(Study):
     def report(self, rows: Mapping[str, Any]) -> Report:
         """What the heads carry, and where a single head stops."""
         heads, single = rows[f"heads seed {self.seed}"], rows[f"one head seed {self.seed}"]
-        repeats = [Repeat(self.seed, heads.excess, single["loss"] - heads.references.edge_posterior)]
+        stops = single["loss"] - heads["references"].edge_posterior
+        repeats = [{"seed": self.seed, "excess": heads["excess"], "single_excess": stops}]
         for seed in range(self.seed + 1, self.seed + self.seeds):
-            many, one = rows[f"all heads seed {seed}"], rows[f"one head seed {seed}"]
-            repeats.append(Repeat(seed, many["excess"], one["excess"]))
+            excess, stops = (rows[f"{name} seed {seed}"]["excess"] for name in ("all heads", "one head"))
+            repeats.append({"seed": seed, "excess": excess, "single_excess": stops})
         return make_report(self.task, heads, single, repeats)
 
 

@@ -1,7 +1,7 @@
 """Heads that are trained one after the other, read, proved, and asked why an edge is missing."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -12,56 +12,7 @@ import torch
 import causal_circuits as cc
 
 NOISE = 2.0  # standard errors
-
-
-@dataclass(frozen=True)
-class MissingEdge:
-    """A true edge that no head carries, and the reason.
-
-    Attributes:
-        parent, child: of the edge.
-        lift: its information given the other parents of the child, and the standard error of that.
-        attention: the largest that a head pays it.
-        loss_if_carried: how much the loss changes when the row is made to carry its true parents, and the standard
-            error of that; NaN if not tried.
-        explained: whether it tells nothing, or is of no use to the model as it is.
-        reason: in words.
-    """
-
-    parent: int
-    child: int
-    lift: float
-    lift_error: float
-    attention: float
-    loss_if_carried: float
-    loss_error: float
-    explained: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class Heads:
-    """What was found in one model with a head for each parent."""
-
-    n_heads: tuple[int, int]
-    steps: int
-    model: Any
-    record: cc.TrainingRecord
-    turns: tuple[cc.Turn, ...]
-    references: cc.ReferenceLosses
-    parents_known: dict[tuple[int, ...], float]
-    test_loss: float
-    found: cc.ExtractedGraph
-    attention: torch.Tensor
-    missing: list[MissingEdge]
-    effect: torch.Tensor
-    ablations: list[cc.AblationResult]
-    information: list[dict[str, Any]]
-
-    @property
-    def excess(self) -> float:
-        """Test loss over the edge posterior, nats."""
-        return self.test_loss - self.references.edge_posterior
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -104,7 +55,7 @@ class Setting:
         return self.task.sample(8192, seed=(self.seed, 4))
 
 
-def measure_training(read: bool, scratch: Path | None, progress: bool | None, **settings: Any) -> dict[str, Any]:
+def measure_training(read: bool, scratch: Path | None, progress: bool | None, **settings: Any) -> Row:
     """The test loss of one training; also the graph in its heads, if it is to be read."""
     setting = Setting(**settings)
     model, _, turns = setting.train(scratch, record=cc.RecordAt(steps=()), progress=progress)
@@ -115,37 +66,34 @@ def measure_training(read: bool, scratch: Path | None, progress: bool | None, **
     return row
 
 
-def measure_heads(scratch: Path | None, progress: bool | None, **settings: Any) -> Heads:
+def measure_heads(scratch: Path | None, progress: bool | None, **settings: Any) -> Row:
     """Train, read, explain, prove."""
     setting = Setting(**settings)
-    task, test, data, n_heads = setting.task, setting.test, setting.data, setting.n_heads
+    task, test, data, n_heads = setting.task, setting.test, setting.data, setting.n_heads[0]
     model, record, turns = setting.train(scratch, progress=progress)
     found = cc.extract_graph(model, task, batch=data)
-    attention = cc.mean_attention(model, test.tokens[:4096])
+    attention = cc.mean_attention(model, test.tokens[:4096])[0, :n_heads]
     alone, given = information_of_true_parents(task, data)
     proof = task.sample(256 if setting.quick else 1024, seed=(setting.seed, 3))
-    in_use = entries_in_use(cc.mean_attention(model, proof.tokens)[0, : n_heads[0]])
-    return Heads(
-        n_heads=(n_heads[0], n_heads[1]),
-        steps=setting.steps,
-        model=model,
-        record=record,
-        turns=turns,
-        references=cc.reference_losses(task, test, seed=setting.seed),
-        parents_known=cc.subset_losses(task, test),
-        test_loss=float(cc.evaluate(model, test).mean()),
-        found=found,
-        attention=attention,
-        missing=explain_missing(task, model, found, attention[0, : n_heads[0]], alone, given, test[:4096]),
-        effect=cc.knock_out_edges(model, proof, entries=in_use).effect,
-        ablations=[cc.ablate_heads(model, proof, [head], "mean") for head in cc.live_heads(model)],
-        information=information_rows(task, alone, given),
-    )
-
-
-def entries_in_use(attention: torch.Tensor) -> list[tuple[int, int, int]]:
-    """(head, query, key) of every entry with at least 1% of its row's attention: cutting less cannot cost much."""
-    return [(head, query, key) for head, query, key in (attention >= 0.01).nonzero().tolist()]
+    # Cutting an entry with less than 1% of its row's attention cannot cost much.
+    in_use = (cc.mean_attention(model, proof.tokens)[0, :n_heads] >= 0.01).nonzero().tolist()
+    references = cc.reference_losses(task, test, seed=setting.seed)
+    loss = float(cc.evaluate(model, test).mean())
+    return {
+        "model": model,
+        "record": record,
+        "turns": turns,
+        "references": references,
+        "parents_known": cc.subset_losses(task, test),
+        "loss": loss,
+        "excess": loss - references.edge_posterior,
+        "found": found,
+        "attention": attention,
+        "missing": explain_missing(task, model, found, attention, alone, given, test[:4096]),
+        "cut": cc.knock_out_edges(model, proof, entries=[(h, q, k) for h, q, k in in_use]).effect,
+        "ablated": {head: cc.ablate_heads(model, proof, [head], "mean") for head in cc.live_heads(model)},
+        "information": information_rows(task, alone, given),
+    }
 
 
 def true_matches(task: cc.InContextTask, number: int) -> cc.Matches:
@@ -170,22 +118,16 @@ def information_of_true_parents(
 
 def information_rows(
     task: cc.InContextTask, alone: cc.ConditionalInformation, given: Sequence[cc.ConditionalInformation]
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """For each parent number, the mean lift over its edges: alone, and given the others."""
     above = {child: cc.parents_of(task.graph, child) for child in range(task.n_ctx - 1)}
-    rows = []
+    rows: list[Row] = []
     for number, t in enumerate(task.target_parents):
         edges = [(i, parents[number]) for i, parents in above.items() if len(parents) == len(task.target_parents)]
-        lifts = [[float(lift.value[i, j, t]) for i, j in edges] for lift in (alone, given[number])]
-        rows.append(
-            {
-                "parent number": number + 1,
-                "of the target": t,
-                "edges": len(edges),
-                "lift alone": fmean(lifts[0]) if edges else float("nan"),
-                "lift given the others": fmean(lifts[1]) if edges else float("nan"),
-            }
-        )
+        row: dict[str, Any] = {"parent number": number + 1, "of the target": t, "edges": len(edges)}
+        for name, lift in (("lift alone", alone), ("lift given the others", given[number])):
+            row[name] = fmean(float(lift.value[i, j, t]) for i, j in edges) if edges else float("nan")
+        rows.append(row)
     return rows
 
 
@@ -197,10 +139,10 @@ def explain_missing(
     alone: cc.ConditionalInformation,
     given: Sequence[cc.ConditionalInformation],
     batch: cc.Batch,
-) -> list[MissingEdge]:
-    """Why each edge that was not found is missing."""
+) -> list[Row]:
+    """Why each true edge that no head carries is missing; explained if it tells nothing, or is of no use here."""
     k, target = len(task.target_parents), task.n_ctx
-    explained = []
+    rows: list[Row] = []
     for parent, child in sorted(set(task.graph.edges) - set(found.edges)):
         above = cc.parents_of(task.graph, child)
         number = above.index(parent)
@@ -210,9 +152,9 @@ def explain_missing(
         if child != target:
             information = given[number] if len(above) == k else alone
             lift, error = (float(part[child, parent, t]) for part in (information.value, information.standard_error))
-        why = True
+        explained = True
         if child == target:
-            why, reason = False, f"no row goes with position {parent}: see the rows of that parent number"
+            explained, reason = False, f"no row goes with position {parent}: see the rows of that parent number"
         elif len(above) != k:
             reason = (
                 f"its child has {len(above)} parents, the target {k}: their transition matrices are independent, and "
@@ -226,14 +168,26 @@ def explain_missing(
             reason = "its child is the last position, whose row has the target's parents to copy"
         else:
             change, change_error = loss_if_carried(task, model, found, child, batch)
-            why = change > -NOISE * change_error
-            use = "is of no use to the model as it is" if why else "was not learned"
+            explained = change > -NOISE * change_error
+            use = "is of no use to the model as it is" if explained else "was not learned"
             reason = (
                 f"attention {weight:.2f}; the row {use}: carrying its parents changes the loss by {change:+.5f} +- "
                 f"{change_error:.5f} nats"
             )
-        explained.append(MissingEdge(parent, child, lift, error, weight, change, change_error, why, reason))
-    return explained
+        rows.append(
+            {
+                "parent": parent,
+                "child": child,
+                "lift": lift,
+                "lift_error": error,
+                "attention": weight,
+                "loss_if_carried": change,
+                "loss_error": change_error,
+                "explained": explained,
+                "reason": reason,
+            }
+        )
+    return rows
 
 
 @torch.no_grad()
