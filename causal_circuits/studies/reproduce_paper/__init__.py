@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +13,15 @@ from causal_circuits.studies.reproduce_paper import forests, ordinary, single, t
 from causal_circuits.studies.reproduce_paper.figure import PaperFigure, Row
 from causal_circuits.studies.reproduce_paper.table import FIGURES, write_table
 from causal_circuits.studies.study import Cell, Report, Study, one_of
+
+FAMILIES: Mapping[str, Any] = {
+    "2": single,
+    "5": two_parents,
+    "6": single,
+    "7": two_parents,
+    "8": ordinary,
+    "9": forests,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +50,8 @@ class Config(Study):
     faithful: bool = False
     """the paper's own training in place of our recipe"""
     table: Path | None = None
-    """also write the table of every figure that lies in the folder of results to this file"""
+    """also write the table of every figure that lies in the folder of results to this file; given alone, nothing is
+    measured, and the page shows no figure"""
 
     def check(self) -> None:
         """A figure of the paper, and a file for the table."""
@@ -61,22 +71,15 @@ class Config(Study):
         """One a training: a graph of Figures 2 and 6, four (faithful: all) of Figure 9, one for each other figure."""
         if self.figure is None and self.table is None:
             raise ValueError(f"name a --figure ({', '.join(FIGURES)} or all), or a --table to write")
-        measured: list[tuple[str, Any, dict[str, Any]]] = []
-        for number in self.numbers:
-            if number in single.GRAPHS:
-                measured += [(f"{number} {graph}", single.measure, {"graph": graph}) for graph in single.GRAPHS[number]]
-            elif number == "5":
-                measured.append(("5", two_parents.measure, {}))
-            elif number == "8":
-                measured.append(("8", ordinary.measure, {}))
-            elif number == "9":
-                chunks = forests.chunks(self.faithful, self.quick)
-                measured += [(f"9 graphs {c[0]} to {c[-1]}", forests.measure, {"graphs": c}) for c in chunks]
         same = {"seed": self.seed, "faithful": self.faithful, "quick": self.quick}
         kind = f"{'faithful ' if self.faithful else ''}{'quick ' if self.quick else ''}seed {self.seed}"
         return [
-            Cell(f"figure {name} {kind}", of, {**own, **same}, scratch=True, progress=True)
-            for name, of, own in measured
+            Cell(
+                f"figure {number} {name} {kind}", FAMILIES[number].measure, {**own, **same}, scratch=True, progress=True
+            )
+            for number in self.numbers
+            if number != "7"  # it is made from the cell of Figure 5
+            for name, own in FAMILIES[number].trainings(number, self.faithful, self.quick).items()
         ]
 
     def report(self, rows: Mapping[str, Row]) -> Report:
@@ -94,7 +97,7 @@ class Config(Study):
             title="How Transformers Learn Causal Structure, figure by figure",
             checks=[figure.check(self.name(figure.number)) for figure in made],
             results={"figures": {number: result["row"] for number, result in results.items()}},
-            sections=[self.section(figure, shown) for figure in made for shown in figure.evidence],
+            sections=[section for figure in made for section in self.sections(figure)],
             summary=[(f"figure {n}", summarize(result)) for n, result in results.items()] + self.about_table(),
             saved=saved,
         )
@@ -103,11 +106,7 @@ class Config(Study):
         """A figure from its cells."""
         training = "5" if number == "7" else number
         cells = [row for name, row in rows.items() if name.startswith(f"figure {training} ")]
-        if number in single.GRAPHS:
-            return single.report(number, cells)
-        if number == "9":
-            return forests.report(cells)
-        return ordinary.report(cells[0]) if number == "8" else two_parents.report(number, cells[0])
+        return FAMILIES[number].report(number, cells)
 
     def results(self, figure: PaperFigure) -> dict[str, Any]:
         """The content of a figure's results.json."""
@@ -135,11 +134,10 @@ class Config(Study):
         kind = "the paper's training" if self.faithful else "our recipe"
         return f"Figure {number}, {kind}{', at toy size' if self.quick else ''}"
 
-    def section(self, figure: PaperFigure, part: Section) -> Section:
-        """A section of a figure, its title and the names of its pictures as on a page of many figures."""
-        plots = {f"{self.folder(figure.number)}_{name}": plot for name, plot in part.figures.items()}
-        title = f"{self.name(figure.number)}: {part.title}"
-        return replace(part, title=title, figures=plots, command=self.command(figure.number))
+    def sections(self, figure: PaperFigure) -> list[Section]:
+        """The pictures of a figure."""
+        number = figure.number
+        return figure.sections(self.name(number), self.folder(number), self.command(number))
 
     def about_table(self) -> list[tuple[str, str]]:
         """The line of the closing table that says where the table of all figures is."""

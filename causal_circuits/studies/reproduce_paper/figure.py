@@ -1,13 +1,24 @@
 """One figure of the paper, made again: what every family of figures hands to the report."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from causal_circuits import figures
 
 Row = Mapping[str, Any]
+GOOD = ("agrees", "improves", "every")  # how a verdict in favour begins
+SHOWS = {
+    "heads": "Attention of each head of layer 0, the true edges of both parent numbers outlined.",
+    "heads_block": "The same in the paper's metric, the softmax of A1's position block.",
+    "loss": "The loss in training, against what can be reached.",
+    "weights": "The trained matrices, their slots named, beside the true edges.",
+    "attention": "Attention, a row for each position that looks; true edges outlined.",
+    "attention_by_position": "Attention to the true parent by position; below the line it counts as not learned.",
+    "attention_by_graph": "Attention to the true parent, graph by graph, beside what the authors' notebook prints.",
+    "curve": "Attention to the parents in training, in the paper's metric.",
+}
 
 
 @dataclass(frozen=True)
@@ -17,11 +28,9 @@ class PaperFigure:
     Attributes:
         number: in the paper.
         content: of its results.json, beside command, seed, versions and times.
-        what: was trained and measured.
-        ours, theirs: numbers, in words.
-        verdict: ours beside theirs.
+        what, ours, theirs, verdict: what was trained, both sides' numbers and how they compare, in words.
         cells: what it was made from, each with the seconds that it took.
-        evidence: sections, with the titles and names of pictures as within the figure.
+        plots: matplotlib's, by name; the end of a name is a key of `SHOWS`, before it stands a graph's name.
         models: name of a folder -> function that writes a model there.
     """
 
@@ -32,10 +41,8 @@ class PaperFigure:
     theirs: str
     verdict: str
     cells: Sequence[Row]
-    evidence: Sequence[figures.Section]
-    models: Mapping[str, Callable[[Path], Any]] = field(default_factory=dict)
-
-    GOOD = ("agrees", "improves", "every")  # how a verdict in favour begins
+    plots: Mapping[str, Any]
+    models: Mapping[str, Callable[[Path], Any]]
 
     def results(self) -> dict[str, Any]:
         """Of results.json: the content, the line of the table, and what it cost."""
@@ -46,11 +53,13 @@ class PaperFigure:
     def check(self, name: str) -> figures.Check:
         """The verdict, with both sides' numbers."""
         claim, evidence = f"{name} - {self.what}: {self.verdict}.", f"Ours: {self.ours}. Theirs: {self.theirs}."
-        return figures.Check(self.verdict.startswith(self.GOOD), claim, evidence)
+        return figures.Check(self.verdict.startswith(GOOD), claim, evidence)
 
-
-def merged_runs(runs: Sequence[Row]) -> dict[str, Any]:
-    """The times of several trainings of one recipe together."""
-    wall_s, cpu_s = (sum(run[name] for run in runs) for name in ("train_wall_s", "train_cpu_s"))
-    times = {"train_wall_s": wall_s, "train_cpu_s": cpu_s, "steps_per_cpu_s": runs[0]["steps_done"] / cpu_s}
-    return {**runs[0], **times, "history": []}
+    def sections(self, name: str, folder: str, command: str) -> list[figures.Section]:
+        """One a picture; files are named after the figure's folder."""
+        made = []
+        for stem, plot in self.plots.items():
+            shown = max((end for end in SHOWS if stem.endswith(end)), key=len)
+            title = f"{name}: {stem.replace('_', ' ')}"
+            made.append(figures.Section(title, SHOWS[shown], command=command, figures={f"{folder}_{stem}": plot}))
+        return made

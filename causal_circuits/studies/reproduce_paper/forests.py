@@ -13,7 +13,13 @@ import networkx as nx
 import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.studies.reproduce_paper.figure import PaperFigure, Row
-from causal_circuits.studies.reproduce_paper.measuring import Paired, block_attention, measure_forest, parent_weights
+from causal_circuits.studies.reproduce_paper.measuring import (
+    Paired,
+    block_attention,
+    measure_forest,
+    paired,
+    parent_weights,
+)
 from causal_circuits.studies.reproduce_paper.training import Job, train_measured
 from causal_circuits.studies.tables import figure_9_parents
 
@@ -33,11 +39,12 @@ COUNTS = (
 )
 
 
-def chunks(faithful: bool, quick: bool) -> list[list[int]]:
-    """The graphs of each cell; the paper's training takes all side by side."""
+def trainings(number: str, faithful: bool, quick: bool) -> dict[str, dict[str, Any]]:
+    """A few graphs each; the paper's training takes all side by side."""
     graphs = list(range(2 if quick else 20))
     size = len(graphs) if faithful else CHUNK
-    return [graphs[start : start + size] for start in range(0, len(graphs), size)]
+    chunks = [graphs[start : start + size] for start in range(0, len(graphs), size)]
+    return {f"graphs {chunk[0]} to {chunk[-1]}": {"graphs": chunk} for chunk in chunks}
 
 
 def measure(graphs: Sequence[int], **settings: Any) -> Row:
@@ -84,7 +91,7 @@ def train_as_the_paper(
     return train_measured(models, tasks, replace(config, seed=job.seed), every=every, measure=look, **job.going_on)[1]
 
 
-def report(cells: Sequence[Row]) -> PaperFigure:
+def report(number: str, cells: Sequence[Row]) -> PaperFigure:
     """All graphs together, beside what the authors recorded."""
     rows = [row for cell in cells for row in cell["rows"]]
     models = [model for cell in cells for model in cell["models"]]
@@ -93,14 +100,14 @@ def report(cells: Sequence[Row]) -> PaperFigure:
     if run is None:
         more = {"held_out": {"chosen_on": CHOSEN_ON, "graphs": len(held_out), **pooled(held_out)}}
     return PaperFigure(
-        "9",
+        number,
         {"graphs": rows, "pooled": pooled(rows), "against_record": asdict(against_record(rows)), **more},
         what=f"{len(rows)} forests, (3, 20)",
         ours=said(rows, faithful=run is not None),
         theirs=theirs(rows),
         verdict=default_verdict(rows) if run is None else faithful_verdict(rows),
         cells=cells,
-        evidence=draw(rows, "our recipe" if run is None else "the paper's training"),
+        plots=draw(rows, "our recipe" if run is None else "the paper's training"),
         models={f"graph_{i:02d}": partial(cc.save_model, model) for i, model in enumerate(models)},
     )
 
@@ -140,7 +147,7 @@ def not_chosen_on(rows: Sequence[Row]) -> list[Row]:
 
 def against_record(rows: Sequence[Row]) -> Paired:
     """Mean block attention to the parent less the authors', on the same graphs."""
-    return Paired.of([row["mean_block_attention"] - row["recorded_block_attention"] for row in rows])
+    return paired([row["mean_block_attention"] - row["recorded_block_attention"] for row in rows])
 
 
 def unlearned(rows: Sequence[Row], metric: str) -> list[dict[str, Any]]:
@@ -219,7 +226,7 @@ def default_verdict(rows: Sequence[Row]) -> str:
     )
 
 
-def draw(rows: Sequence[Row], recipe: str) -> list[figures.Section]:
+def draw(rows: Sequence[Row], recipe: str) -> dict[str, Any]:
     """Attention to the parent by position, and graph by graph beside the authors' numbers."""
     points = {
         name: [(edge["child"], edge[key]) for row in rows for edge in row["parent_attention"]]
@@ -235,15 +242,7 @@ def draw(rows: Sequence[Row], recipe: str) -> list[figures.Section]:
     }
     title = f"Figure 9, {recipe}: {len(points['real attention'])} edges of {len(rows)} forests"
     label = "attention to the true parent, mean over a graph's edges"
-    return [
-        figures.Section(
-            "by position",
-            "Attention to the true parent by position; below the line it counts as not learned.",
-            figures={"attention_by_position": figures.plot_attention_by_position(points, title=title)},
-        ),
-        figures.Section(
-            "by graph",
-            "Attention to the true parent, graph by graph, beside what the authors' notebook prints.",
-            figures={"attention_by_graph": figures.plot_groups(per_graph, xlabel=label, levels={"one half": 0.5})},
-        ),
-    ]
+    return {
+        "attention_by_position": figures.plot_attention_by_position(points, title=title),
+        "attention_by_graph": figures.plot_groups(per_graph, xlabel=label, levels={"one half": 0.5}),
+    }

@@ -69,24 +69,12 @@ def measure_forest(model: cc.models.HookedTransformer, task: cc.InContextTask, j
 
 @dataclass(frozen=True)
 class Paired:
-    """The mean of paired differences, with its 95% interval by Student's t; NaN ends with fewer than two pairs.
-
-    >>> Paired.of([1.0, 2.0, 3.0]).mean
-    2.0
-    """
+    """The mean of paired differences, with its 95% interval by Student's t; NaN ends with fewer than two pairs."""
 
     mean: float
     low: float
     high: float
     n: int
-
-    @classmethod
-    def of(cls, differences: Sequence[float]) -> "Paired":
-        """From the differences, one a pair."""
-        ends = (float("nan"), float("nan"))
-        if len(differences) > 1:
-            ends = ttest_1samp(differences, 0.0).confidence_interval(0.95)
-        return cls(fmean(differences), float(ends[0]), float(ends[1]), len(differences))
 
     @property
     def place(self) -> str:
@@ -97,6 +85,18 @@ class Paired:
 
     def __str__(self) -> str:
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
+
+def paired(differences: Sequence[float]) -> Paired:
+    """From the differences, one a pair.
+
+    >>> paired([1.0, 2.0, 3.0]).mean
+    2.0
+    """
+    low = high = float("nan")
+    if len(differences) > 1:
+        low, high = ttest_1samp(differences, 0.0).confidence_interval(0.95)
+    return Paired(fmean(differences), float(low), float(high), len(differences))
 
 
 def weight_panels(model: cc.models.HookedTransformer, graph: nx.DiGraph) -> list[figures.WeightBlocks]:

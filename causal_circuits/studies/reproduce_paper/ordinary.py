@@ -6,6 +6,7 @@ is the paper's own, with --faithful and without.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,11 @@ from causal_circuits.studies.reproduce_paper.training import Job, train_measured
 PAPER = cc.TrainConfig.joint(2**12, 0.01, optimizer="adamw", weight_decay=2e-4)
 QUICK = cc.TrainConfig.joint(6, 0.01, optimizer="adamw", weight_decay=2e-4, batch_size=64)
 RECORDED_LOSS = 1.762
+
+
+def trainings(number: str, faithful: bool, quick: bool) -> dict[str, dict[str, Any]]:
+    """One."""
+    return {"ordinary transformer": {}}
 
 
 def measure(**settings: Any) -> Row:
@@ -99,19 +105,20 @@ def against_the_lines(
     return {"loss": float(losses.mean()), "lines": compared, "exact_bayes_effective_draws": exact.effective_draws}
 
 
-def report(cell: Row) -> PaperFigure:
+def report(number: str, cells: Sequence[Row]) -> PaperFigure:
     """The model beside the lines."""
+    cell = cells[0]
     content = cell["content"]
     return PaperFigure(
-        "8",
+        number,
         content,
         what="ordinary transformer, chain (10, 20)",
         ours=said(content),
         theirs=f"loss {RECORDED_LOSS}, attention about .7, drawn below their Bayes line (1.7765): of other sequences "
         "than ours",
         verdict=verdict_on(content["lines"]),
-        cells=[cell],
-        evidence=draw(cell),
+        cells=cells,
+        plots=draw(cell),
         models={"ordinary": partial(save_ordinary, cell["weights"], cell["arguments"])},
     )
 
@@ -122,7 +129,7 @@ def save_ordinary(weights: dict[str, torch.Tensor], arguments: Row, folder: Path
     cc.storage.write_files(folder, {"model.safetensors": cc.storage.tensor_bytes(weights), "model.json": text})
 
 
-def draw(cell: Row) -> list[figures.Section]:
+def draw(cell: Row) -> dict[str, Any]:
     """Attention of both layers beside the chain, by position, and the loss against the lines."""
     content, attention, graph = cell["content"], cell["attention"], cell["true"]
     levels = {name.replace("_", " "): line["loss"] for name, line in content["lines"].items()}
@@ -130,23 +137,11 @@ def draw(cell: Row) -> list[figures.Section]:
     patterns = {f"layer {layer}: real attention": attention[layer] for layer in (0, 1)}
     by_position = {"layer 0": [(child, weight) for (_, child), weight in parent_weights(attention[0], graph).items()]}
     title = "Figure 8: an ordinary transformer on the chain"
-    return [
-        figures.Section(
-            "attention",
-            "Attention of both layers, a row for each position that looks; true edges outlined.",
-            figures={"attention": figures.plot_attentions(patterns, graph)},
-        ),
-        figures.Section(
-            "by position",
-            "Attention to the true parent by position; below the line it counts as not learned.",
-            figures={"attention_by_position": figures.plot_attention_by_position(by_position, title=title)},
-        ),
-        figures.Section(
-            "the loss",
-            "The loss in training, against what can be reached.",
-            figures={"loss": figures.plot_curves(curve, xlabel="step", ylabel="cross-entropy (nats)", levels=levels)},
-        ),
-    ]
+    return {
+        "attention": figures.plot_attentions(patterns, graph),
+        "attention_by_position": figures.plot_attention_by_position(by_position, title=title),
+        "loss": figures.plot_curves(curve, xlabel="step", ylabel="cross-entropy (nats)", levels=levels),
+    }
 
 
 def said(content: Row) -> str:

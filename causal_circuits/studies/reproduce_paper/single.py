@@ -7,7 +7,7 @@ from typing import Any
 
 import causal_circuits as cc
 from causal_circuits import figures
-from causal_circuits.studies.reproduce_paper.figure import PaperFigure, Row, merged_runs
+from causal_circuits.studies.reproduce_paper.figure import PaperFigure, Row
 from causal_circuits.studies.reproduce_paper.measuring import (
     block_attention,
     head_roles,
@@ -24,6 +24,11 @@ FAITHFUL = cc.TrainConfig.joint(2**17, 1.0, optimizer="sgd")
 QUICK = cc.TrainConfig.joint(40, 1.0, optimizer="sgd", batch_size=256)
 # Figure 2 shows heat maps only: these come from an independent re-run of the authors' algorithm, in code of its own.
 RERUN = {"loss at step 8,000": 1.8135, "loss at the end": 1.8056, "mean block attention": 0.737, "least": 0.659}
+
+
+def trainings(number: str, faithful: bool, quick: bool) -> dict[str, dict[str, Any]]:
+    """A graph each."""
+    return {graph: {"graph": graph} for graph in GRAPHS[number]}
 
 
 def make_task(graph: str, job: Job) -> cc.InContextTask:
@@ -86,9 +91,16 @@ def report(number: str, cells: Sequence[Row]) -> PaperFigure:
         theirs=theirs(number),
         verdict=verdict_on(number, graphs, bool(runs)),
         cells=cells,
-        evidence=[section for cell in cells for section in draw(cell)],
+        plots={name: plot for cell in cells for name, plot in draw(cell).items()},
         models={stem(cell["name"]): partial(cc.save_model, cell["model"]) for cell in cells},
     )
+
+
+def merged_runs(runs: Sequence[Row]) -> dict[str, Any]:
+    """The times of several trainings of one recipe together."""
+    wall_s, cpu_s = (sum(run[name] for run in runs) for name in ("train_wall_s", "train_cpu_s"))
+    times = {"train_wall_s": wall_s, "train_cpu_s": cpu_s, "steps_per_cpu_s": runs[0]["steps_done"] / cpu_s}
+    return {**runs[0], **times, "history": []}
 
 
 def stem(name: str) -> str:
@@ -150,34 +162,23 @@ def beside_rerun(graph: Row) -> str:
     )
 
 
-def draw(cell: Row) -> list[figures.Section]:
+def draw(cell: Row) -> dict[str, Any]:
     """Weights by slot, both attentions beside the true graph, and the curve of a faithful run."""
     name, graph, model = cell["name"], cell["true"], cell["model"]
-    weights = figures.plot_weight_panels(weight_panels(model, graph))
     attentions = {
         f"{name}: real attention": cell["attention"],
         f"{name}: softmax of A1's position block": block_attention(model),
     }
-    attention = figures.plot_attentions(attentions, graph)
-    drawn = [
-        figures.Section(
-            f"{name}, the weights",
-            "The trained matrices, their slots named, beside the true edges.",
-            figures={f"{stem(name)}_weights": weights},
-        ),
-        figures.Section(
-            f"{name}, the attention",
-            "Attention of layer 0, a row for each position that looks; true edges outlined.",
-            figures={f"{stem(name)}_attention": attention},
-        ),
-    ]
+    plots: dict[str, Any] = {
+        f"{stem(name)}_weights": figures.plot_weight_panels(weight_panels(model, graph)),
+        f"{stem(name)}_attention": figures.plot_attentions(attentions, graph),
+    }
     if "run" in cell["graph"]:
         curves = {
             key.replace("_", " "): [(entry["step"], entry[key]) for entry in cell["graph"]["run"]["history"]]
             for key in ("mean_block_attention", "min_block_attention")
         }
-        label = "attention to the parent (block)"
-        curve = figures.plot_curves(curves, xlabel="step", ylabel=label, levels={"one half": 0.5})
-        sentence = "Attention to the parents in training, in the paper's metric."
-        drawn.append(figures.Section(f"{name}, in training", sentence, figures={f"{stem(name)}_curve": curve}))
-    return drawn
+        plots[f"{stem(name)}_curve"] = figures.plot_curves(
+            curves, xlabel="step", ylabel="attention to the parent (block)", levels={"one half": 0.5}
+        )
+    return plots

@@ -41,17 +41,9 @@ def train_measured(
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Train models side by side; measure and save every so many steps, and at the end.
 
-    Args:
-        models, tasks: member m draws its data from the seed 1000 config.seed + m.
-        config: one stage.
-        every: steps between measurements and between checkpoints.
-        measure: called without arguments: it looks at the models.
-        scratch: folder of the checkpoints and of what was measured; None keeps nothing.
-        watch: is given the seconds of calls that were cut short.
-        progress: as in `cc.train`.
-
-    Returns:
-        The training losses [member, step], and for results.json recipe, times and history.
+    Member m draws its data from the seed 1000 config.seed + m. `measure` looks at the models; what it returns is kept
+    in `scratch` beside the checkpoints. `watch` is given the seconds of calls that were cut short. Returns the losses
+    [member, step], and for results.json recipe, times and history.
 
     Raises:
         ValueError: what was measured before a kill is damaged: it cannot be had without training again.

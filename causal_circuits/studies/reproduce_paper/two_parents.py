@@ -1,5 +1,6 @@
 """Figures 5 and 7: two parents a position, two heads that share the graph between them; one training serves both."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -18,6 +19,11 @@ INIT_SCALE = 1e-4  # of the paper's A at the start
 N_HEADS = (2, 1)
 RECORDED_EXCESS = 0.889 - 0.877  # their last loss less their own Bayes line; roots share one draw there
 RECORDED = "loss 1.195 (step 512), 1.11 (3,072), .94 (3,584), .889 at the end; their Bayes .877 (roots share one draw)"
+
+
+def trainings(number: str, faithful: bool, quick: bool) -> dict[str, dict[str, Any]]:
+    """One."""
+    return {"two parents": {}}
 
 
 def make_task(job: Job) -> cc.InContextTask:
@@ -96,8 +102,9 @@ def spaced(n: int) -> list[int]:
     return sorted({max(1, round(n * k / 200)) for k in range(1, 201)})
 
 
-def report(number: str, cell: Row) -> PaperFigure:
+def report(number: str, cells: Sequence[Row]) -> PaperFigure:
     """Figure 5 shows the heads beside the truth, Figure 7 the weights and the loss."""
+    cell = cells[0]
     content = cell["content"]
     return PaperFigure(
         number,
@@ -106,8 +113,8 @@ def report(number: str, cell: Row) -> PaperFigure:
         ours=said(content),
         theirs=RECORDED,
         verdict=verdict_on(content),
-        cells=[cell],
-        evidence=heads_beside_truth(cell) if number == "5" else weights_and_loss(cell),
+        cells=cells,
+        plots=heads_beside_truth(cell) if number == "5" else weights_and_loss(cell),
         models={"two_parents": partial(cc.save_model, cell["model"])},
     )
 
@@ -138,26 +145,15 @@ def verdict_on(content: Row) -> str:
     )
 
 
-def heads_beside_truth(cell: Row) -> list[figures.Section]:
+def heads_beside_truth(cell: Row) -> dict[str, Any]:
     """Figure 5."""
     model, graph, heads = cell["model"], cell["true"], range(N_HEADS[0])
     real = {f"head {head}: real attention": cell["attention"][head] for head in heads}
     blocks = {f"head {head}: softmax of A1's block": block_attention(model, head) for head in heads}
-    return [
-        figures.Section(
-            "the heads",
-            "Attention of each head of layer 0, the true edges of both parent numbers outlined.",
-            figures={"heads": figures.plot_attentions(real, graph)},
-        ),
-        figures.Section(
-            "the heads' blocks",
-            "The same in the paper's metric, the softmax of A1's position block.",
-            figures={"heads_block": figures.plot_attentions(blocks, graph)},
-        ),
-    ]
+    return {"heads": figures.plot_attentions(real, graph), "heads_block": figures.plot_attentions(blocks, graph)}
 
 
-def weights_and_loss(cell: Row) -> list[figures.Section]:
+def weights_and_loss(cell: Row) -> dict[str, Any]:
     """Figure 7."""
     content = cell["content"]
     levels = {f"parent {n + 1} known": loss for n, loss in enumerate(content["one_parent_known"])}
@@ -167,12 +163,4 @@ def weights_and_loss(cell: Row) -> list[figures.Section]:
         ylabel="cross-entropy (nats)",
         levels={**levels, "edge posterior": content["edge_posterior"]},
     )
-    panels = figures.plot_weight_panels(weight_panels(cell["model"], cell["true"]))
-    return [
-        figures.Section(
-            "the weights",
-            "The trained matrices, their slots named, beside the true edges.",
-            figures={"weights": panels},
-        ),
-        figures.Section("the loss", "The loss in training, against what can be reached.", figures={"loss": curve}),
-    ]
+    return {"weights": figures.plot_weight_panels(weight_panels(cell["model"], cell["true"])), "loss": curve}
