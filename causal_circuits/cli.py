@@ -15,7 +15,7 @@ import sys
 import warnings
 import webbrowser
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +94,13 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Study, Output]:
     """
     config: type[Study] = importlib.import_module(f"causal_circuits.studies.{name}").Config
     quick = bool(config.QUICK) and "--quick" in arguments
-
-    def together(study: Any, output: Any = Output()) -> tuple[Study, Output]:
-        return study, output
-
-    together.__annotations__ |= {"study": config, "output": Output}
-    if quick:  # its defaults are those of --quick
-        together.__defaults__ = (config.quickly(), Output())
+    study: tuple[Any, ...] = ("study", config, field(default=config.quickly())) if quick else ("study", config)
+    command: Any = make_dataclass("Command", [study, ("output", Output, field(default=Output()))])
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), _wide(not {"-h", "--help"} & set(arguments)):
-            return tyro.cli(
-                together,
+            given = tyro.cli(
+                command,
                 prog=f"{name}.py",
                 description="",
                 args=[argument for argument in arguments if not (quick and argument == "--quick")],
@@ -115,6 +110,7 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Study, Output]:
         if stopped.code in (0, None):  # --help
             raise
         raise ValueError(_one_line(said.getvalue())) from None
+    return given.study, given.output
 
 
 @contextlib.contextmanager
@@ -144,7 +140,7 @@ def _one_line(box: str) -> str:
     """What a framed message of tyro says, without frame and help."""
     body = re.split(r"─{20,} │|\n│ ─", box.replace("╮", "╮\n"))[0]
     words = " ".join(line.strip("│ ") for line in body.splitlines() if line.startswith("│"))
-    return re.sub("^Error parsing (study|output): ", "", " ".join((words or box).split()))
+    return re.sub(r"^Error parsing (study|output): |(?<=argument ')(study|output)\.", "", " ".join((words or box).split()))
 
 
 def _tell(name: str, text: str) -> None:
