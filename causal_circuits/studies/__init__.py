@@ -8,6 +8,7 @@
 import lazy_loader
 
 NAMES = (
+    "circuit_proof",
     "causal_graph",
     "generalization",
     "gradient_information",
