@@ -181,8 +181,7 @@ def _measure(cell: Cell, head: dict[str, Any], folder: Path | None, quiet: bool)
     if folder is not None:
         place = _place(cell, folder)
         write_checked(place.parent, place.name, head | {"seconds": seconds, "result": values}, tensors or None)
-        for left in place.parent.glob(f"{place.name}.*.scratch") if cell.scratch else ():
-            shutil.rmtree(left, ignore_errors=True)
+        _remove_scratch(cell, folder)
     return result, seconds
 
 
@@ -196,13 +195,25 @@ def _kept(cells: Sequence[Cell], folder: Path | None) -> dict[str, tuple[Any, fl
         if not path.is_file():
             continue
         try:
-            head, tensors = read_checked(path, FORMAT, "cell")
-            expected = _head(cell)
-            if first_difference({name: head.get(name) for name in expected}, expected) is None:
-                found[cell.name] = decode(head["result"], tensors), float(head["seconds"])
-        except (ValueError, OSError, KeyError) as error:
+            earlier = _read(path, _head(cell))
+        except (ValueError, OSError) as error:
             sys.stderr.write(f"{error}: measured again\n")
+            continue
+        if earlier is not None:
+            found[cell.name] = earlier
+            _remove_scratch(cell, folder)  # of a run that was killed just before it did so
     return found
+
+
+def _read(path: Path, expected: Mapping[str, Any]) -> tuple[Any, float] | None:
+    """The result of a cell and its seconds; None where anything that decides its numbers is another."""
+    head, tensors = read_checked(path, FORMAT, "cell")
+    if first_difference({name: head.get(name) for name in expected}, expected) is not None:
+        return None
+    try:
+        return decode(head["result"], tensors), float(head["seconds"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the cell {path} is damaged ({error})") from error
 
 
 def _place(cell: Cell, folder: Path) -> Path:
@@ -215,6 +226,12 @@ def _scratch(cell: Cell, head: Mapping[str, Any], folder: Path) -> Path:
     """Where a cell keeps checkpoints: those of other settings are in another folder."""
     place, mark = _place(cell, folder), hashlib.sha256(json.dumps(head).encode()).hexdigest()[:12]
     return place.with_name(f"{place.name}.{mark}.scratch")
+
+
+def _remove_scratch(cell: Cell, folder: Path) -> None:
+    place = _place(cell, folder)
+    for left in place.parent.glob(f"{place.name}.*.scratch") if cell.scratch else ():
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _head(cell: Cell) -> dict[str, Any]:

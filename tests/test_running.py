@@ -150,14 +150,34 @@ def test_a_damaged_cell_is_named_and_measured_again(tmp_path, measured, capsys, 
 
 
 @pytest.mark.parametrize(
-    "result", [{"class": "pathlib:Path", "fields": {}}, {"class": "builtins:dict", "fields": {}}, {"odd": 1}]
+    "change",
+    [
+        {"seconds": "x"},
+        {"result": {"odd": 1}},
+        {"result": {"tensor": "t9"}},
+        {"result": {"tensor": []}},
+        {"result": {"tuple": 5}},
+        {"result": {"dict": [[1]]}},
+        {"result": {"dict": [[[], 1]]}},
+        {"result": {"class": 5, "fields": {}}},
+        {"result": {"class": "pathlib:Path", "fields": {}}},
+        {"result": {"class": "builtins:dict", "fields": {}}},
+        {"result": {"class": "causal_circuits.storage:os", "fields": {}}},
+        {"result": {"class": "causal_circuits.graphs:GraphRecovery", "fields": {"x": 1}}},
+        {"result": {"class": "causal_circuits.graphs:GraphRecovery", "fields": []}},
+    ],
+    ids=str,
 )
-def test_nothing_but_results_is_decoded_from_a_forged_cell(tmp_path, measured, capsys, result):
-    whole = run(tmp_path, numbers=(1,))
-    head, _ = read_checked(tmp_path / "cells" / "number_1.json", running.FORMAT)
-    write_checked(tmp_path / "cells", "number_1", {**head, "result": result})
+def test_a_forged_cell_is_named_and_measured_again(tmp_path, capsys, change):
+    """Under checksums that fit: nothing but results is decoded."""
+    whole, path = run(tmp_path, numbers=(1,)), tmp_path / "cells" / "number_1.json"
+    head, tensors = read_checked(path, running.FORMAT)
+    write_checked(path.parent, "number_1", {**head, **change}, tensors)
     assert run(tmp_path, numbers=(1,)).results["total"] == whole.results["total"]
-    assert capsys.readouterr().err.count("measured again\n") == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"the cell {path} is damaged")
+    assert told.endswith("measured again\n")
+    assert told.count("\n") == 1
 
 
 def test_results_come_back_bit_for_bit(tmp_path):
