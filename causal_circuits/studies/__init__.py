@@ -9,6 +9,7 @@ import lazy_loader
 
 NAMES = (
     "circuit_proof",
+    "discovery_benchmark",
     "causal_graph",
     "generalization",
     "gradient_information",

@@ -1,19 +1,17 @@
-"""The figures, the tables and the page of `discovery_benchmark.py`. Not a script.
+"""What the rows of `discovery_benchmark` add up to; every sentence is made of them, and may come out either way."""
 
-Every sentence is made of the rows at hand, and may come out either way.
-"""
-
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from benchmark_rows import PAIRS, Row, cpu_seconds, one_a_model
-from benchmark_subjects import BLIND, LOW_LOSS
-from results_file import versions
+from causal_circuits import circuits, figures
+from causal_circuits.figures import Check, Section
+from causal_circuits.studies.discovery_benchmark.measure import PAIRS
+from causal_circuits.studies.discovery_benchmark.subjects import BLIND, LOW_LOSS
+from causal_circuits.studies.study import Report
+from causal_circuits.studies.tables import where
 
-from causal_circuits import figures
-
+Row = Mapping[str, Any]
 NAMES = {
     None: "-",
     "zero": "zero",
@@ -31,62 +29,69 @@ DRAWN = {  # the file's name: the question, its sentence
     "benchmark_other_tokens": ("resample", "loss", "an entry gets its weight in a run on other tokens"),
     "benchmark_permuted": ("permute", "kl_to_model", "an entry gets its weight in a run with permuted positions"),
 }
-SHOWN = ("graph", "model", "seed", "method", "counterfactual", "metric", "auroc", "auprc", "shd", "exact_parent_rate")
+SHOWN: tuple[str, ...] = (
+    "graph",
+    "model",
+    "seed",
+    "method",
+    "counterfactual",
+    "metric",
+    "auroc",
+    "auprc",
+    "shd",
+    "exact_parent_rate",
+)
 SHOWN += ("regret", "seconds")
 
 
-def draw(rows: Sequence[Row], out: Path, command: str) -> None:
-    """The figures and the page."""
-    folder, shown = out / "figures", []
-    for name, (counterfactual, metric, question) in DRAWN.items():
-        some = [
-            row for row in rows if (row["counterfactual"], row["metric"]) in ((counterfactual, metric), (None, None))
-        ]
-        if not some:
-            continue
-        figures.save_figure(figures.plot_benchmark(some, ("auroc", "exact_parent_rate")), folder / name)
-        sentence = (
-            f"All methods but attention and random are asked the same: {question}. A dot for each graph and seed, a "
-            "bar at the mean; AUROC: the chance that an edge of the latent graph scores above another entry; below: in "
-            "how many rows the parents score highest."
-        )
-        title = f"{NAMES[counterfactual]}, {NAMES[metric]}"
-        shown.append(figures.Section(title, sentence, figures.figure_html(folder / name, alt=sentence), command))
-    figures.write_report(
-        out / "report.html",
+def make_report(rows: Sequence[Row]) -> Report:
+    """Checks, results, sections, closing table."""
+    seconds = sum(row["unit_cpu_seconds"] for row in one_a_model(rows))
+    return Report(
         title="Which methods find the circuit, and by which question?",
-        verdict=verdict(rows),
+        checks=make_checks(rows),
+        results=circuits.plain_values({"rows": rows, "timing": {"cpu_s": seconds}}),
         sections=[
-            *shown,
-            figures.Section(
+            *(plot_question(rows, name) for name in DRAWN),
+            Section(
                 "Methods, counterfactuals, metrics",
                 "Means over graphs and seeds: AUROC, and rows whose parents score highest. Same sequences for all.",
-                figures.table_html(entry_rows(rows), caption="Attention entries of layer 1, held to the graph"),
-                command,
+                table=entry_rows(rows),
             ),
-            figures.Section(
+            Section(
                 "Edges between heads",
                 "How much worse a method's circuits are than the best of their size, nats: what is cut reads its mean "
                 "over sequences and positions, by the loss, and EAP and EAP-IG compare with that mean; where 'other "
                 "tokens' is said, they compare with a run on other tokens, as published.",
-                figures.table_html(regret_rows(rows), caption="Mean regret"),
-                command,
+                table=regret_rows(rows),
             ),
-            figures.Section(
-                "The models",
-                " ".join(loss_lines(rows)),
-                figures.table_html(model_rows(rows), caption="Every model"),
-                command,
-            ),
-            figures.Section(
+            Section("The models", " ".join(loss_lines(rows)), table=model_rows(rows)),
+            Section(
                 "Every number",
                 "Regret in nats; seconds are those of scoring all entries.",
-                figures.table_html([{name: row[name] for name in SHOWN} for row in rows], caption="Every row"),
-                command,
+                table=[{name: row[name] for name in SHOWN} for row in rows],
             ),
         ],
-        meta={"command": command, "CPU time of all models": f"{cpu_seconds(rows):.0f} s", **versions()},
+        summary=summarize(rows, seconds),
     )
+
+
+def plot_question(rows: Sequence[Row], name: str) -> Section:
+    """All methods asked the same question."""
+    counterfactual, metric, question = DRAWN[name]
+    some = [row for row in rows if (row["counterfactual"], row["metric"]) in ((counterfactual, metric), (None, None))]
+    return Section(
+        f"{NAMES[counterfactual]}, {NAMES[metric]}",
+        f"All methods but attention and random are asked the same: {question}. A dot for each graph and seed, a bar at "
+        "the mean; AUROC: the chance that an edge of the latent graph scores above another entry; below: in how many "
+        "rows the parents score highest.",
+        figures={name: figures.plot_benchmark(some, ("auroc", "exact_parent_rate"))} if some else {},
+    )
+
+
+def one_a_model(rows: Sequence[Row]) -> list[Row]:
+    """The first row of every model."""
+    return list({(row["graph"], row["model"], row["seed"]): row for row in reversed(rows)}.values())[::-1]
 
 
 def asked(rows: Sequence[Row]) -> list[tuple[str, str | None, str | None]]:
@@ -94,34 +99,33 @@ def asked(rows: Sequence[Row]) -> list[tuple[str, str | None, str | None]]:
     return list(dict.fromkeys((row["method"], row["counterfactual"], row["metric"]) for row in rows))
 
 
-def of(rows: Iterable[Row], **wanted: Any) -> list[Row]:
-    """The rows with these values."""
-    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
-
-
-def entry_rows(rows: Sequence[Row]) -> list[Row]:
+def entry_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """A line for each method and question: AUROC and exact parents of every kind of model."""
     lines = []
     for method, counterfactual, metric in asked(rows):
-        line: Row = {"method": method, "in place of an entry": NAMES[counterfactual], "metric": NAMES[metric]}
+        line: dict[str, Any] = {
+            "method": method,
+            "in place of an entry": NAMES[counterfactual],
+            "metric": NAMES[metric],
+        }
         for kind in kinds(rows):
-            some = of(rows, method=method, counterfactual=counterfactual, metric=metric, model=kind)
+            some = where(rows, method=method, counterfactual=counterfactual, metric=metric, model=kind)
             line[f"{kind}: AUROC"] = round(fmean(row["auroc"] for row in some), 3)
             line[f"{kind}: exact parents"] = f"{fmean(row['exact_parent_rate'] for row in some):.0%}"
         lines.append(line)
     return lines
 
 
-def regret_rows(rows: Sequence[Row]) -> list[Row]:
+def regret_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """A line for each method that was asked of edges between heads: mean regret of every kind of model."""
     lines = []
     for method, counterfactual, metric in asked(rows):
-        some = of(rows, method=method, counterfactual=counterfactual, metric=metric)
+        some = where(rows, method=method, counterfactual=counterfactual, metric=metric)
         if any(row["regret"] is None for row in some):
             continue
         name = f"{method}, other tokens" if (counterfactual, metric) == PAIRS else method
         lines.append(
-            {"method": name} | {k: round(fmean(r["regret"] for r in of(some, model=k)), 3) for k in kinds(rows)}
+            {"method": name} | {k: round(fmean(r["regret"] for r in where(some, model=k)), 3) for k in kinds(rows)}
         )
     return lines
 
@@ -131,7 +135,7 @@ def kinds(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["model"] for row in rows))
 
 
-def model_rows(rows: Sequence[Row]) -> list[Row]:
+def model_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One row for each model: how it came about, its loss, its attention, its parents by exact knock-out."""
     return [
         {
@@ -153,17 +157,17 @@ def rates_of(rows: Sequence[Row], model: Row) -> list[float]:
     same = {name: model[name] for name in ("graph", "model", "seed")}
     return [
         row["exact_parent_rate"]
-        for row in of(rows, method="exact", counterfactual="zero", metric="kl_to_model", **same)
+        for row in where(rows, method="exact", counterfactual="zero", metric="kl_to_model", **same)
     ]
 
 
 def loss_lines(rows: Sequence[Row]) -> list[str]:
     """What the losses say of models of the same graph and seed, on the same test sequences."""
     models = one_a_model(rows)
-    trained = {(row["graph"], row["seed"]): row["loss"] for row in of(models, model="trained")}
+    trained = {(row["graph"], row["seed"]): row["loss"] for row in where(models, model="trained")}
     lines = []
     for kind in ("adam", "decoy"):
-        some = [row for row in of(models, model=kind) if (row["graph"], row["seed"]) in trained]
+        some = [row for row in where(models, model=kind) if (row["graph"], row["seed"]) in trained]
         if not some:
             continue
         excess = [row["loss"] - trained[row["graph"], row["seed"]] for row in some]
@@ -176,28 +180,30 @@ def loss_lines(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def verdict(rows: Sequence[Row]) -> list[figures.Check]:
+def make_checks(rows: Sequence[Row]) -> list[Check]:
     """What the rows say of planted models, of questions, and of models that predict without the graph."""
     checks = []
-    planted = of(rows, model="planted")
+    planted = where(rows, model="planted")
     forests = [row for row in planted if row["graph"] != "two-parent"]
     several = [row for row in planted if row["graph"] == "two-parent"]
     for method, claim in (
         ("exact", "Exact knock-out (zero, divergence) puts every planted edge first"),
         ("eap_ig", "Integrated gradients, asked the same (zero, divergence), put every edge of planted forests first"),
     ):
-        same = of(planted if method == "exact" else forests, method=method, counterfactual="zero", metric="kl_to_model")
+        same = where(
+            planted if method == "exact" else forests, method=method, counterfactual="zero", metric="kl_to_model"
+        )
         if same:
             least = min(row["auroc"] for row in same)
-            other = [row["auroc"] for row in of(several, method=method, counterfactual="zero", metric="kl_to_model")]
+            other = [row["auroc"] for row in where(several, method=method, counterfactual="zero", metric="kl_to_model")]
             more = f"; with two parents {min(other):.3f}" if other else ""
-            checks.append(figures.Check(least == 1.0, claim, f"AUROC {least:.3f} at least{more}"))
+            checks.append(Check(least == 1.0, claim, f"AUROC {least:.3f} at least{more}"))
     blind = [row for row in planted if row["counterfactual"] in ON_TOKENS]
     if blind:
         least, most = min(row["auroc"] for row in blind), max(row["auroc"] for row in blind)
         names = ", ".join(sorted({row["method"] for row in blind}))
         checks.append(
-            figures.Check(
+            Check(
                 least == most == 0.5,
                 "Against other tokens, or the mean over sequences, no method sees planted attention between positions",
                 f"AUROC {least:.3f} to {most:.3f} ({names})",
@@ -207,7 +213,7 @@ def verdict(rows: Sequence[Row]) -> list[figures.Check]:
     if models:
         found = sum(row["optimum_found"] for row in models)
         checks.append(
-            figures.Check(
+            Check(
                 found == len(models),
                 "On planted circuits the best of all circuits is the planted one, edge for edge",
                 f"by the divergence from the whole model, on {found} of {len(models)}",
@@ -216,15 +222,17 @@ def verdict(rows: Sequence[Row]) -> list[figures.Check]:
     return [*checks, *decoy_check(rows)]
 
 
-def decoy_check(rows: Sequence[Row]) -> list[figures.Check]:
+def decoy_check(rows: Sequence[Row]) -> list[Check]:
     """Whether exact knock-out separates trained models from decoys, all of them counted."""
-    cut = of(rows, method="exact", counterfactual="zero", metric="kl_to_model")
-    rates = {kind: [row["exact_parent_rate"] for row in of(cut, model=kind)] for kind in ("trained", "decoy", "adam")}
+    cut = where(rows, method="exact", counterfactual="zero", metric="kl_to_model")
+    rates = {
+        kind: [row["exact_parent_rate"] for row in where(cut, model=kind)] for kind in ("trained", "decoy", "adam")
+    }
     if not (rates["trained"] and rates["decoy"]):
         return []
     adam = f"; Adam from zero: {min(rates['adam']):.0%} to {max(rates['adam']):.0%}" if rates["adam"] else ""
     return [
-        figures.Check(
+        Check(
             min(rates["trained"]) > max(rates["decoy"]),
             "Exact knock-out tells models trained by the recipe from those that began with the graph in other rows",
             f"parents are the entries that cost most in {min(rates['trained']):.0%} of rows or more (trained), "
@@ -233,21 +241,19 @@ def decoy_check(rows: Sequence[Row]) -> list[figures.Check]:
     ]
 
 
-def table(rows: Sequence[Row], out: Path) -> str:
+def summarize(rows: Sequence[Row], seconds: float) -> list[tuple[str, str]]:
     """Means over graphs and seeds, a line for each method and question; then regrets and losses."""
     names = kinds(rows)
-    head = f"{'method':21s} {'in place of an entry':33s} {'metric':16s}"
-    lines = ["AUROC of edges, rows with exact parents", head + "".join(f"{kind:>14s}" for kind in names)]
+    head = f"{'in place of an entry':33s} {'metric':16s}" + "".join(f"{kind:>14s}" for kind in names)
+    lines = [("method", f"{'':21s} {head} (AUROC, rows with exact parents)")]
     for line in entry_rows(rows):
         shown = (f"{line[f'{kind}: AUROC']:8.3f} {line[f'{kind}: exact parents']:>5s}" for kind in names)
-        lines.append(f"{line['method']:21s} {line['in place of an entry']:33s} {line['metric']:16s}" + "".join(shown))
-    lines.append("mean regret of circuits of edges between heads, nats (mean, loss)")
+        about = f"{line['method']:21s} {line['in place of an entry']:33s} {line['metric']:16s}"
+        lines.append(("edges", about + "".join(shown)))
     for line in regret_rows(rows):
-        lines.append(f"{line['method']:72s}" + "".join(f"{line[kind]:14.3f}" for kind in names))
+        lines.append(("regret", f"{line['method']:72s}" + "".join(f"{line[kind]:14.3f}" for kind in names)))
     for kind in names:
         excess = [row["excess_over_edge_posterior"] for row in one_a_model(rows) if row["model"] == kind]
-        lines.append(f"{kind:8s} test loss {min(excess):+.4f} to {max(excess):+.4f} nats from the edge posterior")
-    lines += loss_lines(rows)
-    lines.append(f"time     {cpu_seconds(rows):.0f} CPU seconds for {len(one_a_model(rows))} models")
-    lines.append(f"look at  {out / 'report.html'}")
-    return "\n".join(lines)
+        lines.append((kind, f"test loss {min(excess):+.4f} to {max(excess):+.4f} nats from the edge posterior"))
+    lines += [("losses", line) for line in loss_lines(rows)]
+    return [*lines, ("time", f"{seconds:.0f} CPU seconds for {len(one_a_model(rows))} models")]
