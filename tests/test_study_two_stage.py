@@ -1,21 +1,22 @@
 """Algorithm 1 and its rates: power laws are recovered, stage 1 finds the parents, longer contexts do better."""
 
-import json
-
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scripts import analysis_module, assert_refused_in_one_line, run_analysis
 
 import causal_circuits as cc
+from causal_circuits.studies import algorithm_1, two_stage
+from causal_circuits.studies.algorithm_1 import VARIANTS
+from causal_circuits.studies.power_laws import fit_power_law
+from causal_circuits.studies.tables import figure_9_parents
 
 LENGTHS = [10, 20, 40, 80, 160]
 
 
 @given(exponent=st.floats(-3.0, 1.0), prefactor=st.floats(0.01, 100.0))
 def test_an_exact_power_law_is_recovered(exponent: float, prefactor: float) -> None:
-    from power_laws import fit_power_law
 
     law = fit_power_law(LENGTHS, [prefactor * n**exponent for n in LENGTHS])
     assert law.exponent == pytest.approx(exponent, abs=1e-9)
@@ -26,7 +27,6 @@ def test_an_exact_power_law_is_recovered(exponent: float, prefactor: float) -> N
 
 
 def test_the_interval_covers_the_true_exponent_about_as_often_as_it_says() -> None:
-    from power_laws import fit_power_law
 
     generator, at = np.random.default_rng(0), np.repeat(LENGTHS, 3)
     covered = 0
@@ -37,7 +37,6 @@ def test_the_interval_covers_the_true_exponent_about_as_often_as_it_says() -> No
 
 
 def test_too_little_to_fit_is_said() -> None:
-    from power_laws import fit_power_law
 
     assert fit_power_law([10, 10], [1.0, 2.0]) is None
     assert fit_power_law([10, 20], [0.0, float("nan")]) is None
@@ -46,16 +45,8 @@ def test_too_little_to_fit_is_said() -> None:
     assert "too few points" in str(two)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def analyses_on_path():
-    """Modules that the scripts share can be imported by name."""
-    with pytest.MonkeyPatch.context() as patch:
-        yield analysis_module("power_laws", patch)
-
-
 @pytest.mark.parametrize("variant", ["GRADIENT_DESCENT", "REDUCED_ADAM", "FULL_ADAM"])
 def test_stage_1_finds_the_parents_and_moves_nothing_else(variant: str) -> None:
-    import algorithm_1
 
     chosen = getattr(algorithm_1, variant)
     task = cc.InContextTask(cc.graph_from_parents([None, 0, 0, 1, None, 4, None]), d_vocab=3, alpha=0.3)
@@ -72,8 +63,7 @@ def test_stage_1_finds_the_parents_and_moves_nothing_else(variant: str) -> None:
     assert moved == ["blocks.0.attn.W_Q"]
 
 
-def test_stage_2_moves_layer_2_alone_and_lowers_the_loss() -> None:
-    import algorithm_1
+def test_stage_2_moves_layer_1_alone_and_lowers_the_loss() -> None:
 
     task = cc.InContextTask(cc.chain_graph(12), d_vocab=3, alpha=0.3)
     chosen, test = algorithm_1.GRADIENT_DESCENT, task.sample(2000, seed=(0, 2))
@@ -89,8 +79,6 @@ def test_stage_2_moves_layer_2_alone_and_lowers_the_loss() -> None:
 
 def test_gradient_descent_s_rate_is_the_theorems() -> None:
     """1 - attention falls like 1 / n_ctx: its power of n_ctx is within .15 of -1."""
-    import algorithm_1
-    from power_laws import fit_power_law
 
     missed = []
     for n_ctx in (10, 20, 40):
@@ -104,7 +92,6 @@ def test_gradient_descent_s_rate_is_the_theorems() -> None:
 
 
 def test_the_match_strength_reads_a2_alone() -> None:
-    import algorithm_1
 
     model = cc.warm_start(cc.reduced_transformer(4, 6), 2.5)
     assert algorithm_1.match_strength(model) == pytest.approx(2.5)
@@ -113,8 +100,6 @@ def test_the_match_strength_reads_a2_alone() -> None:
 
 
 def test_contexts_without_some_token_are_known() -> None:
-    import algorithm_1
-    import torch
 
     tokens = torch.tensor([[0, 1, 2], [0, 1, 1], [2, 2, 2], [2, 0, 1]])
     assert algorithm_1.has_every_token(tokens, 3).tolist() == [True, False, False, True]
@@ -125,7 +110,6 @@ def test_contexts_without_some_token_are_known() -> None:
 
 def rows_with_exponent(exponent: float, *, noise: float = 0.03) -> list[dict]:
     """Rows of all variants whose missed attention and loss gap fall like that power, with some scatter of seeds."""
-    from algorithm_1 import VARIANTS
 
     return [
         {
@@ -155,10 +139,9 @@ def rows_with_exponent(exponent: float, *, noise: float = 0.03) -> list[dict]:
     ],
 )
 def test_sentences_say_where_the_exponents_lie(exponent: float, beside: str, end: str) -> None:
-    import two_stage_page
 
     rows = rows_with_exponent(exponent)
-    said = two_stage_page.parting(rows, two_stage_page.fitted(rows, 0))
+    said = two_stage.compare_with_theorem(rows, two_stage.fit(rows, 0))
     assert sum(beside in sentence for sentence in said) == 3
     assert sum(end in sentence for sentence in said) == 4
     others = {"holds -1.00", "flatter than", "steeper than"} - {beside.removeprefix("an interval that "), beside[:12]}
@@ -166,45 +149,39 @@ def test_sentences_say_where_the_exponents_lie(exponent: float, beside: str, end
 
 
 def test_the_long_end_of_single_runs_has_no_error_to_judge_by() -> None:
-    import two_stage_page
-    from power_laws import fit_power_law
 
-    said = two_stage_page.loss_sentence("model", fit_power_law(LENGTHS, [n**-1.0 for n in LENGTHS]))
+    said = two_stage.loss_sentence("model", fit_power_law(LENGTHS, [n**-1.0 for n in LENGTHS]))
     assert "its error is not known" in said
-    assert "too few" in two_stage_page.loss_sentence("model", None)
+    assert "too few" in two_stage.loss_sentence("model", None)
 
 
 def test_a_match_that_falls_with_the_length_is_not_said_to_grow() -> None:
-    import two_stage_page
 
-    assert "does not grow" in two_stage_page.match_sentence([(10, 3.0), (20, 2.5), (40, 4.0)])
-    assert "it grows" in two_stage_page.match_sentence([(10, 2.0), (20, 2.5), (40, 4.0)])
+    assert "does not grow" in two_stage.match_sentence([(10, 3.0), (20, 2.5), (40, 4.0)])
+    assert "it grows" in two_stage.match_sentence([(10, 2.0), (20, 2.5), (40, 4.0)])
 
 
 def test_the_share_of_the_gap_in_contexts_without_some_token_is_counted() -> None:
     """Half of the contexts lack a token; the others have a gap of 2, 1 of the mean gap of 3."""
-    import two_stage_page
 
     row = {"n_ctx": 10, "share_without_some_token": 0.5, "loss_gap": 3.0, "loss_gap_with_all_tokens": 2.0}
-    assert "absent from 50.0% of contexts, which hold 67%" in two_stage_page.absent_sentence([row], 10)
+    assert "absent from 50.0% of contexts, which hold 67%" in two_stage.absent_sentence([row])
 
 
 def test_claims_that_the_rows_contradict_fail() -> None:
-    import two_stage_page
 
     for exponent, passes in ((-1.0, True), (0.3, False)):
         rows = rows_with_exponent(exponent, noise=0.001)
         for row in rows:
             row["missed_attention"] *= 0.9
-        checks = two_stage_page.verdict(rows, two_stage_page.fitted(rows, 0), {})
+        checks = two_stage.make_checks(rows, two_stage.fit(rows, 0), {})
         assert {check.passed for check in checks} == {passes}
 
 
-def test_two_stage_runs_and_writes_its_numbers(tmp_path, capsys, monkeypatch, look_at_report) -> None:
-    assert run_analysis("two_stage", ["--quick", "--quiet", "--out", tmp_path], monkeypatch) == 0
-    printed = capsys.readouterr().out
-    assert "1 of 1 graphs at .99 or more" in printed
-    results = json.loads((tmp_path / "results.json").read_text())
+def test_runs_and_writes_its_numbers(tmp_path, look_at_report) -> None:
+    done = cc.run(two_stage.Config.quickly(), tmp_path, quiet=True)
+    assert "1 of 1 graphs at .99 or more" in done.report.table()
+    results = done.results
     for row in results["figure_9"]:
         assert row["mean_parent_attention"] >= 0.99
         assert row["parents_row_maximum"] == row["edges"]
@@ -215,40 +192,27 @@ def test_two_stage_runs_and_writes_its_numbers(tmp_path, capsys, monkeypatch, lo
         assert results["exponents"][variant]["loss_gap"]["exponent"] < 0
         assert short["loss_gap"] > 0
     look_at_report(tmp_path / "report.html")
-    assert (tmp_path / "figures" / "missed_attention.svg").exists()
-    assert {"command", "config", "versions", "timing"} <= set(results)
 
 
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--lengths", "20"], "--lengths must name at least two different"),
-        (["--lengths", "20", "2"], "--lengths must be at least 3"),
-        (["--steps", "0", "5"], "--steps must be at least 1"),
-        (["--graph", "ring"], "chain, pairs, forest"),
-        (["--d-vocab", "1"], "d_vocab must be an integer of at least 2"),
-        (["--alpha", "nan"], "alpha must be positive"),
+        ({"lengths": (20,)}, "--lengths must name at least two different"),
+        ({"lengths": (20, 2)}, "--lengths must be at least 3"),
+        ({"steps": (0, 5)}, "--steps must be at least 1"),
+        ({"graph": "ring"}, "chain, pairs, forest"),
+        ({"d_vocab": 1}, "d_vocab must be an integer of at least 2"),
+        ({"alpha": float("nan")}, "alpha must be positive"),
     ],
 )
-def test_two_stage_refuses_in_one_line(flags, reason, tmp_path, capsys, monkeypatch) -> None:
-    assert_refused_in_one_line("two_stage", [*flags, "--out", tmp_path], reason, capsys, monkeypatch)
+def test_refuses_bad_flags(flags, reason) -> None:
+    with pytest.raises(ValueError, match=reason):
+        two_stage.Config(**flags)
 
 
 def test_the_graphs_of_figure_9_are_forests_with_182_edges() -> None:
-    import command_line
 
-    graphs = [cc.graph_from_parents(parents) for parents in command_line.read_figure_9()]
+    graphs = [cc.graph_from_parents(parents) for parents in figure_9_parents()]
     assert len(graphs) == 20
     assert {len(graph) for graph in graphs} == {21}
     assert sum(len(cc.latent_edges(graph)) for graph in graphs) == 182
-
-
-def test_quick_shrinks_the_defaults_and_leaves_what_was_asked_for(monkeypatch) -> None:
-    import sys
-
-    import two_stage
-
-    monkeypatch.setattr(sys, "argv", ["two_stage.py", "--quick", "--lengths", "9", "11"])
-    _, arguments = two_stage.parse_arguments()
-    assert arguments.lengths == [9, 11]
-    assert arguments.seeds == 1
