@@ -83,13 +83,11 @@ def numbers(model: cc.models.HookedTransformer, task: cc.InContextTask, job: Job
     counted = {(p, child) for p, child in task.graph.edges if task.graph.in_degree(child) == 2}
     cells = cc.graphs.attention_cells(task.graph)
     two = [(q, keys) for q in range(task.n_ctx) if len(keys := [key for query, key in cells if query == q]) == 2]
-    losses = excess(model, task, test)
-    del losses["loss_error"]
     return {
         "edges": len(counted),
         "recovered": len(counted - set(recovery.missing)),
         "false_edges": len(recovery.false),
-        **losses,
+        **excess(model, task, test),
         "one_parent_known": [cc.subset_loss(task, test, [number]) for number in range(2)],
         # [head][k]: attention of the head to parent number k, averaged over positions with two parents
         "attention_by_head_and_parent": torch.stack([attention[:, q, keys] for q, keys in two]).mean(dim=0).tolist(),
