@@ -28,7 +28,7 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from causal_circuits import figures
+from causal_circuits import figures, native
 from causal_circuits.encoding import decode, encode
 from causal_circuits.locks import exclusive_lock
 from causal_circuits.storage import first_difference, read_checked, write_checked, write_files
@@ -263,10 +263,12 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def fingerprint() -> str:
-    """SHA-256 of the package's source files and its compiled core, in the order of their names."""
+    """SHA-256 of the package's source files, in the order of their names, and of its compiled core, if there is one."""
     package, digest = Path(__file__).parent, hashlib.sha256()
-    for path in sorted([*package.rglob("*.py"), *package.glob("_native*")]):
+    for path in sorted(package.rglob("*.py")):
         digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    if native.available():
+        digest.update(Path(str(native.core().__file__)).read_bytes())
     return digest.hexdigest()
 
 

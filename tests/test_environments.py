@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from assertions import assert_refused
 from matplotlib.figure import Figure
-from scripts import ANALYSES
 
 import causal_circuits as cc
 from causal_circuits import figures
 
 UMLAUTS = "größe ∆"
+ANALYSES = Path(__file__).resolve().parent.parent / "analyses"
 ENVIRONMENTS = {
     "ASCII terminal and read-only home": {"PYTHONIOENCODING": "ascii", "HOME": "/dev/null"},
     # to Python file names are bytes then, which it holds as surrogates, and text files are ASCII by default

@@ -97,7 +97,7 @@ def test_other_code_is_measured_again(tmp_path, measured, monkeypatch, what):
     assert len(measured) == 2
 
 
-def test_the_fingerprint_is_that_of_every_source_file(tmp_path, monkeypatch):
+def test_the_fingerprint_is_that_of_every_source_file_and_of_the_core(tmp_path, monkeypatch):
     for name in ("running.py", "graphs.py"):
         (tmp_path / name).write_text("1")
     monkeypatch.setattr(running, "__file__", str(tmp_path / "running.py"))
@@ -106,9 +106,11 @@ def test_the_fingerprint_is_that_of_every_source_file(tmp_path, monkeypatch):
         (tmp_path / "graphs.py").write_text(text)
         seen.add(of())
     (tmp_path / "graphs.py").rename(tmp_path / "moved.py")
-    (tmp_path / "_native.so").write_bytes(b"core")
     seen |= {of()}
-    assert len(seen) == 3
+    core = cc.native.available()
+    monkeypatch.setattr(running.native, "available", lambda: False)
+    seen |= {of()}
+    assert len(seen) == 3 + core
 
 
 def test_the_source_of_a_study_elsewhere_counts_and_that_of_the_package_is_in_its_fingerprint():

@@ -27,9 +27,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "analyses")]
+sys.path[:0] = [str(ROOT)]
 
-from script_targets import ScriptTargets  # noqa: E402  # the package may not be installed
+from targets import Targets  # noqa: E402  # the package may not be installed
 
 
 class Slow(Exception):
@@ -77,7 +77,7 @@ def main() -> int:
     counts: dict[str, Counter] = {}
     failures, began = [], time.process_time()
     with tempfile.TemporaryDirectory() as name:
-        targets = ScriptTargets(Path(name).resolve() / "files")
+        targets = Targets(Path(name).resolve() / "files")
         os.chdir(name)  # where folders with names like "nan" may be made
         calls = targets.calls()
         if arguments.number is not None:
