@@ -224,7 +224,7 @@ def fit(runs: Sequence[Row], seed: int) -> dict[str, dict[str, PowerLaw | None]]
     return {**laws, "edge posterior": {"loss_gap": law(same_tests, "edge_posterior_gap")}}
 
 
-def summarize_forests(forests: Sequence[Row]) -> dict[str, dict[str, float]]:
+def summarize_forests(forests: Sequence[Row]) -> dict[str, dict[str, int | float]]:
     """For each variant: the least mean attention over graphs, and how many graphs reach .99."""
     summary = {}
     for variant in VARIANTS:
