@@ -34,6 +34,7 @@ from causal_circuits.locks import exclusive_lock
 from causal_circuits.storage import first_difference, read_checked, write_checked, write_files
 from causal_circuits.studies.study import Cell, Report, Study
 
+__all__ = ["CellError", "Run", "run"]
 FORMAT = "causal_circuits.cell/1"
 DECIDING = ("torch", "transformer-lens", "numpy", "networkx", "scipy", "circuitsvis", "matplotlib")
 

@@ -19,7 +19,7 @@ import causal_circuits as cc  # noqa: E402  # the package may not be installed
 
 # In the order in which data flows, as in ARCHITECTURE.md.
 MODULES = ["graphs", "tasks", "information", "models", "recording", "training", "films", "heads", "interventions"]
-MODULES += ["discovery", "generalization", "classical", "circuits", "figures"]
+MODULES += ["discovery", "generalization", "classical", "circuits", "figures", "running"]
 
 HEAD = """# Public names
 
