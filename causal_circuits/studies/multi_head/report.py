@@ -25,6 +25,8 @@ def make_report(task: cc.InContextTask, heads: Row, single: Row, repeats: Sequen
     checks = make_checks(task, heads, cuts, edges, repeats)
     labels = ("graph", "loss", "heads", "ablated", "cut", "seeds")
     missing = [("missing", f"{row['parent']} -> {row['child']}: {row['reason']}") for row in heads["missing"]]
+    if len(missing) > 6:
+        missing[6:] = [("missing", f"and {len(missing) - 6} more, in results.json")]
     further = [("no head", sentence) for sentence in further_sentences(heads["found"])]
     return Report(
         title=f"Did these heads share the graph? ({task.graph.graph.get('name', 'DAG')})",
@@ -33,7 +35,7 @@ def make_report(task: cc.InContextTask, heads: Row, single: Row, repeats: Sequen
         sections=make_sections(task, heads, single, cuts, edges),
         summary=[
             *((label, check.evidence) for label, check in zip(labels, checks, strict=True)),
-            *missing[:6],
+            *missing,
             *further,
             ("one head", about_single(task, single)),
         ],
@@ -200,11 +202,8 @@ def make_checks(
         Check(
             all(row["AUROC, own edges"] > 0.9 for row in cuts if row["edges"]),
             "Cutting attention entries one by one, in each head it is its own edges that hurt",
-            "; ".join(
-                f"{row['head']} {row['effect of its edges']:.4f} nats, another entry "
-                f"{row['effect of other entries']:.4f} (AUROC {row['AUROC, own edges']:.3f})"
-                for row in cuts
-            ),
+            "; ".join(map(said_of_cuts, cuts)),
+        ),
         ),
         Check(
             all(row["excess"] <= MARGIN < row["single_excess"] - row["excess"] for row in repeats),
@@ -213,6 +212,16 @@ def make_checks(
             "; ".join(f"seed {row['seed']}: {row['excess']:+.4f} and {row['single_excess']:+.4f}" for row in repeats),
         ),
     ]
+
+
+def said_of_cuts(row: Row) -> str:
+    """What cutting a head's edges costs, beside cutting another entry."""
+    if not row["edges"]:
+        return f"{row['head']} carries no edge"
+    return (
+        f"{row['head']} {row['effect of its edges']:.4f} nats, another entry {row['effect of other entries']:.4f} "
+        f"(AUROC {row['AUROC, own edges']:.3f})"
+    )
 
 
 def make_sections(task: cc.InContextTask, heads: Row, single: Row, cuts: Sequence[Row], edges: Row) -> list[Section]:
