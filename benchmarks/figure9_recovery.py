@@ -13,7 +13,7 @@ import torch
 
 import causal_circuits as cc
 
-GRAPHS = Path(__file__).resolve().parent.parent / "analyses" / "figure9_graphs.json"
+GRAPHS = Path(__file__).resolve().parent.parent / "causal_circuits" / "studies" / "figure9_graphs.json"
 
 
 def recover_all(parents: list[list[int]], n: int, seed: int, labels: bool) -> dict[str, float]:

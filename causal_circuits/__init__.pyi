@@ -13,7 +13,9 @@ from . import models as models
 from . import native as native
 from . import pages as pages
 from . import recording as recording
+from . import running as running
 from . import storage as storage
+from . import studies as studies
 from . import tasks as tasks
 from . import training as training
 from .classical import chow_liu_tree as chow_liu_tree
@@ -109,6 +111,7 @@ from .recording import RecordAt as RecordAt
 from .recording import Snapshot as Snapshot
 from .recording import TrainingRecord as TrainingRecord
 from .recording import watch_attention as watch_attention
+from .running import run as run
 from .tasks import KERNEL_FAMILIES as KERNEL_FAMILIES
 from .tasks import Batch as Batch
 from .tasks import BatchTask as BatchTask

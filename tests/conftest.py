@@ -20,8 +20,14 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 # With --dist loadfile a worker takes whole files: the long ones first, so that none is left over for one worker alone.
-LONG = ("test_notebooks", "test_imports", "test_goes_on", "test_resume", "test_analyses", "test_turns")
-LONG += ("test_circuits_proof", "test_circuit_analyses", "test_reproduce", "test_readme", "test_circuits_methods")
+LONG = ("test_notebooks", "test_imports", "test_resume", "test_running", "test_turns")
+LONG += (
+    "test_circuits_proof",
+    "test_study_circuit_proof",
+    "test_study_reproduce_paper",
+    "test_readme",
+    "test_circuits_methods",
+)
 FORK = [None, 0, 0, 1, None, 4]  # a root with two children, a grandchild, a second tree; n_ctx 7
 
 settings.register_profile("causal_circuits", deadline=None, derandomize=True, max_examples=25, database=None)

@@ -1,6 +1,5 @@
 """Ablation, knock-out and patching: against loops, against TransformerLens, and always giving the model back."""
 
-
 import oracles
 import pytest
 import torch

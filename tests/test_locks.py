@@ -1,4 +1,4 @@
-"""One process at a time in a folder: trainings with checkpoints, scripts with --out; after kill -9 the next gets in."""
+"""One process at a time in a folder: trainings with checkpoints, studies; after kill -9 the next gets in."""
 
 import errno
 import fcntl
@@ -10,12 +10,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Timer
 
-import numpy as np
 import pytest
 import torch
 from assertions import assert_refused
 from interrupted import CONFIG, FORK, assert_same_weights, ended, new_model, started
-from scripts import analysis_module, assert_refused_in_one_line, run_analysis
 
 import causal_circuits as cc
 from causal_circuits import locks
@@ -136,67 +134,3 @@ def test_of_trainings_that_race_for_a_folder_one_ends_as_if_alone(tmp_path):
     train_there(tmp_path / "alone")
     weights = [cc.storage.read_tensors(tmp_path / name / "step_000000030.safetensors") for name in ("raced", "alone")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
-
-
-# ---- scripts
-
-SCRIPTS = ["induction_head", "causal_graph", "recover_graph", "gradient_information", "two_stage", "generalization"]
-SCRIPTS += ["structure_learning", "circuit_proof", "discovery_benchmark", "multi_head", "unlearned_edges"]
-
-
-@pytest.fixture
-def data(tmp_path) -> Path:
-    """A file of a user's sequences."""
-    batch = cc.InContextTask(cc.chain_graph(5), d_vocab=3).sample(40, seed=1)
-    np.savez(tmp_path / "data.npz", tokens=batch.tokens.numpy(), target_probs=batch.target_probs.numpy())
-    return tmp_path / "data.npz"
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_refuses_a_folder_in_which_another_process_works(script, data, tmp_path, capsys, monkeypatch):
-    flags = [data] if script == "recover_graph" else []
-    with locks.exclusive_lock(tmp_path / "out"):
-        reason = f"{tmp_path / 'out'} is taken by process {os.getpid()} on "
-        assert_refused_in_one_line(script, [*flags, "--quiet", "--out", tmp_path / "out"], reason, capsys, monkeypatch)
-        assert os.listdir(tmp_path / "out") == [".lock"]
-
-
-def test_a_script_gives_its_folder_back_however_it_ends(tmp_path, monkeypatch):
-    command_line = analysis_module("command_line", monkeypatch)
-    results_file = analysis_module("results_file", monkeypatch)
-
-    def work() -> int:
-        results_file.claim_folder(tmp_path)
-        assert_refused(lambda: results_file.claim_folder(tmp_path), "is taken by")
-        return 0
-
-    def stopped() -> int:
-        work()
-        raise KeyboardInterrupt
-
-    assert command_line.exit_status(stopped) == 130
-    assert command_line.exit_status(work) == 0
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("at_work", "asked", "refused"),
-    [("9", "9", True), ("7", "5", True), ("2", "all", True), ("9_faithful", "9", False), ("2", "9", False)],
-)
-def test_several_figures_may_be_made_at_once_but_each_by_one(at_work, asked, refused, tmp_path, capsys, monkeypatch):
-    script, made = analysis_module("reproduce_paper", monkeypatch), []
-
-    def make(job: object, wanted: tuple[str, ...]) -> list[dict]:
-        for figure in wanted:
-            assert (job.folder(figure) / ".lock").is_file()
-        made.extend(wanted)
-        return []
-
-    monkeypatch.setattr(script, "run_figures", make)
-    with locks.exclusive_lock(tmp_path / f"figure_{at_work}"):
-        flags = ["--figure", asked, "--out", tmp_path]
-        if refused:
-            assert_refused_in_one_line("reproduce_paper", flags, "is taken by process", capsys, monkeypatch)
-        else:
-            assert run_analysis("reproduce_paper", flags, monkeypatch) == 0
-    assert made == ([] if refused else [asked])

@@ -18,7 +18,7 @@ from causal_circuits.discovery.edge_scores import EdgeScores
 from causal_circuits.statistics import bernstein_p_value, bernstein_sample_size
 
 ROOT = Path(__file__).resolve().parent.parent
-GRAPHS = json.loads((ROOT / "analyses" / "figure9_graphs.json").read_text())["graphs"]
+GRAPHS = json.loads((ROOT / "causal_circuits" / "studies" / "figure9_graphs.json").read_text())["graphs"]
 FIGURE_9 = [[None if parent < 0 else parent for parent in graph["parents"]] for graph in GRAPHS]
 
 

@@ -1,17 +1,14 @@
-"""Training that is interrupted ends bit for bit where an uninterrupted one does; scripts say how to go on."""
+"""Training that is interrupted ends bit for bit where an uninterrupted one does."""
 
-import json
 import random
 import signal
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from assertions import unchecked_types
 from interrupted import (
     CONFIG,
     EVERY_STEP,
@@ -23,7 +20,6 @@ from interrupted import (
     started,
     stop_at,
 )
-from scripts import analysis_module, leave_pictures_out
 
 import causal_circuits as cc
 
@@ -201,71 +197,3 @@ def test_the_handler_of_ctrl_c_is_put_back(chain_task, tmp_path):
     with pytest.raises(RuntimeError):
         cc.train(new_model(), chain_task, CONFIG, on_record=stop_at(3), checkpoints=cc.Checkpoints(tmp_path))
     assert signal.getsignal(signal.SIGINT) is before
-
-
-# ---- scripts
-
-
-def run_script(folder: Path, interrupted: bool = False) -> None:
-    """The main job at toy size, as the command line runs it; Ctrl-C comes at the first recorded step from 10 on."""
-
-    def train(*given: object, on_record: Callable[[int, object], None], **options: object) -> cc.TrainingRecord:
-        def press(step: int, model: object) -> None:
-            on_record(step, model)
-            if interrupted and step >= 10:
-                signal.raise_signal(signal.SIGINT)
-
-        return cc.training.train(*given, **options, on_record=press)
-
-    flags = ["--d-vocab", 3, "--n-ctx", 6, "--steps", 60, "--seed", 4, "--quiet", "--out", folder]
-    with pytest.MonkeyPatch.context() as patch:
-        leave_pictures_out(patch)
-        job = analysis_module("induction_head", patch)
-        patch.setattr(sys, "argv", ["induction_head.py", *map(str, flags)])
-        patch.setattr(cc, "train", train)
-        with unchecked_types():
-            sys.exit(job.exit_status(job.main))
-
-
-def numbers_of(folder: Path) -> dict:
-    """results.json without what may differ: times, and the folder in the command."""
-    found = json.loads((folder / "results.json").read_text())
-    return {name: value for name, value in found.items() if name not in ("timing", "command", "config")}
-
-
-def test_a_script_stopped_by_ctrl_c_exits_with_130_and_the_same_command_gives_the_same_numbers(tmp_path, capfd):
-    assert ended(started(run_script, tmp_path / "whole")) == 0
-    assert ended(started(run_script, tmp_path / "cut", True)) == 130
-    error = capfd.readouterr().err
-    assert error.startswith("induction_head.py: interrupted at step ")
-    assert error.endswith("give the same command again to go on\n")
-    assert error.count("\n") == 1
-    assert not (tmp_path / "cut" / "results.json").exists()
-    assert ended(started(run_script, tmp_path / "cut")) == 0
-    assert numbers_of(tmp_path / "cut") == numbers_of(tmp_path / "whole")
-    assert not (tmp_path / "cut" / "checkpoints").exists()
-
-
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
-        (KeyboardInterrupt(), 130),
-        (OSError(28, "No space left on device", "results.json"), 1),
-        (cc.DivergenceError("the loss became nan at step 3", 3, 0, None), 1),
-        (cc.CheckpointError("of another run"), 2),
-    ],
-)
-def test_faults_of_the_world_end_a_script_in_one_line(error, status, monkeypatch, capsys):
-    command_line = analysis_module("command_line", monkeypatch)
-
-    def main() -> int:
-        raise error
-
-    assert command_line.exit_status(main) == status
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_a_defect_keeps_its_traceback(monkeypatch):
-    command_line = analysis_module("command_line", monkeypatch)
-    with pytest.raises(ZeroDivisionError):
-        command_line.exit_status(lambda: 1 // 0)

@@ -14,10 +14,10 @@ import torch
 from assertions import assert_refused
 from interrupted import CONFIG, new_model
 from safetensors.torch import save
-from scripts import analysis_module, assert_refused_in_one_line
 
 import causal_circuits as cc
 from causal_circuits.storage import read_checked, read_json, read_rows, read_tensors, write_files
+from causal_circuits.studies.recover_graph.arrays import read_arrays
 
 # ---- nothing is run
 
@@ -142,7 +142,6 @@ def test_an_array_that_is_none_is_refused_and_stays_as_it_is(kind: str, tmp_path
     with zipfile.ZipFile(tmp_path / "data.npz", "w") as archive:
         archive.writestr("tokens.npy", content)
         archive.writestr("labels.npy", npy([0]))
-    read_arrays = analysis_module("user_arrays", monkeypatch).read_arrays
     assert_refused(lambda: read_arrays(tmp_path / "data.npz"), "tokens in", "data.npz")
 
 
@@ -195,31 +194,9 @@ def test_a_film_takes_only_states_of_its_own(tmp_path: Path) -> None:
     assert_refused(lambda: cc.films.SequenceFilm(tokens, tmp_path), str(tmp_path), "another film")
 
 
-# ---- scripts
+# ---- studies
 
 
-@pytest.mark.parametrize("script", ["causal_graph", "multi_head"])
-def test_parents_are_not_read_from_a_device(script: str, capsys, monkeypatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    flags = ["--parents", "/dev/zero", "--out", tmp_path]
-    assert_refused_in_one_line(script, flags, "/dev/zero is not a file", capsys, monkeypatch)
-
-
-@pytest.mark.parametrize("content", ["[", "[]", "{}", '{"figure": "9"}'])
-def test_results_that_are_none_end_in_one_line(content: str, capsys, monkeypatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    write_files(tmp_path / "figure_9", {"results.json": content})
-    flags = ["--table", tmp_path / "table.md", "--out", tmp_path]
-    assert_refused_in_one_line("reproduce_paper", flags, "results.json", capsys, monkeypatch)
-    assert not (tmp_path / "table.md").exists()
-
-
-def test_finished_work_takes_nothing_of_the_users_with_it(monkeypatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """A folder that the user had before, under the name that a script keeps its units in."""
-    going_on = analysis_module("going_on", monkeypatch)
-    elsewhere, units = tmp_path / "elsewhere", going_on.Units(tmp_path / "units", {"program": "a.py"})
-    elsewhere.mkdir()
-    for path in (elsewhere / "thesis.txt", tmp_path / "units" / "notes.txt"):
-        path.write_text("mine")
-    (tmp_path / "units" / "training_link").symlink_to(elsewhere)
-    units.finish()
-    assert [path.name for path in (tmp_path / "units").iterdir()] == ["notes.txt"]
-    assert (elsewhere / "thesis.txt").read_text() == "mine"
+def test_parents_are_not_read_from_a_device():
+    with returns_at_once():
+        assert_refused(lambda: cc.studies.causal_graph.Config(parents=Path("/dev/zero")), "/dev/zero is not a file")

@@ -43,6 +43,12 @@ def save_model(model: HookedTransformer, folder: str | os.PathLike[str]) -> Path
     ...     sorted(path.name for path in save_model(plant_circuit(chain_graph(6), d_vocab=3), folder).iterdir())
     ['model.json', 'model.safetensors']
     """
+    config, weights = model_parts(model)
+    return write_files(folder, {WEIGHTS: tensor_bytes(weights), CONFIG: json.dumps(config, indent=2) + "\n"})
+
+
+def model_parts(model: HookedTransformer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a model of ours is made of: its sizes as JSON values, and its trained weights; errors as `save_model`'s."""
     layout = layout_of(model)
     _check_savable(model)
     trained = {name: p for name, p in model.named_parameters() if name.endswith(STORED)}
@@ -60,7 +66,7 @@ def save_model(model: HookedTransformer, folder: str | os.PathLike[str]) -> Path
         "n_heads": list(layout.n_heads),
         "dtype": str(model.W_U.dtype).removeprefix("torch."),
     }
-    return write_files(folder, {WEIGHTS: tensor_bytes(trained), CONFIG: json.dumps(config, indent=2) + "\n"})
+    return config, trained
 
 
 @check_arguments
@@ -86,20 +92,26 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
     if READ_OUT not in weights:
         raise ValueError(f"{folder / WEIGHTS} holds no {READ_OUT}: save the model again")
     try:
-        config = read_json(folder / CONFIG)
-        if config["format"] != FORMAT:
-            raise ValueError(f"unknown format {config['format']!r}")
-        dtype = DTYPES[config["dtype"]]
-        _check_sizes(config, weights)
-        sizes = {"d_vocab": config["d_vocab"], "n_ctx": config["n_ctx"], "dtype": dtype, "device": device}
-        build = reduced_transformer if config["kind"] == "reduced" else disentangled_transformer
-        model = build(n_heads=config["n_heads"], **sizes)
+        return model_from(read_json(folder / CONFIG), weights, device)
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"{folder / CONFIG} does not describe a model saved by causal_circuits: {error!r}") from error
+        raise ValueError(f"{folder} does not hold a model saved by causal_circuits: {error!r}") from error
+
+
+def model_from(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], device: torch.device | str = "cpu"
+) -> HookedTransformer:
+    """The model of `model_parts`; sizes are compared with the weights before a model of those sizes is built."""
+    if config["format"] != FORMAT:
+        raise ValueError(f"unknown format {config['format']!r}")
+    dtype = DTYPES[config["dtype"]]
+    _check_sizes(config, weights)
+    sizes = {"d_vocab": config["d_vocab"], "n_ctx": config["n_ctx"], "dtype": dtype, "device": device}
+    build = reduced_transformer if config["kind"] == "reduced" else disentangled_transformer
+    model = build(n_heads=config["n_heads"], **sizes)
     parameters = dict(model.named_parameters())
     for name, weight in weights.items():
         if weight.dtype != dtype:
-            raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {name} is {list(weight.shape)} {weight.dtype}")
+            raise ValueError(f"the weights do not fit {CONFIG}: {name} is {list(weight.shape)} {weight.dtype}")
         parameters[name].data.copy_(weight)
     note_origin(model, "a file")
     return model

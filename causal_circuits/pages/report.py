@@ -8,9 +8,9 @@ refuse any. Text is escaped; `Section.body` is HTML, made by `figure_html`, `tab
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from markupsafe import Markup
@@ -68,7 +68,7 @@ class Section:
         body: HTML (views, films, further tables), below the figures.
         command: what to type to make it again.
         figures: name -> figure, side by side; `write_report` saves each beside the page as figures/NAME.png and .svg.
-        table: the numbers, last; folded if long.
+        table: the numbers (a frame, or rows), last; folded if long.
 
     >>> Section("Attention", "Layer 0 looks at the parents.", "<p>a figure</p>").title
     'Attention'
@@ -79,7 +79,7 @@ class Section:
     body: str = ""
     command: str | None = None
     figures: Mapping[str, Figure | Axes] = field(default_factory=dict)
-    table: pd.DataFrame | None = None
+    table: pd.DataFrame | Sequence[Mapping[str, Any]] | None = None
 
 
 @check_arguments
@@ -90,6 +90,7 @@ def write_report(
     verdict: Sequence[Check],
     sections: Sequence[Section],
     meta: Mapping[str, str],
+    command: str | None = None,
     quick: bool = False,
 ) -> Path:
     """Write the page; a reader of `path` sees the old page or the whole new one, never half of it.
@@ -99,7 +100,8 @@ def write_report(
         verdict: the claims and their states; shown first.
         sections: the evidence, in order.
         meta: seed, versions, wall time; shown last.
-        quick: the run was too small to decide anything; a banner says so.
+        command: what makes the page again, below the verdict; None: that of the sections, if they have one.
+        quick: the run was too small to decide anything: a banner says so, and no claim counts as tested.
 
     >>> from tempfile import TemporaryDirectory
     >>> checks = [Check(True, "The graph was found.", "18 of 18 parents")]
@@ -111,8 +113,10 @@ def write_report(
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"a report is written to a file: got the folder {path}; write {path / 'report.html'}")
+    if quick:
+        verdict = [replace(check, state="not tested") for check in verdict]
     bodies = [_body(section, path.parent / "figures") for section in sections]
-    commands = {section.command for section in sections} - {None}
+    commands = {command} if command else {section.command for section in sections} - {None}
     page = render(
         "page.html.jinja",
         title=title,

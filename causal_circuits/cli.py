@@ -1,0 +1,149 @@
+"""The command line of every study: `causal-circuits NAME --flags`, or `python analyses/NAME.py --flags`.
+
+Flags are the fields of the study, --help its docstring. Bad input ends in one line and exit status 2, Ctrl-C in 130, an
+error while measuring in 1.
+"""
+
+import contextlib
+import importlib
+import inspect
+import io
+import os
+import re
+import shlex
+import sys
+import warnings
+import webbrowser
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+import causal_circuits as cc
+from causal_circuits import studies
+from causal_circuits.studies.study import Study
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go, and how."""
+
+    out: Path | None = None
+    """folder of cells, results.json, figures/ and report.html; None: out/NAME"""
+    processes: int = 1
+    """cells measured at once, each in a process of its own"""
+    quiet: bool = False
+    """no progress, only the closing table"""
+    open: bool = False
+    """show report.html in the browser"""
+
+
+def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int:
+    """Run the study of a name; without one the first argument names it, and no argument lists all."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stdout.errors == "strict":  # a path may hold what this terminal's encoding does not
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if name is None:
+        if not given or given[0] in ("-h", "--help", "--version"):
+            print(cc.__version__ if given[:1] == ["--version"] else listing())
+            return 0
+        name = given.pop(0).replace("-", "_")
+        if name not in studies.NAMES:
+            _tell("causal-circuits", f"error: there is no study {name!r}: choose one of {', '.join(studies.NAMES)}")
+            return 2
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *where, **more: _tell(name, str(message))
+            return _run(name, given)
+    except KeyboardInterrupt as stopped:
+        _tell(name, f"{str(stopped) or 'interrupted'}; the same command goes on from here")
+        return 130
+    except BrokenPipeError:  # whoever read the output has gone
+        return 1
+    except ValueError as error:
+        _tell(name, f"error: {error} (see --help)")
+        return 2
+    except (cc.running.CellError, OSError) as error:
+        _tell(name, f"error: {error}")
+        return 1
+
+
+def _run(name: str, given: Sequence[str]) -> int:
+    study, output = parse(name, given)
+    folder = output.out or Path("out") / name
+    command = shlex.join(["python", f"analyses/{name}.py", *given])
+    done = cc.run(study, folder, processes=output.processes, quiet=output.quiet, command=command)
+    page = folder / "report.html"
+    print(done.report.table())
+    print(f"{'time':11s} {done.results['timing']['wall_s']:.1f} s\n{'look at':11s} {page}")
+    if output.open:
+        webbrowser.open(page.resolve().as_uri())
+    return 0
+
+
+def parse(name: str, arguments: Sequence[str]) -> tuple[Study, Output]:
+    """The study and the output flags.
+
+    Raises:
+        ValueError: a flag is unknown or bad; in one line.
+
+    >>> parse("two_stage", ["--lengths", "8", "16", "--seed", "3"])[0].lengths
+    (8, 16)
+    """
+    config: type[Study] = importlib.import_module(f"causal_circuits.studies.{name}").Config
+    quick = bool(config.QUICK) and "--quick" in arguments
+    study: tuple[Any, ...] = ("study", config, field(default=config.quickly())) if quick else ("study", config)
+    command: Any = make_dataclass("Command", [study, ("output", Output, field(default=Output()))])
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), _wide(not {"-h", "--help"} & set(arguments)):
+            given = tyro.cli(
+                command,
+                prog=f"{name}.py",
+                description="",
+                args=[argument for argument in arguments if not (quick and argument == "--quick")],
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+            )
+    except SystemExit as stopped:
+        if stopped.code in (0, None):  # --help
+            raise
+        raise ValueError(_one_line(said.getvalue())) from None
+    return given.study, given.output
+
+
+@contextlib.contextmanager
+def _wide(wanted: bool) -> Iterator[None]:
+    """A terminal in which tyro breaks no line of an error."""
+    before = os.environ.get("COLUMNS")
+    if wanted:
+        os.environ["COLUMNS"] = "10000"
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if before is not None:
+            os.environ["COLUMNS"] = before
+
+
+def listing() -> str:
+    """Every study and the first line of its claim."""
+    lines = ["causal-circuits NAME --flags runs a study; causal-circuits NAME --help explains it.", ""]
+    for name in studies.NAMES:
+        claim = inspect.getdoc(importlib.import_module(f"causal_circuits.studies.{name}").Config) or ""
+        lines.append(f"  {name.replace('_', '-'):22s} {claim.splitlines()[0]}")
+    return "\n".join(lines)
+
+
+def _one_line(box: str) -> str:
+    """What a framed message of tyro says, without frame and help."""
+    body = re.split(r"─{20,} │|\n│ ─", box.replace("╮", "╮\n"))[0]
+    words = " ".join(line.strip("│ ") for line in body.splitlines() if line.startswith("│"))
+    return re.sub(
+        r"^Error parsing (study|output): |(?<=argument ')(study|output)\.", "", " ".join((words or box).split())
+    )
+
+
+def _tell(name: str, text: str) -> None:
+    sys.stderr.write(f"{name}: {' '.join(text.split())}\n")

@@ -1,0 +1,26 @@
+"""Studies: a module a claim, with a `Config` whose fields are the flags. `running.run` runs one.
+
+>>> from causal_circuits import studies
+>>> studies.two_stage.Config(lengths=(8, 16)).lengths
+(8, 16)
+"""
+
+import lazy_loader
+
+NAMES = (
+    "circuit_proof",
+    "discovery_benchmark",
+    "causal_graph",
+    "generalization",
+    "gradient_information",
+    "induction_head",
+    "multi_head",
+    "recover_graph",
+    "reproduce_paper",
+    "structure_learning",
+    "sample_complexity",
+    "two_stage",
+    "unlearned_edges",
+)
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=NAMES)

@@ -1,0 +1,76 @@
+"""Layer 0's attention shows the parent of every position that has one, where predicting well needs the graph."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+
+import causal_circuits as cc
+from causal_circuits.studies.parents_file import read_parents_file
+from causal_circuits.studies.recover_and_prove import RecoverAndProve
+from causal_circuits.studies.study import one_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(RecoverAndProve):
+    """Layer 0's attention shows the parent of every position that has one, where predicting well needs the graph.
+
+    The same job as induction_head.py on any forest: train, read parents out of the attention, tell roots from children
+    by the information in fresh sequences (attention alone cannot: both graphs are shown), find the heads, prove the
+    circuit. The defaults are the setting of the paper's Figure 9. On a star all children are exchangeable: a model
+    trained from zero predicts as well without the graph.
+
+        python analyses/causal_graph.py                              # a random forest drawn from the seed
+        python analyses/causal_graph.py --graph pairs --d-vocab 10
+        python analyses/causal_graph.py --parents my_graph.json      # [-1, 0, 0, 2, null, ...]
+
+    A parents file is a JSON list over the context positions before the query: entry i is the parent of position i, -1
+    or null for a root. The query follows by itself, so n_ctx is the list's length plus one. The folder gets report.html
+    (look at this), results.json, figures/, model/ and record/.
+    """
+
+    n_ctx: int | None = None
+    """context length, query included; None: 20, or what the parents file says"""
+    graph: str = "forest"
+    """chain, pairs or forest"""
+    root_probability: float = 0.5
+    """of --graph forest"""
+    parents: Path | None = None
+    """a JSON list of parents, in place of --graph"""
+
+    def make_graph(self) -> nx.DiGraph:
+        """The graph that the flags name."""
+        if self.parents is not None:
+            return self._graph_of(self.parents)
+        graphs: dict[str, Callable[[int], nx.DiGraph]] = {
+            "chain": cc.chain_graph,
+            "pairs": cc.pairs_graph,
+            "forest": lambda n_ctx: cc.random_forest(n_ctx, self.root_probability, seed=self.seed),
+        }
+        one_of(tuple(graphs), graph=self.graph)
+        return graphs[self.graph](20 if self.n_ctx is None else self.n_ctx)
+
+    def _graph_of(self, path: Path) -> nx.DiGraph:
+        parents = read_parents(path)
+        graph = cc.graph_from_parents(parents)
+        if self.n_ctx not in (None, len(parents) + 1):
+            raise ValueError(
+                f"--n-ctx {self.n_ctx} and {path} disagree: {len(parents)} parents and a query make n_ctx "
+                f"{len(parents) + 1}; leave --n-ctx out"
+            )
+        graph.graph["name"] = path.stem
+        return graph
+
+
+def read_parents(path: Path) -> list[Any]:
+    """A JSON list of parents; a ValueError that says what the file holds instead."""
+    parents = read_parents_file(path, "a list")
+    if not isinstance(parents, list):
+        raise ValueError(
+            f"a parents file must hold a list, one entry a position: {path} holds a {type(parents).__name__}"
+        )
+    if any(isinstance(entry, list) for entry in parents):
+        raise ValueError(f"this analysis takes one parent a position: {path} holds lists of parents")
+    return parents

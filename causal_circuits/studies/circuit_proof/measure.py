@@ -1,0 +1,140 @@
+"""What `circuit_proof` measures: check, search, prove, compare, scrub, and hold to the graph."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+import torch
+
+import causal_circuits as cc
+from causal_circuits import circuits
+from causal_circuits.models import HookedTransformer
+
+KEEPS = 0.99  # the circuit is the smallest that keeps this share of what the best circuit gains
+COUNTERFACTUAL: Final = "mean"
+RECORDED = 20  # steps, dense at the start
+SCRUBBED_WHERE: tuple[Literal["children", "everywhere"], ...] = (
+    "children",
+    "everywhere",
+)  # the paper's claims, and that there is nothing else to the model
+RECIPES = {
+    "zero": lambda steps, seed: cc.TrainConfig(cc.default_stages(steps), seed=seed),
+    "warm": lambda steps, seed: cc.TrainConfig.warm(steps, seed=seed),
+    "adam": lambda steps, seed: cc.TrainConfig.joint(steps, 0.1, seed=seed),  # often predicts without the graph
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that was found out about one model."""
+
+    model: HookedTransformer
+    checks: tuple[circuits.SelfCheck, ...]
+    frontier: circuits.Frontier
+    proof: circuits.CircuitProof
+    discoveries: list[circuits.Discovery]
+    rankings: list[circuits.Ranking]
+    entries: list[tuple[circuits.Discovery, circuits.GraphScores]]
+    knock_out: cc.KnockOut
+    scrubbed: list[cc.Scrubbed]
+    edge_posterior: float
+    n_sequences: int
+    seed: int
+
+    @property
+    def graph_scores(self) -> circuits.GraphScores:
+        """Exact knock-out effects held to the graph."""
+        return self.entries[0][1]
+
+    @property
+    def encodes_graph(self) -> bool:
+        """Whether in nearly every row with parents the entries that matter most are the parents."""
+        return self.graph_scores.exact_parent_rate >= 0.9
+
+    def scrubbing(self, where: str) -> cc.Scrubbed:
+        """Both claims of the paper's hypothesis, held to the positions it makes them of or everywhere."""
+        return next(s for s in self.scrubbed if (s.claim, s.where) == ("both", where))
+
+    def whole(self, task: cc.InContextTask) -> circuits.CircuitModel:
+        """The model as a function of its circuit, on the sequences of the proof."""
+        batch = Batches.of(task, self.n_sequences, self.seed).proof
+        return circuits.circuit_model(self.model, batch, counterfactual=COUNTERFACTUAL, seed=self.seed)
+
+
+class Batches(NamedTuple):
+    """Sequences to prove on, and others to search on."""
+
+    proof: cc.Batch
+    search: cc.Batch
+
+    @classmethod
+    def of(cls, task: cc.InContextTask, n: int, seed: int) -> "Batches":
+        """An eighth of as many to search on."""
+        return cls(task.sample(n, seed=(seed, 3)), task.sample(n // 8, seed=(seed, 5)))
+
+
+def make_task(parents: list, d_vocab: int, alpha: float) -> cc.InContextTask:
+    """The task of a cell's settings."""
+    return cc.InContextTask(cc.graph_from_parents(parents), d_vocab=d_vocab, alpha=alpha)
+
+
+def measure_model(
+    task: Mapping[str, Any], n_sequences: int, seed: int, folder: str, weights: str
+) -> dict[str, Evidence | None]:
+    """The evidence on a saved model; `weights` is their digest, so that other weights are measured again."""
+    return {"evidence": find_evidence(cc.load_model(folder), make_task(**task), n_sequences, seed), "formation": None}
+
+
+def train_and_measure(
+    task: Mapping[str, Any], n_sequences: int, seed: int, recipe: str, steps: int, own_seed: int, prove: bool
+) -> dict[str, Any]:
+    """Train one model, with what every edge did on the way; for one of them, the evidence."""
+    own = make_task(**task)
+    model = cc.disentangled_transformer(own.d_vocab, own.n_ctx)
+    formation = circuits.watch_formation(
+        model,
+        own,
+        RECIPES[recipe](steps, own_seed),
+        record=cc.RecordAt.log_spaced(RECORDED),
+        batch=own.sample(1024, seed=(seed, 4)),
+        counterfactual=COUNTERFACTUAL,
+        seed=seed,
+        progress=False,
+    )
+    return {"evidence": find_evidence(model, own, n_sequences, seed) if prove else None, "formation": formation}
+
+
+def find_evidence(model: HookedTransformer, task: cc.InContextTask, n_sequences: int, seed: int) -> Evidence:
+    """Check, search, prove, compare, scrub, hold to the graph."""
+    batches = Batches.of(task, n_sequences, seed)
+    small = circuits.circuit_model(model, batches.search, counterfactual=COUNTERFACTUAL, seed=seed)
+    frontier = circuits.oracle_frontier(small)
+    whole = circuits.circuit_model(model, batches.proof, counterfactual=COUNTERFACTUAL, seed=seed)
+    discoveries = [circuits.discover(small, method, seed=seed) for method in circuits.METHODS]
+    parts = circuits.entry_model(model, batches.proof, seed=seed)
+    entries = [circuits.discover(parts, method, seed=seed) for method in circuits.METHODS]
+    return Evidence(
+        model=model,
+        checks=circuits.self_checks(model, batches.proof[:256], counterfactual=COUNTERFACTUAL, seed=seed),
+        frontier=frontier,
+        proof=circuits.prove_circuit(whole, frontier.masks[chosen_size(frontier)], seed=seed),
+        discoveries=discoveries,
+        rankings=[circuits.rank(small, found, frontier) for found in discoveries],
+        entries=[(found, circuits.score_against_graph(parts.matrices(found.score), task.graph)) for found in entries],
+        knock_out=cc.knock_out_edges(model, batches.proof),
+        scrubbed=[
+            cc.scrub_hypothesis(model, batches.proof, task, claim, where=where, seed=seed)
+            for where in SCRUBBED_WHERE
+            for claim in ("copy", "match", "both")
+        ],
+        edge_posterior=task.bayes_loss(batches.proof),
+        n_sequences=n_sequences,
+        seed=seed,
+    )
+
+
+def chosen_size(frontier: circuits.Frontier) -> int:
+    """The smallest size that keeps `KEEPS` of what the best circuit gains over none."""
+    cost = frontier.cost
+    enough = cost <= cost[0] - KEEPS * (cost[0] - cost.min())
+    return max(1, int(torch.nonzero(enough)[0]))

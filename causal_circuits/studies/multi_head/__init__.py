@@ -1,0 +1,151 @@
+"""Several heads that share a graph with several parents a position."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import networkx as nx
+
+import causal_circuits as cc
+from causal_circuits.studies.multi_head.measure import measure_heads, measure_training
+from causal_circuits.studies.multi_head.report import make_report
+from causal_circuits.studies.parents_file import read_parents_file
+from causal_circuits.studies.study import Cell, Report, Study, at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Study):
+    """With k parents a position, k heads of layer 0 share the graph between them; one, trained as long, stops above.
+
+    Trains a multi-head disentangled HookedTransformer on sequences in which every token depends on several earlier
+    ones. Heads are put on duty one after the other: each is given, from the mixed second derivative of the loss, the
+    parent that tells most beyond what the heads before it carry. Then reads the union graph out of all heads (which
+    carries which parent, where), names what is missing and why, cuts every attention entry of every head, and trains a
+    single head on the same task for as many steps to show where it stops: from several seeds, and only a difference of
+    more than .05 nats in each of them counts.
+
+        python analyses/multi_head.py                        # the paper's graph: parents (i - 1) // 2 and i - 1
+        python analyses/multi_head.py --ngram 4 --d-vocab 3  # 4-grams: three parents, three heads
+        python analyses/multi_head.py --parents my_dag.json  # [[], [], [0, 1], ..., [3, 7]]
+
+    A parents file is a JSON list of lists over all context positions and, last, the target: n_ctx + 1 entries, [] for
+    a root.
+    """
+
+    QUICK: ClassVar = {"quick": True}  # a tenth of the steps, smaller samples
+
+    d_vocab: int = 5
+    """number of tokens"""
+    n_ctx: int | None = None
+    """context length; None: 32, or what the parents file says"""
+    alpha: float = 0.1
+    """Dirichlet concentration of the transition matrices"""
+    steps: int = 6000
+    """training steps of 1,024 fresh sequences"""
+    ngram: int | None = None
+    """K-grams: K - 1 parents, the positions just before"""
+    parents: Path | None = None
+    """a JSON list of lists of parents"""
+    heads: str | None = None
+    """heads of the two layers, such as 2,1; None: one a parent, and 1"""
+    seeds: int = 3
+    """how many seeds compare k heads with one"""
+
+    def check(self) -> None:
+        """A graph in which positions have several parents, heads, and steps enough for each head."""
+        at_least(1, seeds=self.seeds)
+        if self.task.has_query:
+            raise ValueError("this graph gives every position one parent at most, and a query: see causal_graph.py")
+        if self.trained_steps < 2 * self.n_heads[0]:
+            raise ValueError(
+                f"--steps must be at least 2 for each of {self.n_heads[0]} heads: got {self.trained_steps}"
+            )
+
+    @property
+    def graph(self) -> nx.DiGraph:
+        """The graph that the flags name."""
+        if self.ngram is not None and self.parents is not None:
+            raise ValueError("--ngram and --parents both name a graph: give one of them")
+        if self.parents is not None:
+            return graph_of_file(self.parents, self.n_ctx)
+        n_ctx = 32 if self.n_ctx is None else self.n_ctx
+        if self.ngram is not None:
+            at_least(2, ngram=self.ngram)
+            return cc.ngram_graph(n_ctx, self.ngram - 1)
+        at_least(3, n_ctx=n_ctx)
+        graph = cc.graph_from_parents([[], [], *([(i - 1) // 2, i - 1] for i in range(2, n_ctx + 1))])
+        graph.graph["name"] = "the paper's two-parent graph"
+        return graph
+
+    @property
+    def task(self) -> cc.InContextTask:
+        """Its sequences."""
+        return cc.InContextTask(self.graph, d_vocab=self.d_vocab, alpha=self.alpha)
+
+    @property
+    def n_heads(self) -> tuple[int, int]:
+        """The heads of both layers: as many in layer 0 as the target has parents, unless a flag says otherwise."""
+        if self.heads is None:
+            return len(self.task.target_parents), 1
+        try:
+            first, second = (int(part) for part in self.heads.split(","))
+        except ValueError as error:
+            raise ValueError(f"--heads must be two integers such as 2,1: got {self.heads!r}") from error
+        if first < 1 or second < 1:
+            raise ValueError(f"--heads needs at least one head in each layer: got {self.heads!r}")
+        return first, second
+
+    @property
+    def trained_steps(self) -> int:
+        """Steps of each training."""
+        return max(self.steps // 10, 1) if self.quick else self.steps
+
+    def cells(self) -> list[Cell]:
+        """The training that is read and proved; the same with one head; both from further seeds."""
+        steps, single = self.trained_steps, (1, self.n_heads[1])
+        same = {
+            "parents": cc.graph_parents(self.graph),
+            "d_vocab": self.d_vocab,
+            "alpha": self.alpha,
+            "steps": steps,
+            "settle": max(1, min(60, steps // (4 * self.n_heads[0]))),
+            "quick": self.quick,
+        }
+
+        def cell(name: str, measure: Callable[..., Any], seed: int, **more: Any) -> Cell:
+            return Cell(f"{name} seed {seed}", measure, {"seed": seed, **more, **same}, scratch=True, progress=True)
+
+        found = [cell("heads", measure_heads, self.seed, n_heads=self.n_heads)]
+        found.append(cell("one head", measure_training, self.seed, n_heads=single, read=True))
+        for seed in range(self.seed + 1, self.seed + self.seeds):
+            found.append(cell("all heads", measure_training, seed, n_heads=self.n_heads, read=False))
+            found.append(cell("one head", measure_training, seed, n_heads=single, read=False))
+        return found
+
+    def report(self, rows: Mapping[str, Any]) -> Report:
+        """What the heads carry, and where a single head stops."""
+        heads, single = rows[f"heads seed {self.seed}"], rows[f"one head seed {self.seed}"]
+        stops = single["loss"] - heads["references"].edge_posterior
+        repeats = [{"seed": self.seed, "excess": heads["excess"], "single_excess": stops}]
+        for seed in range(self.seed + 1, self.seed + self.seeds):
+            excess, stops = (rows[f"{name} seed {seed}"]["excess"] for name in ("all heads", "one head"))
+            repeats.append({"seed": seed, "excess": excess, "single_excess": stops})
+        return make_report(self.task, heads, single, repeats)
+
+
+def graph_of_file(path: Path, n_ctx: int | None) -> nx.DiGraph:
+    """The graph of a parents file, named after it."""
+    parents = read_parents_file(path, "a list of lists")
+    if not isinstance(parents, list) or not all(isinstance(entry, list) for entry in parents):
+        raise ValueError(
+            f"a parents file must hold a list of lists, one a position and the target's last, [] for a root: {path}"
+        )
+    if n_ctx not in (None, len(parents) - 1):
+        raise ValueError(
+            f"--n-ctx {n_ctx} and {path} disagree: {len(parents)} lists, the target's last, make n_ctx "
+            f"{len(parents) - 1}; leave --n-ctx out"
+        )
+    graph = cc.graph_from_parents(parents)
+    graph.graph["name"] = path.stem
+    return graph

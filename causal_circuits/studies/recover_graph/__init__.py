@@ -1,0 +1,81 @@
+"""Recover the causal graph behind your own sequences: one gradient evaluation, no model, no training."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+import causal_circuits as cc
+from causal_circuits.discovery.user_data import read_data
+from causal_circuits.studies.recover_graph.arrays import read_arrays
+from causal_circuits.studies.recover_graph.report import make_report
+from causal_circuits.studies.study import Cell, Report, Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Study):
+    """Recover the causal graph behind your own sequences: one gradient evaluation, no model, no training.
+
+    DATA holds sequences whose last token is a query, and what followed it:
+
+        tokens        integers [sequences, n_ctx], each in 0 .. d_vocab - 1, the query last
+        target_probs  [sequences, d_vocab]: the probabilities of the next token   ... or
+        labels        [sequences]: the next token itself
+
+    as an .npz or a .safetensors file. Each sequence may have a transition matrix of its own. Every position gets a
+    verdict: a child with its parent, a root, or undecided where the data cannot tell or contradict a forest (a second
+    parent); the reason says which, and how many sequences would do where more of them are what is lacking.
+
+        python analyses/recover_graph.py DATA.npz --out out/mine
+        python -c "import causal_circuits as cc, numpy as np
+        batch = cc.InContextTask(cc.chain_graph(12), d_vocab=4).sample(2000)
+        np.savez('chain.npz', tokens=batch.tokens, target_probs=batch.target_probs)"      # sequences to try it on
+
+    The folder gets report.html (look at this), results.json and figures/. In results.json, graph.found_parents has one
+    entry for each context position (null: no parent found, or the query); graph.p_values and graph.weights are those of
+    each position's candidate (null at the first and the last, which have none).
+    """
+
+    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """an .npz or .safetensors file"""
+    d_vocab: int | None = None
+    """number of tokens; None: what the data show"""
+    level: float = 0.05
+    """the chance of any false edge"""
+
+    @cached_property
+    def arrays(self) -> dict[str, Any]:
+        """`tokens` and one of `target_probs` and `labels`."""
+        return read_arrays(self.data)
+
+    def check(self) -> None:
+        """Readable, fitting arrays and a level between 0 and 1."""
+        if not 0 < self.level < 1:
+            raise ValueError(f"--level must lie in (0, 1): got {self.level}; 0.05 is usual")
+        read_data(self.arrays["tokens"], targets_of(self.arrays), self.d_vocab)
+
+    def cells(self) -> list[Cell]:
+        """One: a pass over the sequences for the scores, another for their errors."""
+        content = hashlib.sha256(self.data.read_bytes()).hexdigest()
+        settings = {"data": str(self.data), "sha256": content, "d_vocab": self.d_vocab, "level": self.level}
+        return [Cell("recovery", measure, settings)]
+
+    def report(self, rows: Mapping[str, cc.RecoveredGraph]) -> Report:
+        """Which position has which parent, and what it rests on."""
+        kind = "target_probs" if "target_probs" in self.arrays else "labels"
+        return make_report(rows["recovery"], kind, str(self.data))
+
+
+def targets_of(arrays: Mapping[str, Any]) -> Any:
+    """Probabilities, or labels."""
+    return arrays.get("target_probs", arrays.get("labels"))
+
+
+def measure(data: str, sha256: str, d_vocab: int | None, level: float) -> cc.RecoveredGraph:
+    """The graph behind a file of this content."""
+    arrays = read_arrays(Path(data))
+    return cc.recover_graph(arrays["tokens"], targets_of(arrays), d_vocab=d_vocab, level=level)

@@ -1,0 +1,238 @@
+"""The methods that `structure_learning` compares: each takes one table of sequences and names edges.
+
+Every method is given the same table: tokens, the query among them, and one sampled next token a sequence,
+the label; two are run once more with the exact law in the label's place, and say so in their names. A method *proposes*
+one earlier position for each position (or, for trees and skeletons, its edges) and *accepts* those proposals that pass
+its own test.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import networkx as nx
+import numpy as np
+import torch
+from scipy import stats
+
+import causal_circuits as cc
+from causal_circuits.studies.algorithm_1 import FULL_ADAM, empty_model, first_stage, run_stage
+
+Edges = set[tuple[int, int]]
+GRADIENT, GRADIENT_LAWS = "one gradient, labels", "one gradient, exact laws"
+ATTENTION, ATTENTION_LAWS = "trained attention, labels", "trained attention, exact laws"
+COVARIANCE = "covariance with query and label"
+INFORMATION, INFORMATION_GIVEN = "mutual information", "mutual information given query and label"
+CHOW_LIU, CHOW_LIU_NODES = "Chow-Liu", "Chow-Liu, query and label as nodes"
+CHOW_LIU_GIVEN = "Chow-Liu given query and label"
+PC, PC_NODES = "PC", "PC, query and label as nodes"
+METHODS = (
+    GRADIENT,
+    GRADIENT_LAWS,
+    COVARIANCE,
+    ATTENTION,
+    ATTENTION_LAWS,
+    INFORMATION,
+    INFORMATION_GIVEN,
+    CHOW_LIU,
+    CHOW_LIU_NODES,
+    CHOW_LIU_GIVEN,
+    PC,
+    PC_NODES,
+)
+MISSING = (
+    "PC is left out: causal-learn is not installed; pip install -c constraints.txt -e '.[structure]' brings it. "
+    "Everything else runs."
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method makes of the data: proposals, the graph of those it accepts, and its time."""
+
+    proposed: Edges
+    graph: nx.DiGraph
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """What all methods are given.
+
+    Attributes:
+        laws: sequences with the law of the next token.
+        labels: the same sequences with one next token each, drawn from its law.
+    """
+
+    laws: cc.Batch
+    labels: cc.Batch
+
+    @classmethod
+    def of(cls, batch: cc.Batch, seed: int) -> "Table":
+        """The table of a batch."""
+        return cls(batch, with_labels(batch, seed))
+
+    def __getitem__(self, rows: slice) -> "Table":
+        return Table(self.laws[rows], self.labels[rows])
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of tokens."""
+        return self.labels.target_probs.shape[1]
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """The tokens of the positions that may have edges: the query is left out."""
+        return self.labels.tokens[:, :-1]
+
+    @property
+    def query_and_label(self) -> torch.Tensor:
+        """[sequence, 2]."""
+        return torch.stack([self.labels.tokens[:, -1], self.labels.target_probs.argmax(dim=1)], dim=1)
+
+    @property
+    def all_variables(self) -> torch.Tensor:
+        """Positions, query and label as columns."""
+        return torch.cat([self.positions, self.query_and_label], dim=1)
+
+
+def find_edges(method: str, table: Table, *, level: float, steps: int, seed: int) -> Found:
+    """Run one method on a table of sequences."""
+    began = time.perf_counter()
+    proposed, accepted = _run(method, table, level, steps, seed)
+    n_ctx = table.labels.tokens.shape[1]
+    graph = nx.DiGraph([(n_ctx - 1, n_ctx), *accepted])
+    graph.add_nodes_from(range(n_ctx + 1))
+    return Found(proposed, graph, time.perf_counter() - began)
+
+
+def _run(method: str, table: Table, level: float, steps: int, seed: int) -> tuple[Edges, Edges]:
+    """What a method proposes and accepts."""
+    if method in (GRADIENT, GRADIENT_LAWS):
+        return by_gradient(table.labels if method == GRADIENT else table.laws, level)
+    if method in (ATTENTION, ATTENTION_LAWS):
+        return by_attention(table.labels if method == ATTENTION else table.laws, level, steps, seed)
+    if method == COVARIANCE:
+        return by_covariance(table, level)
+    if method in (INFORMATION, INFORMATION_GIVEN):
+        return by_information(table, level, given=method == INFORMATION_GIVEN)
+    n_positions = table.positions.shape[1]
+    if method in (PC, PC_NODES):
+        columns, pc = table.positions if method == PC else table.all_variables, load_pc()
+        if pc is None:
+            raise ImportError(MISSING)
+        edges = pc(columns.numpy(), level)
+    elif method == CHOW_LIU_GIVEN:
+        edges = set(cc.chow_liu_tree(information_given_query_and_label(table)).edges)
+    else:
+        columns = table.positions if method == CHOW_LIU else table.all_variables
+        edges = set(cc.chow_liu_tree(cc.pooled_mutual_information(columns, table.d_vocab)).edges)
+    edges = {(parent, child) for parent, child in edges if child < n_positions}  # none to the query or the label
+    return edges, edges
+
+
+def by_gradient(data: cc.Batch, level: float) -> tuple[Edges, Edges]:
+    """What `recover_graph` makes of the table: every position's candidate, and the parents it is sure of."""
+    found = cc.recover_graph(data.tokens, data.target_probs, level=level).positions
+    proposed = {(p.candidate, p.position) for p in found if p.candidate is not None}
+    return proposed, {(p.parent, p.position) for p in found if p.parent is not None}
+
+
+def with_labels(data: cc.Batch, seed: int) -> cc.Batch:
+    """The same sequences with one sampled next token each in place of its law."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.multinomial(data.target_probs, 1, generator=generator)[:, 0]
+    return cc.Batch(data.tokens, torch.nn.functional.one_hot(labels, data.target_probs.shape[1]).float())
+
+
+def by_attention(data: cc.Batch, level: float, steps: int, seed: int) -> tuple[Edges, Edges]:
+    """The rows' maxima of layer 0's attention after stage 1 of Algorithm 1 on this table; roots told by information.
+
+    The table is all that training sees, epoch after epoch.
+    """
+    task = cc.BatchTask(data)
+    model, stage = empty_model(FULL_ADAM, task), first_stage(FULL_ADAM, task, steps)
+    run_stage(model, task, stage, beta0=FULL_ADAM.beta0, batch_size=512, seed=seed)
+    found = cc.extract_graph(model, batch=data, level=level)
+    proposed = {(candidate.parent, candidate.child) for candidate in found.candidates}
+    return proposed, set(found.edges) - {(task.n_ctx - 1, task.n_ctx)}
+
+
+def by_covariance(table: Table, level: float) -> tuple[Edges, Edges]:
+    """The earlier position j with the largest Cov(1[x_i = label], 1[x_j = query]); kept if it is significant.
+
+    It is what the gradient computes to first order, by counting. The test is that of a correlation (normal, one-sided):
+    it asks whether the two are related, not whether j is the parent.
+    """
+    query, label = table.query_and_label.T.numpy()
+    positions = table.positions.numpy()
+    child, key = (positions == label[:, None]).astype(float), (positions == query[:, None]).astype(float)
+    child, key = child - child.mean(axis=0), key - key.mean(axis=0)
+    covariance = child.T @ key / len(positions)
+    spread = np.sqrt(np.outer(child.var(axis=0), key.var(axis=0)))
+    correlation = np.divide(covariance, spread, out=np.zeros_like(covariance), where=spread > 0)
+    tails = stats.norm.sf(correlation * len(positions) ** 0.5)
+    proposed = row_maxima(covariance)
+    return proposed, proposed & significant({(j, i): tails[i, j] for j, i in pairs(len(tails))}, level)
+
+
+def by_information(table: Table, level: float, *, given: bool) -> tuple[Edges, Edges]:
+    """The earlier position with the largest mutual information; kept if the G-test rejects independence.
+
+    With `given`, information and test are those given the query's token and the label.
+    """
+    d_vocab = table.d_vocab
+    information = (
+        information_given_query_and_label(table) if given else cc.pooled_mutual_information(table.positions, d_vocab)
+    )
+    proposed = row_maxima(information)
+    degrees, twice_n = (d_vocab - 1) ** 2 * (d_vocab**2 if given else 1), 2 * len(table.positions)
+    tails = stats.chi2.sf(twice_n * information, degrees)
+    return proposed, proposed & significant({(j, i): tails[i, j] for j, i in pairs(len(tails))}, level)
+
+
+def information_given_query_and_label(table: Table) -> np.ndarray:
+    """I(x_i; x_j | query, label) of every pair of positions, plug-in, nats."""
+    d_vocab, n = table.d_vocab, len(table.positions)
+    stratum = table.query_and_label[:, 0] * d_vocab + table.query_and_label[:, 1]
+    groups = [table.positions[stratum == value] for value in torch.unique(stratum)]
+    return np.sum([len(group) / n * cc.pooled_mutual_information(group, d_vocab) for group in groups], axis=0)
+
+
+def pairs(n_positions: int) -> Iterable[tuple[int, int]]:
+    """(j, i) for every j < i."""
+    return [(j, i) for i in range(n_positions) for j in range(i)]
+
+
+def significant(p_values: dict[tuple[int, int], float], level: float) -> Edges:
+    """The pairs whose p-value, Holm-adjusted over all pairs (maxima are picked from them), is below the level."""
+    adjusted = cc.discovery.holm(list(p_values.values()))
+    return {pair for pair, p in zip(p_values, adjusted, strict=True) if p < level}
+
+
+def row_maxima(values: np.ndarray) -> Edges:
+    """(j, i) for every position i > 0 and the earlier j with the largest entry of row i."""
+    return {(int(values[child, :child].argmax()), child) for child in range(1, len(values))}
+
+
+def load_pc() -> Callable[[np.ndarray, float], Edges] | None:
+    """PC's skeleton by causal-learn, or None if it is not installed.
+
+    In a forest any two positions that share no edge are independent given at most one other, so conditioning sets of
+    one suffice. Edges point forward: the order of positions is known. Holm's correction has no place in PC, whose level
+    is that of each test; the level asked for is divided by the number of pairs.
+    """
+    try:
+        from causallearn.utils.cit import CIT
+        from causallearn.utils.PCUtils.SkeletonDiscovery import skeleton_discovery
+    except ImportError:
+        return None
+
+    def pc(tokens: np.ndarray, level: float) -> Edges:
+        n_ctx = tokens.shape[1]
+        n_pairs = n_ctx * (n_ctx - 1) / 2
+        skeleton = skeleton_discovery(tokens, level / n_pairs, CIT(tokens, "chisq"), show_progress=False, max_k=1)
+        linked = skeleton.G.graph != 0
+        return {(j, i) for j, i in pairs(n_ctx) if linked[i, j] or linked[j, i]}
+
+    return pc

@@ -1,0 +1,444 @@
+"""Algorithm 1 stage by stage: the graph in stage 1, the loss in stage 2, rates beside Theorem 1's."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from statistics import fmean
+from typing import Any, ClassVar
+
+import causal_circuits as cc
+from causal_circuits import figures
+from causal_circuits.pages import Check, Section
+from causal_circuits.studies import algorithm_1
+from causal_circuits.studies.algorithm_1 import GRADIENT_DESCENT, VARIANTS
+from causal_circuits.studies.power_laws import PowerLaw, fit_power_law
+from causal_circuits.studies.study import Cell, Report, Study, at_least, one_of
+from causal_circuits.studies.tables import GRAPHS, Points, check_lengths, figure_9_parents, listed, means_by, where
+
+Row = Mapping[str, Any]
+QUANTITIES = {
+    "missed_attention": "1 - attention to the parent, mean over edges, after stage 1",
+    "loss_gap": "loss - entropy, after stage 2 (nats)",
+}
+THEOREM = {
+    "missed_attention": "softmax(A1)_{i, p(i)} >= 1 - O(1 / n_ctx)",
+    "loss_gap": "loss - L* falls like a power of the (effective) length",
+}
+AUTHORS = 0.8366  # mean parent attention the authors' notebook prints for Figure 9 (SGD, all parameters at once)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Study):
+    """Algorithm 1 learns the graph in stage 1 and lowers the loss in stage 2; its rates beside Theorem 1's.
+
+    Stage 1 moves layer 0's attention alone (the paper's A1) while layer 1 is beta0 times the identity; stage 2 moves
+    layer 1 alone. In the paper's reduced model by gradient descent, as in the theorem, and by Adam; in the full
+    disentangled transformer by Adam. Measured at several context lengths and seeds, and after stage 1 on the 20 graphs
+    of Figure 9:
+
+        1 - softmax(A1)_{i, p(i)}    theorem: O(1 / n_ctx)
+        loss - L*, L* the entropy    theorem: a power of the (effective) length
+
+        python analyses/two_stage.py                                  # about three minutes
+        python analyses/two_stage.py --lengths 20 40 80 --seeds 5 --graph forest
+    """
+
+    QUICK: ClassVar = {
+        "lengths": (8, 20), "seeds": 1, "steps": (60, 60), "batch_size": 128, "test": 1024, "figure_9": 1
+    }  # fmt: skip
+
+    lengths: tuple[int, ...] = (10, 20, 40, 80, 160)
+    """context lengths"""
+    seeds: int = 3
+    """runs at each length"""
+    graph: str = "chain"
+    """chain, pairs or forest"""
+    d_vocab: int = 3
+    """number of tokens"""
+    alpha: float = 1.0
+    """Dirichlet concentration of the transition matrices (1: uniform rows)"""
+    steps: tuple[int, int] = (100, 200)
+    """of stage 1 and stage 2"""
+    batch_size: int = 512
+    """sequences a step"""
+    test: int = 4096
+    """test sequences"""
+    figure_9: int = 20
+    """graphs of Figure 9"""
+
+    def check(self) -> None:
+        """Two different lengths or more, each with an edge to learn."""
+        at_least(1, seeds=self.seeds, steps=self.steps, batch_size=self.batch_size)
+        at_least(2, test=self.test)
+        at_least(0, figure_9=self.figure_9)
+        one_of(tuple(GRAPHS), graph=self.graph)
+        check_lengths(self.lengths)
+        for n_ctx in self.lengths:
+            if not cc.latent_edges(make_task(self.graph, n_ctx, self.d_vocab, self.alpha).graph):
+                raise ValueError(f"--graph {self.graph} has no edge at n_ctx {n_ctx}: choose a longer context")
+
+    def cells(self) -> list[Cell]:
+        """A forest of Figure 9 and a variant each; then a length, a seed and a variant each."""
+        forests = [
+            Cell(f"figure 9 graph {k} {v.name}", measure_forest, {"variant": v.name, "graph": k, "seed": self.seed})
+            for k in range(min(self.figure_9, 20))
+            for v in VARIANTS
+        ]
+        same = {
+            "graph": self.graph,
+            "d_vocab": self.d_vocab,
+            "alpha": self.alpha,
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "test": self.test,
+        }
+        runs = [
+            Cell(
+                f"length {n_ctx} seed {seed} {v.name}",
+                measure_run,
+                {"variant": v.name, "n_ctx": n_ctx, "seed": seed, **same},
+            )
+            for n_ctx in self.lengths
+            for seed in range(self.seed, self.seed + self.seeds)
+            for v in VARIANTS
+        ]
+        return forests + runs
+
+    def report(self, rows: Mapping[str, Row]) -> Report:
+        """Rates with intervals, beside the theorem's."""
+        forests = [row for name, row in rows.items() if name.startswith("figure 9")]
+        runs = [row for name, row in rows.items() if name.startswith("length")]
+        laws, on_forests = fit(runs, self.seed), summarize_forests(forests)
+        sentences = compare_with_theorem(runs, laws)
+        return Report(
+            title="Two stages of gradient descent: Theorem 1 beside measurement",
+            checks=make_checks(runs, laws, on_forests),
+            results={
+                "theorem": THEOREM,
+                "exponents": {
+                    name: {quantity: law and asdict(law) for quantity, law in of_variant.items()}
+                    for name, of_variant in laws.items()
+                },
+                "parting": sentences,
+                "lengths": runs,
+                "figure_9": forests,
+                "figure_9_summary": on_forests,
+            },
+            sections=make_sections(runs, forests, laws, sentences),
+            summary=summarize(runs, laws, on_forests),
+        )
+
+
+def make_task(graph: str, n_ctx: int, d_vocab: int, alpha: float) -> cc.InContextTask:
+    """Sequences of a graph by its name."""
+    return cc.InContextTask(GRAPHS[graph](n_ctx), d_vocab=d_vocab, alpha=alpha)
+
+
+def measure_run(
+    variant: str,
+    n_ctx: int,
+    seed: int,
+    graph: str,
+    d_vocab: int,
+    alpha: float,
+    steps: Sequence[int],
+    batch_size: int,
+    test: int,
+) -> Row:
+    """Both stages of one run: attention after stage 1, loss gap after each stage."""
+    task, how = make_task(graph, n_ctx, d_vocab, alpha), algorithm_1.variant(variant)
+    model, test_batch = algorithm_1.empty_model(how, task), task.sample(test, seed=(seed, 2))
+    entropy = cc.cross_entropy(test_batch.target_probs, test_batch.target_probs)
+    record = algorithm_1.run_stage(
+        model,
+        task,
+        algorithm_1.first_stage(how, task, steps[0]),
+        beta0=how.beta0,
+        batch_size=batch_size,
+        seed=seed,
+        record_steps=cc.RecordAt.log_spaced(12).within(steps[0]) if how.reduced else (),
+    )
+    # A1's softmax is the same for all sequences; in the full model attention is averaged over some.
+    tokens = task.sample(16 if how.reduced else 128, seed=(seed, 3)).tokens
+    missed = 1.0 - cc.graphs.parent_attention(cc.mean_attention(model, tokens)[0, 0], task.graph).double()
+    after_stage_1 = cc.evaluate(model, test_batch) - entropy
+    algorithm_1.run_stage(
+        model,
+        task,
+        algorithm_1.second_stage(how, steps[1]),
+        beta0=None,
+        batch_size=batch_size,
+        seed=seed + algorithm_1.SEED_STRIDE,
+    )
+    gaps = cc.evaluate(model, test_batch) - entropy
+    whole = algorithm_1.has_every_token(test_batch.tokens, d_vocab)
+    return {
+        "variant": variant,
+        "n_ctx": n_ctx,
+        "seed": seed,
+        "missed_attention": float(missed.mean()),
+        "most_missed_attention": float(missed.max()),
+        "loss_gap_after_stage_1": float(after_stage_1.mean()),
+        "loss_gap": float(gaps.mean()),
+        "loss_gap_with_all_tokens": float(gaps[whole].mean()),
+        "edge_posterior_gap": task.bayes_loss(test_batch) - float(entropy.mean()),
+        "match_strength": algorithm_1.match_strength(model) if how.reduced else float("nan"),
+        "share_without_some_token": 1.0 - float(whole.double().mean()),
+        "trajectory": [
+            [step, float(1 - cc.graphs.parent_attention(attention[0, 0], task.graph).mean())]
+            for step, attention in zip(record.steps, [] if record.attention is None else record.attention, strict=False)
+        ],
+    }
+
+
+def measure_forest(variant: str, graph: int, seed: int) -> Row:
+    """Attention to the parents after stage 1 alone, on a forest of Figure 9 at (d_vocab 3, n_ctx 20, alpha .1)."""
+    task = cc.InContextTask(cc.graph_from_parents(figure_9_parents()[graph]), d_vocab=3, alpha=0.1)
+    how = algorithm_1.variant(variant)
+    tokens, model = task.sample(2048, seed=(seed, 4, graph)).tokens, algorithm_1.empty_model(how, task)
+    stage = algorithm_1.first_stage(how, task, 100)
+    algorithm_1.run_stage(model, task, stage, beta0=how.beta0, batch_size=1024, seed=seed)
+    pattern = cc.mean_attention(model, tokens[: 16 if how.reduced else 2048])[0, 0]
+    attention = cc.graphs.parent_attention(pattern, task.graph)
+    return {
+        "graph": graph,
+        "variant": variant,
+        "edges": len(attention),
+        "mean_parent_attention": float(attention.mean()),
+        "min_parent_attention": float(attention.min()),
+        "parents_row_maximum": sum(
+            int(pattern[child, :child].argmax()) == parent for parent, child in cc.latent_edges(task.graph)
+        ),
+    }
+
+
+def fit(runs: Sequence[Row], seed: int) -> dict[str, dict[str, PowerLaw | None]]:
+    """A power law for each variant and quantity, and one for the edge posterior's loss gap."""
+
+    def law(rows: Sequence[Row], quantity: str) -> PowerLaw | None:
+        return fit_power_law([row["n_ctx"] for row in rows], [row[quantity] for row in rows], seed=seed)
+
+    laws = {v.name: {name: law(where(runs, variant=v.name), name) for name in QUANTITIES} for v in VARIANTS}
+    same_tests = where(runs, variant=VARIANTS[0].name)  # the same test sets for all variants
+    return {**laws, "edge posterior": {"loss_gap": law(same_tests, "edge_posterior_gap")}}
+
+
+def summarize_forests(forests: Sequence[Row]) -> dict[str, dict[str, int | float]]:
+    """For each variant: the least mean attention over graphs, and how many graphs reach .99."""
+    summary = {}
+    for variant in VARIANTS:
+        rows = where(forests, variant=variant.name)
+        if rows:
+            means = [row["mean_parent_attention"] for row in rows]
+            summary[variant.name] = {
+                "graphs": len(rows),
+                "graphs_at_least_99": sum(mean >= 0.99 for mean in means),
+                "mean": fmean(means),
+                "least_graph": min(means),
+                "least_edge": min(row["min_parent_attention"] for row in rows),
+                "parents_row_maximum": sum(row["parents_row_maximum"] for row in rows),
+                "edges": sum(row["edges"] for row in rows),
+            }
+    return summary
+
+
+def largest_ratio(runs: Sequence[Row], variant: str) -> tuple[float, int]:
+    """The largest n_ctx (1 - attention) over lengths (means over seeds), and at which length it is."""
+    missed = means_by(where(runs, variant=variant), "n_ctx", "missed_attention")
+    return max((n_ctx * value, int(n_ctx)) for n_ctx, value in missed)
+
+
+def compare_with_theorem(runs: Sequence[Row], laws: Mapping[str, Mapping[str, PowerLaw | None]]) -> list[str]:
+    """Theorem beside measurement, in sentences that this run's numbers decide."""
+    said = [attention_sentence(v.name, runs, laws[v.name]["missed_attention"]) for v in VARIANTS]
+    said += [loss_sentence(name, of_variant["loss_gap"]) for name, of_variant in laws.items()]
+    descent = where(runs, variant=GRADIENT_DESCENT.name)
+    said += [absent_sentence(where(descent, n_ctx=n_ctx)) for n_ctx in sorted({row["n_ctx"] for row in descent})]
+    return [*said, match_sentence(means_by(descent, "n_ctx", "match_strength"))]
+
+
+def attention_sentence(name: str, runs: Sequence[Row], law: PowerLaw | None) -> str:
+    """How 1 - attention falls, beside the theorem's exponent -1."""
+    largest, at = largest_ratio(runs, name)
+    beside = "" if law is None else f": {law.against(-1.0)}"
+    return (
+        f"{name}: 1 - attention scales as n_ctx^({law}){beside}; n_ctx (1 - attention) is largest at n_ctx {at}, where "
+        f"it is {largest:.2f}. The theorem says O(1 / n_ctx)."
+    )
+
+
+def loss_sentence(name: str, law: PowerLaw | None) -> str:
+    """How the loss gap falls, over all lengths and at the long end, beside -1, the rate of counting."""
+    if law is None:
+        return f"{name}: the loss gap is positive at too few lengths for an exponent."
+    return f"{name}: the loss gap scales as n_ctx^({law}); at the long end {long_end(law)}."
+
+
+def long_end(law: PowerLaw) -> str:
+    """The exponent between the two longest lengths, beside -1."""
+    last, error = law.last_exponent, law.last_error
+    if math.isnan(error):
+        return f"its exponent is {last:+.2f}, of one run a length: its error is not known"
+    if abs(last + 1) <= 2 * error:
+        return f"its exponent is {last:+.2f} +- {error:.2f}, no further from -1 than two standard errors"
+    return f"its exponent is {last:+.2f} +- {error:.2f}, {'steeper' if last < -1 else 'flatter'} than -1"
+
+
+def absent_sentence(rows: Sequence[Row]) -> str:
+    """How much of the loss gap comes from contexts in which some token does not occur (there the model says 0)."""
+    absent, gap = (fmean(row[name] for row in rows) for name in ("share_without_some_token", "loss_gap"))
+    kept = fmean(row["loss_gap_with_all_tokens"] * (1 - row["share_without_some_token"]) for row in rows)
+    return (
+        f"{GRADIENT_DESCENT.name}, n_ctx {rows[0]['n_ctx']}: some token is absent from {absent:.1%} of contexts, which "
+        f"hold {(gap - kept) / gap:.0%} of the loss gap of {gap:.3g} nats."
+    )
+
+
+def match_sentence(strengths: Points) -> str:
+    """Whether stage 2's match grows with the length."""
+    grows = all(after > before for (_, before), (_, after) in pairwise(strengths))
+    return (
+        f"{GRADIENT_DESCENT.name}: stage 2 leaves a matching token that much above another in A2, by n_ctx "
+        f"{listed(strengths, '.2f')}: it {'grows' if grows else 'does not grow'} with every length."
+    )
+
+
+def make_checks(
+    runs: Sequence[Row], laws: Mapping[str, Mapping[str, PowerLaw | None]], on_forests: Mapping[str, Row]
+) -> list[Check]:
+    """The claims, each with the numbers that decide it."""
+    checks = [
+        Check(
+            of["graphs_at_least_99"] == of["graphs"],
+            f"{name}: after stage 1 the mean attention to the parent is at least .99 on every Figure-9 graph",
+            f"{of['graphs_at_least_99']} of {of['graphs']} graphs; least {of['least_graph']:.4f}, "
+            f"least edge {of['least_edge']:.3f}",
+        )
+        for name, of in on_forests.items()
+    ]
+    for name in (variant.name for variant in VARIANTS):
+        of_variant, (largest, at), law = where(runs, variant=name), largest_ratio(runs, name), laws[name]["loss_gap"]
+        lowered = sum(row["loss_gap"] < row["loss_gap_after_stage_1"] for row in of_variant)
+        checks += [
+            Check(
+                largest <= 1.0,
+                f"{name}: 1 - attention to the parent is at most 1 / n_ctx at every length",
+                f"largest n_ctx (1 - attention) {largest:.3f}, at n_ctx {at}; exponent "
+                f"{laws[name]['missed_attention']}",
+            ),
+            Check(
+                lowered == len(of_variant),
+                f"{name}: stage 2 lowers the loss in every run",
+                f"in {lowered} of {len(of_variant)}; mean gap by n_ctx after stage 1 "
+                f"{listed(means_by(of_variant, 'n_ctx', 'loss_gap_after_stage_1'))}; after stage 2 "
+                f"{listed(means_by(of_variant, 'n_ctx', 'loss_gap'))}",
+            ),
+            Check(
+                law is not None and law.high < 0,
+                f"{name}: the loss gap falls with the length, its exponent's interval below zero",
+                f"exponent {law}",
+            ),
+        ]
+    return checks
+
+
+def plot_quantity(runs: Sequence[Row], quantity: str, laws: Mapping[str, Mapping[str, PowerLaw | None]]) -> Any:
+    """A quantity against length for every variant, with its fitted power law."""
+    points = {v.name: [(r["n_ctx"], r[quantity]) for r in where(runs, variant=v.name)] for v in VARIANTS}
+    bound = ("1 / n_ctx", 1.0, -1.0) if quantity == "missed_attention" else None
+    if quantity == "loss_gap":
+        points["edge posterior"] = means_by(runs, "n_ctx", "edge_posterior_gap")
+    found = {name: laws[name][quantity] for name in points}
+    fits = {name: (law.prefactor, law.exponent) for name, law in found.items() if law is not None}
+    return figures.plot_scaling(points, fits, ylabel=QUANTITIES[quantity].replace(", ", "\n", 1), bound=bound)
+
+
+def plot_stage_1(runs: Sequence[Row]) -> Any:
+    """1 - attention step by step, one curve a length, for the first seed of gradient descent."""
+    curves = {
+        f"n_ctx {row['n_ctx']}": [(max(step, 1), missed) for step, missed in row["trajectory"] if step]
+        for row in where(runs, variant=GRADIENT_DESCENT.name, seed=runs[0]["seed"])
+    }
+    label = "1 - attention to the parent"
+    return figures.plot_curves(curves, xlabel="step of gradient descent", ylabel=label, log_y=True)
+
+
+def plot_match(runs: Sequence[Row]) -> Any:
+    """How much more a matching token scores, against length."""
+    strength = {v.name: means_by(where(runs, variant=v.name), "n_ctx", "match_strength") for v in VARIANTS if v.reduced}
+    label = "A2: mean diagonal - mean off-diagonal"
+    return figures.plot_curves(strength, xlabel="context length n_ctx", ylabel=label)
+
+
+def plot_forests(forests: Sequence[Row]) -> Any:
+    """Mean attention to the parent on every forest of Figure 9."""
+    attention = {
+        v.name: {f"graph {r['graph']}": r["mean_parent_attention"] for r in where(forests, variant=v.name)}
+        for v in VARIANTS
+    }
+    levels = {".99": 0.99, "authors' joint SGD, mean": AUTHORS}
+    return figures.plot_groups(attention, xlabel="mean attention to the parent", levels=levels)
+
+
+def make_sections(
+    runs: Sequence[Row],
+    forests: Sequence[Row],
+    laws: Mapping[str, Mapping[str, PowerLaw | None]],
+    sentences: Sequence[str],
+) -> list[Section]:
+    """The evidence, picture by picture."""
+    found = [
+        Section(
+            "Attention to the parent against length",
+            f"Theorem 1: {THEOREM['missed_attention']}; the dotted line is 1 / n_ctx.",
+            figures={"missed_attention": plot_quantity(runs, "missed_attention", laws), "stage_1": plot_stage_1(runs)},
+        ),
+        Section(
+            "The loss gap against length",
+            f"Theorem 1: {THEOREM['loss_gap']}; the edge posterior is what counting along the true edges gives.",
+            figures={"loss_gap": plot_quantity(runs, "loss_gap", laws), "match_strength": plot_match(runs)},
+        ),
+        Section(
+            "Theorem beside measurement",
+            "In sentences that the numbers of this run decide.",
+            table=[{"theorem and measurement": text} for text in sentences],
+        ),
+        Section(
+            "Every run",
+            "One row a variant, length and seed.",
+            table=[{name: value for name, value in row.items() if name != "trajectory"} for row in runs],
+        ),
+    ]
+    if forests:
+        first = Section(
+            "Stage 1 on the graphs of Figure 9",
+            "d_vocab 3, n_ctx 20, alpha .1, 100 steps of 1,024 sequences on layer 0's attention alone.",
+            figures={"figure_9": plot_forests(forests)},
+            table=forests,
+        )
+        found.insert(0, first)
+    return found
+
+
+def summarize(
+    runs: Sequence[Row], laws: Mapping[str, Mapping[str, PowerLaw | None]], on_forests: Mapping[str, Row]
+) -> list[tuple[str, str]]:
+    """The closing table."""
+    lines = [
+        (
+            "figure 9",
+            f"{name:25s} mean attention {of['mean']:.4f}, least graph {of['least_graph']:.4f}; "
+            f"{of['graphs_at_least_99']} of {of['graphs']} graphs at .99 or more",
+        )
+        for name, of in on_forests.items()
+    ]
+    for name in (variant.name for variant in VARIANTS):
+        missed = means_by(where(runs, variant=name), "n_ctx", "missed_attention")
+        law = laws[name]["missed_attention"]
+        lines.append(("attention", f"{name:25s} 1 - a at {listed(missed, '.2g')}; exponent {law}"))
+    gaps = {v.name: means_by(where(runs, variant=v.name), "n_ctx", "loss_gap") for v in VARIANTS}
+    gaps["edge posterior"] = means_by(runs, "n_ctx", "edge_posterior_gap")
+    for name, series in gaps.items():
+        lines.append(("loss gap", f"{name:25s} {listed(series)}; exponent {laws[name]['loss_gap']}"))
+    return [*lines, ("theorem", f"{THEOREM['missed_attention']}; {THEOREM['loss_gap']}")]

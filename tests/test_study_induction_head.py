@@ -1,0 +1,165 @@
+"""The main job, `induction_head` and `causal_graph`: what it finds and writes, what it refuses, how it goes on."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from assertions import assert_refused
+from browser import NEEDS_BROWSER, open_page
+
+import causal_circuits as cc
+from causal_circuits import studies
+from causal_circuits.running import json_values
+from causal_circuits.studies.recover_and_prove import measure as job
+from causal_circuits.studies.recover_and_prove.report import Comparison, make_checks, make_results
+
+FIGURE_9_GRAPH = [None, None, 0, 2, None, 1, None, None, 6, 5, None, 8, None, 10, None, None, 7, None, None]
+SMALL = {"d_vocab": 3, "n_ctx": 6, "steps": 60, "seed": 4}
+
+
+@pytest.fixture(scope="module")
+def chain_run(tmp_path_factory) -> cc.running.Run:
+    """induction_head at a size that takes seconds."""
+    config = studies.induction_head.Config(d_vocab=4, n_ctx=8, steps=300, warm_start=True, seed=1)
+    return cc.run(config, tmp_path_factory.mktemp("chain"), quiet=True)
+
+
+def numbers(study: object, scratch: Path | None = None) -> dict:
+    """Every number of the job, without page and times."""
+    settings = study.cells()[0].settings
+    found = make_results(Comparison(study.task, job.measure(**settings, scratch=scratch, progress=False)))
+    del found["timing"]
+    return json_values(found)
+
+
+def test_results_hold_every_promised_key(chain_run):
+    results = json.loads((chain_run.folder / "results.json").read_text())
+    assert results == json.loads(json.dumps(json_values(chain_run.results)))
+    assert {"config", "versions", "loss", "graph", "heads", "ablation", "knock_out", "timing"} <= set(results)
+    losses = ["entropy", "exact_bayes", "edge_posterior", "best_unigram", "uniform"]
+    assert [results["loss"][name] for name in losses] == sorted(results["loss"][name] for name in losses)
+    assert results["loss"]["test"] < results["loss"]["best_unigram"]
+    graph = results["graph"]
+    assert graph["parents"] == graph["found_parents"] == [None, 0, 1, 2, 3, 4, 5]
+    assert (graph["edges"], graph["recovered"], graph["false_edges"], graph["exact"]) == (6, 6, 0, True)
+    assert 0 < graph["min_parent_attention"] <= graph["mean_parent_attention"] <= 1
+    assert [head["role"] for head in results["heads"]] == ["previous-token", "induction"]
+    assert {(row["what"], row["method"]) for row in results["ablation"]} == {
+        (head, method) for head in ("L0H0", "L1H0") for method in cc.ABLATION_METHODS
+    }
+    assert results["knock_out"]["effect_true_edges"] > results["knock_out"]["effect_other_entries"]
+    assert results["timing"]["steps"] == 300
+    assert results["config"]["seed"] == 1
+    assert "6 of 6 parents found, 0 false edges" in chain_run.report.table()
+
+
+def test_model_and_record_can_be_loaded_again(chain_run):
+    task = cc.InContextTask(cc.chain_graph(8), d_vocab=4, alpha=0.1)
+    model = cc.load_model(chain_run.folder / "model")
+    loss = float(cc.evaluate(model, task.sample(16_384, seed=(1, 2))).mean())
+    assert loss == pytest.approx(chain_run.results["loss"]["test"], abs=1e-6)
+    assert len(cc.TrainingRecord.load(chain_run.folder / "record").losses) == 300
+
+
+def test_the_page_holds_the_evidence_and_a_browser_shows_it(chain_run, look_at_report):
+    page = (chain_run.folder / "report.html").read_text()
+    for title in ("Verdict", "The loss", "Attention on real sequences", "What breaks when an edge is cut"):
+        assert title in page
+    assert (chain_run.folder / "figures" / "graph.svg").is_file()
+    look_at_report(chain_run.folder / "report.html")
+
+
+@NEEDS_BROWSER
+def test_the_page_tells_the_numbers_of_an_edge(chain_run, browser):
+    with open_page(browser, chain_run.folder / "report.html") as page:
+        page.hover("[data-edge='0-1'] .around")
+        told = "document.querySelector('.graph-view output').textContent"
+        page.until(f"{told}.startsWith('0 → 1, found and true')")
+        for word in ("attention", "information", "effect", "p (Holm)"):
+            assert word in page.run(told)
+
+
+def test_checks_fail_for_an_untrained_model():
+    """Two steps teach nothing: no check may pass that says something was learned."""
+    study = studies.induction_head.Config(**SMALL | {"steps": 2})
+    settings = study.cells()[0].settings
+    checks = make_checks(Comparison(study.task, job.measure(**settings, scratch=None, progress=False)))
+    assert not any(check.passed for check in checks)
+
+
+def test_a_figure_9_graph_is_recovered_with_its_roots(tmp_path):
+    parents = tmp_path / "parents.json"
+    parents.write_text(json.dumps([-1 if parent is None else parent for parent in FIGURE_9_GRAPH]))
+    study = studies.causal_graph.Config(parents=parents, steps=400, warm_start=True)
+    graph = numbers(study)["graph"]
+    assert graph["found_parents"] == FIGURE_9_GRAPH
+    alone = graph["attention_alone"]
+    proposed = [c for c in graph["candidates"] if c["weight"] >= 0.5 and c["margin"] > 0]
+    false = [[c["parent"], c["child"]] for c in proposed if FIGURE_9_GRAPH[c["child"]] != c["parent"]]
+    assert alone == {"recovered": len(proposed) - len(false), "missing": [], "false": false}
+    decided = {c["decided_by"] for c in graph["candidates"] if c["accepted"] or [c["parent"], c["child"]] in false}
+    assert decided == {"information"}
+
+
+def test_a_training_that_was_interrupted_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
+    study, train, seen = studies.induction_head.Config(**SMALL), cc.train, []
+
+    def pressed(*given: object, on_record: object, **options: object) -> cc.TrainingRecord:
+        def watch(step: int, model: object) -> None:
+            on_record(step, model)
+            seen.append(step)
+            if len(seen) == 5:
+                signal.raise_signal(signal.SIGINT)
+
+        return train(*given, **options, on_record=watch)
+
+    whole = numbers(study)
+    monkeypatch.setattr(cc, "train", pressed)
+    with pytest.raises(KeyboardInterrupt, match="interrupted at step"):
+        numbers(study, tmp_path)
+    assert list(tmp_path.glob("step_*.json"))
+    assert numbers(study, tmp_path) == whole
+    assert seen == sorted(set(seen))  # no step twice
+
+
+BAD_FLAGS = {
+    "unknown graph": ({"graph": "circle"}, "chain, pairs, forest"),
+    "one token": ({"d_vocab": 1}, "d_vocab must be an integer of at least 2"),
+    "no position": ({"graph": "chain", "n_ctx": 1}, "n_ctx must be an integer of at least 2"),
+    "no edge": ({"graph": "chain", "n_ctx": 2}, "nothing to recover"),
+    "alpha zero": ({"alpha": 0.0}, "alpha must be positive"),
+    "alpha NaN": ({"alpha": float("nan")}, "alpha must be positive"),
+    "root probability": ({"root_probability": 1.5}, "root_probability must lie in [0, 1]"),
+    "steps": ({"steps": 0}, "--steps must be at least 2"),
+    "seed": ({"seed": -1}, "--seed must be 0 or more"),
+    "quick": ({"quick": True}, "has no --quick"),
+    "missing file": ({"parents": Path("no.json")}, "No such file"),
+}
+BAD_FILES = {
+    "not JSON": ("{", "JSON file with a list"),
+    "not a list": ('{"parents": [0]}', "holds a dict"),
+    "empty": ("[]", "empty list"),
+    "parent after child": ("[-1, 2, 0]", "a parent must precede its child: edge 2 -> 1"),
+    "outside": ("[-1, 0, 99]", "a parent must lie in the context 0 .. 3: got 99"),
+    "negative": ("[-1, 0, -2]", "got -2 at position 2"),
+    "NaN": ("[-1, NaN]", "a parent must be an integer position"),
+    "a float": ("[-1, 0.0]", "a parent must be an integer position"),
+    "lists": ("[[], [0]]", "one parent a position"),
+    "roots only": ("[-1, -1, -1]", "nothing to recover"),
+    "another length": ("[-1, 0, 1]", "disagree"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FLAGS)
+def test_bad_flags_are_refused(case):
+    flags, reason = BAD_FLAGS[case]
+    assert_refused(lambda: studies.causal_graph.Config(**flags), reason)
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_parents_files_are_refused(case, tmp_path):
+    text, reason = BAD_FILES[case]
+    (tmp_path / "parents.json").write_text(text)
+    n_ctx = {"n_ctx": 9} if case == "another length" else {}
+    assert_refused(lambda: studies.causal_graph.Config(parents=tmp_path / "parents.json", **n_ctx), reason)

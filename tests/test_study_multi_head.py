@@ -1,0 +1,116 @@
+"""The study of several heads: its numbers and page, a killed training, missing edges, bad graphs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import causal_circuits as cc
+from causal_circuits.studies.multi_head import Config, measure
+
+MIXED = [[], [], [0, 1], [0], [1, 2], [0, 2, 3], [3, 4], [], [2, 6], [5, 6], [4, 8]]
+SMALL = Config.quickly(n_ctx=6, d_vocab=3, steps=100, seeds=1)
+
+
+def test_a_quick_run_writes_what_it_promises(tmp_path, look_at_report):
+    results = cc.run(Config.quickly(n_ctx=8, d_vocab=3, steps=400, seeds=2), tmp_path, quiet=True).results
+    parents = [[], [], *([(i - 1) // 2, i - 1] for i in range(2, 9))]
+    assert results["graph"]["parents"] == parents
+    assert len(results["graph"]["found_parents"]) == 9
+    assert results["graph"]["edges"] == sum(map(len, parents))
+    loss, single = results["loss"], results["single_head"]
+    assert loss["test"] == pytest.approx(loss["edge_posterior"] + loss["excess_over_edge_posterior"])
+    assert [repeat["seed"] for repeat in single["repeats"]] == [0, 1]
+    assert single["repeats"][0]["excess"] == loss["excess_over_edge_posterior"]
+    assert single["repeats"][0]["single_excess"] == single["excess_over_edge_posterior"]
+    assert single["repeats"][0]["single_excess"] != single["repeats"][1]["single_excess"]
+    model = cc.load_model(tmp_path / "model")
+    test = measure.Setting(parents, 3, 0.1, (2, 1), 40, 5, 0, quick=True).test
+    assert float(cc.evaluate(model, test).mean()) == pytest.approx(loss["test"])
+    assert len(cc.TrainingRecord.load(tmp_path / "record").losses) == 40
+    look_at_report(tmp_path / "report.html")
+
+
+def test_a_killed_training_goes_on(tmp_path, monkeypatch):
+    """It dies in the second stage of the two heads; the first is then read back, and nothing else differs."""
+    train, stages = cc.training.turns.train, []
+
+    def train_or_die(*given: object, **options: object) -> cc.TrainingRecord:
+        stages.append(len(list(Path(options["checkpoints"].folder).rglob("step_*.json"))))
+        if len(stages) == 2:
+            raise RuntimeError("killed")
+        return train(*given, **options)
+
+    whole = cc.run(SMALL, tmp_path / "whole", quiet=True).results
+    monkeypatch.setattr(cc.training.turns, "train", train_or_die)
+    with pytest.raises(cc.running.CellError, match="killed"):
+        cc.run(SMALL, tmp_path / "cut", quiet=True)
+    stages.append(0)
+    again = cc.run(SMALL, tmp_path / "cut", quiet=True).results
+    assert stages.count(1) == 1
+    assert {**again, "config": 0, "timing": 0} == {**whole, "config": 0, "timing": 0}
+    assert not list((tmp_path / "cut" / "cells").glob("*.scratch"))
+
+
+def test_every_missing_edge_says_why():
+    """A planted model carries the target's transition matrix only; with a row put wrong, that one was not learned."""
+    task = cc.InContextTask(cc.graph_from_parents(MIXED), d_vocab=3)
+    model, data = cc.plant_circuit(task.graph, 3, n_heads=(3, 1)), task.sample(8192, seed=1)
+    position = cc.slots(model)["position"].slice
+    with torch.no_grad():
+        for head in range(2):
+            model.blocks[0].attn.W_Q[head, position, position][6] = 0.0  # the row of 6, parents 3 and 4
+    found = cc.extract_graph(model, task, batch=data)
+    attention = cc.mean_attention(model, data.tokens[:512])[0, :2]
+    alone, given = measure.information_of_true_parents(task, data)
+    missing = measure.explain_missing(task, model, found, attention, alone, given, data)
+    assert {(m["parent"], m["child"]) for m in missing} == set(task.graph.edges) - set(found.edges)
+    for m in missing:
+        if len(MIXED[m["child"]]) != 2:
+            assert m["explained"]
+            assert "independent" in m["reason"]
+        if m["child"] == 6 and m["parent"] != task.target_parents[0]:
+            assert not m["explained"]
+            assert "was not learned" in m["reason"]
+            assert m["loss_if_carried"] < 0
+    assert {m["child"] for m in missing if not m["explained"]} == {6}
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"ngram": 1}, "--ngram must be at least 2"),
+        ({"ngram": 3, "parents": Path("x.json")}, "both name a graph"),
+        ({"n_ctx": 2}, "--n-ctx must be at least 3"),
+        ({"heads": "0,1"}, "at least one head in each layer"),
+        ({"heads": "two"}, "two integers such as 2,1"),
+        ({"seed": -1}, "--seed must be 0 or more"),
+        ({"seeds": 0}, "--seeds must be at least 1"),
+        ({"steps": 3}, "--steps must be at least 2 for each of 2 heads"),
+        ({"parents": Path("missing.json")}, "readable file"),
+        ({"parents": Path("/dev/zero")}, "/dev/zero is not a file"),
+    ],
+)
+def test_bad_flags_are_refused(flags, reason):
+    with pytest.raises(ValueError, match=reason):
+        Config(**flags)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "JSON file"),
+        ("[1, 2]", "list of lists"),
+        ("[[], [], [1, 1]]", "named once"),
+        ("[[], [], [1, 0]]", "named in order"),
+        ("[[], [2], [0, 1]]", "must lie in the context"),
+        ("[[], [0], [1], [], [3]]", "one parent at most"),
+        (json.dumps([[]] * 12 + [list(range(12))]), "use fewer parents or tokens"),
+        (json.dumps(MIXED), "disagree: 11 lists, the target's last, make n_ctx 10"),
+    ],
+)
+def test_bad_parents_files_are_refused(content, reason, tmp_path):
+    (tmp_path / "parents.json").write_text(content)
+    with pytest.raises(ValueError, match=reason):
+        Config(parents=tmp_path / "parents.json", n_ctx=9 if "disagree" in reason else None)

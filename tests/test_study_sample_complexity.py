@@ -1,0 +1,36 @@
+"""The study of sample complexity: the predicted number is that of a planted signal, and the needed one is counted."""
+
+import pandas as pd
+import pytest
+
+import causal_circuits as cc
+from causal_circuits.studies import sample_complexity
+from causal_circuits.studies.sample_complexity import Config
+
+
+def test_counts_what_it_measures(tmp_path, look_at_report):
+    done = cc.run(Config.quickly(n_ctx=(8,), alpha=(0.1,), sizes=(50, 400, 3200)), tmp_path, quiet=True)
+    (table,) = done.results["tables"]
+    assert [point["n"] for point in table["points"]] == [50, 400, 3200]
+    assert table["points"][-1]["first"] == table["points"][-1]["recovered"] == 1.0
+    assert table["needed"] == min(p["n"] for p in table["points"] if p["first"] == 1.0)
+    assert 10 < table["predicted"] < 10_000
+    look_at_report(tmp_path / "report.html")
+
+
+def test_the_prediction_holds_in_95_tables_of_100():
+    """Fresh tables of the predicted size: in 95% or more every parent is its row's largest entry."""
+    task = cc.InContextTask(cc.random_forest(8, seed=0), d_vocab=3, alpha=0.3)
+    n, right = int(sample_complexity.predict(task, seed=0)) + 1, 0
+    for seed in range(60):
+        batch = task.sample(n, seed=(seed, 99))
+        value = cc.measured_gradient(batch.tokens, batch.target_probs).value
+        right += all(int(value[c, :c].argmax()) == p for p, c in cc.latent_edges(task.graph))
+    assert right >= 50  # P(fewer than 50 of 60 at .95) = 2e-4
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (10.0, False)])
+def test_the_check_can_fail(factor, passes):
+    tables = pd.DataFrame({"needed": [100.0, 200.0, 400.0], "predicted": [100.0, 210.0, 390.0]})
+    within, _ = sample_complexity.compare(tables.assign(needed=tables.needed * factor))
+    assert (within >= 0.9) is passes

@@ -1,0 +1,105 @@
+"""The study of unlearned edges: changed graphs, explanations beside their control, predictions that can fail."""
+
+import numpy as np
+import pytest
+
+import causal_circuits as cc
+from causal_circuits.studies import unlearned_edges
+from causal_circuits.studies.unlearned_edges import report, variants
+
+
+def test_changed_graphs_change_what_their_names_say():
+    parents = [-1, -1, 0, 1, -1, 1, -1, 4]
+    made = variants.variants(parents, 1, 5)
+    assert made["as it is"] == (parents, None, 5)
+    assert made["earlier siblings made roots"] == ([-1, -1, 0, -1, -1, 1, -1, 4], None, 5)
+    assert made["as many strangers made roots"] == ([-1, -1, -1, 1, -1, 1, -1, 4], None, 5)
+    assert made["siblings moved behind"] == ([-1, -1, 0, -1, -1, 1, 1, 4], None, 5)
+    assert made["parent given a parent"] == ([-1, 0, 0, 1, -1, 1, -1, 4], None, 5)
+    assert made["roots uniform"] == (parents, "uniform", 5)
+    assert "child moved forward" not in made  # 4, the only root between sibling and child, has a child of its own
+
+
+def test_every_earlier_sibling_goes_and_as_many_strangers_with_it():
+    parents = [-1, 0, -1, 0, 2, 2, 2, -1, 0, -1]
+    made = variants.variants(parents, 0, 8)
+    assert made["earlier siblings made roots"][0] == [-1, -1, -1, -1, 2, 2, 2, -1, 0, -1]
+    assert made["as many strangers made roots"][0] == [-1, 0, -1, 0, -1, -1, 2, -1, 0, -1]
+    assert "siblings moved behind" not in made  # two siblings, one free position behind
+    assert made["child moved forward"] == ([-1, 0, -1, 0, 2, 2, 2, 0, -1, -1], None, 7)
+
+
+def test_the_targets_are_later_children_in_figure_9():
+    known = unlearned_edges.measure_figure_9()
+    assert len(known) == 182
+    assert sum(edge["unlearned"] for edge in known) == len(variants.TARGETS)
+
+
+def changed_rows(freed: dict[str, int], n: int = 8) -> list[dict]:
+    """Rows in which each variant frees that many of n edges, the first ones."""
+    return [
+        {"variant": v, "graph": g, "parent": 0, "of_child": 5, "child": 5, "block_attention": 0.9 if g < k else 0.1}
+        for v, k in freed.items()
+        for g in range(n)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("freed", "control", "holds"),
+    [(8, 0, True), (5, 0, True), (4, 0, False), (8, 8, False), (0, 0, False), (0, 8, False)],
+)
+def test_an_explanation_holds_only_beyond_its_control(freed, control, holds):
+    names = {"as it is": 0, "as many strangers made roots": control, "roots uniform": freed}
+    passed, said = report.judged("roots uniform", report.learned_by_variant(changed_rows(names)))
+    assert passed is holds
+    assert said.startswith("holds" if holds else "not shown")
+    assert f"frees {freed} of 8, no change or the control {control}" in said
+
+
+def caused(unlearned: list[bool], causes: list[float], forests: int = 5) -> list[dict]:
+    """Edges of some forests with one cause."""
+    return [
+        {"forest": i % forests, "unlearned": u, "causes": {"cause": c, "later child of a root": 0.0}}
+        for i, (u, c) in enumerate(zip(unlearned, causes, strict=True))
+    ]
+
+
+def test_the_auroc_is_the_share_of_pairs_in_the_right_order():
+    generator = np.random.default_rng(0)
+    score, positive = generator.integers(0, 6, size=60).astype(float), generator.random(60) < 0.3
+    pairs = [(a > b) + 0.5 * (a == b) for a in score[positive] for b in score[~positive]]
+    assert report.auroc(score, positive) == pytest.approx(np.mean(pairs))
+    assert np.isnan(report.auroc(score, np.zeros(60, dtype=bool)))
+
+
+def test_a_cause_that_fits_where_it_was_found_and_nowhere_else_is_not_said_to_predict():
+    unlearned = [i % 4 == 0 for i in range(100)]
+    fits = [float(u) for u in unlearned]
+    noise = list(np.random.default_rng(3).random(100))
+    for there, holds in ((fits, True), (noise, False)):
+        groups = {"Figure 9": caused(unlearned, fits), "new forests": caused(unlearned, there)}
+        predicts, said = report.best_prediction(report.predictions(groups, seed=0, n_boot=200))
+        assert predicts is holds
+        assert said.endswith("it predicts them" if holds else "it is not shown to predict them")
+
+
+def test_the_pull_on_an_edge_is_minus_the_gradient():
+    """Where layer 2 matches and the read-out copies, an edge that is not learned is pulled up."""
+    task = cc.InContextTask(cc.graph_from_parents([None, 0, None, 2, 0]), d_vocab=3, alpha=0.1)
+    model = cc.warm_start(cc.disentangled_transformer(3, task.n_ctx), 2.0)
+    found = unlearned_edges.sibling_gradients(model, task, {"parent": 0, "child": 4}, n=1024, seed=0)
+    assert found["gradient_as_trained"] > 0
+
+
+def test_counts_what_it_trained(tmp_path, look_at_report):
+    found = cc.run(unlearned_edges.Config.quickly(seed=2), tmp_path, quiet=True).results
+    rows = {row["variant"]: row for row in found["rows"]}
+    assert {"as it is", "earlier siblings made roots", "roots uniform", "as many strangers made roots"} <= set(rows)
+    assert all(row["curve"][-1] == [20, row["block_attention"]] for row in rows.values())
+    assert rows["as it is"]["gradient_as_trained"] != rows["as it is"]["gradient_sibling_uniform"]
+    assert "Learned (above one half): as it is: 0 of 1" in found["section"]
+    assert all(edge["unlearned"] == (edge["block_attention"] <= 0.5) for edge in found["edges"])
+    assert {row["forests"] for row in found["predictions"]} == {"Figure 9", "new forests"}
+    assert (tmp_path / "figures" / "unlearned_edges.svg").is_file()
+    assert "frees 0 of 1" in (tmp_path / "report.html").read_text()
+    look_at_report(tmp_path / "report.html")

@@ -1,0 +1,90 @@
+"""A study of sums, for the tests of the runner and of the command line: each cell is measured in no time."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+import causal_circuits as cc
+from causal_circuits.figures import Check, Section
+from causal_circuits.studies.study import Cell, Report, Study, at_least
+
+MEASURED: list[str] = []  # in this process, in order
+
+
+class Unpicklable(Exception):
+    """Cannot be sent to another process."""
+
+    def __init__(self, number: int, *, why: str) -> None:
+        super().__init__(f"{number} is bad: {why}")
+
+
+@dataclass(frozen=True)
+class Sum:
+    """What a cell measures."""
+
+    total: float
+    draws: Tensor
+    more: dict[Any, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Study):
+    """Random numbers have a sum.
+
+    More about it.
+    """
+
+    QUICK: ClassVar = {"numbers": (2, 3), "size": 2}
+
+    numbers: tuple[int, ...] = (1, 2, 3, 4)
+    """one cell each"""
+    size: int = 1000
+    """of the tensor in a cell"""
+    bad: int | None = None
+    """the number whose cell raises"""
+    wait: float = 0.0
+    """seconds that a cell takes"""
+
+    def check(self) -> None:
+        """Positive numbers."""
+        at_least(1, numbers=self.numbers, size=self.size)
+
+    def cells(self) -> list[Cell]:
+        """One a number."""
+        same = {"size": self.size, "seed": self.seed, "wait": self.wait}
+        return [
+            Cell(f"number {n}", measure, {"number": n, "bad": n == self.bad, **same}, scratch=True)
+            for n in self.numbers
+        ]
+
+    def report(self, rows: Mapping[str, Sum]) -> Report:
+        """The sum of all."""
+        total = sum(row.total for row in rows.values())
+        return Report(
+            "Sums",
+            [Check(total > 0, "the sum is positive", f"it is {total:.3f}")],
+            {"total": total, "nothing": float("nan"), "config": {"n_cells": len(rows)}},
+            [Section("Numbers", "Each number and its sum.", table=[{"n": n, "sum": r.total} for n, r in rows.items()])],
+            [("total", f"{total:.3f}")],
+            saved={"note.txt": lambda path: path.write_text("written")},
+        )
+
+
+def measure(number: int, size: int, seed: int, wait: float, bad: bool, scratch: Path | None) -> Sum:
+    """A sum of random numbers; the first half of the waiting is kept in scratch."""
+    MEASURED.append(f"number {number}")
+    if scratch is not None and not (scratch / "half").is_file():
+        time.sleep(wait / 2)
+        cc.storage.write_files(scratch, {"half": f"{number} {seed}"})
+    time.sleep(wait / 2)
+    if scratch is not None and (scratch / "half").read_text() != f"{number} {seed}":
+        raise ValueError("the scratch of other settings")
+    if bad:
+        raise Unpicklable(number, why="asked for")
+    draws = torch.rand(size, generator=torch.Generator().manual_seed(1000 * seed + number))
+    return Sum(float(draws.sum()), draws)
