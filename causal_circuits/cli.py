@@ -140,9 +140,8 @@ def _one_line(box: str) -> str:
     """What a framed message of tyro says, without frame and help."""
     body = re.split(r"─{20,} │|\n│ ─", box.replace("╮", "╮\n"))[0]
     words = " ".join(line.strip("│ ") for line in body.splitlines() if line.startswith("│"))
-    return re.sub(
-        r"^Error parsing (study|output): |(?<=argument ')(study|output)\.", "", " ".join((words or box).split())
-    )
+    prefix = r"^Error parsing (study|output): |(?<=argument ')(study|output)\."
+    return re.sub(prefix, "", " ".join((words or box).split()))
 
 
 def _tell(name: str, text: str) -> None:

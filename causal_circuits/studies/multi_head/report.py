@@ -204,7 +204,6 @@ def make_checks(
             "Cutting attention entries one by one, in each head it is its own edges that hurt",
             "; ".join(map(said_of_cuts, cuts)),
         ),
-        ),
         Check(
             all(row["excess"] <= MARGIN < row["single_excess"] - row["excess"] for row in repeats),
             f"From each of {len(repeats)} seeds, {len(heads['found'].heads)} heads come within {MARGIN} nats of that "
