@@ -34,6 +34,7 @@ def make_sections(c: Comparison) -> list[Section]:
 def show_graph(c: Comparison) -> Section:
     """The graph to explore, what each position proposed, and what became of it."""
     candidates = pd.DataFrame(asdict(candidate) for candidate in c.of.found.candidates)
+    shown = candidates[["child", "parent", "weight", "information_share", "p_value", "accepted", "reason"]]
     truth = [(row.parent, row.child) in c.edges for row in candidates.itertuples()]
     return Section(
         "The graph",
@@ -41,7 +42,7 @@ def show_graph(c: Comparison) -> Section:
         f"{len(c.recovery.false)} false ones drawn. Attention proposes the edges (below); the information of each is "
         "computed from sequences and their targets alone, without the model, and tells roots from children.",
         body=figures.interactive_graph(c.task.graph, c.of.found, edge_facts(c), head_figures(c)),
-        table=candidates.assign(true_edge=truth),
+        table=shown.assign(p_value=shown["p_value"].map(p_value), true_edge=truth),
     )
 
 
@@ -79,8 +80,8 @@ def show_formation(c: Comparison) -> Section:
     """Layer 0's attention step by step, and the predictors that the model was near."""
     return Section(
         "The graph while it forms",
-        "Layer 0's attention at each recorded step, true edges above the line, all others below: move the slider, or "
-        "play it. Beside it, the distance to named predictors: the model is like the lowest.",
+        "First the distance to named predictors (the model is like the lowest), then layer 0's attention at each "
+        "recorded step, true edges above the line, all others below: move the slider, or play it.",
         figures={"phases": figures.plot_phases(c.of.phases)},
         body=figures.graph_film_html(c.of.record, c.task.graph),
     )
