@@ -5,8 +5,8 @@ import gc
 import pytest
 
 # With --dist loadfile a worker takes whole files: the long ones first, so that none is left over for one worker alone.
-LONG = ("test_notebooks", "test_imports", "test_goes_on", "test_resume", "test_analyses", "test_turns")
-LONG += ("test_circuits_proof", "test_circuit_analyses", "test_study_reproduce_paper", "test_readme", "test_circuits_methods")
+LONG = ("test_notebooks", "test_imports", "test_cli", "test_resume", "test_running", "test_study_induction_head")
+LONG += ("test_turns", "test_circuits_proof", "test_study_reproduce_paper", "test_readme", "test_circuits_methods")
 
 
 def pytest_configure(config: pytest.Config) -> None:
