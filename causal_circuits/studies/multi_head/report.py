@@ -11,8 +11,8 @@ import numpy as np
 
 import causal_circuits as cc
 from causal_circuits import figures
-from causal_circuits.circuits.ground_truth import auroc
 from causal_circuits.pages import Check, Section
+from causal_circuits.statistics import auroc
 from causal_circuits.studies.study import Report
 
 MARGIN = 0.05  # nats
