@@ -8,7 +8,7 @@ from assertions import assert_close, assert_given_back, assert_refused
 import causal_circuits as cc
 from causal_circuits.recording import join_records
 from causal_circuits.training import mean_loss
-from causal_circuits.training.runs import TRAINING_STREAM
+from causal_circuits.training.steps import TRAINING_STREAM
 
 MIXED = [[], [], [0, 1], [1], [0, 2], [], [2, 4], [3, 5], [1, 6], [0, 4, 7], [6, 8], [2, 9]]
 

@@ -19,8 +19,9 @@ using Pairs = std::vector<std::pair<uint32_t, uint32_t>>;
 class PythonTrainer : public Trainer {
   public:
     PythonTrainer(std::tuple<int, int, int, int> sizes, int members, int batch, int threads, std::vector<nb::object> samplers,
-                  const Pairs& keys)
-        : Trainer(checked(sizes, members, batch, threads), members, batch, threads, draws(sizes, members, samplers, keys)),
+                  const Pairs& keys, bool reduced)
+        : Trainer(checked(sizes, reduced, members, batch, threads), members, batch, threads,
+                  draws(sizes, members, samplers, keys)),
           samplers_(std::move(samplers)) {}
     ~PythonTrainer() { close(); }  // before the samplers that its threads draw from
 
@@ -96,16 +97,18 @@ class PythonTrainer : public Trainer {
         if (weight < 0 || weight > 2 || first < 0 || end > members || first > end)
             refuse("there are weights 0 to 2 and members 0 to " + std::to_string(members));
     }
-    static Sizes checked(std::tuple<int, int, int, int> sizes, int members, int batch, int threads) {
+    static Sizes checked(std::tuple<int, int, int, int> sizes, bool reduced, int members, int batch, int threads) {
         const auto [n_ctx, n_tok, m1, m2] = sizes;
         const int least = std::min({n_ctx, n_tok, m1, m2, members, batch, threads}), most = std::max({n_ctx, n_tok, m1, m2, threads});
         if (least < 1 || most > 1 << 14) refuse("sizes, members, batch and threads must be at least 1, sizes at most 16,384");
+        const Sizes found{n_ctx, n_tok, m1, m2, reduced};
+        if (reduced && m1 * m2 > 1) refuse("a reduced model has one head in each layer here: got sizes " + described(found));
         // Kernels count the numbers of an array in int; their largest arrays are those of A2's shape, padded, and a batch.
         const double d1 = (n_ctx + n_tok + 64.0) * (1 + m1);
         if (m2 * d1 * d1 > INT32_MAX || double(batch) * std::max(n_ctx, n_tok) > INT32_MAX)
-            refuse("a model's weights and a batch must be fewer than 2^31 numbers: got sizes " + described({n_ctx, n_tok, m1, m2}) +
+            refuse("a model's weights and a batch must be fewer than 2^31 numbers: got sizes " + described(found) +
                    ", batch " + std::to_string(batch));
-        return {n_ctx, n_tok, m1, m2};
+        return found;
     }
     static std::vector<Draws> draws(std::tuple<int, int, int, int> sizes, int members, const std::vector<nb::object>& samplers,
                                     const Pairs& keys) {
@@ -136,11 +139,11 @@ NB_MODULE(_native, module) {
              "parents"_a.none(), "degrees"_a.none(), "n_tok"_a, "roots"_a)
         .def("draw", &Sampler::draw, "key"_a, "first"_a, "tokens"_a.none(), "targets"_a.none(),
              "Fill tokens [n, n_ctx] and targets [n, n_tok] with the sequences from the place `first` on.");
-    module.attr("CHUNK") = CHUNK, module.attr("KEPT") = KEPT, module.attr("WIDEST_GAP") = WIDEST_GAP;
+    module.attr("CHUNK") = CHUNK, module.attr("WIDEST_GAP") = WIDEST_GAP;
     nb::class_<Trainer>(module, "_Trainer");
     nb::class_<PythonTrainer, Trainer>(module, "Trainer", "Models of the same sizes in training: see trainer.h.")
-        .def(nb::init<std::tuple<int, int, int, int>, int, int, int, std::vector<nb::object>, const Pairs&>(), "sizes"_a,
-             "members"_a, "batch"_a, "threads"_a, "samplers"_a, "keys"_a,
+        .def(nb::init<std::tuple<int, int, int, int>, int, int, int, std::vector<nb::object>, const Pairs&, bool>(), "sizes"_a,
+             "members"_a, "batch"_a, "threads"_a, "samplers"_a, "keys"_a, "reduced"_a = false,
              "sizes is (n_ctx, d_vocab, heads of layer 0, heads of layer 1); without samplers the caller fills the batches.")
         .def("close", &PythonTrainer::finish, "End the threads; the arrays stay.")
         .def("draw", &PythonTrainer::start_drawing, "first"_a)

@@ -2,31 +2,26 @@
 //
 // Query i makes q_i = residual_i A2. Its score for key k <= i is q_i[0][x_k] + q_i[0][S + k] + sum_h (P_h r_hi)_k with
 // r_hi[j] = q_i[h][x_j] + q_i[h][S + j]: products of matrices over all queries, n_ctx times the work of a step.
-#include <memory>
-
 #include "attention.h"
 #include "dense.h"
 
 namespace KERNELS_NAMESPACE {
 namespace {
 
-struct Memory {
+struct Workspace {
     Arena arena;
     Sizes sizes{};
-    std::unique_ptr<Tables[]> heads;
-    std::unique_ptr<bool[]> wide;
     Packed packed;
     int32_t* x;
     // pattern [m1, unit, key, lane]; features [query, dense]; queries [query, d1]; asked and scores [query, key]
     float *pattern, *features, *queries, *asked, *scores;
 
     void fit(Sizes to) {
-        if (std::memcmp(&to, &sizes, sizeof to) == 0) return;
+        if (sizes == to) return;
         const Shape s(to);
         sizes = {};  // until all is there: memory may run out
-        heads.reset(new Tables[s.m1]), wide.reset(new bool[s.m1]);
         arena.fill([&](Arena& a) {
-            packed.take(a, s, heads.get(), wide.get());
+            packed.take(a, s);
             x = a.take<int32_t>(s.context), pattern = a.take<float>(s.m1 * s.context * s.context);
             features = a.take<float>(s.context * s.wide_dense), queries = a.take<float>(s.context * s.wide_query);
             asked = a.take<float>(s.context * s.context), scores = a.take<float>(s.context * s.context);
@@ -37,26 +32,26 @@ struct Memory {
 
 template <Size SIZE>
 struct Pass {
-    const Shape s;
-    Memory& memory;
+    const Shape& s;
+    Workspace& work;
 
-    float* column(int h, int unit) const { return memory.pattern + (h * s.units + unit) * LANES * s.context; }
+    float* column(int h, int unit) const { return work.pattern + (h * s.units + unit) * LANES * s.context; }
 
     // Layer 0's pattern, and what its heads copy to every query.
     void attend() {
-        std::fill_n(memory.features, s.context * s.wide_dense, 0.0f);
+        std::fill_n(work.features, s.context * s.wide_dense, 0.0f);
         for (int h = 0; h < s.m1; ++h)
             for (int unit = 0; unit < s.units; ++unit) {
                 const int end = (unit + 1) * LANES;
                 float* rows = column(h, unit);
-                const Floats total = exponential_column<SIZE>(memory.heads[h], memory.wide[h], memory.x, unit, s, rows);
+                const Floats total = exponential_column<SIZE>(work.packed.heads[h], work.x, unit, s, rows);
                 const Floats scale = alive(1.0f / total, unit, s, 0.0f);
                 for (int key = s.pad; key < end; ++key) store(rows + key * LANES, load(rows + key * LANES) * scale);
                 for (int lane = unit > 0 ? 0 : s.pad; lane < LANES; ++lane) {
-                    float* block = memory.features + (unit * LANES + lane) * s.wide_dense + h * s.d0;
+                    float* block = work.features + (unit * LANES + lane) * s.wide_dense + h * s.d0;
                     for (int key = s.pad; key < end; ++key) {
                         const float weight = rows[key * LANES + lane];
-                        block[memory.x[key]] += weight;
+                        block[work.x[key]] += weight;
                         block[s.n_tok + key - s.pad] = weight;
                     }
                 }
@@ -64,39 +59,35 @@ struct Pass {
     }
 
     void add_pattern(int m, float* out, float share) {
-        const float* a2 = memory.packed.a2 + m * s.d1 * s.wide_d1;
+        const float* a2 = work.packed.a2 + m * s.d1 * s.wide_d1;
         for (int i = s.pad; i < s.context; ++i) {
-            float* query = memory.queries + i * s.wide_query;
-            const float *by_token = a2 + memory.x[i] * s.wide_d1, *by_position = a2 + (s.n_tok + i - s.pad) * s.wide_d1;
+            float* query = work.queries + i * s.wide_query;
+            const float *by_token = a2 + work.x[i] * s.wide_d1, *by_position = a2 + (s.n_tok + i - s.pad) * s.wide_d1;
             for (int v = 0; v < s.d1; v += LANES) store(query + v, load(by_token + v) + load(by_position + v));
         }
-        multiply({memory.features + s.pad * s.wide_dense, s.wide_dense, 1}, s.n_ctx, s.dense, a2 + s.d0 * s.wide_d1,
-                 s.wide_d1, s.d1, memory.queries + s.pad * s.wide_query, s.wide_query);
+        multiply({work.features + s.pad * s.wide_dense, s.wide_dense, 1}, s.n_ctx, s.dense, a2 + s.d0 * s.wide_d1,
+                 s.wide_d1, s.d1, work.queries + s.pad * s.wide_query, s.wide_query);
         for (int block = 0; block <= s.m1; ++block) {
-            float* to = block == 0 ? memory.scores : memory.asked;
+            float* to = block == 0 ? work.scores : work.asked;
             for (int i = s.pad; i < s.context; ++i)
                 for (int unit = 0; unit < s.units; ++unit) {
-                    const float* from = memory.queries + i * s.wide_query + block * s.d0;
-                    store(to + i * s.context + unit * LANES, read_block<SIZE>(from, memory.x, unit, s));
+                    const float* from = work.queries + i * s.wide_query + block * s.d0;
+                    store(to + i * s.context + unit * LANES, read_block<SIZE>(from, work.x, unit, s));
                 }
-            for (int unit = 0; block > 0 && unit < s.units; ++unit)  // keys of a unit are seen by queries from there on
-                multiply({memory.asked + std::max(unit * LANES, s.pad) * s.context + s.pad, s.context, 1},
-                         s.context - std::max(unit * LANES, s.pad), (unit + 1) * LANES - s.pad,
+            for (int unit = 0; block > 0 && unit < s.units; ++unit) {  // its keys are seen by queries from there on
+                const int first = std::max(unit * LANES, s.pad), n_keys = (unit + 1) * LANES - s.pad;
+                multiply({work.asked + first * s.context + s.pad, s.context, 1}, s.context - first, n_keys,
                          column(block - 1, unit) + s.pad * LANES, LANES, LANES,
-                         memory.scores + std::max(unit * LANES, s.pad) * s.context + unit * LANES, s.context);
+                         work.scores + first * s.context + unit * LANES, s.context);
+            }
         }
-        for (int i = 0; i < s.n_ctx; ++i) {
-            float* row = memory.scores + (s.pad + i) * s.context + s.pad;
-            const float top = *std::max_element(row, row + i + 1);
-            float total = 0;
-            for (int k = 0; k <= i; ++k) total += row[k] = std::exp(row[k] - top);
-            for (int k = 0; k <= i; ++k) out[i * s.n_ctx + k] += row[k] * (share / total);
-        }
+        for (int i = 0; i < s.n_ctx; ++i)
+            add_softmax(work.scores + (s.pad + i) * s.context + s.pad, i + 1, share, out + i * s.n_ctx);
     }
 
     void run(const int32_t* x, int n, float* out, float share) {
         for (int b = 0; b < n; ++b) {
-            std::copy_n(x + b * s.n_ctx, s.n_ctx, memory.x + s.pad);
+            std::copy_n(x + b * s.n_ctx, s.n_ctx, work.x + s.pad);
             attend();
             for (int m = 0; m < s.m2; ++m) add_pattern(m, out + m * s.n_ctx * s.n_ctx, share);
         }
@@ -105,19 +96,13 @@ struct Pass {
 
 }  // namespace
 
-// Layer 1's pattern summed over n sequences times `share`, [m2, n_ctx, n_ctx].
 void layer_1_pattern(Sizes sizes, const int32_t* tokens, int n, Weights<const float> weights, float* out, float share) {
-    thread_local Memory memory;
-    memory.fit(sizes);
+    thread_local Workspace work;
+    work.fit(sizes);
     const Shape s(sizes);
-    pack(weights, memory.packed, s);
+    pack(weights, work.packed, s);
     std::fill_n(out, s.m2 * s.n_ctx * s.n_ctx, 0.0f);
-    if (s.n_tok <= LANES)
-        Pass<Size::one_vector>{s, memory}.run(tokens, n, out, share);
-    else if (s.n_tok <= 2 * LANES)
-        Pass<Size::two_vectors>{s, memory}.run(tokens, n, out, share);
-    else
-        Pass<Size::any>{s, memory}.run(tokens, n, out, share);
+    by_size(s.n_tok, [&](auto size) { Pass<size>{s, work}.run(tokens, n, out, share); });
 }
 
 }  // namespace KERNELS_NAMESPACE

@@ -201,21 +201,8 @@ inline Floats second_order(Floats r) {
     return p;
 }
 
-// e^x for x <= 0 to 2e-7 relative; 0 below -87.7, NaN stays NaN.
-// x = n ln 2 + r, a polynomial for e^r and 2^n from bits: adding `round` leaves n + 127 in
-// the lowest bits of the sum, and shifting these up gives 2^n, or 0 for n = -127.
-inline Floats exp_of_negative(Floats x) {
-    constexpr float round = 12583039.0f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-    x = x < -88.02f ? splat(-88.02f) : x;
-    const Floats rounded = x * 1.4426950408889634f + round;
-    const Floats whole = rounded - round;
-    const Floats r = (x - whole * ln2_high) - whole * ln2_low;
-    Floats p = second_order(r);
-    p = (p * r + 1.0f) * r + 1.0f;
-    return p * bits_as<Floats>(bits_as<Ints>(rounded) << 23);
-}
-
-// e^x to 2e-7 relative for x <= 88; 0 below -87. As above, but for the range.
+// e^x to 2e-7 relative for x <= 88; 0 below -87, NaN stays NaN.
+// x = n ln 2 + r, a polynomial for e^r and 2^n from bits: adding `round` leaves n in the lowest bits of the sum.
 inline Floats exp(Floats x) {
     constexpr float round = 12582912.0f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
     const Floats clamped = x < -87.0f ? splat(-87.0f) : x;

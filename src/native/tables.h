@@ -4,49 +4,43 @@
 // token or the position of each. Rows are keys and lanes are queries, except in the copies for the last query alone.
 #pragma once
 #include <algorithm>
+#include <memory>
 
 #include "shape.h"
 
 namespace KERNELS_NAMESPACE {
 
-// A sum by token is kept in so many copies: adding to the same numbers again has to wait until they are stored.
-constexpr int COPIES = 4;
-
 // Of one head of layer 0. tt [key token, query token], tp [key position, query token], pt [unit, key token, lane],
-// pp [unit, key position, lane]
-// (the sums' pt is [unit, copy, key token, lane]); of the last query tt_last and tp_last [query token, key], pt_last
-// and pp_last [key].
+// pp [unit, key position, lane]; of the last query tt_last and tp_last [query token, key], pt_last and pp_last [key].
 struct Tables {
     float *tt, *tp, *pt, *pp, *tt_last, *tp_last, *pt_last, *pp_last;
+    bool holds_scores;  // instead of their exponentials
+
+    template <class Do>
+    void each(const Shape& s, Do something) {  // array and size
+        something(tt, s.n_tok * s.tokens), something(tp, s.context * s.tokens);
+        something(pt, s.context * s.n_tok), something(pp, s.context * s.context);
+        something(tt_last, s.n_tok * s.tokens), something(tp_last, s.n_tok * s.context);
+        something(pt_last, s.tokens), something(pp_last, s.context);
+    }
+    void take(Arena& arena, const Shape& s) {
+        each(s, [&](float*& of, int n) { of = arena.take<float>(n); });
+    }
+    void clear(const Shape& s) {
+        each(s, [](float* of, int n) { std::fill_n(of, n, 0.0f); });
+    }
+};
+
+// Tables of all heads of layer 0, and of the weights that a chunk's dense products read a2 [m2, d1, d1], padded.
+struct Packed {
+    std::unique_ptr<Tables[]> heads;
+    float *a2, *scratch;
 
     void take(Arena& arena, const Shape& s) {
-        tt = arena.take<float>(s.n_tok * s.tokens), tp = arena.take<float>(s.context * s.tokens);
-        pt = arena.take<float>(COPIES * s.context * s.n_tok), pp = arena.take<float>(s.context * s.context);
-        tt_last = arena.take<float>(s.n_tok * s.tokens), tp_last = arena.take<float>(s.n_tok * s.context);
-        pt_last = arena.take<float>(s.tokens), pp_last = arena.take<float>(s.context);
-    }
-};
-
-// What of the weights a pass reads. a2 [m2, d1, d1] padded; a2_t [m2, d1, dense], its rows that heads wrote,
-// transposed; w [d0, n_tok] the embedding's rows of W_U; w_t [n_tok, features] the others, transposed.
-struct Packed {
-    Tables* heads;
-    bool* wide;  // of each head: whether its tables hold scores instead of exponentials
-    float *a2, *a2_t, *w, *w_t, *row;
-
-    void take(Arena& arena, const Shape& s, Tables* tables, bool* are_wide) {
-        heads = tables, wide = are_wide;
+        heads.reset(new Tables[s.m1]);
         for (int h = 0; h < s.m1; ++h) heads[h].take(arena, s);
-        a2 = arena.take<float>(s.m2 * s.d1 * s.wide_d1), a2_t = arena.take<float>(s.m2 * s.d1 * s.wide_dense);
-        w = arena.take<float>(s.d0 * s.tokens), w_t = arena.take<float>(s.n_tok * s.wide_features);
-        row = arena.take<float>(LANES * (s.tokens + s.context));
+        a2 = arena.take<float>(s.m2 * s.d1 * s.wide_d1), scratch = arena.take<float>(LANES * (s.tokens + s.context));
     }
-};
-
-struct Sums {
-    Tables* heads;
-    float *a2, *w, *w_t;
-    Watched watched;  // in vectors: [m1, unit, key position, lane] and [m2, padded context]
 };
 
 // The largest of n numbers, and that minus the smallest: not a number if one of them is none. Whole vectors are read.
@@ -67,7 +61,7 @@ inline Range range(const float* row, int n) {
 inline void exponentials(float* row, int n) {
     const float top = range(row, n).top;
     for (int v = 0; v < n; v += LANES)
-        store(row + v, select(lane_numbers() < n - v, exp_of_negative(load(row + v) - top), Floats{}));
+        store(row + v, select(lane_numbers() < n - v, exp(load(row + v) - top), Floats{}));
 }
 
 // to[c, r] = from[r, c], block by block; rows of `from` are padded to whole vectors.
@@ -94,8 +88,8 @@ struct Rows {
     float* positions(int lane, const Shape& s) const { return tokens(lane) + s.tokens; }
 };
 
-// One head's tables, and whether they hold scores.
-inline bool pack_head(const float* a, Tables& to, const Shape& s, float* scratch) {
+// One head's tables from its A.
+inline void pack_head(const float* a, Tables& to, const Shape& s, float* scratch) {
     const int S = s.n_tok;
     const Rows rows(scratch, s);
     const auto n_keys = [&](int q) { return q < S ? s.n_ctx : q - S + 1; };
@@ -113,11 +107,11 @@ inline bool pack_head(const float* a, Tables& to, const Shape& s, float* scratch
             if (gap[k] > widest || gap[k] != gap[k]) widest = gap[k];  // a NaN stays
         }
     }
-    const bool scores = !(gaps[0] + gaps[1] + gaps[2] + gaps[3] < WIDEST_GAP);
-    const float unseen = scores ? -INF : 0.0f;  // later keys, and what lies before the first
+    to.holds_scores = !(gaps[0] + gaps[1] + gaps[2] + gaps[3] < WIDEST_GAP);
+    const float unseen = to.holds_scores ? -INF : 0.0f;  // later keys, and what lies before the first
     const auto read_tables = [&](int q, int lane) {
         read(q, lane, unseen);
-        if (scores) return;
+        if (to.holds_scores) return;
         exponentials(rows.tokens(lane), S);
         exponentials(rows.positions(lane, s) + s.pad, n_keys(q));
     };
@@ -140,7 +134,6 @@ inline bool pack_head(const float* a, Tables& to, const Shape& s, float* scratch
     }
     std::copy_n(rows.tokens(LANES - 1), s.tokens, to.pt_last);
     std::copy_n(rows.positions(LANES - 1, s), s.context, to.pp_last);
-    return scores;
 }
 
 // One head's gradient from the sums in its tables, times `share`.
@@ -165,11 +158,8 @@ inline void unpack_head(Tables& from, float* a1, const Shape& s, float share, fl
                   from.tp_last + (first + lane) * s.context);
     }
     for (int unit = 0; unit < s.units; ++unit) {
-        for (int t = 0; t < S; ++t) {  // the sum of the copies
-            Floats total{};
-            for (int copy = 0; copy < COPIES; ++copy) total += load(from.pt + ((unit * COPIES + copy) * S + t) * LANES);
-            for (int lane = 0; lane < LANES; ++lane) rows.tokens(lane)[t] = total[lane];
-        }
+        for (int t = 0; t < S; ++t)
+            for (int lane = 0; lane < LANES; ++lane) rows.tokens(lane)[t] = from.pt[(unit * S + t) * LANES + lane];
         transpose(from.pp + unit * s.context * LANES, LANES, s.context, LANES, rows.positions(0, s), rows.stride);
         for (int lane = unit > 0 ? 0 : s.pad; lane < LANES; ++lane) {
             const int i = unit * LANES + lane - s.pad;
@@ -180,49 +170,8 @@ inline void unpack_head(Tables& from, float* a1, const Shape& s, float share, fl
 }
 
 inline void pack(Weights<const float> from, Packed& to, const Shape& s) {
-    for (int h = 0; h < s.m1; ++h) to.wide[h] = pack_head(from.a1 + h * s.d0 * s.d0, to.heads[h], s, to.row);
-    for (int m = 0; m < s.m2; ++m) {
-        const float* a2 = from.a2 + m * s.d1 * s.d1;
-        for (int d = 0; d < s.d1; ++d) std::copy_n(a2 + d * s.d1, s.d1, to.a2 + (m * s.d1 + d) * s.wide_d1);
-        const float* dense = to.a2 + (m * s.d1 + s.d0) * s.wide_d1;
-        transpose(dense, s.wide_d1, s.dense, s.d1, to.a2_t + m * s.d1 * s.wide_dense, s.wide_dense);
-    }
-    for (int d = 0; d < s.d0; ++d) std::copy_n(from.w + d * s.n_tok, s.n_tok, to.w + d * s.tokens);
-    for (int f = 0; f < s.features; ++f)
-        for (int t = 0; t < s.n_tok; ++t) to.w_t[t * s.wide_features + f] = from.w[(s.d0 + f) * s.n_tok + t];
-}
-
-// Pattern-like sums [unit, key, lane] as [query, key], zero above the diagonal.
-inline void write_pattern(const float* from, float* to, const Shape& s, float share) {
-    for (int i = 0; i < s.n_ctx; ++i)
-        for (int j = 0; j < s.n_ctx; ++j) {
-            const int unit = (s.pad + i) / LANES, lane = (s.pad + i) % LANES;
-            to[i * s.n_ctx + j] = j <= i ? share * from[(unit * s.context + s.pad + j) * LANES + lane] : 0.0f;
-        }
-}
-
-inline void unpack(const Sums& from, Weights<float> to, Watched watched, const Shape& s, float share, float* scratch) {
-    const int pairs = s.context * s.context;
-    for (int h = 0; h < s.m1; ++h) {
-        float* a1 = to.a1 + h * s.d0 * s.d0;
-        unpack_head(from.heads[h], a1, s, share, scratch);
-        if (!watched.pattern) continue;
-        write_pattern(from.watched.pattern + h * pairs, watched.pattern + h * s.n_ctx * s.n_ctx, s, share);
-        write_pattern(from.watched.d_pattern + h * pairs, watched.d_pattern + h * s.n_ctx * s.n_ctx, s, share);
-    }
-    for (int m = 0; watched.pattern && m < s.m2; ++m)
-        for (int k = 0; k < s.n_ctx; ++k) {
-            const int at = m * s.context + s.pad + k;
-            watched.last[m * s.n_ctx + k] = share * from.watched.last[at];
-            watched.d_last[m * s.n_ctx + k] = share * from.watched.d_last[at];
-            watched.d_scores[m * s.n_ctx + k] = share * from.watched.d_scores[at];
-        }
-    for (int d = 0; d < s.m2 * s.d1; ++d)
-        for (int e = 0; e < s.d1; ++e) to.a2[d * s.d1 + e] = share * from.a2[d * s.wide_d1 + e];
-    for (int d = 0; d < s.d0; ++d)
-        for (int t = 0; t < s.n_tok; ++t) to.w[d * s.n_tok + t] = share * from.w[d * s.tokens + t];
-    for (int f = 0; f < s.features; ++f)
-        for (int t = 0; t < s.n_tok; ++t) to.w[(s.d0 + f) * s.n_tok + t] = share * from.w_t[t * s.wide_features + f];
+    for (int h = 0; h < s.m1; ++h) pack_head(from.a1 + h * s.d0 * s.d0, to.heads[h], s, to.scratch);
+    for (int d = 0; d < s.m2 * s.d1; ++d) std::copy_n(from.a2 + d * s.d1, s.d1, to.a2 + d * s.wide_d1);
 }
 
 }  // namespace KERNELS_NAMESPACE

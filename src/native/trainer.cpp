@@ -12,9 +12,8 @@ static int whole_parts(int members, int batch) {
 }
 
 std::string described(Sizes s) {
-    const auto [n_ctx, n_tok, m1, m2] = s;
-    return "(n_ctx " + std::to_string(n_ctx) + ", d_vocab " + std::to_string(n_tok) + ", heads (" + std::to_string(m1) + ", " +
-           std::to_string(m2) + "))";
+    return "(n_ctx " + std::to_string(s.n_ctx) + ", d_vocab " + std::to_string(s.n_tok) + ", heads (" +
+           std::to_string(s.m1) + ", " + std::to_string(s.m2) + "))";
 }
 
 NotEnoughMemory::NotEnoughMemory(Sizes sizes, int members, int batch)
@@ -24,10 +23,8 @@ NotEnoughMemory::NotEnoughMemory(Sizes sizes, int members, int batch)
 Trainer::Trainer(Sizes s, int n_members, int batch_size, int threads, std::vector<Draws> draws) try
     : sizes(s), members(n_members), batch(batch_size), n_parts_(whole_parts(n_members, batch_size)),
       n_pieces_((batch_size + DRAWN_AT_ONCE - 1) / DRAWN_AT_ONCE), draws_(std::move(draws)) {
-    const size_t d0 = s.block(), d1 = s.width_1(), width = s.width();
-    const size_t numbers[3] = {s.m1 * d0 * d0, s.m2 * d1 * d1, width * s.n_tok};
     for (int weight = 0; weight < 3; ++weight) {
-        sizes_of_[weight] = numbers[weight], rows_[weight] = (numbers[weight] + 63) / 64 * 64;
+        sizes_of_[weight] = s.numbers(weight), rows_[weight] = (s.numbers(weight) + 63) / 64 * 64;
         offsets_[weight] = whole_, whole_ += members * rows_[weight];
     }
     for (auto* stack : {&weights_, &total_, &means_, &squares_}) stack->resize(whole_);
@@ -43,6 +40,8 @@ Trainer::Trainer(Sizes s, int n_members, int batch_size, int threads, std::vecto
 } catch (const std::length_error&) {  // more than a vector can hold
     throw NotEnoughMemory(s, n_members, batch_size);
 }
+
+const ModelKernels& Trainer::of_model() const { return sizes.reduced ? kernels().reduced : kernels().disentangled; }
 
 Workers<Trainer>& Trainer::workers() {
     if (!workers_) throw std::logic_error("this trainer is closed");
@@ -128,7 +127,7 @@ void Trainer::differentiate(int member, int part) {
     const float* weights = weights_.data();
     float* watched = watch_ ? watched_parts_.data() + (member * n_parts_ + part) * Watched::size(sizes) : nullptr;
     part_losses_[member * n_parts_ + part] =
-        kernels().gradient(sizes, tokens() + at * sizes.n_ctx, targets() + at * sizes.n_tok, int(end - start),
+        of_model().gradient(sizes, tokens() + at * sizes.n_ctx, targets() + at * sizes.n_tok, int(end - start),
                            {of(weights, 0), of(weights, 1), of(weights, 2)}, {of(out, 0), of(out, 1), of(out, 2)},
                            Watched::in(watched, sizes), 1.0f / batch);
 }
@@ -144,7 +143,7 @@ void Trainer::layer_1_patterns(int n, float* out) try {
     check_tokens(n);
     for (int member = 0; member < members; ++member) {
         const auto of = [&](int weight) { return weights_.data() + offset(weight) + member * row(weight); };
-        kernels().layer_1_pattern(sizes, tokens() + size_t(member) * batch * sizes.n_ctx, n, {of(0), of(1), of(2)},
+        of_model().layer_1_pattern(sizes, tokens() + size_t(member) * batch * sizes.n_ctx, n, {of(0), of(1), of(2)},
                                   out + size_t(member) * sizes.m2 * sizes.n_ctx * sizes.n_ctx, 1.0f / n);
     }
 } catch (const std::bad_alloc&) {

@@ -75,6 +75,7 @@ class Trainer {
   private:
     size_t offset(int weight) const { return offsets_[weight]; }
     void check_tokens(int n) const;
+    const ModelKernels& of_model() const;
     Workers<Trainer>& workers();
     float differentiate_all(int n_draws);
     void differentiate(int member, int part);
