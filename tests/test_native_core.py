@@ -102,12 +102,6 @@ def test_a_trainer_that_cannot_be_is_refused(changed: dict, error: type[Exceptio
         (lambda core: core.sgd(0, 0, 1, None, 0.0), TypeError, "learning_rate"),
         (lambda core: core.draw(-1), ValueError, "must not be negative"),
         (lambda core: core.watched, ValueError, "watch=True"),
-        (lambda core: core.layer_1_patterns(7, np.zeros((1, 1, 5, 5), np.float32)), ValueError, "n must be from 1"),
-        (lambda core: core.layer_1_patterns(1, None), ValueError, "got NoneType"),
-        (lambda core: core.layer_1_patterns(1, np.zeros((1, 1, 5, 5))), ValueError, "got ndarray float64"),
-        (lambda core: core.layer_1_patterns(1, np.zeros((1, 5, 5), np.float32)), ValueError, "[1, 1, 5, 5]"),
-        (lambda core: core.layer_1_patterns(1, np.zeros((1, 1, 5, 10), np.float32)[..., ::2]), ValueError, "C-contig"),
-        (lambda core: core.layer_1_patterns(1, read_only((1, 1, 5, 5))), ValueError, "writable"),
         (lambda core: core.close() or core.gradients(0, False), RuntimeError, "closed"),
         (lambda core: core.close() or core.gradients_again(), RuntimeError, "closed"),
         (lambda core: core.close() or core.draw(0), RuntimeError, "closed"),
@@ -134,8 +128,6 @@ def test_a_token_outside_the_vocabulary_is_no_address(token: int, place: int) ->
         core.gradients(0, False)
     with pytest.raises(ValueError, match=f"got {token}"):
         core.gradients_again()
-    with pytest.raises(ValueError, match=f"got {token}"):
-        core.layer_1_patterns(200, np.zeros((1, 1, 5, 5), np.float32))
     assert np.isfinite(core.gradients(0, False))  # the other batch
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causal_circuits.models import HookedTransformer, attachments
+from causal_circuits.models import HookedTransformer, attachments, layout_of, logits
 from causal_circuits.models.fused import TRAINED, can_fuse, live_weights, new_trainer, score_gradients, sizes_of
-from causal_circuits.recording import MATRICES, RecordAt, Snapshot, recorded_layers
+from causal_circuits.recording import MATRICES, RecordAt, Snapshot, recorded_layers, watch_attention
 from causal_circuits.tasks import InContextTask, Task
 from causal_circuits.tasks.base import checked_draws, seed_sequence
 from causal_circuits.tasks.draws import key_of
@@ -171,11 +171,20 @@ class FusedRun:
             pattern, gradient = patterns.reshape(n, 2, m1, n_ctx, n_ctx).swapaxes(0, 1)
             return self._all_heads(pattern if name == "attention" else -gradient, dead)
         last, d_last, d_scores = rows.reshape(n, 3, m2, n_ctx).swapaxes(0, 1)
-        whole = np.zeros((n, m2, n_ctx, n_ctx), np.float32)
-        if name == "attention":
-            self._core.layer_1_patterns(n_for_other_queries(self._batch, n_ctx), whole)
+        whole = self._layer_1_patterns() if name == "attention" else np.zeros((n, m2, n_ctx, n_ctx), np.float32)
         whole[:, :, -1] = {"attention": last, "score_gradients": -d_scores, "weight_gradients": -d_last}[name]
         return self._all_heads(whole, dead)
+
+    @torch.no_grad()
+    def _layer_1_patterns(self) -> np.ndarray:
+        """Layer 1's pattern by the structured forward, [member, head, query, key], a mean over a part of the batch."""
+        self.write_back()
+        means, n = [], n_for_other_queries(self._batch, self._models[0].cfg.n_ctx)
+        for model, tokens in zip(self._models, self._core.tokens, strict=True):
+            with watch_attention(model, layers=(1,)) as watched:
+                logits(model, torch.from_numpy(tokens[:n].astype(np.int64)))
+            means.append(watched.attention()[0, : layout_of(model).n_heads[1]].numpy())
+        return np.stack(means)
 
     def _all_heads(self, live: np.ndarray, dead: np.ndarray | float) -> np.ndarray:
         """Matrices of a layer's live heads [member, head, query, key], and the dead ones', which attend uniformly."""
@@ -253,9 +262,10 @@ class _Group:
 def n_for_other_queries(batch_size: int, n_ctx: int) -> int:
     """How many sequences of a batch a recording averages layer 1's pattern over, for queries but the last.
 
-    No loss depends on these rows, and they take n_ctx times the work of a step: all at n_ctx 16, a part in longer ones.
+    No loss depends on these rows, and they take n_ctx times the work of a step: a part of the batch that falls with
+    n_ctx keeps the default dozen of snapshots below 15% of a training of 300 steps (benchmarks/recording.py).
     """
-    return min(batch_size, max(8, 16 * batch_size // n_ctx))
+    return min(batch_size, max(4, 4 * batch_size // n_ctx))
 
 
 def _sampler(task: Task) -> Any:

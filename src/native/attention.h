@@ -137,10 +137,4 @@ inline float softmax(float* scores, int n) {
     return most + std::log(z);
 }
 
-// Adds softmax(scores) times `share` to out; the scores are used up, and what lies up to a vector behind them.
-inline void add_softmax(float* scores, int n, float share, float* out) {
-    softmax(scores, n);
-    for (int k = 0; k < n; ++k) out[k] += share * scores[k];
-}
-
 }  // namespace KERNELS_NAMESPACE

@@ -58,16 +58,12 @@ struct AdamStep {
     float epsilon;
 };
 
-struct ModelKernels {
-    // Loss of n sequences, summed and times `share`; fills `gradients`. tokens [n, n_ctx], targets [n, n_tok].
-    double (*gradient)(Sizes, const int32_t* tokens, const float* targets, int n, Weights<const float>, Weights<float>,
-                       Watched, float share);
-    // Layer 1's pattern summed over n sequences times `share`, [m2, n_ctx, n_ctx].
-    void (*layer_1_pattern)(Sizes, const int32_t* tokens, int n, Weights<const float>, float* out, float share);
-};
+// Loss of n sequences, summed and times `share`; fills `gradients`. tokens [n, n_ctx], targets [n, n_tok].
+using Gradient = double(Sizes, const int32_t* tokens, const float* targets, int n, Weights<const float>, Weights<float>,
+                        Watched, float share);
 
 struct Kernels {
-    ModelKernels disentangled, reduced;
+    Gradient *gradient, *reduced_gradient;
     void (*sample)(const SamplerPlan&, const uint32_t key[2], int64_t first, int n, int32_t* tokens, float* targets);
     float (*add_up)(const float* parts, int n_parts, size_t stride, size_t n, float* out);
     void (*adam)(float* weights, const float* gradients, float* means, float* squares, size_t n, AdamStep);

@@ -32,7 +32,7 @@ struct Workspace {
         arena.fill([&](Arena& a) {
             for (float** of : {&pattern, &pattern_t, &d_pattern}) *of = a.take<float>(s.context * s.context);
             for (float** of : {&a2, &d_a2, &identity}) *of = a.take<float>(s.n_tok * s.tokens);
-            for (float** of : {&asked, &scores, &d_asked}) *of = a.take<float>(std::max(CHUNK, s.n_tok) * s.context);
+            for (float** of : {&asked, &scores, &d_asked}) *of = a.take<float>(CHUNK * s.context);
             for (float** of : {&last, &d_last, &d_scores}) *of = a.take<float>(s.context);
             probs = a.take<float>(s.tokens), d_probs = a.take<float>(s.tokens);
             x = a.take<int32_t>(CHUNK * s.context);
@@ -120,19 +120,6 @@ struct Pass {
         float* row = work.d_a2 + x[s.context - 1] * s.tokens;
         for (int t = 0; t < s.n_tok; ++t) row[t] += work.probs[t];
     }
-
-    // Layer 1's pattern: the scores of a query depend on its token alone.
-    void add_layer_1_pattern(const int32_t* x, float share, float* out) {
-        std::copy_n(x, s.n_ctx, work.x + s.pad);
-        for (int t = 0; t < s.n_tok; ++t) ask(t, work.x, work.asked + t * s.context);
-        std::fill_n(work.scores, s.n_tok * s.context, 0.0f);
-        multiply({work.asked, s.context, 1}, s.n_tok, s.context, work.pattern_t, s.context, s.context, work.scores,
-                 s.context);
-        for (int i = 0; i < s.n_ctx; ++i) {
-            std::copy_n(work.scores + x[i] * s.context + s.pad, i + 1, work.d_asked);
-            add_softmax(work.d_asked, i + 1, share, out + i * s.n_ctx);
-        }
-    }
 };
 
 }  // namespace
@@ -165,18 +152,6 @@ double reduced_gradient(Sizes sizes, const int32_t* tokens, const float* targets
         watched.d_scores[k] = share * work.d_scores[s.pad + k];
     }
     return loss * share;
-}
-
-void reduced_layer_1_pattern(Sizes sizes, const int32_t* tokens, int n, Weights<const float> weights, float* out,
-                             float share) {
-    thread_local Workspace work;
-    work.fit(sizes);
-    const Shape s(sizes);
-    work.pack(weights, s);
-    std::fill_n(out, s.n_ctx * s.n_ctx, 0.0f);
-    by_size(s.n_tok, [&](auto size) {
-        for (int b = 0; b < n; ++b) Pass<size>{s, work, false}.add_layer_1_pattern(tokens + b * s.n_ctx, share, out);
-    });
 }
 
 }  // namespace KERNELS_NAMESPACE

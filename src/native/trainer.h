@@ -45,8 +45,11 @@ class Trainer {
     // Ends the threads; jobs that have not begun are left.
     void close() { workers_.reset(); }
 
-    void adam(int weight, int first_member, int end_member, AdamStep);
+    // A step of an optimiser on a weight of some members; `step` counts from 1.
+    void adam(int weight, int first_member, int end_member, double learning_rate, double decay, double decoupled_decay,
+              int64_t step);
     void sgd(int weight, int first_member, int end_member, float learning_rate, float decay);
+    void check(int weight, int first_member, int end_member) const;
 
     // Weight 0, 1, 2 is A1, A2, W_U. Rows of a stack are padded: member i begins at i * row(weight).
     size_t size(int weight) const { return sizes_of_[weight]; }
@@ -61,9 +64,7 @@ class Trainer {
     int32_t* next_tokens() { return tokens_[1 - now_].data(); }
     float* next_targets() { return targets_[1 - now_].data(); }
     double* losses() { return losses_.data(); }                 // [member], of the last gradients
-    float* watched() { return watched_.empty() ? nullptr : watched_.data(); }  // [member, Watched::size], if watched
-    // Layer 1's pattern over the first n sequences of the last gradients' batches, [member, m2, n_ctx, n_ctx].
-    void layer_1_patterns(int n, float* out);
+    float* watched();  // [member, Watched::size], of the last gradients that were watched
 
     void work(int job);
     // Called now and then by the thread that waits for gradients; what it raises ends them.
@@ -74,8 +75,7 @@ class Trainer {
 
   private:
     size_t offset(int weight) const { return offsets_[weight]; }
-    void check_tokens(int n) const;
-    const ModelKernels& of_model() const;
+    void check_tokens() const;
     Workers<Trainer>& workers();
     float differentiate_all(int n_draws);
     void differentiate(int member, int part);
