@@ -10,7 +10,7 @@ struct Sizes {  // of a two-layer model: context, vocabulary, heads of layer 0 a
     int block() const { return n_tok + n_ctx; }         // d0: [token | position]
     int width_1() const { return block() * (1 + m1); }  // d1: what layer 1 reads
     int width() const { return width_1() * (1 + m2); }  // d_model
-    size_t numbers(int weight) const {  // of A1, A2, W_U
+    size_t numbers(int weight) const {                  // of A1, A2, W_U
         const size_t d0 = reduced ? n_ctx : block(), d1 = reduced ? n_tok : width_1();
         return weight == 0 ? m1 * d0 * d0 : weight == 1 ? m2 * d1 * d1 : reduced ? 0 : size_t(width()) * n_tok;
     }

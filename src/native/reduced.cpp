@@ -21,7 +21,7 @@ struct Workspace {
     // pattern and d_pattern [query, key]; pattern_t [key, query]; a2 and d_a2 [query token, key token], identity
     float *pattern, *pattern_t, *d_pattern, *a2, *d_a2, *identity;
     // Of a chunk, [sequence, context]: a, then t which becomes p and dt, then da. Of a sequence: f, and its gradient.
-    float *asked, *scores, *d_asked, *probs, *d_probs;
+    float *reach, *scores, *d_reach, *probs, *d_probs;
     float *last, *d_last, *d_scores;  // [context], what a recording wants of layer 1
     int32_t* x;
 
@@ -32,7 +32,7 @@ struct Workspace {
         arena.fill([&](Arena& a) {
             for (float** of : {&pattern, &pattern_t, &d_pattern}) *of = a.take<float>(s.context * s.context);
             for (float** of : {&a2, &d_a2, &identity}) *of = a.take<float>(s.n_tok * s.tokens);
-            for (float** of : {&asked, &scores, &d_asked}) *of = a.take<float>(CHUNK * s.context);
+            for (float** of : {&reach, &scores, &d_reach}) *of = a.take<float>(CHUNK * s.context);
             for (float** of : {&last, &d_last, &d_scores}) *of = a.take<float>(s.context);
             probs = a.take<float>(s.tokens), d_probs = a.take<float>(s.tokens);
             x = a.take<int32_t>(CHUNK * s.context);
@@ -46,7 +46,8 @@ struct Workspace {
             std::copy_n(from.a1 + i * s.n_ctx, i + 1, row);
             softmax(row, i + 1);
         }
-        transpose(pattern, s.context, s.context, s.context, pattern_t, s.context);
+        for (int i = s.pad; i < s.context; ++i)
+            for (int j = s.pad; j <= i; ++j) pattern_t[j * s.context + i] = pattern[i * s.context + j];
         for (int t = 0; t < s.n_tok; ++t) std::copy_n(from.a2 + t * s.n_tok, s.n_tok, a2 + t * s.tokens);
     }
 };
@@ -63,15 +64,15 @@ struct Pass {
             const int size = std::min(CHUNK, n - start), numbers = size * s.context;
             for (int b = 0; b < size; ++b) {
                 std::copy_n(x + (start + b) * s.n_ctx, s.n_ctx, work.x + b * s.context + s.pad);
-                ask(x[(start + b + 1) * s.n_ctx - 1], work.x + b * s.context, work.asked + b * s.context);
+                look_up_scores(x[(start + b + 1) * s.n_ctx - 1], work.x + b * s.context, work.reach + b * s.context);
             }
-            std::fill_n(work.scores, numbers, 0.0f), std::fill_n(work.d_asked, numbers, 0.0f);
-            multiply({work.asked, s.context, 1}, size, s.context, work.pattern_t, s.context, s.context, work.scores,
+            std::fill_n(work.scores, numbers, 0.0f), std::fill_n(work.d_reach, numbers, 0.0f);
+            multiply({work.reach, s.context, 1}, size, s.context, work.pattern_t, s.context, s.context, work.scores,
                      s.context);
             for (int b = 0; b < size; ++b) loss += back_to_scores(b, targets + (start + b) * s.n_tok);
-            multiply({work.scores, s.context, 1}, size, s.context, work.pattern, s.context, s.context, work.d_asked,
+            multiply({work.scores, s.context, 1}, size, s.context, work.pattern, s.context, s.context, work.d_reach,
                      s.context);
-            multiply({work.scores, 1, s.context}, s.context, size, work.asked, s.context, s.context, work.d_pattern,
+            multiply({work.scores, 1, s.context}, s.context, size, work.reach, s.context, s.context, work.d_pattern,
                      s.context);
             for (int b = 0; b < size; ++b) add_by_tokens(b);
         }
@@ -79,7 +80,7 @@ struct Pass {
     }
 
     // Row `token` of A2 at every position.
-    void ask(int token, const int32_t* x, float* out) {
+    void look_up_scores(int token, const int32_t* x, float* out) {
         for (int unit = 0; unit < s.units; ++unit) {
             const Ints keys = load<Ints>(x + unit * LANES);
             store(out + unit * LANES, alive(look_up<SIZE>(work.a2 + token * s.tokens, keys), unit, s, 0.0f));
@@ -116,7 +117,7 @@ struct Pass {
 
     void add_by_tokens(int b) {
         const int32_t* x = work.x + b * s.context;
-        by_token(work.d_asked + b * s.context, x, work.identity, s, work.probs);
+        by_token(work.d_reach + b * s.context, x, work.identity, s, work.probs);
         float* row = work.d_a2 + x[s.context - 1] * s.tokens;
         for (int t = 0; t < s.n_tok; ++t) row[t] += work.probs[t];
     }

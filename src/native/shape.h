@@ -52,17 +52,17 @@ class Arena {
         used_ += (n + SPARE + 15) / 16 * 16;
         return memory_ ? reinterpret_cast<T*>(memory_ + at) : nullptr;
     }
-    // Calls `carve` twice: to count, and to hand out what was counted.
-    template <class Carve>
-    void fill(Carve carve) {
+    // Calls `allocate` twice: to count, and to hand out what was counted.
+    template <class Allocate>
+    void fill(Allocate allocate) {
         std::free(memory_);
         memory_ = nullptr, used_ = 0;
-        carve(*this);
+        allocate(*this);
         memory_ = static_cast<float*>(std::aligned_alloc(64, used_ * sizeof(float)));
         if (!memory_) throw std::bad_alloc();
         std::memset(memory_, 0, used_ * sizeof(float));
         used_ = 0;
-        carve(*this);
+        allocate(*this);
     }
     Arena() = default;
     Arena(const Arena&) = delete;

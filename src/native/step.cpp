@@ -92,7 +92,7 @@ class Pass {
         double loss = 0;
         for (int start = 0; start < n; start += CHUNK) {
             const int size = std::min(CHUNK, n - start);
-            ask_layer_1(x + start * s.n_ctx, size);
+            make_queries(x + start * s.n_ctx, size);
             for (int b = 0; b < size; ++b) {
                 forward(b);
                 loss += logits(b, targets + (start + b) * s.n_tok);
@@ -126,7 +126,7 @@ class Pass {
     }
 
     // The last query's pattern, what it copies, and the queries that layer 1 makes of that.
-    void ask_layer_1(const int32_t* x, int n) {
+    void make_queries(const int32_t* x, int n) {
         for (int b = 0; b < n; ++b) {
             int32_t* own = work.x + b * s.context;
             std::copy_n(x + b * s.n_ctx, s.n_ctx, own + s.pad);
@@ -312,7 +312,8 @@ class Pass {
 
     // dS = P (dP - mean) of a unit's queries in place of its column, added up by query position.
     void differentiate(int b, int h, int unit) {
-        const int v = unit * LANES, begin = s.pad, end = v + LANES, m2 = s.m2;  // what a store might change is read once
+        const int v = unit * LANES, begin = s.pad, end = v + LANES,
+                  m2 = s.m2;  // what a store might change is read once
         const int32_t* x = tokens(b);
         const Tables& to = sums.heads[h];
         float *rows = column(h, unit), *pt = to.pt + unit * s.n_tok * LANES, *pp = to.pp + unit * s.context * LANES;
@@ -438,8 +439,9 @@ class Pass {
 // What a pass reads and no recording: A2 transposed, and W_U.
 void pack_read_out(Weights<const float> from, Workspace& to, const Shape& s) {
     for (int m = 0; m < s.m2; ++m)
-        transpose(to.packed.a2 + (m * s.d1 + s.d0) * s.wide_d1, s.wide_d1, s.dense, s.d1,
-                  to.a2_t + m * s.d1 * s.wide_dense, s.wide_dense);
+        for (int e = 0; e < s.d1; ++e)
+            for (int d = 0; d < s.dense; ++d)
+                to.a2_t[(m * s.d1 + e) * s.wide_dense + d] = from.a2[(m * s.d1 + s.d0 + d) * s.d1 + e];
     for (int d = 0; d < s.d0; ++d) std::copy_n(from.w + d * s.n_tok, s.n_tok, to.w + d * s.tokens);
     for (int f = 0; f < s.features; ++f)
         for (int t = 0; t < s.n_tok; ++t) to.w_t[t * s.wide_features + f] = from.w[(s.d0 + f) * s.n_tok + t];
@@ -474,8 +476,8 @@ void write_pattern(const float* from, float* to, const Shape& s, float share) {
         }
 }
 
-void write_gradients(const Sums& from, Weights<float> to, const Shape& s, float share, float* scratch) {
-    for (int h = 0; h < s.m1; ++h) unpack_head(from.heads[h], to.a1 + h * s.d0 * s.d0, s, share, scratch);
+void write_gradients(const Sums& from, Weights<float> to, const Shape& s, float share) {
+    for (int h = 0; h < s.m1; ++h) unpack_head(from.heads[h], to.a1 + h * s.d0 * s.d0, s, share);
     for (int d = 0; d < s.m2 * s.d1; ++d)
         for (int e = 0; e < s.d1; ++e) to.a2[d * s.d1 + e] = share * from.a2[d * s.wide_d1 + e];
     for (int d = 0; d < s.d0; ++d)
@@ -509,7 +511,7 @@ double gradient(Sizes sizes, const int32_t* tokens, const float* targets, int n,
     pack(weights, work.packed, s), pack_read_out(weights, work, s);
     clear(work.sums, s, watch);
     const double loss = by_size(s.n_tok, [&](auto size) { return Pass<size>(s, work, watch).run(tokens, targets, n); });
-    write_gradients(work.sums, gradients, s, share, work.packed.scratch);
+    write_gradients(work.sums, gradients, s, share);
     if (watch) write_watched(work.sums.watched, watched, s, share);
     const double all = loss + total(gradients.a1, s.m1 * s.d0 * s.d0) + total(gradients.a2, s.m2 * s.d1 * s.d1) +
                        total(gradients.w, (s.d0 + s.features) * s.n_tok);

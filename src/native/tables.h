@@ -39,7 +39,7 @@ struct Packed {
     void take(Arena& arena, const Shape& s) {
         heads.reset(new Tables[s.m1]);
         for (int h = 0; h < s.m1; ++h) heads[h].take(arena, s);
-        a2 = arena.take<float>(s.m2 * s.d1 * s.wide_d1), scratch = arena.take<float>(LANES * (s.tokens + s.context));
+        a2 = arena.take<float>(s.m2 * s.d1 * s.wide_d1), scratch = arena.take<float>(s.tokens + s.context);
     }
 };
 
@@ -64,109 +64,70 @@ inline void exponentials(float* row, int n) {
         store(row + v, select(lane_numbers() < n - v, exp(load(row + v) - top), Floats{}));
 }
 
-// to[c, r] = from[r, c], block by block; rows of `from` are padded to whole vectors.
-inline void transpose(const float* from, int stride, int n_rows, int n_columns, float* to, int to_stride) {
-    int r = 0;
-    for (; r + LANES <= n_rows; r += LANES)
-        for (int c = 0; c < n_columns; c += LANES) {
-            Floats block[LANES];
-            for (int k = 0; k < LANES; ++k) block[k] = load(from + (r + k) * stride + c);
-            transpose(block);
-            for (int k = 0; k < std::min(LANES, n_columns - c); ++k) store(to + (c + k) * to_stride + r, block[k]);
+// The largest sum of the gaps of a query's four tables.
+inline float widest_gap(const float* a, const Shape& s, float* scratch) {
+    float gaps[4] = {0, 0, 0, 0};
+    for (int q = 0; q < s.d0; ++q) {
+        const int of_query = q < s.n_tok ? 0 : 2, n_keys[2] = {s.n_tok, q < s.n_tok ? s.n_ctx : q - s.n_tok + 1};
+        for (int of_key = 0; of_key < 2; ++of_key) {
+            std::copy_n(a + q * s.d0 + of_key * s.n_tok, n_keys[of_key], scratch);
+            const float gap = range(scratch, n_keys[of_key]).gap;
+            float& widest = gaps[of_query + of_key];
+            if (gap > widest || gap != gap) widest = gap;  // a NaN stays
         }
-    for (; r < n_rows; ++r)
-        for (int c = 0; c < n_columns; ++c) to[c * to_stride + r] = from[r * stride + c];
+    }
+    return gaps[0] + gaps[1] + gaps[2] + gaps[3];
 }
-
-// LANES queries' rows of A, each [keys' tokens, padded | keys' positions, aligned as the context]: the queries with the
-// tokens from..., or those of a unit.
-struct Rows {
-    float* at;
-    int stride;
-    Rows(float* scratch, const Shape& s) : at(scratch), stride(s.tokens + s.context) {}
-    float* tokens(int lane) const { return at + lane * stride; }
-    float* positions(int lane, const Shape& s) const { return tokens(lane) + s.tokens; }
-};
 
 // One head's tables from its A.
 inline void pack_head(const float* a, Tables& to, const Shape& s, float* scratch) {
-    const int S = s.n_tok;
-    const Rows rows(scratch, s);
-    const auto n_keys = [&](int q) { return q < S ? s.n_ctx : q - S + 1; };
-    const auto read = [&](int q, int lane, float otherwise) {
-        std::fill_n(rows.tokens(lane), rows.stride, otherwise);
-        std::copy_n(a + q * s.d0, S, rows.tokens(lane));
-        std::copy_n(a + q * s.d0 + S, n_keys(q), rows.positions(lane, s) + s.pad);
-    };
-    float gaps[4] = {0, 0, 0, 0};
-    for (int q = 0; q < s.d0; ++q) {
-        read(q, 0, 0.0f);
-        const float gap[2] = {range(rows.tokens(0), S).gap, range(rows.positions(0, s) + s.pad, n_keys(q)).gap};
-        for (int k = 0; k < 2; ++k) {
-            float& widest = gaps[k + (q < S ? 0 : 2)];
-            if (gap[k] > widest || gap[k] != gap[k]) widest = gap[k];  // a NaN stays
-        }
-    }
-    to.holds_scores = !(gaps[0] + gaps[1] + gaps[2] + gaps[3] < WIDEST_GAP);
+    float *tokens = scratch, *positions = scratch + s.tokens;
+    to.holds_scores = !(widest_gap(a, s, scratch) < WIDEST_GAP);
     const float unseen = to.holds_scores ? -INF : 0.0f;  // later keys, and what lies before the first
-    const auto read_tables = [&](int q, int lane) {
-        read(q, lane, unseen);
+    const auto read = [&](int q, int n_keys) {
+        std::fill_n(scratch, s.tokens + s.context, unseen);
+        std::copy_n(a + q * s.d0, s.n_tok, tokens);
+        std::copy_n(a + q * s.d0 + s.n_tok, n_keys, positions + s.pad);
         if (to.holds_scores) return;
-        exponentials(rows.tokens(lane), S);
-        exponentials(rows.positions(lane, s) + s.pad, n_keys(q));
+        exponentials(tokens, s.n_tok);
+        exponentials(positions + s.pad, n_keys);
     };
-    for (int first = 0; first < S; first += LANES) {
-        for (int lane = 0; lane < std::min(LANES, S - first); ++lane) {
-            read_tables(first + lane, lane);
-            std::copy_n(rows.tokens(lane), s.tokens, to.tt_last + (first + lane) * s.tokens);
-            std::copy_n(rows.positions(lane, s), s.context, to.tp_last + (first + lane) * s.context);
-        }
-        transpose(rows.tokens(0), rows.stride, LANES, S, to.tt + first, s.tokens);
-        transpose(rows.positions(0, s), rows.stride, LANES, s.context, to.tp + first, s.tokens);
+    for (int t = 0; t < s.n_tok; ++t) {
+        read(t, s.n_ctx);
+        std::copy_n(tokens, s.tokens, to.tt_last + t * s.tokens);
+        std::copy_n(positions, s.context, to.tp_last + t * s.context);
+        for (int k = 0; k < s.n_tok; ++k) to.tt[k * s.tokens + t] = tokens[k];
+        for (int k = 0; k < s.context; ++k) to.tp[k * s.tokens + t] = positions[k];
     }
-    for (int unit = 0; unit < s.units; ++unit) {
-        for (int lane = 0; lane < LANES; ++lane) {
-            const int i = unit * LANES + lane - s.pad;
-            i < 0 ? (void)std::fill_n(rows.tokens(lane), rows.stride, unseen) : read_tables(S + i, lane);
-        }
-        transpose(rows.tokens(0), rows.stride, LANES, S, to.pt + unit * S * LANES, LANES);
-        transpose(rows.positions(0, s), rows.stride, LANES, s.context, to.pp + unit * s.context * LANES, LANES);
+    for (int i = 0; i < s.context; ++i) {
+        const int unit = i / LANES, lane = i % LANES;
+        i < s.pad ? (void)std::fill_n(scratch, s.tokens + s.context, unseen) : read(s.n_tok + i - s.pad, i - s.pad + 1);
+        for (int k = 0; k < s.n_tok; ++k) to.pt[(unit * s.n_tok + k) * LANES + lane] = tokens[k];
+        for (int k = 0; k < s.context; ++k) to.pp[(unit * s.context + k) * LANES + lane] = positions[k];
     }
-    std::copy_n(rows.tokens(LANES - 1), s.tokens, to.pt_last);
-    std::copy_n(rows.positions(LANES - 1, s), s.context, to.pp_last);
+    std::copy_n(tokens, s.tokens, to.pt_last);
+    std::copy_n(positions, s.context, to.pp_last);
 }
 
 // One head's gradient from the sums in its tables, times `share`.
-inline void unpack_head(Tables& from, float* a1, const Shape& s, float share, float* scratch) {
+inline void unpack_head(const Tables& from, float* a1, const Shape& s, float share) {
     const int S = s.n_tok;
-    const Rows rows(scratch, s);
-    const auto write = [&](int q, int lane, const float* more_tokens, const float* more_positions) {
-        const float *tokens = rows.tokens(lane), *positions = rows.positions(lane, s) + s.pad;
-        float* row = a1 + q * s.d0;
-        for (int k = 0; k < S; ++k) row[k] = share * (tokens[k] + (more_tokens ? more_tokens[k] : 0.0f));
-        for (int j = 0; j < s.n_ctx; ++j)
-            row[S + j] = q < S || j <= q - S
-                             ? share * (positions[j] + (more_positions ? more_positions[s.pad + j] : 0.0f))
-                             : 0.0f;
-    };
-    for (int first = 0; first < S; first += LANES) {
-        for (int t = 0; t < S; ++t)
-            for (int lane = 0; lane < LANES; ++lane) rows.tokens(lane)[t] = from.tt[t * s.tokens + first + lane];
-        transpose(from.tp + first, s.tokens, s.context, LANES, rows.positions(0, s), rows.stride);
-        for (int lane = 0; lane < std::min(LANES, S - first); ++lane)
-            write(first + lane, lane, from.tt_last + (first + lane) * s.tokens,
-                  from.tp_last + (first + lane) * s.context);
+    for (int t = 0; t < S; ++t) {
+        float* row = a1 + t * s.d0;
+        for (int k = 0; k < S; ++k) row[k] = share * (from.tt[k * s.tokens + t] + from.tt_last[t * s.tokens + k]);
+        for (int k = s.pad; k < s.context; ++k)
+            row[S + k - s.pad] = share * (from.tp[k * s.tokens + t] + from.tp_last[t * s.context + k]);
     }
-    for (int unit = 0; unit < s.units; ++unit) {
-        for (int t = 0; t < S; ++t)
-            for (int lane = 0; lane < LANES; ++lane) rows.tokens(lane)[t] = from.pt[(unit * S + t) * LANES + lane];
-        transpose(from.pp + unit * s.context * LANES, LANES, s.context, LANES, rows.positions(0, s), rows.stride);
-        for (int lane = unit > 0 ? 0 : s.pad; lane < LANES; ++lane) {
-            const int i = unit * LANES + lane - s.pad;
-            const bool last = i == s.n_ctx - 1;
-            write(S + i, lane, last ? from.pt_last : nullptr, last ? from.pp_last : nullptr);
-        }
+    for (int i = s.pad; i < s.context; ++i) {
+        float* row = a1 + (S + i - s.pad) * s.d0;
+        const int unit = i / LANES, lane = i % LANES;
+        for (int k = 0; k < S; ++k) row[k] = share * from.pt[(unit * S + k) * LANES + lane];
+        for (int k = s.pad; k < s.context; ++k)
+            row[S + k - s.pad] = k <= i ? share * from.pp[(unit * s.context + k) * LANES + lane] : 0.0f;
     }
+    float* last = a1 + (s.d0 - 1) * s.d0;
+    for (int k = 0; k < S; ++k) last[k] += share * from.pt_last[k];
+    for (int k = s.pad; k < s.context; ++k) last[S + k - s.pad] += share * from.pp_last[k];
 }
 
 inline void pack(Weights<const float> from, Packed& to, const Shape& s) {

@@ -18,12 +18,16 @@ std::string described(Sizes s) {
 }
 
 NotEnoughMemory::NotEnoughMemory(Sizes sizes, int members, int batch)
-    : what_("not enough memory to train " + std::to_string(members) + " model(s) of sizes " + described(sizes) + " with batches of " +
-            std::to_string(batch) + " sequences") {}
+    : what_("not enough memory to train " + std::to_string(members) + " model(s) of sizes " + described(sizes) +
+            " with batches of " + std::to_string(batch) + " sequences") {}
 
 Trainer::Trainer(Sizes s, int n_members, int batch_size, int threads, std::vector<Draws> draws) try
-    : sizes(s), members(n_members), batch(batch_size), n_parts_(whole_parts(n_members, batch_size)),
-      n_pieces_((batch_size + DRAWN_AT_ONCE - 1) / DRAWN_AT_ONCE), draws_(std::move(draws)) {
+    : sizes(s),
+      members(n_members),
+      batch(batch_size),
+      n_parts_(whole_parts(n_members, batch_size)),
+      n_pieces_((batch_size + DRAWN_AT_ONCE - 1) / DRAWN_AT_ONCE),
+      draws_(std::move(draws)) {
     for (int weight = 0; weight < 3; ++weight) {
         sizes_of_[weight] = s.numbers(weight), rows_[weight] = (s.numbers(weight) + 63) / 64 * 64;
         offsets_[weight] = whole_, whole_ += members * rows_[weight];
@@ -144,9 +148,10 @@ void Trainer::differentiate(int member, int part) {
     const float* weights = weights_.data();
     float* watched = watch_ ? watched_parts_.data() + (member * n_parts_ + part) * Watched::size(sizes) : nullptr;
     Gradient* gradient = sizes.reduced ? kernels().reduced_gradient : kernels().gradient;
-    part_losses_[member * n_parts_ + part] = gradient(sizes, tokens() + at * sizes.n_ctx, targets() + at * sizes.n_tok, int(end - start),
-                           {of(weights, 0), of(weights, 1), of(weights, 2)}, {of(out, 0), of(out, 1), of(out, 2)},
-                           Watched::in(watched, sizes), 1.0f / batch);
+    part_losses_[member * n_parts_ + part] =
+        gradient(sizes, tokens() + at * sizes.n_ctx, targets() + at * sizes.n_tok, int(end - start),
+                 {of(weights, 0), of(weights, 1), of(weights, 2)}, {of(out, 0), of(out, 1), of(out, 2)},
+                 Watched::in(watched, sizes), 1.0f / batch);
 }
 
 void Trainer::fill(int member, int piece) {

@@ -59,12 +59,12 @@ class Trainer {
     float* means(int weight) { return means_.data() + offset(weight); }
     float* squares(int weight) { return squares_.data() + offset(weight); }
 
-    int32_t* tokens() { return tokens_[now_].data(); }          // [member, batch, n_ctx], of the last gradients
-    float* targets() { return targets_[now_].data(); }          // [member, batch, n_tok]
+    int32_t* tokens() { return tokens_[now_].data(); }  // [member, batch, n_ctx], of the last gradients
+    float* targets() { return targets_[now_].data(); }  // [member, batch, n_tok]
     int32_t* next_tokens() { return tokens_[1 - now_].data(); }
     float* next_targets() { return targets_[1 - now_].data(); }
-    double* losses() { return losses_.data(); }                 // [member], of the last gradients
-    float* watched();  // [member, Watched::size], of the last gradients that were watched
+    double* losses() { return losses_.data(); }  // [member], of the last gradients
+    float* watched();                            // [member, Watched::size], of the last gradients that were watched
 
     void work(int job);
     // Called now and then by the thread that waits for gradients; what it raises ends them.
@@ -81,8 +81,8 @@ class Trainer {
     void differentiate(int member, int part);
     void fill(int member, int piece);
 
-    const int n_parts_;  // of a member's batch: fixed, so that sums do not depend on the number of threads
-    const int n_pieces_; // of a member's batch, drawn in one go
+    const int n_parts_;   // of a member's batch: fixed, so that sums do not depend on the number of threads
+    const int n_pieces_;  // of a member's batch, drawn in one go
     size_t sizes_of_[3], rows_[3], offsets_[3], whole_ = 0;
     std::vector<float> weights_, total_, means_, squares_, parts_, watched_, watched_parts_;
     std::vector<double> losses_, part_losses_;

@@ -36,6 +36,8 @@ from causal_circuits.tasks.base import seed_sequence  # noqa: E402
 N, FIRST, SEED = 35, 2**32 - 9, 5  # not a multiple of any vector's lanes; across the carry of a place
 KERNEL_SOURCES = ("kernels", "sampler", "step", "reduced", "optimizer")
 TRAINING_SOURCES = (*KERNEL_SOURCES, "trainer")
+
+
 def reduced(d_vocab: int, n_ctx: int) -> object:
     """A reduced model with weights."""
     model, generator = cc.reduced_transformer(d_vocab, n_ctx), torch.Generator().manual_seed(1)
