@@ -89,10 +89,14 @@ def choose_forward(model: HookedTransformer) -> Forward:
     if has_layout(model):
         if not takes_fast_forward(model, lambda name: name.endswith(SERVED_HOOK)):
             return plain_logits
-        if layout_of(model).kind == "disentangled":
-            return structured_logits
-        return reduced_probs if has_only_a1_and_a2(model) else plain_logits
+        is_structured = layout_of(model).kind == "disentangled" or has_only_a1_and_a2(model)
+        return structured_forward if is_structured else plain_logits
     return last_position_logits if can_skip_positions(model) else plain_logits
+
+
+def structured_forward(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
+    """The output at the last position of a disentangled model, or of a reduced one with nothing but A1 and A2."""
+    return (structured_logits if layout_of(model).kind == "disentangled" else reduced_probs)(model, tokens)
 
 
 def plain_logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causal_circuits.models import HookedTransformer, attachments, layout_of, logits
+from causal_circuits.models import HookedTransformer, attachments, layout_of
 from causal_circuits.models.fused import TRAINED, can_fuse, live_weights, new_trainer, score_gradients, sizes_of
+from causal_circuits.models.structured import structured_forward
 from causal_circuits.recording import MATRICES, RecordAt, Snapshot, recorded_layers, watch_attention
 from causal_circuits.tasks import InContextTask, Task
 from causal_circuits.tasks.base import checked_draws, seed_sequence
@@ -182,7 +183,7 @@ class FusedRun:
         means, n = [], n_for_other_queries(self._batch, self._models[0].cfg.n_ctx)
         for model, tokens in zip(self._models, self._core.tokens, strict=True):
             with watch_attention(model, layers=(1,)) as watched:
-                logits(model, torch.from_numpy(tokens[:n].astype(np.int64)))
+                structured_forward(model, torch.from_numpy(tokens[:n].astype(np.int64)))
             means.append(watched.attention()[0, : layout_of(model).n_heads[1]].numpy())
         return np.stack(means)
 
