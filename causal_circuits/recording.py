@@ -56,8 +56,8 @@ class RecordAt:
         weight_gradients: minus the gradients by attention weights (the pattern), averaged over the batch.
         layers: of which layers, in the order of their numbers; None takes all. Where the native core trains, all that
             is recorded is a by-product of its step, but for layer 1's pattern of queries before the last. No loss
-            depends on these rows, and they take n_ctx times the work of a step: they are averaged over 16 / n_ctx of
-            the batch (8 sequences at least). Elsewhere a recorded step takes a pass of its own with hooks.
+            depends on these rows, and they take n_ctx times the work of a step: they are averaged over 4 / n_ctx of
+            the batch (4 sequences at least). Elsewhere a recorded step takes a pass of its own with hooks.
         folder: where the arrays grow as memory-mapped ``.npy`` files, for records larger than memory; None keeps
             them in memory. At every checkpoint and at the end their checksums are written beside them, and
             `TrainingRecord.load(folder)` reads what was there by then.

@@ -9,9 +9,10 @@ from torch import Tensor
 import causal_circuits as cc
 from causal_circuits import native
 from causal_circuits.models import HookedTransformer, layout_of
-from causal_circuits.models.fused import FusedStep, can_fuse, fused_step
+from causal_circuits.models.fused import FusedStep, can_fuse, fused_step, live_weights
+from causal_circuits.models.structured import PROBABILITY_FLOOR
 
-CHUNK, KEPT, WIDEST_GAP = native.core().CHUNK, native.core().KEPT, native.core().WIDEST_GAP
+CHUNK, WIDEST_GAP = native.core().CHUNK, native.core().WIDEST_GAP
 SIZES = [(3, 6), (7, 4), (5, 5)]  # d_vocab below, above and equal to n_ctx
 HEADS = [(1, 1), (2, 1), (1, 2), (3, 2)]
 
@@ -59,11 +60,98 @@ def test_fused_gradients_equal_autograd(n_heads: tuple[int, int], d_vocab: int, 
 
 
 @pytest.mark.parametrize(("n_heads", "sharpness"), [((1, 2), 1.0), ((1, 1), 8.0)], ids=str)
-def test_long_contexts_whose_rows_are_computed_again(n_heads: tuple[int, int], sharpness: float) -> None:
-    """More rows than are kept, more sequences than a chunk; sharp scores of layer 1 come late or early."""
-    model = cc.disentangled_transformer(3, KEPT + 5, n_heads, init_scale=0.3, seed=1)
+def test_long_contexts(n_heads: tuple[int, int], sharpness: float) -> None:
+    """More sequences than a chunk; sharp scores of layer 1."""
+    model = cc.disentangled_transformer(3, 300, n_heads, init_scale=0.3, seed=1)
     model.blocks[1].attn.W_Q.data *= sharpness
-    assert_fused_equals_autograd(model, *draw(3, KEPT + 5, CHUNK + 1))
+    assert_fused_equals_autograd(model, *draw(3, 300, CHUNK + 1))
+
+
+def reduced(d_vocab: int, n_ctx: int, scale: float = 0.5) -> HookedTransformer:
+    model, generator = cc.reduced_transformer(d_vocab, n_ctx), torch.Generator().manual_seed(1)
+    for weight in live_weights(model):
+        weight.copy_(scale * torch.randn(weight.shape, generator=generator))
+    return model
+
+
+def assert_reduced_equals_autograd(model: HookedTransformer, tokens: Tensor, targets: Tensor) -> None:
+    """Loss, both gradients and layer 0's record, against float64."""
+    a1, a2 = (weight[0].double().requires_grad_() for weight in live_weights(model))
+    d_vocab, n_ctx = len(a2), len(a1)
+    f = oracles.reduced_forward(a1, a2, tokens, d_vocab)
+    loss = -(targets.double() * (f + PROBABILITY_FLOOR).log()).sum(dim=-1).mean()
+    loss.backward()
+    step = fused_step(model, tokens, targets)
+    assert step.loss == pytest.approx(loss.item(), rel=1e-5)
+    position, token = (layout_of(model).slots()[name].slice for name in ("position", "token"))
+    for layer, rows, width, expected in ((0, position, n_ctx, a1.grad), (1, token, d_vocab, a2.grad)):
+        gradient = model.blocks[layer].attn.W_Q.grad[0].clone()
+        assert_close(gradient[rows, :width], expected, 1e-5)
+        gradient[rows, :width] = 0.0
+        assert not gradient.any()
+    future = torch.ones(n_ctx, n_ctx, dtype=torch.bool).triu(1)
+    assert_close(step.attention[0], a1.detach().masked_fill(future, -torch.inf).softmax(dim=-1), 1e-5)
+    assert_close(step.score_gradient[0], a1.grad, 1e-5)
+
+
+@pytest.mark.parametrize(("d_vocab", "n_ctx"), [*SIZES, (19, 20), (40, 33), (3, 160)])
+@pytest.mark.parametrize("batch", [1, CHUNK + 1])
+def test_the_reduced_models_gradients_equal_autograd(d_vocab: int, n_ctx: int, batch: int) -> None:
+    model = reduced(d_vocab, n_ctx)
+    assert can_fuse(model)
+    assert_reduced_equals_autograd(model, *draw(d_vocab, n_ctx, batch))
+
+
+def test_the_reduced_models_large_scores() -> None:
+    """Some tokens then have a probability of nearly 0, where the floor under the logarithm decides.
+
+    Each row of layer 0 is a position and the one before, exactly half and half: float32 holds layer 1's scores exactly.
+    """
+    model = reduced(4, 7)
+    a1, a2 = (weight[0] for weight in live_weights(model))
+    a1.copy_(128.0 * (torch.eye(7) + torch.eye(7).roll(-1, dims=1).tril()))
+    a2.copy_(2.0 * torch.randint(-8, 9, a2.shape, generator=torch.Generator().manual_seed(0)))
+    tokens, targets = draw(4, 7, 24)
+    f = oracles.reduced_forward(a1.double(), a2.double(), tokens, 4)
+    assert ((f > 0) & (f < PROBABILITY_FLOOR)).any()
+    assert_reduced_equals_autograd(model, tokens, targets)
+
+
+def test_what_went_wrong_in_a_reduced_model_shows_and_leaves_nothing_to_the_next() -> None:
+    (tokens, targets), model = draw(3, 6, 9), reduced(3, 6)
+    for healthy in live_weights(model):
+        kept = healthy.clone()
+        healthy.fill_(float("nan"))
+        loss = fused_step(model, tokens, targets).loss
+        assert loss != loss
+        healthy.copy_(kept)
+        assert_reduced_equals_autograd(model, tokens, targets)
+
+
+def test_reduced_models_train_in_the_core_as_by_autograd() -> None:
+    """Weights, losses and the whole record, of an ensemble; three parts of a batch."""
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=4)
+    configs = [cc.TrainConfig.joint(6, 0.1, batch_size=200, seed=seed) for seed in range(2)]
+    record = cc.RecordAt(steps=(0, 3, 6), weight_gradients=True)
+    ends = []
+    for path in ("fused", "plain"):
+        models = [cc.warm_start(reduced(4, 6, 0.2), 1.0) for _ in configs]
+        if path == "plain":
+            with cc.models.plain_forward():
+                records = cc.train_ensemble(models, [task] * 2, configs, record=record, progress=False)
+        else:
+            records = cc.train_ensemble(models, [task] * 2, configs, record=record, progress=False)
+            assert [record.path for record in records] == ["fused"] * 2
+        ends.append((models, records))
+    for found, expected in zip(ends[0][0], ends[1][0], strict=True):
+        assert_close(found.W_Q, expected.W_Q, 1e-4)
+    for found, expected in zip(ends[0][1], ends[1][1], strict=True):
+        assert_close(found.losses, expected.losses, 1e-5)
+        assert_close(found.attention[:, 0], expected.attention[:, 0], 1e-5)
+        assert_close(found.attention[:, 1, :, -1], expected.attention[:, 1, :, -1], 1e-5)
+        assert torch.allclose(found.attention[:, 1], expected.attention[:, 1], atol=1e-2)  # of fewer sequences
+        for name in ("score_gradients", "weight_gradients"):
+            assert_close(getattr(found, name), getattr(expected, name), 1e-4)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 9])
@@ -184,7 +272,13 @@ def test_when_the_step_may_stand_in_for_autograd() -> None:
     assert not can_fuse(cc.disentangled_transformer(3, 5, dtype=torch.float64))
     assert not can_fuse(cc.disentangled_transformer(3, 5, (1,)))
     assert not can_fuse(cc.disentangled_transformer(3, 5, (1, 1, 1)))
-    assert not can_fuse(cc.reduced_transformer(3, 5))
+    assert can_fuse(cc.reduced_transformer(3, 5))
+    assert not can_fuse(cc.reduced_transformer(3, 5, (2, 1)))
+    edited, hooked = cc.reduced_transformer(3, 5), cc.reduced_transformer(3, 5)
+    edited.blocks[0].attn.W_Q.data[0, 0, 0] = 1.0
+    hooked.blocks[0].attn.W_Q.register_hook(lambda gradient: 2 * gradient)
+    assert not can_fuse(edited)
+    assert not can_fuse(hooked)
 
 
 @pytest.mark.parametrize("name", ["blocks.0.attn.hook_pattern", "blocks.1.attn.hook_z", "hook_embed"])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import causal_circuits as cc
-from causal_circuits.training.runs import TRAINING_STREAM
+from causal_circuits.training.steps import TRAINING_STREAM
 
 KERNELS = np.array([[0.7, 0.2, 0.1], [0.05, 0.05, 0.9], [0.3, 0.6, 0.1]])
 KINDS = {

@@ -14,7 +14,7 @@ from interrupted import assert_same_weights
 import causal_circuits as cc
 from causal_circuits.models import HookedTransformer
 from causal_circuits.training import gradient_step, mean_loss, trainable_parameters
-from causal_circuits.training.runs import TRAINING_STREAM
+from causal_circuits.training.steps import TRAINING_STREAM
 
 NOTHING = cc.RecordAt(steps=())
 
@@ -74,7 +74,7 @@ def test_the_reduced_model_trains() -> None:
     before = float(cc.evaluate(model, batch).mean())
     config = cc.TrainConfig.joint(40, 0.3, warm_start=1.0, batch_size=256)
     record = cc.train(model, task, config, progress=False)
-    assert record.path == "structured"
+    assert record.path == "fused"
     assert float(cc.evaluate(model, batch).mean()) < before - 0.03
 
 

@@ -11,8 +11,8 @@ from assertions import assert_close
 import causal_circuits as cc
 from causal_circuits import native
 from causal_circuits.models.fused import TRAINED
-from causal_circuits.training import runs
-from causal_circuits.training.updates import Updates
+from causal_circuits.training import fused_run
+from causal_circuits.training.structured_run import StagedOptimizer
 
 STEPS = 40
 STAGES = {
@@ -57,11 +57,11 @@ def gradients(step: int) -> Values:
 
 def by_torch(stages: tuple[cc.Stage, ...], dtype: torch.dtype) -> Values:
     found = {name: torch.nn.Parameter(weights.to(dtype)) for name, weights in first_weights().items()}
-    updates = Updates(found, stages)
+    optimizer = StagedOptimizer(found, stages)
     for step in range(STEPS):
         for name, gradient in gradients(step).items():
             found[name].grad = gradient.to(dtype)
-        updates.step()
+        optimizer.step()
     return {name: parameter.detach() for name, parameter in found.items()}
 
 
@@ -69,7 +69,7 @@ def by_core(stages: tuple[cc.Stage, ...], core: object, steps: range, together: 
     """The weights after these steps; with `together` false, each member is a group of its own."""
     numbers = {name: which for which, name in enumerate(TRAINED)}
     members = [(0, 2)] if together else [(0, 1), (1, 2)]
-    groups = [runs._Group(first, end, stages, numbers) for first, end in members]
+    groups = [fused_run._Group(first, end, stages, numbers) for first, end in members]
     for step in steps:
         for name, gradient in gradients(step).items():
             stacks(core.gradients_of)[name].copy_(gradient)
@@ -123,9 +123,9 @@ def test_one_gradient_that_is_not_finite_shows_and_its_member_is_named(
     models = [cc.disentangled_transformer(4, 6) for _ in range(3)]
     if wrong is not None:
         models[1].W_U.data[0, 0] = wrong
-    run = runs.FusedRun(models, [chain_task] * 3, [cc.TrainConfig.joint(5, 0.1, batch_size=batch)] * 3, 2)
+    run = fused_run.FusedRun(models, [chain_task] * 3, [cc.TrainConfig.joint(5, 0.1, batch_size=batch)] * 3, 2)
     run.gradients()
-    assert run.without_gradient() == (None if wrong is None else 1)
+    assert run.non_finite_member() == (None if wrong is None else 1)
     run.close()
 
 
@@ -135,7 +135,7 @@ def test_a_run_may_be_closed_at_any_time(chain_task: cc.InContextTask, n_threads
     """Its threads may still be drawing."""
     config = cc.TrainConfig.joint(5, 0.1, batch_size=20_000)
     before = threading.active_count()
-    run = runs.FusedRun([cc.disentangled_transformer(4, 6)], [chain_task], [config], n_threads)
+    run = fused_run.FusedRun([cc.disentangled_transformer(4, 6)], [chain_task], [config], n_threads)
     for _ in range(n_steps):
         run.gradients()
     closing = threading.Thread(target=run.close, daemon=True)

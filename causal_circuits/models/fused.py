@@ -1,12 +1,14 @@
-"""The fused step: loss and every gradient of a two-layer disentangled model in one pass of the native core.
+"""The fused step: loss and every gradient of a two-layer model in one pass of the native core.
 
-The same quantities as `structured.structured_logits` and its autograd backward, sequence by sequence, with nothing
-stored for the batch; `src/native/step.cpp` has the mathematics. The batch sum of the gradient of layer 0's scores is
-the gradient of A's position-position block, so recording it costs nothing. Without the core, or when a hook is
-attached, training takes the structured forward and autograd.
+The same quantities as the forwards of `models.structured` and their autograd backward, sequence by sequence, with
+nothing stored for the batch; `src/native/step.cpp` and `reduced.cpp` have the mathematics. The batch sum of the
+gradient of layer 0's scores is the gradient of A's position-position block (of a reduced model's A1), so recording it
+costs nothing. Without the core, or when a hook is attached, training takes the structured forward and autograd.
 """
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +16,11 @@ from torch import Tensor
 from causal_circuits import native
 from causal_circuits.models.acceptance import takes_fast_forward
 from causal_circuits.models.hooked import HookedTransformer
-from causal_circuits.models.layout import has_layout, layout_of
-from causal_circuits.models.structured import always_plain
+from causal_circuits.models.layout import Block, has_layout, layout_of
+from causal_circuits.models.structured import always_plain, has_only_a1_and_a2, masked
 
 Sizes = tuple[int, int, int, int]
-# The weights of the core, in its order, as a Stage names them.
+# The weights of the core, in its order, as a Stage names them; a reduced model has the first two.
 TRAINED = ("W_Q.0", "W_Q.1", "W_U")
 
 
@@ -44,25 +46,42 @@ def can_fuse(model: HookedTransformer) -> bool:
     """Whether the fused step may stand in for autograd: the core, two layers, float32 on a CPU, nothing foreign.
 
     Foreign is what `models.acceptance` names, and what only autograd would honour: hooks on a parameter's gradient,
-    tied parameters, autocast.
+    tied parameters, autocast. A reduced model has one copying head and nothing but A1 and A2.
     """
     if not (native.available() and has_layout(model)) or always_plain() or torch.is_autocast_enabled("cpu"):
         return False
-    if layout_of(model).kind != "disentangled" or layout_of(model).n_layers != 2 or not takes_fast_forward(model):
+    if layout_of(model).n_layers != 2 or not takes_fast_forward(model):
         return False
-    trained = _trained_parameters(model)
+    if layout_of(model).kind == "reduced" and not has_only_a1_and_a2(model):
+        return False
+    trained = [parameter for parameter, _ in _trained(model)]
     return len({parameter.data_ptr() for parameter in trained}) == len(trained) and all(
         parameter.device.type == "cpu"
         and parameter.dtype == torch.float32
-        and not parameter._backward_hooks
+        and all(
+            isinstance(hook, partial) and hook.func is masked for hook in (parameter._backward_hooks or {}).values()
+        )
         and not parameter._post_accumulate_grad_hooks
         for parameter in trained
     )
 
 
-def _trained_parameters(model: HookedTransformer) -> tuple[torch.nn.Parameter, ...]:
-    """W_Q of both layers and W_U."""
-    return model.blocks[0].attn.W_Q, model.blocks[1].attn.W_Q, model.unembed.W_U
+def _is_mask(hook: object) -> bool:
+    """Whether a hook on a parameter is a reduced model's own."""
+    return isinstance(hook, partial) and hook.func is masked
+
+
+def _trained(model: HookedTransformer) -> tuple[tuple[torch.nn.Parameter, Block], ...]:
+    """The core's weights: each one's parameter, and the entries of it that live heads use."""
+    layout, first, second = layout_of(model), model.blocks[0].attn.W_Q, model.blocks[1].attn.W_Q
+    (m1, m2), named = layout.n_heads, layout.slots()
+    if layout.kind == "reduced":
+        a1 = (slice(m1), named["position"].slice, slice(layout.n_ctx))
+        return (first, a1), (second, (slice(m2), named["token"].slice, slice(layout.d_vocab)))
+    a1, a2 = (
+        (slice(heads), slice(width), slice(width)) for heads, width in ((m1, layout.d_block), (m2, layout.width(1)))
+    )
+    return (first, a1), (second, a2), (model.unembed.W_U, (slice(None),))
 
 
 def sizes_of(model: HookedTransformer) -> Sizes:
@@ -71,29 +90,41 @@ def sizes_of(model: HookedTransformer) -> Sizes:
     return layout.n_ctx, layout.d_vocab, *layout.n_heads  # type: ignore[return-value]  # two layers: see can_fuse
 
 
-def live_weights(model: HookedTransformer) -> tuple[Tensor, Tensor, Tensor]:
-    """A1 [m1, d0, d0], A2 [m2, d1, d1] and W_U [d_model, d_vocab]: views of the entries that live heads use."""
-    layout = layout_of(model)
-    (m1, m2), d0, d1 = layout.n_heads, layout.d_block, layout.width(1)
-    first, second = model.blocks[0].attn.W_Q, model.blocks[1].attn.W_Q
-    return first.detach()[:m1, :d0, :d0], second.detach()[:m2, :d1, :d1], model.unembed.W_U.detach()
+def live_weights(model: HookedTransformer) -> tuple[Tensor, ...]:
+    """A1 [m1, d0, d0], A2 [m2, d1, d1] and W_U [d_model, d_vocab]: views of the entries that live heads use.
+
+    Of a reduced model A1 [1, n_ctx, n_ctx] and A2 [1, d_vocab, d_vocab].
+    """
+    return tuple(parameter.detach()[block] for parameter, block in _trained(model))
+
+
+def score_gradients(model: HookedTransformer, first_gradient: Tensor) -> Tensor:
+    """The gradient of layer 0's scores, summed over the batch, [..., head, n_ctx, n_ctx], from that of its weights."""
+    start = 0 if layout_of(model).kind == "reduced" else layout_of(model).d_vocab
+    return first_gradient[..., start:, start:]
+
+
+def new_trainer(
+    model: HookedTransformer, members: int, batch_size: int, n_threads: int, samplers: Any = (), keys: Any = ()
+) -> Any:
+    """The core's trainer for models of these sizes; without samplers, the caller fills the batches."""
+    sizes, reduced = sizes_of(model), layout_of(model).kind == "reduced"
+    return native.core().Trainer(sizes, members, batch_size, n_threads, list(samplers), list(keys), reduced)
 
 
 def fused_step(model: HookedTransformer, tokens: Tensor, target_probs: Tensor) -> FusedStep:
     """Set `.grad` of the trainable parameters to the gradient of the mean loss on a batch, and return its record."""
-    live, n_tok = live_weights(model), sizes_of(model)[1]
-    core = native.core().Trainer(sizes_of(model), 1, len(tokens), torch.get_num_threads(), [], [])
-    for which, weight in enumerate(live):
+    core = new_trainer(model, 1, len(tokens), torch.get_num_threads())
+    for which, weight in enumerate(live_weights(model)):
         core.weights(which)[0] = weight.flatten().numpy()
     core.next_tokens[0], core.next_targets[0] = tokens.numpy(), target_probs.numpy()
     core.gradients(0, True)
-    gradients = [torch.from_numpy(core.gradients_of(which)[0]).view(weight.shape) for which, weight in enumerate(live)]
-    for parameter, gradient in zip(_trained_parameters(model), gradients, strict=True):
+    gradients = []
+    for which, (parameter, block) in enumerate(_trained(model)):
+        gradients.append(torch.from_numpy(core.gradients_of(which)[0]).view_as(parameter[block]))
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-            parameter.grad[tuple(slice(size) for size in gradient.shape)] = gradient
+            parameter.grad[block] = gradients[which]
     n_ctx, _, n_heads, _ = sizes_of(model)
-    attention, weight_gradient = torch.from_numpy(core.watched[0, : 2 * n_heads * n_ctx**2]).view(
-        2, n_heads, n_ctx, n_ctx
-    )
-    return FusedStep(float(core.losses[0]), attention, gradients[0][:, n_tok:, n_tok:].clone(), weight_gradient)
+    patterns = torch.from_numpy(core.watched[0, : 2 * n_heads * n_ctx**2]).view(2, n_heads, n_ctx, n_ctx)
+    return FusedStep(float(core.losses[0]), patterns[0], score_gradients(model, gradients[0]).clone(), patterns[1])

@@ -5,10 +5,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from causal_circuits.models.layout import Block, Layout, layout_of
+from causal_circuits.models.structured import masked
 
 
 class ReducedTransformer(HookedTransformer):  # type: ignore[misc]  # untyped
@@ -39,7 +39,7 @@ class ReducedTransformer(HookedTransformer):  # type: ignore[misc]  # untyped
                 mask[block] = 1.0
             is_trained = weights.requires_grad
             weights.requires_grad_(True)  # torch registers hooks on nothing else; they stay when it is switched off
-            weights.register_hook(partial(_masked, mask=mask))  # type: ignore[no-untyped-call]
+            weights.register_hook(partial(masked, mask=mask))  # type: ignore[no-untyped-call]
             weights.requires_grad_(is_trained)
 
 
@@ -50,7 +50,3 @@ def _reduced_blocks(layout: Layout) -> tuple[list[Block], list[Block]]:
     if len(copiers) == 1:
         return a1, [(0, named["token"].slice, slice(0, d_vocab))]
     return a1, [(0, named[f"L0H{h}.token"].slice, slice(d_vocab * h, d_vocab * (h + 1))) for h in copiers]
-
-
-def _masked(gradient: Tensor, mask: Tensor) -> Tensor:
-    return gradient * mask.to(gradient)

@@ -26,7 +26,7 @@ from causal_circuits.models.acceptance import has_hooks, takes_fast_forward
 from causal_circuits.models.hooked import HookedTransformer
 from causal_circuits.models.last_position import can_skip_positions, last_position_logits
 from causal_circuits.models.layout import Layout, has_layout, layout_of
-from causal_circuits.tasks.batch import check_tokens
+from causal_circuits.tasks.batch import Batch, check_tokens
 
 SERVED_HOOK = "attn.hook_pattern"
 PROBABILITY_FLOOR = 1e-9
@@ -89,10 +89,14 @@ def choose_forward(model: HookedTransformer) -> Forward:
     if has_layout(model):
         if not takes_fast_forward(model, lambda name: name.endswith(SERVED_HOOK)):
             return plain_logits
-        if layout_of(model).kind == "disentangled":
-            return structured_logits
-        return reduced_probs if _only_a1_and_a2(model) else plain_logits
+        is_structured = layout_of(model).kind == "disentangled" or has_only_a1_and_a2(model)
+        return structured_forward if is_structured else plain_logits
     return last_position_logits if can_skip_positions(model) else plain_logits
+
+
+def structured_forward(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
+    """The output at the last position of a disentangled model, or of a reduced one with nothing but A1 and A2."""
+    return (structured_logits if layout_of(model).kind == "disentangled" else reduced_probs)(model, tokens)
 
 
 def plain_logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
@@ -145,6 +149,25 @@ def check_forward(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], 
     )
 
 
+@torch.enable_grad()
+def autograd_step(model: HookedTransformer, batch: Batch, forward: Forward) -> float:
+    """Set the gradient of the mean loss on a batch by autograd through a forward; return the loss."""
+    with torch.inference_mode(False):
+        batch = usable_for_gradients(batch)
+        model.zero_grad(set_to_none=True)
+        log_predictions = as_log_probs(model, forward(model, batch.tokens))
+        loss = -(batch.target_probs * log_predictions).sum(dim=-1).mean()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return float(loss.detach())
+
+
+def usable_for_gradients(batch: Batch) -> Batch:
+    """The batch, copied if it was made in inference mode; called outside of it."""
+    if not batch.tokens.is_inference() and not batch.target_probs.is_inference():
+        return batch
+    return Batch(batch.tokens.clone(), batch.target_probs.clone())
+
+
 @check_arguments
 def structured_logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
     """Logits of a disentangled transformer at the last position (see the module's text for the method).
@@ -194,6 +217,11 @@ def reduced_probs(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) 
     return torch.zeros(len(tokens), layout.d_vocab, dtype=a1.dtype, device=a1.device).scatter_add(1, tokens, last)
 
 
+def masked(gradient: Tensor, mask: Tensor) -> Tensor:
+    """The gradient of a reduced model's W_Q, zero but for A1 or A2; a hook on the parameter."""
+    return gradient * mask.to(gradient)
+
+
 def _a1_and_a2(model: HookedTransformer) -> tuple[Tensor, Tensor]:
     """The two blocks of the reduced model: A1 [n_ctx, n_ctx] and A2 [d_vocab, d_vocab]."""
     layout = layout_of(model)
@@ -202,7 +230,7 @@ def _a1_and_a2(model: HookedTransformer) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _only_a1_and_a2(model: HookedTransformer) -> bool:
+def has_only_a1_and_a2(model: HookedTransformer) -> bool:
     """Whether layer 0 has one head and nothing else of the reduced model's query weights has been written to."""
     if layout_of(model).n_heads[0] > 1:
         return False

@@ -20,9 +20,10 @@ from causal_circuits.recording import RecordAt, Snapshot, TrainingRecord
 from causal_circuits.tasks import Task
 from causal_circuits.training.checkpoints import Checkpoints
 from causal_circuits.training.checks import check_members
+from causal_circuits.training.fused_run import FusedRun
 from causal_circuits.training.progress import Progress, parents_found
 from causal_circuits.training.recipe import TrainConfig
-from causal_circuits.training.runs import FusedRun, StructuredRun
+from causal_circuits.training.structured_run import StructuredRun
 
 OnRecord = Callable[[int, HookedTransformer], None]
 
@@ -189,7 +190,7 @@ def _run(
                 if step in recorded:
                     keep(run.snapshots(step, record))
                 so_far.losses[step] = losses = run.gradients()
-                so_far.check(step, run.without_gradient())
+                so_far.check(step, run.non_finite_member())
                 run.update()
                 bar.update()
                 if step % 20 == 19:

@@ -25,10 +25,11 @@ from causal_circuits.training.checkpoints import (
     save_state,
     weights_of,
 )
+from causal_circuits.training.fused_run import FusedRun
 from causal_circuits.training.health import DivergenceError
 from causal_circuits.training.recipe import TrainConfig
 from causal_circuits.training.recorded import RecordedStates
-from causal_circuits.training.runs import FusedRun, StructuredRun
+from causal_circuits.training.structured_run import StructuredRun
 
 
 class TrainingPaused(Exception):  # no error: it is what `minutes` asked for

@@ -1,5 +1,7 @@
 """One step and its measurements: the gradient by the fastest path that honours every hook, the loss, a snapshot."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -7,9 +9,14 @@ from causal_circuits.arguments import check_arguments
 from causal_circuits.models import HookedTransformer, log_probs
 from causal_circuits.models.fused import can_fuse, fused_step
 from causal_circuits.models.layout import has_layout
-from causal_circuits.models.structured import Forward, as_log_probs, check_forward, choose_forward
+from causal_circuits.models.structured import autograd_step, check_forward, choose_forward, usable_for_gradients
 from causal_circuits.recording import RecordAt, Snapshot, watch_attention
 from causal_circuits.tasks import Batch
+from causal_circuits.tasks.base import Seed
+from causal_circuits.training.recipe import SCHEDULES, Stage, TrainConfig
+
+# Ends the seed of every training stream: a test set drawn with sample(seed=0) is not the first batch of a run.
+TRAINING_STREAM = 2402_14735
 
 
 @check_arguments
@@ -26,25 +33,6 @@ def gradient_step(model: HookedTransformer, batch: Batch) -> float:
     if can_fuse(model):
         return fused_step(model, batch.tokens, batch.target_probs).loss
     return autograd_step(model, batch, choose_forward(model))
-
-
-@torch.enable_grad()
-def autograd_step(model: HookedTransformer, batch: Batch, forward: Forward) -> float:
-    """Set the gradient of the mean loss on a batch by autograd through a forward; return the loss."""
-    with torch.inference_mode(False):
-        batch = usable_for_gradients(batch)
-        model.zero_grad(set_to_none=True)
-        log_predictions = as_log_probs(model, forward(model, batch.tokens))
-        loss = -(batch.target_probs * log_predictions).sum(dim=-1).mean()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return float(loss.detach())
-
-
-def usable_for_gradients(batch: Batch) -> Batch:
-    """The batch, copied if it was made in inference mode; called outside of it."""
-    if not batch.tokens.is_inference() and not batch.target_probs.is_inference():
-        return batch
-    return Batch(batch.tokens.clone(), batch.target_probs.clone())
 
 
 @check_arguments
@@ -138,3 +126,18 @@ def trainable_parameters(model: HookedTransformer) -> dict[str, torch.nn.Paramet
     named = {f"W_Q.{layer}": block.attn.W_Q for layer, block in enumerate(model.blocks)}
     named["W_U"] = model.unembed.W_U
     return {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+
+
+def training_seed(config: TrainConfig) -> Seed:
+    """The seed of a run's stream of sequences."""
+    return config.seed, TRAINING_STREAM
+
+
+def stage_at(stages: Sequence[Stage], step: int) -> tuple[Stage, int, float]:
+    """The stage of a step, how many of its steps are done, and its learning rate now."""
+    done = step
+    for stage in stages:
+        if done < stage.steps:
+            return stage, done, stage.learning_rate * SCHEDULES[stage.schedule](done / stage.steps)
+        done -= stage.steps
+    raise ValueError(f"the stages have {step - done} steps: got step {step}")

@@ -12,6 +12,14 @@ inline int tokens_of(const Shape& s) {
     return SIZE == Size::one_vector ? LANES : SIZE == Size::two_vectors ? 2 * LANES : s.tokens;
 }
 
+// Calls `pass` with the size of the vocabulary's tables as a constant.
+template <class Pass>
+auto by_size(int n_tok, Pass pass) {
+    if (n_tok <= LANES) return pass(std::integral_constant<Size, Size::one_vector>{});
+    if (n_tok <= 2 * LANES) return pass(std::integral_constant<Size, Size::two_vectors>{});
+    return pass(std::integral_constant<Size, Size::any>{});
+}
+
 // Value by value at every position of a unit: what a residual block says of its token plus what it says of its
 // position.
 template <Size SIZE>
@@ -48,14 +56,13 @@ inline void write_block(const float* values, const int32_t* x, const float* iden
 
 // e^scores of a unit's queries for every key up to theirs; their sums.
 template <Size SIZE>
-inline Floats exponential_column(const Tables& t, bool wide, const int32_t* x, int unit, const Shape& s,
-                                 float* column) {
+inline Floats exponential_column(const Tables& t, const int32_t* x, int unit, const Shape& s, float* column) {
     const Ints asking = load<Ints>(x + unit * LANES);
     const float *pt = t.pt + unit * s.n_tok * LANES, *pp = t.pp + unit * s.context * LANES;
-    const int begin = s.pad, end = (unit + 1) * LANES,
-              row = tokens_of<SIZE>(s);  // what a store might change is read once
+    const int begin = s.pad, end = (unit + 1) * LANES;
+    const int row = tokens_of<SIZE>(s);  // what a store might change is read once
     Floats total{};
-    if (!wide) {
+    if (!t.holds_scores) {
         for (int key = begin; key < end; ++key) {
             const int token = x[key];
             const Floats by_query = look_up<SIZE, false>(t.tt + token * row, t.tp + key * row, asking);
@@ -74,7 +81,7 @@ inline Floats exponential_column(const Tables& t, bool wide, const int32_t* x, i
         top = larger(score, top);
     }
     for (int key = begin; key < end; ++key) {
-        const Floats e = exp_of_negative(load(column + key * LANES) - top);
+        const Floats e = exp(load(column + key * LANES) - top);
         store(column + key * LANES, e);
         total += e;
     }
@@ -92,17 +99,17 @@ inline Floats over_keys(const float* column, const float* weights, int unit, con
     return (total[0] + total[1]) + (total[2] + total[3]);
 }
 
-// out[key] += sum over the queries of a band of weights[query] pattern[query, key]; `rows` are the band's columns.
-[[gnu::always_inline]] inline void over_queries(const float* rows, const float* weights, int first_unit, int end_unit,
-                                                const Shape& s, float* out) {
-    for (int keys = 0; keys < end_unit; ++keys) {  // a vector of keys
+// out[key] = sum over the queries of weights[query] pattern[query, key]; `columns` are those of all units.
+[[gnu::always_inline]] inline void over_queries(const float* columns, const float* weights, const Shape& s,
+                                                float* out) {
+    for (int keys = 0; keys < s.units; ++keys) {  // a vector of keys
         Floats totals[LANES] = {};
-        for (int unit = std::max(keys, first_unit); unit < end_unit; ++unit) {
-            const float* block = rows + ((unit - first_unit) * s.context + keys * LANES) * LANES;
+        for (int unit = keys; unit < s.units; ++unit) {
+            const float* block = columns + (unit * s.context + keys * LANES) * LANES;
             const Floats weight = load(weights + unit * LANES);
             for (int k = 0; k < LANES; ++k) totals[k] += weight * load(block + k * LANES);
         }
-        add_to(out + keys * LANES, sums(totals));
+        store(out + keys * LANES, sums(totals));
     }
 }
 
@@ -121,7 +128,7 @@ inline float softmax(float* scores, int n) {
     for (int v = 0; v < n; v += LANES) top = larger(select(lane_numbers() < n - v, load(scores + v), splat(-INF)), top);
     const float most = largest(top);
     for (int v = 0; v < n; v += LANES) {
-        const Floats e = select(lane_numbers() < n - v, exp_of_negative(load(scores + v) - most), Floats{});
+        const Floats e = select(lane_numbers() < n - v, exp(load(scores + v) - most), Floats{});
         store(scores + v, e);
         total += e;
     }

@@ -50,9 +50,6 @@ inline void multiply(Left left, int n_rows, int n_k, const float* right, int rig
     for (; row + ROWS <= n_rows; row += ROWS)
         multiply_rows<ROWS, WIDE>({left.at + row * left.row_stride, left.row_stride, left.k_stride}, n_k, right,
                                   right_stride, n_columns, out + row * out_stride, out_stride);
-    for (; row + 2 <= n_rows; row += 2)
-        multiply_rows<2, WIDE>({left.at + row * left.row_stride, left.row_stride, left.k_stride}, n_k, right,
-                               right_stride, n_columns, out + row * out_stride, out_stride);
     for (; row < n_rows; ++row)
         multiply_rows<1, WIDE>({left.at + row * left.row_stride, left.row_stride, left.k_stride}, n_k, right,
                                right_stride, n_columns, out + row * out_stride, out_stride);

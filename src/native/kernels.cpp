@@ -5,9 +5,7 @@ namespace KERNELS_NAMESPACE {
 
 void sample(const SamplerPlan&, const uint32_t key[2], int64_t first, int n, int32_t* tokens, float* targets);
 
-double gradient(Sizes, const int32_t* tokens, const float* targets, int n, Weights<const float>, Weights<float>,
-                Watched, float share);
-void layer_1_pattern(Sizes, const int32_t* tokens, int n, Weights<const float>, float* out, float share);
+Gradient gradient, reduced_gradient;
 float add_up(const float* parts, int n_parts, size_t stride, size_t n, float* out);
 void adam(float* weights, const float* gradients, float* means, float* squares, size_t n, AdamStep);
 void sgd(float* weights, const float* gradients, size_t n, float learning_rate, float decay);
@@ -16,7 +14,7 @@ void sgd(float* weights, const float* gradients, size_t n, float learning_rate, 
 #define NAME(name) NAME_OF(name)
 
 const Kernels& kernels() {
-    static constexpr Kernels table{gradient, layer_1_pattern, sample, add_up, adam, sgd, NAME(KERNELS_NAMESPACE)};
+    static constexpr Kernels table{gradient, reduced_gradient, sample, add_up, adam, sgd, NAME(KERNELS_NAMESPACE)};
     return table;
 }
 

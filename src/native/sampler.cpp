@@ -39,15 +39,16 @@ inline Floats sin_pi(Floats t) {
 class Attempts {
   public:
     static constexpr int MOST = 16;
-    Floats log_v[MOST];   // 0 where v would not be positive
+    Floats log_v[MOST];  // 0 where v would not be positive
     Ints rejected[MOST];
-    Floats spare[MOST];   // a uniform number that the attempt does not use
+    Floats spare[MOST];  // a uniform number that the attempt does not use
 
     void set(int i, const Counter& words) {
         u1[i] = uniform(words.c0), u2[i] = uniform(words.c1), u3[i] = uniform(words.c2), spare[i] = uniform(words.c3);
     }
     // Vector i is of Gamma(d(i) + 1/3), and c(i) = 1 / sqrt(9 d(i)).
-    template <class D, class C> void judge(int n, D d, C c) {
+    template <class D, class C>
+    void judge(int n, D d, C c) {
         for (int i = 0; i < n; ++i) x[i] = square_root(log(u1[i]) * -2.0f) * sin_pi(u2[i] - 0.5f);
         for (int i = 0; i < n; ++i) {
             const Floats root = c(i) * x[i] + 1.0f;
@@ -102,9 +103,14 @@ struct Workspace {
 class Sampler {
   public:
     Sampler(const SamplerPlan& of, const uint32_t key[2])
-        : plan(of), n_tok(of.n_tok), wide(padded(n_tok)), rows_at_once(std::max(CHUNK / n_tok, 1)),
-          stride(size_t(of.n_rows + 1) * wide), schedule(key), room(workspace()) {
-        for (int t = 0; t < n_tok; ++t) store(room.law + t * LANES, splat(1.0f / float(n_tok)));
+        : plan(of),
+          n_tok(of.n_tok),
+          wide(padded(n_tok)),
+          rows_at_once(std::max(CHUNK / n_tok, 1)),
+          stride(size_t(of.n_rows + 1) * wide),
+          schedule(key),
+          memory(workspace()) {
+        for (int t = 0; t < n_tok; ++t) store(memory.law + t * LANES, splat(1.0f / float(n_tok)));
     }
 
     // The sequences of n <= LANES neighbouring places, whose upper halves are equal.
@@ -113,12 +119,12 @@ class Sampler {
         draw_matrices(low, FOR_GAMMAS + high);
         if (plan.roots == Roots::stationary) stationary_law();
         if (plan.roots == Roots::stationary_in_logs) stationary_law_in_logs();
-        if (plan.roots != Roots::shared) accumulate(room.law, plan.n_rows);
+        if (plan.roots != Roots::shared) accumulate(memory.law, plan.n_rows);
         draw_tokens(Stream(schedule, low, FOR_TOKENS + high));
         write_tokens(n, tokens);
         const Rows rows = rows_of(plan.n_ctx);
         for (int lane = 0; lane < n; ++lane) {
-            const float* row = room.matrices + size_t(rows.first + rows.below[lane]) * n_tok * LANES + lane;
+            const float* row = memory.matrices + size_t(rows.first + rows.below[lane]) * n_tok * LANES + lane;
             for (int t = 0; t < n_tok; ++t) targets[lane * n_tok + t] = row[t * LANES];
         }
     }
@@ -137,9 +143,9 @@ class Sampler {
             draw_gammas(first * n_tok, end * n_tok, place, purpose);
             for (int row = first; row < end; ++row) {
                 const size_t at = (row - first) * size;
-                normalize(at, room.matrices + row * size);
-                accumulate(room.matrices + row * size, row);
-                if (plan.roots == Roots::stationary_in_logs) normalize_in_logs(at, room.work + row * size);
+                normalize(at, memory.matrices + row * size);
+                accumulate(memory.matrices + row * size, row);
+                if (plan.roots == Roots::stationary_in_logs) normalize_in_logs(at, memory.work + row * size);
             }
         }
     }
@@ -154,24 +160,25 @@ class Sampler {
             for (int i = 0; i < n; ++i) attempts.set(i, stream(e + i));
             attempts.judge(n, [&](int i) { return splat(plan.d[e + i]); }, [&](int i) { return splat(plan.c[e + i]); });
             for (int i = 0; i < n; ++i) {
-                store(room.log_v + at + i * LANES, attempts.log_v[i]);
+                store(memory.log_v + at + i * LANES, attempts.log_v[i]);
                 const Floats log_power = log(attempts.spare[i]) * plan.inverse[e + i];
-                store(room.log_powers + at + i * LANES, log_power + plan.log_d[e + i]);
+                store(memory.log_powers + at + i * LANES, log_power + plan.log_d[e + i]);
             }
             for (int i = 0; i < n; ++i)
-                n_again += store_chosen(room.again + n_again, lane_numbers() + (at + i * LANES), attempts.rejected[i]);
+                n_again +=
+                    store_chosen(memory.again + n_again, lane_numbers() + (at + i * LANES), attempts.rejected[i]);
         }
         for (uint32_t attempt = 1; n_again > 0; ++attempt)
             n_again = draw_again(n_again, first, attempt, place, purpose);
     }
 
-    // Another attempt at the log v of `room.again`; how many were rejected once more, now at its beginning.
+    // Another attempt at the log v of `memory.again`; how many were rejected once more, now at its beginning.
     int draw_again(int n_again, int first, uint32_t attempt, uint32_t place, uint32_t purpose) {
-        store(room.again + n_again, Ints{});  // fills the last vector
+        store(memory.again + n_again, Ints{});  // fills the last vector
         Attempts attempts;
         int n_left = 0;
         for (int start = 0; start < n_again; start += Attempts::MOST * LANES) {
-            const int32_t* again = room.again + start;
+            const int32_t* again = memory.again + start;
             const int count = std::min(n_again - start, Attempts::MOST * LANES), n = (count + LANES - 1) / LANES;
             const auto entry = [&](int i) { return Ints(load<Words>(again + i * LANES) / LANES); };
             for (int i = 0; i < n; ++i) {
@@ -179,12 +186,13 @@ class Sampler {
                 const Counter counter{Words(entry(i) + first), Words{} + attempt, lane + place, Words{} + purpose};
                 attempts.set(i, random_words(counter, schedule));
             }
-            attempts.judge(n, [&](int i) { return look_up<Size::any>(plan.d + first, entry(i)); },
-                           [&](int i) { return look_up<Size::any>(plan.c + first, entry(i)); });
+            attempts.judge(
+                n, [&](int i) { return look_up<Size::any>(plan.d + first, entry(i)); },
+                [&](int i) { return look_up<Size::any>(plan.c + first, entry(i)); });
             for (int k = 0; k < count; ++k) {  // without a branch: the next attempt writes over what is rejected
                 const int at = again[k];
-                room.log_v[at] = attempts.log_v[k / LANES][k % LANES];
-                room.again[n_left] = at;
+                memory.log_v[at] = attempts.log_v[k / LANES][k % LANES];
+                memory.again[n_left] = at;
                 n_left -= attempts.rejected[k / LANES][k % LANES];
             }
         }
@@ -214,7 +222,7 @@ class Sampler {
         for (int t = 0; t < size; t += LANES) store(row + t, load(row + t) * z);
     }
 
-    Floats log_gamma(size_t at) const { return load(room.log_v + at) + load(room.log_powers + at); }
+    Floats log_gamma(size_t at) const { return load(memory.log_v + at) + load(memory.log_powers + at); }
 
     Floats largest_log_gamma(size_t at) const {
         Floats top = splat(-INF);
@@ -227,22 +235,26 @@ class Sampler {
         Floats total{};
         for (int t = 0; t < n_tok; ++t) {
             total += load(law + t * LANES);
-            store(room.running + t * LANES, total);
+            store(memory.running + t * LANES, total);
         }
         const auto bound = [this, total](int t) {
-            const Floats sum = t < n_tok ? load(room.running + t * LANES) : total;
+            const Floats sum = t < n_tok ? load(memory.running + t * LANES) : total;
             return select(sum < total, sum, splat(INF));
         };
-        for (int t = 0; t < wide; t += 4)
-            store_transposed(room.cumulative + size_t(row) * wide + t, stride, bound(t), bound(t + 1), bound(t + 2),
-                             bound(t + 3));
+        for (int t = 0; t < wide; t += LANES) {
+            Floats rows[LANES];
+            for (int k = 0; k < LANES; ++k) rows[k] = bound(t + k);
+            transpose(rows);
+            for (int lane = 0; lane < LANES; ++lane)
+                store(memory.cumulative + lane * stride + size_t(row) * wide + t, rows[lane]);
+        }
     }
 
     // Grassmann, Taksar & Heyman (1985): eliminate states one at a time; no subtraction, so float32 keeps its digits.
     // The weights of states that are hardly ever left would overflow: they are kept divided by their sum.
     void stationary_law() {
         const size_t size = size_t(n_tok) * LANES;
-        const float* from = room.matrices;
+        const float* from = memory.matrices;
         for (int k = n_tok - 1; k > 0; --k) {
             const float* gone = from + k * size;
             Floats total{};
@@ -250,21 +262,22 @@ class Sampler {
             const Floats leaving = 1.0f / total;
             for (int r = 0; r < k; ++r) {
                 const float* old = from + r * size;
-                float* row = room.work + r * size;
+                float* row = memory.work + r * size;
                 const Floats factor = load(old + k * LANES) * leaving;
                 store(row + k * LANES, factor);
                 for (int s = 0; s < k; ++s)
                     store(row + s * LANES, factor * load(gone + s * LANES) + load(old + s * LANES));
             }
-            from = room.work;
+            from = memory.work;
         }
-        store(room.law, splat(1.0f));
+        store(memory.law, splat(1.0f));
         for (int k = 1; k < n_tok; ++k) {
             Floats weight{};
-            for (int s = 0; s < k; ++s) weight += load(room.law + s * LANES) * load(room.work + s * size + k * LANES);
+            for (int s = 0; s < k; ++s)
+                weight += load(memory.law + s * LANES) * load(memory.work + s * size + k * LANES);
             const Floats z = 1.0f / (weight + 1.0f);
-            for (int s = 0; s < k; ++s) store(room.law + s * LANES, load(room.law + s * LANES) * z);
-            store(room.law + k * LANES, weight * z);
+            for (int s = 0; s < k; ++s) store(memory.law + s * LANES, load(memory.law + s * LANES) * z);
+            store(memory.law + k * LANES, weight * z);
         }
     }
 
@@ -285,7 +298,7 @@ class Sampler {
     // `stationary_law` of the logs in `work`.
     void stationary_law_in_logs() {
         const size_t size = size_t(n_tok) * LANES;
-        const auto work = [this, size](int row, int token) { return room.work + row * size + token * LANES; };
+        const auto work = [this, size](int row, int token) { return memory.work + row * size + token * LANES; };
         for (int k = n_tok - 1; k > 0; --k) {
             Floats leaving = load(work(k, 0));
             for (int s = 1; s < k; ++s) leaving = add_logs(leaving, load(work(k, s)));
@@ -296,19 +309,19 @@ class Sampler {
             }
         }
         Floats top{}, total{};  // the first state's weight is 1
-        store(room.law, Floats{});
+        store(memory.law, Floats{});
         for (int k = 1; k < n_tok; ++k) {
-            Floats weight = load(room.law) + load(work(0, k));
-            for (int s = 1; s < k; ++s) weight = add_logs(weight, load(room.law + s * LANES) + load(work(s, k)));
-            store(room.law + k * LANES, weight);
+            Floats weight = load(memory.law) + load(work(0, k));
+            for (int s = 1; s < k; ++s) weight = add_logs(weight, load(memory.law + s * LANES) + load(work(s, k)));
+            store(memory.law + k * LANES, weight);
             top = larger(weight, top);
         }
         for (int k = 0; k < n_tok; ++k) {
-            const Floats weight = exp(load(room.law + k * LANES) - top);
-            store(room.law + k * LANES, weight);
+            const Floats weight = exp(load(memory.law + k * LANES) - top);
+            store(memory.law + k * LANES, weight);
             total += weight;
         }
-        for (int k = 0; k < n_tok; ++k) store(room.law + k * LANES, load(room.law + k * LANES) / total);
+        for (int k = 0; k < n_tok; ++k) store(memory.law + k * LANES, load(memory.law + k * LANES) / total);
     }
 
     struct Rows {  // row first + below[lane] of all transition matrices
@@ -318,13 +331,13 @@ class Sampler {
     // The rows that the tokens of a node's parents name.
     Rows rows_of(int node) const {
         const int degree = plan.degrees[node];
-        if (degree == 0) return {plan.roots == Roots::shared ? plan.n_rows - 1 : plan.n_rows, room.zeros};
+        if (degree == 0) return {plan.roots == Roots::shared ? plan.n_rows - 1 : plan.n_rows, memory.zeros};
         const int32_t* parents = plan.parents + size_t(node) * plan.max_parents;
-        if (degree == 1) return {plan.first_row[1], room.tokens + parents[0] * LANES};
+        if (degree == 1) return {plan.first_row[1], memory.tokens + parents[0] * LANES};
         Ints row{};
-        for (int k = 0; k < degree; ++k) row = row * n_tok + load<Ints>(room.tokens + parents[k] * LANES);
-        store(room.named, row);
-        return {plan.first_row[degree], room.named};
+        for (int k = 0; k < degree; ++k) row = row * n_tok + load<Ints>(memory.tokens + parents[k] * LANES);
+        store(memory.named, row);
+        return {plan.first_row[degree], memory.named};
     }
 
     // A position's token is the first of its row whose running sum is above a uniform number.
@@ -332,18 +345,18 @@ class Sampler {
         Floats query{};
         for (int i = 0; i < plan.n_ctx; ++i) {
             const Counter words = stream(i);
-            store(room.numbers + i * LANES, uniform(words.c0));
+            store(memory.numbers + i * LANES, uniform(words.c0));
             query = uniform(words.c1) * float(n_tok);  // in the end, the last position's
         }
         const Ints rounded = __builtin_convertvector(query, Ints);
         for (int i = 0; i < plan.n_ctx; ++i) {
-            int32_t* drawn = room.tokens + i * LANES;
+            int32_t* drawn = memory.tokens + i * LANES;
             if (plan.degrees[i] < 0) {
                 store(drawn, rounded < n_tok ? rounded : splat_ints(n_tok - 1));
                 continue;
             }
             const Rows rows = rows_of(i);
-            const float *bounds = room.cumulative + size_t(rows.first) * wide, *numbers = room.numbers + i * LANES;
+            const float *bounds = memory.cumulative + size_t(rows.first) * wide, *numbers = memory.numbers + i * LANES;
             const size_t all = stride, width = wide, last = wide - LANES;
 #pragma GCC unroll 4
             for (int lane = 0; lane < LANES; ++lane, bounds += all) {
@@ -357,19 +370,22 @@ class Sampler {
 
     void write_tokens(int n, int32_t* tokens) const {
         const size_t n_ctx = plan.n_ctx, wide_ctx = padded(plan.n_ctx);
-        const auto at = [this](size_t i) { return load(reinterpret_cast<const float*>(room.tokens + i * LANES)); };
-        for (size_t i = 0; i < n_ctx; i += 4)
-            store_transposed(reinterpret_cast<float*>(room.turned + i), wide_ctx, at(i), at(i + 1), at(i + 2),
-                             at(i + 3));
+        for (size_t i = 0; i < n_ctx; i += LANES) {
+            Floats rows[LANES];
+            for (int k = 0; k < LANES; ++k)
+                rows[k] = load(reinterpret_cast<const float*>(memory.tokens) + (i + k) * LANES);
+            transpose(rows);
+            for (int lane = 0; lane < LANES; ++lane) store(memory.turned + lane * wide_ctx + i, rows[lane]);
+        }
         for (int lane = 0; lane < n; ++lane)
-            std::memcpy(tokens + lane * n_ctx, room.turned + lane * wide_ctx, n_ctx * sizeof *tokens);
+            std::memcpy(tokens + lane * n_ctx, memory.turned + lane * wide_ctx, n_ctx * sizeof *tokens);
     }
 
     const SamplerPlan& plan;
     const int n_tok, wide, rows_at_once;
     const size_t stride;  // of the lanes of `cumulative`
     const Schedule schedule;
-    const Workspace& room;
+    const Workspace& memory;
 };
 
 }  // namespace

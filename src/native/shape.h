@@ -22,7 +22,6 @@ struct Shape {
         features;  // widths of a block, of what layer 1 reads, of what layer 0's heads wrote, of all but the embedding
     int wide_d1, wide_dense, wide_features, wide_query;  // from row to row; writing a block may run over its end
     bool is_short;                                       // sums by the query's token are products with one-hot rows
-    int band, group;  // units at hand together, and the sequences that pass through a band one after the other
 
     explicit Shape(Sizes s)
         : n_ctx(s.n_ctx),
@@ -41,9 +40,7 @@ struct Shape {
           wide_dense(padded(dense)),
           wide_features(padded(features) + LANES),
           wide_query(padded(d1) + LANES),
-          is_short(2 * n_ctx <= 3 * LANES && n_tok <= FEW_TOKENS),
-          band(n_ctx <= KEPT ? units : 1),
-          group(n_ctx <= KEPT ? 1 : CHUNK) {}
+          is_short(2 * n_ctx <= 3 * LANES && n_tok <= FEW_TOKENS) {}
 };
 
 // Zeroed memory, handed out piece by piece, each beginning a line of the cache and followed by SPARE numbers.
@@ -55,17 +52,17 @@ class Arena {
         used_ += (n + SPARE + 15) / 16 * 16;
         return memory_ ? reinterpret_cast<T*>(memory_ + at) : nullptr;
     }
-    // Calls `carve` twice: to count, and to hand out what was counted.
-    template <class Carve>
-    void fill(Carve carve) {
+    // Calls `allocate` twice: to count, and to hand out what was counted.
+    template <class Allocate>
+    void fill(Allocate allocate) {
         std::free(memory_);
         memory_ = nullptr, used_ = 0;
-        carve(*this);
+        allocate(*this);
         memory_ = static_cast<float*>(std::aligned_alloc(64, used_ * sizeof(float)));
         if (!memory_) throw std::bad_alloc();
         std::memset(memory_, 0, used_ * sizeof(float));
         used_ = 0;
-        carve(*this);
+        allocate(*this);
     }
     Arena() = default;
     Arena(const Arena&) = delete;

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -37,12 +36,16 @@ constexpr float INF = std::numeric_limits<float>::infinity();
 // n rounded up to whole vectors.
 inline int padded(int n) { return (n + LANES - 1) / LANES * LANES; }
 
-template <class V = Floats, class T> inline V load(const T* from) {
+template <class V = Floats, class T>
+inline V load(const T* from) {
     V value;
     std::memcpy(&value, from, sizeof value);
     return value;
 }
-template <class V, class T> inline void store(T* to, V value) { std::memcpy(to, &value, sizeof value); }
+template <class V, class T>
+inline void store(T* to, V value) {
+    std::memcpy(to, &value, sizeof value);
+}
 inline void add_to(float* to, Floats value) { store(to, load(to) + value); }
 
 inline Floats splat(float value) { return Floats{} + value; }
@@ -53,7 +56,8 @@ inline Ints lane_numbers() {
     return numbers;
 }
 
-template <class To, class From> inline To bits_as(From from) {
+template <class To, class From>
+inline To bits_as(From from) {
     To to;
     static_assert(sizeof to == sizeof from);
     std::memcpy(&to, &from, sizeof to);
@@ -65,7 +69,8 @@ inline Floats select(Ints mask, Floats a, Floats b) { return mask ? a : b; }
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
 // Lane i takes what lane i ^ BIT holds.
-template <int BIT> inline Floats swap_lanes(Floats value) {
+template <int BIT>
+inline Floats swap_lanes(Floats value) {
 #if defined(__clang__)
     Floats moved;
     for (int i = 0; i < LANES; ++i) moved[i] = value[i ^ BIT];
@@ -75,17 +80,24 @@ template <int BIT> inline Floats swap_lanes(Floats value) {
 #endif
 }
 
-template <int BIT = LANES / 2> inline float sum(Floats value) {
-    if constexpr (BIT == 0) return value[0];
-    else return sum<BIT / 2>(value + swap_lanes<BIT>(value));
+template <int BIT = LANES / 2>
+inline float sum(Floats value) {
+    if constexpr (BIT == 0)
+        return value[0];
+    else
+        return sum<BIT / 2>(value + swap_lanes<BIT>(value));
 }
-template <int BIT = LANES / 2> inline float largest(Floats value) {
-    if constexpr (BIT == 0) return value[0];
-    else return largest<BIT / 2>(larger(value, swap_lanes<BIT>(value)));
+template <int BIT = LANES / 2>
+inline float largest(Floats value) {
+    if constexpr (BIT == 0)
+        return value[0];
+    else
+        return largest<BIT / 2>(larger(value, swap_lanes<BIT>(value)));
 }
 
 // Lanes of a pair of vectors in any order: lane i takes number index(i) of a, or index(i) - LANES of b.
-template <class Index> [[gnu::always_inline]] inline Floats pick(Floats a, Floats b, Index index) {
+template <class Index>
+[[gnu::always_inline]] inline Floats pick(Floats a, Floats b, Index index) {
 #if defined(__clang__)
     Floats picked;
     for (int i = 0; i < LANES; ++i) picked[i] = index(i) < LANES ? a[index(i)] : b[index(i) - LANES];
@@ -99,7 +111,8 @@ template <class Index> [[gnu::always_inline]] inline Floats pick(Floats a, Float
 
 // LANES rows of LANES numbers, turned into columns: first within blocks of four, by instructions that do not cross these,
 // then block by block.
-template <int BIT = 4> [[gnu::always_inline]] inline void transpose_blocks(Floats (&rows)[LANES]) {
+template <int BIT = 4>
+[[gnu::always_inline]] inline void transpose_blocks(Floats (&rows)[LANES]) {
     if constexpr (BIT < LANES) {
         for (int k = 0; k < LANES; ++k) {
             if (k & BIT) continue;
@@ -124,19 +137,11 @@ template <int BIT = 4> [[gnu::always_inline]] inline void transpose_blocks(Float
     transpose_blocks(rows);
 }
 
-// Two vectors in one: lanes whose number has this bit hold pairs of lanes of b added up, the others those of a.
-template <int BIT> inline Floats add_pairs(Floats a, Floats b) {
-    const Ints of_b = (lane_numbers() & BIT) != 0;
-    return (of_b ? b : a) + swap_lanes<BIT>(of_b ? a : b);
-}
-
 // The sums over the lanes of LANES vectors, which are used up: lane k is the sum of vector k.
 [[gnu::always_inline]] inline Floats sums(Floats (&of)[LANES]) {
-    for (int k = 0; k < LANES / 2; ++k) of[k] = add_pairs<1>(of[2 * k], of[2 * k + 1]);
-    for (int k = 0; k < LANES / 4; ++k) of[k] = add_pairs<2>(of[2 * k], of[2 * k + 1]);
-    if constexpr (LANES >= 8)
-        for (int k = 0; k < LANES / 8; ++k) of[k] = add_pairs<4>(of[2 * k], of[2 * k + 1]);
-    if constexpr (LANES >= 16) of[0] = add_pairs<8>(of[0], of[1]);
+    transpose(of);
+    for (int n = LANES / 2; n > 0; n /= 2)
+        for (int k = 0; k < n; ++k) of[k] += of[k + n];
     return of[0];
 }
 
@@ -176,14 +181,16 @@ inline Floats permute(Floats low, Floats high, Ints index) {
 }
 
 // table[index] lane by lane, for a table of this size.
-template <Size SIZE> inline Floats look_up(const float* table, Ints index) {
+template <Size SIZE>
+inline Floats look_up(const float* table, Ints index) {
     if constexpr (SIZE == Size::one_vector) return permute(load(table), index);
     if constexpr (SIZE == Size::two_vectors) return permute(load(table), load(table + LANES), index);
     return gather(table, index);
 }
 
 // The product, or the sum, of two tables, looked up.
-template <Size SIZE, bool SUM> inline Floats look_up(const float* a, const float* b, Ints index) {
+template <Size SIZE, bool SUM>
+inline Floats look_up(const float* a, const float* b, Ints index) {
     const auto joined = [](Floats x, Floats y) { return SUM ? x + y : x * y; };
     if constexpr (SIZE == Size::one_vector) return permute(joined(load(a), load(b)), index);
     if constexpr (SIZE == Size::two_vectors)
@@ -191,38 +198,20 @@ template <Size SIZE, bool SUM> inline Floats look_up(const float* a, const float
     return joined(gather(a, index), gather(b, index));
 }
 
-// (e^r - 1 - r) / r^2 for |r| <= ln 2 / 2 (coefficients: Cephes, expf).
-inline Floats second_order(Floats r) {
-    Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    return p;
-}
-
-// e^x for x <= 0 to 2e-7 relative; 0 below -87.7, NaN stays NaN.
-// x = n ln 2 + r, a polynomial for e^r and 2^n from bits: adding `round` leaves n + 127 in
-// the lowest bits of the sum, and shifting these up gives 2^n, or 0 for n = -127.
-inline Floats exp_of_negative(Floats x) {
-    constexpr float round = 12583039.0f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-    x = x < -88.02f ? splat(-88.02f) : x;
-    const Floats rounded = x * 1.4426950408889634f + round;
-    const Floats whole = rounded - round;
-    const Floats r = (x - whole * ln2_high) - whole * ln2_low;
-    Floats p = second_order(r);
-    p = (p * r + 1.0f) * r + 1.0f;
-    return p * bits_as<Floats>(bits_as<Ints>(rounded) << 23);
-}
-
-// e^x to 2e-7 relative for x <= 88; 0 below -87. As above, but for the range.
+// e^x to 2e-7 relative for x <= 88; 0 below -87, NaN stays NaN.
+// x = n ln 2 + r, a polynomial for e^r (coefficients: Cephes, expf) and 2^n from bits: adding `round` leaves n in the
+// lowest bits of the sum.
 inline Floats exp(Floats x) {
     constexpr float round = 12582912.0f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
     const Floats clamped = x < -87.0f ? splat(-87.0f) : x;
     const Floats rounded = clamped * 1.4426950408889634f + round;
     const Floats whole = rounded - round;
     const Floats r = (clamped - whole * ln2_high) - whole * ln2_low;
-    Floats p = second_order(r);
+    Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + (r + 1.0f);
     return x < -87.0f ? Floats{} : p * bits_as<Floats>((bits_as<Ints>(rounded) + 127) << 23);
 }
@@ -243,24 +232,14 @@ inline Floats log(Floats x) {
 }
 
 inline Floats square_root(Floats x) {
-#if defined(__AVX512F__)
-    return Floats(_mm512_sqrt_ps(__m512(x)));
-#elif defined(__AVX2__)
-    return Floats(_mm256_sqrt_ps(__m256(x)));
-#elif defined(__x86_64__)
-    return Floats(_mm_sqrt_ps(__m128(x)));
-#elif defined(__aarch64__)
-    return Floats(vsqrtq_f32(float32x4_t(x)));
-#else
-    for (int lane = 0; lane < LANES; ++lane) x[lane] = __builtin_sqrtf(x[lane]);
-    return x;
-#endif
+    float lanes[LANES];
+    store(lanes, x);
+    for (float& lane : lanes) lane = __builtin_sqrtf(lane);
+    return load(lanes);
 }
 
 // Random words as numbers in (0, 1): the upper 24 bits, at the middle of their interval.
-inline Floats uniform(Words words) {
-    return __builtin_convertvector(Ints(words >> 8), Floats) * 0x1p-24f + 0x1p-25f;
-}
+inline Floats uniform(Words words) { return __builtin_convertvector(Ints(words >> 8), Floats) * 0x1p-24f + 0x1p-25f; }
 
 // The lanes where a mask is set, as the bits of a number.
 inline unsigned bits_of(Ints mask) {
@@ -335,25 +314,6 @@ inline int count_not_above(const float* row, float number) {
 #else
     return __builtin_popcount(bits_of(load(row) <= number));
 #endif
-}
-
-// Writes four vectors transposed: the four numbers of a lane side by side, those of the next lane `stride` further.
-template <int... LANE> inline Floats first_of_pairs(Floats a, Floats b, std::integer_sequence<int, LANE...>) {
-    return __builtin_shufflevector(a, b, (LANE / 4 * 4 + LANE % 4 / 2 + LANE % 2 * LANES)...);
-}
-template <int... LANE> inline Floats last_of_pairs(Floats a, Floats b, std::integer_sequence<int, LANE...>) {
-    return __builtin_shufflevector(a, b, (LANE / 4 * 4 + 2 + LANE % 4 / 2 + LANE % 2 * LANES)...);
-}
-inline void store_transposed(float* to, size_t stride, Floats a, Floats b, Floats c, Floats d) {
-    constexpr auto lanes = std::make_integer_sequence<int, LANES>{};
-    const Floats ac_first = first_of_pairs(a, c, lanes), ac_last = last_of_pairs(a, c, lanes);
-    const Floats bd_first = first_of_pairs(b, d, lanes), bd_last = last_of_pairs(b, d, lanes);
-    const Floats rows[4] = {first_of_pairs(ac_first, bd_first, lanes), last_of_pairs(ac_first, bd_first, lanes),
-                            first_of_pairs(ac_last, bd_last, lanes), last_of_pairs(ac_last, bd_last, lanes)};
-    for (int lane = 0; lane < LANES; ++lane) {
-        const Floats row = rows[lane % 4];
-        std::memcpy(to + lane * stride, reinterpret_cast<const char*>(&row) + lane / 4 * 16, 16);
-    }
 }
 
 }  // namespace KERNELS_NAMESPACE

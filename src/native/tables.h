@@ -4,49 +4,43 @@
 // token or the position of each. Rows are keys and lanes are queries, except in the copies for the last query alone.
 #pragma once
 #include <algorithm>
+#include <memory>
 
 #include "shape.h"
 
 namespace KERNELS_NAMESPACE {
 
-// A sum by token is kept in so many copies: adding to the same numbers again has to wait until they are stored.
-constexpr int COPIES = 4;
-
 // Of one head of layer 0. tt [key token, query token], tp [key position, query token], pt [unit, key token, lane],
-// pp [unit, key position, lane]
-// (the sums' pt is [unit, copy, key token, lane]); of the last query tt_last and tp_last [query token, key], pt_last
-// and pp_last [key].
+// pp [unit, key position, lane]; of the last query tt_last and tp_last [query token, key], pt_last and pp_last [key].
 struct Tables {
     float *tt, *tp, *pt, *pp, *tt_last, *tp_last, *pt_last, *pp_last;
+    bool holds_scores;  // instead of their exponentials
+
+    template <class Do>
+    void each(const Shape& s, Do something) {  // array and size
+        something(tt, s.n_tok * s.tokens), something(tp, s.context * s.tokens);
+        something(pt, s.context * s.n_tok), something(pp, s.context * s.context);
+        something(tt_last, s.n_tok * s.tokens), something(tp_last, s.n_tok * s.context);
+        something(pt_last, s.tokens), something(pp_last, s.context);
+    }
+    void take(Arena& arena, const Shape& s) {
+        each(s, [&](float*& of, int n) { of = arena.take<float>(n); });
+    }
+    void clear(const Shape& s) {
+        each(s, [](float* of, int n) { std::fill_n(of, n, 0.0f); });
+    }
+};
+
+// Tables of all heads of layer 0, and of the weights that a chunk's dense products read a2 [m2, d1, d1], padded.
+struct Packed {
+    std::unique_ptr<Tables[]> heads;
+    float *a2, *scratch;
 
     void take(Arena& arena, const Shape& s) {
-        tt = arena.take<float>(s.n_tok * s.tokens), tp = arena.take<float>(s.context * s.tokens);
-        pt = arena.take<float>(COPIES * s.context * s.n_tok), pp = arena.take<float>(s.context * s.context);
-        tt_last = arena.take<float>(s.n_tok * s.tokens), tp_last = arena.take<float>(s.n_tok * s.context);
-        pt_last = arena.take<float>(s.tokens), pp_last = arena.take<float>(s.context);
-    }
-};
-
-// What of the weights a pass reads. a2 [m2, d1, d1] padded; a2_t [m2, d1, dense], its rows that heads wrote,
-// transposed; w [d0, n_tok] the embedding's rows of W_U; w_t [n_tok, features] the others, transposed.
-struct Packed {
-    Tables* heads;
-    bool* wide;  // of each head: whether its tables hold scores instead of exponentials
-    float *a2, *a2_t, *w, *w_t, *row;
-
-    void take(Arena& arena, const Shape& s, Tables* tables, bool* are_wide) {
-        heads = tables, wide = are_wide;
+        heads.reset(new Tables[s.m1]);
         for (int h = 0; h < s.m1; ++h) heads[h].take(arena, s);
-        a2 = arena.take<float>(s.m2 * s.d1 * s.wide_d1), a2_t = arena.take<float>(s.m2 * s.d1 * s.wide_dense);
-        w = arena.take<float>(s.d0 * s.tokens), w_t = arena.take<float>(s.n_tok * s.wide_features);
-        row = arena.take<float>(LANES * (s.tokens + s.context));
+        a2 = arena.take<float>(s.m2 * s.d1 * s.wide_d1), scratch = arena.take<float>(s.tokens + s.context);
     }
-};
-
-struct Sums {
-    Tables* heads;
-    float *a2, *w, *w_t;
-    Watched watched;  // in vectors: [m1, unit, key position, lane] and [m2, padded context]
 };
 
 // The largest of n numbers, and that minus the smallest: not a number if one of them is none. Whole vectors are read.
@@ -67,162 +61,78 @@ inline Range range(const float* row, int n) {
 inline void exponentials(float* row, int n) {
     const float top = range(row, n).top;
     for (int v = 0; v < n; v += LANES)
-        store(row + v, select(lane_numbers() < n - v, exp_of_negative(load(row + v) - top), Floats{}));
+        store(row + v, select(lane_numbers() < n - v, exp(load(row + v) - top), Floats{}));
 }
 
-// to[c, r] = from[r, c], block by block; rows of `from` are padded to whole vectors.
-inline void transpose(const float* from, int stride, int n_rows, int n_columns, float* to, int to_stride) {
-    int r = 0;
-    for (; r + LANES <= n_rows; r += LANES)
-        for (int c = 0; c < n_columns; c += LANES) {
-            Floats block[LANES];
-            for (int k = 0; k < LANES; ++k) block[k] = load(from + (r + k) * stride + c);
-            transpose(block);
-            for (int k = 0; k < std::min(LANES, n_columns - c); ++k) store(to + (c + k) * to_stride + r, block[k]);
-        }
-    for (; r < n_rows; ++r)
-        for (int c = 0; c < n_columns; ++c) to[c * to_stride + r] = from[r * stride + c];
-}
-
-// LANES queries' rows of A, each [keys' tokens, padded | keys' positions, aligned as the context]: the queries with the
-// tokens from..., or those of a unit.
-struct Rows {
-    float* at;
-    int stride;
-    Rows(float* scratch, const Shape& s) : at(scratch), stride(s.tokens + s.context) {}
-    float* tokens(int lane) const { return at + lane * stride; }
-    float* positions(int lane, const Shape& s) const { return tokens(lane) + s.tokens; }
-};
-
-// One head's tables, and whether they hold scores.
-inline bool pack_head(const float* a, Tables& to, const Shape& s, float* scratch) {
-    const int S = s.n_tok;
-    const Rows rows(scratch, s);
-    const auto n_keys = [&](int q) { return q < S ? s.n_ctx : q - S + 1; };
-    const auto read = [&](int q, int lane, float otherwise) {
-        std::fill_n(rows.tokens(lane), rows.stride, otherwise);
-        std::copy_n(a + q * s.d0, S, rows.tokens(lane));
-        std::copy_n(a + q * s.d0 + S, n_keys(q), rows.positions(lane, s) + s.pad);
-    };
+// The largest sum of the gaps of a query's four tables.
+inline float widest_gap(const float* a, const Shape& s, float* scratch) {
     float gaps[4] = {0, 0, 0, 0};
     for (int q = 0; q < s.d0; ++q) {
-        read(q, 0, 0.0f);
-        const float gap[2] = {range(rows.tokens(0), S).gap, range(rows.positions(0, s) + s.pad, n_keys(q)).gap};
-        for (int k = 0; k < 2; ++k) {
-            float& widest = gaps[k + (q < S ? 0 : 2)];
-            if (gap[k] > widest || gap[k] != gap[k]) widest = gap[k];  // a NaN stays
+        const int of_query = q < s.n_tok ? 0 : 2, n_keys[2] = {s.n_tok, q < s.n_tok ? s.n_ctx : q - s.n_tok + 1};
+        for (int of_key = 0; of_key < 2; ++of_key) {
+            std::copy_n(a + q * s.d0 + of_key * s.n_tok, n_keys[of_key], scratch);
+            const float gap = range(scratch, n_keys[of_key]).gap;
+            float& widest = gaps[of_query + of_key];
+            if (gap > widest || gap != gap) widest = gap;  // a NaN stays
         }
     }
-    const bool scores = !(gaps[0] + gaps[1] + gaps[2] + gaps[3] < WIDEST_GAP);
-    const float unseen = scores ? -INF : 0.0f;  // later keys, and what lies before the first
-    const auto read_tables = [&](int q, int lane) {
-        read(q, lane, unseen);
-        if (scores) return;
-        exponentials(rows.tokens(lane), S);
-        exponentials(rows.positions(lane, s) + s.pad, n_keys(q));
+    return gaps[0] + gaps[1] + gaps[2] + gaps[3];
+}
+
+// One head's tables from its A.
+inline void pack_head(const float* a, Tables& to, const Shape& s, float* scratch) {
+    float *tokens = scratch, *positions = scratch + s.tokens;
+    to.holds_scores = !(widest_gap(a, s, scratch) < WIDEST_GAP);
+    const float unseen = to.holds_scores ? -INF : 0.0f;  // later keys, and what lies before the first
+    const auto read = [&](int q, int n_keys) {
+        std::fill_n(scratch, s.tokens + s.context, unseen);
+        std::copy_n(a + q * s.d0, s.n_tok, tokens);
+        std::copy_n(a + q * s.d0 + s.n_tok, n_keys, positions + s.pad);
+        if (to.holds_scores) return;
+        exponentials(tokens, s.n_tok);
+        exponentials(positions + s.pad, n_keys);
     };
-    for (int first = 0; first < S; first += LANES) {
-        for (int lane = 0; lane < std::min(LANES, S - first); ++lane) {
-            read_tables(first + lane, lane);
-            std::copy_n(rows.tokens(lane), s.tokens, to.tt_last + (first + lane) * s.tokens);
-            std::copy_n(rows.positions(lane, s), s.context, to.tp_last + (first + lane) * s.context);
-        }
-        transpose(rows.tokens(0), rows.stride, LANES, S, to.tt + first, s.tokens);
-        transpose(rows.positions(0, s), rows.stride, LANES, s.context, to.tp + first, s.tokens);
+    for (int t = 0; t < s.n_tok; ++t) {
+        read(t, s.n_ctx);
+        std::copy_n(tokens, s.tokens, to.tt_last + t * s.tokens);
+        std::copy_n(positions, s.context, to.tp_last + t * s.context);
+        for (int k = 0; k < s.n_tok; ++k) to.tt[k * s.tokens + t] = tokens[k];
+        for (int k = 0; k < s.context; ++k) to.tp[k * s.tokens + t] = positions[k];
     }
-    for (int unit = 0; unit < s.units; ++unit) {
-        for (int lane = 0; lane < LANES; ++lane) {
-            const int i = unit * LANES + lane - s.pad;
-            i < 0 ? (void)std::fill_n(rows.tokens(lane), rows.stride, unseen) : read_tables(S + i, lane);
-        }
-        transpose(rows.tokens(0), rows.stride, LANES, S, to.pt + unit * S * LANES, LANES);
-        transpose(rows.positions(0, s), rows.stride, LANES, s.context, to.pp + unit * s.context * LANES, LANES);
+    for (int i = 0; i < s.context; ++i) {
+        const int unit = i / LANES, lane = i % LANES;
+        i < s.pad ? (void)std::fill_n(scratch, s.tokens + s.context, unseen) : read(s.n_tok + i - s.pad, i - s.pad + 1);
+        for (int k = 0; k < s.n_tok; ++k) to.pt[(unit * s.n_tok + k) * LANES + lane] = tokens[k];
+        for (int k = 0; k < s.context; ++k) to.pp[(unit * s.context + k) * LANES + lane] = positions[k];
     }
-    std::copy_n(rows.tokens(LANES - 1), s.tokens, to.pt_last);
-    std::copy_n(rows.positions(LANES - 1, s), s.context, to.pp_last);
-    return scores;
+    std::copy_n(tokens, s.tokens, to.pt_last);
+    std::copy_n(positions, s.context, to.pp_last);
 }
 
 // One head's gradient from the sums in its tables, times `share`.
-inline void unpack_head(Tables& from, float* a1, const Shape& s, float share, float* scratch) {
+inline void unpack_head(const Tables& from, float* a1, const Shape& s, float share) {
     const int S = s.n_tok;
-    const Rows rows(scratch, s);
-    const auto write = [&](int q, int lane, const float* more_tokens, const float* more_positions) {
-        const float *tokens = rows.tokens(lane), *positions = rows.positions(lane, s) + s.pad;
-        float* row = a1 + q * s.d0;
-        for (int k = 0; k < S; ++k) row[k] = share * (tokens[k] + (more_tokens ? more_tokens[k] : 0.0f));
-        for (int j = 0; j < s.n_ctx; ++j)
-            row[S + j] = q < S || j <= q - S
-                             ? share * (positions[j] + (more_positions ? more_positions[s.pad + j] : 0.0f))
-                             : 0.0f;
-    };
-    for (int first = 0; first < S; first += LANES) {
-        for (int t = 0; t < S; ++t)
-            for (int lane = 0; lane < LANES; ++lane) rows.tokens(lane)[t] = from.tt[t * s.tokens + first + lane];
-        transpose(from.tp + first, s.tokens, s.context, LANES, rows.positions(0, s), rows.stride);
-        for (int lane = 0; lane < std::min(LANES, S - first); ++lane)
-            write(first + lane, lane, from.tt_last + (first + lane) * s.tokens,
-                  from.tp_last + (first + lane) * s.context);
+    for (int t = 0; t < S; ++t) {
+        float* row = a1 + t * s.d0;
+        for (int k = 0; k < S; ++k) row[k] = share * (from.tt[k * s.tokens + t] + from.tt_last[t * s.tokens + k]);
+        for (int k = s.pad; k < s.context; ++k)
+            row[S + k - s.pad] = share * (from.tp[k * s.tokens + t] + from.tp_last[t * s.context + k]);
     }
-    for (int unit = 0; unit < s.units; ++unit) {
-        for (int t = 0; t < S; ++t) {  // the sum of the copies
-            Floats total{};
-            for (int copy = 0; copy < COPIES; ++copy) total += load(from.pt + ((unit * COPIES + copy) * S + t) * LANES);
-            for (int lane = 0; lane < LANES; ++lane) rows.tokens(lane)[t] = total[lane];
-        }
-        transpose(from.pp + unit * s.context * LANES, LANES, s.context, LANES, rows.positions(0, s), rows.stride);
-        for (int lane = unit > 0 ? 0 : s.pad; lane < LANES; ++lane) {
-            const int i = unit * LANES + lane - s.pad;
-            const bool last = i == s.n_ctx - 1;
-            write(S + i, lane, last ? from.pt_last : nullptr, last ? from.pp_last : nullptr);
-        }
+    for (int i = s.pad; i < s.context; ++i) {
+        float* row = a1 + (S + i - s.pad) * s.d0;
+        const int unit = i / LANES, lane = i % LANES;
+        for (int k = 0; k < S; ++k) row[k] = share * from.pt[(unit * S + k) * LANES + lane];
+        for (int k = s.pad; k < s.context; ++k)
+            row[S + k - s.pad] = k <= i ? share * from.pp[(unit * s.context + k) * LANES + lane] : 0.0f;
     }
+    float* last = a1 + (s.d0 - 1) * s.d0;
+    for (int k = 0; k < S; ++k) last[k] += share * from.pt_last[k];
+    for (int k = s.pad; k < s.context; ++k) last[S + k - s.pad] += share * from.pp_last[k];
 }
 
 inline void pack(Weights<const float> from, Packed& to, const Shape& s) {
-    for (int h = 0; h < s.m1; ++h) to.wide[h] = pack_head(from.a1 + h * s.d0 * s.d0, to.heads[h], s, to.row);
-    for (int m = 0; m < s.m2; ++m) {
-        const float* a2 = from.a2 + m * s.d1 * s.d1;
-        for (int d = 0; d < s.d1; ++d) std::copy_n(a2 + d * s.d1, s.d1, to.a2 + (m * s.d1 + d) * s.wide_d1);
-        const float* dense = to.a2 + (m * s.d1 + s.d0) * s.wide_d1;
-        transpose(dense, s.wide_d1, s.dense, s.d1, to.a2_t + m * s.d1 * s.wide_dense, s.wide_dense);
-    }
-    for (int d = 0; d < s.d0; ++d) std::copy_n(from.w + d * s.n_tok, s.n_tok, to.w + d * s.tokens);
-    for (int f = 0; f < s.features; ++f)
-        for (int t = 0; t < s.n_tok; ++t) to.w_t[t * s.wide_features + f] = from.w[(s.d0 + f) * s.n_tok + t];
-}
-
-// Pattern-like sums [unit, key, lane] as [query, key], zero above the diagonal.
-inline void write_pattern(const float* from, float* to, const Shape& s, float share) {
-    for (int i = 0; i < s.n_ctx; ++i)
-        for (int j = 0; j < s.n_ctx; ++j) {
-            const int unit = (s.pad + i) / LANES, lane = (s.pad + i) % LANES;
-            to[i * s.n_ctx + j] = j <= i ? share * from[(unit * s.context + s.pad + j) * LANES + lane] : 0.0f;
-        }
-}
-
-inline void unpack(const Sums& from, Weights<float> to, Watched watched, const Shape& s, float share, float* scratch) {
-    const int pairs = s.context * s.context;
-    for (int h = 0; h < s.m1; ++h) {
-        float* a1 = to.a1 + h * s.d0 * s.d0;
-        unpack_head(from.heads[h], a1, s, share, scratch);
-        if (!watched.pattern) continue;
-        write_pattern(from.watched.pattern + h * pairs, watched.pattern + h * s.n_ctx * s.n_ctx, s, share);
-        write_pattern(from.watched.d_pattern + h * pairs, watched.d_pattern + h * s.n_ctx * s.n_ctx, s, share);
-    }
-    for (int m = 0; watched.pattern && m < s.m2; ++m)
-        for (int k = 0; k < s.n_ctx; ++k) {
-            const int at = m * s.context + s.pad + k;
-            watched.last[m * s.n_ctx + k] = share * from.watched.last[at];
-            watched.d_last[m * s.n_ctx + k] = share * from.watched.d_last[at];
-            watched.d_scores[m * s.n_ctx + k] = share * from.watched.d_scores[at];
-        }
-    for (int d = 0; d < s.m2 * s.d1; ++d)
-        for (int e = 0; e < s.d1; ++e) to.a2[d * s.d1 + e] = share * from.a2[d * s.wide_d1 + e];
-    for (int d = 0; d < s.d0; ++d)
-        for (int t = 0; t < s.n_tok; ++t) to.w[d * s.n_tok + t] = share * from.w[d * s.tokens + t];
-    for (int f = 0; f < s.features; ++f)
-        for (int t = 0; t < s.n_tok; ++t) to.w[(s.d0 + f) * s.n_tok + t] = share * from.w_t[t * s.wide_features + f];
+    for (int h = 0; h < s.m1; ++h) pack_head(from.a1 + h * s.d0 * s.d0, to.heads[h], s, to.scratch);
+    for (int d = 0; d < s.m2 * s.d1; ++d) std::copy_n(from.a2 + d * s.d1, s.d1, to.a2 + d * s.wide_d1);
 }
 
 }  // namespace KERNELS_NAMESPACE

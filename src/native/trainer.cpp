@@ -1,6 +1,7 @@
 #include "trainer.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 // A step is cut into so many parts or more, whatever the number of threads; parts hold at least SMALLEST_PART sequences.
@@ -12,22 +13,23 @@ static int whole_parts(int members, int batch) {
 }
 
 std::string described(Sizes s) {
-    const auto [n_ctx, n_tok, m1, m2] = s;
-    return "(n_ctx " + std::to_string(n_ctx) + ", d_vocab " + std::to_string(n_tok) + ", heads (" + std::to_string(m1) + ", " +
-           std::to_string(m2) + "))";
+    return "(n_ctx " + std::to_string(s.n_ctx) + ", d_vocab " + std::to_string(s.n_tok) + ", heads (" +
+           std::to_string(s.m1) + ", " + std::to_string(s.m2) + "))";
 }
 
 NotEnoughMemory::NotEnoughMemory(Sizes sizes, int members, int batch)
-    : what_("not enough memory to train " + std::to_string(members) + " model(s) of sizes " + described(sizes) + " with batches of " +
-            std::to_string(batch) + " sequences") {}
+    : what_("not enough memory to train " + std::to_string(members) + " model(s) of sizes " + described(sizes) +
+            " with batches of " + std::to_string(batch) + " sequences") {}
 
 Trainer::Trainer(Sizes s, int n_members, int batch_size, int threads, std::vector<Draws> draws) try
-    : sizes(s), members(n_members), batch(batch_size), n_parts_(whole_parts(n_members, batch_size)),
-      n_pieces_((batch_size + DRAWN_AT_ONCE - 1) / DRAWN_AT_ONCE), draws_(std::move(draws)) {
-    const size_t d0 = s.block(), d1 = s.width_1(), width = s.width();
-    const size_t numbers[3] = {s.m1 * d0 * d0, s.m2 * d1 * d1, width * s.n_tok};
+    : sizes(s),
+      members(n_members),
+      batch(batch_size),
+      n_parts_(whole_parts(n_members, batch_size)),
+      n_pieces_((batch_size + DRAWN_AT_ONCE - 1) / DRAWN_AT_ONCE),
+      draws_(std::move(draws)) {
     for (int weight = 0; weight < 3; ++weight) {
-        sizes_of_[weight] = numbers[weight], rows_[weight] = (numbers[weight] + 63) / 64 * 64;
+        sizes_of_[weight] = s.numbers(weight), rows_[weight] = (s.numbers(weight) + 63) / 64 * 64;
         offsets_[weight] = whole_, whole_ += members * rows_[weight];
     }
     for (auto* stack : {&weights_, &total_, &means_, &squares_}) stack->resize(whole_);
@@ -50,11 +52,11 @@ Workers<Trainer>& Trainer::workers() {
 }
 
 // Batches that Python can write to: a token outside the vocabulary would be read as an address.
-void Trainer::check_tokens(int n) const {
+void Trainer::check_tokens() const {
     for (int member = 0; member < members; ++member) {
         const int32_t* x = tokens_[now_].data() + size_t(member) * batch * sizes.n_ctx;
         uint32_t largest = 0;
-        for (size_t i = 0; i < size_t(n) * sizes.n_ctx; ++i) largest = std::max(largest, uint32_t(x[i]));
+        for (size_t i = 0; i < size_t(batch) * sizes.n_ctx; ++i) largest = std::max(largest, uint32_t(x[i]));
         if (largest >= uint32_t(sizes.n_tok))
             throw std::invalid_argument("tokens must be from 0 to " + std::to_string(sizes.n_tok - 1) + ": got " +
                                         std::to_string(int32_t(largest)));
@@ -62,6 +64,7 @@ void Trainer::check_tokens(int n) const {
 }
 
 void Trainer::draw(int64_t first) {
+    if (first < 0) throw std::invalid_argument("first must not be negative: got " + std::to_string(first));
     workers().wait_for_all();
     first_ = first, n_gradient_jobs_ = 0;
     workers_->start(draws_.empty() ? 0 : members * n_pieces_);
@@ -80,7 +83,7 @@ float Trainer::gradients_again() {
 }
 
 float Trainer::differentiate_all(int n_draws) try {
-    check_tokens(batch);
+    check_tokens();
     const size_t n_watched = watch_ ? Watched::size(sizes) : 0;
     if (watch_) watched_.resize(members * n_watched), watched_parts_.resize(members * n_parts_ * n_watched);
     n_gradient_jobs_ = members * n_parts_;
@@ -104,14 +107,31 @@ float Trainer::differentiate_all(int n_draws) try {
     throw NotEnoughMemory(sizes, members, batch);
 }
 
-void Trainer::adam(int weight, int first_member, int end_member, AdamStep step) {
+void Trainer::check(int weight, int first_member, int end_member) const {
+    if (weight < 0 || weight > 2 || first_member < 0 || end_member > members || first_member > end_member)
+        throw std::invalid_argument("there are weights 0 to 2 and members 0 to " + std::to_string(members));
+}
+
+void Trainer::adam(int weight, int first_member, int end_member, double learning_rate, double decay,
+                   double decoupled_decay, int64_t step) {
+    check(weight, first_member, end_member);
+    if (step < 1) throw std::invalid_argument("step must be at least 1: got " + std::to_string(step));
+    constexpr double beta1 = 0.9, beta2 = 0.999;
     const size_t at = offset(weight) + first_member * row(weight), n = (end_member - first_member) * row(weight);
-    kernels().adam(weights_.data() + at, total_.data() + at, means_.data() + at, squares_.data() + at, n, step);
+    kernels().adam(weights_.data() + at, total_.data() + at, means_.data() + at, squares_.data() + at, n,
+                   {learning_rate, decay, decoupled_decay, beta1, beta2, 1 - std::pow(beta1, step),
+                    1 - std::pow(beta2, step), 1e-8f});
 }
 
 void Trainer::sgd(int weight, int first_member, int end_member, float learning_rate, float decay) {
+    check(weight, first_member, end_member);
     const size_t at = offset(weight) + first_member * row(weight), n = (end_member - first_member) * row(weight);
     kernels().sgd(weights_.data() + at, total_.data() + at, n, learning_rate, decay);
+}
+
+float* Trainer::watched() {
+    if (watched_.empty()) throw std::invalid_argument("watched is there after gradients(..., watch=True)");
+    return watched_.data();
 }
 
 void Trainer::work(int job) {
@@ -127,10 +147,11 @@ void Trainer::differentiate(int member, int part) {
     const auto of = [&](auto* stack, int weight) { return stack + offset(weight) + member * row(weight); };
     const float* weights = weights_.data();
     float* watched = watch_ ? watched_parts_.data() + (member * n_parts_ + part) * Watched::size(sizes) : nullptr;
+    Gradient* gradient = sizes.reduced ? kernels().reduced_gradient : kernels().gradient;
     part_losses_[member * n_parts_ + part] =
-        kernels().gradient(sizes, tokens() + at * sizes.n_ctx, targets() + at * sizes.n_tok, int(end - start),
-                           {of(weights, 0), of(weights, 1), of(weights, 2)}, {of(out, 0), of(out, 1), of(out, 2)},
-                           Watched::in(watched, sizes), 1.0f / batch);
+        gradient(sizes, tokens() + at * sizes.n_ctx, targets() + at * sizes.n_tok, int(end - start),
+                 {of(weights, 0), of(weights, 1), of(weights, 2)}, {of(out, 0), of(out, 1), of(out, 2)},
+                 Watched::in(watched, sizes), 1.0f / batch);
 }
 
 void Trainer::fill(int member, int piece) {
@@ -138,15 +159,4 @@ void Trainer::fill(int member, int piece) {
     const size_t at = size_t(member) * batch + start;
     kernels().sample(*draws_[member].plan, draws_[member].key, first_ + start, n, next_tokens() + at * sizes.n_ctx,
                      next_targets() + at * sizes.n_tok);
-}
-
-void Trainer::layer_1_patterns(int n, float* out) try {
-    check_tokens(n);
-    for (int member = 0; member < members; ++member) {
-        const auto of = [&](int weight) { return weights_.data() + offset(weight) + member * row(weight); };
-        kernels().layer_1_pattern(sizes, tokens() + size_t(member) * batch * sizes.n_ctx, n, {of(0), of(1), of(2)},
-                                  out + size_t(member) * sizes.m2 * sizes.n_ctx * sizes.n_ctx, 1.0f / n);
-    }
-} catch (const std::bad_alloc&) {
-    throw NotEnoughMemory(sizes, members, batch);
 }

@@ -45,8 +45,11 @@ class Trainer {
     // Ends the threads; jobs that have not begun are left.
     void close() { workers_.reset(); }
 
-    void adam(int weight, int first_member, int end_member, AdamStep);
+    // A step of an optimiser on a weight of some members; `step` counts from 1.
+    void adam(int weight, int first_member, int end_member, double learning_rate, double decay, double decoupled_decay,
+              int64_t step);
     void sgd(int weight, int first_member, int end_member, float learning_rate, float decay);
+    void check(int weight, int first_member, int end_member) const;
 
     // Weight 0, 1, 2 is A1, A2, W_U. Rows of a stack are padded: member i begins at i * row(weight).
     size_t size(int weight) const { return sizes_of_[weight]; }
@@ -56,14 +59,12 @@ class Trainer {
     float* means(int weight) { return means_.data() + offset(weight); }
     float* squares(int weight) { return squares_.data() + offset(weight); }
 
-    int32_t* tokens() { return tokens_[now_].data(); }          // [member, batch, n_ctx], of the last gradients
-    float* targets() { return targets_[now_].data(); }          // [member, batch, n_tok]
+    int32_t* tokens() { return tokens_[now_].data(); }  // [member, batch, n_ctx], of the last gradients
+    float* targets() { return targets_[now_].data(); }  // [member, batch, n_tok]
     int32_t* next_tokens() { return tokens_[1 - now_].data(); }
     float* next_targets() { return targets_[1 - now_].data(); }
-    double* losses() { return losses_.data(); }                 // [member], of the last gradients
-    float* watched() { return watched_.empty() ? nullptr : watched_.data(); }  // [member, Watched::size], if watched
-    // Layer 1's pattern over the first n sequences of the last gradients' batches, [member, m2, n_ctx, n_ctx].
-    void layer_1_patterns(int n, float* out);
+    double* losses() { return losses_.data(); }  // [member], of the last gradients
+    float* watched();                            // [member, Watched::size], of the last gradients that were watched
 
     void work(int job);
     // Called now and then by the thread that waits for gradients; what it raises ends them.
@@ -74,14 +75,14 @@ class Trainer {
 
   private:
     size_t offset(int weight) const { return offsets_[weight]; }
-    void check_tokens(int n) const;
+    void check_tokens() const;
     Workers<Trainer>& workers();
     float differentiate_all(int n_draws);
     void differentiate(int member, int part);
     void fill(int member, int piece);
 
-    const int n_parts_;  // of a member's batch: fixed, so that sums do not depend on the number of threads
-    const int n_pieces_; // of a member's batch, drawn in one go
+    const int n_parts_;   // of a member's batch: fixed, so that sums do not depend on the number of threads
+    const int n_pieces_;  // of a member's batch, drawn in one go
     size_t sizes_of_[3], rows_[3], offsets_[3], whole_ = 0;
     std::vector<float> weights_, total_, means_, squares_, parts_, watched_, watched_parts_;
     std::vector<double> losses_, part_losses_;

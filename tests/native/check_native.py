@@ -27,19 +27,37 @@ from assertions import assert_close  # noqa: E402
 from test_native_sampler import TASKS, assert_the_same, drawn_in_numpy  # noqa: E402
 
 import causal_circuits as cc  # noqa: E402
-from causal_circuits.models.fused import live_weights  # noqa: E402
+from causal_circuits.models.fused import live_weights, sizes_of  # noqa: E402
+from causal_circuits.models.layout import layout_of  # noqa: E402
+from causal_circuits.models.structured import PROBABILITY_FLOOR  # noqa: E402
 from causal_circuits.tasks import draws  # noqa: E402
 from causal_circuits.tasks.base import seed_sequence  # noqa: E402
 
 N, FIRST, SEED = 35, 2**32 - 9, 5  # not a multiple of any vector's lanes; across the carry of a place
-KERNEL_SOURCES = ("kernels", "sampler", "step", "layer_1_pattern", "optimizer")
+KERNEL_SOURCES = ("kernels", "sampler", "step", "reduced", "optimizer")
 TRAINING_SOURCES = (*KERNEL_SOURCES, "trainer")
-TRAININGS = [  # n_ctx, d_vocab, heads, batch: vocabularies of one vector, two, many; two parts; contexts not kept
-    (7, 3, (1, 1), 130),
-    (5, 19, (2, 1), 9),
-    (9, 40, (1, 2), 33),
-    (17, 6, (3, 3), 2),
-    (514, 3, (1, 1), 3),
+
+
+def reduced(d_vocab: int, n_ctx: int) -> object:
+    """A reduced model with weights."""
+    model, generator = cc.reduced_transformer(d_vocab, n_ctx), torch.Generator().manual_seed(1)
+    for weight in live_weights(model):
+        weight.copy_(torch.randn(weight.shape, generator=generator))
+    return model
+
+
+TRAININGS = [  # vocabularies of one vector, two, many; two parts; long contexts
+    *(
+        (cc.disentangled_transformer(d_vocab, n_ctx, n_heads, init_scale=0.3, seed=1), batch)
+        for n_ctx, d_vocab, n_heads, batch in [
+            (7, 3, (1, 1), 130),
+            (5, 19, (2, 1), 9),
+            (9, 40, (1, 2), 33),
+            (17, 6, (3, 3), 2),
+            (150, 3, (1, 1), 3),
+        ]
+    ),
+    *((reduced(d_vocab, n_ctx), batch) for n_ctx, d_vocab, batch in [(7, 3, 130), (21, 19, 9), (9, 40, 33)]),
 ]
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ("-std=gnu++17", "-g", "-ffp-contract=fast", "-w", "-pthread", f"-I{ROOT / 'src' / 'native'}")
@@ -92,25 +110,20 @@ def check_training(name: str, compile_command: list[str], run_with: list[str]) -
         sources = [str(ROOT / "src" / "native" / f"{source}.cpp") for source in TRAINING_SOURCES]
         command = [*compile_command, *FLAGS, *sources, str(Path(__file__).with_name("train.cpp")), "-o", str(program)]
         subprocess.run(command, check=True)
-        for n_ctx, d_vocab, n_heads, batch in TRAININGS:
-            model = cc.disentangled_transformer(d_vocab, n_ctx, n_heads, init_scale=0.3, seed=1)
-            generator = torch.Generator().manual_seed(0)
-            tokens = torch.randint(d_vocab, (batch, n_ctx), generator=generator)
-            targets = torch.softmax(2 * torch.randn(batch, d_vocab, generator=generator), dim=-1)
-            size = np.array([n_ctx, d_vocab, *n_heads, batch], np.int32)
-            arrays = (
-                size,
-                *(weight.numpy() for weight in live_weights(model)),
-                tokens.numpy().astype(np.int32),
-                targets.numpy(),
-            )
+        for model, batch in TRAININGS:
+            layout, generator = layout_of(model), torch.Generator().manual_seed(0)
+            tokens = torch.randint(layout.d_vocab, (batch, layout.n_ctx), generator=generator)
+            targets = torch.softmax(2 * torch.randn(batch, layout.d_vocab, generator=generator), dim=-1)
+            size = np.array([*sizes_of(model), layout.kind == "reduced", batch], np.int32)
+            weights = [weight.contiguous().numpy() for weight in live_weights(model)]
+            arrays = (size, *weights, tokens.numpy().astype(np.int32), targets.numpy())
             given.write_bytes(b"".join(array.tobytes() for array in arrays))
             done = subprocess.run([*run_with, program, given, found], capture_output=True, text=True)
             if done.returncode:
-                print(f"{name}: training {n_ctx, d_vocab, n_heads}: status {done.returncode}\n{done.stderr[-2000:]}")
+                print(f"{name}: training {layout}: status {done.returncode}\n{done.stderr[-2000:]}")
                 return False
             numbers, place = torch.from_numpy(np.fromfile(found, np.float32)), 0
-            for expected in by_autograd(model, tokens, targets, n_heads):
+            for expected in by_autograd(model, tokens, targets):
                 assert_close(numbers[place : place + expected.numel()], expected.flatten(), 2e-5)
                 place += expected.numel()
             assert place == len(numbers)
@@ -118,17 +131,20 @@ def check_training(name: str, compile_command: list[str], run_with: list[str]) -
     return True
 
 
-def by_autograd(
-    model: object, tokens: torch.Tensor, targets: torch.Tensor, n_heads: tuple[int, int]
-) -> list[torch.Tensor]:
-    """Loss, gradients of A1, A2 and W_U, and layer 1's mean pattern."""
-    attention, readout = oracles.weights_of(model, targets.shape[1], tokens.shape[1], n_heads)
-    run = oracles.disentangled_forward(attention, readout, tokens, targets.shape[1])
+def by_autograd(model: object, tokens: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
+    """Loss and gradients of A1, A2 and, but for a reduced model, W_U."""
+    layout = layout_of(model)
+    if layout.kind == "reduced":
+        a1, a2 = (weight[0].double().requires_grad_() for weight in live_weights(model))
+        f = oracles.reduced_forward(a1, a2, tokens, layout.d_vocab)
+        loss = -(targets.double() * (f + PROBABILITY_FLOOR).log()).sum(dim=-1).mean()
+        loss.backward()
+        return [loss.detach(), a1.grad, a2.grad]
+    attention, readout = oracles.weights_of(model, layout.d_vocab, layout.n_ctx, layout.n_heads)
+    run = oracles.disentangled_forward(attention, readout, tokens, layout.d_vocab)
     loss = oracles.cross_entropies(run.logits, targets).mean()
     loss.backward()
-    gradients = [torch.stack([weight.grad for weight in heads]) for heads in attention]
-    pattern = torch.stack([run.patterns[1, head].mean(dim=0) for head in range(n_heads[1])])
-    return [loss.detach(), *gradients, readout.grad, pattern.detach()]
+    return [loss.detach(), *(torch.stack([weight.grad for weight in heads]) for heads in attention), readout.grad]
 
 
 def check_symbols() -> bool:

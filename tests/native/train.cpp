@@ -1,5 +1,5 @@
 // Trainings with the kernels of one instruction set as a program, for check_native.py: weights and a batch from a file,
-// their gradients and layer 1's pattern to another; then two trainings at the same time, which must end equal.
+// their gradients to another; then two trainings at the same time, which must end equal.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -47,17 +47,17 @@ std::vector<float> trained(Sizes sizes, int batch, int threads, const std::vecto
     for (int step = 1; step <= 3; ++step) {
         trainer.gradients(int64_t(step) * batch, step == 2);
         for (int weight = 0; weight < 3; ++weight)
-            trainer.adam(weight, 0, 2, {0.01, 0, 0, 0.9, 0.999, 1 - std::pow(0.9, step), 1 - std::pow(0.999, step), 1e-8f});
+            trainer.adam(weight, 0, 2, 0.01, 0, 0, step);
     }
     return {trainer.weights(0), trainer.weights(0) + 2 * (trainer.row(0) + trainer.row(1) + trainer.row(2))};
 }
 
 int main(int, char** paths) {
     FILE* in = std::fopen(paths[1], "rb");
-    int32_t size[5];
-    read(in, size, 5);
-    const Sizes sizes{size[0], size[1], size[2], size[3]};
-    const int batch = size[4];
+    int32_t size[6];
+    read(in, size, 6);
+    const Sizes sizes{size[0], size[1], size[2], size[3], size[4] != 0};
+    const int batch = size[5];
     Trainer trainer(sizes, 1, batch, 3, {});
     std::vector<float> weights;
     for (int weight = 0; weight < 3; ++weight) {
@@ -66,10 +66,8 @@ int main(int, char** paths) {
     }
     read(in, trainer.next_tokens(), size_t(batch) * sizes.n_ctx);
     read(in, trainer.next_targets(), size_t(batch) * sizes.n_tok);
-    std::vector<float> pattern(size_t(sizes.m2) * sizes.n_ctx * sizes.n_ctx);
     trainer.gradients(0, true);
     trainer.gradients_again();
-    trainer.layer_1_patterns(batch, pattern.data());
 
     std::vector<float> ends[2];
     std::vector<std::thread> users;
@@ -81,6 +79,5 @@ int main(int, char** paths) {
     const float loss = float(trainer.losses()[0]);
     std::fwrite(&loss, 4, 1, out);
     for (int weight = 0; weight < 3; ++weight) std::fwrite(trainer.gradients_of(weight), 4, trainer.size(weight), out);
-    std::fwrite(pattern.data(), 4, pattern.size(), out);
     return std::fclose(out);
 }

@@ -1,6 +1,6 @@
-"""The two ways to run a training: step by step through a model's own forward, or many models in the native core.
+"""Many models trained in the native core, which draws batches, computes gradients and moves weights.
 
-A run holds the weights while it lasts. Both kinds draw the same sequences for the same configuration, step by step.
+Draws the same sequences as `structured_run` for the same configuration, step by step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,76 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causal_circuits.models import HookedTransformer, attachments
-from causal_circuits.models.fused import TRAINED, can_fuse, live_weights, sizes_of
-from causal_circuits.models.structured import choose_forward
-from causal_circuits.native import core
-from causal_circuits.recording import MATRICES, RecordAt, Snapshot, recorded_layers
-from causal_circuits.tasks import Batch, InContextTask, Task
-from causal_circuits.tasks.base import Seed, checked_draws, seed_sequence
+from causal_circuits.models import HookedTransformer, attachments, layout_of
+from causal_circuits.models.fused import TRAINED, can_fuse, live_weights, new_trainer, score_gradients, sizes_of
+from causal_circuits.models.structured import structured_forward
+from causal_circuits.recording import MATRICES, RecordAt, Snapshot, recorded_layers, watch_attention
+from causal_circuits.tasks import InContextTask, Task
+from causal_circuits.tasks.base import checked_draws, seed_sequence
 from causal_circuits.tasks.draws import key_of
 from causal_circuits.training.checkpoints import CheckpointError, State
-from causal_circuits.training.recipe import SCHEDULES, Stage, TrainConfig
-from causal_circuits.training.steps import autograd_step, take_snapshot, trainable_parameters
-from causal_circuits.training.updates import Updates
-
-# Ends the seed of every training stream: a test set drawn with sample(seed=0) is not the first batch of a run.
-TRAINING_STREAM = 2402_14735
-
-
-class StructuredRun:
-    """One model, any depth, device, precision and hooks: the structured or the plain forward, and autograd."""
-
-    path = "structured"
-
-    def __init__(self, model: HookedTransformer, task: Task, config: TrainConfig, start: State | None = None) -> None:
-        self._model, self._task, self._config = model, task, config
-        self._pool = ThreadPoolExecutor(1)
-        self._step = start.step if start else 0
-        self._forward = choose_forward(model)
-        self._updates = Updates(trainable_parameters(model), config.stages, start=start)
-        self._ahead = [self._pool.submit(self._draw_batch, self._step + ahead) for ahead in range(2)]
-
-    def _draw_batch(self, step: int) -> Batch:
-        size, weight = self._config.batch_size, self._model.W_U
-        batch = checked_draws(self._task, training_seed(self._config), step * size, size)
-        return batch.to(weight.device, weight.dtype)
-
-    def snapshots(self, step: int, record: RecordAt) -> list[Snapshot]:
-        """The state of the model, measured on the batch of this step."""
-        return [take_snapshot(self._model, self._ahead[0].result(), step, record)]
-
-    def gradients(self) -> np.ndarray:
-        """Set the gradients of this step; its loss, [1]."""
-        loss = autograd_step(self._model, self._ahead.pop(0).result(), self._forward)
-        self._step += 1
-        self._ahead.append(self._pool.submit(self._draw_batch, self._step + 1))
-        return np.array([loss])
-
-    def write_back(self) -> None:
-        """Nothing to do: the model itself is trained."""
-
-    def without_gradient(self) -> int | None:
-        """Which member has a gradient that is no number, if there is one."""
-        gradients = (p.grad for p in trainable_parameters(self._model).values() if p.grad is not None)
-        return None if all(isfinite(float(gradient.sum())) for gradient in gradients) else 0
-
-    def read_back(self) -> None:
-        """Look at the model again, after somebody else had it in hand: its forward may have to be another one."""
-        self._forward = choose_forward(self._model)
-
-    def update(self) -> None:
-        """One step of the optimiser."""
-        self._updates.step()
-
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """What the optimiser remembers, for a checkpoint."""
-        return self._updates.state()
-
-    def close(self) -> None:
-        """Stop drawing; leave no gradients behind."""
-        self._pool.shutdown(cancel_futures=True)
-        self._model.zero_grad(set_to_none=True)
+from causal_circuits.training.recipe import Stage, TrainConfig
+from causal_circuits.training.steps import stage_at, trainable_parameters, training_seed
 
 
 class FusedRun:
@@ -109,22 +49,21 @@ class FusedRun:
         self._trained = [set(trainable_parameters(model)) for model in self._models]
         self._batch, self._step = configs[0].batch_size, start.step if start else 0
         samplers = [_sampler(task) for task in self._tasks]
-        self._draws_itself = None not in samplers
+        draws_itself = None not in samplers
         keys = [key_of(seed_sequence(training_seed(config))) for config in self._configs]
-        sizes, n = sizes_of(models[0]), len(models)
-        self._core = core().Trainer(sizes, n, self._batch, n_threads, samplers if self._draws_itself else [], keys)
-        self._weights = [self._views(self._core.weights(which), which) for which in range(len(TRAINED))]
-        self._gradients = [self._views(self._core.gradients_of(which), which) for which in range(len(TRAINED))]
+        self._core = new_trainer(models[0], len(models), self._batch, n_threads, samplers if draws_itself else (), keys)
+        self._names = TRAINED[: len(live_weights(models[0]))]
+        self._weights = [self._views(self._core.weights(which), which) for which in range(len(self._names))]
+        self._gradients = [self._views(self._core.gradients_of(which), which) for which in range(len(self._names))]
         self._groups = list(self._equal_stages())
         if start is not None:
             self._restore(start)
         for member, model in enumerate(self._models):
             for stack, weight in zip(self._weights, live_weights(model), strict=True):
                 stack[member] = weight
-        self._uniform = np.tri(sizes[0], dtype=np.float32) / np.arange(1, sizes[0] + 1, dtype=np.float32)[:, None]
         self._total = 0.0
         self._state = "to do"  # of the gradients of this step: "done", or "stale" if weights were changed since
-        self._pool = None if self._draws_itself else ThreadPoolExecutor(1)
+        self._pool = None if draws_itself else ThreadPoolExecutor(1)
         self._filled: Future[None] | None = None
         self._draw(self._step)
 
@@ -137,7 +76,7 @@ class FusedRun:
         for _, group in groupby(range(len(self._models)), key=lambda member: self._configs[member].stages):
             members = list(group)
             trained = trainable_parameters(self._models[members[0]])
-            numbers = {name: which for which, name in enumerate(TRAINED) if name in trained}
+            numbers = {name: which for which, name in enumerate(self._names) if name in trained}
             yield _Group(members[0], members[-1] + 1, self._configs[members[0]].stages, numbers)
 
     def _draw(self, step: int) -> None:
@@ -171,8 +110,8 @@ class FusedRun:
         if self._pool is not None:
             self._draw(self._step)
 
-    def without_gradient(self) -> int | None:
-        """Which member has a gradient that is no number, if there is one."""
+    def non_finite_member(self) -> int | None:
+        """Which member has a non-finite gradient, if one has."""
         if isfinite(self._total):
             return None
         by_weight = torch.stack([gradient.abs().flatten(1).sum(dim=1) for gradient in self._gradients])
@@ -187,13 +126,13 @@ class FusedRun:
     def optimizer_state(self) -> dict[str, Tensor]:
         """The moments of Adam, for a checkpoint: optimizer.NAME.mean and .square, [member, *shape]."""
         return {f"optimizer.{name}.{what}": self._moments(what, which).clone()
-                for which, name in enumerate(TRAINED) for what in ("mean", "square")}  # fmt: skip
+                for which, name in enumerate(self._names) for what in ("mean", "square")}  # fmt: skip
 
     def _moments(self, what: str, which: int) -> Tensor:
         return self._views(self._core.means(which) if what == "mean" else self._core.squares(which), which)
 
     def _restore(self, start: State) -> None:
-        for which, name in enumerate(TRAINED):
+        for which, name in enumerate(self._names):
             for what in ("mean", "square"):
                 kept, here = start.part(f"optimizer.{name}").get(what), self._moments(what, which)
                 if kept is None or (kept.shape, kept.dtype) != (here.shape, here.dtype):
@@ -223,20 +162,30 @@ class FusedRun:
 
     def _measured(self, name: str, layer: int) -> np.ndarray:
         """A quantity of a layer as the core has it after a step, [member, head, query, key]."""
-        n_ctx, n_tok, m1, m2 = sizes_of(self._models[0])
-        n, dead = len(self._models), self._uniform if name == "attention" else 0.0
+        (n_ctx, _, m1, m2), n = sizes_of(self._models[0]), len(self._models)
+        uniform = np.tri(n_ctx, dtype=np.float32) / np.arange(1, n_ctx + 1, dtype=np.float32)[:, None]
+        dead = uniform if name == "attention" else 0.0
         if layer == 0 and name == "score_gradients":
-            return self._all_heads(-self._gradients[0].numpy()[:, :, n_tok:, n_tok:], dead)
+            return self._all_heads(-score_gradients(self._models[0], self._gradients[0]).numpy(), dead)
         patterns, rows = np.split(self._core.watched, [2 * m1 * n_ctx**2], axis=1)
         if layer == 0:
             pattern, gradient = patterns.reshape(n, 2, m1, n_ctx, n_ctx).swapaxes(0, 1)
             return self._all_heads(pattern if name == "attention" else -gradient, dead)
         last, d_last, d_scores = rows.reshape(n, 3, m2, n_ctx).swapaxes(0, 1)
-        whole = np.zeros((n, m2, n_ctx, n_ctx), np.float32)
-        if name == "attention":
-            self._core.layer_1_patterns(n_for_other_queries(self._batch, n_ctx), whole)
+        whole = self._layer_1_patterns() if name == "attention" else np.zeros((n, m2, n_ctx, n_ctx), np.float32)
         whole[:, :, -1] = {"attention": last, "score_gradients": -d_scores, "weight_gradients": -d_last}[name]
         return self._all_heads(whole, dead)
+
+    @torch.no_grad()
+    def _layer_1_patterns(self) -> np.ndarray:
+        """Layer 1's pattern by the structured forward, [member, head, query, key], a mean over a part of the batch."""
+        self.write_back()
+        means, n = [], n_for_other_queries(self._batch, self._models[0].cfg.n_ctx)
+        for model, tokens in zip(self._models, self._core.tokens, strict=True):
+            with watch_attention(model, layers=(1,)) as watched:
+                structured_forward(model, torch.from_numpy(tokens[:n].astype(np.int64)))
+            means.append(watched.attention()[0, : layout_of(model).n_heads[1]].numpy())
+        return np.stack(means)
 
     def _all_heads(self, live: np.ndarray, dead: np.ndarray | float) -> np.ndarray:
         """Matrices of a layer's live heads [member, head, query, key], and the dead ones', which attend uniformly."""
@@ -284,10 +233,9 @@ class FusedRun:
 
 @dataclass(frozen=True)
 class _Group:
-    """Members of a run whose stages are equal: they are updated together.
+    """Members first, ..., end - 1 of a run, whose stages are equal: they are updated together.
 
     Attributes:
-        first, end: its members are first, ..., end - 1.
         numbers: the core's number of every weight that can be trained, by name.
     """
 
@@ -298,35 +246,27 @@ class _Group:
 
     def update(self, core: Any, step: int) -> None:
         """The optimiser's step number `step` of the whole run; a stage begins with an optimiser of its own."""
-        for stage in self.stages:
-            if step < stage.steps:
-                break
-            step -= stage.steps
-        rate = stage.learning_rate * SCHEDULES[stage.schedule](step / stage.steps)
+        stage, done, rate = stage_at(self.stages, step)
         for name in stage.train or self.numbers:
             which = self.numbers[name]
             if stage.optimizer == "sgd":
                 core.sgd(which, self.first, self.end, rate, stage.weight_decay)
                 continue
-            if step == 0:
+            if done == 0:
                 for moments in (core.means(which), core.squares(which)):
                     moments[self.first : self.end] = 0.0
             decoupled = stage.optimizer == "adamw"
             decay, decoupled_decay = (0.0, stage.weight_decay) if decoupled else (stage.weight_decay, 0.0)
-            core.adam(which, self.first, self.end, rate, decay, decoupled_decay, step + 1)
+            core.adam(which, self.first, self.end, rate, decay, decoupled_decay, done + 1)
 
 
 def n_for_other_queries(batch_size: int, n_ctx: int) -> int:
     """How many sequences of a batch a recording averages layer 1's pattern over, for queries but the last.
 
-    No loss depends on these rows, and they take n_ctx times the work of a step: all at n_ctx 16, a part in longer ones.
+    No loss depends on these rows, and they take n_ctx times the work of a step: a part of the batch that falls with
+    n_ctx keeps the default dozen of snapshots below 15% of a training of 300 steps (benchmarks/recording.py).
     """
-    return min(batch_size, max(8, 16 * batch_size // n_ctx))
-
-
-def training_seed(config: TrainConfig) -> Seed:
-    """The seed of a run's stream of sequences."""
-    return config.seed, TRAINING_STREAM
+    return min(batch_size, max(4, 4 * batch_size // n_ctx))
 
 
 def _sampler(task: Task) -> Any:
