@@ -48,7 +48,7 @@ def measure(graph: nx.DiGraph, d_vocab: int, alpha: float, n_sequences: int, see
     """The least share at a true edge, the largest in a root's row, and how many parents are not their row's maximum."""
     task = cc.InContextTask(graph, d_vocab=d_vocab, alpha=alpha)
     batch = task.sample(n_sequences, seed=seed)
-    gradient = cc.estimate_gradient(batch.tokens, batch.target_probs).value
+    gradient = cc.information.estimate_gradient(batch.tokens, batch.target_probs).value
     edges = [float(gradient[child, parent]) for parent, child in cc.latent_edges(graph)]
     roots = [float(gradient[root, :root].max()) for root in task.root_positions if root > 0]
     wrong = sum(int(gradient[child, :child].argmax()) != parent for parent, child in cc.latent_edges(graph))

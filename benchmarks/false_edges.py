@@ -144,7 +144,7 @@ def judge(draw: Draw) -> dict[str, object]:
     """Recover the graph of one draw and compare it with the truth, position by position."""
     task = draw.task
     found = cc.recover_graph(draw.tokens, draw.targets, d_vocab=task.d_vocab)
-    truth = [next(iter(cc.parents_of(task.graph, i)), None) for i in range(task.n_ctx - 1)]
+    truth = [next(iter(cc.graphs.parents_of(task.graph, i)), None) for i in range(task.n_ctx - 1)]
     verdicts = [(p.verdict, p.parent, true) for p, true in zip(found.positions, truth, strict=True)]
     return {
         "d_vocab": task.d_vocab,

@@ -70,7 +70,7 @@ def recipes(seed: int, scale: float) -> dict[str, cc.TrainConfig]:
     """Every recipe, `scale` times as long as it should be."""
     steps = round(4500 * scale)
     return {
-        "from zero": cc.TrainConfig(cc.default_stages(steps), seed=seed),
+        "from zero": cc.TrainConfig(cc.training.default_stages(steps), seed=seed),
         "warm": cc.TrainConfig.warm(round(2000 * scale), seed=seed),
         "SGD 1": cc.TrainConfig.joint(steps, 1.0, optimizer="sgd", seed=seed),
         "Adam .1": cc.TrainConfig.joint(steps, 0.1, seed=seed),
@@ -82,7 +82,7 @@ def look_inside(model: HookedTransformer, task: cc.InContextTask, seed: int) -> 
     test = task.sample(16_384, seed=(seed, 2))
     attention = cc.mean_attention(model, test.tokens[:4096])[0, 0]
     edges = [(parent, child) for parent, child in cc.latent_edges(task.graph) if child < task.n_ctx]
-    posterior = cross_entropy(cc.edge_posterior(task, test.tokens), test.target_probs)
+    posterior = cross_entropy(cc.tasks.edge_posterior(task, test.tokens), test.target_probs)
     excess = (cc.evaluate(model, test) - posterior).double()
     return {
         "parents": len(edges),

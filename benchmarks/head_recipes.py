@@ -58,14 +58,14 @@ def warm(scale: float) -> Callable[[object, cc.InContextTask, int, int], None]:
 
     def recipe(model: object, task: cc.InContextTask, steps: int, seed: int) -> None:
         _small(model, seed)
-        cc.warm_start(model, scale)
+        cc.models.warm_start(model, scale)
         joint(model, task, steps, seed)
 
     return recipe
 
 
 def one_by_one(model: object, task: cc.InContextTask, steps: int, seed: int) -> None:
-    """Matches switched on head by head, 80 steps of layer 0 at 0.3 after each."""
+    """HeadKeys switched on head by head, 80 steps of layer 0 at 0.3 after each."""
     n_heads = cc.models.layout_of(model).n_heads[0]
     warm_readout(model, 4.0)
     for head in range(n_heads):
@@ -81,8 +81,8 @@ def turns(settle: int) -> Callable[[object, cc.InContextTask, int, int], None]:
     """Heads take turns, with so many steps of layer 0 after each."""
 
     def recipe(model: object, task: cc.InContextTask, steps: int, seed: int) -> None:
-        config = cc.TurnConfig(steps=steps, settle=settle, seed=seed)
-        cc.train_in_turns(model, task, config, record=cc.RecordAt(steps=()), progress=False)
+        config = cc.training.TurnConfig(steps=steps, settle=settle, seed=seed)
+        cc.training.train_in_turns(model, task, config, record=cc.RecordAt(steps=()), progress=False)
 
     return recipe
 

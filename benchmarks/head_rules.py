@@ -42,13 +42,13 @@ def hard_attention(task: cc.InContextTask, batch: cc.Batch) -> torch.Tensor:
     keys = [[-1] * n_ctx for _ in target]
     full = [i for i in range(n_ctx - 1) if task.graph.in_degree(i) == len(target)]
     for row in full:
-        for number, parent in enumerate(cc.parents_of(task.graph, row)):
+        for number, parent in enumerate(cc.graphs.parents_of(task.graph, row)):
             keys[number][row] = parent
-    slots = [cc.Matches(t, tuple(own)) for t, own in zip(target, keys, strict=True)]
+    slots = [cc.information.HeadKeys(t, tuple(own)) for t, own in zip(target, keys, strict=True)]
     attention = torch.zeros(len(target), n_ctx, n_ctx)
     for number, t in enumerate(target):
         others = [slot for slot in slots if slot.last_key != t]
-        lift = cc.conditional_information(batch.tokens, batch.target_probs, others).value[:, :, t]
+        lift = cc.information.conditional_information(batch.tokens, batch.target_probs, others).value[:, :, t]
         for row in range(n_ctx - 1):
             attention[number, row, keys[number][row] if row in full else int(lift[row].argmax())] = 1.0
         attention[number, -1, t] = 1.0
@@ -63,7 +63,7 @@ def judge(task: cc.InContextTask, seed: int) -> dict[str, float | int]:
     found, _, further = rules.judge_heads(attention, batch.tokens, batch.target_probs, heads, MIN_WEIGHT, LEVEL)
     accepted = {(c.parent, c.child) for c in found if c.accepted}
     children = [i for i in range(task.n_ctx - 1) if task.graph.in_degree(i) == len(heads)]
-    edges = {(parent, child) for child in children for parent in cc.parents_of(task.graph, child)}
+    edges = {(parent, child) for child in children for parent in cc.graphs.parents_of(task.graph, child)}
     false = {(parent, child) for parent, child in accepted if not task.graph.has_edge(parent, child)}
     within = [c for c in found if 0 < c.child < task.n_ctx - 1 and c.information_share == c.information_share]
     _, _, without = rules.judge_heads(attention[:-1], batch.tokens, batch.target_probs, heads[:-1], MIN_WEIGHT, LEVEL)

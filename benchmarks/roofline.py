@@ -178,7 +178,7 @@ def main() -> None:
     rows = []
     for d_vocab, n_ctx, batch in SIZES:
         task = cc.InContextTask(cc.chain_graph(n_ctx), d_vocab=d_vocab, alpha=0.1)
-        model = cc.warm_start(cc.disentangled_transformer(d_vocab, n_ctx))
+        model = cc.models.warm_start(cc.disentangled_transformer(d_vocab, n_ctx))
         per_s = batch / median_seconds(gradient_on_all_cores(model, task.sample(batch)), arguments.repeats)
         flop, traffic = least_flop(d_vocab, n_ctx), least_bytes(d_vocab, n_ctx, batch)
         limit = min(flop_rate / flop, copy_rate / traffic)

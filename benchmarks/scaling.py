@@ -46,7 +46,7 @@ def seconds_in_turn(sizes: list[tuple[int, int, tuple[int, int], int]], repeats:
     gradients = []
     for d_vocab, n_ctx, heads, batch in sizes:
         task = cc.InContextTask(cc.chain_graph(n_ctx), d_vocab=d_vocab, alpha=0.1)
-        model = cc.warm_start(cc.disentangled_transformer(d_vocab, n_ctx, heads))
+        model = cc.models.warm_start(cc.disentangled_transformer(d_vocab, n_ctx, heads))
         gradients.append(gradient_on_all_cores(model, task.sample(batch)))
     once = [median_seconds(gradient, 1) for gradient in gradients]
     seconds: list[list[float]] = [[] for _ in sizes]

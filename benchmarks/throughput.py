@@ -120,7 +120,7 @@ def measure(
     """One row of the table: medians and ratios."""
     task = cc.InContextTask(cc.chain_graph(n_ctx), d_vocab=d_vocab, alpha=0.1)
     batch = task.sample(batch_size)
-    model = cc.warm_start(cc.disentangled_transformer(d_vocab, n_ctx, heads))
+    model = cc.models.warm_start(cc.disentangled_transformer(d_vocab, n_ctx, heads))
     large = max(batch_size, 16_384 * 20 // n_ctx)
     steps = max(20, 4_000_000 // (batch_size * n_ctx))
     timed = {"fused gradient": (gradient_on_all_cores(model, batch), batch_size)}

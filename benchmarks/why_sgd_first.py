@@ -40,7 +40,7 @@ EPSILONS = {  # of layer 0, of the rest
 
 def match_block(model: HookedTransformer) -> torch.Tensor:
     """The block of A2 between the query's token and the copied one: a view."""
-    return cc.attention_block(model, 1, 0, "token", "L0H0.token").data
+    return cc.models.attention_block(model, 1, 0, "token", "L0H0.token").data
 
 
 def match(model: HookedTransformer) -> float:

@@ -3,13 +3,28 @@
 A plugin on TransformerLens for "How Transformers Learn Causal Structure with Gradient Descent" (Nichani, Damian & Lee,
 ICML 2024). In the order in which data flows::
 
-    graphs -> tasks -> models -> training -> heads / discovery / interventions / information -> figures
+    graphs -> tasks -> models -> training -> information / heads / discovery / interventions / circuits -> studies
 
-Names are listed in `__init__.pyi`, for type checkers too, and imported with the first use of each; TransformerLens,
-whose import takes seconds, comes with the first model.
+What a notebook needs daily stands in front (`__init__.pyi`, imported with the first use of each name); everything else
+is in its room: `cc.information`, `cc.training`, `cc.circuits`, ... TransformerLens, whose import takes seconds, comes
+with the first model.
 """
+
+import importlib
+import warnings
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+from causal_circuits._moved import MOVED
+
+_front, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """A name of the front door; one that moved to its room warns until the next release."""
+    if name not in MOVED:
+        return _front(name)
+    room, _, new = MOVED[name].partition(".")
+    warnings.warn(f"causal_circuits.{name} is causal_circuits.{room}.{new} now", DeprecationWarning, stacklevel=2)
+    return getattr(importlib.import_module(f"causal_circuits.{room}"), new)

@@ -42,7 +42,7 @@ class SequenceAttention:
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model = cc.plant_circuit(task.graph, d_vocab=3)
-    >>> seen = cc.sequence_attention(model, task.sample(1, seed=0).tokens[0])
+    >>> seen = cc.films.sequence_attention(model, task.sample(1, seed=0).tokens[0])
     >>> seen.heads, tuple(seen.attention.shape)
     (((0, 0), (1, 0)), (1, 2, 6, 6))
     """
@@ -75,7 +75,7 @@ def sequence_attention(model: HookedTransformer, tokens: Int[Tensor, " n_ctx"], 
 
 
 @check_arguments
-class SequenceFilm:
+class SequenceRecorder:
     """The heads on one sequence at every recorded step: ``train(model, task, on_record=film)``, then `result`.
 
     Args:
@@ -84,7 +84,7 @@ class SequenceFilm:
 
     >>> from causal_circuits import InContextTask, TrainConfig, chain_graph, disentangled_transformer, train
     >>> task = InContextTask(chain_graph(4), d_vocab=3)
-    >>> film = SequenceFilm(task.sample(1, seed=1).tokens[0])
+    >>> film = SequenceRecorder(task.sample(1, seed=1).tokens[0])
     >>> record = train(disentangled_transformer(3, 4), task, TrainConfig.joint(8, batch_size=4), on_record=film)
     >>> film.result().steps == record.steps
     True
@@ -119,7 +119,7 @@ class PredictorDistances:
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> batch = task.sample(64, seed=0)
-    >>> film = cc.PredictorFilm(batch, cc.named_predictors(task, batch))
+    >>> film = cc.films.PredictorRecorder(batch, cc.films.named_predictors(task, batch))
     >>> film(0, cc.disentangled_transformer(3, 6))
     >>> found = film.result()
     >>> found.steps, tuple(found.divergence.shape), round(float(found.divergence[0, 0]), 6)  # untrained: uniform
@@ -150,7 +150,7 @@ class PredictorDistances:
 
 
 @check_arguments
-class PredictorFilm:
+class PredictorRecorder:
     """KL from named predictors at every recorded step: ``train(model, task, on_record=film)``, then `result`.
 
     Args:
@@ -161,7 +161,7 @@ class PredictorFilm:
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> batch = task.sample(64, seed=0)
-    >>> film = cc.PredictorFilm(batch, cc.named_predictors(task, batch))
+    >>> film = cc.films.PredictorRecorder(batch, cc.films.named_predictors(task, batch))
     >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=16)
     >>> record = cc.train(model, task, config, on_record=film)
     >>> film.result().steps == record.steps

@@ -5,7 +5,7 @@ Theorem 2 of Nichani, Damian & Lee (2024): a model trained on one prior tends, a
 
     E [ max_{s'} | f(s_1 .. s_T)_{s'} - pi~(s' | s) |  given  s_T = s ],
 
-and the uniform error is its largest value over query tokens - and, in `worst_kernel`, over matrices too.
+and the uniform error is its largest value over query tokens - and, in `worst_matrix`, over matrices too.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ Predictor = Callable[[Tensor], Tensor]  # tokens [batch, n_ctx] -> probabilities
 
 @check_arguments
 @dataclass(frozen=True, eq=False)
-class WorstKernel:
+class WorstMatrix:
     """What a search over transition matrices found.
 
     Attributes:
@@ -34,7 +34,7 @@ class WorstKernel:
         start_error: the largest score among the random matrices that the search started from.
         history: the best score after every round; it never falls.
 
-    >>> found = worst_kernel(lambda kernel: float(kernel[0, 0]), d_vocab=3, n_start=8, n_rounds=8)
+    >>> found = worst_matrix(lambda kernel: float(kernel[0, 0]), d_vocab=3, n_start=8, n_rounds=8)
     >>> found.error >= found.start_error, len(found.history), found.kernel.shape
     (True, 9, (3, 3))
     """
@@ -85,7 +85,7 @@ def prediction_errors(
 
 
 @check_arguments
-def worst_kernel(
+def worst_matrix(
     score: Callable[[np.ndarray], float],
     d_vocab: int,
     *,
@@ -94,7 +94,7 @@ def worst_kernel(
     n_rounds: int = 64,
     n_elite: int = 4,
     seed: int = 0,
-) -> WorstKernel:
+) -> WorstMatrix:
     """The transition matrix of the largest score that a search over all with entries >= gamma / d_vocab finds.
 
     Starts from `n_start` random matrices, from nearly uniform to deterministic; keeps the `n_elite` best; in every
@@ -102,7 +102,7 @@ def worst_kernel(
     the best of parents and children stay. So the result is never worse than the best start. Gradient-free: the sampling
     of tokens has no gradient.
 
-    >>> worst = worst_kernel(lambda kernel: float(kernel[0, 0]), d_vocab=3, gamma=0.3, seed=0)
+    >>> worst = worst_matrix(lambda kernel: float(kernel[0, 0]), d_vocab=3, gamma=0.3, seed=0)
     >>> bool(0.7 < worst.error <= 0.8)          # at most (1 - gamma) + gamma / d_vocab
     True
     """
@@ -122,7 +122,7 @@ def worst_kernel(
         serial += len(children)
         elite = sorted(elite, reverse=True)[:n_elite]  # the serial number settles ties
         history.append(elite[0][0])
-    return WorstKernel(bounded_below(elite[0][2], gamma), elite[0][0], start_error, tuple(history))
+    return WorstMatrix(bounded_below(elite[0][2], gamma), elite[0][0], start_error, tuple(history))
 
 
 def _mutated(kernel: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -271,7 +271,8 @@ def induction_mask(task: Task, tokens: Int[Tensor, "batch n_ctx"]) -> Bool[Tenso
     row alone: the tokens of j's parents are those of the target's parents.
 
     >>> import torch
-    >>> from causal_circuits import InContextTask, chain_graph, induction_mask
+    >>> from causal_circuits import InContextTask, chain_graph
+    >>> from causal_circuits.heads import induction_mask
     >>> mask = induction_mask(InContextTask(chain_graph(4), d_vocab=2), torch.tensor([[0, 1, 1, 0]]))
     >>> mask[0, 3].tolist()  # the token before position 1 is that of position 3
     [False, True, False, False]
@@ -337,7 +338,8 @@ def copying_score(model: HookedTransformer, layer: int, head: int, *, read_by: R
 
     By the weights alone: normalisation, biases, rotations and MLPs between the two are left out.
 
-    >>> from causal_circuits import chain_graph, copying_score, plant_circuit
+    >>> from causal_circuits import chain_graph, plant_circuit
+    >>> from causal_circuits.heads import copying_score
     >>> model = plant_circuit(chain_graph(6), d_vocab=3)
     >>> round(copying_score(model, 1, 0), 3), round(copying_score(model, 0, 0, read_by="keys"), 3)
     (1.0, 1.0)

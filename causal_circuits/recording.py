@@ -131,7 +131,7 @@ class Snapshot:
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
-    >>> snapshot = cc.take_snapshot(model, batch)
+    >>> snapshot = cc.training.take_snapshot(model, batch)
     >>> tuple(snapshot.attention.shape), snapshot.score_gradients.shape == snapshot.attention.shape
     ((2, 1, 6, 6), True)
     """

@@ -136,7 +136,10 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
         lambda: cc.knock_out_edges(MODEL, BATCH, entries=[(0, 1, 0)] * 50 + [(0, 1, 0.5)]),
         ("knock_out_edges: entries", "(an integer, an integer, an integer)"),
     ),
-    "True for a number": (lambda: cc.default_stages(True), ("default_stages: steps must be an integer", "True")),
+    "True for a number": (
+        lambda: cc.training.default_stages(True),
+        ("default_stages: steps must be an integer", "True"),
+    ),
     "a negative seed": (lambda: cc.predicted_gradient(TASK, seed=-1), ("seed", "non-negative integer", "-1")),
     "labels [N, n]": (lambda: cc.Batch(BATCH.tokens, BATCH.tokens), ("[batch, d_vocab]", "[batch]", "[64, 6]")),
     "one sequence for a batch": (lambda: cc.Batch(BATCH.tokens[0], BATCH.target_probs), ("[batch, n_ctx]", "[6]")),
@@ -175,13 +178,16 @@ WRONG_VALUES: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
         ("metric", "one number for all", "[64]"),
     ),
     "tokens out of the vocabulary": (
-        lambda: cc.sequence_attention(MODEL, torch.tensor([0, 1, 2, 3, 9, 0])),
+        lambda: cc.films.sequence_attention(MODEL, torch.tensor([0, 1, 2, 3, 9, 0])),
         ("0 .. 2", "[0, 9]"),
     ),
     "tokens out of a model's vocabulary": (lambda: cc.log_probs(MODEL, BATCH.tokens + 2), ("0 .. 2", "[2, 4]")),
     "negative tokens": (lambda: cc.mean_attention(MODEL, BATCH.tokens - 1), ("0 .. 2", "[-1, 1]")),
-    "rivals by a smaller matrix": (lambda: cc.closest_rivals(torch.zeros(3, 3), GRAPH), ("n_ctx, 6", "[3, 3]")),
-    "no draws": (lambda: cc.exact_bayes(cc.InContextTask(GRAPH, 3), BATCH.tokens, 0), ("n_draws", "0")),
+    "rivals by a smaller matrix": (
+        lambda: cc.information.closest_rivals(torch.zeros(3, 3), GRAPH),
+        ("n_ctx, 6", "[3, 3]"),
+    ),
+    "no draws": (lambda: cc.tasks.exact_bayes(cc.InContextTask(GRAPH, 3), BATCH.tokens, 0), ("n_draws", "0")),
     "counterfactual tokens out of the vocabulary": (
         lambda: circuits.circuit_model(MODEL, BATCH, counterfactual=BATCH.tokens + 5),
         ("0 .. 2", "[5, 7]"),
@@ -195,7 +201,7 @@ WRONG_VALUES: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     ),
     "a float parent": (lambda: cc.graph_from_parents([None, 0.0]), ("integer position", "0.0")),
     "no alpha": (lambda: cc.InContextTask(GRAPH, 3, alpha=[]), ("alpha", "[]")),
-    "heads of no width": (lambda: cc.ordinary_transformer(3, 6, d_head=0), ("d_head", "0")),
+    "heads of no width": (lambda: cc.models.ordinary_transformer(3, 6, d_head=0), ("d_head", "0")),
     "tokens from 1, labels from 0": (
         lambda: cc.Batch([[1, 2, 3, 4]] * 2, [0, 3]),
         ("1 .. 4", "0 .. 3", "subtract 1", "d_vocab=5"),

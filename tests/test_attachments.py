@@ -208,7 +208,7 @@ def check_training(model: HookedTransformer) -> None:
 
 
 def check_disentangle(model: HookedTransformer) -> None:
-    assert_close(cc.disentangle(model)(BATCH.tokens), model(BATCH.tokens), 2e-2)
+    assert_close(cc.models.disentangle(model)(BATCH.tokens), model(BATCH.tokens), 2e-2)
 
 
 def check_scrubbing(model: HookedTransformer) -> None:
@@ -606,7 +606,7 @@ ANALYSES: dict[str, Callable[[HookedTransformer], object]] = {
     "patch_activations": lambda model: cc.patch_activations(model, BATCH.tokens, BATCH.tokens, of_use),
     "patch_paths": lambda model: cc.patch_paths(model, BATCH.tokens, BATCH.tokens, of_use),
     "scrub_hypothesis": lambda model: cc.scrub_hypothesis(model, BATCH, TASK),
-    "sequence_attention": lambda model: cc.sequence_attention(model, BATCH.tokens[0]),
+    "sequence_attention": lambda model: cc.films.sequence_attention(model, BATCH.tokens[0]),
 }
 
 

@@ -161,8 +161,11 @@ CALLS: dict[str, tuple[Callable[..., object], int]] = {
     "Stage": (cc.Stage, 2),
     "TrainConfig": (lambda steps, size, seed: cc.TrainConfig.joint(steps, batch_size=size, seed=seed), 3),
     "RecordAt": (lambda every, last: cc.RecordAt.every(every, last), 2),
-    "unigram": (lambda d, count: cc.unigram(BATCH.tokens, d, count), 2),
-    "estimate_gradient": (lambda by: cc.estimate_gradient(BATCH.tokens, BATCH.target_probs, smoothing=by), 1),
+    "unigram": (lambda d, count: cc.tasks.unigram(BATCH.tokens, d, count), 2),
+    "estimate_gradient": (
+        lambda by: cc.information.estimate_gradient(BATCH.tokens, BATCH.target_probs, smoothing=by),
+        1,
+    ),
 }
 
 

@@ -79,12 +79,14 @@ def test_fresh_sequences_of_one_deterministic_kernel_in_order_of_the_query_are_n
 def test_probabilities_in_bfloat16_are_probabilities() -> None:
     batch = cc.InContextTask(CHAIN, d_vocab=16).sample(2000, seed=0)
     exact, rounded = batch.target_probs, batch.target_probs.bfloat16()
-    torch.testing.assert_close(cc.cross_entropy(rounded, exact), cc.cross_entropy(exact, exact), atol=4e-3, rtol=0)
+    torch.testing.assert_close(
+        cc.tasks.cross_entropy(rounded, exact), cc.tasks.cross_entropy(exact, exact), atol=4e-3, rtol=0
+    )
 
 
 def test_a_tree_is_the_same_from_half_of_the_matrix() -> None:
     below = np.tril(np.random.default_rng(1).random((5, 5)), -1)
-    assert set(cc.chow_liu_tree(below).edges) == set(cc.chow_liu_tree(below + below.T).edges)
+    assert set(cc.classical.chow_liu_tree(below).edges) == set(cc.classical.chow_liu_tree(below + below.T).edges)
 
 
 # ---- what became of a training
@@ -100,22 +102,24 @@ def noisy(level: float) -> torch.Tensor:
 
 def test_a_run_that_goes_on_from_trained_weights_is_at_the_line() -> None:
     batch = TASK.sample(4096, seed=5)
-    record = record_of(noisy(float(cc.cross_entropy(cc.edge_posterior(TASK, batch.tokens), batch.target_probs).mean())))
+    record = record_of(
+        noisy(float(cc.tasks.cross_entropy(cc.tasks.edge_posterior(TASK, batch.tokens), batch.target_probs).mean()))
+    )
     for model in (None, cc.plant_circuit(CHAIN, d_vocab=3)):
-        health = cc.training_health(record, TASK, model)
+        health = cc.training.training_health(record, TASK, model)
         assert (health.verdict, health.advice) == ("converged", "")
-    untrained = cc.training_health(record, TASK, cc.disentangled_transformer(3, 6))
+    untrained = cc.training.training_health(record, TASK, cc.disentangled_transformer(3, 6))
     assert untrained.verdict == "no graph"
 
 
 def test_a_run_that_stays_at_uniform_predictions_is_at_no_line() -> None:
-    health = cc.training_health(record_of(noisy(float(np.log(3)))), TASK)
+    health = cc.training.training_health(record_of(noisy(float(np.log(3)))), TASK)
     assert health.verdict in ("plateau", "unigram")
     assert "learning rate" in health.advice
 
 
 def test_a_loss_of_zero_cannot_fall_and_a_negative_one_is_none() -> None:
-    health = cc.training_health(record_of(torch.zeros(200)))
+    health = cc.training.training_health(record_of(torch.zeros(200)))
     assert (health.verdict, health.advice) == ("converged", "")
     for losses in (torch.full((200,), -1.0), torch.linspace(1, -1, 200), torch.tensor([-1.0])):
-        assert_refused(partial(cc.training_health, record_of(losses)), "at least 0", "-1", "sign")
+        assert_refused(partial(cc.training.training_health, record_of(losses)), "at least 0", "-1", "sign")

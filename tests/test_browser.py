@@ -39,9 +39,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fork = cc.graph_from_parents([None, 0, 0, 1, None, 4])
     tokens = torch.tensor([0, 1, 0, 2, 1, 1, 2])
     planted = cc.plant_circuit(fork, d_vocab=3)
-    still = cc.sequence_attention(cc.disentangled_transformer(3, 7), tokens, step=0)
-    film = cc.SequenceAttention(
-        tokens, (0, 100), still.heads, torch.cat([still.attention, cc.sequence_attention(planted, tokens).attention])
+    still = cc.films.sequence_attention(cc.disentangled_transformer(3, 7), tokens, step=0)
+    film = cc.films.SequenceAttention(
+        tokens,
+        (0, 100),
+        still.heads,
+        torch.cat([still.attention, cc.films.sequence_attention(planted, tokens).attention]),
     )
     heads = {"L0H0 parent": figures.plot_matrix(uniform_attention(7)), BAD: figures.plot_matrix(torch.eye(7))}
     facts = {(1, 3): {"weight": 0.98, "information": 1.25, "effect (nats)": 0.015, "p": BAD}}

@@ -130,9 +130,11 @@ def test_bad_checkpoints_are_refused(tmp_path):
     assert_refused(lambda: cc.Checkpoints(tmp_path, every=0), "at least 1 step", "0")
     assert_refused(lambda: cc.Checkpoints(tmp_path, minutes=0.0), "positive", "0.0")
     assert_refused(lambda: cc.Checkpoints(tmp_path, minutes=float("nan")), "positive", "nan")
-    assert_refused(lambda: cc.restore_checkpoint(new_model(), tmp_path), "no whole checkpoint")
+    assert_refused(lambda: cc.training.restore_checkpoint(new_model(), tmp_path), "no whole checkpoint")
 
 
 def test_weights_of_another_model_are_refused(kept):
     other = cc.disentangled_transformer(4, 6)
-    assert_refused(lambda: cc.restore_checkpoint(other, kept), "another model's", "blocks.0.attn.W_Q", "there", "here")
+    assert_refused(
+        lambda: cc.training.restore_checkpoint(other, kept), "another model's", "blocks.0.attn.W_Q", "there", "here"
+    )

@@ -90,7 +90,7 @@ def test_the_laws_hold_for_every_kind_of_model(kind: str, granularity: str) -> N
     models = [
         cc.plant_circuit(task.graph, d_vocab=3),
         cc.disentangled_transformer(3, 6, (2, 1), init_scale=0.5),
-        cc.warm_start(cc.reduced_transformer(3, 6)),
+        cc.models.warm_start(cc.reduced_transformer(3, 6)),
     ]
     for model in models:
         with assert_given_back(model):
@@ -156,7 +156,7 @@ def test_positions_are_seen_by_position_counterfactuals_alone() -> None:
         assert (effect["token", "L0H0.v"] > 0.01) == (kind != "permute")
 
 
-@pytest.mark.parametrize("metric", cc.METRICS)
+@pytest.mark.parametrize("metric", cc.interventions.METRICS)
 def test_every_metric_is_a_cost(metric: str) -> None:
     """The whole circuit is better than nothing by every metric, and metrics are what their names say.
 

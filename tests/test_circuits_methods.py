@@ -133,7 +133,7 @@ def test_eap_at_zero_is_gradient_times_attention_and_nothing_by_the_divergence()
     assert torch.allclose(eap, product, atol=1e-12)
     assert eap.abs().max() > 1e-3
     assert circuits.discover(by_divergence, "eap").score.abs().max() < 1e-9
-    with cc.watch_attention(model) as watched:
+    with cc.recording.watch_attention(model) as watched:
         cc.log_probs(model, batch.tokens)
     assert torch.allclose(by_loss.matrices(by_loss.attention()), watched.patterns[0].mean(dim=0), atol=1e-9)
 

@@ -214,7 +214,7 @@ def test_a_circuit_with_a_stand_in_outside_is_not_complete() -> None:
     model = cc.plant_circuit(CHAIN, d_vocab=3, n_heads=(1, 2))
     block = model.blocks[1].attn.W_Q.data
     block[1] = block[0]
-    named = cc.slots(model)
+    named = cc.models.slots(model)
     model.unembed.W_U.data[named["L1H1.token"].slice] = model.W_U[named["L1H0.token"].slice]
     model.unembed.W_U.data /= 2
     whole = circuits.circuit_model(model, planted().batch[:250])

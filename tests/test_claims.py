@@ -45,9 +45,9 @@ def test_the_sign_of_the_match_turns_layer_0_towards_the_parents_or_away() -> No
     task = cc.InContextTask(cc.random_forest(12, 0.4, seed=3), d_vocab=3, alpha=0.1)
     batch, gradients = task.sample(20_000, seed=1), {}
     for sign in (1.0, -1.0):
-        model = cc.warm_start(cc.disentangled_transformer(3, 12), 1.0)
-        cc.attention_block(model, 1, 0, "token", "L0H0.token").data.mul_(0.1 * sign)
-        gradients[sign] = cc.take_snapshot(model, batch).score_gradients[0, 0]
+        model = cc.models.warm_start(cc.disentangled_transformer(3, 12), 1.0)
+        cc.models.attention_block(model, 1, 0, "token", "L0H0.token").data.mul_(0.1 * sign)
+        gradients[sign] = cc.training.take_snapshot(model, batch).score_gradients[0, 0]
     edges = cc.latent_edges(task.graph)
     assert all(int(gradients[1.0][child, :child].argmax()) == parent for parent, child in edges)
     assert all(int(gradients[-1.0][child, :child].argmin()) == parent for parent, child in edges)

@@ -39,13 +39,15 @@ def test_mutual_information_is_counted_right(n: int, n_ctx: int, d_vocab: int, s
     tokens = torch.randint(d_vocab, (n, n_ctx), generator=torch.Generator().manual_seed(seed))
     columns = tokens.T.tolist()
     expected = [[counted_information(one, other) for other in columns] for one in columns]
-    found = cc.pooled_mutual_information(tokens, d_vocab, chunk=7)
+    found = cc.classical.pooled_mutual_information(tokens, d_vocab, chunk=7)
     assert np.allclose(found, expected, atol=1e-12)
 
 
 def test_mutual_information_is_zero_for_constants_and_entropy_for_copies() -> None:
     column = torch.tensor([0, 1, 1, 2, 2, 2])
-    found = cc.pooled_mutual_information(torch.stack([column, column, torch.zeros(6, dtype=torch.int64)], dim=1), 3)
+    found = cc.classical.pooled_mutual_information(
+        torch.stack([column, column, torch.zeros(6, dtype=torch.int64)], dim=1), 3
+    )
     entropy = -sum(p * log(p) for p in (1 / 6, 2 / 6, 3 / 6))
     assert found[0, 1] == pytest.approx(entropy)
     assert np.allclose(found[2], 0.0)
@@ -55,7 +57,7 @@ def test_mutual_information_is_zero_for_constants_and_entropy_for_copies() -> No
 def test_chow_liu_is_the_heaviest_of_all_spanning_trees(n: int, seed: int) -> None:
     weights = np.random.default_rng(seed).random((n, n))
     weights = weights + weights.T
-    tree = cc.chow_liu_tree(weights)
+    tree = cc.classical.chow_liu_tree(weights)
     assert tree.number_of_edges() == n - 1
     assert nx.is_connected(tree.to_undirected())
     assert all(parent < child for parent, child in tree.edges)
@@ -63,18 +65,18 @@ def test_chow_liu_is_the_heaviest_of_all_spanning_trees(n: int, seed: int) -> No
 
 
 def test_chow_liu_refuses_what_is_no_matrix_of_numbers() -> None:
-    assert_refused(lambda: cc.chow_liu_tree(np.zeros((2, 3))), "[n_ctx, n_ctx]", "[2, 3]")
-    assert_refused(lambda: cc.chow_liu_tree(np.full((2, 2), np.nan)), "finite")
+    assert_refused(lambda: cc.classical.chow_liu_tree(np.zeros((2, 3))), "[n_ctx, n_ctx]", "[2, 3]")
+    assert_refused(lambda: cc.classical.chow_liu_tree(np.full((2, 2), np.nan)), "finite")
 
 
 def test_with_one_kernel_the_classics_find_the_tree_and_pooled_prompts_hide_it() -> None:
     graph = cc.graph_from_parents([None, 0, 0, 1, 1, 2, 5])
     true = cc.latent_edges(graph)
-    fixed = cc.InContextTask(graph, 3, kernels=cc.kernel_family("dirichlet 1", 1, 3, gamma=0.1, seed=3)[0])
+    fixed = cc.InContextTask(graph, 3, kernels=cc.tasks.matrix_family("dirichlet 1", 1, 3, gamma=0.1, seed=3)[0])
     pooled = cc.InContextTask(graph, 3, alpha=0.1)
     found = {}
     for name, task in (("fixed", fixed), ("pooled", pooled)):
         tokens = task.sample(20_000, seed=1).tokens[:, :-1]
-        found[name] = set(cc.chow_liu_tree(cc.pooled_mutual_information(tokens, 3)).edges)
+        found[name] = set(cc.classical.chow_liu_tree(cc.classical.pooled_mutual_information(tokens, 3)).edges)
     assert found["fixed"] == true
     assert len(found["pooled"] & true) <= 2

@@ -119,7 +119,7 @@ def test_a_cell_that_raises_ends_in_one_line_and_status_1(tmp_path, capsys):
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on from here"),
         (KeyboardInterrupt("interrupted at step 3"), 130, "interrupted at step 3; the same command"),
         (OSError(28, "No space left on device", "results.json"), 1, "error: [Errno 28] No space left on device"),
-        (cc.DivergenceError("the loss became nan at step 3", 3, 0, None), 1, "1 of 4 cells raised"),
+        (cc.training.DivergenceError("the loss became nan at step 3", 3, 0, None), 1, "1 of 4 cells raised"),
     ],
 )
 def test_faults_of_the_world_end_in_one_line(error, status, words, tmp_path, capsys, monkeypatch):
@@ -130,7 +130,7 @@ def test_faults_of_the_world_end_in_one_line(error, status, words, tmp_path, cap
     monkeypatch.setattr(*where, fail)
     flags = ["--out", tmp_path]
     assert command(*flags) == status
-    if isinstance(error, cc.DivergenceError):
+    if isinstance(error, cc.training.DivergenceError):
         words = "4 of 4 cells raised: number 1"
     assert_one_line(capsys, words)
 

@@ -59,7 +59,7 @@ def test_ranks_count_larger_entries_and_ties_against_the_parent(g, graph):
 
 
 def test_the_jacobian_explains_what_g_alone_does_not(g, graph):
-    compared = cc.compare_gradient(cc.score_gradient_of(g), g, graph, of="scores")
+    compared = cc.compare_gradient(cc.information.score_gradient_of(g), g, graph, of="scores")
     assert compared.variance_explained == pytest.approx(1.0)
     assert compared.variance_explained_without_jacobian < 0.9
     assert compared.slope == pytest.approx(1.0)
@@ -72,7 +72,7 @@ def test_the_softmax_jacobian_is_autograds_at_any_attention(g):
     (pattern * g).sum().backward()
     assert_close(through_softmax(g, pattern.detach()), scores.grad, 1e-10)
     uniform = torch.ones_like(g).tril() / torch.arange(1, len(g) + 1)[:, None]
-    assert_close(through_softmax(g, uniform), cc.score_gradient_of(g), 1e-10)
+    assert_close(through_softmax(g, uniform), cc.information.score_gradient_of(g), 1e-10)
 
 
 def test_comparisons_need_matrices_over_the_graphs_positions(g, graph):
@@ -87,13 +87,13 @@ def test_relations_of_rivals():
         for parent, other in cc.latent_edges(graph):
             value[other, parent] = 1.0
         value[child, rival] = 0.5
-        (found,) = [r for r in cc.closest_rivals(value, graph, torch.full((9, 9), 0.1)) if r.child == child]
+        (found,) = [r for r in cc.information.closest_rivals(value, graph, torch.full((9, 9), 0.1)) if r.child == child]
         assert (found.position, found.relation, found.excess) == (rival, relation, 0.5), relation
         assert found.standard_errors == pytest.approx(0.5 / (0.1 * 2**0.5))
 
 
 def test_no_rival_beats_the_parent_in_the_prediction(g, graph):
-    assert all(rival.excess > 0 for rival in cc.closest_rivals(g, graph))
+    assert all(rival.excess > 0 for rival in cc.information.closest_rivals(g, graph))
 
 
 def record_of(attention: torch.Tensor, g: torch.Tensor) -> cc.TrainingRecord:
@@ -117,7 +117,7 @@ def test_edges_form_when_their_attention_stays_above_one_half(g, graph):
         strict=True,
     ):
         attention[:, child, parent] = torch.tensor(weights, dtype=attention.dtype)
-    formed = cc.edge_formation(record_of(attention, g), g, graph)
+    formed = cc.information.edge_formation(record_of(attention, g), g, graph)
     assert formed.formed_at == (0, 10, 30, 20, None, None)
     assert formed.edges == tuple((parent, child) for child, parent in cells)
     assert [c.correlation for c in formed.comparisons] == pytest.approx([1.0] * 4)
@@ -126,7 +126,7 @@ def test_edges_form_when_their_attention_stays_above_one_half(g, graph):
 
 def test_edge_formation_needs_recorded_gradients(graph, g):
     bare = cc.TrainingRecord(torch.zeros(1), (0,), torch.zeros(1), None, None)
-    assert_refused(lambda: cc.edge_formation(bare, g, graph), "no attention", "attention=True")
+    assert_refused(lambda: cc.information.edge_formation(bare, g, graph), "no attention", "attention=True")
 
 
 def test_in_training_the_stronger_pull_wins_the_race():
@@ -134,7 +134,7 @@ def test_in_training_the_stronger_pull_wins_the_race():
     model = cc.disentangled_transformer(3, 10)
     config = cc.TrainConfig(stages=(cc.Stage(60, 0.3, train=("W_Q.0",)),), seed=0, warm_start=4.0)
     record = cc.train(model, task, config, record=cc.RecordAt.every(2, until=60), progress=False)
-    formed = cc.edge_formation(record, cc.predicted_gradient(task).value, task.graph)
+    formed = cc.information.edge_formation(record, cc.predicted_gradient(task).value, task.graph)
     assert None not in formed.formed_at
     assert formed.comparisons[0].rows_right == 1.0
     assert formed.order_agreement > 0.5
@@ -148,7 +148,7 @@ def test_nan_gradients_are_refused_or_stay_nan(g, graph):
     spoiled[4, 1] = torch.nan
     assert_refused(lambda: cc.compare_gradient(spoiled, g, graph), "measured", "NaN")
     assert_refused(lambda: cc.compare_gradient(g, spoiled, graph), "predicted", "NaN")
-    assert_refused(lambda: cc.closest_rivals(spoiled, graph), "row 4", "NaN")
+    assert_refused(lambda: cc.information.closest_rivals(spoiled, graph), "row 4", "NaN")
 
 
 @pytest.mark.parametrize("cell", [(1, 0), (3, 2), (3, 3)])

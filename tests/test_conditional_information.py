@@ -19,9 +19,9 @@ def small_task() -> cc.InContextTask:
 
 
 def test_exact_lifts_equal_plain_loops() -> None:
-    task, given = small_task(), [cc.Matches(2, (-1, -1, 0, 1, -1))]
+    task, given = small_task(), [cc.information.HeadKeys(2, (-1, -1, 0, 1, -1))]
     for matches in ([], given):
-        found = cc.exact_conditional_information(task, matches).value
+        found = cc.information.exact_conditional_information(task, matches).value
         for child, key, last_key in product(range(5), range(5), range(5)):
             expected = 0.0
             if key < child:
@@ -33,20 +33,20 @@ def test_exact_lifts_equal_plain_loops() -> None:
 
 
 def test_estimates_agree_with_enumeration() -> None:
-    task, given = small_task(), [cc.Matches(2, (-1, -1, 0, 1, -1))]
-    exact = cc.exact_conditional_information(task, given)
+    task, given = small_task(), [cc.information.HeadKeys(2, (-1, -1, 0, 1, -1))]
+    exact = cc.information.exact_conditional_information(task, given)
     batch = task.sample(20_000, seed=2)
-    found = cc.conditional_information(batch.tokens, batch.target_probs, given)
+    found = cc.information.conditional_information(batch.tokens, batch.target_probs, given)
     assert_within_sampling_error(found.value, exact.value, found.standard_error + 1e-5)
     assert torch.allclose(found.share_matched, exact.share_matched, atol=0.02)
 
 
 def test_a_standard_error_is_the_spread_of_the_estimate_over_samples() -> None:
     """Neither too small nor too large, also where the pair's share of the matched sequences is half."""
-    task, given, found = small_task(), [cc.Matches(2, (-1, -1, 0, 1, -1))], []
+    task, given, found = small_task(), [cc.information.HeadKeys(2, (-1, -1, 0, 1, -1))], []
     for seed in range(200):
         batch = task.sample(400, seed=seed)
-        found.append(cc.conditional_information(batch.tokens, batch.target_probs, given))
+        found.append(cc.information.conditional_information(batch.tokens, batch.target_probs, given))
     spread = torch.stack([each.value for each in found]).std(dim=0)
     error = torch.stack([each.standard_error for each in found]).square().mean(dim=0).sqrt()
     told = (spread > 0.01) & error.isfinite()
@@ -62,15 +62,17 @@ def test_each_parent_known_multiplies_what_the_next_one_tells(alpha: float) -> N
     task = cc.InContextTask(cc.graph_from_parents([[], [], [], [], [0, 1], [2, 3]]), d_vocab=2, alpha=alpha)
     rho = (alpha + 1) / (2 * alpha + 1)
     excess = [(2 * rho - 1) * 2.0 ** (m - 2) for m in range(3)]
-    alone = cc.exact_conditional_information(task, n_kernels=8192).value[4, 1, 3]
-    given = cc.exact_conditional_information(task, [cc.Matches(2, (-1, -1, -1, -1, 0))], n_kernels=8192).value[4, 1, 3]
+    alone = cc.information.exact_conditional_information(task, n_kernels=8192).value[4, 1, 3]
+    given = cc.information.exact_conditional_information(
+        task, [cc.information.HeadKeys(2, (-1, -1, -1, -1, 0))], n_kernels=8192
+    ).value[4, 1, 3]
     assert float(alone) == pytest.approx(excess[1] - excess[0], abs=0.02)
     assert float(given) == pytest.approx(excess[2] - excess[1], abs=0.02)
 
 
 def test_a_root_and_a_child_of_another_kernel_tell_nothing() -> None:
     task = cc.InContextTask(cc.graph_from_parents([[], [0], [], [], [2, 3]]), d_vocab=2, alpha=0.3)
-    lift = cc.exact_conditional_information(task, n_kernels=4096).value
+    lift = cc.information.exact_conditional_information(task, n_kernels=4096).value
     monte_carlo = 4.5 * 2**0.5 / 4096**0.5  # w lies in 0 .. 2 with mean 1: 4.5 errors of a mean over kernels, at most
     assert lift[2].abs().max() < monte_carlo  # a root
     assert lift[1].abs().max() < monte_carlo  # a child, but its kernel is drawn apart from the target's
@@ -79,10 +81,12 @@ def test_a_root_and_a_child_of_another_kernel_tell_nothing() -> None:
 def test_bad_matches_are_refused() -> None:
     batch = small_task().sample(64)
     for matches, words in (
-        (cc.Matches(5, (-1,) * 5), ("last_key in 0 .. 4", "5")),
-        (cc.Matches(4, (-1,) * 3), ("one key for each of 5", "3 keys")),
-        (cc.Matches(4, (-1, -1, 3, -1, -1)), ("its position", "3 at position 2")),
+        (cc.information.HeadKeys(5, (-1,) * 5), ("last_key in 0 .. 4", "5")),
+        (cc.information.HeadKeys(4, (-1,) * 3), ("one key for each of 5", "3 keys")),
+        (cc.information.HeadKeys(4, (-1, -1, 3, -1, -1)), ("its position", "3 at position 2")),
     ):
-        assert_refused(lambda m=matches: cc.conditional_information(batch.tokens, batch.target_probs, [m]), *words)
+        assert_refused(
+            lambda m=matches: cc.information.conditional_information(batch.tokens, batch.target_probs, [m]), *words
+        )
     large = cc.InContextTask(cc.ngram_graph(12, 2), d_vocab=4)
-    assert_refused(lambda: cc.exact_conditional_information(large), "1,048,576", "smaller task")
+    assert_refused(lambda: cc.information.exact_conditional_information(large), "1,048,576", "smaller task")

@@ -34,7 +34,7 @@ def random_dag(seed: int, n_ctx: int = 5):
 
 
 def parents_and_target(graph) -> Context:
-    return [cc.parents_of(graph, node) for node in range(graph.number_of_nodes())]
+    return [cc.graphs.parents_of(graph, node) for node in range(graph.number_of_nodes())]
 
 
 def lower(matrix: np.ndarray, last_key: int | None, diagonal: int) -> np.ndarray:
@@ -63,8 +63,8 @@ def test_the_finite_context_gradient_is_autograds_on_the_reduced_model(seed, las
     graph = random_dag(seed)
     kernels = own_kernels(graph, 2, seed)
     task = cc.InContextTask(graph, d_vocab=2, kernels=kernels, roots="uniform")
-    found = cc.finite_context_gradient(task, n_kernels=2, last_key=last_key).value
-    scores = cc.score_gradient_of(found).numpy()  # autograd differentiates scores
+    found = cc.information.finite_context_gradient(task, n_kernels=2, last_key=last_key).value
+    scores = cc.information.score_gradient_of(found).numpy()  # autograd differentiates scores
     differences = []
     for beta0 in (1e-3, 1e-4):
         of_model = oracles.gradient_by_autograd(parents_and_target(graph), kernels, np.full(2, 0.5), beta0, last_key)
@@ -83,14 +83,14 @@ def test_forests_with_other_roots_equal_brute_force(seed, n_tokens):
     task = cc.InContextTask(graph, d_vocab=n_tokens, kernels=kernels, roots="uniform")
     found = cc.predicted_gradient(task, n_kernels=2)
     assert found.method == "propagation"
-    context, law = [cc.parents_of(graph, i) for i in range(5)], np.full(n_tokens, 1 / n_tokens)
+    context, law = [cc.graphs.parents_of(graph, i) for i in range(5)], np.full(n_tokens, 1 / n_tokens)
     joint = oracles.pair_laws(context, kernels, law)
     share = np.mean([joint[i, i].diagonal() for i in range(5)], axis=0)
     for i in range(5):
         for j in range(i):
             expected = (kernels[1].T / share[:, None] * joint[i, j]).sum() - 1
             assert found.value[i, j].item() == pytest.approx(expected, abs=3e-6)
-    finite = cc.finite_context_gradient(task, n_kernels=2).value
+    finite = cc.information.finite_context_gradient(task, n_kernels=2).value
     np.testing.assert_allclose(finite, oracles.expected_first_order_gradient(context, kernels[1], law), atol=1e-5)
 
 
@@ -98,10 +98,10 @@ def test_forests_with_other_roots_equal_brute_force(seed, n_tokens):
 def test_sampling_agrees_with_enumeration_within_its_errors(monkeypatch, last_key):
     task = cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2, alpha=0.5)
     exact = cc.predicted_gradient(task, 512, last_key=last_key)
-    exact_finite = cc.finite_context_gradient(task, 4096, last_key=last_key)
+    exact_finite = cc.information.finite_context_gradient(task, 4096, last_key=last_key)
     monkeypatch.setattr(pair_laws, "MOST_ENUMERATED", 0)
     sampled = cc.predicted_gradient(task, 512, last_key=last_key)  # the same kernels, from the same seed
-    finite = cc.finite_context_gradient(task, 128, seed=1, last_key=last_key)
+    finite = cc.information.finite_context_gradient(task, 128, seed=1, last_key=last_key)
     assert (exact.method, sampled.method, finite.method) == ("enumeration", "sampling", "sampling")
     above = torch.ones(6, 6, dtype=torch.bool).triu()  # the diagonal too: in the limit a token tells nothing of itself
     assert torch.equal(sampled.value[above], exact.value[above])
@@ -129,7 +129,10 @@ def test_the_gradient_at_a_finite_context_tends_to_the_limit_like_one_over_n_ctx
     for n_ctx in (7, 10, 13):
         graph = cc.graph_from_parents([[], [], [0, 1], *[[] for _ in range(n_ctx - 3)], [n_ctx - 2, n_ctx - 1]])
         task = cc.InContextTask(graph, d_vocab=2, kernels={2: kernel})
-        both = (predict(task, 2, last_key=n_ctx - 2) for predict in (cc.predicted_gradient, cc.finite_context_gradient))
+        both = (
+            predict(task, 2, last_key=n_ctx - 2)
+            for predict in (cc.predicted_gradient, cc.information.finite_context_gradient)
+        )
         limit, finite = (g.value[2, 0].item() for g in both)
         scaled.append(n_ctx * (limit - finite))
     assert limit > 0.05

@@ -33,7 +33,7 @@ def test_a_decoy_that_carries_every_child_predicts_what_the_circuit_predicts() -
         task = cc.InContextTask(graph, d_vocab=3, alpha=0.1)
         assert len(carriers(graph)) == len(cc.latent_edges(graph))
         tokens = task.sample(200, seed=1).tokens
-        planted, decoy = cc.plant_circuit(graph, 3), cc.plant_decoy(graph, 3)
+        planted, decoy = cc.plant_circuit(graph, 3), cc.models.plant_decoy(graph, 3)
         assert torch.allclose(cc.log_probs(planted, tokens), cc.log_probs(decoy, tokens), atol=1e-4)
 
 
@@ -41,7 +41,10 @@ def test_a_decoy_that_carries_every_child_predicts_what_the_circuit_predicts() -
 def test_its_attention_shows_no_edge_and_cutting_finds_none(name: str) -> None:
     task = cc.InContextTask(GRAPHS[name], d_vocab=3, alpha=0.1)
     batch, rates = task.sample(300, seed=1), {}
-    for kind, model in {"planted": cc.plant_circuit(task.graph, 3), "decoy": cc.plant_decoy(task.graph, 3)}.items():
+    for kind, model in {
+        "planted": cc.plant_circuit(task.graph, 3),
+        "decoy": cc.models.plant_decoy(task.graph, 3),
+    }.items():
         cut = cc.knock_out_edges(model, batch, metric="kl_to_model")
         scores = circuits.score_against_graph(cut.effect, task.graph)
         rates[kind] = (scores.auroc, scores.exact_parent_rate)
@@ -56,7 +59,7 @@ def test_its_attention_shows_no_edge_and_cutting_finds_none(name: str) -> None:
 def test_a_trained_decoy_reaches_the_edge_posterior_and_stays_a_decoy() -> None:
     """The pairs graph, on which Adam from zero learns the graph: no other recipe here gives a decoy for it."""
     task = cc.InContextTask(cc.pairs_graph(14), d_vocab=3, alpha=0.1)
-    model = cc.plant_decoy(task.graph, 3, attention_scale=10.0, match_scale=4.0)
+    model = cc.models.plant_decoy(task.graph, 3, attention_scale=10.0, match_scale=4.0)
     before, test = model.W_Q.detach().clone(), task.sample(2000, seed=3)
     cc.train(model, task, cc.TrainConfig.joint(400, 0.03, warm_start=None), progress=False)
     assert (model.W_Q - before).abs().max() > 0.1
@@ -66,5 +69,5 @@ def test_a_trained_decoy_reaches_the_edge_posterior_and_stays_a_decoy() -> None:
 
 
 def test_a_graph_too_short_to_displace_is_named() -> None:
-    assert_refused(lambda: cc.plant_decoy(cc.ngram_graph(4, order=2), 3), "a later row", "make it longer")
-    assert_refused(lambda: cc.plant_decoy(nx.DiGraph([(1, 0)]), 3), "precede")
+    assert_refused(lambda: cc.models.plant_decoy(cc.ngram_graph(4, order=2), 3), "a later row", "make it longer")
+    assert_refused(lambda: cc.models.plant_decoy(nx.DiGraph([(1, 0)]), 3), "precede")

@@ -31,7 +31,7 @@ def test_planted_graph_is_found_with_its_facts(graph):
 def test_a_roots_row_that_attends_somewhere_is_no_edge():
     graph = cc.graph_from_parents([None, None, 0, None, 1, None, None, 4, None, 7, None])
     model = cc.plant_circuit(graph, d_vocab=4)
-    block = cc.attention_block(model, 0, 0, "position", "position").data
+    block = cc.models.attention_block(model, 0, 0, "position", "position").data
     for root in (1, 3, 5, 6, 8, 10):
         block[root] = 0.0
         block[root, root - 1] = 20.0
@@ -43,7 +43,7 @@ def test_a_roots_row_that_attends_somewhere_is_no_edge():
 def test_a_model_that_attends_to_the_wrong_position_is_not_given_the_right_graph():
     graph = cc.chain_graph(10)
     model = cc.plant_circuit(graph, d_vocab=4)
-    block = cc.attention_block(model, 0, 0, "position", "position").data
+    block = cc.models.attention_block(model, 0, 0, "position", "position").data
     block[5] = 0.0
     block[5, 2] = 20.0  # 5 looks at 2, its parent is 4
     recovery = cc.compare_graphs(graph, cc.extract_graph(model, cc.InContextTask(graph, d_vocab=4), n_sequences=8192))

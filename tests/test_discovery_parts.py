@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import causal_circuits as cc
-from causal_circuits import Matches
 from causal_circuits.discovery.assumptions import unusable_positions
 from causal_circuits.discovery.edge_scores import EdgeScores
 from causal_circuits.discovery.head_keys import (
@@ -16,6 +15,7 @@ from causal_circuits.discovery.head_keys import (
 )
 from causal_circuits.discovery.row_shares import RowTest, judge_row
 from causal_circuits.discovery.user_data import read_data
+from causal_circuits.information import HeadKeys
 from causal_circuits.statistics import holm
 
 
@@ -114,14 +114,14 @@ def one_child():
 
 def test_a_head_without_which_rows_tell_as_much_is_not_needed(one_child):
     _, test = one_child
-    slots = {1: Matches(1, (-1, -1, 0, -1)), 3: Matches(3, (-1, -1, 1, -1)), 2: Matches(2, (-1, -1, -1, -1))}
+    slots = {1: HeadKeys(1, (-1, -1, 0, -1)), 3: HeadKeys(3, (-1, -1, 1, -1)), 2: HeadKeys(2, (-1, -1, -1, -1))}
     assert needed(slots, test) == {t: slots[t] for t in (1, 3)}
 
 
 def test_the_parent_that_no_head_carries_is_named_with_its_edges_and_none_into_the_last_row():
     task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
     batch = task.sample(20_000, seed=2)
-    head = Matches(7, (-1, -1, 1, 2, 3, 4, 5, -1))
+    head = HeadKeys(7, (-1, -1, 1, 2, 3, 4, 5, -1))
     test = RowTest(batch.tokens, batch.target_probs)
     (found,) = further_parents({7: head}, test, batch.tokens, batch.target_probs)
     assert found.last_key == 6

@@ -123,7 +123,7 @@ def test_detected_heads_are_a_list_and_a_table() -> None:
     header, first, second = Cells(heads._repr_html_()).rows
     assert (header[:2], first[:2], second[:2]) == (["head", "role"], ["L0H0", "previous-token"], ["L1H0", "induction"])
     assert float(first[3]) == pytest.approx(heads[0].parent_score, abs=6e-4)
-    strange = cc.HeadTable([dataclasses.replace(heads[0], role=BAD)])
+    strange = cc.heads.HeadTable([dataclasses.replace(heads[0], role=BAD)])
     assert Cells(strange._repr_html_()).rows[1][1] == BAD
     assert "script" not in Cells(strange._repr_html_()).tags
 

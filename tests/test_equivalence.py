@@ -13,7 +13,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13}  # relative to the large
 
 def random_attention_only(n_layers: int, n_heads: int, seed: int, dtype: torch.dtype) -> HookedTransformer:
     """Every weight and every bias random."""
-    model = cc.ordinary_transformer(
+    model = cc.models.ordinary_transformer(
         4, 6, d_model=9, n_layers=n_layers, n_heads=n_heads, d_head=5, d_mlp=0, seed=seed, dtype=dtype
     )
     generator = torch.Generator().manual_seed(seed)
@@ -33,7 +33,7 @@ def assert_same_function(one: HookedTransformer, other: HookedTransformer) -> No
     tolerance = TOLERANCE[one.W_U.dtype] * float(expected.detach().abs().max())
     assert float((expected - found).detach().abs().max()) <= tolerance
     patterns = cc.mean_attention(one, random_tokens()), cc.mean_attention(other, random_tokens())
-    for layer, head in cc.live_heads(one):
+    for layer, head in cc.models.live_heads(one):
         assert torch.allclose(patterns[0][layer, head], patterns[1][layer, head], atol=1e-5)
 
 
@@ -42,22 +42,22 @@ def assert_same_function(one: HookedTransformer, other: HookedTransformer) -> No
 @pytest.mark.parametrize("seed", range(3))
 def test_a_random_attention_only_transformer_is_disentangled_exactly(n_layers, n_heads, seed, dtype):
     ordinary = random_attention_only(n_layers, n_heads, seed, dtype)
-    disentangled = cc.disentangle(ordinary)
+    disentangled = cc.models.disentangle(ordinary)
     assert_same_function(ordinary, disentangled)
-    assert cc.slots(disentangled)["position"].stop == 4 + 6
+    assert cc.models.slots(disentangled)["position"].stop == 4 + 6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n_heads", [(1, 1), (2, 1), (1, 2), (2, 1, 1)])
 def test_a_random_disentangled_transformer_is_entangled_exactly_and_back(n_heads, dtype):
     disentangled = cc.disentangled_transformer(4, 6, n_heads, init_scale=0.3, seed=2, dtype=dtype)
-    ordinary = cc.entangle(disentangled, seed=3)
+    ordinary = cc.models.entangle(disentangled, seed=3)
     assert_same_function(disentangled, ordinary)
-    assert_same_function(disentangled, cc.disentangle(ordinary))
+    assert_same_function(disentangled, cc.models.disentangle(ordinary))
 
 
 def test_the_rotation_leaves_no_slot_in_sight(random_model):
-    ordinary = cc.entangle(random_model)
+    ordinary = cc.models.entangle(random_model)
     assert not cc.models.has_layout(ordinary)
     embeddings = torch.cat([ordinary.W_E, ordinary.W_pos]).detach()
     assert torch.allclose(embeddings @ embeddings.T, torch.eye(len(embeddings)), atol=1e-5)
@@ -65,16 +65,16 @@ def test_the_rotation_leaves_no_slot_in_sight(random_model):
 
 
 def test_another_seed_is_another_rotation_of_the_same_function(random_model):
-    one, other = cc.entangle(random_model, seed=0), cc.entangle(random_model, seed=1)
+    one, other = cc.models.entangle(random_model, seed=0), cc.models.entangle(random_model, seed=1)
     assert not torch.allclose(one.W_E, other.W_E, atol=0.1)
     assert_same_function(one, other)
 
 
 def test_both_ways_leave_their_argument_as_it_was(random_model):
     before = {name: parameter.detach().clone() for name, parameter in random_model.named_parameters()}
-    ordinary = cc.entangle(random_model)
+    ordinary = cc.models.entangle(random_model)
     kept = {name: parameter.detach().clone() for name, parameter in ordinary.named_parameters()}
-    cc.disentangle(ordinary)
+    cc.models.disentangle(ordinary)
     assert all(torch.equal(parameter, before[name]) for name, parameter in random_model.named_parameters())
     assert all(torch.equal(parameter, kept[name]) for name, parameter in ordinary.named_parameters())
 
@@ -82,7 +82,7 @@ def test_both_ways_leave_their_argument_as_it_was(random_model):
 def test_the_planted_circuit_survives_both_ways(chain_task):
     planted = cc.plant_circuit(chain_task.graph, d_vocab=4)
     batch = chain_task.sample(64, seed=0)
-    through = cc.disentangle(cc.entangle(planted))
+    through = cc.models.disentangle(cc.models.entangle(planted))
     assert float((cc.evaluate(planted, batch) - cc.evaluate(through, batch)).abs().max()) < 1e-4
 
 
@@ -103,18 +103,18 @@ def test_what_cannot_be_disentangled_is_named(change, rule):
         warnings.simplefilter("ignore", DeprecationWarning)
         model = HookedTransformer(HookedTransformerConfig(**config))
     with pytest.raises(ValueError, match=rule):
-        cc.disentangle(model)
+        cc.models.disentangle(model)
 
 
 def test_a_reduced_model_cannot_be_entangled():
     with pytest.raises(ValueError, match="reduced"):
-        cc.entangle(cc.reduced_transformer(3, 4))
+        cc.models.entangle(cc.reduced_transformer(3, 4))
 
 
 def test_an_ordinary_transformer_is_plain_and_random():
-    model = cc.ordinary_transformer(seed=0)
+    model = cc.models.ordinary_transformer(seed=0)
     assert (model.cfg.d_model, model.cfg.n_layers, model.cfg.d_mlp, model.cfg.normalization_type) == (30, 2, 120, None)
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert not torch.equal(model.W_E, cc.ordinary_transformer(seed=1).W_E)
+    assert not torch.equal(model.W_E, cc.models.ordinary_transformer(seed=1).W_E)
     with pytest.raises(ValueError, match="n_layers must be at least 1: got 0"):
-        cc.ordinary_transformer(n_layers=0)
+        cc.models.ordinary_transformer(n_layers=0)

@@ -12,13 +12,13 @@ import pytest
 import causal_circuits as cc
 
 
-def forest() -> cc.ExtractedGraph:
+def forest() -> cc.discovery.ExtractedGraph:
     graph = cc.graph_from_parents([None, 0, 0, None, 3])
     task = cc.InContextTask(graph, d_vocab=3)
     return cc.extract_graph(cc.plant_circuit(graph, d_vocab=3), task, n_sequences=2000)
 
 
-def two_parents() -> cc.ExtractedGraph:
+def two_parents() -> cc.discovery.ExtractedGraph:
     task = cc.InContextTask(cc.ngram_graph(6, order=2), d_vocab=2)
     return cc.extract_graph(cc.plant_circuit(task.graph, d_vocab=2), task, n_sequences=2000)
 
@@ -80,7 +80,8 @@ def test_only_numbers_and_text_stand_in_the_graph(make: Callable[[], nx.DiGraph]
 )
 @pytest.mark.parametrize("make", [forest, two_parents])
 def test_copies_have_the_evidence(
-    make: Callable[[], cc.ExtractedGraph], duplicate: Callable[[cc.ExtractedGraph], cc.ExtractedGraph]
+    make: Callable[[], cc.discovery.ExtractedGraph],
+    duplicate: Callable[[cc.discovery.ExtractedGraph], cc.discovery.ExtractedGraph],
 ) -> None:
     found = make()
     again = duplicate(found)

@@ -45,9 +45,9 @@ def uniform_attention(n_ctx: int) -> torch.Tensor:
     return lower / lower.sum(dim=-1, keepdim=True)
 
 
-def head_scores(**scores: float) -> cc.HeadScores:
-    names = [field.name for field in dataclasses.fields(cc.HeadScores) if field.type is float]
-    return cc.HeadScores(layer=0, head=1, role="parent", **{name: scores.get(name, 0.1) for name in names})
+def head_scores(**scores: float) -> cc.heads.HeadScores:
+    names = [field.name for field in dataclasses.fields(cc.heads.HeadScores) if field.type is float]
+    return cc.heads.HeadScores(layer=0, head=1, role="parent", **{name: scores.get(name, 0.1) for name in names})
 
 
 def outlined(ax: Axes) -> set[tuple[int, int]]:
@@ -232,8 +232,10 @@ def test_figures_draw_on_the_axes_they_are_given_and_change_no_style(
         lambda ax: figures.plot_gradient_and_information(attention, attention, fork, ax=ax),
         lambda ax: figures.plot_head_scores([head_scores()], ax=ax),
         lambda ax: figures.plot_ablation([("L0H0", "zero", 1.0)], ax=ax),
-        lambda ax: figures.plot_phases(cc.PredictorDistances((0, 3), ("a",), torch.ones(2, 1).double()), ax=ax),
-        lambda ax: figures.plot_knock_out(cc.KnockOut(0, *[torch.zeros(1, 7, 7)] * 3, baseline_loss=0.0), fork, ax=ax),
+        lambda ax: figures.plot_phases(cc.films.PredictorDistances((0, 3), ("a",), torch.ones(2, 1).double()), ax=ax),
+        lambda ax: figures.plot_knock_out(
+            cc.interventions.KnockOut(0, *[torch.zeros(1, 7, 7)] * 3, baseline_loss=0.0), fork, ax=ax
+        ),
         lambda ax: figures.plot_scaling(points, {}, ylabel="y", ax=ax),
         lambda ax: figures.plot_curves(points, xlabel="x", ylabel="y", ax=ax),
         lambda ax: figures.plot_groups({"a": {"b": 1.0}}, xlabel="x", ax=ax),

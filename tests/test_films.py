@@ -21,7 +21,7 @@ def trained(task: cc.InContextTask, film: object, steps: int = 12) -> tuple[obje
 
 def test_a_film_ends_with_what_the_trained_model_does_and_changes_nothing(chain_task: cc.InContextTask) -> None:
     tokens = chain_task.sample(3, seed=2).tokens
-    film = cc.SequenceFilm(tokens[1])
+    film = cc.films.SequenceRecorder(tokens[1])
     model, record = trained(chain_task, film)
     _, alone = trained(chain_task, None)
     assert torch.equal(record.losses, alone.losses)
@@ -34,7 +34,7 @@ def test_a_film_ends_with_what_the_trained_model_does_and_changes_nothing(chain_
 def test_one_sequence_is_looked_at_with_every_live_head_and_nothing_is_left_behind(random_model) -> None:  # type: ignore[no-untyped-def]
     tokens = torch.tensor([0, 3, 1, 1, 2, 0])
     with assert_given_back(random_model):
-        seen = cc.sequence_attention(random_model, tokens, step=7)
+        seen = cc.films.sequence_attention(random_model, tokens, step=7)
     assert (seen.steps, seen.heads) == ((7,), ((0, 0), (0, 1), (1, 0)))
     _, cache = random_model.run_with_cache(tokens[None])
     for place, (layer, head) in enumerate(seen.heads):
@@ -49,7 +49,7 @@ def test_a_plain_transformer_of_the_users_can_be_looked_at() -> None:
     config = HookedTransformerConfig(
         n_layers=1, d_model=8, n_ctx=6, d_head=4, n_heads=2, d_vocab=5, attn_only=True, seed=0, device="cpu"
     )
-    seen = cc.sequence_attention(HookedTransformer(config), torch.tensor([4, 0, 2]))
+    seen = cc.films.sequence_attention(HookedTransformer(config), torch.tensor([4, 0, 2]))
     assert seen.heads == ((0, 0), (0, 1))
     torch.testing.assert_close(seen.attention.sum(dim=-1), torch.ones(1, 2, 3))
     assert figures.sequence_view(seen, names=list("abcde")).labels == ("e", "a", "query c")
@@ -60,7 +60,7 @@ def test_divergences_are_zero_from_itself_and_equal_the_slow_sum(chain_task: cc.
     model = cc.plant_circuit(chain_task.graph, chain_task.d_vocab)
     own = cc.log_probs(model, batch.tokens).double().exp()
     other = batch.target_probs.double()
-    film = cc.PredictorFilm(batch, {"itself": own, "the kernel": other})
+    film = cc.films.PredictorRecorder(batch, {"itself": own, "the kernel": other})
     film(3, model)
     measured = film.result()
     pairs = list(zip(other.flatten().tolist(), own.flatten().tolist(), strict=True))
@@ -72,8 +72,8 @@ def test_divergences_are_zero_from_itself_and_equal_the_slow_sum(chain_task: cc.
 def test_the_named_predictors_are_the_lines_of_the_loss(chain_task: cc.InContextTask) -> None:
     batch = chain_task.sample(256, seed=4)
     losses = {
-        name: float(cc.cross_entropy(probs, batch.target_probs).mean())
-        for name, probs in cc.named_predictors(chain_task, batch).items()
+        name: float(cc.tasks.cross_entropy(probs, batch.target_probs).mean())
+        for name, probs in cc.films.named_predictors(chain_task, batch).items()
     }
     lines = cc.reference_losses(chain_task, batch, n_exact=8, n_draws=8)
     assert losses == pytest.approx(
@@ -83,11 +83,11 @@ def test_the_named_predictors_are_the_lines_of_the_loss(chain_task: cc.InContext
 
 def test_films_refuse_what_does_not_fit(chain_task: cc.InContextTask, random_model) -> None:  # type: ignore[no-untyped-def]
     batch = chain_task.sample(4, seed=1)
-    assert_refused(lambda: cc.sequence_attention(random_model, batch.tokens), "integers [n_ctx]", "[4, 6]")
-    assert_refused(cc.SequenceFilm(batch.tokens[0]).result, "seen no step", "on_record=film")
-    assert_refused(cc.PredictorFilm(batch, {"u": batch.target_probs}).result, "seen no step")
-    assert_refused(lambda: cc.PredictorFilm(batch, {}), "at least one predictor")
-    assert_refused(lambda: cc.PredictorFilm(batch, {"u": batch.target_probs[:2]}), "'u'", "[4, 4]", "[2, 4]")
+    assert_refused(lambda: cc.films.sequence_attention(random_model, batch.tokens), "integers [n_ctx]", "[4, 6]")
+    assert_refused(cc.films.SequenceRecorder(batch.tokens[0]).result, "seen no step", "on_record=film")
+    assert_refused(cc.films.PredictorRecorder(batch, {"u": batch.target_probs}).result, "seen no step")
+    assert_refused(lambda: cc.films.PredictorRecorder(batch, {}), "at least one predictor")
+    assert_refused(lambda: cc.films.PredictorRecorder(batch, {"u": batch.target_probs[:2]}), "'u'", "[4, 4]", "[2, 4]")
 
 
 def test_labels_say_whose_parent_a_position_is(fork) -> None:  # type: ignore[no-untyped-def]
@@ -99,7 +99,7 @@ def test_labels_say_whose_parent_a_position_is(fork) -> None:  # type: ignore[no
 
 
 def test_a_view_of_several_steps_has_a_slider_and_shows_the_last(chain_task: cc.InContextTask) -> None:
-    film = cc.SequenceFilm(chain_task.sample(1, seed=2).tokens[0])
+    film = cc.films.SequenceRecorder(chain_task.sample(1, seed=2).tokens[0])
     trained(chain_task, film)
     view = figures.sequence_view(film.result(), chain_task.graph, roles=["<b>", "induction"])
     html = view.part
@@ -134,8 +134,8 @@ def test_a_film_in_a_folder_is_whole_after_an_interrupted_run(chain_task, tmp_pa
     )
 
     def run(folder: object, stops: bool) -> tuple[object, object, cc.TrainingRecord]:
-        heads = cc.SequenceFilm(tokens, folder=folder / "heads")
-        near = cc.PredictorFilm(batch, cc.named_predictors(chain_task, batch), folder=folder / "near")
+        heads = cc.films.SequenceRecorder(tokens, folder=folder / "heads")
+        near = cc.films.PredictorRecorder(batch, cc.films.named_predictors(chain_task, batch), folder=folder / "near")
 
         def watch(step: int, model: object) -> None:
             if stops and step > 7:
@@ -156,7 +156,7 @@ def test_a_film_in_a_folder_is_whole_after_an_interrupted_run(chain_task, tmp_pa
     assert heads.steps == near.steps == record.steps == tuple(range(13))
     assert torch.equal(heads.attention, whole_heads.attention)
     assert torch.equal(near.divergence, whole_near.divergence)
-    again = cc.SequenceFilm(tokens, folder=tmp_path / "cut" / "heads").result()
+    again = cc.films.SequenceRecorder(tokens, folder=tmp_path / "cut" / "heads").result()
     assert again.heads == whole_heads.heads
     with pytest.raises(ValueError, match="has not seen step 99"):
-        cc.SequenceFilm(tokens, folder=tmp_path / "cut" / "heads").result([99])
+        cc.films.SequenceRecorder(tokens, folder=tmp_path / "cut" / "heads").result([99])

@@ -135,7 +135,7 @@ def test_reduced_models_train_in_the_core_as_by_autograd() -> None:
     record = cc.RecordAt(steps=(0, 3, 6), weight_gradients=True)
     ends = []
     for path in ("fused", "plain"):
-        models = [cc.warm_start(reduced(4, 6, 0.2), 1.0) for _ in configs]
+        models = [cc.models.warm_start(reduced(4, 6, 0.2), 1.0) for _ in configs]
         if path == "plain":
             with cc.models.plain_forward():
                 records = cc.train_ensemble(models, [task] * 2, configs, record=record, progress=False)
@@ -223,7 +223,7 @@ def test_a_batch_that_went_wrong_leaves_nothing_to_the_next() -> None:
 def test_large_scores_in_the_second_layer() -> None:
     """Each layer-0 row is a parent and the position itself, exactly half and half: layer 1's scores are exact too."""
     model = cc.plant_circuit(cc.chain_graph(6), d_vocab=4, attention_scale=128.0, match_scale=64.0)
-    cc.attention_block(model, 0, 0, "position", "position").data.fill_diagonal_(128.0)
+    cc.models.attention_block(model, 0, 0, "position", "position").data.fill_diagonal_(128.0)
     model.unembed.W_U.data += 0.3 * torch.randn(model.W_U.shape, generator=torch.Generator().manual_seed(0))
     assert_fused_equals_autograd(model, *draw(4, 6, 16))
 
@@ -241,7 +241,7 @@ def test_a_loss_that_is_no_number_shows() -> None:
 def test_the_fused_record_equals_what_hooks_record(n_heads: tuple[int, int]) -> None:
     task = cc.InContextTask(cc.pairs_graph(6), d_vocab=4)
     model, batch = cc.disentangled_transformer(4, 6, n_heads, init_scale=0.4, seed=4), task.sample(50, seed=0)
-    snapshot = cc.take_snapshot(model, batch, record=cc.RecordAt(weight_gradients=True))
+    snapshot = cc.training.take_snapshot(model, batch, record=cc.RecordAt(weight_gradients=True))
     step = fused_step(model, batch.tokens, batch.target_probs)
     live = n_heads[0]
     assert step.loss == pytest.approx(snapshot.loss, rel=1e-5)

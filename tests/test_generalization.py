@@ -18,39 +18,43 @@ KERNEL = np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.05, 0.9, 0.05]])
 
 
 @given(
-    family=st.sampled_from(cc.KERNEL_FAMILIES),
+    family=st.sampled_from(cc.tasks.MATRIX_FAMILIES),
     d_vocab=st.integers(2, 6),
     gamma=st.floats(0.0, 0.9),
     seed=st.integers(0, 99),
 )
 def test_every_family_is_stochastic_and_bounded_below(family: str, d_vocab: int, gamma: float, seed: int) -> None:
-    kernels = cc.kernel_family(family, 5, d_vocab, gamma=gamma, seed=seed)
+    kernels = cc.tasks.matrix_family(family, 5, d_vocab, gamma=gamma, seed=seed)
     assert kernels.shape == (5, d_vocab, d_vocab)
     assert np.allclose(kernels.sum(axis=-1), 1.0, atol=1e-12)
     assert kernels.min() >= gamma / d_vocab - 1e-12
-    assert np.array_equal(kernels, cc.kernel_family(family, 5, d_vocab, gamma=gamma, seed=seed))
-    assert not np.array_equal(kernels, cc.kernel_family(family, 5, d_vocab, gamma=gamma, seed=seed + 1)) or d_vocab < 4
+    assert np.array_equal(kernels, cc.tasks.matrix_family(family, 5, d_vocab, gamma=gamma, seed=seed))
+    assert (
+        not np.array_equal(kernels, cc.tasks.matrix_family(family, 5, d_vocab, gamma=gamma, seed=seed + 1))
+        or d_vocab < 4
+    )
 
 
 def test_each_family_is_what_its_name_says() -> None:
-    assert np.diagonal(cc.kernel_family("sticky", 50, 4, gamma=0.0), axis1=1, axis2=2).min() >= 0.8
-    assert ((cc.kernel_family("sparse", 50, 5, gamma=0.0) > 0).sum(axis=-1) <= 2).all()
-    assert set(np.unique(cc.kernel_family("near-deterministic", 50, 4, gamma=0.0))) == {0.0, 1.0}
+    assert np.diagonal(cc.tasks.matrix_family("sticky", 50, 4, gamma=0.0), axis1=1, axis2=2).min() >= 0.8
+    assert ((cc.tasks.matrix_family("sparse", 50, 5, gamma=0.0) > 0).sum(axis=-1) <= 2).all()
+    assert set(np.unique(cc.tasks.matrix_family("near-deterministic", 50, 4, gamma=0.0))) == {0.0, 1.0}
     peaks = [
-        cc.kernel_family(f"dirichlet {a}", 200, 4, gamma=0.0).max(axis=-1).mean() for a in ("0.1", "0.3", "1", "10")
+        cc.tasks.matrix_family(f"dirichlet {a}", 200, 4, gamma=0.0).max(axis=-1).mean()
+        for a in ("0.1", "0.3", "1", "10")
     ]
     assert peaks == sorted(peaks, reverse=True)
 
 
 def test_families_refuse_what_they_are_not() -> None:
-    assert_refused(lambda: cc.kernel_family("square"), "sticky", "'square'")
-    assert_refused(lambda: cc.kernel_family("sparse", gamma=1.0), "gamma", "[0, 1)", "1.0")
-    assert_refused(lambda: cc.kernel_family("sparse", d_vocab=1), "d_vocab", "at least 2")
-    assert_refused(lambda: cc.kernel_family("sparse", n=0), "n must be", "at least 1")
+    assert_refused(lambda: cc.tasks.matrix_family("square"), "sticky", "'square'")
+    assert_refused(lambda: cc.tasks.matrix_family("sparse", gamma=1.0), "gamma", "[0, 1)", "1.0")
+    assert_refused(lambda: cc.tasks.matrix_family("sparse", d_vocab=1), "d_vocab", "at least 2")
+    assert_refused(lambda: cc.tasks.matrix_family("sparse", n=0), "n must be", "at least 1")
 
 
 def test_the_edge_posterior_of_given_kernels_is_the_oracles_mixture(fork) -> None:
-    kernels = cc.kernel_family("sticky", 7, 3, gamma=0.2, seed=4)
+    kernels = cc.tasks.matrix_family("sticky", 7, 3, gamma=0.2, seed=4)
     task = cc.InContextTask(fork, 3, kernels=kernels)
     batch = task.sample(20, seed=1)
     parents = [list(fork.predecessors(i)) for i in range(6)]
@@ -65,27 +69,30 @@ def test_prediction_errors_are_the_mean_distance_of_each_query_token(fork) -> No
     def predictor(tokens: torch.Tensor) -> torch.Tensor:
         return torch.softmax(torch.nn.functional.one_hot(tokens[:, :3], 3).sum(dim=1).double(), dim=-1)
 
-    found = cc.prediction_errors(predictor, fork, KERNEL, n_sequences=200, seed=5)
+    found = cc.generalization.prediction_errors(predictor, fork, KERNEL, n_sequences=200, seed=5)
     batch = cc.InContextTask(fork, 3, kernels=KERNEL).sample(200, seed=5)
     distances: list[list[float]] = [[], [], []]
     for tokens, predicted in zip(batch.tokens.tolist(), predictor(batch.tokens).tolist(), strict=True):
         row = KERNEL[tokens[-1]]
         distances[tokens[-1]].append(max(abs(p - q) for p, q in zip(predicted, row, strict=True)))
     assert np.allclose(found, [np.mean(d) for d in distances], atol=1e-6)  # targets are float32
-    assert np.allclose(cc.prediction_errors(predictor, fork, KERNEL, reference=predictor), 0.0)
+    assert np.allclose(cc.generalization.prediction_errors(predictor, fork, KERNEL, reference=predictor), 0.0)
 
 
 def test_a_predictor_that_knows_the_kernel_has_no_error_and_an_unasked_token_none_to_show() -> None:
     graph = cc.chain_graph(6)
-    perfect = cc.prediction_errors(lambda tokens: torch.from_numpy(KERNEL)[tokens[:, -1]], graph, KERNEL)
+    perfect = cc.generalization.prediction_errors(lambda tokens: torch.from_numpy(KERNEL)[tokens[:, -1]], graph, KERNEL)
     assert perfect.max() < 1e-6
-    one = cc.prediction_errors(lambda tokens: torch.full((len(tokens), 3), 1 / 3), graph, KERNEL, n_sequences=1)
+    one = cc.generalization.prediction_errors(
+        lambda tokens: torch.full((len(tokens), 3), 1 / 3), graph, KERNEL, n_sequences=1
+    )
     assert np.isnan(one).sum() == 2
 
 
 def test_prediction_errors_need_a_query() -> None:
     assert_refused(
-        lambda: cc.prediction_errors(lambda t: t, cc.ngram_graph(5, 1), np.full((2, 2), 0.5)), "forest with a query"
+        lambda: cc.generalization.prediction_errors(lambda t: t, cc.ngram_graph(5, 1), np.full((2, 2), 0.5)),
+        "forest with a query",
     )
 
 
@@ -94,15 +101,19 @@ def test_longer_contexts_bring_the_planted_circuit_closer_to_any_kernel() -> Non
     for n_ctx in (10, 40, 160):
         model = cc.plant_circuit(cc.chain_graph(n_ctx), d_vocab=3, readout_scale=8.0)
         a1 = cc.reduced_transformer(3, n_ctx)
-        slots = cc.slots(a1)
-        a1.blocks[0].attn.W_Q.data[0, slots["position"].slice, :n_ctx] = cc.attention_block(
+        slots = cc.models.slots(a1)
+        a1.blocks[0].attn.W_Q.data[0, slots["position"].slice, :n_ctx] = cc.models.attention_block(
             model, 0, 0, "position", "position"
         ).detach()
-        cc.warm_start(a1, 8.0)
-        kernels = cc.kernel_family("dirichlet 1", 4, 3, gamma=0.3, seed=1)
+        cc.models.warm_start(a1, 8.0)
+        kernels = cc.tasks.matrix_family("dirichlet 1", 4, 3, gamma=0.3, seed=1)
         errors.append(
             max(
-                float(cc.prediction_errors(lambda t, m=a1: cc.log_probs(m, t).exp(), cc.chain_graph(n_ctx), k).max())
+                float(
+                    cc.generalization.prediction_errors(
+                        lambda t, m=a1: cc.log_probs(m, t).exp(), cc.chain_graph(n_ctx), k
+                    ).max()
+                )
                 for k in kernels
             )
         )
@@ -115,7 +126,7 @@ def test_longer_contexts_bring_the_planted_circuit_closer_to_any_kernel() -> Non
 @given(st.integers(0, 30))
 def test_the_search_is_never_worse_than_its_random_start(seed: int) -> None:
     target = np.random.default_rng(seed).dirichlet(np.ones(4), size=4)
-    worst = cc.worst_kernel(
+    worst = cc.generalization.worst_matrix(
         lambda kernel: -float(np.abs(kernel - target).max()), 4, gamma=0.1, n_start=8, n_rounds=10, seed=seed
     )
     assert worst.error >= worst.start_error
@@ -128,19 +139,23 @@ def test_the_search_is_never_worse_than_its_random_start(seed: int) -> None:
 
 def test_the_search_finds_a_known_worst_kernel() -> None:
     """The kernel furthest from uniform in the first row and column: a corner, (1 - gamma) + gamma / d_vocab."""
-    worst = cc.worst_kernel(lambda kernel: float(kernel[0, 0] + kernel[1, 0]), 3, gamma=0.3, n_rounds=100, seed=2)
+    worst = cc.generalization.worst_matrix(
+        lambda kernel: float(kernel[0, 0] + kernel[1, 0]), 3, gamma=0.3, n_rounds=100, seed=2
+    )
     assert worst.error > 2 * 0.79
     assert worst.error <= 2 * 0.8 + 1e-12
-    again = cc.worst_kernel(lambda kernel: float(kernel[0, 0] + kernel[1, 0]), 3, gamma=0.3, n_rounds=100, seed=2)
+    again = cc.generalization.worst_matrix(
+        lambda kernel: float(kernel[0, 0] + kernel[1, 0]), 3, gamma=0.3, n_rounds=100, seed=2
+    )
     assert np.array_equal(worst.kernel, again.kernel)
 
 
 def test_the_search_refuses_to_start_from_nothing() -> None:
-    assert_refused(lambda: cc.worst_kernel(lambda k: 0.0, 3, n_start=0), "n_start", "at least 1")
+    assert_refused(lambda: cc.generalization.worst_matrix(lambda k: 0.0, 3, n_start=0), "n_start", "at least 1")
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.3, 1.0, 10.0])
 def test_dirichlet_families_have_the_alpha_of_their_name(alpha: float) -> None:
     """An entry of a row of 4 is Beta(alpha, 3 alpha)."""
-    entries = cc.kernel_family(f"dirichlet {alpha:g}", 4000, 4, gamma=0.0, seed=1)[:, 0, 0]
+    entries = cc.tasks.matrix_family(f"dirichlet {alpha:g}", 4000, 4, gamma=0.0, seed=1)[:, 0, 0]
     assert kstest(entries, beta(alpha, 3 * alpha).cdf).pvalue > 1e-4

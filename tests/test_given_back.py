@@ -41,17 +41,17 @@ def margin(logits: torch.Tensor) -> torch.Tensor:
 
 CALLS = {
     "ablate_heads": lambda model, **o: cc.ablate_heads(model, BATCH, [(0, 0)], **o),
-    "ablate_slots": lambda model, **o: cc.ablate_slots(model, BATCH, ["token"], **o),
-    "attention_block": lambda model: cc.attention_block(model, 0, 0, "position", "position"),
-    "copying_score": lambda model: cc.copying_score(model, 1, 0),
+    "ablate_slots": lambda model, **o: cc.interventions.ablate_slots(model, BATCH, ["token"], **o),
+    "attention_block": lambda model: cc.models.attention_block(model, 0, 0, "position", "position"),
+    "copying_score": lambda model: cc.heads.copying_score(model, 1, 0),
     "detect_induction_heads": lambda model: cc.detect_induction_heads(model, TASK, n_sequences=20),
     "evaluate": lambda model: cc.evaluate(model, BATCH),
     "extract_graph": lambda model: cc.extract_graph(model, TASK, n_sequences=200),
     "knock_out_edges": lambda model, **o: cc.knock_out_edges(model, BATCH, **o),
-    "live_heads": cc.live_heads,
+    "live_heads": cc.models.live_heads,
     "log_probs": lambda model: cc.log_probs(model, BATCH.tokens),
     "mean_attention": lambda model: cc.mean_attention(model, BATCH.tokens),
-    "pair_gain": lambda model: cc.pair_gain(model, BATCH),
+    "pair_gain": lambda model: cc.training.pair_gain(model, BATCH),
     "patch_activations": lambda model, metric=margin: cc.patch_activations(
         model, BATCH.tokens, OTHER.tokens, lambda logits: metric(logits).mean()
     ),
@@ -59,10 +59,10 @@ CALLS = {
         model, BATCH.tokens, OTHER.tokens, lambda logits: metric(logits).mean()
     ),
     "scrub_hypothesis": lambda model, **o: cc.scrub_hypothesis(model, BATCH, TASK, **o),
-    "sequence_attention": lambda model: cc.sequence_attention(model, BATCH.tokens[0]),
-    "slots": cc.slots,
-    "training_health": lambda model: cc.training_health(RECORD, TASK, model),
-    "take_snapshot": lambda model: cc.take_snapshot(model, BATCH),
+    "sequence_attention": lambda model: cc.films.sequence_attention(model, BATCH.tokens[0]),
+    "slots": cc.models.slots,
+    "training_health": lambda model: cc.training.training_health(RECORD, TASK, model),
+    "take_snapshot": lambda model: cc.training.take_snapshot(model, BATCH),
 }
 BUILDS_OR_WRITES = {"disentangle", "entangle", "save_model", "watch_attention"}
 
@@ -91,7 +91,7 @@ def test_the_model_is_given_back(name):
 
 @pytest.mark.parametrize("name", ["disentangle", "entangle"])
 def test_rewriting_a_model_leaves_the_original(name):
-    model = used_model() if name == "entangle" else cc.ordinary_transformer(4, 6, d_mlp=0)
+    model = used_model() if name == "entangle" else cc.models.ordinary_transformer(4, 6, d_mlp=0)
     model.reset_hooks()  # weights alone are rewritten: a hook is refused by name (test_attachments)
     with assert_given_back(model):
         getattr(cc, name)(model)
@@ -106,7 +106,7 @@ def test_the_model_is_given_back_when_the_users_metric_fails(name):
 
 def test_the_model_is_given_back_when_a_watched_pass_fails():
     model = used_model()
-    with assert_given_back(model), pytest.raises(Broken), cc.watch_attention(model):
+    with assert_given_back(model), pytest.raises(Broken), cc.recording.watch_attention(model):
         broken(cc.log_probs(model, BATCH.tokens))
 
 
@@ -114,4 +114,4 @@ def test_a_snapshot_that_fails_gives_the_model_back():
     model = used_model()
     model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: broken(pattern))
     with assert_given_back(model), pytest.raises(Broken):
-        cc.take_snapshot(model, BATCH)
+        cc.training.take_snapshot(model, BATCH)

@@ -118,7 +118,7 @@ def test_without_a_query_the_last_row_is_the_targets(fork: nx.DiGraph) -> None:
 def test_a_knock_out_is_drawn_against_the_adjacency(fork: nx.DiGraph) -> None:
     effect = torch.full((2, 7, 7), torch.nan)
     effect[0, 3, 1], effect[1, 3, 1], effect[1, 6, 0] = 0.1, 0.3, 9.0
-    cut = cc.KnockOut(0, effect, effect, effect, baseline_loss=1.0)
+    cut = cc.interventions.KnockOut(0, effect, effect, effect, baseline_loss=1.0)
     worst, first = (figures.plot_knock_out(cut, fork, head) for head in (None, 0))
     assert worst.images[0].get_clim() == pytest.approx((-0.3, 0.3))  # the query's row is left out
     assert first.images[0].get_array().compressed() == pytest.approx([0.1])
@@ -128,7 +128,7 @@ def test_a_knock_out_is_drawn_against_the_adjacency(fork: nx.DiGraph) -> None:
 
 def test_phases_are_the_nearest_predictors() -> None:
     divergence = torch.tensor([[0.1, 0.5], [0.2, 0.3], [0.4, 0.1], [0.5, 0.0]], dtype=torch.float64)
-    seen = cc.PredictorDistances((0, 3, 15, 63), ("unigram", "edge posterior"), divergence)
+    seen = cc.films.PredictorDistances((0, 3, 15, 63), ("unigram", "edge posterior"), divergence)
     ax = figures.plot_phases(seen)
     unigram, posterior = (line.get_xydata() for line in ax.lines[:2])
     assert unigram.tolist() == [[1, 0.1], [4, 0.2], [16, 0.4], [64, 0.5]]

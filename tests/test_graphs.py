@@ -36,27 +36,29 @@ def edges(*pairs: tuple[int, int]) -> set[tuple[int, int]]:
 @pytest.mark.parametrize("graph", [cc.chain_graph(2), cc.pairs_graph(9), cc.random_forest(9, seed=1)], ids=str)
 def test_forests_end_in_a_query_that_alone_decides_the_target(graph: nx.DiGraph) -> None:
     target = graph.number_of_nodes() - 1
-    assert cc.has_query(graph)
+    assert cc.graphs.has_query(graph)
     assert graph.in_degree(target - 1) == 0
-    assert cc.parents_of(graph, target) == (target - 1,)
+    assert cc.graphs.parents_of(graph, target) == (target - 1,)
     assert (target - 1, target) not in cc.latent_edges(graph)
     assert cc.latent_edges(graph) == set(graph.edges) - {(target - 1, target)}
 
 
 def test_a_general_graph_has_no_query_and_all_its_edges_are_latent() -> None:
     graph = cc.ngram_graph(6, order=2)
-    assert not cc.has_query(graph)
+    assert not cc.graphs.has_query(graph)
     assert cc.latent_edges(graph) == set(graph.edges)
-    assert cc.parents_of(graph, 4) == (2, 3)
-    assert not cc.has_query(cc.graph_from_parents([[], [0], [1], [2]]))  # the last position has a parent: no query
-    assert not cc.has_query(cc.graph_from_parents([[], [0], [], [1]]))  # the target looks elsewhere
+    assert cc.graphs.parents_of(graph, 4) == (2, 3)
+    assert not cc.graphs.has_query(
+        cc.graph_from_parents([[], [0], [1], [2]])
+    )  # the last position has a parent: no query
+    assert not cc.graphs.has_query(cc.graph_from_parents([[], [0], [], [1]]))  # the target looks elsewhere
 
 
 @given(forest_parents())
 def test_forest_parents_round_trip(parents: list[int | None]) -> None:
     graph = cc.graph_from_parents(parents)
-    cc.validate_graph(graph)
-    assert cc.graph_parents(graph) == parents
+    cc.graphs.validate_graph(graph)
+    assert cc.graphs.graph_parents(graph) == parents
     assert set(graph.edges) == {(p, i) for i, p in enumerate(parents) if p is not None} | {
         (len(parents), len(parents) + 1)
     }
@@ -67,9 +69,9 @@ def test_forest_parents_round_trip(parents: list[int | None]) -> None:
 @given(dag_parents())
 def test_dag_parents_round_trip(parents: list[list[int]]) -> None:
     graph = cc.graph_from_parents(parents)
-    cc.validate_graph(graph)
+    cc.graphs.validate_graph(graph)
     assert set(graph.edges) == {(p, i) for i, above in enumerate(parents) for p in above}
-    again = cc.graph_from_parents(cc.graph_parents(graph))
+    again = cc.graph_from_parents(cc.graphs.graph_parents(graph))
     assert set(again.edges) == set(graph.edges)
     assert set(again.nodes) == set(graph.nodes)
 
@@ -77,8 +79,8 @@ def test_dag_parents_round_trip(parents: list[list[int]]) -> None:
 @given(n_ctx=st.integers(2, 30), root_probability=st.floats(0, 1), seed=st.integers(0, 10_000))
 def test_random_forests_are_forests_and_follow_their_seed(n_ctx: int, root_probability: float, seed: int) -> None:
     graph = cc.random_forest(n_ctx, root_probability, seed)
-    cc.validate_graph(graph)
-    assert cc.has_query(graph)
+    cc.graphs.validate_graph(graph)
+    assert cc.graphs.has_query(graph)
     assert nx.is_directed_acyclic_graph(graph)
     assert max(degree for _, degree in graph.in_degree) == 1
     assert set(graph.edges) == set(cc.random_forest(n_ctx, root_probability, seed).edges)
@@ -92,21 +94,21 @@ def test_root_probability_is_the_share_of_roots() -> None:
 
 
 def test_random_forest_parents_are_uniform_over_earlier_positions() -> None:
-    parents = [cc.parents_of(cc.random_forest(7, 0.0, seed), 5)[0] for seed in range(2000)]
+    parents = [cc.graphs.parents_of(cc.random_forest(7, 0.0, seed), 5)[0] for seed in range(2000)]
     for position in range(5):
         assert abs(parents.count(position) / 2000 - 0.2) < 4.5 * (0.2 * 0.8 / 2000) ** 0.5
 
 
 def test_a_query_and_a_target_are_added_behind_a_digraph() -> None:
-    graph = cc.graph_from_digraph(nx.DiGraph([(0, 2), (0, 1)]))
+    graph = cc.graphs.graph_from_digraph(nx.DiGraph([(0, 2), (0, 1)]))
     assert set(graph.edges) == edges((0, 2), (0, 1), (3, 4))
-    assert cc.has_query(graph)
+    assert cc.graphs.has_query(graph)
 
 
 def test_what_a_digraph_knows_of_its_nodes_and_edges_survives_the_conversion() -> None:
     rain = nx.DiGraph([(0, 1, {"weight": 0.5})], name="weather")
     rain.nodes[1]["label"] = "rain"
-    graph = cc.graph_from_digraph(rain)
+    graph = cc.graphs.graph_from_digraph(rain)
     assert graph.nodes[1] == {"label": "rain"}
     assert graph.edges[0, 1] == {"weight": 0.5}
     assert graph.graph == {"name": "weather", "target": 3}
@@ -122,19 +124,19 @@ def test_graphml_is_read_by_following_the_errors(first: float, tmp_path: Path) -
     nx.write_graphml(nx.relabel_nodes(there, lambda node: node + first), tmp_path / "weather.graphml")
     read = nx.read_graphml(tmp_path / "weather.graphml")
     with pytest.raises(ValueError, match="relabel") as refusal:
-        cc.graph_from_digraph(read)
+        cc.graphs.graph_from_digraph(read)
     remedy = str(refusal.value).split("relabel them by ")[1].split(", which")[0]
-    graph = cc.graph_from_digraph(eval(remedy, {"networkx": nx, "graph": read}))
-    assert cc.compare_graphs(cc.graph_from_digraph(there), graph).exact
+    graph = cc.graphs.graph_from_digraph(eval(remedy, {"networkx": nx, "graph": read}))
+    assert cc.compare_graphs(cc.graphs.graph_from_digraph(there), graph).exact
     assert nx.get_node_attributes(graph, "label") == {0: "wind", 1: "rain", 2: "snow"}
 
 
 def test_named_nodes_are_numbered_and_keep_their_names_as_labels() -> None:
     read = nx.DiGraph([("wind", "rain"), ("rain", "snow")])
     with pytest.raises(ValueError, match="'wind'") as refusal:
-        cc.graph_from_digraph(read)
+        cc.graphs.graph_from_digraph(read)
     call = str(refusal.value).split("relabel them by ")[1].split(", which")[0]
-    graph = cc.graph_from_digraph(eval(call, {"networkx": nx, "graph": read}))
+    graph = cc.graphs.graph_from_digraph(eval(call, {"networkx": nx, "graph": read}))
     assert set(graph.edges) == edges((0, 1), (1, 2), (3, 4))
     assert [graph.nodes[node].get("label") for node in graph] == ["wind", "rain", "snow", None, None]
 
@@ -145,20 +147,20 @@ def test_a_path_over_six_positions_is_not_silently_five_positions_and_a_target()
         task = cc.InContextTask(path, d_vocab=3)
     assert task.n_ctx == 5
     with pytest.warns(UserWarning, match="graph_from_digraph"):
-        cc.validate_graph(nx.DiGraph([(0, 2), (1, 2), (2, 3)]))
-    added = cc.graph_from_digraph(path)
+        cc.graphs.validate_graph(nx.DiGraph([(0, 2), (1, 2), (2, 3)]))
+    added = cc.graphs.graph_from_digraph(path)
     assert cc.latent_edges(added) == set(path.edges)
     assert cc.InContextTask(added, d_vocab=3).n_ctx == 7
 
 
 def test_a_graph_that_says_which_node_is_its_target_is_taken_at_its_word() -> None:
     said = nx.DiGraph(nx.path_graph(6, create_using=nx.DiGraph).edges, target=5)
-    cc.validate_graph(said)  # no warning, which would be an error
+    cc.graphs.validate_graph(said)  # no warning, which would be an error
     assert cc.compare_graphs(said, cc.ngram_graph(5, order=1)).exact
     for graph in (said, cc.ngram_graph(5, order=2), cc.chain_graph(5)):
-        assert_refused(lambda graph=graph: cc.graph_from_digraph(graph), "its target is 5", "as it is")
+        assert_refused(lambda graph=graph: cc.graphs.graph_from_digraph(graph), "its target is 5", "as it is")
     part = cc.ngram_graph(5, order=2).subgraph(range(4))
-    assert_refused(lambda: cc.validate_graph(part), "the target must be the last node, 3", "is 5", "correct it")
+    assert_refused(lambda: cc.graphs.validate_graph(part), "the target must be the last node, 3", "is 5", "correct it")
 
 
 @given(forest_parents())
@@ -170,7 +172,7 @@ def test_positions_may_be_numpy_integers_or_come_as_arrays(parents: list[int | N
     made.append(nx.relabel_nodes(plain, np.int64))
     for graph in made:
         assert cc.compare_graphs(plain, graph).exact
-        assert cc.graph_parents(graph) == cc.graph_parents(plain)
+        assert cc.graphs.graph_parents(graph) == cc.graphs.graph_parents(plain)
         assert json.loads(json.dumps(sorted(cc.latent_edges(graph)))) == [
             list(e) for e in sorted(cc.latent_edges(plain))
         ]
@@ -196,11 +198,11 @@ NO_CAUSAL_GRAPHS = {
 @pytest.mark.parametrize("graph", NO_CAUSAL_GRAPHS.values(), ids=NO_CAUSAL_GRAPHS)
 def test_every_function_refuses_what_is_no_causal_graph(graph: object) -> None:
     for call in (
-        cc.validate_graph,
-        cc.has_query,
+        cc.graphs.validate_graph,
+        cc.graphs.has_query,
         cc.latent_edges,
-        cc.graph_parents,
-        cc.graph_from_digraph,
+        cc.graphs.graph_parents,
+        cc.graphs.graph_from_digraph,
         cc.graphs.attention_cells,
         lambda graph: cc.compare_graphs(cc.chain_graph(5), graph),
         lambda graph: cc.compare_graphs(graph, cc.chain_graph(5)),
@@ -242,8 +244,8 @@ def test_a_parent_must_precede_its_child() -> None:
     assert_refused(lambda: cc.graph_from_parents([None, 1]), "no cycle", "1 -> 1", "remove")
     assert_refused(lambda: cc.graph_from_parents([None, 2, None, None]), "precede", "2 -> 1", "renumber")
     assert_refused(lambda: cc.graph_from_parents([[], [], [0], [3], [1]]), "no cycle", "3 -> 3")
-    assert_refused(lambda: cc.validate_graph(nx.DiGraph([(1, 0)])), "precede", "1 -> 0", "renumber")
-    assert_refused(lambda: cc.graph_from_digraph(nx.DiGraph([(1, 0)])), "precede", "1 -> 0", "renumber")
+    assert_refused(lambda: cc.graphs.validate_graph(nx.DiGraph([(1, 0)])), "precede", "1 -> 0", "renumber")
+    assert_refused(lambda: cc.graphs.graph_from_digraph(nx.DiGraph([(1, 0)])), "precede", "1 -> 0", "renumber")
 
 
 def test_a_parent_lies_in_the_context() -> None:
@@ -256,7 +258,7 @@ def test_a_parent_lies_in_the_context() -> None:
         assert_refused(lambda entry=entry: cc.graph_from_parents([None, entry]), "integer position", "at position 1")
     assert_refused(lambda: cc.graph_from_parents(np.array([-1.0, 0.0])), "integer position", "-1.0")
     assert_refused(lambda: cc.graph_from_parents([[], [0.0], [0]]), "integer position", "0.0 at position 1")
-    assert_refused(lambda: cc.parents_of(cc.chain_graph(5), 9), "0 .. 5", "got 9")
+    assert_refused(lambda: cc.graphs.parents_of(cc.chain_graph(5), 9), "0 .. 5", "got 9")
     assert_refused(lambda: cc.graph_from_parents([[], [0, 0], [1]]), "once", "[0, 0]", "remove")
     assert_refused(lambda: cc.graph_from_parents([[], [], [1, 0], [1]]), "in order", "[1, 0] at position 2", "[0, 1]")
 
@@ -266,19 +268,21 @@ def test_a_graph_has_positions_and_a_target_with_a_parent() -> None:
     assert_refused(lambda: cc.graph_from_parents([[]]), "at least one context position")
     assert_refused(lambda: cc.graph_from_parents("012"), "must be a sequence", "012")
     assert_refused(lambda: cc.graph_from_parents([[], [0], []]), "target", "needs a parent", "add an edge")
-    assert_refused(lambda: cc.validate_graph(nx.DiGraph()), "at least one position", "empty graph")
+    assert_refused(lambda: cc.graphs.validate_graph(nx.DiGraph()), "at least one position", "empty graph")
     lonely = nx.DiGraph()
     lonely.add_node(0)
-    assert_refused(lambda: cc.validate_graph(lonely), "1 node", "add the target")
-    assert_refused(lambda: cc.validate_graph(nx.Graph([(0, 1)])), "a DiGraph", "got a Graph")
+    assert_refused(lambda: cc.graphs.validate_graph(lonely), "1 node", "add the target")
+    assert_refused(lambda: cc.graphs.validate_graph(nx.Graph([(0, 1)])), "a DiGraph", "got a Graph")
 
 
 def test_cycles_and_strange_nodes_are_named() -> None:
-    assert_refused(lambda: cc.validate_graph(nx.DiGraph([(0, 1), (1, 2), (2, 1)])), "no cycle", "1 -> 2 -> 1", "remove")
-    assert_refused(lambda: cc.validate_graph(nx.DiGraph([(0, "a")])), "positions 0 .. 1", "'a'", "relabel")
-    assert_refused(lambda: cc.validate_graph(nx.DiGraph([(0, 5)])), "positions 0 .. 1", "5", "relabel")
     assert_refused(
-        lambda: cc.graph_from_digraph(nx.DiGraph([(0, 2), (1, 2)])), "at most one parent", "position 2", "[0, 1]"
+        lambda: cc.graphs.validate_graph(nx.DiGraph([(0, 1), (1, 2), (2, 1)])), "no cycle", "1 -> 2 -> 1", "remove"
+    )
+    assert_refused(lambda: cc.graphs.validate_graph(nx.DiGraph([(0, "a")])), "positions 0 .. 1", "'a'", "relabel")
+    assert_refused(lambda: cc.graphs.validate_graph(nx.DiGraph([(0, 5)])), "positions 0 .. 1", "5", "relabel")
+    assert_refused(
+        lambda: cc.graphs.graph_from_digraph(nx.DiGraph([(0, 2), (1, 2)])), "at most one parent", "position 2", "[0, 1]"
     )
 
 

@@ -54,22 +54,22 @@ def test_scores_are_linear_in_attention(weight: float) -> None:
 
 
 def test_masks_mark_parents_and_matches(fork_task: cc.InContextTask) -> None:
-    assert cc.parent_mask(fork_task).nonzero().tolist() == [[1, 0], [2, 0], [3, 1], [5, 4]]
+    assert cc.heads.parent_mask(fork_task).nonzero().tolist() == [[1, 0], [2, 0], [3, 1], [5, 4]]
     tokens = fork_task.sample(40, seed=0).tokens
-    found = cc.induction_mask(fork_task, tokens)
+    found = cc.heads.induction_mask(fork_task, tokens)
     for b, sequence in enumerate(tokens.tolist()):
         for i in range(7):
             for j in range(7):
-                above = cc.parents_of(fork_task.graph, j) if j < 6 else ()
+                above = cc.graphs.parents_of(fork_task.graph, j) if j < 6 else ()
                 assert bool(found[b, i, j]) == (j <= i and bool(above) and sequence[above[0]] == sequence[i])
 
 
 def test_masks_of_a_general_graph_follow_the_targets_parents() -> None:
     task = cc.InContextTask(cc.ngram_graph(6, order=2), d_vocab=2)
     tokens = task.sample(40, seed=0).tokens
-    assert cc.parent_mask(task)[-1].nonzero().flatten().tolist() == [4, 5]
-    assert cc.parent_mask(task)[3].nonzero().flatten().tolist() == [1, 2]
-    found = cc.induction_mask(task, tokens)
+    assert cc.heads.parent_mask(task)[-1].nonzero().flatten().tolist() == [4, 5]
+    assert cc.heads.parent_mask(task)[3].nonzero().flatten().tolist() == [1, 2]
+    found = cc.heads.induction_mask(task, tokens)
     assert not found[:, :-1].any()
     for b, sequence in enumerate(tokens.tolist()):
         expected = [j >= 2 and j < 5 and sequence[j - 2 : j] == sequence[4:6] for j in range(6)]
@@ -84,10 +84,12 @@ def test_transformer_lens_agrees_on_the_raw_parent_score(scale: float) -> None:
     model = cc.plant_circuit(graph, d_vocab=3, attention_scale=scale)
     tokens = task.sample(5, seed=0).tokens
     ours = [head.transformer_lens_parent_score for head in cc.detect_induction_heads(model, task, tokens=tokens)]
-    judge = cc.plant_circuit(cc.graph_from_parents([*cc.graph_parents(graph), None]), d_vocab=3, attention_scale=scale)
+    judge = cc.plant_circuit(
+        cc.graph_from_parents([*cc.graphs.graph_parents(graph), None]), d_vocab=3, attention_scale=scale
+    )
     copy_weights_but_for_the_last_position(model, judge)
     judge.to_tokens = lambda sequence, **_: sequence
-    mask = cc.parent_mask(task).float()
+    mask = cc.heads.parent_mask(task).float()
     scores = torch.stack([detect_head(judge, sequence[None], mask) for sequence in tokens]).mean(dim=0)
     assert scores[:, 0].tolist() == pytest.approx(ours, rel=1e-4)
     _, cache = model.run_with_cache(tokens)
@@ -99,7 +101,9 @@ def test_transformer_lens_agrees_on_the_raw_parent_score(scale: float) -> None:
 def copy_weights_but_for_the_last_position(small: HookedTransformer, large: HookedTransformer) -> None:
     """`large` has one more position than `small`; on sequences of small's length both then attend alike."""
     kept = [
-        to for name, slot in cc.slots(large).items() for to in range(slot.start, slot.stop - name.endswith("position"))
+        to
+        for name, slot in cc.models.slots(large).items()
+        for to in range(slot.start, slot.stop - name.endswith("position"))
     ]
     for layer, width in enumerate((12, 24)):
         wide = [index for index in kept if index < width + 1 + layer]
@@ -111,11 +115,11 @@ def copy_weights_but_for_the_last_position(small: HookedTransformer, large: Hook
 def test_copying_scores() -> None:
     task = cc.InContextTask(cc.chain_graph(8), d_vocab=4)
     model = cc.plant_circuit(task.graph, d_vocab=4)
-    assert cc.copying_score(model, 1, 0) == pytest.approx(1.0)
+    assert cc.heads.copying_score(model, 1, 0) == pytest.approx(1.0)
     model.unembed.W_U.data.neg_()
-    assert cc.copying_score(model, 1, 0) == pytest.approx(-1.0)
-    model.unembed.W_U.data[cc.slots(model)["L1H0.token"].slice] = torch.roll(torch.eye(4), 1, dims=0)
-    assert cc.copying_score(model, 1, 0) == pytest.approx(0.0, abs=1e-6)  # eigenvalues 1, i, -1, -i
+    assert cc.heads.copying_score(model, 1, 0) == pytest.approx(-1.0)
+    model.unembed.W_U.data[cc.models.slots(model)["L1H0.token"].slice] = torch.roll(torch.eye(4), 1, dims=0)
+    assert cc.heads.copying_score(model, 1, 0) == pytest.approx(0.0, abs=1e-6)  # eigenvalues 1, i, -1, -i
 
 
 def test_scores_do_not_depend_on_token_names(random_model: HookedTransformer, chain_task: cc.InContextTask) -> None:
@@ -123,7 +127,7 @@ def test_scores_do_not_depend_on_token_names(random_model: HookedTransformer, ch
     tokens, order = chain_task.sample(50, seed=0).tokens, torch.tensor([2, 0, 3, 1])
     renamed = cc.disentangled_transformer(4, 6, (2, 1))
     index = torch.arange(renamed.cfg.d_model)
-    for name, slot in cc.slots(renamed).items():
+    for name, slot in cc.models.slots(renamed).items():
         if name.endswith("token"):
             index[slot.start : slot.stop] = slot.start + order.argsort()
     renamed.W_U.data.copy_(random_model.W_U.data[index][:, order.argsort()])
@@ -151,7 +155,7 @@ SMALL = {
 }
 
 
-def induction_of(model: HookedTransformer, task: cc.InContextTask) -> cc.HeadScores:
+def induction_of(model: HookedTransformer, task: cc.InContextTask) -> cc.heads.HeadScores:
     return cc.detect_induction_heads(model, task, seed=3)[-1]
 
 
@@ -169,7 +173,7 @@ def test_only_a_head_that_matches_its_parents_copies_does_induction(graph: objec
     blind = induction_of(planted, task)
     assert blind.role == "none"
     assert blind.induction_score == pytest.approx(blind.induction_null, abs=1e-6)
-    token = cc.slots(empty_model(task))["token"].slice
+    token = cc.models.slots(empty_model(task))["token"].slice
     for match in (-5.0, 0.0, 5.0):  # attends to other tokens than the query's, uniformly, to the query's own
         model = empty_model(task)
         model.blocks[1].attn.W_Q.data[0, token, token] = match * torch.eye(3)
@@ -181,13 +185,13 @@ def test_only_a_head_that_matches_its_parents_copies_does_induction(graph: objec
 def test_no_head_of_a_decoy_does_induction(graph: object, alpha: float) -> None:
     """Without the null, layer 0 of the chain's decoy scores .38 at alpha .1."""
     task = cc.InContextTask(graph, d_vocab=3, alpha=alpha)
-    assert {head.role for head in cc.detect_induction_heads(cc.plant_decoy(graph, d_vocab=3), task)} == {"none"}
+    assert {head.role for head in cc.detect_induction_heads(cc.models.plant_decoy(graph, d_vocab=3), task)} == {"none"}
 
 
 def test_the_best_attention_without_copies_is_no_induction() -> None:
     """Layer 1 free to prefer any position, and any key token for any query token, is given what correlates best."""
     task = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=0.1)
-    model, named = empty_model(task), cc.slots(empty_model(task))
+    model, named = empty_model(task), cc.models.slots(empty_model(task))
     block, last = model.blocks[1].attn.W_Q.data[0], named["position"].slice.stop - 1
     block[named["token"].slice, named["token"].slice] = -3 * torch.eye(3)
     block[last, named["position"].slice] = torch.tensor([-20.0, 1.0, 2.0, 3.0, 3.0, -20.0])
@@ -220,7 +224,7 @@ def test_the_null_takes_parents_values_alone_from_another_sequence() -> None:
     for b in range(8):
         for query in range(6):
             for key in range(query + 1):
-                is_parent = query < 5 and key in cc.parents_of(task.graph, query)
+                is_parent = query < 5 and key in cc.graphs.parents_of(task.graph, query)
                 taken[b, query] += pattern[b, query, key] * values[(b + 4) % 8 if is_parent else b, key]
 
     def exchange(z: torch.Tensor, hook: object) -> torch.Tensor:
@@ -234,7 +238,7 @@ def test_the_null_takes_parents_values_alone_from_another_sequence() -> None:
     ]
     with torch.no_grad(), model.hooks(fwd_hooks=hooks):
         model(tokens)
-    mask = cc.induction_mask(task, tokens)
+    mask = cc.heads.induction_mask(task, tokens)
     mask[:, :-1] = False
     found = cc.detect_induction_heads(model, task, tokens=tokens)[-1]
     assert found.induction_null == pytest.approx(calibrated_score(kept[0], mask), abs=1e-5)
@@ -247,18 +251,20 @@ def test_the_null_takes_parents_values_alone_from_another_sequence() -> None:
 def test_copies_for_keys_are_judged_by_the_head_that_matches_them() -> None:
     graph = cc.chain_graph(8)
     model = cc.plant_circuit(graph, d_vocab=4)
-    named, block = cc.slots(model), model.blocks[1].attn.W_Q.data[0]
-    assert cc.copying_score(model, 0, 0, read_by="keys") == pytest.approx(1.0)
+    named, block = cc.models.slots(model), model.blocks[1].attn.W_Q.data[0]
+    assert cc.heads.copying_score(model, 0, 0, read_by="keys") == pytest.approx(1.0)
     model.unembed.W_U.data[named["L0H0.token"].slice] = -5 * torch.eye(4)
-    assert cc.copying_score(model, 0, 0) == pytest.approx(-1.0)  # the direct path, which says nothing of the copies
+    assert cc.heads.copying_score(model, 0, 0) == pytest.approx(
+        -1.0
+    )  # the direct path, which says nothing of the copies
     heads = cc.detect_induction_heads(model, cc.InContextTask(graph, d_vocab=4), n_sequences=50)
     assert heads[0].copying_score == pytest.approx(1.0)
     matching = block[named["token"].slice, named["L0H0.token"].slice]
     matching.neg_()
-    assert cc.copying_score(model, 0, 0, read_by="keys") == pytest.approx(-1.0)
+    assert cc.heads.copying_score(model, 0, 0, read_by="keys") == pytest.approx(-1.0)
     matching.copy_(torch.eye(4) + torch.arange(4.0)[:, None])  # scores are defined up to a constant a query
-    assert cc.copying_score(model, 0, 0, read_by="keys") == pytest.approx(1.0)
+    assert cc.heads.copying_score(model, 0, 0, read_by="keys") == pytest.approx(1.0)
     matching.zero_()
-    assert cc.copying_score(model, 0, 0, read_by="keys") == 0.0
-    assert_refused(lambda: cc.copying_score(model, 1, 0, read_by="keys"), "no later head", "logits")
-    assert_refused(lambda: cc.copying_score(model, 2, 0), "head", "layer 2")
+    assert cc.heads.copying_score(model, 0, 0, read_by="keys") == 0.0
+    assert_refused(lambda: cc.heads.copying_score(model, 1, 0, read_by="keys"), "no later head", "logits")
+    assert_refused(lambda: cc.heads.copying_score(model, 2, 0), "head", "layer 2")

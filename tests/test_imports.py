@@ -17,6 +17,7 @@ PACKAGE = ROOT / "causal_circuits"
 
 # What each module may import of ours, besides `arguments`, which checks the arguments of public functions.
 ALLOWED = {
+    "_moved": "",
     "arguments": "",
     "display": "",
     "graphs": "display",

@@ -15,7 +15,7 @@ from causal_circuits.information import finite_context, pair_laws
 
 
 def parents_before_query(graph) -> list[tuple[int, ...]]:
-    return [cc.parents_of(graph, position) for position in range(graph.number_of_nodes() - 2)]
+    return [cc.graphs.parents_of(graph, position) for position in range(graph.number_of_nodes() - 2)]
 
 
 def random_kernel(seed: int, n_tokens: int) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_score_gradient_is_the_softmax_jacobian_of_uniform_attention():
     scores = torch.zeros(7, 7, dtype=torch.float64, requires_grad=True)
     future = torch.ones(7, 7, dtype=torch.bool).triu(1)
     (scores.masked_fill(future, -torch.inf).softmax(dim=-1) * g).sum().backward()
-    torch.testing.assert_close(cc.score_gradient_of(g), scores.grad)
+    torch.testing.assert_close(cc.information.score_gradient_of(g), scores.grad)
 
 
 def test_estimate_equals_its_formula_summed_by_hand():
@@ -71,14 +71,16 @@ def test_estimate_equals_its_formula_summed_by_hand():
             for j in range(i):
                 hit = (context[j] == query) - others.count(query) / 4
                 expected[i, j] += 3 * target[context[i]] / frequency[context[i]] * hit / 7
-    np.testing.assert_allclose(cc.estimate_gradient(batch.tokens, batch.target_probs).value, expected, atol=1e-6)
+    np.testing.assert_allclose(
+        cc.information.estimate_gradient(batch.tokens, batch.target_probs).value, expected, atol=1e-6
+    )
 
 
 def test_gradient_of_the_reduced_model_is_proportional_to_the_prediction():
     task = cc.InContextTask(cc.pairs_graph(20), d_vocab=10, alpha=0.1)
-    model = cc.warm_start(cc.reduced_transformer(10, 20), 0.1)
-    measured = cc.take_snapshot(model, task.sample(8192, seed=0)).score_gradients[0, 0].double()
-    predicted = cc.score_gradient_of(cc.predicted_gradient(task).value)
+    model = cc.models.warm_start(cc.reduced_transformer(10, 20), 0.1)
+    measured = cc.training.take_snapshot(model, task.sample(8192, seed=0)).score_gradients[0, 0].double()
+    predicted = cc.information.score_gradient_of(cc.predicted_gradient(task).value)
     below = torch.ones(20, 20, dtype=torch.bool).tril(-1)
     below[-1] = False
     correlation = torch.corrcoef(torch.stack([measured[below], predicted[below]]))[0, 1]
@@ -89,7 +91,7 @@ def test_gradient_of_the_reduced_model_is_proportional_to_the_prediction():
 
 def test_the_predicted_gradient_refuses_what_means_nothing():
     forest, dag = cc.InContextTask(cc.chain_graph(6), d_vocab=2), cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2)
-    for predict in (cc.predicted_gradient, cc.finite_context_gradient):
+    for predict in (cc.predicted_gradient, cc.information.finite_context_gradient):
         assert_refused(lambda p=predict: p(forest, last_key=3), "without a query", "last_key=3")
         for wrong, rule in ((6, "0 .. 5"), (-1, "0 .. 5"), (1.5, "an integer"), (True, "an integer")):
             assert_refused(lambda p=predict, w=wrong: p(dag, last_key=w), "last_key", rule, str(wrong))
@@ -103,7 +105,7 @@ def test_the_predicted_gradient_refuses_what_means_nothing():
 def test_both_informations_of_a_symmetric_channel_have_closed_forms(flip):
     kernel = np.array([[1 - flip, flip], [flip, 1 - flip]])
     task = cc.InContextTask(cc.chain_graph(6), d_vocab=2, kernels=kernel)
-    chi_squared, mutual = cc.chi_squared_information(task, 2).value, cc.mutual_information(task, 2).value
+    chi_squared, mutual = cc.chi_squared_information(task, 2).value, cc.information.mutual_information(task, 2).value
     for i, j in itertools.combinations(range(4, -1, -1), 2):
         memory = (1 - 2 * flip) ** (i - j)  # kernels are held in float32 on the way, hence the tolerance
         entropy = sum(-p * np.log(p) for p in ((1 + memory) / 2, (1 - memory) / 2))
@@ -115,7 +117,7 @@ def test_both_informations_of_a_symmetric_channel_have_closed_forms(flip):
 def test_mutual_information_is_positive_where_chi_squared_is_and_at_most_its_log(seed, d_vocab):
     graph = cc.random_forest(8, 0.4, seed=seed)
     task = cc.InContextTask(graph, d_vocab=d_vocab, kernels=random_kernel(seed, d_vocab))
-    chi_squared, mutual = cc.chi_squared_information(task, 2).value, cc.mutual_information(task, 2).value
+    chi_squared, mutual = cc.chi_squared_information(task, 2).value, cc.information.mutual_information(task, 2).value
     related = pair_laws.path_lengths(graph, 8)
     for i, j in itertools.product(range(8), repeat=2):
         if (i, j) not in related:
@@ -135,9 +137,9 @@ def dag_task(roots: str = "uniform") -> tuple[cc.InContextTask, dict[int, np.nda
 
 def test_information_in_a_dag_equals_enumeration_and_says_so():
     task, kernels = dag_task()
-    parents = [cc.parents_of(task.graph, position) for position in range(5)]
+    parents = [cc.graphs.parents_of(task.graph, position) for position in range(5)]
     joint = oracles.pair_laws(parents, kernels, np.full(2, 0.5))
-    chi_squared, mutual = cc.chi_squared_information(task, 2), cc.mutual_information(task, 2)
+    chi_squared, mutual = cc.chi_squared_information(task, 2), cc.information.mutual_information(task, 2)
     assert chi_squared.method == mutual.method == "enumeration"
     for i in range(5):
         for j in range(i):
@@ -148,7 +150,7 @@ def test_information_in_a_dag_equals_enumeration_and_says_so():
             assert mutual.value[i, j].item() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("quantity", [cc.chi_squared_information, cc.mutual_information])
+@pytest.mark.parametrize("quantity", [cc.chi_squared_information, cc.information.mutual_information])
 def test_sampled_information_agrees_with_enumeration(monkeypatch, quantity):
     task = cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2, alpha=0.5)
     exact = quantity(task, 256)
@@ -178,7 +180,7 @@ def test_the_finite_context_gradient_equals_enumeration_over_sequences_and_queri
     kernel = random_kernel(seed, n_tokens)
     task = cc.InContextTask(graph, d_vocab=n_tokens, kernels=kernel)
     expected = oracles.expected_first_order_gradient(parents_before_query(graph), kernel, task.given_laws[0])
-    np.testing.assert_allclose(cc.finite_context_gradient(task, n_kernels=2).value, expected, atol=3e-6)
+    np.testing.assert_allclose(cc.information.finite_context_gradient(task, n_kernels=2).value, expected, atol=3e-6)
 
 
 @pytest.mark.parametrize("n_ctx", [2, 7, 50, 200])
@@ -205,8 +207,8 @@ def test_the_measured_gradient_is_what_hooks_record_for_a_small_second_layer():
     batch = task.sample(300, seed=0).to("cpu", torch.float64)
     differences = []
     for scale in (1e-2, 1e-3):
-        model = cc.warm_start(cc.reduced_transformer(4, 9, dtype=torch.float64), scale)
-        recorded = cc.take_snapshot(model, batch).score_gradients[0, 0].double() * 4 * 9 / scale
+        model = cc.models.warm_start(cc.reduced_transformer(4, 9, dtype=torch.float64), scale)
+        recorded = cc.training.take_snapshot(model, batch).score_gradients[0, 0].double() * 4 * 9 / scale
         closed = cc.measured_gradient(batch.tokens, batch.target_probs, "scores").value
         differences.append(((recorded - closed).abs().max() / closed.abs().max()).item())
     assert differences[1] < 2e-3
@@ -218,7 +220,7 @@ def test_the_finite_context_prediction_closes_the_gap_that_the_limit_leaves(d_vo
     task = cc.InContextTask(cc.random_forest(20, 0.5, seed=1), d_vocab=d_vocab, alpha=alpha)
     batch = task.sample(60_000, seed=2)
     measured = cc.measured_gradient(batch.tokens, batch.target_probs)
-    finite, limit = cc.finite_context_gradient(task, n_kernels), cc.predicted_gradient(task)
+    finite, limit = cc.information.finite_context_gradient(task, n_kernels), cc.predicted_gradient(task)
     on_finite = cc.compare_gradient(measured.value, finite.value, task.graph, standard_error=measured.standard_error)
     on_limit = cc.compare_gradient(measured.value, limit.value, task.graph)
     assert on_finite.slope == pytest.approx(1.0, abs=0.03)
@@ -235,7 +237,10 @@ def test_the_finite_context_gradient_tends_to_the_limit_like_one_over_n_ctx():
     for n_ctx in (40, 80, 160):
         graph = cc.graph_from_parents([None, 0, 1, *[None] * (n_ctx - 4)])
         task = cc.InContextTask(graph, d_vocab=2, kernels=np.array([[0.8, 0.2], [0.4, 0.6]]))
-        edge = cc.finite_context_gradient(task, n_kernels=2).value[2, 1] - cc.predicted_gradient(task, 2).value[2, 1]
+        edge = (
+            cc.information.finite_context_gradient(task, n_kernels=2).value[2, 1]
+            - cc.predicted_gradient(task, 2).value[2, 1]
+        )
         scaled.append(n_ctx * edge.item())
     assert scaled[2] != 0
     assert abs(scaled[1] / scaled[2] - 1) < 0.6 * abs(scaled[0] / scaled[1] - 1) < 0.05
@@ -244,7 +249,10 @@ def test_the_finite_context_gradient_tends_to_the_limit_like_one_over_n_ctx():
 def test_half_contexts_correct_most_of_the_bias_where_tokens_are_common():
     task = cc.InContextTask(cc.pairs_graph(20), d_vocab=10, alpha=0.1)
     batch = task.sample(20_000, seed=0)
-    estimate, exact = cc.estimate_information(batch.tokens, batch.target_probs), cc.predicted_gradient(task).value
+    estimate, exact = (
+        cc.information.estimate_information(batch.tokens, batch.target_probs),
+        cc.predicted_gradient(task).value,
+    )
     rows, columns = zip(*[(child, parent) for parent, child in cc.latent_edges(task.graph)], strict=True)
     plain, corrected = estimate.uncorrected[rows, columns].mean(), estimate.value[rows, columns].mean()
     truth = exact[rows, columns].mean()
@@ -256,7 +264,7 @@ def test_half_contexts_correct_most_of_the_bias_where_tokens_are_common():
 def test_bootstrap_intervals_are_as_wide_as_the_spread_over_fresh_data():
     task = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=1.0)
     runs = [task.sample(1000, seed=seed) for seed in range(30)]
-    estimates = [cc.estimate_information(run.tokens, run.target_probs, n_splits=1, seed=7) for run in runs]
+    estimates = [cc.information.estimate_information(run.tokens, run.target_probs, n_splits=1, seed=7) for run in runs]
     below = torch.ones(6, 6, dtype=torch.bool).tril(-1)
     below[-1] = False
     spread = torch.stack([estimate.value[below] for estimate in estimates]).std(dim=0)
@@ -266,8 +274,10 @@ def test_bootstrap_intervals_are_as_wide_as_the_spread_over_fresh_data():
 
 def test_estimates_refuse_what_they_cannot_do():
     batch = cc.InContextTask(cc.chain_graph(6), d_vocab=3).sample(8, seed=0)
-    assert_refused(lambda: cc.estimate_information(batch.tokens, batch.target_probs, level=1.0), "level", "0.05")
-    assert_refused(lambda: cc.estimate_information(batch.tokens[:1], batch.target_probs[:1]), "at least 2")
+    assert_refused(
+        lambda: cc.information.estimate_information(batch.tokens, batch.target_probs, level=1.0), "level", "0.05"
+    )
+    assert_refused(lambda: cc.information.estimate_information(batch.tokens[:1], batch.target_probs[:1]), "at least 2")
     assert_refused(
         lambda: cc.measured_gradient(batch.tokens, batch.target_probs, "logits"), "one of weights, scores", "'logits'"
     )

@@ -76,7 +76,9 @@ def test_resampling_follows_its_seed_and_global_randomness_is_left_alone() -> No
 
 def test_ablation_in_several_pieces_is_ablation_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch, _ = case((2, 1), n=23)
-    whole = {method: cc.ablate_heads(model, batch, [(0, 1), (1, 0)], method) for method in cc.ABLATION_METHODS}
+    whole = {
+        method: cc.ablate_heads(model, batch, [(0, 1), (1, 0)], method) for method in cc.interventions.ABLATION_METHODS
+    }
     monkeypatch.setattr("causal_circuits.interventions.measure.CHUNK", 5)
     for method, expected in whole.items():
         found = cc.ablate_heads(model, batch, [(0, 1), (1, 0)], method)
@@ -91,7 +93,7 @@ def test_the_circuits_heads_carry_the_whole_gain() -> None:
     assert no_circuit.loss == pytest.approx(torch.tensor(3.0).log().item(), rel=1e-5)
     assert no_circuit.share_of_gain_lost(no_circuit.loss) == pytest.approx(1.0)
     assert cc.ablate_heads(model, batch, [(0, 0)], "mean").share_of_gain_lost(no_circuit.loss) > 0.3
-    useless = cc.AblationResult(((0, 0),), "zero", loss=1.0, baseline_loss=1.0, standard_error=0.0)
+    useless = cc.interventions.AblationResult(((0, 0),), "zero", loss=1.0, baseline_loss=1.0, standard_error=0.0)
     share = useless.share_of_gain_lost(reference_loss=0.5)
     assert share != share, "no gain, no share"
 
@@ -314,9 +316,9 @@ def test_heads_and_slots_can_be_read_at_other_positions() -> None:
     model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(300)
     with assert_given_back(model):
         heads = cc.ablate_heads(model, batch, [(0, 0)], "permute")
-        names = cc.ablate_slots(model, batch, ["position"], "permute")
-        same = cc.ablate_slots(model, batch, ["position"], "resample")
-        unread = cc.ablate_slots(model, batch, ["L0H0.position"], "permute", layer=1)
+        names = cc.interventions.ablate_slots(model, batch, ["position"], "permute")
+        same = cc.interventions.ablate_slots(model, batch, ["position"], "resample")
+        unread = cc.interventions.ablate_slots(model, batch, ["L0H0.position"], "permute", layer=1)
     assert heads.loss > heads.baseline_loss + 0.1
     assert names.loss > names.baseline_loss + 0.1
     assert same.loss == pytest.approx(same.baseline_loss, abs=1e-6), "another sequence has the same positions"
@@ -327,7 +329,7 @@ def test_heads_and_slots_can_be_read_at_other_positions() -> None:
 @pytest.mark.parametrize("method", ["zero", "mean"])
 def test_slot_ablation_equals_loops(method: str) -> None:
     model, batch, weights = case((2, 1))
-    where, slots = cc.slots(model)["L0H1.token"].slice, oracles.slot_ranges(3, 5, (2, 1))
+    where, slots = cc.models.slots(model)["L0H1.token"].slice, oracles.slot_ranges(3, 5, (2, 1))
     assert slots["L0H1.token"] == where
     stream = oracles.circuit_forward(*weights, oracles.embedding_of(batch.tokens, 3), slots)[1].detach()
     value = stream[..., where].mean(dim=(0, 1)) * (method == "mean")
@@ -337,11 +339,11 @@ def test_slot_ablation_equals_loops(method: str) -> None:
 
     logits, _ = oracles.circuit_forward(*weights, oracles.embedding_of(batch.tokens, 3), slots, arrives)
     expected = oracles.cross_entropies(logits, batch.target_probs).detach().mean()
-    found = cc.ablate_slots(model, batch, ["L0H1.token"], method, layer=1)
+    found = cc.interventions.ablate_slots(model, batch, ["L0H1.token"], method, layer=1)
     assert found.loss == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("metric", cc.METRICS)
+@pytest.mark.parametrize("metric", cc.interventions.METRICS)
 def test_effects_have_one_sign_by_every_metric(metric: str) -> None:
     """Without its induction head a planted model is worse by every metric, whichever way the metric points."""
     task = cc.InContextTask(cc.chain_graph(10), d_vocab=3, alpha=0.1)
@@ -416,7 +418,7 @@ def test_scrubbing_children_leaves_alone_what_the_hypothesis_passes_over() -> No
     task = cc.InContextTask(cc.random_forest(10, 0.4, seed=2), d_vocab=3, alpha=0.3)
     model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(1500, seed=1)
     with torch.no_grad():
-        model.W_U[cc.slots(model)["token"].slice] += 2.0 * torch.eye(3)
+        model.W_U[cc.models.slots(model)["token"].slice] += 2.0 * torch.eye(3)
     for claim in ("copy", "match", "both"):
         free = cc.scrub_hypothesis(model, batch, task, claim, where="children", metric="kl_to_model")
         strict = cc.scrub_hypothesis(model, batch, task, claim, metric="kl_to_model")
@@ -445,7 +447,7 @@ def fail(log_probs: Tensor) -> float:
     raise RuntimeError("on purpose")
 
 
-ABLATE, CUT, SLOTS, SCRUB = cc.ablate_heads, cc.knock_out_edges, cc.ablate_slots, cc.scrub_hypothesis
+ABLATE, CUT, SLOTS, SCRUB = cc.ablate_heads, cc.knock_out_edges, cc.interventions.ablate_slots, cc.scrub_hypothesis
 REFUSED = [
     (lambda m, b, t: ABLATE(m, b, []), ["at least one"]),
     (lambda m, b, t: ABLATE(m, b, [(1, 1)]), ["no head 1 in layer 1", "(1, 0)"]),
@@ -474,11 +476,11 @@ REFUSED = [
 ]
 
 
-def patch(model: HookedTransformer, batch: cc.Batch, **options: object) -> cc.PatchingResult:
+def patch(model: HookedTransformer, batch: cc.Batch, **options: object) -> cc.interventions.PatchingResult:
     return cc.patch_activations(model, batch.tokens, batch.tokens, first_token_log_prob, **options)
 
 
-def follow(model: HookedTransformer, batch: cc.Batch, paths: list[tuple[str, ...]]) -> cc.PatchingResult:
+def follow(model: HookedTransformer, batch: cc.Batch, paths: list[tuple[str, ...]]) -> cc.interventions.PatchingResult:
     return cc.patch_paths(model, batch.tokens, batch.tokens, first_token_log_prob, paths=paths)
 
 

@@ -11,7 +11,7 @@ TOKENS = torch.tensor([[0, 1, 2, 0, 3, 1], [2, 2, 1, 1, 0, 0], [3, 0, 3, 0, 3, 0
 
 
 def model_with_biases(**sizes: int) -> cc.models.HookedTransformer:
-    model = cc.ordinary_transformer(4, 6, d_model=5, dtype=torch.float64, **sizes)
+    model = cc.models.ordinary_transformer(4, 6, d_model=5, dtype=torch.float64, **sizes)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if ".b_" in name:

@@ -201,9 +201,9 @@ def test_a_transformer_that_is_not_ours_takes_the_plain_forward() -> None:
     with pytest.warns(DeprecationWarning, match="HookedTransformer is deprecated"):
         model = HookedTransformer(HookedTransformerConfig(**sizes, default_prepend_bos=False))
     assert torch.equal(models.logits(model, TOKENS), plain_logits(model, TOKENS))
-    assert cc.live_heads(model) == [(0, 0), (0, 1)]
+    assert cc.models.live_heads(model) == [(0, 0), (0, 1)]
     assert not models.has_layout(model)
-    assert_refused(lambda: cc.slots(model), "no disentangled residual stream", "disentangled_transformer")
+    assert_refused(lambda: cc.models.slots(model), "no disentangled residual stream", "disentangled_transformer")
 
 
 # ---- building
@@ -228,7 +228,7 @@ def test_initial_values_follow_their_seed_and_scale() -> None:
 
 @given(d_vocab=st.integers(2, 6), n_ctx=st.integers(2, 6), n_heads=st.lists(st.integers(1, 3), min_size=1, max_size=3))
 def test_slots_tile_the_residual_stream(d_vocab: int, n_ctx: int, n_heads: list[int]) -> None:
-    layout = cc.Layout("disentangled", d_vocab, n_ctx, tuple(n_heads))
+    layout = cc.models.Layout("disentangled", d_vocab, n_ctx, tuple(n_heads))
     slots = list(layout.slots().values())
     assert [slot.start for slot in slots] == [0, *(slot.stop for slot in slots[:-1])]
     assert (
@@ -247,11 +247,11 @@ def test_slots_tile_the_residual_stream(d_vocab: int, n_ctx: int, n_heads: list[
 def test_slots_say_what_the_residual_stream_holds(n_heads: tuple[int, int]) -> None:
     """L1H0.L0H1.token holds pattern 1.0 times pattern 0.1 times the tokens, and so on for every slot."""
     model = random_model(n_heads)
-    assert model.cfg.d_model == list(cc.slots(model).values())[-1].stop
+    assert model.cfg.d_model == list(cc.models.slots(model).values())[-1].stop
     _, cache = model.run_with_cache(TOKENS)
     one_hot = torch.nn.functional.one_hot(TOKENS, D_VOCAB).float()
     final = cache["blocks.1.hook_resid_post"]
-    for name, slot in cc.slots(model).items():
+    for name, slot in cc.models.slots(model).items():
         *hops, half = name.split(".")
         content = one_hot if half == "token" else torch.eye(N_CTX).expand(len(TOKENS), -1, -1)
         for hop in reversed(hops):
@@ -261,7 +261,7 @@ def test_slots_say_what_the_residual_stream_holds(n_heads: tuple[int, int]) -> N
 
 def test_attention_block_is_a_view_of_the_weights() -> None:
     model = random_model((2, 1))
-    block = cc.attention_block(model, 1, 0, "token", "L0H1.position")
+    block = cc.models.attention_block(model, 1, 0, "token", "L0H1.position")
     assert torch.equal(block, model.blocks[1].attn.W_Q[0, :D_VOCAB, 22:27])
     with torch.no_grad():
         block[1, 2] = 7.0
@@ -269,8 +269,8 @@ def test_attention_block_is_a_view_of_the_weights() -> None:
 
 
 def test_live_heads_leave_padding_out() -> None:
-    assert cc.live_heads(random_model((3, 2))) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
-    assert cc.live_heads(random_model((1, 2))) == [(0, 0), (1, 0), (1, 1)]
+    assert cc.models.live_heads(random_model((3, 2))) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert cc.models.live_heads(random_model((1, 2))) == [(0, 0), (1, 0), (1, 1)]
 
 
 def test_bad_models_are_refused() -> None:
@@ -283,13 +283,17 @@ def test_bad_models_are_refused() -> None:
     assert_refused(lambda: cc.reduced_transformer(3, 0), "n_ctx", "at least 2")
     assert_refused(lambda: models.structured_logits(random_model((1, 1)), TOKENS[:, :-1]), "[batch, n_ctx=5]", "[7, 4]")
     assert_refused(
-        lambda: cc.attention_block(random_model((1, 1)), 0, 0, "tokens", "position"), "'tokens'", "token, position"
+        lambda: cc.models.attention_block(random_model((1, 1)), 0, 0, "tokens", "position"),
+        "'tokens'",
+        "token, position",
     )
     assert_refused(
-        lambda: cc.attention_block(random_model((2, 1)), 1, 1, "token", "token"), "no head 1 in layer 1", "(1, 0)"
+        lambda: cc.models.attention_block(random_model((2, 1)), 1, 1, "token", "token"),
+        "no head 1 in layer 1",
+        "(1, 0)",
     )
     reduced = cc.reduced_transformer(3, 5)
-    assert_refused(lambda: cc.attention_block(reduced, 0, 0, "token", "token"), "reduced", "W_Q")
+    assert_refused(lambda: cc.models.attention_block(reduced, 0, 0, "token", "token"), "reduced", "W_Q")
 
 
 # ---- the reduced model
@@ -303,7 +307,7 @@ def test_the_reduced_model_is_the_papers(d_vocab: int, n_ctx: int, dtype: torch.
     targets = torch.softmax(torch.randn(6, d_vocab, generator=generator, dtype=torch.float64), dim=-1)
     a1 = torch.randn(n_ctx, n_ctx, generator=generator).double().requires_grad_()
     a2 = torch.randn(d_vocab, d_vocab, generator=generator).double().requires_grad_()
-    slots = cc.slots(model)
+    slots = cc.models.slots(model)
     first = model.blocks[0].attn.W_Q[0, slots["position"].slice, :n_ctx]
     second = model.blocks[1].attn.W_Q[0, slots["token"].slice, :d_vocab]
     first.data.copy_(a1)
@@ -322,7 +326,7 @@ def test_the_reduced_model_is_the_papers(d_vocab: int, n_ctx: int, dtype: torch.
 
 def test_hooks_fire_in_the_reduced_model_and_change_nothing() -> None:
     model, tokens = (
-        cc.warm_start(cc.reduced_transformer(3, 6, dtype=torch.float64), 1.3),
+        cc.models.warm_start(cc.reduced_transformer(3, 6, dtype=torch.float64), 1.3),
         torch.tensor([[0, 1, 2, 0, 1, 2], [2, 2, 1, 0, 0, 1]]),
     )
     model.blocks[0].attn.W_Q.data[0, 3:9, :6] = torch.randn(6, 6, generator=torch.Generator().manual_seed(1)).double()
@@ -331,13 +335,13 @@ def test_hooks_fire_in_the_reduced_model_and_change_nothing() -> None:
     (fast * weight).sum().backward()
     gradients = [block.attn.W_Q.grad.clone() for block in model.blocks]
     model.zero_grad()
-    with cc.watch_attention(model) as watched:
+    with cc.recording.watch_attention(model) as watched:
         slow = models.logits(model, tokens)
         (slow * weight).sum().backward()
     assert_close(slow, fast, 1e-12)
     for block, gradient in zip(model.blocks, gradients, strict=True):
         assert_close(block.attn.W_Q.grad, gradient, 1e-12)
-    with cc.watch_attention(model) as plain:
+    with cc.recording.watch_attention(model) as plain:
         (model(tokens)[:, -1] * weight).sum().backward()
     assert_close(watched.attention(), plain.attention(), 1e-12)
     assert_close(watched.score_gradients(), plain.score_gradients(), 1e-12)
@@ -346,7 +350,7 @@ def test_hooks_fire_in_the_reduced_model_and_change_nothing() -> None:
 
 @pytest.mark.parametrize("watched", [False, True])
 def test_only_the_two_blocks_of_the_reduced_model_are_trained(watched: bool) -> None:
-    model = cc.warm_start(cc.reduced_transformer(3, 6), 1.0)
+    model = cc.models.warm_start(cc.reduced_transformer(3, 6), 1.0)
     batch = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=0.5).sample(64)
     hooks = [("hook_embed", lambda activation, hook: None)] if watched else []  # a hook there means the plain forward
     with model.hooks(fwd_hooks=hooks):
@@ -364,26 +368,26 @@ def test_only_the_two_blocks_of_the_reduced_model_are_trained(watched: bool) -> 
 
 
 def test_warm_start_writes_the_match_and_the_readout() -> None:
-    model, identity = cc.warm_start(cc.disentangled_transformer(D_VOCAB, N_CTX), 3.0), 3.0 * torch.eye(D_VOCAB)
-    match = cc.attention_block(model, 1, 0, "token", "L0H0.token")
+    model, identity = cc.models.warm_start(cc.disentangled_transformer(D_VOCAB, N_CTX), 3.0), 3.0 * torch.eye(D_VOCAB)
+    match = cc.models.attention_block(model, 1, 0, "token", "L0H0.token")
     assert torch.equal(match, identity)
-    assert torch.equal(model.W_U[cc.slots(model)["L1H0.token"].slice], identity)
+    assert torch.equal(model.W_U[cc.models.slots(model)["L1H0.token"].slice], identity)
     assert model.W_Q.abs().sum() == identity.sum()
     assert model.W_U.abs().sum() == identity.sum()
-    several = cc.warm_start(cc.disentangled_transformer(D_VOCAB, N_CTX, (2, 1)), 3.0)
+    several = cc.models.warm_start(cc.disentangled_transformer(D_VOCAB, N_CTX, (2, 1)), 3.0)
     for head in range(2):
-        assert torch.equal(cc.attention_block(several, 1, 0, f"L0H{head}.token", f"L0H{head}.token"), identity)
-    reduced = cc.warm_start(cc.reduced_transformer(D_VOCAB, N_CTX), 3.0)
+        assert torch.equal(cc.models.attention_block(several, 1, 0, f"L0H{head}.token", f"L0H{head}.token"), identity)
+    reduced = cc.models.warm_start(cc.reduced_transformer(D_VOCAB, N_CTX), 3.0)
     assert reduced.W_Q.abs().sum() == identity.sum()
-    assert_refused(lambda: cc.warm_start(random_model((1, 1, 1))), "two layers", "3")
+    assert_refused(lambda: cc.models.warm_start(random_model((1, 1, 1))), "two layers", "3")
 
 
 def frequencies_after_matches(graph: object, tokens: list[int], d_vocab: int) -> np.ndarray:
     """How often each token follows the target's parents' tokens; over all children if no tokens match."""
     target = graph.number_of_nodes() - 1
-    query = [tokens[p] for p in cc.parents_of(graph, target)]
+    query = [tokens[p] for p in cc.graphs.parents_of(graph, target)]
     children = [i for i in range(target - 1) if graph.in_degree(i) == len(query)]
-    matches = [i for i in children if [tokens[p] for p in cc.parents_of(graph, i)] == query]
+    matches = [i for i in children if [tokens[p] for p in cc.graphs.parents_of(graph, i)] == query]
     return np.bincount([tokens[i] for i in matches], minlength=d_vocab) / len(matches)
 
 
@@ -396,11 +400,11 @@ def test_planted_circuits_compute_the_right_attention(graph: object) -> None:
     _, cache = model.run_with_cache(tokens)
     pattern = cache["blocks.0.attn.hook_pattern"]
     for child in range(task.n_ctx - 1):
-        for head, parent in enumerate(cc.parents_of(graph, child)):
+        for head, parent in enumerate(cc.graphs.parents_of(graph, child)):
             assert float(pattern[:, head, child, parent].min()) > 1 - 1e-6
     for head, parent in enumerate(task.target_parents):
         assert float(pattern[:, head, -1, parent].min()) > 1 - 1e-6
-    has_match = cc.induction_mask(task, tokens)[:, -1].any(dim=-1)
+    has_match = cc.heads.induction_mask(task, tokens)[:, -1].any(dim=-1)
     assert has_match.sum() > 20
     expected = [frequencies_after_matches(graph, row, 3) for row in tokens[has_match].tolist()]
     found = models.logits(model, tokens[has_match]) / 3.0  # readout_scale
@@ -415,14 +419,19 @@ def test_any_graph_can_be_planted(parents: list[list[int]]) -> None:
     model = cc.plant_circuit(graph, d_vocab=2)
     assert models.logits(model, torch.zeros(1, len(parents) - 1, dtype=torch.int64)).isfinite().all()
     for child in range(len(parents) - 2):
-        for head, parent in enumerate(cc.parents_of(graph, child)):
-            row = cc.attention_block(model, 0, head, "position", "position")[child]
+        for head, parent in enumerate(cc.graphs.parents_of(graph, child)):
+            row = cc.models.attention_block(model, 0, head, "position", "position")[child]
             assert int(row.argmax()) == parent
 
 
 def test_a_circuit_that_does_not_fit_is_refused() -> None:
     assert_refused(lambda: cc.plant_circuit(cc.ngram_graph(6, 2), n_heads=(1, 1)), "at least (2, 1)", "(1, 1)")
-    assert cc.live_heads(cc.plant_circuit(cc.chain_graph(5), 3, n_heads=(2, 2))) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert cc.models.live_heads(cc.plant_circuit(cc.chain_graph(5), 3, n_heads=(2, 2))) == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+    ]
 
 
 # ---- files
@@ -438,7 +447,7 @@ def test_saved_models_come_back_bit_for_bit(tmp_path: Path, n_heads: tuple[int, 
 
 
 def test_a_saved_reduced_model_comes_back(tmp_path: Path) -> None:
-    model = cc.warm_start(cc.reduced_transformer(D_VOCAB, N_CTX))
+    model = cc.models.warm_start(cc.reduced_transformer(D_VOCAB, N_CTX))
     model.W_Q.data.normal_(generator=torch.Generator().manual_seed(0))
     assert_same_model(cc.load_model(cc.save_model(model, tmp_path)), model)
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import causal_circuits as cc
+from causal_circuits._moved import MOVED
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -88,4 +89,11 @@ def test_a_name_that_does_not_exist_is_found():
     assert not resolves("cc.no_such_name")
     assert not resolves("figures.nothing")
     assert resolves("cc.InContextTask.sample")
-    assert resolves("cc.KnockOut.effect")
+    assert resolves("cc.interventions.KnockOut.effect")
+
+
+@pytest.mark.parametrize("name", sorted(MOVED))
+def test_a_name_that_moved_warns_and_is_still_there(name: str) -> None:
+    room, _, new = MOVED[name].partition(".")
+    with pytest.warns(DeprecationWarning, match=rf"causal_circuits\.{name} is causal_circuits\.{MOVED[name]} now"):
+        assert getattr(cc, name) is getattr(getattr(cc, room), new)

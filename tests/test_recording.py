@@ -52,7 +52,7 @@ def test_watched_attention_equals_autograd_of_the_oracle(
     run = oracles.disentangled_forward(*oracles.weights_of(model, 4, 6, n_heads), batch.tokens, 4)
     loss = oracles.cross_entropies(run.logits, batch.target_probs).mean()
     loss.backward()
-    with cc.watch_attention(model) as watched:
+    with cc.recording.watch_attention(model) as watched:
         output = model(batch.tokens)[:, -1] if plain else logits(model, batch.tokens)
         oracles.cross_entropies(output, batch.target_probs).mean().backward()
     attention, gradients = watched.attention(), watched.score_gradients()
@@ -71,7 +71,7 @@ def test_score_gradients_of_layer_0_are_those_of_its_position_block(
 ) -> None:
     model = cc.disentangled_transformer(4, 6, n_heads, init_scale=0.4, seed=2)
     batch = chain_task.sample(30, seed=0)
-    snapshot = cc.take_snapshot(model, batch)
+    snapshot = cc.training.take_snapshot(model, batch)
     cc.training.mean_loss(model, batch).backward()
     for head in range(n_heads[0]):
         assert_close(snapshot.score_gradients[0, head], -model.blocks[0].attn.W_Q.grad[head, 4:10, 4:10], 1e-5)
@@ -79,7 +79,7 @@ def test_score_gradients_of_layer_0_are_those_of_its_position_block(
 
 def test_a_snapshot_gives_the_model_back(random_model: HookedTransformer, chain_task: cc.InContextTask) -> None:
     with assert_given_back(random_model):
-        snapshot = cc.take_snapshot(random_model, chain_task.sample(10, seed=0), step=4)
+        snapshot = cc.training.take_snapshot(random_model, chain_task.sample(10, seed=0), step=4)
     assert snapshot.step == 4
     assert snapshot.loss == pytest.approx(
         float(cc.evaluate(random_model, chain_task.sample(10, seed=0)).mean()), rel=1e-5
@@ -89,9 +89,9 @@ def test_a_snapshot_gives_the_model_back(random_model: HookedTransformer, chain_
 
 def test_a_snapshot_keeps_what_was_asked_for(random_model: HookedTransformer, chain_task: cc.InContextTask) -> None:
     batch = chain_task.sample(10, seed=0)
-    both = cc.take_snapshot(random_model, batch)
-    only = cc.take_snapshot(random_model, batch, record=cc.RecordAt(score_gradients=False))
-    neither = cc.take_snapshot(random_model, batch, record=cc.RecordAt(attention=False, score_gradients=False))
+    both = cc.training.take_snapshot(random_model, batch)
+    only = cc.training.take_snapshot(random_model, batch, record=cc.RecordAt(score_gradients=False))
+    neither = cc.training.take_snapshot(random_model, batch, record=cc.RecordAt(attention=False, score_gradients=False))
     assert torch.equal(only.attention, both.attention)
     assert only.score_gradients is None
     assert neither.attention is None
@@ -103,9 +103,9 @@ def test_layers_keep_their_place_when_some_are_frozen(
 ) -> None:
     """The score gradient does not depend on which weights are to be trained."""
     batch = chain_task.sample(10, seed=0)
-    expected = cc.take_snapshot(random_model, batch).score_gradients
+    expected = cc.training.take_snapshot(random_model, batch).score_gradients
     random_model.blocks[0].attn.W_Q.requires_grad_(False)
-    found = cc.take_snapshot(random_model, batch).score_gradients
+    found = cc.training.take_snapshot(random_model, batch).score_gradients
     assert found.shape == expected.shape
     assert_close(found[1], expected[1], 1e-6)
 
@@ -116,7 +116,7 @@ def test_hooks_leave_with_the_context_and_others_stay(
     tokens, fired = chain_task.sample(3, seed=0).tokens, []
     random_model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: fired.append(1))
     before = hooks_of(random_model)
-    with pytest.raises(RuntimeError, match="on purpose"), cc.watch_attention(random_model):  # noqa: PT012
+    with pytest.raises(RuntimeError, match="on purpose"), cc.recording.watch_attention(random_model):  # noqa: PT012
         logits(random_model, tokens)
         raise RuntimeError("on purpose")
     assert hooks_of(random_model) == before
@@ -176,9 +176,9 @@ def test_the_fused_step_records_what_hooks_do(n_heads: tuple[int, int]) -> None:
 
 def test_one_layer_is_recorded_by_hooks(random_model: HookedTransformer, chain_task: cc.InContextTask) -> None:
     batch = chain_task.sample(30, seed=1)
-    both = cc.take_snapshot(random_model, batch)
+    both = cc.training.take_snapshot(random_model, batch)
     for layer in (0, 1):
-        one = cc.take_snapshot(random_model, batch, record=cc.RecordAt(layers=(layer,)))
+        one = cc.training.take_snapshot(random_model, batch, record=cc.RecordAt(layers=(layer,)))
         assert_close(one.attention[0], both.attention[layer], 1e-6)
         assert_close(one.score_gradients[0], both.score_gradients[layer], 1e-5)
     assert_refused(lambda: cc.RecordAt(layers=()), "layers", "None")
@@ -189,12 +189,12 @@ def test_recorded_score_gradients_of_the_reduced_model_are_the_gradient_of_a1(pa
     """Every sequence has the scores A1, so their gradients, summed over the batch, are that of W_Q's position block."""
     task = cc.InContextTask(cc.random_forest(8, seed=2), d_vocab=3)
     batch = task.sample(200, seed=1).to("cpu", torch.float64)
-    model = cc.warm_start(cc.reduced_transformer(3, 8, dtype=torch.float64), 0.5)
-    positions = cc.slots(model)["position"].slice
+    model = cc.models.warm_start(cc.reduced_transformer(3, 8, dtype=torch.float64), 0.5)
+    positions = cc.models.slots(model)["position"].slice
     model.blocks[0].attn.W_Q.data[0, positions, :8] = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
     if path == "plain":
         model.add_hook("blocks.0.hook_resid_pre", lambda residual, hook: None)
-    recorded = cc.take_snapshot(model, batch).score_gradients
+    recorded = cc.training.take_snapshot(model, batch).score_gradients
     mean_loss(model, batch).backward()
     assert_close(recorded[0, 0], -model.blocks[0].attn.W_Q.grad[0, positions, :8], 1e-6)
 
@@ -213,7 +213,7 @@ def test_recorded_weight_gradients_are_those_of_a_pattern_that_is_a_leaf(
     what = cc.RecordAt(attention=False, score_gradients=False, weight_gradients=True)
     ignored = [("blocks.0.hook_resid_pre", lambda residual, hook: None)] if path == "plain" else []
     with random_model.hooks(fwd_hooks=ignored):
-        recorded = cc.take_snapshot(random_model, batch, record=what)
+        recorded = cc.training.take_snapshot(random_model, batch, record=what)
     assert recorded.attention is recorded.score_gradients is None
     assert_close(recorded.weight_gradients[0], -leaf.grad.sum(dim=0).tril(), 1e-5)
 
@@ -255,9 +255,9 @@ def test_a_layer_without_a_gradient_keeps_its_place(layer: int, cut: str, tmp_pa
     task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     batch = task.sample(30, seed=0)
     model = cc.disentangled_transformer(3, 6, init_scale=0.3, seed=1)
-    whole = cc.take_snapshot(model, batch)
+    whole = cc.training.take_snapshot(model, batch)
     model.add_hook(f"blocks.{layer}.attn.hook_{cut}", lambda value, hook: value.detach())
-    snapshot = cc.take_snapshot(model, batch, record=cc.RecordAt(weight_gradients=True))
+    snapshot = cc.training.take_snapshot(model, batch, record=cc.RecordAt(weight_gradients=True))
     other = 1 - layer
     assert snapshot.layers == (0, 1)
     for found in (snapshot.score_gradients, snapshot.weight_gradients):
@@ -274,7 +274,7 @@ def test_a_layer_without_a_gradient_keeps_its_place(layer: int, cut: str, tmp_pa
         assert_refused(lambda kept=kept: kept.of_layer("score_gradients", layer), f"layer {layer}", "NaN", "hook")
         assert kept.of_layer("attention", layer).shape == (2, 1, 6, 6)
     g = cc.predicted_gradient(task, 64).value.float()
-    assert_refused(lambda: cc.edge_formation(record, g, task.graph, layer=layer), f"layer {layer}", "NaN")
+    assert_refused(lambda: cc.information.edge_formation(record, g, task.graph, layer=layer), f"layer {layer}", "NaN")
     assert_refused(
         lambda: figures.plot_film_strip(record, task.graph, layer, quantity="score_gradients"), f"layer {layer}", "NaN"
     )
@@ -283,7 +283,7 @@ def test_a_layer_without_a_gradient_keeps_its_place(layer: int, cut: str, tmp_pa
 def test_nothing_that_can_be_differentiated_is_all_nan(chain_task: cc.InContextTask) -> None:
     model = cc.plant_circuit(chain_task.graph, d_vocab=4).requires_grad_(False)
     model.add_hook("unembed.hook_out", lambda logits, hook: logits.detach())
-    snapshot = cc.take_snapshot(model, chain_task.sample(8, seed=0))
+    snapshot = cc.training.take_snapshot(model, chain_task.sample(8, seed=0))
     assert snapshot.score_gradients.isnan().all()
     assert not snapshot.attention.isnan().any()
 
@@ -303,11 +303,11 @@ def test_a_record_knows_its_layers(
         for layer in kept:
             for name in ("attention", "score_gradients"):
                 assert_close(found.of_layer(name, layer), every.of_layer(name, layer), 1e-5)
-            assert cc.edge_formation(found, g, task.graph, layer=layer).attention.shape == (2, 4)
+            assert cc.information.edge_formation(found, g, task.graph, layer=layer).attention.shape == (2, 4)
         missing = 2 if len(kept) == 2 else 1 - kept[0]
         for refused in (
             partial(found.of_layer, "attention", missing),
-            partial(cc.edge_formation, found, g, task.graph, layer=missing),
+            partial(cc.information.edge_formation, found, g, task.graph, layer=missing),
             partial(figures.plot_film_strip, found, task.graph, missing),
             partial(figures.graph_film_html, found, task.graph, layer=missing),
         ):
@@ -324,7 +324,7 @@ def test_layers_that_are_not_there_are_refused(
     model, record = cc.disentangled_transformer(4, 6, dtype=dtype), cc.RecordAt(layers=layers)
     config, batch = cc.TrainConfig.joint(4, batch_size=8), chain_task.sample(4, seed=0).to("cpu", dtype)
     assert_refused(lambda: cc.train(model, chain_task, config, record=record), "0 .. 1", "5")
-    assert_refused(lambda: cc.take_snapshot(model, batch, record=record), "0 .. 1", "5")
+    assert_refused(lambda: cc.training.take_snapshot(model, batch, record=record), "0 .. 1", "5")
 
 
 def test_records_whose_parts_do_not_fit_are_refused(record: cc.TrainingRecord) -> None:
@@ -350,8 +350,8 @@ def test_records_of_before_are_not_mixed_with_these(record: cc.TrainingRecord, t
 def test_recorded_and_measured_gradients_have_one_sign_and_with_beta0_one_unit() -> None:
     task = cc.InContextTask(cc.chain_graph(12), d_vocab=3)
     batch, beta0 = task.sample(2000, seed=1).to("cpu", torch.float64), 1e-5
-    model = cc.warm_start(cc.reduced_transformer(3, 12, dtype=torch.float64), beta0)
-    snapshot = cc.take_snapshot(model, batch, record=cc.RecordAt(weight_gradients=True))
+    model = cc.models.warm_start(cc.reduced_transformer(3, 12, dtype=torch.float64), beta0)
+    snapshot = cc.training.take_snapshot(model, batch, record=cc.RecordAt(weight_gradients=True))
     record = cc.train(
         cc.reduced_transformer(3, 12, dtype=torch.float64),
         task,

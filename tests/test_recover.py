@@ -31,7 +31,7 @@ def labels_of(batch: cc.Batch, seed: int = 0) -> torch.Tensor:
     return torch.multinomial(batch.target_probs, 1, generator=generator)[:, 0]
 
 
-def assert_no_false_claim(found: cc.RecoveredGraph, parents: list[int | None]) -> None:
+def assert_no_false_claim(found: cc.discovery.RecoveredGraph, parents: list[int | None]) -> None:
     """Every named parent is the true one and every declared root is a root."""
     for position, true in zip(found.positions, parents, strict=True):
         assert position.verdict != "child" or position.parent == true, position
@@ -51,7 +51,7 @@ def test_every_graph_of_figure_9_is_recovered_and_its_roots_are_declared(index):
 def test_what_is_claimed_of_random_forests_is_true(seed, d_vocab, n_ctx):
     graph = cc.random_forest(n_ctx, 0.5, seed=seed)
     batch = cc.InContextTask(graph, d_vocab=d_vocab, alpha=0.3).sample(3000, seed=seed)
-    parents = cc.graph_parents(graph)
+    parents = cc.graphs.graph_parents(graph)
     found = cc.recover_graph(batch.tokens, batch.target_probs, level=0.001)
     assert_no_false_claim(found, parents)
     assert_no_false_claim(cc.recover_graph(batch.tokens, labels_of(batch), d_vocab=d_vocab, level=0.001), parents)
@@ -109,7 +109,7 @@ def test_the_stated_number_of_sequences_is_about_enough():
 @pytest.mark.parametrize("d_vocab", [2, 10])
 def test_few_sequences_never_give_a_confident_wrong_graph(n, d_vocab):
     for seed in range(10):
-        parents = cc.graph_parents(cc.random_forest(12, 0.5, seed=seed))
+        parents = cc.graphs.graph_parents(cc.random_forest(12, 0.5, seed=seed))
         batch = drawn(parents, n, d_vocab, alpha=0.3, seed=seed)
         for targets in (batch.target_probs, labels_of(batch)):
             found = cc.recover_graph(batch.tokens, targets, d_vocab=d_vocab, level=0.005)
@@ -221,7 +221,7 @@ def test_true_forests_are_contradicted_no_more_often_than_the_level_says(labels)
         found = cc.recover_graph(
             batch.tokens, labels_of(batch) if labels else batch.target_probs, d_vocab=int(d_vocab), level=0.5
         )
-        for p, true in zip(found.positions, cc.graph_parents(graph), strict=True):
+        for p, true in zip(found.positions, cc.graphs.graph_parents(graph), strict=True):
             contradicted += p.p_forest < 0.5 and (true is None or (p.p_value < 0.5 and p.candidate == true))
     assert contradicted < 30 - 3 * np.sqrt(60) / 2
 

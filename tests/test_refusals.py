@@ -37,7 +37,7 @@ def unequal_kernels() -> object:
 
 
 def paths_through_mlps() -> object:
-    model = cc.ordinary_transformer(4, 6, d_model=4, d_mlp=8)
+    model = cc.models.ordinary_transformer(4, 6, d_model=4, d_mlp=8)
     return cc.patch_paths(model, X, X.flip(0), lambda log_probs: log_probs.sum())
 
 
@@ -59,11 +59,11 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     # graphs
     "negative seed of a graph": (lambda: cc.random_forest(6, seed=-1), ("non-negative integer", "-1")),
     "rivals of several parents": (
-        lambda: cc.closest_rivals(torch.zeros(3, 3), TWO_IN_DEGREES),
+        lambda: cc.information.closest_rivals(torch.zeros(3, 3), TWO_IN_DEGREES),
         ("at most one parent", "conditional_information"),
     ),
-    "upper half of a matrix": (lambda: cc.chow_liu_tree(UPPER), ("symmetric", "transpose")),
-    "asymmetric matrix": (lambda: cc.chow_liu_tree(UPPER + 2 * UPPER.T), ("symmetric",)),
+    "upper half of a matrix": (lambda: cc.classical.chow_liu_tree(UPPER), ("symmetric", "transpose")),
+    "asymmetric matrix": (lambda: cc.classical.chow_liu_tree(UPPER + 2 * UPPER.T), ("symmetric",)),
     # tasks
     "seed that is no number": (lambda: TASK.sample(2, seed="x"), ("seed must be an integer", "'x'")),
     "alpha that is no number": (
@@ -77,9 +77,9 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "unequal numbers of kernels": (unequal_kernels, ("equally many",)),
     "parent that the target has not": (lambda: subset_loss(TASK, TASK.sample(2), (1,)), ("0 .. 0", "[1]")),
     "task without tokens": (lambda: BareTask().sample(3), ("how many tokens there are", "BareTask has no d_vocab")),
-    "kernel of other sums": (lambda: cc.bounded_below(np.full((2, 2), 3.0), 0.1), ("sum to 1", "6")),
-    "negative kernel": (lambda: cc.bounded_below(np.array([[2.0, -1], [0, 1]]), 0.1), ("sum to 1", "-1")),
-    "no kernel": (lambda: cc.bounded_below(np.ones((0, 2, 2)), 0.1), ("[0, 2, 2]",)),
+    "kernel of other sums": (lambda: cc.tasks.bounded_below(np.full((2, 2), 3.0), 0.1), ("sum to 1", "6")),
+    "negative kernel": (lambda: cc.tasks.bounded_below(np.array([[2.0, -1], [0, 1]]), 0.1), ("sum to 1", "-1")),
+    "no kernel": (lambda: cc.tasks.bounded_below(np.ones((0, 2, 2)), 0.1), ("[0, 2, 2]",)),
     # batches
     "targets of another vocabulary": (
         lambda: cc.Batch(X[:3], torch.full((3, 2), 0.5)).check(4, 6),
@@ -95,30 +95,30 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     ),
     "vocabulary that fills the memory": (lambda: cc.Batch([[0, 2], [3, 1]], [1, 0], d_vocab=10**12), ("more than",)),
     "tokens beyond the targets": (
-        lambda: cc.best_unigram_loss(cc.Batch([[0, 5], [1, 1]], [[0.5, 0.5], [0.5, 0.5]])),
+        lambda: cc.tasks.best_unigram_loss(cc.Batch([[0, 5], [1, 1]], [[0.5, 0.5], [0.5, 0.5]])),
         ("tokens must be integers in 0 .. 1", "[0, 5]"),
     ),
     "sparse tokens": (lambda: cc.Batch(X.to_sparse(), Y), ("tokens must be a dense tensor", "to_dense")),
     "sparse targets": (lambda: cc.Batch(X, Y.to_sparse()), ("target_probs must be a dense tensor",)),
     # numbers
-    "unigram": (lambda: cc.unigram(X, 4, -1.0), ("pseudo_count", "-1")),
-    "unigram nan": (lambda: cc.unigram(X, 4, NAN), ("pseudo_count", "nan")),
-    "subset": (lambda: cc.subset_predictor(TASK, X, [0], -0.5), ("pseudo_count", "-0.5")),
-    "subset zero": (lambda: cc.subset_predictor(TASK, X, [0], 0.0), ("pseudo_count", "0.0")),
-    "logits": (lambda: cc.cross_entropy(Y.log(), Y), ("probs", "softmax")),
-    "sums": (lambda: cc.cross_entropy(2 * Y, Y), ("sum to 1", "2")),
-    "nan": (lambda: cc.cross_entropy(Y * NAN, Y), ("probs", "nan")),
-    "targets": (lambda: cc.cross_entropy(Y, Y - 1), ("target_probs", "sum to 1")),
-    "smoothing": (lambda: cc.estimate_gradient(X, Y, smoothing=-5.0), ("smoothing", "-5")),
-    "zero weights": (lambda: cc.conditional_information(X, Y, weights=torch.zeros(64)), ("weights", "0")),
-    "negative weight": (lambda: cc.conditional_information(X, Y, weights=NEGATIVE), ("weights", "-1")),
-    "nan weight": (lambda: cc.conditional_information(X, Y, weights=NEGATIVE.sqrt()), ("weights", "nan")),
+    "unigram": (lambda: cc.tasks.unigram(X, 4, -1.0), ("pseudo_count", "-1")),
+    "unigram nan": (lambda: cc.tasks.unigram(X, 4, NAN), ("pseudo_count", "nan")),
+    "subset": (lambda: cc.tasks.subset_predictor(TASK, X, [0], -0.5), ("pseudo_count", "-0.5")),
+    "subset zero": (lambda: cc.tasks.subset_predictor(TASK, X, [0], 0.0), ("pseudo_count", "0.0")),
+    "logits": (lambda: cc.tasks.cross_entropy(Y.log(), Y), ("probs", "softmax")),
+    "sums": (lambda: cc.tasks.cross_entropy(2 * Y, Y), ("sum to 1", "2")),
+    "nan": (lambda: cc.tasks.cross_entropy(Y * NAN, Y), ("probs", "nan")),
+    "targets": (lambda: cc.tasks.cross_entropy(Y, Y - 1), ("target_probs", "sum to 1")),
+    "smoothing": (lambda: cc.information.estimate_gradient(X, Y, smoothing=-5.0), ("smoothing", "-5")),
+    "zero weights": (lambda: cc.information.conditional_information(X, Y, weights=torch.zeros(64)), ("weights", "0")),
+    "negative weight": (lambda: cc.information.conditional_information(X, Y, weights=NEGATIVE), ("weights", "-1")),
+    "nan weight": (lambda: cc.information.conditional_information(X, Y, weights=NEGATIVE.sqrt()), ("weights", "nan")),
     "n_exact": (lambda: cc.reference_losses(TASK, BATCH, n_exact=-1), ("n_exact=-1", "at least 2")),
     "one exact": (lambda: cc.reference_losses(TASK, BATCH, n_exact=1), ("n_exact=1", "at least 2")),
     "one sequence": (lambda: cc.reference_losses(TASK, BATCH[:1]), ("batch of 1", "at least 2")),
     # models and training
     "negative seed of a training": (lambda: cc.TrainConfig(CONFIG.stages, seed=-1), ("seed", "-1")),
-    "recipe of one step": (lambda: cc.default_stages(1), ("at least 2 steps", "got 1")),
+    "recipe of one step": (lambda: cc.training.default_stages(1), ("at least 2 steps", "got 1")),
     "reduced model of two last heads": (
         lambda: cc.reduced_transformer(3, 6, (1, 2)),
         ("one head in layer 1", "(1, 2)"),
@@ -152,9 +152,9 @@ def test_a_chunk_is_at_least_one(chunk: int) -> None:
     for call in (
         lambda: cc.mean_attention(model, X, chunk=chunk),
         lambda: cc.evaluate(model, BATCH, chunk=chunk),
-        lambda: cc.pair_gain(two_heads, BATCH, chunk=chunk),
-        lambda: cc.pooled_mutual_information(X, 4, chunk=chunk),
-        lambda: cc.conditional_information(X, Y, chunk=chunk),
+        lambda: cc.training.pair_gain(two_heads, BATCH, chunk=chunk),
+        lambda: cc.classical.pooled_mutual_information(X, 4, chunk=chunk),
+        lambda: cc.information.conditional_information(X, Y, chunk=chunk),
     ):
         assert_refused(call, "chunk must be at least 1", str(chunk))
 
@@ -166,9 +166,9 @@ def test_a_target_that_is_not_the_last_node_is_refused_everywhere(target: object
         lambda: cc.compare_graphs(wrong, right),
         lambda: cc.compare_graphs(right, wrong),
         lambda: cc.latent_edges(wrong),
-        lambda: cc.has_query(wrong),
-        lambda: cc.graph_parents(wrong),
-        lambda: cc.validate_graph(wrong),
+        lambda: cc.graphs.has_query(wrong),
+        lambda: cc.graphs.graph_parents(wrong),
+        lambda: cc.graphs.validate_graph(wrong),
         lambda: cc.edge_auroc(torch.rand(3, 3), wrong),
     ):
         assert_refused(call, "the target must be the last node, 3")
@@ -252,7 +252,7 @@ def test_results_compare_and_hash_as_objects() -> None:
     assert len({BATCH, BATCH, BATCH[:3]}) == 2
     first, second = (record_of(9, (0, 9), 2) for _ in range(2))
     assert first == first != second
-    snapshots = [cc.take_snapshot(cc.plant_circuit(GRAPH, d_vocab=4), BATCH) for _ in range(2)]
+    snapshots = [cc.training.take_snapshot(cc.plant_circuit(GRAPH, d_vocab=4), BATCH) for _ in range(2)]
     assert snapshots[0] == snapshots[0] != snapshots[1]
 
 
@@ -290,5 +290,5 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path) -> None:
     with pytest.raises(KeyboardInterrupt) as stopped:
         cc.train(new_model(), TASK, CONFIG, record=record, on_record=press_twice, checkpoints=kept)
     assert str(stopped.value) == ""
-    assert cc.restore_checkpoint(new_model(), tmp_path) == 8
+    assert cc.training.restore_checkpoint(new_model(), tmp_path) == 8
     assert signal.getsignal(signal.SIGINT) is before

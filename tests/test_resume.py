@@ -84,16 +84,16 @@ def test_the_members_of_an_ensemble_go_on_together_or_one_by_one(tmp_path, path)
 
 def test_turns_go_on_in_the_turn_that_was_cut(tmp_path):
     task = cc.InContextTask(cc.ngram_graph(8, order=2), d_vocab=3)
-    config = cc.TurnConfig(steps=40, settle=10, batch_size=32, n_sequences=512)
+    config = cc.training.TurnConfig(steps=40, settle=10, batch_size=32, n_sequences=512)
     whole, again = cc.disentangled_transformer(3, 8, (2, 1)), cc.disentangled_transformer(3, 8, (2, 1))
-    expected, turns = cc.train_in_turns(whole, task, config)
+    expected, turns = cc.training.train_in_turns(whole, task, config)
     for calls in (1, 1, 1, 0):
         kept = cc.Checkpoints(tmp_path, 3, 1e-9 if calls else None)  # a step a call
-        with pytest.raises(cc.TrainingPaused) if calls else nullcontext():
-            found, same_turns = cc.train_in_turns(again, task, config, checkpoints=kept)
+        with pytest.raises(cc.training.TrainingPaused) if calls else nullcontext():
+            found, same_turns = cc.training.train_in_turns(again, task, config, checkpoints=kept)
         for _ in range(8 * calls):
-            with pytest.raises(cc.TrainingPaused):
-                cc.train_in_turns(again, task, config, checkpoints=kept)
+            with pytest.raises(cc.training.TrainingPaused):
+                cc.training.train_in_turns(again, task, config, checkpoints=kept)
     assert_same_end(found, expected)
     assert_same_weights(again, whole)
     assert [turn.last_key for turn in same_turns] == [turn.last_key for turn in turns]
@@ -109,7 +109,7 @@ def test_a_finished_run_is_read_back_and_trains_no_more(chain_task, tmp_path):
     assert_same_end(again, first)
     assert_same_weights(other, one)
     third = new_model()
-    assert cc.restore_checkpoint(third, tmp_path) == 30
+    assert cc.training.restore_checkpoint(third, tmp_path) == 30
     assert_same_weights(third, one)
 
 
@@ -117,7 +117,7 @@ def test_a_run_that_ran_out_of_time_says_how_far_it_came_and_goes_on(chain_task,
     whole, cut = new_model(), new_model()
     expected = cc.train(whole, chain_task, CONFIG)
     with pytest.raises(
-        cc.TrainingPaused, match=r"paused at step \d+ of 30, saved in .*: the same call goes on"
+        cc.training.TrainingPaused, match=r"paused at step \d+ of 30, saved in .*: the same call goes on"
     ) as paused:
         cc.train(cut, chain_task, CONFIG, checkpoints=cc.Checkpoints(tmp_path, minutes=1e-9))
     done = paused.value.step

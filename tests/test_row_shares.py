@@ -23,7 +23,7 @@ def test_a_child_has_the_targets_own_information_and_others_less(d_vocab: int, a
     batch = task.sample(40_000, seed=1)
     test = RowTest(batch.tokens, batch.target_probs)
     for child in range(2, task.n_ctx - 1):
-        above = cc.parents_of(task.graph, child)
+        above = cc.graphs.parents_of(task.graph, child)
         if len(above) == 2 and child not in task.target_parents:  # a child that chooses the target's row is biased
             whole = test.share(child, dict(zip(task.target_parents, above, strict=True)))
             assert_within_sampling_error(torch.tensor([whole.value]), torch.ones(1), torch.tensor([whole.error + 0.02]))
@@ -62,7 +62,7 @@ def planted(task: cc.InContextTask) -> torch.Tensor:
     n_ctx = task.n_ctx
     attention = torch.zeros(2, n_ctx, n_ctx)
     for row in [*range(2, n_ctx - 1), n_ctx]:
-        for head, parent in enumerate(cc.parents_of(task.graph, row)):
+        for head, parent in enumerate(cc.graphs.parents_of(task.graph, row)):
             attention[head, min(row, n_ctx - 1), parent] = 1.0
     return attention
 

@@ -17,7 +17,7 @@ def planted_attention(task: cc.InContextTask) -> torch.Tensor:
     attention = torch.ones(len(target), n_ctx, n_ctx).tril()
     attention /= attention.sum(dim=-1, keepdim=True)
     for row in [*range(n_ctx - 1), n_ctx]:
-        above = cc.parents_of(task.graph, row)
+        above = cc.graphs.parents_of(task.graph, row)
         for head, parent in enumerate(above if len(above) == len(target) else ()):
             attention[head, min(row, n_ctx - 1)] = 0.0
             attention[head, min(row, n_ctx - 1), parent] = 1.0
@@ -73,7 +73,7 @@ def test_subset_predictors_equal_plain_counting() -> None:
     tokens = task.sample(16, seed=1).tokens
     for which in ((), (0,), (1,), (0, 1)):
         expected = [oracles.subset_counts(MIXED, 3, row, which, 0.4) for row in tokens.tolist()]
-        torch.testing.assert_close(cc.subset_predictor(task, tokens, which, 0.4), torch.tensor(expected).double())
+        torch.testing.assert_close(cc.tasks.subset_predictor(task, tokens, which, 0.4), torch.tensor(expected).double())
 
 
 def test_the_reduced_model_with_two_heads_equals_plain_loops() -> None:

@@ -13,7 +13,7 @@ KERNEL = np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.05, 0.9, 0.05]])
 def test_runs_and_writes_its_numbers(tmp_path, look_at_report) -> None:
     results = cc.run(Config.quickly(), tmp_path, quiet=True).results
     rows = results["families"]
-    assert {row["family"] for row in rows} == set(cc.KERNEL_FAMILIES)
+    assert {row["family"] for row in rows} == set(cc.tasks.MATRIX_FAMILIES)
     assert {(row["model"], row["n_ctx"]) for row in rows} == {
         ("reduced, gradient descent", 8),
         ("reduced, gradient descent", 20),
@@ -36,8 +36,10 @@ def test_runs_and_writes_its_numbers(tmp_path, look_at_report) -> None:
 
 
 def test_matrices_outside_differ_from_every_training_matrix() -> None:
-    known = cc.kernel_family("sticky", 40, 3, seed=1)
-    tried = np.concatenate([cc.kernel_family(family, 40, 3, seed=2) for family in ("sticky", "near-deterministic")])
+    known = cc.tasks.matrix_family("sticky", 40, 3, seed=1)
+    tried = np.concatenate(
+        [cc.tasks.matrix_family(family, 40, 3, seed=2) for family in ("sticky", "near-deterministic")]
+    )
     kept = measure.outside(tried, known)
     distances = [min(np.abs(k - other).max() for other in known) for k in tried]
     assert len(kept) == sum(d >= measure.MARGIN for d in distances)

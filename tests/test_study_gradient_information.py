@@ -27,8 +27,8 @@ def test_measures_and_reports(tmp_path, look_at_report):
 def settings_with(slopes: dict[int, tuple[float, float]], error: float = 0.01) -> list[measure.Setting]:
     """A setting for each n_ctx, with these slopes on g and on G and this error of both."""
 
-    def comparison(slope: float) -> cc.GradientComparison:
-        return cc.GradientComparison(0.99, slope, (1,), 1.0, 0.98, 0.98, 0.01)
+    def comparison(slope: float) -> cc.information.GradientComparison:
+        return cc.information.GradientComparison(0.99, slope, (1,), 1.0, 0.98, 0.98, 0.01)
 
     rest = {"n_sequences": 100, "edge_information": 1.0, "prediction_error": 0.0, "sampling_error": error}
     rest |= {"slope_error_finite": error, "slope_error_g": error, "scores": {}, "rivals_beaten": 1, "n_rivals": 1}
@@ -62,7 +62,7 @@ def test_the_error_of_a_slope_covers_sequences_and_transition_matrices():
     slopes, errors = [], []
     for seed in range(12):
         measured = measure.gradients_of_parts(task.sample(4000, seed=(seed, 1)))
-        predicted = [cc.finite_context_gradient(task, 16, seed=3 * (8 * seed + part)) for part in range(8)]
+        predicted = [cc.information.finite_context_gradient(task, 16, seed=3 * (8 * seed + part)) for part in range(8)]
         means = [measure.mean_of_parts(of).value for of in (measured, predicted)]
         slopes.append(cc.compare_gradient(*means, task.graph).slope)
         errors.append(np.hypot(*measure.slope_errors(measured, predicted, task.graph)))

@@ -47,7 +47,7 @@ def test_results_hold_every_promised_key(chain_run):
     assert 0 < graph["min_parent_attention"] <= graph["mean_parent_attention"] <= 1
     assert [head["role"] for head in results["heads"]] == ["previous-token", "induction"]
     assert {(row["what"], row["method"]) for row in results["ablation"]} == {
-        (head, method) for head in ("L0H0", "L1H0") for method in cc.ABLATION_METHODS
+        (head, method) for head in ("L0H0", "L1H0") for method in cc.interventions.ABLATION_METHODS
     }
     assert results["knock_out"]["effect_true_edges"] > results["knock_out"]["effect_other_entries"]
     assert results["timing"]["steps"] == 300

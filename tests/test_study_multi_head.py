@@ -57,7 +57,7 @@ def test_every_missing_edge_says_why():
     """A planted model carries the target's transition matrix only; with a row put wrong, that one was not learned."""
     task = cc.InContextTask(cc.graph_from_parents(MIXED), d_vocab=3)
     model, data = cc.plant_circuit(task.graph, 3, n_heads=(3, 1)), task.sample(8192, seed=1)
-    position = cc.slots(model)["position"].slice
+    position = cc.models.slots(model)["position"].slice
     with torch.no_grad():
         for head in range(2):
             model.blocks[0].attn.W_Q[head, position, position][6] = 0.0  # the row of 6, parents 3 and 4

@@ -124,8 +124,8 @@ def test_the_released_line_counts_roots_where_the_token_before_the_query_equals_
 def test_the_released_line_lies_as_far_above_the_edge_posterior_as_the_authors_code_puts_it():
     task = cc.InContextTask(cc.chain_graph(20), d_vocab=10, alpha=0.1)
     batch = task.sample(20_000, seed=0)
-    released = cc.cross_entropy(ordinary.released_bayes(task, batch.tokens), batch.target_probs)
-    difference = released - cc.cross_entropy(task.bayes_predictor(batch.tokens), batch.target_probs)
+    released = cc.tasks.cross_entropy(ordinary.released_bayes(task, batch.tokens), batch.target_probs)
+    difference = released - cc.tasks.cross_entropy(task.bayes_predictor(batch.tokens), batch.target_probs)
     error = float(difference.std()) / len(batch) ** 0.5
     assert float(difference.mean()) == pytest.approx(1.7765 - 1.7635, abs=4 * error)  # the authors' code: 1.7765
 

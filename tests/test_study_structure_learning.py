@@ -79,8 +79,8 @@ def test_information_given_query_and_label_is_that_of_the_groups() -> None:
     given = methods.information_given_query_and_label(table)
     for i, j in ((2, 1), (3, 0)):
         x_i, x_j = table.positions[:, i], table.positions[:, j]
-        joint = cc.pooled_mutual_information(torch.stack([x_i, z * 3 + x_j], dim=1), 27)[0, 1]
-        alone = cc.pooled_mutual_information(torch.stack([x_i, z], dim=1), 9)[0, 1]
+        joint = cc.classical.pooled_mutual_information(torch.stack([x_i, z * 3 + x_j], dim=1), 27)[0, 1]
+        alone = cc.classical.pooled_mutual_information(torch.stack([x_i, z], dim=1), 9)[0, 1]
         assert given[i, j] == pytest.approx(joint - alone, abs=1e-12)
 
 
@@ -129,7 +129,7 @@ def test_the_verdict_on_pc_follows_its_false_edges() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("causallearn") is None, reason="causal-learn is an optional extra")
 def test_pc_finds_the_skeleton_of_one_matrix() -> None:
     graph = cc.graph_from_parents([None, 0, 0, 1, None, 4])
-    task = cc.InContextTask(graph, 3, kernels=cc.kernel_family("dirichlet 1", 1, 3, gamma=0.1, seed=3)[0])
+    task = cc.InContextTask(graph, 3, kernels=cc.tasks.matrix_family("dirichlet 1", 1, 3, gamma=0.1, seed=3)[0])
     assert methods.load_pc()(task.sample(5000, seed=1).tokens[:, :-1].numpy(), 0.01) == cc.latent_edges(graph)
 
 

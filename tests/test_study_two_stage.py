@@ -52,7 +52,7 @@ def test_stage_1_finds_the_parents_and_moves_nothing_else(variant: str) -> None:
     chosen = getattr(algorithm_1, variant)
     task = cc.InContextTask(cc.graph_from_parents([None, 0, 0, 1, None, 4, None]), d_vocab=3, alpha=0.3)
     model = algorithm_1.empty_model(chosen, task)
-    cc.warm_start(model, chosen.beta0)
+    cc.models.warm_start(model, chosen.beta0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     stage = algorithm_1.first_stage(chosen, task, 150)
     algorithm_1.run_stage(model, task, stage, beta0=None, batch_size=512, seed=3)
@@ -94,7 +94,7 @@ def test_gradient_descent_s_rate_is_the_theorems() -> None:
 
 def test_the_match_strength_reads_a2_alone() -> None:
 
-    model = cc.warm_start(cc.reduced_transformer(4, 6), 2.5)
+    model = cc.models.warm_start(cc.reduced_transformer(4, 6), 2.5)
     assert algorithm_1.match_strength(model) == pytest.approx(2.5)
     model.blocks[1].attn.W_Q.data[0, 0, 1] = 1.2
     assert algorithm_1.match_strength(model) == pytest.approx(2.5 - 1.2 / 12)

@@ -86,7 +86,7 @@ def test_a_cause_that_fits_where_it_was_found_and_nowhere_else_is_not_said_to_pr
 def test_the_pull_on_an_edge_is_minus_the_gradient():
     """Where layer 2 matches and the read-out copies, an edge that is not learned is pulled up."""
     task = cc.InContextTask(cc.graph_from_parents([None, 0, None, 2, 0]), d_vocab=3, alpha=0.1)
-    model = cc.warm_start(cc.disentangled_transformer(3, task.n_ctx), 2.0)
+    model = cc.models.warm_start(cc.disentangled_transformer(3, task.n_ctx), 2.0)
     found = unlearned_edges.sibling_gradients(model, task, {"parent": 0, "child": 4}, n=1024, seed=0)
     assert found["gradient_as_trained"] > 0
 

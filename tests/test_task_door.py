@@ -136,7 +136,7 @@ def test_checkpoints_know_the_task(tmp_path) -> None:
     again = losses(Watched(KINDS["chain"], mark=1), config=config, checkpoints=kept)
     assert torch.equal(first, again)
     for other in (Watched(KINDS["chain"], mark=2), Watched(KINDS["forest"], mark=1), KINDS["chain"]):
-        with pytest.raises(cc.CheckpointError, match=r"of another run: members.*task"):
+        with pytest.raises(cc.training.CheckpointError, match=r"of another run: members.*task"):
             losses(other, config=config, checkpoints=kept)
 
 
@@ -200,13 +200,13 @@ def test_tools_work_with_a_table_or_name_what_is_missing() -> None:
     assert torch.isfinite(cut.effect[0][1, 0])
     assert_refused(lambda: cc.knock_out_edges(model, table, task=bare, metric="kl_to_posterior"), "prior", "BatchTask")
     for needs_prior in (
-        lambda: cc.edge_posterior(known, table.tokens),
-        lambda: cc.exact_bayes(known, table.tokens),
+        lambda: cc.tasks.edge_posterior(known, table.tokens),
+        lambda: cc.tasks.exact_bayes(known, table.tokens),
         lambda: cc.reference_losses(known, table),
         lambda: cc.chi_squared_information(known),
-        lambda: cc.mutual_information(known),
+        lambda: cc.information.mutual_information(known),
         lambda: cc.predicted_gradient(known),
-        lambda: cc.finite_context_gradient(known),
+        lambda: cc.information.finite_context_gradient(known),
         lambda: cc.circuits.watch_formation(model, known),
     ):
         assert_refused(needs_prior, "InContextTask", "BatchTask")

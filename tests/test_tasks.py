@@ -24,7 +24,7 @@ KERNEL = np.array([[0.7, 0.2, 0.1], [0.05, 0.05, 0.9], [0.3, 0.6, 0.1]])
 
 def rows_of(graph: object) -> list[tuple[int, ...]]:
     """The parents of every position and, last, of the target."""
-    return [cc.parents_of(graph, node) for node in sorted(graph.nodes)]
+    return [cc.graphs.parents_of(graph, node) for node in sorted(graph.nodes)]
 
 
 def rows_before_query(graph: object) -> list[tuple[int, ...]]:
@@ -297,7 +297,7 @@ def test_extreme_concentrations_sample_and_predict_without_a_nan(alpha: float) -
         batch = task.sample(1_000, seed=0)
         assert batch.target_probs.isfinite().all()
         assert np.isfinite(task.bayes_loss(batch))
-        assert float(cc.cross_entropy(batch.target_probs, batch.target_probs).mean()) <= task.bayes_loss(batch)
+        assert float(cc.tasks.cross_entropy(batch.target_probs, batch.target_probs).mean()) <= task.bayes_loss(batch)
 
 
 def test_every_row_of_a_batch_is_checked(chain_task: cc.InContextTask) -> None:
@@ -318,10 +318,16 @@ def test_a_calibrated_loss_is_the_lowest_of_its_predictors() -> None:
     batch = task.sample(300, seed=4)
     for which in ([], [1], [0, 1]):
         losses = [
-            float(cc.cross_entropy(cc.subset_predictor(task, batch.tokens, which, pseudo), batch.target_probs).mean())
+            float(
+                cc.tasks.cross_entropy(
+                    cc.tasks.subset_predictor(task, batch.tokens, which, pseudo), batch.target_probs
+                ).mean()
+            )
             for pseudo in np.geomspace(1e-3, 100, 400)
         ]
-        assert cc.subset_loss(task, batch, which) == pytest.approx(min(losses), abs=1e-3)  # between points of its grid
+        assert cc.tasks.subset_loss(task, batch, which) == pytest.approx(
+            min(losses), abs=1e-3
+        )  # between points of its grid
 
 
 # ---- predictors
@@ -358,7 +364,7 @@ def test_given_kernels_are_mixed_by_their_likelihood(fork: object) -> None:
     laws = np.stack([oracles.stationary_law(kernel) for kernel in given_kernels])
     task = cc.InContextTask(fork, d_vocab=3, kernels=given_kernels)
     tokens = task.sample(20, seed=0).tokens
-    posterior, exact = cc.edge_posterior(task, tokens), cc.exact_bayes(task, tokens).probs
+    posterior, exact = cc.tasks.edge_posterior(task, tokens), cc.tasks.exact_bayes(task, tokens).probs
     for index, sequence in enumerate(tokens.tolist()):
         by_edges = oracles.kernel_mixture(given_kernels, rows_before_query(fork), sequence)
         with_roots = oracles.kernel_mixture(given_kernels, rows_before_query(fork), sequence, laws)
@@ -373,7 +379,7 @@ def test_given_kernels_are_mixed_by_their_likelihood(fork: object) -> None:
 def test_exact_bayes_equals_quadrature(alpha: float, parents: list[int | None]) -> None:
     task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=2, alpha=alpha)
     tokens = task.sample(8, seed=3).tokens
-    found = cc.exact_bayes(task, tokens, n_draws=20_000, seed=0)
+    found = cc.tasks.exact_bayes(task, tokens, n_draws=20_000, seed=0)
     assert 1 < found.effective_draws <= 20_000
     for row, sequence in zip(found.probs.numpy(), tokens.tolist(), strict=True):
         expected = oracles.exact_bayes_two_tokens(rows_before_query(task.graph), alpha, sequence)
@@ -383,8 +389,8 @@ def test_exact_bayes_equals_quadrature(alpha: float, parents: list[int | None]) 
 def test_exact_bayes_beats_the_edge_posterior_where_roots_are_many() -> None:
     task = cc.InContextTask(cc.pairs_graph(14), d_vocab=3, alpha=0.3)
     batch = task.sample(1_500, seed=0)
-    gain = cc.cross_entropy(task.bayes_predictor(batch.tokens), batch.target_probs) - cc.cross_entropy(
-        cc.exact_bayes(task, batch.tokens, n_draws=128).probs, batch.target_probs
+    gain = cc.tasks.cross_entropy(task.bayes_predictor(batch.tokens), batch.target_probs) - cc.tasks.cross_entropy(
+        cc.tasks.exact_bayes(task, batch.tokens, n_draws=128).probs, batch.target_probs
     )
     assert float(gain.mean()) > 4 * float(gain.std()) / len(batch) ** 0.5
 
@@ -397,7 +403,7 @@ def test_reference_lines_lie_in_their_order(fork_task: cc.InContextTask) -> None
     assert lines.edge_posterior == pytest.approx(fork_task.bayes_loss(batch))
     assert lines.exact_bayes_error > 0
     for pseudo_count in (0.01, 1.0, 30.0):
-        loss = cc.cross_entropy(cc.unigram(batch.tokens, 3, pseudo_count), batch.target_probs).mean()
+        loss = cc.tasks.cross_entropy(cc.tasks.unigram(batch.tokens, 3, pseudo_count), batch.target_probs).mean()
         assert lines.best_unigram <= float(loss) + 1e-3
 
 
@@ -408,9 +414,9 @@ def test_edge_posterior_losses_of_the_papers_graphs(graph: object, expected: flo
     """The corrected lines of THEORY's section on predictors, d_vocab 10, n_ctx 20, alpha .1."""
     task = cc.InContextTask(graph, d_vocab=10, alpha=0.1)
     batch = task.sample(40_000, seed=0)
-    losses = cc.cross_entropy(task.bayes_predictor(batch.tokens), batch.target_probs)
+    losses = cc.tasks.cross_entropy(task.bayes_predictor(batch.tokens), batch.target_probs)
     assert abs(float(losses.mean()) - expected) < 4 * float(losses.std()) / len(losses) ** 0.5 + 0.005
-    entropies = cc.cross_entropy(batch.target_probs, batch.target_probs)
+    entropies = cc.tasks.cross_entropy(batch.target_probs, batch.target_probs)
     assert abs(float(entropies.mean()) - 0.844) < 4 * float(entropies.std()) / len(entropies) ** 0.5 + 0.005
 
 
@@ -459,7 +465,7 @@ def test_bad_tasks_over_general_graphs_are_refused() -> None:
 def test_bad_requests_are_refused(chain_task: cc.InContextTask) -> None:
     assert_refused(lambda: chain_task.sample(0), "positive integer", "0")
     assert_refused(lambda: chain_task.sample(2.5), "integer", "2.5")
-    for predict in (chain_task.bayes_predictor, lambda tokens: cc.exact_bayes(chain_task, tokens)):
+    for predict in (chain_task.bayes_predictor, lambda tokens: cc.tasks.exact_bayes(chain_task, tokens)):
         assert_refused(lambda p=predict: p(torch.zeros(3, 5, dtype=torch.int64)), "[batch, n_ctx=6]", "[3, 5]")
         assert_refused(lambda p=predict: p(torch.full((3, 6), 4)), "0 .. 3", "4")
         assert_refused(lambda p=predict: p(torch.full((3, 6), -1)), "0 .. 3", "-1")

@@ -41,7 +41,7 @@ def test_the_default_recipe_finds_a_small_forest_from_zero() -> None:
     def look(step: int, model: HookedTransformer) -> None:
         seen[step] = sum(float(parameter.detach().abs().sum()) for parameter in trainable_parameters(model).values())
 
-    config, model = cc.TrainConfig(cc.default_stages(1800), batch_size=256), cc.disentangled_transformer(3, 8)
+    config, model = cc.TrainConfig(cc.training.default_stages(1800), batch_size=256), cc.disentangled_transformer(3, 8)
     cc.train(model, task, config, record=cc.RecordAt((0, 1800)), progress=False, on_record=look)
     assert seen[0] == 0.0 < seen[1800]  # nothing is written in
     attention = cc.mean_attention(model, task.sample(2_000, seed=98).tokens)[0, 0]
@@ -65,12 +65,12 @@ def test_the_warm_recipe_finds_a_small_chain() -> None:
     assert all(attention[child].argmax() == child - 1 for child in range(1, 7))
     assert torch.diagonal(attention[1:7, :6]).min() > 0.8
     batch = task.sample(4_000, seed=99)
-    assert cc.evaluate(model, batch).mean() < cc.best_unigram_loss(batch) - 0.1
+    assert cc.evaluate(model, batch).mean() < cc.tasks.best_unigram_loss(batch) - 0.1
 
 
 def test_the_reduced_model_trains() -> None:
     task = cc.InContextTask(cc.chain_graph(12), d_vocab=2, alpha=0.3)
-    model, batch = cc.warm_start(cc.reduced_transformer(2, 12), 1.0), task.sample(4_000, seed=50)
+    model, batch = cc.models.warm_start(cc.reduced_transformer(2, 12), 1.0), task.sample(4_000, seed=50)
     before = float(cc.evaluate(model, batch).mean())
     config = cc.TrainConfig.joint(40, 0.3, warm_start=1.0, batch_size=256)
     record = cc.train(model, task, config, progress=False)
@@ -110,7 +110,7 @@ def test_a_record_holds_every_step_and_every_asked_state(chain_task: cc.InContex
 def test_the_last_state_is_the_trained_model(chain_task: cc.InContextTask) -> None:
     model = cc.disentangled_transformer(4, 6)
     record = cc.train(model, chain_task, cc.TrainConfig.joint(5, 0.05, batch_size=400), progress=False)
-    attention = cc.take_snapshot(model, chain_task.sample(20_000, seed=1)).attention
+    attention = cc.training.take_snapshot(model, chain_task.sample(20_000, seed=1)).attention
     assert float((record.attention[-1] - attention).abs().max()) < 0.05
 
 
@@ -288,7 +288,7 @@ def test_bad_configs_are_refused(chain_task: cc.InContextTask) -> None:
 
 
 def test_recipes_spend_the_steps_they_are_given() -> None:
-    assert cc.TrainConfig(stages=cc.default_stages(500)).steps == 500
+    assert cc.TrainConfig(stages=cc.training.default_stages(500)).steps == 500
     assert cc.TrainConfig.joint(40).steps == 40
     assert cc.TrainConfig.two_stage(10, 30).steps == 40
     joint = cc.TrainConfig.joint(
@@ -327,7 +327,7 @@ def test_everything_works_without_the_core() -> None:
 def test_an_ordinary_transformer_trains_as_torch_would(
     chain_task: cc.InContextTask, optimizer: type[torch.optim.Optimizer], schedule: str
 ) -> None:
-    model, other = (cc.ordinary_transformer(4, 6, d_model=5, dtype=torch.float64) for _ in range(2))
+    model, other = (cc.models.ordinary_transformer(4, 6, d_model=5, dtype=torch.float64) for _ in range(2))
     stage = cc.Stage(5, 0.01, None, optimizer.__name__.lower(), schedule, 0.1)
     cc.train(model, chain_task, cc.TrainConfig((stage,), batch_size=16, seed=1), record=NOTHING)
     by_hand = optimizer(other.parameters(), lr=1.0, weight_decay=0.1)
@@ -344,7 +344,7 @@ def test_an_ordinary_transformer_trains_as_torch_would(
 
 
 def test_a_warm_start_of_an_ordinary_transformer_is_refused(chain_task: cc.InContextTask) -> None:
-    model = cc.ordinary_transformer(4, 6, d_model=5)
+    model = cc.models.ordinary_transformer(4, 6, d_model=5)
     assert_refused(lambda: cc.train(model, chain_task, cc.TrainConfig.warm(2)), "ordinary", "warm_start=None")
     assert_refused(lambda: cc.train(model, chain_task), "ordinary", "no default recipe", "TrainConfig.joint")
     named = cc.TrainConfig.joint(2, train=("W_Q.0",), warm_start=None)

@@ -31,13 +31,13 @@ def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(chain_task, tmp
         model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: None)
     config = cc.TrainConfig((cc.Stage(6, 0.01), cc.Stage(9, 3e38, optimizer="sgd")), batch_size=32)
     with pytest.raises(
-        cc.DivergenceError, match=r"at step \d+: lower the learning rate \(now 3e\+38\); the last good"
+        cc.training.DivergenceError, match=r"at step \d+: lower the learning rate \(now 3e\+38\); the last good"
     ) as e:
         cc.train(model, chain_task, config, checkpoints=cc.Checkpoints(tmp_path, every=2))
     assert 6 <= e.value.step < 12
     assert e.value.checkpoint in (4, 6, 8)
     good = cc.disentangled_transformer(4, 6, (2, 1))
-    assert cc.restore_checkpoint(good, tmp_path) == e.value.checkpoint
+    assert cc.training.restore_checkpoint(good, tmp_path) == e.value.checkpoint
     assert torch.isfinite(cc.evaluate(good, chain_task.sample(10))).all()
 
 
@@ -52,14 +52,16 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_the_weights_move(chai
         return gradient * value if len(calls) == 4 else gradient
 
     model.unembed.W_U.register_hook(poison)
-    with pytest.raises(cc.DivergenceError, match="a gradient became non-finite at step 3") as stopped:
+    with pytest.raises(cc.training.DivergenceError, match="a gradient became non-finite at step 3") as stopped:
         cc.train(model, chain_task, CONFIG, record=cc.RecordAt(steps=()))
     assert (stopped.value.step, stopped.value.checkpoint) == (3, None)
     assert torch.isfinite(model.W_U).all()
 
 
 def test_a_model_in_half_precision_is_told_so(chain_task):
-    with pytest.raises(cc.DivergenceError, match=r"became .*: train in float32, with model\.float\(\): .* float16;"):
+    with pytest.raises(
+        cc.training.DivergenceError, match=r"became .*: train in float32, with model\.float\(\): .* float16;"
+    ):
         cc.train(new_model(torch.float16), chain_task, CONFIG)
 
 
@@ -110,7 +112,7 @@ def losses(curve: torch.Tensor) -> cc.TrainingRecord:
     ],
 )
 def test_a_curve_is_told_for_what_it_is(curve, verdict, advice):
-    health = cc.training_health(losses(curve))
+    health = cc.training.training_health(losses(curve))
     assert health.verdict == verdict
     assert advice in health.advice
     assert (health.advice == "") == (verdict in ("falls", "too short"))
@@ -118,7 +120,7 @@ def test_a_curve_is_told_for_what_it_is(curve, verdict, advice):
 
 @pytest.mark.parametrize("n", [0, 1, 40, 41, 399])
 def test_any_length_has_a_verdict(n):
-    assert cc.training_health(losses(torch.full((n,), 2.0))).verdict in ("plateau", "too short")
+    assert cc.training.training_health(losses(torch.full((n,), 2.0))).verdict in ("plateau", "too short")
 
 
 # ---- the loss held to the lines of its task
@@ -135,19 +137,19 @@ ONE_MATRIX = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.2, 0.7], [0.3, 0.6, 0.1]], d
 
 @pytest.mark.parametrize("level", [1_128_012.0, float("nan"), float("inf")])
 def test_a_loss_that_no_vocabulary_could_cost_has_diverged(level):
-    health = cc.training_health(losses(torch.full((400,), level)))
+    health = cc.training.training_health(losses(torch.full((400,), level)))
     assert health.verdict == "diverges"
     assert "lower the learning rate" in health.advice
     falling = torch.linspace(9.0, 2.5, 400)  # from a bad start, above uniform predictions to the end
-    assert cc.training_health(losses(falling), FOREST).verdict == "falls"
+    assert cc.training.training_health(losses(falling), FOREST).verdict == "falls"
     late = torch.linspace(2.3, 1.8, 400)
     late[-1] = torch.nan
-    assert cc.training_health(losses(late)).verdict == "diverges"
+    assert cc.training.training_health(losses(late)).verdict == "diverges"
 
 
 def test_a_loss_far_above_uniform_predictions_has_diverged():
     record, model = trained(FOREST, cc.TrainConfig.joint(100, 100.0, batch_size=64))
-    health = cc.training_health(record, FOREST, model)
+    health = cc.training.training_health(record, FOREST, model)
     assert health.last > 3 * math.log(3)
     assert health.verdict == "diverges"
     assert "far above" in health.advice
@@ -156,7 +158,7 @@ def test_a_loss_far_above_uniform_predictions_has_diverged():
 def test_a_run_that_stays_at_the_unigram_line_is_told_so():
     """W_U alone can learn token frequencies, under uniform attention, and nothing of the graph."""
     record, model = trained(FOREST, cc.TrainConfig((cc.Stage(400, 0.1, train=("W_U",)),), warm_start=None))
-    for health in (cc.training_health(record, FOREST), cc.training_health(record, FOREST, model)):
+    for health in (cc.training.training_health(record, FOREST), cc.training.training_health(record, FOREST, model)):
         assert health.verdict == "unigram"
         assert "best unigram" in health.advice
 
@@ -165,12 +167,12 @@ def test_a_loss_as_low_as_the_edge_posteriors_without_a_graph_is_told():
     task = cc.InContextTask(FOREST.graph, d_vocab=3, kernels=ONE_MATRIX)
     record, model = trained(task, cc.TrainConfig.joint(400, 0.1, warm_start=None))
     test = task.sample(4096, seed=1)
-    posterior = cc.cross_entropy(cc.edge_posterior(task, test.tokens), test.target_probs).mean()
+    posterior = cc.tasks.cross_entropy(cc.tasks.edge_posterior(task, test.tokens), test.target_probs).mean()
     assert float(cc.evaluate(model, test).mean()) < float(posterior) + 0.05
-    for health in (cc.training_health(record, task), cc.training_health(record, task, model)):
+    for health in (cc.training.training_health(record, task), cc.training.training_health(record, task, model)):
         assert health.verdict == "no graph"
         assert "0 of 7 edges" in health.advice
-    assert cc.training_health(record).verdict == "falls"  # the loss alone does not tell
+    assert cc.training.training_health(record).verdict == "falls"  # the loss alone does not tell
 
 
 @pytest.mark.parametrize("alpha", [0.1, 1.0])
@@ -178,12 +180,12 @@ def test_a_loss_as_low_as_the_edge_posteriors_without_a_graph_is_told():
 def test_good_runs_are_left_alone(graph, alpha):
     task = cc.InContextTask(graph, d_vocab=3, alpha=alpha)
     record, model = trained(task, cc.TrainConfig.warm(600, seed=1))
-    for health in (cc.training_health(record, task, model), cc.training_health(record, task)):
+    for health in (cc.training.training_health(record, task, model), cc.training.training_health(record, task)):
         assert (health.verdict, health.advice) == ("falls", "")
 
 
 def test_health_needs_a_record_and_a_model_of_the_task():
     record, model = trained(FOREST, cc.TrainConfig.warm(100, seed=1))
     other = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=0.1)
-    assert_refused(lambda: cc.training_health(record, other), "same positions", "12", "6")
-    assert_refused(lambda: cc.training_health(record, other, model), "(3, 6)", "(3, 12)")
+    assert_refused(lambda: cc.training.training_health(record, other), "same positions", "12", "6")
+    assert_refused(lambda: cc.training.training_health(record, other, model), "(3, 6)", "(3, 12)")

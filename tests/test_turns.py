@@ -34,7 +34,7 @@ def test_the_gain_is_minus_the_derivative_of_the_loss() -> None:
     model = cc.disentangled_transformer(3, 5, (2, 1), init_scale=0.4, seed=1, dtype=torch.float64)
     batch = task.sample(64, seed=0).to("cpu", torch.float64)
     with assert_given_back(model):
-        gain = cc.pair_gain(model, batch).value.double()
+        gain = cc.training.pair_gain(model, batch).value.double()
     step, cells = 1e-4, [(i, j, t) for i in range(4) for j in range(i) for t in range(5)]
     slopes = [
         (loss_with_score_raised(model, batch, *cell, step) - loss_with_score_raised(model, batch, *cell, -step))
@@ -50,13 +50,13 @@ def test_the_first_gain_points_at_the_targets_parents_and_the_second_at_what_is_
     graph = cc.ngram_graph(12, 2)
     task = cc.InContextTask(graph, d_vocab=3)
     model = cc.models.warm_readout(cc.disentangled_transformer(3, 12, (2, 1)), 4.0)
-    first = cc.take_turn(model, task.sample(8192, seed=1), 0)
-    second = cc.take_turn(model, task.sample(8192, seed=2), 1, (first,))
+    first = cc.training.take_turn(model, task.sample(8192, seed=1), 0)
+    second = cc.training.take_turn(model, task.sample(8192, seed=2), 1, (first,))
     assert {first.last_key, second.last_key} == set(task.target_parents)
     assert float(second.support.max()) > float(first.support.max())  # given the first parent, the second tells more
     for turn in (first, second):
         number = task.target_parents.index(turn.last_key)
-        right = [int(turn.gain[row].argmax()) == cc.parents_of(graph, row)[number] for row in range(2, 11)]
+        right = [int(turn.gain[row].argmax()) == cc.graphs.parents_of(graph, row)[number] for row in range(2, 11)]
         assert all(right)
 
 
@@ -74,8 +74,8 @@ def test_heads_in_turn_learn_every_edge_that_tells_something(parents: list[list[
     task = cc.InContextTask(graph, d_vocab=d_vocab)
     k = len(task.target_parents)
     model = cc.disentangled_transformer(d_vocab, task.n_ctx, (k, 1))
-    config = cc.TurnConfig(steps=40 * k + 20, settle=40, batch_size=512, n_sequences=8192)
-    record, turns = cc.train_in_turns(model, task, config, record=cc.RecordAt(steps=()), progress=False)
+    config = cc.training.TurnConfig(steps=40 * k + 20, settle=40, batch_size=512, n_sequences=8192)
+    record, turns = cc.training.train_in_turns(model, task, config, record=cc.RecordAt(steps=()), progress=False)
     assert {turn.last_key for turn in turns} == set(task.target_parents)
     found = cc.extract_graph(model, task, n_sequences=8192)
     recovery = cc.compare_graphs(graph, found)
@@ -89,7 +89,7 @@ def test_heads_in_turn_learn_every_edge_that_tells_something(parents: list[list[
     assert set(recovery.missing) <= silent
     test = task.sample(4096, seed=5)
     assert float(cc.evaluate(model, test).mean()) < min(
-        loss for which, loss in cc.subset_losses(task, test).items() if len(which) < k
+        loss for which, loss in cc.tasks.subset_losses(task, test).items() if len(which) < k
     )
     assert len(record.losses) == config.steps
 
@@ -111,7 +111,7 @@ def test_training_a_task_with_several_parents_takes_turns_by_itself() -> None:
     with pytest.raises(Stop):
         cc.train(models[0], task, record=record, progress=False, on_record=stop_at)
     with pytest.raises(Stop):
-        cc.train_in_turns(models[1], task, record=record, progress=False, on_record=stop_at)
+        cc.training.train_in_turns(models[1], task, record=record, progress=False, on_record=stop_at)
     assert seen == [0, 60, 130] * 2  # counted through the turns
     torch.testing.assert_close(models[0].W_Q, models[1].W_Q)
 
@@ -120,15 +120,15 @@ def test_a_constant_gain_of_rows_is_no_match() -> None:
     """A key that is t itself always matches: it tells nothing, however much a row is worth."""
     task = cc.InContextTask(cc.graph_from_parents(MIXED), d_vocab=3)
     model = cc.models.warm_readout(cc.disentangled_transformer(3, 11, (2, 1)), 4.0)
-    gain = cc.pair_gain(model, task.sample(2048, seed=1)).value
+    gain = cc.training.pair_gain(model, task.sample(2048, seed=1)).value
     assert float(torch.stack([gain[:, t, t].abs().max() for t in range(11)]).max()) < 1e-6
 
 
 def test_a_head_too_many_gets_nothing_to_do_and_carries_nothing() -> None:
     task = cc.InContextTask(cc.ngram_graph(10, 2), d_vocab=3)
     model = cc.disentangled_transformer(3, 10, (3, 2))
-    config = cc.TurnConfig(steps=100, settle=30, batch_size=512, n_sequences=8192)
-    _, turns = cc.train_in_turns(model, task, config, record=cc.RecordAt(steps=()), progress=False)
+    config = cc.training.TurnConfig(steps=100, settle=30, batch_size=512, n_sequences=8192)
+    _, turns = cc.training.train_in_turns(model, task, config, record=cc.RecordAt(steps=()), progress=False)
     assert [turn.last_key is None for turn in turns] == [False, False, True]
     heads = cc.extract_graph(model, task, n_sequences=8192).heads
     assert [head.role == "carries nothing" for head in heads] == [False, False, True]
@@ -138,7 +138,9 @@ def test_a_single_head_stops_above_two_and_the_parent_it_leaves_is_named() -> No
     task = cc.InContextTask(cc.ngram_graph(12, 2), d_vocab=3)
     model = cc.disentangled_transformer(3, 12, (1, 1))
     with pytest.warns(UserWarning, match="has 2 parents and layer 0 of the model 1 head"):
-        cc.train_in_turns(model, task, cc.TurnConfig(steps=120, settle=60, batch_size=512), progress=False)
+        cc.training.train_in_turns(
+            model, task, cc.training.TurnConfig(steps=120, settle=60, batch_size=512), progress=False
+        )
     test, found = task.sample(4096, seed=5), cc.extract_graph(model, task, n_sequences=8192)
     assert float(cc.evaluate(model, test).mean()) > task.bayes_loss(test) + 0.05
     (head,) = found.heads
@@ -149,22 +151,24 @@ def test_a_single_head_stops_above_two_and_the_parent_it_leaves_is_named() -> No
 
 def test_the_same_seed_gives_the_same_weights_and_steps_are_counted_through() -> None:
     task = cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2)
-    config = cc.TurnConfig(steps=12, settle=4, batch_size=32, n_sequences=512, seed=3)
+    config = cc.training.TurnConfig(steps=12, settle=4, batch_size=32, n_sequences=512, seed=3)
     runs = []
     for _ in range(2):
         model = cc.disentangled_transformer(2, 6, (2, 1), init_scale=1.0)  # what it comes with is overwritten
-        record, turns = cc.train_in_turns(model, task, config, record=cc.RecordAt(steps=(0, 4, 7, 12)), progress=False)
+        record, turns = cc.training.train_in_turns(
+            model, task, config, record=cc.RecordAt(steps=(0, 4, 7, 12)), progress=False
+        )
         runs.append(model)
     assert torch.equal(runs[0].W_Q, runs[1].W_Q)
     assert record.steps == (0, 4, 7, 12)
     assert record.attention.shape[0] == len(record.recorded_losses) == 4
     assert [turn.start for turn in turns] == [0, 4]
-    recorded, measured = record.attention[-1], cc.take_snapshot(runs[1], _last_batch(task, config)).attention
+    recorded, measured = record.attention[-1], cc.training.take_snapshot(runs[1], _last_batch(task, config)).attention
     torch.testing.assert_close(recorded[0], measured[0])
     torch.testing.assert_close(recorded[1, :, -1], measured[1, :, -1])  # the other rows are of a part of the batch
 
 
-def _last_batch(task: cc.InContextTask, config: cc.TurnConfig) -> cc.Batch:
+def _last_batch(task: cc.InContextTask, config: cc.training.TurnConfig) -> cc.Batch:
     """The batch on which the last state was measured: the one after the joint stage's own."""
     seed = int(np.random.SeedSequence((config.seed, 2)).generate_state(1)[0])
     n_joint = config.steps - 2 * config.settle
@@ -174,20 +178,22 @@ def _last_batch(task: cc.InContextTask, config: cc.TurnConfig) -> cc.Batch:
 def test_roots_are_left_alone_where_nothing_depends_on_anything() -> None:
     task = cc.InContextTask(cc.graph_from_parents([[]] * 6 + [[4, 5]]), d_vocab=2)
     model = cc.disentangled_transformer(2, 6, (2, 1))
-    turns = [cc.take_turn(model, task.sample(4096, seed=head), head) for head in range(2)]
+    turns = [cc.training.take_turn(model, task.sample(4096, seed=head), head) for head in range(2)]
     assert [turn.last_key for turn in turns] == [None, None]
     assert model.W_Q.abs().max() == 0
 
 
 def test_bad_turns_are_refused() -> None:
-    assert_refused(lambda: cc.TurnConfig(steps=0), "steps must be at least 1", "0")
-    assert_refused(lambda: cc.TurnConfig(match=0.0), "match must be positive", "0.0")
-    assert_refused(lambda: cc.TurnConfig(seed=-1), "seed must be a non-negative integer", "-1")
+    assert_refused(lambda: cc.training.TurnConfig(steps=0), "steps must be at least 1", "0")
+    assert_refused(lambda: cc.training.TurnConfig(match=0.0), "match must be positive", "0.0")
+    assert_refused(lambda: cc.training.TurnConfig(seed=-1), "seed must be a non-negative integer", "-1")
     task = cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2)
     model = cc.disentangled_transformer(2, 6, (2, 1))
     assert_refused(
-        lambda: cc.train_in_turns(model, task, cc.TurnConfig(steps=10, settle=5)), "settle x heads", "lower settle"
+        lambda: cc.training.train_in_turns(model, task, cc.training.TurnConfig(steps=10, settle=5)),
+        "settle x heads",
+        "lower settle",
     )
     reduced = cc.reduced_transformer(2, 6, (2, 1))
-    assert_refused(lambda: cc.train_in_turns(reduced, task), "disentangled models of two layers", "reduced")
-    assert_refused(lambda: join_records([], cc.TurnConfig()), "at least one")
+    assert_refused(lambda: cc.training.train_in_turns(reduced, task), "disentangled models of two layers", "reduced")
+    assert_refused(lambda: join_records([], cc.training.TurnConfig()), "at least one")

@@ -188,10 +188,10 @@ def test_no_link_is_written_through(chain_task: cc.InContextTask, tmp_path: Path
 
 def test_a_film_takes_only_states_of_its_own(tmp_path: Path) -> None:
     tokens = torch.tensor([0, 1, 2, 0, 1, 2])
-    cc.films.SequenceFilm(tokens, tmp_path)(3, new_model())
-    assert cc.films.SequenceFilm(tokens, tmp_path).result().steps == (3,)
+    cc.films.SequenceRecorder(tokens, tmp_path)(3, new_model())
+    assert cc.films.SequenceRecorder(tokens, tmp_path).result().steps == (3,)
     write_files(tmp_path, {"step_000000009.safetensors": save({"divergence": torch.zeros(3)})})
-    assert_refused(lambda: cc.films.SequenceFilm(tokens, tmp_path), str(tmp_path), "another film")
+    assert_refused(lambda: cc.films.SequenceRecorder(tokens, tmp_path), str(tmp_path), "another film")
 
 
 # ---- studies

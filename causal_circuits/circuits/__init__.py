@@ -10,7 +10,7 @@ from causal_circuits.circuits.counterfactuals import COUNTERFACTUALS, Counterfac
 from causal_circuits.circuits.entries import ENTRY_COUNTERFACTUALS, EntryCounterfactual, EntryModel, entry_model
 from causal_circuits.circuits.evaluate import CircuitModel, circuit_model
 from causal_circuits.circuits.export import circuit_frame, export_circuit, plain_values
-from causal_circuits.circuits.formation import Formation, watch_formation
+from causal_circuits.circuits.formation import CircuitFormation, watch_formation
 from causal_circuits.circuits.frontier import Frontier, inert_edges, oracle_frontier
 from causal_circuits.circuits.graph import CircuitGraph, circuit_edges, circuit_graph, circuit_mask, circuit_subgraph
 from causal_circuits.circuits.ground_truth import GraphScores, score_against_graph
@@ -24,6 +24,7 @@ __all__ = [
     "COUNTERFACTUALS",
     "ENTRY_COUNTERFACTUALS",
     "METHODS",
+    "CircuitFormation",
     "CircuitGraph",
     "CircuitModel",
     "CircuitProof",
@@ -32,7 +33,6 @@ __all__ = [
     "Discovery",
     "EntryCounterfactual",
     "EntryModel",
-    "Formation",
     "Frontier",
     "GraphScores",
     "MethodName",

@@ -38,7 +38,7 @@ from causal_circuits.training import TrainConfig, train_ensemble
 
 @check_arguments
 @dataclass(frozen=True)
-class Formation:
+class CircuitFormation:
     """What every edge did at every recorded step.
 
     Attributes:
@@ -119,7 +119,7 @@ def watch_formation(
     counterfactual: Counterfactual = "mean",
     seed: int = 0,
     progress: bool | None = None,
-) -> Formation:
+) -> CircuitFormation:
     """Train a model and measure every edge at every recorded step, on the same sequences each time.
 
     Args:
@@ -154,7 +154,7 @@ def watch_formation(
     )
     query, key = torch.tensor(cells).T
     information = chi_squared_information(task).value
-    return Formation(
+    return CircuitFormation(
         cells=cells,
         information=information[query, key],
         pull=score_gradient_of(information)[query, key],

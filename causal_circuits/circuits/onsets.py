@@ -57,7 +57,7 @@ def onset_interval(
     """Sum up the onsets of several runs; NaN where half of the edges of every run have none.
 
     Args:
-        onsets: one tensor for each seed (`Formation.causal_onset` or `attention_onset`).
+        onsets: one tensor for each seed (`CircuitFormation.causal_onset` or `attention_onset`).
         n_bootstrap, seed: of the interval.
 
     >>> onset_interval([torch.tensor([10.0, 20.0, 90.0]), torch.tensor([30.0, 40.0, float("nan")])]).mean

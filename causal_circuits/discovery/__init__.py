@@ -1,7 +1,7 @@
 """Read causal graphs back out: from layer-1 attention, or from sequences alone, with a confidence for each edge."""
 
 from causal_circuits.discovery.attention import edge_auroc, extract_graph, mean_attention
-from causal_circuits.discovery.extracted import CandidateEdge, ExtractedGraph, FurtherParent, HeadReport
+from causal_circuits.discovery.extracted import CandidateEdge, ExtractedGraph, HeadReport, UncarriedParent
 from causal_circuits.discovery.recover import RecoveredGraph, recover_graph
 from causal_circuits.discovery.several_heads import judge_heads
 from causal_circuits.discovery.verdicts import Position
@@ -10,10 +10,10 @@ from causal_circuits.statistics import holm
 __all__ = [
     "CandidateEdge",
     "ExtractedGraph",
-    "FurtherParent",
     "HeadReport",
     "Position",
     "RecoveredGraph",
+    "UncarriedParent",
     "edge_auroc",
     "extract_graph",
     "holm",

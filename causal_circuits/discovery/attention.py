@@ -104,7 +104,7 @@ def extract_graph(
         Of a task without a query, whose last row stands for the target's parents, the graph is the union over heads
         (`causal_circuits.discovery.several_heads`); an edge that several heads carry has the strongest one as "head",
         and ``carriers`` names all of them. ``heads`` says what each head carries (`HeadReport`), and
-        ``further_parents`` what none does (`FurtherParent`): more parents than heads, for one.
+        ``further_parents`` what none does (`UncarriedParent`): more parents than heads, for one.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)

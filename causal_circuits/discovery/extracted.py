@@ -80,7 +80,7 @@ class HeadReport:
 
 @check_arguments
 @dataclass(frozen=True)
-class FurtherParent:
+class UncarriedParent:
     """Evidence of a parent of the target that no head carries, with the parents it goes with in other rows.
 
     Attributes:
@@ -88,7 +88,7 @@ class FurtherParent:
         edges: (parent, child) in the rows where t explains something that the heads do not.
         share: how many times more the rows tell with t than without, d_vocab times if tokens were independent.
 
-    >>> FurtherParent(last_key=5, edges=((2, 4),), share=1.8).edges
+    >>> UncarriedParent(last_key=5, edges=((2, 4),), share=1.8).edges
     ((2, 4),)
     """
 
@@ -109,7 +109,7 @@ class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is A
         from_attention: the graph that attention alone gives: of every row and head the largest entry, if it reaches
             `min_weight`. It holds the rows of roots that attend somewhere, which only information tells from edges.
         heads: what each head carries (`HeadReport`), of a task without a query.
-        further_parents: parents of the target that no head carries (`FurtherParent`): more parents than heads, for one.
+        further_parents: parents of the target that no head carries (`UncarriedParent`): more parents than heads.
         attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words.
 
     >>> import causal_circuits as cc
@@ -124,7 +124,7 @@ class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is A
     candidates: tuple[CandidateEdge, ...]
     from_attention: nx.DiGraph
     heads: tuple[HeadReport, ...]
-    further_parents: tuple[FurtherParent, ...]
+    further_parents: tuple[UncarriedParent, ...]
     attached: tuple[str, ...]
 
     @property

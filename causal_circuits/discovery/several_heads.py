@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.discovery.extracted import CandidateEdge, DecidedBy, FurtherParent, HeadReport
+from causal_circuits.discovery.extracted import CandidateEdge, DecidedBy, HeadReport, UncarriedParent
 from causal_circuits.discovery.head_keys import (
     DOMINANT,
     attended_keys,
@@ -33,7 +33,7 @@ from causal_circuits.discovery.head_keys import (
     with_telling_last_keys,
 )
 from causal_circuits.discovery.row_shares import NO_SHARE, Keys, RowTest, RowVerdict, judge_row
-from causal_circuits.information.conditional import ConditionalInformation, Matches, conditional_information
+from causal_circuits.information.conditional import ConditionalInformation, HeadKeys, conditional_information
 from causal_circuits.statistics import holm, upper_tail
 
 # Sequences that lifts are estimated from; shares, which are cheap, take all that are given.
@@ -49,7 +49,7 @@ def judge_heads(
     min_weight: float,
     level: float,
     last_layer: Float[Tensor, "some_of_batch key_pos"] | None = None,
-) -> tuple[list[CandidateEdge], list[HeadReport], list[FurtherParent]]:
+) -> tuple[list[CandidateEdge], list[HeadReport], list[UncarriedParent]]:
     """Every proposal with its verdict, every head with its edges, and the parents that the heads leave out.
 
     Args:
@@ -89,9 +89,9 @@ def judge_heads(
 
 def _judge_rows(
     attention: Tensor,
-    copies: Sequence[Matches],
-    slots: dict[int, Matches],
-    beside: Sequence[Matches],
+    copies: Sequence[HeadKeys],
+    slots: dict[int, HeadKeys],
+    beside: Sequence[HeadKeys],
     test: RowTest,
     min_weight: float,
 ) -> list[RowVerdict]:
@@ -127,9 +127,9 @@ class _Reading:
 
     attention: Float[Tensor, "head_index query_pos key_pos"]
     heads: Sequence[int]
-    copies: Sequence[Matches]
-    slots: dict[int, Matches]
-    beside: Sequence[Matches]
+    copies: Sequence[HeadKeys]
+    slots: dict[int, HeadKeys]
+    beside: Sequence[HeadKeys]
     lifts: dict[int, ConditionalInformation]
     verdicts: Sequence[RowVerdict]
     p_values: Sequence[float]

@@ -24,14 +24,15 @@ def sequence_view(
     """Every head's attention on a sequence; where several steps were seen, a slider goes through them.
 
     Args:
-        seen: from `sequence_attention`, or from a `SequenceFilm` that watched a training.
+        seen: from `sequence_attention`, or from a `SequenceRecorder` that watched a training.
         graph: names the query, and says of each parent whose parent it is; None takes the last token for the query.
         names: of the tokens, one for each of the vocabulary; None writes their numbers.
         roles: of the heads ("induction"), in the order of `seen.heads`.
         title: above the view; None writes the sequence.
 
     >>> import torch
-    >>> from causal_circuits import chain_graph, plant_circuit, sequence_attention
+    >>> from causal_circuits import chain_graph, plant_circuit
+    >>> from causal_circuits.films import sequence_attention
     >>> model = plant_circuit(chain_graph(4), d_vocab=3)
     >>> sequence_view(sequence_attention(model, torch.tensor([0, 1, 2, 1])), chain_graph(4)).labels
     ('0, parent of 1', '1, parent of 2', '2', 'query 1')

@@ -34,13 +34,13 @@ def plot_phases(distances: PredictorDistances, ax: Axes | None = None) -> Axes:
     """KL from each named predictor to the model at every recorded step; bands name the nearest one, phase by phase.
 
     Args:
-        distances: what a `PredictorFilm` gives.
+        distances: what a `PredictorRecorder` gives.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> from causal_circuits import figures
     >>> batch = task.sample(64, seed=0)
-    >>> film = cc.PredictorFilm(batch, cc.named_predictors(task, batch))
+    >>> film = cc.films.PredictorRecorder(batch, cc.films.named_predictors(task, batch))
     >>> config = cc.TrainConfig.joint(4, batch_size=64)
     >>> record = cc.train(cc.disentangled_transformer(3, 6), task, config, on_record=film)
     >>> len(figures.plot_phases(film.result()).lines) >= 3  # one a predictor
@@ -66,7 +66,7 @@ def plot_phases(distances: PredictorDistances, ax: Axes | None = None) -> Axes:
 
 
 @check_arguments
-def plot_edge_formation(formation: information.Formation, ax: Axes | None = None) -> Axes:
+def plot_edge_formation(formation: information.EdgeFormation, ax: Axes | None = None) -> Axes:
     """Attention to the parent over training, a line an edge, the darker the stronger its pull at the start.
 
     Args:
@@ -77,7 +77,7 @@ def plot_edge_formation(formation: information.Formation, ax: Axes | None = None
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
     >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
-    >>> formation = cc.edge_formation(record, cc.predicted_gradient(task).value.float(), task.graph)
+    >>> formation = cc.information.edge_formation(record, cc.predicted_gradient(task).value.float(), task.graph)
     >>> len(figures.plot_edge_formation(formation).lines) >= 4  # an edge each
     True
     """
@@ -100,7 +100,7 @@ def plot_edge_formation(formation: information.Formation, ax: Axes | None = None
 
 
 @check_arguments
-def plot_formation(formation: circuits.Formation, axes: Sequence[Axes] | None = None) -> Figure:
+def plot_formation(formation: circuits.CircuitFormation, axes: Sequence[Axes] | None = None) -> Figure:
     """Attention on each edge of the latent graph and the effect of cutting it, at every recorded step; means thick.
 
     Args:
@@ -147,7 +147,7 @@ def _effect_label(metric: str) -> str:
 
 
 @check_arguments
-def plot_onsets(formations: Sequence[circuits.Formation], ax: Axes | None = None) -> Axes:
+def plot_onsets(formations: Sequence[circuits.CircuitFormation], ax: Axes | None = None) -> Axes:
     """When each edge began to matter and when attention showed it, against how hard the gradient pulled at the start.
 
     Args:

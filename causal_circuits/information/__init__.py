@@ -1,9 +1,9 @@
 """Information between positions and the gradient it predicts: exact, at finite context, estimated, compared."""
 
 from causal_circuits.information.comparison import (
-    Formation,
+    EdgeFormation,
     GradientComparison,
-    Rival,
+    RivalPosition,
     closest_rivals,
     compare_gradient,
     edge_formation,
@@ -11,7 +11,7 @@ from causal_circuits.information.comparison import (
 )
 from causal_circuits.information.conditional import (
     ConditionalInformation,
-    Matches,
+    HeadKeys,
     conditional_information,
     exact_conditional_information,
 )
@@ -26,12 +26,12 @@ from causal_circuits.information.gradient import predicted_gradient, score_gradi
 
 __all__ = [
     "ConditionalInformation",
-    "Formation",
+    "EdgeFormation",
     "GradientComparison",
+    "HeadKeys",
     "Information",
     "InformationEstimate",
-    "Matches",
-    "Rival",
+    "RivalPosition",
     "chi_squared_information",
     "closest_rivals",
     "compare_gradient",

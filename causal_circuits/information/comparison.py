@@ -151,7 +151,7 @@ def _parent_ranks(measured: Matrix, graph: nx.DiGraph) -> dict[int, dict[int, in
 
 @check_arguments
 @dataclass(frozen=True)
-class Formation:
+class EdgeFormation:
     """How the agreement evolves over training, and in which order edges form.
 
     Attributes:
@@ -169,7 +169,7 @@ class Formation:
     >>> model = cc.disentangled_transformer(3, 6)
     >>> config = cc.TrainConfig.joint(4, batch_size=512, warm_start=4.0)
     >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
-    >>> formation = cc.edge_formation(record, cc.predicted_gradient(task).value.float(), task.graph)
+    >>> formation = cc.information.edge_formation(record, cc.predicted_gradient(task).value.float(), task.graph)
     >>> formation.edges == tuple(sorted(cc.latent_edges(task.graph))), formation.steps == record.steps
     (True, True)
     """
@@ -186,7 +186,7 @@ class Formation:
 @check_arguments
 def edge_formation(
     record: TrainingRecord, predicted: Matrix, graph: nx.DiGraph, *, layer: int = 0, head: int = 0
-) -> Formation:
+) -> EdgeFormation:
     """Compare every recorded score gradient with g, and see which edges form first.
 
     Args:
@@ -200,7 +200,7 @@ def edge_formation(
     >>> model = cc.disentangled_transformer(3, 6)
     >>> config = cc.TrainConfig.joint(4, batch_size=512, warm_start=4.0)
     >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
-    >>> formation = cc.edge_formation(record, cc.predicted_gradient(task).value.float(), task.graph)
+    >>> formation = cc.information.edge_formation(record, cc.predicted_gradient(task).value.float(), task.graph)
     >>> [comparison.parent_ranks for comparison in formation.comparisons][0]
     (1, 1, 1, 1)
     """
@@ -215,7 +215,7 @@ def edge_formation(
     attention, pull = parent_attention(patterns, graph), parent_attention(score_gradient_of(predicted), graph)
     formed_at = tuple(_formed(record.steps, weights) for weights in attention.T)
     late = np.array([np.inf if step is None else step for step in formed_at], dtype=float)
-    return Formation(
+    return EdgeFormation(
         steps=record.steps,
         comparisons=comparisons,
         edges=tuple((j, i) for i, j in attention_cells(graph)),
@@ -238,7 +238,7 @@ Relation = Literal["ancestor", "sibling", "uncle", "other relative", "unrelated"
 
 @check_arguments
 @dataclass(frozen=True)
-class Rival:
+class RivalPosition:
     """The earlier position that comes closest to a child's parent.
 
     Attributes:
@@ -249,7 +249,7 @@ class Rival:
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> rival = cc.closest_rivals(cc.chi_squared_information(task, n_kernels=64).value, task.graph)[0]
+    >>> rival = cc.information.closest_rivals(cc.chi_squared_information(task, n_kernels=64).value, task.graph)[0]
     >>> rival.child, rival.parent, rival.position, rival.relation, rival.excess > 0
     (2, 1, 0, 'ancestor', True)
     """
@@ -263,7 +263,7 @@ class Rival:
 
 
 @check_arguments
-def closest_rivals(value: Matrix, graph: nx.DiGraph, standard_error: Matrix | None = None) -> tuple[Rival, ...]:
+def closest_rivals(value: Matrix, graph: nx.DiGraph, standard_error: Matrix | None = None) -> tuple[RivalPosition, ...]:
     """For every child with two earlier positions or more: the position other than its parent with the largest value.
 
     The data processing check: information about a child cannot be larger at an ancestor, a sibling or an uncle than at
@@ -299,7 +299,7 @@ def closest_rivals(value: Matrix, graph: nx.DiGraph, standard_error: Matrix | No
         if standard_error is not None:
             spread = standard_error[child, [parent, position]].square().sum().sqrt()
             error = float(torch.tensor(excess) / spread)  # infinite where nothing varies
-        rivals.append(Rival(child, parent, position, _relation(graph, child, position), excess, error))
+        rivals.append(RivalPosition(child, parent, position, _relation(graph, child, position), excess, error))
     return tuple(rivals)
 
 

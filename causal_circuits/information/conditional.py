@@ -31,14 +31,14 @@ MAX_ENUMERATED = 2**20  # sequences times transition matrices
 
 @check_arguments
 @dataclass(frozen=True)
-class Matches:
+class HeadKeys:
     """What one head copies: where its last row looks, and where every other row does.
 
     Attributes:
         last_key: the position t whose token the last row copies.
         keys: [n_ctx]; for each row the position it copies from, -1 where it copies nothing in particular.
 
-    >>> Matches(last_key=5, keys=(-1, 0, 1, 2, 3, -1)).keys[4]
+    >>> HeadKeys(last_key=5, keys=(-1, 0, 1, 2, 3, -1)).keys[4]
     3
     """
 
@@ -57,7 +57,8 @@ class ConditionalInformation:
         share_matched: [child]; the share of sequences in which the given matches hold.
         n_samples: sequences used.
 
-    >>> from causal_circuits import InContextTask, conditional_information, ngram_graph
+    >>> from causal_circuits import InContextTask, ngram_graph
+    >>> from causal_circuits.information import conditional_information
     >>> batch = InContextTask(ngram_graph(8, 2), d_vocab=2).sample(500, seed=0)
     >>> found = conditional_information(batch.tokens, batch.target_probs)
     >>> tuple(found.value.shape), found.n_samples
@@ -74,7 +75,7 @@ class ConditionalInformation:
 def conditional_information(
     tokens: Int[Tensor, "batch n_ctx"],
     target_probs: Float[Tensor, "batch d_vocab"],
-    given: Sequence[Matches] = (),
+    given: Sequence[HeadKeys] = (),
     *,
     weights: Float[Tensor, " batch"] | None = None,
     chunk: int = 2048,
@@ -120,7 +121,7 @@ def conditional_information(
 
 @check_arguments
 def exact_conditional_information(
-    task: InContextTask, given: Sequence[Matches] = (), n_kernels: int = 64, seed: int = 0
+    task: InContextTask, given: Sequence[HeadKeys] = (), n_kernels: int = 64, seed: int = 0
 ) -> ConditionalInformation:
     """The lift by enumeration of every sequence, for small tasks: exact given the transition matrices.
 
@@ -133,7 +134,7 @@ def exact_conditional_information(
     >>> kernel = np.array([[[0.9, 0.1], [0.2, 0.8]], [[0.3, 0.7], [0.6, 0.4]]])
     >>> task = InContextTask(ngram_graph(5, order=2), d_vocab=2, kernels={2: kernel})
     >>> alone = exact_conditional_information(task).value[3, 2, 4]
-    >>> given = exact_conditional_information(task, [Matches(3, (-1, -1, 0, 1, -1))]).value[3, 2, 4]
+    >>> given = exact_conditional_information(task, [HeadKeys(3, (-1, -1, 0, 1, -1))]).value[3, 2, 4]
     >>> bool(given > alone)
     True
     """
@@ -169,7 +170,7 @@ def enumerate_sequences(task: InContextTask, n_kernels: int = 64, seed: int = 0)
     return repeated, rearrange(laws, "matrix sequence token -> (matrix sequence) token"), weights
 
 
-def _all_match(tokens: Tensor, given: Sequence[Matches]) -> Tensor:
+def _all_match(tokens: Tensor, given: Sequence[HeadKeys]) -> Tensor:
     """[batch, child]: whether every given head's key holds the token of its last key."""
     matched = torch.ones(tokens.shape, dtype=torch.bool)
     for head in given:
@@ -204,7 +205,7 @@ def _lift(sums: Tensor, alone: Tensor, n: int) -> ConditionalInformation:
     return ConditionalInformation(value, torch.where(few, torch.inf, error), share, n)
 
 
-def _check_matches(head: Matches, n_ctx: int) -> None:
+def _check_matches(head: HeadKeys, n_ctx: int) -> None:
     if len(head.keys) != n_ctx or not 0 <= head.last_key < n_ctx:
         raise ValueError(
             f"matches need a last_key in 0 .. {n_ctx - 1} and one key for each of {n_ctx} positions: "

@@ -35,7 +35,7 @@ class InformationEstimate:
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> batch = task.sample(64, seed=0)
-    >>> found = cc.estimate_information(batch.tokens, batch.target_probs, n_bootstrap=50)
+    >>> found = cc.information.estimate_information(batch.tokens, batch.target_probs, n_bootstrap=50)
     >>> bool((found.lower <= found.upper).all()), found.level, found.n_samples
     (True, 0.05, 64)
     """
@@ -75,7 +75,7 @@ def estimate_information(
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> batch = task.sample(500, seed=0)
-    >>> found = cc.estimate_information(batch.tokens, batch.target_probs, n_bootstrap=20, n_splits=1)
+    >>> found = cc.information.estimate_information(batch.tokens, batch.target_probs, n_bootstrap=20, n_splits=1)
     >>> bool(found.lower[1, 0] > 0)  # position 0 is the parent of position 1
     True
     """
@@ -144,7 +144,7 @@ def estimate_gradient(
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> batch = task.sample(4000, seed=0)
-    >>> g = cc.estimate_gradient(batch.tokens, batch.target_probs).value
+    >>> g = cc.information.estimate_gradient(batch.tokens, batch.target_probs).value
     >>> g[1:5].argmax(dim=1).tolist()  # the parents of positions 1 to 4
     [0, 1, 2, 3]
     """

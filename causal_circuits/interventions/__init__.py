@@ -17,7 +17,7 @@ from causal_circuits.interventions.measure import other_positions, other_sequenc
 from causal_circuits.interventions.metrics import METRICS, Cost, Metric, make_cost
 from causal_circuits.interventions.patching import PatchingResult, patch_activations
 from causal_circuits.interventions.path_patching import patch_paths
-from causal_circuits.interventions.scrubbing import Scrubbed, scrub_hypothesis
+from causal_circuits.interventions.scrubbing import ScrubbingResult, scrub_hypothesis
 
 __all__ = [
     "ABLATION_METHODS",
@@ -30,7 +30,7 @@ __all__ = [
     "KnockOutMethod",
     "Metric",
     "PatchingResult",
-    "Scrubbed",
+    "ScrubbingResult",
     "ablate_heads",
     "ablate_slots",
     "knock_out_edges",

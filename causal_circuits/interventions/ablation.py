@@ -135,7 +135,7 @@ def ablate_slots(
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
-    >>> result = cc.ablate_slots(model, batch, ["position"], "permute")
+    >>> result = cc.interventions.ablate_slots(model, batch, ["position"], "permute")
     >>> result.slots, result.loss > result.baseline_loss
     (('position',), True)
     """

@@ -45,7 +45,7 @@ _Parts = dict[str, list[_Hook]]  # part of a claim -> what puts donors' values t
 
 @check_arguments
 @dataclass(frozen=True)
-class Scrubbed:
+class ScrubbingResult:
     """What is left of a model's loss when only the hypothesis is kept.
 
     Attributes:
@@ -62,7 +62,8 @@ class Scrubbed:
         attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words: it was
             analysed with it.
 
-    >>> Scrubbed("both", "children", loss=0.75, standard_error=0.01, random_loss=1.0, baseline_loss=0.5).recovered
+    >>> losses = {"loss": 0.75, "standard_error": 0.01, "random_loss": 1.0, "baseline_loss": 0.5}
+    >>> ScrubbingResult("both", "children", **losses).recovered
     0.5
     """
 
@@ -93,7 +94,7 @@ def scrub_hypothesis(
     where: Where = "everywhere",
     metric: Metric = "loss",
     seed: int = 0,
-) -> Scrubbed:
+) -> ScrubbingResult:
     """Causal scrubbing of "head 0.h copies the token of parent h; head 1.0 matches it with the query".
 
     Args:
@@ -133,7 +134,7 @@ def scrub_hypothesis(
         cost_of(_parts(model, task, claim, _Donors(tokens, generator, agree, everywhere))) for agree in (True, False)
     )
     alone = _parts(model, task, claim, _Donors(tokens, torch.Generator().manual_seed(seed), False, everywhere))
-    return Scrubbed(
+    return ScrubbingResult(
         claim=claim,
         where=where,
         loss=float(cost.sign * scrubbed.mean()),

@@ -95,7 +95,8 @@ def warm_start(model: HookedTransformer, scale: float = 2.0) -> HookedTransforme
     token. In the reduced model it is A2 = scale I (beta0 of Algorithm 1).
 
     >>> import torch
-    >>> from causal_circuits import reduced_transformer, warm_start
+    >>> from causal_circuits import reduced_transformer
+    >>> from causal_circuits.models import warm_start
     >>> model = warm_start(reduced_transformer(d_vocab=3, n_ctx=6), scale=2.0)
     >>> int((model.W_Q[1] == 2.0).sum())  # A2 = 2 I
     3
@@ -231,7 +232,8 @@ def attention_block(model: HookedTransformer, layer: int, head: int, query_slot:
 def live_heads(model: HookedTransformer) -> list[tuple[int, int]]:
     """(layer, head) of every head, the dead ones that only pad a layer left out.
 
-    >>> from causal_circuits import disentangled_transformer, live_heads
+    >>> from causal_circuits import disentangled_transformer
+    >>> from causal_circuits.models import live_heads
     >>> live_heads(disentangled_transformer(3, 6, n_heads=(2, 1)))
     [(0, 0), (0, 1), (1, 0)]
     """

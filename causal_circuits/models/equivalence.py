@@ -40,7 +40,7 @@ def disentangle(model: HookedTransformer) -> HookedTransformer:
         ValueError: the model has something that a disentangled transformer has not (a config field, a hook, a
             parametrization), or is too large.
 
-    >>> from causal_circuits import ordinary_transformer
+    >>> from causal_circuits.models import ordinary_transformer
     >>> ordinary, tokens = ordinary_transformer(d_vocab=3, n_ctx=4, d_model=6, d_mlp=0), torch.tensor([[0, 1, 2, 0]])
     >>> torch.allclose(disentangle(ordinary)(tokens), ordinary(tokens), atol=1e-4)
     True

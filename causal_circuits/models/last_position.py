@@ -28,7 +28,7 @@ def last_position_logits(
 ) -> Float[Tensor, "batch d_vocab"]:
     """Logits of the last position of a model for which `can_skip_positions` holds.
 
-    >>> from causal_circuits import ordinary_transformer
+    >>> from causal_circuits.models import ordinary_transformer
     >>> model, tokens = ordinary_transformer(d_vocab=3, n_ctx=4), torch.tensor([[0, 1, 2, 0], [2, 2, 1, 1]])
     >>> torch.allclose(last_position_logits(model, tokens), model(tokens)[:, -1], atol=1e-5)
     True

@@ -30,7 +30,8 @@ class Slot:
         start, stop: the half-open range of coordinates.
         description: the name in words.
 
-    >>> from causal_circuits import disentangled_transformer, slots
+    >>> from causal_circuits import disentangled_transformer
+    >>> from causal_circuits.models import slots
     >>> slots(disentangled_transformer(3, 6))["position"].stop
     9
     """

@@ -86,7 +86,7 @@ def run_stage(
 def match_strength(model: cc.models.HookedTransformer) -> float:
     """Mean diagonal minus mean off-diagonal entry of a reduced model's A2: how much more a matching token scores."""
     d_vocab = model.cfg.d_vocab
-    a2 = model.blocks[1].attn.W_Q[0, cc.slots(model)["token"].slice, :d_vocab].detach().double()
+    a2 = model.blocks[1].attn.W_Q[0, cc.models.slots(model)["token"].slice, :d_vocab].detach().double()
     diagonal = float(a2.trace())
     return diagonal / d_vocab - (float(a2.sum()) - diagonal) / (d_vocab * (d_vocab - 1))
 

@@ -104,7 +104,7 @@ def predict(task: cc.InContextTask, seed: int) -> float:
     """The least n at which sum over rivals of P(noise > gap) <= 1 - SURE, with normal noise of variance s^2 / n."""
     pilot = task.sample(PILOT, seed=(seed, 12))
     noise = cc.measured_gradient(pilot.tokens, pilot.target_probs).standard_error.double() * PILOT**0.5
-    expected = cc.finite_context_gradient(task, n_kernels=256, seed=seed).value.double()
+    expected = cc.information.finite_context_gradient(task, n_kernels=256, seed=seed).value.double()
     ratios = []  # gap over noise, of every parent and every other earlier position
     for parent, child in cc.latent_edges(task.graph):
         gap, spread = expected[child, parent] - expected[child], (noise[child, parent] ** 2 + noise[child] ** 2).sqrt()

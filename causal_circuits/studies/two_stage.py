@@ -149,7 +149,7 @@ def measure_run(
     """Both stages of one run: attention after stage 1, loss gap after each stage."""
     task, how = make_task(graph, n_ctx, d_vocab, alpha), algorithm_1.variant(variant)
     model, test_batch = algorithm_1.empty_model(how, task), task.sample(test, seed=(seed, 2))
-    entropy = cc.cross_entropy(test_batch.target_probs, test_batch.target_probs)
+    entropy = cc.tasks.cross_entropy(test_batch.target_probs, test_batch.target_probs)
     record = algorithm_1.run_stage(
         model,
         task,

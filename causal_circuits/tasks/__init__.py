@@ -3,7 +3,7 @@
 from causal_circuits.tasks.base import Task
 from causal_circuits.tasks.batch import Batch
 from causal_circuits.tasks.batch_task import BatchTask
-from causal_circuits.tasks.families import KERNEL_FAMILIES, bounded_below, kernel_family
+from causal_circuits.tasks.families import MATRIX_FAMILIES, bounded_below, matrix_family
 from causal_circuits.tasks.predictors import (
     ExactBayes,
     ReferenceLosses,
@@ -18,7 +18,7 @@ from causal_circuits.tasks.subsets import subset_loss, subset_losses, subset_pre
 from causal_circuits.tasks.task import InContextTask
 
 __all__ = [
-    "KERNEL_FAMILIES",
+    "MATRIX_FAMILIES",
     "Batch",
     "BatchTask",
     "ExactBayes",
@@ -30,7 +30,7 @@ __all__ = [
     "cross_entropy",
     "edge_posterior",
     "exact_bayes",
-    "kernel_family",
+    "matrix_family",
     "reference_losses",
     "subset_loss",
     "subset_losses",

@@ -60,26 +60,26 @@ _FAMILIES: dict[str, Draw] = {
     "periodic": _periodic,
     "near-deterministic": _near_deterministic,
 }
-KERNEL_FAMILIES = tuple(_FAMILIES)
+MATRIX_FAMILIES = tuple(_FAMILIES)
 
 
 @check_arguments
-def kernel_family(
+def matrix_family(
     name: str, n: int = 256, d_vocab: int = 3, *, gamma: float = 0.1, seed: int = 0
 ) -> Float[np.ndarray, "kernel d_vocab d_vocab"]:
     """`n` transition matrices of a family, entries at least gamma / d_vocab; `InContextTask(kernels=...)` takes them.
 
     Args:
-        name: one of `KERNEL_FAMILIES`.
+        name: one of `MATRIX_FAMILIES`.
         n, d_vocab: how many, over how many tokens.
         gamma: share of the uniform matrix mixed in, in [0, 1).
         seed: of the draws.
 
-    >>> kernel_family("periodic", n=1, d_vocab=3, gamma=0.3, seed=1).round(2).tolist()
+    >>> matrix_family("periodic", n=1, d_vocab=3, gamma=0.3, seed=1).round(2).tolist()
     [[[0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.8, 0.1, 0.1]]]
     """
     if name not in _FAMILIES:
-        raise ValueError(f"a kernel family must be one of {', '.join(KERNEL_FAMILIES)}: got {name!r}")
+        raise ValueError(f"a kernel family must be one of {', '.join(MATRIX_FAMILIES)}: got {name!r}")
     if n < 1 or d_vocab < 2:
         raise ValueError(f"n must be at least 1 and d_vocab at least 2: got {n} and {d_vocab}")
     return bounded_below(_FAMILIES[name](np.random.default_rng(seed), n, d_vocab), gamma)

@@ -55,7 +55,8 @@ def edge_posterior(task: InContextTask, tokens: Int[Tensor, "batch n_ctx"]) -> F
     Returns float64 probabilities [batch, d_vocab].
 
     >>> import torch
-    >>> from causal_circuits import InContextTask, chain_graph, edge_posterior
+    >>> from causal_circuits import InContextTask, chain_graph
+    >>> from causal_circuits.tasks import edge_posterior
     >>> task = InContextTask(chain_graph(4), d_vocab=2, alpha=1.0)
     >>> edge_posterior(task, torch.tensor([[0, 1, 1, 0]]))  # 0 was followed by 1 once: (1 + [0, 1]) / (2 + 1)
     tensor([[0.3333, 0.6667]], dtype=torch.float64)
@@ -127,7 +128,7 @@ class ExactBayes:
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> batch = task.sample(64, seed=0)
-    >>> found = cc.exact_bayes(task, batch.tokens, n_draws=32)
+    >>> found = cc.tasks.exact_bayes(task, batch.tokens, n_draws=32)
     >>> tuple(found.probs.shape)
     (64, 3)
     """
@@ -152,7 +153,7 @@ def exact_bayes(
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> batch = task.sample(64, seed=0)
-    >>> probs = cc.exact_bayes(task, batch.tokens, n_draws=64).probs
+    >>> probs = cc.tasks.exact_bayes(task, batch.tokens, n_draws=64).probs
     >>> bool(probs.sum(dim=1).allclose(probs.new_ones(64)))
     True
     """
@@ -260,7 +261,7 @@ def best_unigram_loss(batch: Batch) -> float:
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> batch = task.sample(64, seed=0)
-    >>> 0 < cc.best_unigram_loss(batch) < 1.2
+    >>> 0 < cc.tasks.best_unigram_loss(batch) < 1.2
     True
     """
     check_probabilities("target_probs", batch.target_probs, _OFF)

@@ -44,7 +44,7 @@ def subset_loss(task: Task, batch: Batch, which: Sequence[int]) -> float:
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.ngram_graph(12, 2), d_vocab=2)
     >>> batch = task.sample(500, seed=0)
-    >>> cc.subset_loss(task, batch, [0, 1]) < cc.subset_loss(task, batch, [])
+    >>> cc.tasks.subset_loss(task, batch, [0, 1]) < cc.tasks.subset_loss(task, batch, [])
     True
     """
     counts = _checked_counts(task, batch.tokens, which)
@@ -60,7 +60,7 @@ def subset_losses(task: Task, batch: Batch) -> dict[tuple[int, ...], float]:
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.ngram_graph(12, 2), d_vocab=2)
-    >>> losses = cc.subset_losses(task, task.sample(500, seed=0))
+    >>> losses = cc.tasks.subset_losses(task, task.sample(500, seed=0))
     >>> sorted(losses), min(losses, key=losses.get)
     ([(), (0,), (0, 1), (1,)], (0, 1))
     """

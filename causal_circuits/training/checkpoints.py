@@ -41,8 +41,8 @@ class CheckpointError(ValueError):
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     try:
-    ...         cc.restore_checkpoint(cc.disentangled_transformer(3, 6), folder)
-    ...     except cc.CheckpointError as error:
+    ...         cc.training.restore_checkpoint(cc.disentangled_transformer(3, 6), folder)
+    ...     except cc.training.CheckpointError as error:
     ...         print("no whole checkpoint" in str(error))
     True
     """
@@ -203,7 +203,7 @@ def restore_checkpoint(model: HookedTransformer, folder: str | os.PathLike[str])
     >>> with TemporaryDirectory() as folder:
     ...     config, kept = cc.TrainConfig.joint(4, batch_size=8), cc.Checkpoints(folder, every=2)
     ...     record = cc.train(model, task, config, checkpoints=kept)
-    ...     cc.restore_checkpoint(again, folder)
+    ...     cc.training.restore_checkpoint(again, folder)
     4
     >>> bool((again.W_U == model.W_U).all())
     True

@@ -48,7 +48,7 @@ class DivergenceError(FloatingPointError):
     >>> config = cc.TrainConfig.joint(20, learning_rate=1e30, batch_size=8)
     >>> try:
     ...     cc.train(model, task, config)
-    ... except cc.DivergenceError as error:
+    ... except cc.training.DivergenceError as error:
     ...     print(error.checkpoint is None, 0 < error.step < 20)
     True True
     """
@@ -76,7 +76,8 @@ class TrainingHealth:
         advice: what to try; empty where nothing is wrong.
 
     >>> import torch
-    >>> from causal_circuits import TrainingRecord, training_health
+    >>> from causal_circuits import TrainingRecord
+    >>> from causal_circuits.training import training_health
     >>> falling = torch.linspace(2.0, 1.0, 200, dtype=torch.float64)
     >>> training_health(TrainingRecord(falling, (), falling[:0], attention=None, score_gradients=None)).verdict
     'falls'

@@ -46,7 +46,7 @@ class TrainingPaused(Exception):  # no error: it is what `minutes` asked for
     >>> with TemporaryDirectory() as folder:
     ...     try:
     ...         cc.train(model, task, config, checkpoints=cc.Checkpoints(folder, minutes=1e-9))
-    ...     except cc.TrainingPaused as paused:
+    ...     except cc.training.TrainingPaused as paused:
     ...         print(paused.step < 9)
     True
     """

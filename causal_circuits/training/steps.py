@@ -61,7 +61,7 @@ def evaluate(model: HookedTransformer, batch: Batch, chunk: int = 2048) -> Tenso
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
     >>> losses = cc.evaluate(model, batch)
-    >>> losses.dtype, len(losses), float(losses.mean()) < cc.best_unigram_loss(batch)
+    >>> losses.dtype, len(losses), float(losses.mean()) < cc.tasks.best_unigram_loss(batch)
     (torch.float64, 64, True)
     """
     batch.check(model.cfg.d_vocab, d_vocab_out=model.cfg.d_vocab_out)
@@ -82,7 +82,7 @@ def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record:
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
-    >>> cc.take_snapshot(model, batch, record=cc.RecordAt(score_gradients=False)).score_gradients is None
+    >>> cc.training.take_snapshot(model, batch, record=cc.RecordAt(score_gradients=False)).score_gradients is None
     True
     """
     record = record or RecordAt()

@@ -61,7 +61,7 @@ class PairGain:
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
-    >>> gain = cc.pair_gain(cc.disentangled_transformer(3, 8, (2, 1)), task.sample(64, seed=0))
+    >>> gain = cc.training.pair_gain(cc.disentangled_transformer(3, 8, (2, 1)), task.sample(64, seed=0))
     >>> gain.value.shape == gain.standard_error.shape == (8, 8, 8)
     True
     """
@@ -89,7 +89,7 @@ class Turn:
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
     >>> model = cc.models.warm_readout(cc.disentangled_transformer(3, 8, (2, 1)), 4.0)
-    >>> turn = cc.take_turn(model, task.sample(5_000, seed=0), head=0)
+    >>> turn = cc.training.take_turn(model, task.sample(5_000, seed=0), head=0)
     >>> turn.head, turn.last_key in (6, 7), tuple(turn.gain.shape)  # positions 6 and 7 are the parents of the target
     (0, True, (8, 8))
     """
@@ -267,7 +267,7 @@ def take_turn(
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
     >>> model = cc.models.warm_readout(cc.disentangled_transformer(3, 8, (2, 1)), 4.0)
-    >>> cc.take_turn(model, task.sample(5_000, seed=0), head=0).last_key in (6, 7)  # a parent of the target
+    >>> cc.training.take_turn(model, task.sample(5_000, seed=0), head=0).last_key in (6, 7)  # a parent of the target
     True
     """
     config = config or TurnConfig()
@@ -300,7 +300,7 @@ def pair_gain(model: HookedTransformer, batch: Batch, chunk: int = 1024) -> Pair
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
-    >>> gain = cc.pair_gain(cc.disentangled_transformer(3, 8, (2, 1)), task.sample(64, seed=0))
+    >>> gain = cc.training.pair_gain(cc.disentangled_transformer(3, 8, (2, 1)), task.sample(64, seed=0))
     >>> bool(gain.value[0].eq(0).all())  # the first row has nothing to look at
     True
     """

@@ -56,7 +56,7 @@ class Config(causal_graph.Config):
 
     def cells(self) -> list[Cell]:
         """The saved model; or a training for each seed, the first of them searched and proved."""
-        task = {"parents": cc.graph_parents(self.task.graph), "d_vocab": self.d_vocab, "alpha": self.alpha}
+        task = {"parents": cc.graphs.graph_parents(self.task.graph), "d_vocab": self.d_vocab, "alpha": self.alpha}
         same = {"task": task, "n_sequences": self.sequences, "seed": self.seed}
         if self.model is not None:
             weights = cc.storage.digest(dict(cc.load_model(self.model).named_parameters()))

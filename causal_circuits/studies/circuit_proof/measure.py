@@ -18,7 +18,7 @@ SCRUBBED_WHERE: tuple[Literal["children", "everywhere"], ...] = (
     "everywhere",
 )  # the paper's claims, and that there is nothing else to the model
 RECIPES = {
-    "zero": lambda steps, seed: cc.TrainConfig(cc.default_stages(steps), seed=seed),
+    "zero": lambda steps, seed: cc.TrainConfig(cc.training.default_stages(steps), seed=seed),
     "warm": lambda steps, seed: cc.TrainConfig.warm(steps, seed=seed),
     "adam": lambda steps, seed: cc.TrainConfig.joint(steps, 0.1, seed=seed),  # often predicts without the graph
 }
@@ -35,8 +35,8 @@ class Evidence:
     discoveries: list[circuits.Discovery]
     rankings: list[circuits.Ranking]
     entries: list[tuple[circuits.Discovery, circuits.GraphScores]]
-    knock_out: cc.KnockOut
-    scrubbed: list[cc.Scrubbed]
+    knock_out: cc.interventions.KnockOut
+    scrubbed: list[cc.interventions.ScrubbingResult]
     edge_posterior: float
     n_sequences: int
     seed: int
@@ -51,7 +51,7 @@ class Evidence:
         """Whether in nearly every row with parents the entries that matter most are the parents."""
         return self.graph_scores.exact_parent_rate >= 0.9
 
-    def scrubbing(self, where: str) -> cc.Scrubbed:
+    def scrubbing(self, where: str) -> cc.interventions.ScrubbingResult:
         """Both claims of the paper's hypothesis, held to the positions it makes them of or everywhere."""
         return next(s for s in self.scrubbed if (s.claim, s.where) == ("both", where))
 

@@ -11,7 +11,7 @@ from causal_circuits.pages import Check, Section
 from causal_circuits.studies.circuit_proof.measure import SCRUBBED_WHERE, Evidence
 from causal_circuits.studies.study import Report
 
-Formations = Sequence[circuits.Formation]
+Formations = Sequence[circuits.CircuitFormation]
 CRITERIA = {
     "faithful": "The circuit's mean loss is that of the whole model",
     "complete": "Under random knock-outs circuit and whole model lose alike",
@@ -44,7 +44,7 @@ def make_report(task: cc.InContextTask, rows: Sequence[dict[str, Any]], *, train
 def results(task: cc.InContextTask, e: Evidence, formations: Formations) -> dict[str, Any]:
     """Every number of the table, and the evidence behind it."""
     return {
-        "config": {"n_ctx": task.n_ctx, "parents": cc.graph_parents(task.graph)},
+        "config": {"n_ctx": task.n_ctx, "parents": cc.graphs.graph_parents(task.graph)},
         "loss": {"whole": e.proof.full_cost, "edge_posterior": e.edge_posterior, "circuit": e.proof.cost},
         "self_checks": e.checks,
         "proof": {**circuits.plain_values(e.proof), "proved": e.proof.proved, "verdict": e.proof.verdict},

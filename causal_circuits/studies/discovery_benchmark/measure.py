@@ -67,7 +67,7 @@ def measure(
         "optimum_found": optimum_found(subject, seed) if kind == "planted" else None,
         "regret_is_exact": frontier.exact,
         "frontier_seconds": frontier.seconds,
-        "parents": cc.graph_parents(graph),
+        "parents": cc.graphs.graph_parents(graph),
     }
     batch = task.sample(sequences, seed=(seed, 3))
     scored = [

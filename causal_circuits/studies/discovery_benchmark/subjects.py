@@ -77,8 +77,8 @@ def trained(task: cc.InContextTask, steps: int, seed: int) -> HookedTransformer:
 def trained_in_turns(task: cc.InContextTask, steps: int, seed: int) -> HookedTransformer:
     """A head for each parent, one after the other."""
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, (max(task.in_degrees), 1))
-    config = cc.TurnConfig(steps=steps, settle=min(60, steps // 8), seed=seed)
-    cc.train_in_turns(model, task, config, record=cc.RecordAt(steps=()), progress=False)
+    config = cc.training.TurnConfig(steps=steps, settle=min(60, steps // 8), seed=seed)
+    cc.training.train_in_turns(model, task, config, record=cc.RecordAt(steps=()), progress=False)
     return model
 
 
@@ -90,7 +90,7 @@ def adam_from_zero(task: cc.InContextTask, steps: int, seed: int) -> HookedTrans
 
 def displaced(task: cc.InContextTask, steps: int, seed: int) -> HookedTransformer:
     """The circuit written one row or more too late (`plant_decoy`), and trained on from there."""
-    model = cc.plant_decoy(task.graph, task.d_vocab, attention_scale=10.0, match_scale=4.0)
+    model = cc.models.plant_decoy(task.graph, task.d_vocab, attention_scale=10.0, match_scale=4.0)
     return fit(model, task, cc.TrainConfig.joint(steps, 0.03, warm_start=None, seed=seed))
 
 

@@ -84,7 +84,7 @@ class Config(Study):
         one_of(tuple(GRAPHS), graph=self.graph)
         one_of(RESTRICTED, restricted=self.restricted)
         check_lengths(self.lengths)
-        cc.bounded_below(cc.kernel_family("sticky", 1, self.d_vocab), self.gamma)
+        cc.tasks.bounded_below(cc.tasks.matrix_family("sticky", 1, self.d_vocab), self.gamma)
         cc.InContextTask(GRAPHS[self.graph](self.lengths[0]), self.d_vocab, self.alpha)
 
     def cells(self) -> list[Cell]:

@@ -35,7 +35,7 @@ class Sizes:
 
     def family(self, name: str, seed: int) -> np.ndarray:
         """[n_matrices, d_vocab, d_vocab] of a family, entries bounded below."""
-        return cc.kernel_family(name, self.n_matrices, self.d_vocab, gamma=self.gamma, seed=self.data_seed + seed)
+        return cc.tasks.matrix_family(name, self.n_matrices, self.d_vocab, gamma=self.gamma, seed=self.data_seed + seed)
 
 
 def measure_model(variant: str, n_ctx: int, seed: int, sizes: Mapping[str, Any]) -> dict[str, list]:
@@ -59,7 +59,7 @@ def measure_restricted(variant: str, n_ctx: int, family: str, sizes: Mapping[str
     model = train(algorithm_1.variant(variant), task, shared, shared.data_seed)
     pattern = cc.mean_attention(model, task.sample(128, seed=(shared.data_seed, 3)).tokens)[0, 0]
     attention = float(cc.graphs.parent_attention(pattern, task.graph).mean())
-    for index, other in enumerate(cc.KERNEL_FAMILIES):
+    for index, other in enumerate(cc.tasks.MATRIX_FAMILIES):
         matrices = shared.family(other, seed=index)
         excluded = outside(matrices, known)
         if other == family or len(excluded) < 2:
@@ -92,7 +92,7 @@ def measure_families(
     from `n_matrices` matrices, whose edge posterior is the mixture over these.
     """
     rows = []
-    for index, family in enumerate(cc.KERNEL_FAMILIES):
+    for index, family in enumerate(cc.tasks.MATRIX_FAMILIES):
         matrices = sizes.family(family, seed=index)
         name, _, alpha = family.partition(" ")
         prior: dict[str, Any] = {"alpha": float(alpha)} if name == "dirichlet" else {"kernels": matrices}
@@ -112,11 +112,11 @@ def measure_family(
     """A model trained on `task`, on sequences of `own`, whose prior `matrices` are drawn from."""
     test = own.sample(sizes.n_test, seed=(sizes.data_seed, 6, index))
     losses = cc.evaluate(model, test)
-    posterior = cc.cross_entropy(own.bayes_predictor(test.tokens), test.target_probs)
+    posterior = cc.tasks.cross_entropy(own.bayes_predictor(test.tokens), test.target_probs)
     excess, whole = losses - posterior, algorithm_1.has_every_token(test.tokens, task.d_vocab)
     return {
         "loss": float(losses.mean()),
-        "entropy": float(cc.cross_entropy(test.target_probs, test.target_probs).mean()),
+        "entropy": float(cc.tasks.cross_entropy(test.target_probs, test.target_probs).mean()),
         "own_edge_posterior": float(posterior.mean()),
         "training_edge_posterior": task.bayes_loss(test),
         "excess": float(excess.mean()),
@@ -157,7 +157,9 @@ def uniform_errors(
     def largest(name: str, reference: str | None = None) -> float:
         other = None if reference is None else known[reference]
         errors = [
-            cc.prediction_errors(known[name], task.graph, matrix, n_sequences=n, seed=seed, reference=other)
+            cc.generalization.prediction_errors(
+                known[name], task.graph, matrix, n_sequences=n, seed=seed, reference=other
+            )
             for matrix in matrices
         ]
         return float(np.nanmax(errors))
@@ -183,11 +185,11 @@ def measure_worst(
     for against, reference in (("kernel", None), ("frequencies", known["frequencies"])):
 
         def errors_on(matrix: np.ndarray, n: int, seed: int, reference: Predictor | None = reference) -> np.ndarray:
-            return cc.prediction_errors(
+            return cc.generalization.prediction_errors(
                 known["model"], task.graph, matrix, n_sequences=n, seed=seed, reference=reference
             )
 
-        worst = cc.worst_kernel(
+        worst = cc.generalization.worst_matrix(
             partial(largest_error, errors_on, seed=seed),
             task.d_vocab,
             gamma=sizes.gamma,

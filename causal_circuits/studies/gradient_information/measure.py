@@ -36,8 +36,8 @@ class Setting:
     sampling_error: float
     slope_error_finite: float
     slope_error_g: float
-    weights: dict[str, cc.GradientComparison]
-    scores: dict[str, cc.GradientComparison]
+    weights: dict[str, cc.information.GradientComparison]
+    scores: dict[str, cc.information.GradientComparison]
     rivals_beaten: int
     n_rivals: int
 
@@ -47,9 +47,9 @@ class Matrices:
     """The measured gradient of one setting, and the two predictions."""
 
     graph: nx.DiGraph
-    measured: cc.Information
-    g: cc.Information
-    finite: cc.Information
+    measured: cc.information.Information
+    g: cc.information.Information
+    finite: cc.information.Information
 
 
 def make_graph(name: str, n_ctx: int, seed: int) -> nx.DiGraph:
@@ -74,10 +74,10 @@ def measure_setting(
     batch = task.sample(n_sequences, seed=tuple(seed))
     own_seeds = [3 * (PARTS * (1000 * seed[0] + seed[1]) + part) for part in range(PARTS)]  # G uses three from each
     limits = [cc.predicted_gradient(task, 16_384 // PARTS, seed=own) for own in own_seeds]
-    parts = [cc.finite_context_gradient(task, n_matrices_for(task) // PARTS, seed=own) for own in own_seeds]
+    parts = [cc.information.finite_context_gradient(task, n_matrices_for(task) // PARTS, seed=own) for own in own_seeds]
     g, finite = mean_of_parts(limits), mean_of_parts(parts)
     measured = {of: cc.measured_gradient(batch.tokens, batch.target_probs, of) for of in ("weights", "scores")}
-    rivals = cc.closest_rivals(measured["weights"].value, task.graph)
+    rivals = cc.information.closest_rivals(measured["weights"].value, task.graph)
     parent, child = min(cc.latent_edges(task.graph))
     pieces = gradients_of_parts(batch)
     of_matrices, of_sequences = slope_errors(pieces, parts, task.graph)
@@ -110,14 +110,14 @@ def n_matrices_for(task: cc.InContextTask) -> int:
     return PARTS * int(np.clip(MATRIX_BUDGET / cost / PARTS, 16, 1024))
 
 
-def mean_of_parts(parts: Sequence[cc.Information]) -> cc.Information:
+def mean_of_parts(parts: Sequence[cc.information.Information]) -> cc.information.Information:
     """The prediction that several independent ones make together."""
     value = torch.stack([part.value for part in parts]).mean(dim=0)
     error = torch.stack([part.standard_error.square() for part in parts]).sum(dim=0).sqrt() / len(parts)
-    return cc.Information(value, error, sum(part.n_samples for part in parts), parts[0].method)
+    return cc.information.Information(value, error, sum(part.n_samples for part in parts), parts[0].method)
 
 
-def gradients_of_parts(batch: cc.Batch) -> list[cc.Information]:
+def gradients_of_parts(batch: cc.Batch) -> list[cc.information.Information]:
     """The gradient of each of PARTS equal parts of the sequences; a rest is left out."""
     size = len(batch) // PARTS
     return [
@@ -127,7 +127,7 @@ def gradients_of_parts(batch: cc.Batch) -> list[cc.Information]:
 
 
 def slope_errors(
-    measured: Sequence[cc.Information], predicted: Sequence[cc.Information], graph: nx.DiGraph
+    measured: Sequence[cc.information.Information], predicted: Sequence[cc.information.Information], graph: nx.DiGraph
 ) -> tuple[float, float]:
     """Standard errors of the slope of measured on predicted: from the prediction's matrices, and from the sequences.
 
@@ -142,14 +142,14 @@ def slope_errors(
 
 
 def three_comparisons(
-    measured: cc.Information,
-    g: cc.Information,
-    finite: cc.Information,
+    measured: cc.information.Information,
+    g: cc.information.Information,
+    finite: cc.information.Information,
     graph: nx.DiGraph,
     of: Literal["weights", "scores"],
-) -> dict[str, cc.GradientComparison]:
+) -> dict[str, cc.information.GradientComparison]:
     """Measured with g (the paper), measured with G (noise only), G with g (the short context only)."""
-    expected = cc.score_gradient_of(finite.value) if of == "scores" else finite.value
+    expected = cc.information.score_gradient_of(finite.value) if of == "scores" else finite.value
     error = measured.standard_error
     return {
         "by_g": cc.compare_gradient(measured.value, g.value, graph, of=of, standard_error=error),
@@ -159,7 +159,11 @@ def three_comparisons(
 
 
 def sweep_sequences(
-    setting: Setting, batch: cc.Batch, g: cc.Information, finite: cc.Information, graph: nx.DiGraph
+    setting: Setting,
+    batch: cc.Batch,
+    g: cc.information.Information,
+    finite: cc.information.Information,
+    graph: nx.DiGraph,
 ) -> list[dict[str, Any]]:
     """Correlations of one task from a few sequences up to all: noise falls, the bias of a short context stays."""
     same = {"graph": setting.graph, "d_vocab": setting.d_vocab, "alpha": setting.alpha, "n_ctx": setting.n_ctx}
@@ -202,18 +206,18 @@ def backward_pass_difference(seed: int) -> float:
     """Relative difference of the closed form and TransformerLens hooks on the reduced model (float64, small beta0)."""
     task = cc.InContextTask(cc.random_forest(12, 0.5, seed=seed), d_vocab=4, alpha=0.3)
     batch = task.sample(512, seed=seed).to("cpu", torch.float64)
-    model = cc.warm_start(cc.reduced_transformer(4, 12, dtype=torch.float64), CHECK_BETA_0)
-    gradients = cc.take_snapshot(model, batch).score_gradients
+    model = cc.models.warm_start(cc.reduced_transformer(4, 12, dtype=torch.float64), CHECK_BETA_0)
+    gradients = cc.training.take_snapshot(model, batch).score_gradients
     assert gradients is not None  # a snapshot records all quantities unless told otherwise
     recorded = gradients[0, 0].double() * 4 * 12 / CHECK_BETA_0
     closed = cc.measured_gradient(batch.tokens, batch.target_probs, "scores").value
     return float((recorded - closed).abs().max() / closed.abs().max())
 
 
-def train_and_compare(seed: int, steps: int) -> cc.Formation:
+def train_and_compare(seed: int, steps: int) -> cc.information.EdgeFormation:
     """Train the two-layer model on a forest, from a warm start, and compare every recorded gradient with g."""
     task = cc.InContextTask(make_graph("forest", 20, seed), d_vocab=3, alpha=0.1)
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx)
     config = cc.TrainConfig.warm(steps, seed=seed)
     record = cc.train(model, task, config, record=cc.RecordAt.log_spaced(20), progress=False)
-    return cc.edge_formation(record, cc.predicted_gradient(task).value, task.graph)
+    return cc.information.edge_formation(record, cc.predicted_gradient(task).value, task.graph)

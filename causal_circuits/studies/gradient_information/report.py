@@ -84,7 +84,7 @@ def setting_line(setting: Setting) -> str:
     )
 
 
-def formation_results(formation: cc.Formation) -> dict[str, Any]:
+def formation_results(formation: cc.information.EdgeFormation) -> dict[str, Any]:
     """The training as JSON values."""
     return {
         "steps": list(formation.steps),
@@ -167,7 +167,10 @@ def check_parents(settings: Sequence[Setting], forests: Sequence[Mapping[str, An
 
 
 def make_sections(
-    settings: Sequence[Setting], sweep: Sequence[Mapping[str, Any]], matrices: Matrices, formation: cc.Formation
+    settings: Sequence[Setting],
+    sweep: Sequence[Mapping[str, Any]],
+    matrices: Matrices,
+    formation: cc.information.EdgeFormation,
 ) -> list[Section]:
     """The evidence, picture by picture."""
     at_length = " ".join(f"{c.evidence[0].upper()}{c.evidence[1:]}." for c in check_slope_on_limit(settings))
@@ -299,7 +302,7 @@ def sequences_sentence(sweep: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def formation_sentence(formation: cc.Formation) -> str:
+def formation_sentence(formation: cc.information.EdgeFormation) -> str:
     """Which edges form, in which order, and what becomes of the correlation with g."""
     formed = [step for step in formation.formed_at if step is not None]
     start, end = (formation.comparisons[at].correlation for at in (0, -1))

@@ -105,7 +105,7 @@ class Config(Study):
         """The training that is read and proved; the same with one head; both from further seeds."""
         steps, single = self.trained_steps, (1, self.n_heads[1])
         same = {
-            "parents": cc.graph_parents(self.graph),
+            "parents": cc.graphs.graph_parents(self.graph),
             "d_vocab": self.d_vocab,
             "alpha": self.alpha,
             "steps": steps,

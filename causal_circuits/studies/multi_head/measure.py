@@ -35,14 +35,14 @@ class Setting:
 
     def train(
         self, scratch: Path | None, **options: Any
-    ) -> tuple[cc.models.HookedTransformer, cc.TrainingRecord, tuple[cc.Turn, ...]]:
+    ) -> tuple[cc.models.HookedTransformer, cc.TrainingRecord, tuple[cc.training.Turn, ...]]:
         """A new model whose heads are put on duty one after the other; fewer heads than parents are wanted here."""
         model = cc.disentangled_transformer(self.d_vocab, self.task.n_ctx, tuple(self.n_heads))
-        config = cc.TurnConfig(steps=self.steps, settle=self.settle, seed=self.seed)
+        config = cc.training.TurnConfig(steps=self.steps, settle=self.settle, seed=self.seed)
         checkpoints = None if scratch is None else cc.Checkpoints(scratch)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*the graph cannot be learned whole")
-            return model, *cc.train_in_turns(model, self.task, config, checkpoints=checkpoints, **options)
+            return model, *cc.training.train_in_turns(model, self.task, config, checkpoints=checkpoints, **options)
 
     @property
     def test(self) -> cc.Batch:
@@ -84,43 +84,47 @@ def measure_heads(scratch: Path | None, progress: bool | None, **settings: Any) 
         "record": record,
         "turns": turns,
         "references": references,
-        "parents_known": cc.subset_losses(task, test),
+        "parents_known": cc.tasks.subset_losses(task, test),
         "loss": loss,
         "excess": loss - references.edge_posterior,
         "found": found,
         "attention": attention,
         "missing": explain_missing(task, model, found, attention, alone, given, test[:4096]),
         "cut": cc.knock_out_edges(model, proof, entries=[(h, q, k) for h, q, k in in_use]).effect,
-        "ablated": {head: cc.ablate_heads(model, proof, [head], "mean") for head in cc.live_heads(model)},
+        "ablated": {head: cc.ablate_heads(model, proof, [head], "mean") for head in cc.models.live_heads(model)},
         "information": information_rows(task, alone, given),
     }
 
 
-def true_matches(task: cc.InContextTask, number: int) -> cc.Matches:
+def true_matches(task: cc.InContextTask, number: int) -> cc.information.HeadKeys:
     """What a head would copy that carries the parents of one number everywhere."""
     k = len(task.target_parents)
-    above = [cc.parents_of(task.graph, i) for i in range(task.n_ctx - 1)]
+    above = [cc.graphs.parents_of(task.graph, i) for i in range(task.n_ctx - 1)]
     keys = [parents[number] if len(parents) == k else -1 for parents in above]
-    return cc.Matches(task.target_parents[number], (*keys, -1))
+    return cc.information.HeadKeys(task.target_parents[number], (*keys, -1))
 
 
 def information_of_true_parents(
     task: cc.InContextTask, data: cc.Batch
-) -> tuple[cc.ConditionalInformation, list[cc.ConditionalInformation]]:
+) -> tuple[cc.information.ConditionalInformation, list[cc.information.ConditionalInformation]]:
     """The lift of every pair alone, and for each parent number given the true parents of all others."""
     matches = [true_matches(task, number) for number in range(len(task.target_parents))]
     given = [
-        cc.conditional_information(data.tokens, data.target_probs, [*matches[:number], *matches[number + 1 :]])
+        cc.information.conditional_information(
+            data.tokens, data.target_probs, [*matches[:number], *matches[number + 1 :]]
+        )
         for number in range(len(matches))
     ]
-    return cc.conditional_information(data.tokens, data.target_probs), given
+    return cc.information.conditional_information(data.tokens, data.target_probs), given
 
 
 def information_rows(
-    task: cc.InContextTask, alone: cc.ConditionalInformation, given: Sequence[cc.ConditionalInformation]
+    task: cc.InContextTask,
+    alone: cc.information.ConditionalInformation,
+    given: Sequence[cc.information.ConditionalInformation],
 ) -> list[Row]:
     """For each parent number, the mean lift over its edges: alone, and given the others."""
-    above = {child: cc.parents_of(task.graph, child) for child in range(task.n_ctx - 1)}
+    above = {child: cc.graphs.parents_of(task.graph, child) for child in range(task.n_ctx - 1)}
     rows: list[Row] = []
     for number, t in enumerate(task.target_parents):
         edges = [(i, parents[number]) for i, parents in above.items() if len(parents) == len(task.target_parents)]
@@ -134,17 +138,17 @@ def information_rows(
 def explain_missing(
     task: cc.InContextTask,
     model: cc.models.HookedTransformer,
-    found: cc.ExtractedGraph,
+    found: cc.discovery.ExtractedGraph,
     attention: torch.Tensor,
-    alone: cc.ConditionalInformation,
-    given: Sequence[cc.ConditionalInformation],
+    alone: cc.information.ConditionalInformation,
+    given: Sequence[cc.information.ConditionalInformation],
     batch: cc.Batch,
 ) -> list[Row]:
     """Why each true edge that no head carries is missing; explained if it tells nothing, or is of no use here."""
     k, target = len(task.target_parents), task.n_ctx
     rows: list[Row] = []
     for parent, child in sorted(set(task.graph.edges) - set(found.edges)):
-        above = cc.parents_of(task.graph, child)
+        above = cc.graphs.parents_of(task.graph, child)
         number = above.index(parent)
         t = task.target_parents[min(number, k - 1)]
         weight = float(attention[:, min(child, target - 1), parent].max())
@@ -192,10 +196,14 @@ def explain_missing(
 
 @torch.no_grad()
 def loss_if_carried(
-    task: cc.InContextTask, model: cc.models.HookedTransformer, found: cc.ExtractedGraph, child: int, batch: cc.Batch
+    task: cc.InContextTask,
+    model: cc.models.HookedTransformer,
+    found: cc.discovery.ExtractedGraph,
+    child: int,
+    batch: cc.Batch,
 ) -> tuple[float, float]:
     """How much the loss changes when a row attends to its true parents, each by the head that has its t; its error."""
-    above = dict(zip(task.target_parents, cc.parents_of(task.graph, child), strict=True))
+    above = dict(zip(task.target_parents, cc.graphs.parents_of(task.graph, child), strict=True))
     heads = {head.head: above[head.last_key] for head in found.heads if head.last_key in above}
 
     def carry(pattern: torch.Tensor, hook: object) -> torch.Tensor:

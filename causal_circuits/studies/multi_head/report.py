@@ -105,7 +105,7 @@ def results(
     }
 
 
-def heads_of(found: cc.ExtractedGraph) -> dict[str, Any]:
+def heads_of(found: cc.discovery.ExtractedGraph) -> dict[str, Any]:
     """What each head carries, and the parents that none does."""
     further = [asdict(further) for further in found.further_parents]
     return {"heads": [asdict(head) for head in found.heads], "further_parents": further}
@@ -113,7 +113,7 @@ def heads_of(found: cc.ExtractedGraph) -> dict[str, Any]:
 
 def parents_lists(graph: nx.DiGraph) -> list[list[int]]:
     """The parents of every position and, last, of the target."""
-    return [list(cc.parents_of(graph, node)) for node in sorted(graph.nodes)]
+    return [list(cc.graphs.parents_of(graph, node)) for node in sorted(graph.nodes)]
 
 
 def name_of(which: tuple[int, ...]) -> str:
@@ -121,7 +121,7 @@ def name_of(which: tuple[int, ...]) -> str:
     return "no parent" if not which else "parent " + " + ".join(str(number + 1) for number in which)
 
 
-def ablated(heads: Row) -> dict[str, cc.AblationResult]:
+def ablated(heads: Row) -> dict[str, cc.interventions.AblationResult]:
     """What averaging each head's output does, by its name."""
     return {f"L{layer}H{head}": result for (layer, head), result in heads["ablated"].items()}
 
@@ -160,7 +160,7 @@ def about_single(task: cc.InContextTask, single: Row) -> str:
     )
 
 
-def further_sentences(graph: cc.ExtractedGraph) -> list[str]:
+def further_sentences(graph: cc.discovery.ExtractedGraph) -> list[str]:
     """What the data show and no head carries."""
     return [
         f"position {further.last_key} is another parent of the target, with parents in {len(further.edges)} rows, "
@@ -309,7 +309,7 @@ def plot_cuts(task: cc.InContextTask, heads: Row) -> dict[str, Any]:
     return drawn
 
 
-def edge_rows(task: cc.InContextTask, found: cc.ExtractedGraph) -> list[Row]:
+def edge_rows(task: cc.InContextTask, found: cc.discovery.ExtractedGraph) -> list[Row]:
     """One row for each edge found."""
     said = {(c.parent, c.child): c.reason for c in found.candidates if c.accepted}
     return [

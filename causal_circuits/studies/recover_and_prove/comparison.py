@@ -19,12 +19,12 @@ class Comparison:
     of: Findings
 
     @cached_property
-    def recovery(self) -> cc.GraphRecovery:
+    def recovery(self) -> cc.graphs.GraphRecovery:
         """By attention and the test for information."""
         return cc.compare_graphs(self.task.graph, self.of.found)
 
     @cached_property
-    def by_attention(self) -> cc.GraphRecovery:
+    def by_attention(self) -> cc.graphs.GraphRecovery:
         """By attention alone."""
         return cc.compare_graphs(self.task.graph, self.of.found.from_attention)
 
@@ -41,7 +41,7 @@ class Comparison:
     @cached_property
     def effects(self) -> tuple[Tensor, Tensor]:
         """Knock-out effects of true edges, and of all other causal entries outside the query's row."""
-        effect, is_edge = self.of.knock_out.effect.amax(dim=0), cc.parent_mask(self.task)
+        effect, is_edge = self.of.knock_out.effect.amax(dim=0), cc.heads.parent_mask(self.task)
         causal = torch.ones_like(is_edge).tril()
         causal[-1] = False
         return effect[is_edge & causal], effect[causal & ~is_edge]
@@ -80,6 +80,6 @@ class Comparison:
         effect = self.of.knock_out.effect.amax(dim=0)
         return cc.edge_auroc(effect, self.task.graph, children_only=children_only)
 
-    def found(self, recovery: cc.GraphRecovery) -> int:
+    def found(self, recovery: cc.graphs.GraphRecovery) -> int:
         """True edges that were found."""
         return len(self.edges) - len(recovery.missing)

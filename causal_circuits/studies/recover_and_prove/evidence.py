@@ -143,7 +143,7 @@ def show_sequences(c: Comparison) -> Section:
 def show_gradient(c: Comparison) -> Section:
     """The gradient before training beside the information that is its limit."""
     measured, graph = c.of.first_gradient, c.task.graph
-    predicted = cc.score_gradient_of(c.of.information.value)
+    predicted = cc.information.score_gradient_of(c.of.information.value)
     r = correlation(measured, predicted)
     return Section(
         "The gradient and the mutual information",
@@ -198,7 +198,7 @@ def show_ablations(c: Comparison) -> Section:
 
 def show_knock_out(c: Comparison) -> Section:
     """The effect of cutting each attention entry of layer 0, beside the true graph."""
-    graph, adjacency = c.task.graph, cc.parent_mask(c.task).float()
+    graph, adjacency = c.task.graph, cc.heads.parent_mask(c.task).float()
     return Section(
         "What breaks when an edge is cut",
         f"Cutting one attention entry at a time, true edges (outlined) are told from all others with AUROC "

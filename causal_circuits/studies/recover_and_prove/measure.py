@@ -23,20 +23,20 @@ class Findings:
     warm_start: float | None
     model: cc.models.HookedTransformer
     record: cc.TrainingRecord
-    health: cc.TrainingHealth
-    references: cc.ReferenceLosses
+    health: cc.training.TrainingHealth
+    references: cc.tasks.ReferenceLosses
     test_loss: float
-    found: cc.ExtractedGraph
+    found: cc.discovery.ExtractedGraph
     attention: Tensor  # [layer, head_index, query_pos, key_pos], mean over test sequences
-    heads: list[cc.HeadScores]
-    ablations: list[tuple[str, cc.AblationResult]]
-    knock_out: cc.KnockOut
-    information: cc.Information
+    heads: list[cc.heads.HeadScores]
+    ablations: list[tuple[str, cc.interventions.AblationResult]]
+    knock_out: cc.interventions.KnockOut
+    information: cc.information.Information
     first_gradient: Tensor
-    examples: list[cc.SequenceAttention]  # the first at every recorded step
-    phases: cc.PredictorDistances
+    examples: list[cc.films.SequenceAttention]  # the first at every recorded step
+    phases: cc.films.PredictorDistances
 
-    def share_of_gain(self, result: cc.AblationResult) -> float:
+    def share_of_gain(self, result: cc.interventions.AblationResult) -> float:
         """Loss increase over gain, gain = best unigram minus the model's test loss; NaN if the model gained nothing."""
         return result.share_of_gain_lost(result.baseline_loss + self.references.best_unigram - self.test_loss)
 
@@ -53,18 +53,18 @@ def measure(
 ) -> Findings:
     """Train, recover, detect, prove, all from one seed."""
     task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=d_vocab, alpha=alpha)
-    stages = cc.TrainConfig(cc.default_stages(steps), seed=seed)
+    stages = cc.TrainConfig(cc.training.default_stages(steps), seed=seed)
     config = cc.TrainConfig.warm(steps, seed=seed) if warm_start else stages
     model = cc.disentangled_transformer(d_vocab, task.n_ctx, n_heads=(1, 1))
-    untrained = cc.warm_start(cc.reduced_transformer(d_vocab, task.n_ctx), BETA_0)
-    before = cc.take_snapshot(untrained, task.sample(N_GRADIENT, seed=(seed, 1)))
+    untrained = cc.models.warm_start(cc.reduced_transformer(d_vocab, task.n_ctx), BETA_0)
+    before = cc.training.take_snapshot(untrained, task.sample(N_GRADIENT, seed=(seed, 1)))
     assert before.score_gradients is not None
 
     test, proof = task.sample(N_TEST, seed=(seed, 2)), task.sample(N_PROOF, seed=(seed, 3))
     examples = choose_examples(task, test[:512])
-    film = cc.SequenceFilm(examples.tokens[0], folder=scratch and scratch / "film")
-    predictors = cc.named_predictors(task, test[:N_PROOF])
-    phases = cc.PredictorFilm(test[:N_PROOF], predictors, folder=scratch and scratch / "phases")
+    film = cc.films.SequenceRecorder(examples.tokens[0], folder=scratch and scratch / "film")
+    predictors = cc.films.named_predictors(task, test[:N_PROOF])
+    phases = cc.films.PredictorRecorder(test[:N_PROOF], predictors, folder=scratch and scratch / "phases")
 
     def watch(step: int, model: cc.models.HookedTransformer) -> None:
         film(step, model)
@@ -77,7 +77,7 @@ def measure(
         warm_start=config.warm_start,
         model=model,
         record=record,
-        health=cc.training_health(record, task, model),
+        health=cc.training.training_health(record, task, model),
         references=cc.reference_losses(task, test, seed=seed),
         test_loss=float(cc.evaluate(model, test).mean()),
         found=cc.extract_graph(model, task, n_sequences=N_INFORMATION, seed=seed + 1),
@@ -85,20 +85,23 @@ def measure(
         heads=cc.detect_induction_heads(model, task, seed=seed + 1),
         ablations=[
             (f"L{layer}H{head}", cc.ablate_heads(model, proof, [(layer, head)], method, seed=seed))
-            for layer, head in cc.live_heads(model)
-            for method in cc.ABLATION_METHODS
+            for layer, head in cc.models.live_heads(model)
+            for method in cc.interventions.ABLATION_METHODS
         ],
         knock_out=cc.knock_out_edges(model, proof),
         information=cc.predicted_gradient(task, seed=seed),
         first_gradient=before.score_gradients[0, 0],
-        examples=[film.result(record.steps), *(cc.sequence_attention(model, tokens) for tokens in examples.tokens[1:])],
+        examples=[
+            film.result(record.steps),
+            *(cc.films.sequence_attention(model, tokens) for tokens in examples.tokens[1:]),
+        ],
         phases=phases.result(record.steps),
     )
 
 
 def choose_examples(task: cc.InContextTask, batch: cc.Batch, n: int = 3) -> cc.Batch:
     """The first sequences in which induction has something to find: two matches or more, most tokens in use."""
-    matches = cc.induction_mask(task, batch.tokens)[:, -1].sum(dim=1)
+    matches = cc.heads.induction_mask(task, batch.tokens)[:, -1].sum(dim=1)
     distinct = torch.tensor([len(set(tokens)) for tokens in batch.tokens.tolist()])
     telling = (matches >= 2) & (distinct > task.d_vocab // 2)
     return batch[torch.argsort(telling.int(), descending=True, stable=True)[:n]]

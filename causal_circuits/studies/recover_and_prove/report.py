@@ -88,8 +88,8 @@ def make_results(c: Comparison) -> dict[str, Any]:
         "config": {"n_ctx": c.task.n_ctx, "training": record.config},
         "loss": {"test": c.of.test_loss, "excess_over_edge_posterior": c.excess} | asdict(c.of.references),
         "graph": {
-            "parents": cc.graph_parents(c.task.graph),
-            "found_parents": cc.graph_parents(c.of.found),
+            "parents": cc.graphs.graph_parents(c.task.graph),
+            "found_parents": cc.graphs.graph_parents(c.of.found),
             "edges": len(c.edges),
             "recovered": c.found(c.recovery),
             "exact": c.recovery.exact,
@@ -134,6 +134,6 @@ def summarize(c: Comparison, checks: Sequence[Check]) -> list[tuple[str, str]]:
     return [*lines, ("training", f"{c.start}; {speed}"), *advice]
 
 
-def name_of(head: cc.HeadScores) -> str:
+def name_of(head: cc.heads.HeadScores) -> str:
     """L0H1 is head 1 of layer 0."""
     return f"L{head.layer}H{head.head}"

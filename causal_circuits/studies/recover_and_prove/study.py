@@ -48,7 +48,7 @@ class RecoverAndProve(Study):
     def cells(self) -> list[Cell]:
         """One: the training, and everything that is read from the trained model."""
         settings = {
-            "parents": cc.graph_parents(self.task.graph),
+            "parents": cc.graphs.graph_parents(self.task.graph),
             "d_vocab": self.d_vocab,
             "alpha": self.alpha,
             "steps": self.steps,

@@ -64,7 +64,7 @@ class Config(Study):
         settings = {"data": str(self.data), "sha256": content, "d_vocab": self.d_vocab, "level": self.level}
         return [Cell("recovery", measure, settings)]
 
-    def report(self, rows: Mapping[str, cc.RecoveredGraph]) -> Report:
+    def report(self, rows: Mapping[str, cc.discovery.RecoveredGraph]) -> Report:
         """Which position has which parent, and what it rests on."""
         kind = "target_probs" if "target_probs" in self.arrays else "labels"
         return make_report(rows["recovery"], kind, str(self.data))
@@ -75,7 +75,7 @@ def targets_of(arrays: Mapping[str, Any]) -> Any:
     return arrays.get("target_probs", arrays.get("labels"))
 
 
-def measure(data: str, sha256: str, d_vocab: int | None, level: float) -> cc.RecoveredGraph:
+def measure(data: str, sha256: str, d_vocab: int | None, level: float) -> cc.discovery.RecoveredGraph:
     """The graph behind a file of this content."""
     arrays = read_arrays(Path(data))
     return cc.recover_graph(arrays["tokens"], targets_of(arrays), d_vocab=d_vocab, level=level)

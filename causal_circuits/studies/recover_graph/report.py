@@ -11,7 +11,7 @@ from causal_circuits.pages import Check, Section
 from causal_circuits.studies.study import Report
 
 
-def make_report(found: cc.RecoveredGraph, targets: str, data: str) -> Report:
+def make_report(found: cc.discovery.RecoveredGraph, targets: str, data: str) -> Report:
     """The graph of a file whose targets are "target_probs" or "labels"."""
     contradictions = list_contradictions(found)
     undecided = ", ".join(map(str, found.undecided)) or "none"
@@ -38,7 +38,7 @@ def make_report(found: cc.RecoveredGraph, targets: str, data: str) -> Report:
     )
 
 
-def make_results(found: cc.RecoveredGraph, targets: str) -> dict[str, Any]:
+def make_results(found: cc.discovery.RecoveredGraph, targets: str) -> dict[str, Any]:
     """Every number; the query, the last position, has no parent."""
     return {
         "data": {
@@ -62,7 +62,7 @@ def make_results(found: cc.RecoveredGraph, targets: str) -> dict[str, Any]:
     }
 
 
-def summarize(found: cc.RecoveredGraph) -> list[tuple[str, str]]:
+def summarize(found: cc.discovery.RecoveredGraph) -> list[tuple[str, str]]:
     """The closing table."""
     lines = [("position", "parent  weight   p (Holm)  verdict")]
     for p in found.positions:
@@ -75,12 +75,12 @@ def summarize(found: cc.RecoveredGraph) -> list[tuple[str, str]]:
     return lines
 
 
-def count(found: cc.RecoveredGraph, verdict: str) -> int:
+def count(found: cc.discovery.RecoveredGraph, verdict: str) -> int:
     """How many positions have this verdict."""
     return sum(p.verdict == verdict for p in found.positions)
 
 
-def say_needed(found: cc.RecoveredGraph) -> str:
+def say_needed(found: cc.discovery.RecoveredGraph) -> str:
     """How many sequences would do: a number only where more of them are what is lacking, or none is."""
     if found.sequences_needed == float("inf"):
         return "from how many an edge would be certain is not known"
@@ -91,13 +91,13 @@ def say_needed(found: cc.RecoveredGraph) -> str:
     return f"about {found.sequences_needed:,.0f} make a typical edge of this task certain"
 
 
-def list_contradictions(found: cc.RecoveredGraph) -> list[str]:
+def list_contradictions(found: cc.discovery.RecoveredGraph) -> list[str]:
     """The warnings, and the positions that no forest explains."""
     mixed = [str(p.position) for p in found.positions if p.p_forest < found.level]
     return [*found.warnings, *([f"no forest explains positions: {', '.join(mixed)}"] if mixed else [])]
 
 
-def make_sections(found: cc.RecoveredGraph) -> list[Section]:
+def make_sections(found: cc.discovery.RecoveredGraph) -> list[Section]:
     """The graph, then what it rests on."""
     rows = [
         {

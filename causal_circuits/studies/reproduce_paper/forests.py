@@ -57,7 +57,7 @@ def measure(graphs: Sequence[int], **settings: Any) -> Row:
         run = train_as_the_paper(models, tasks, job)
     else:
         steps, size = (30, 128) if job.quick else (4500, 1024)
-        configs = [cc.TrainConfig(cc.default_stages(steps), size, seed=1000 * job.seed + i) for i in graphs]
+        configs = [cc.TrainConfig(cc.training.default_stages(steps), size, seed=1000 * job.seed + i) for i in graphs]
         cc.train_ensemble(models, tasks, configs, record=cc.RecordAt(steps=()), progress=job.progress)
     rows = [
         {"graph": i, "recorded_block_attention": recorded[i], **measure_forest(model, task, job, job.seed + i)}

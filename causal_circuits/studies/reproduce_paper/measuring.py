@@ -16,7 +16,7 @@ from causal_circuits.studies.reproduce_paper.training import Job
 
 def block_attention(model: cc.models.HookedTransformer, head: int = 0) -> torch.Tensor:
     """The paper's metric: the causal softmax of A1's position-position block, [query_pos, key_pos]."""
-    block = cc.attention_block(model, 0, head, "position", "position").detach().double()
+    block = cc.models.attention_block(model, 0, head, "position", "position").detach().double()
     return block.masked_fill(torch.ones_like(block).triu(1).bool(), -torch.inf).softmax(dim=-1).float()
 
 
@@ -29,7 +29,7 @@ def parent_weights(attention: torch.Tensor, graph: nx.DiGraph) -> dict[tuple[int
 def excess(model: cc.models.HookedTransformer, task: cc.InContextTask, test: cc.Batch) -> dict[str, float]:
     """The loss beside the edge posterior's on the same sequences, with standard errors, nats."""
     losses = cc.evaluate(model, test)
-    posterior = cc.cross_entropy(task.bayes_predictor(test.tokens), test.target_probs)
+    posterior = cc.tasks.cross_entropy(task.bayes_predictor(test.tokens), test.target_probs)
     return {
         "loss": float(losses.mean()),
         "loss_error": float(losses.std() / len(test) ** 0.5),
@@ -59,7 +59,7 @@ def measure_forest(model: cc.models.HookedTransformer, task: cc.InContextTask, j
         "above_half_attention": sum(weight > 0.5 for weight in real.values()),
         "above_half_block": sum(weight > 0.5 for weight in block.values()),
         **excess(model, task, test),
-        "parents": cc.graph_parents(task.graph),
+        "parents": cc.graphs.graph_parents(task.graph),
         "parent_attention": [
             {"parent": parent, "child": child, "attention": real[parent, child], "block": weight}
             for (parent, child), weight in block.items()
@@ -101,14 +101,14 @@ def paired(differences: Sequence[float]) -> Paired:
 
 def weight_panels(model: cc.models.HookedTransformer, graph: nx.DiGraph) -> list[figures.WeightBlocks]:
     """The true adjacency, A1 of every head, A2 of every head and W_U, their slots named."""
-    slots = [(slot.name, slot.stop - slot.start) for slot in cc.slots(model).values()]
+    slots = [(slot.name, slot.stop - slot.start) for slot in cc.models.slots(model).values()]
     n_ctx, d_vocab = model.cfg.n_ctx, model.cfg.d_vocab
     adjacency = torch.zeros(n_ctx, n_ctx)
     for cell in cc.graphs.attention_cells(graph):
         adjacency[cell] = 1.0
     position = [("position", n_ctx)]
     panels = [figures.WeightBlocks("True edges", adjacency, position, position, "child", "parent")]
-    heads = cc.live_heads(model)
+    heads = cc.models.live_heads(model)
     width = d_vocab + n_ctx
     for layer in (0, 1):
         here = [name for name in slots if not name[0].startswith((f"L{layer}", "L1"))]

@@ -34,7 +34,7 @@ def measure(**settings: Any) -> Row:
     """Train, look for the chain in the attention, settle the question."""
     job = Job(**settings)
     task = cc.InContextTask(cc.chain_graph(6 if job.quick else 20), d_vocab=4 if job.quick else 10, alpha=0.1)
-    model = cc.ordinary_transformer(task.d_vocab, task.n_ctx, seed=job.seed)
+    model = cc.models.ordinary_transformer(task.d_vocab, task.n_ctx, seed=job.seed)
     test = task.sample(job.n_test, seed=(job.seed, 2))
 
     def look() -> dict[str, float]:
@@ -58,7 +58,11 @@ def measure(**settings: Any) -> Row:
     return {
         "content": content,
         "weights": {name: parameter.detach() for name, parameter in model.named_parameters()},
-        "arguments": {"d_vocab": task.d_vocab, "n_ctx": task.n_ctx, "seed": job.seed},  # of `cc.ordinary_transformer`
+        "arguments": {
+            "d_vocab": task.d_vocab,
+            "n_ctx": task.n_ctx,
+            "seed": job.seed,
+        },  # of `cc.models.ordinary_transformer`
         "true": task.graph,
         "attention": attention[:, 0],
         **job.watch.read(),
@@ -86,12 +90,12 @@ def against_the_lines(
     """The model's loss minus each line on the same sequences, with the standard error of the difference, nats."""
     n_exact, n_draws = (64, 64) if job.quick else (2048, 256)
     sub = test[:n_exact]
-    exact = cc.exact_bayes(task, sub.tokens, n_draws=n_draws, seed=job.seed)
+    exact = cc.tasks.exact_bayes(task, sub.tokens, n_draws=n_draws, seed=job.seed)
     losses = cc.evaluate(model, test)
     lines = {
-        "released_line": cc.cross_entropy(released_bayes(task, test.tokens), test.target_probs),
-        "edge_posterior": cc.cross_entropy(task.bayes_predictor(test.tokens), test.target_probs),
-        "exact_bayes": cc.cross_entropy(exact.probs, sub.target_probs),
+        "released_line": cc.tasks.cross_entropy(released_bayes(task, test.tokens), test.target_probs),
+        "edge_posterior": cc.tasks.cross_entropy(task.bayes_predictor(test.tokens), test.target_probs),
+        "exact_bayes": cc.tasks.cross_entropy(exact.probs, sub.target_probs),
     }
     compared = {}
     for name, line in lines.items():
@@ -124,7 +128,7 @@ def report(number: str, cells: Sequence[Row]) -> PaperFigure:
 
 
 def save_ordinary(weights: dict[str, torch.Tensor], arguments: Row, folder: Path) -> None:
-    """Weights in safetensors, the arguments of `cc.ordinary_transformer` in JSON."""
+    """Weights in safetensors, the arguments of `cc.models.ordinary_transformer` in JSON."""
     text = json.dumps(arguments, indent=2) + "\n"
     cc.storage.write_files(folder, {"model.safetensors": cc.storage.tensor_bytes(weights), "model.json": text})
 

@@ -58,7 +58,9 @@ def measure(graph: str, **settings: Any) -> Row:
 
 def train_by_default(model: cc.models.HookedTransformer, task: cc.InContextTask, job: Job) -> dict[str, Any]:
     """Our recipe; there is nothing to tell of it."""
-    config = cc.TrainConfig(cc.default_stages(60 if job.quick else 4500), 256 if job.quick else 1024, seed=job.seed)
+    config = cc.TrainConfig(
+        cc.training.default_stages(60 if job.quick else 4500), 256 if job.quick else 1024, seed=job.seed
+    )
     cc.train(model, task, config, record=cc.RecordAt(steps=()), progress=job.progress)
     return {}
 

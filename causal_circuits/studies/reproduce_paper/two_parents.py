@@ -50,12 +50,12 @@ def measure(**settings: Any) -> Row:
 def train_by_default(
     model: cc.models.HookedTransformer, task: cc.InContextTask, job: Job
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Heads take turns (`cc.train_in_turns`)."""
-    config = cc.TurnConfig(seed=job.seed)
+    """Heads take turns (`cc.training.train_in_turns`)."""
+    config = cc.training.TurnConfig(seed=job.seed)
     if job.quick:
-        config = cc.TurnConfig(steps=40, settle=10, batch_size=128, n_sequences=2048, seed=job.seed)
+        config = cc.training.TurnConfig(steps=40, settle=10, batch_size=128, n_sequences=2048, seed=job.seed)
     quiet = cc.RecordAt(steps=())
-    return cc.train_in_turns(model, task, config, record=quiet, progress=job.progress)[0].losses, {}
+    return cc.training.train_in_turns(model, task, config, record=quiet, progress=job.progress)[0].losses, {}
 
 
 def train_as_the_paper(
@@ -88,7 +88,7 @@ def numbers(model: cc.models.HookedTransformer, task: cc.InContextTask, job: Job
         "recovered": len(counted - set(recovery.missing)),
         "false_edges": len(recovery.false),
         **excess(model, task, test),
-        "one_parent_known": [cc.subset_loss(task, test, [number]) for number in range(2)],
+        "one_parent_known": [cc.tasks.subset_loss(task, test, [number]) for number in range(2)],
         # [head][k]: attention of the head to parent number k, averaged over positions with two parents
         "attention_by_head_and_parent": torch.stack([attention[:, q, keys] for q, keys in two]).mean(dim=0).tolist(),
         "edge_attention": [{"query": q, "parent": k, "attention": attention[:, q, k].tolist()} for q, k in cells],

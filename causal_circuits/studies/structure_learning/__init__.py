@@ -122,7 +122,7 @@ def measure_graph(
 
 def make_batches(graph: nx.DiGraph, n: int, d_vocab: int, alpha: float, seed: tuple[int, int]) -> dict[str, cc.Batch]:
     """The sequences of the three settings; the fixed matrix has rows from Dirichlet(1), entries at least .1 / S."""
-    matrix = cc.kernel_family("dirichlet 1", 1, d_vocab, gamma=0.1, seed=seed[0] + 100 + seed[1])[0]
+    matrix = cc.tasks.matrix_family("dirichlet 1", 1, d_vocab, gamma=0.1, seed=seed[0] + 100 + seed[1])[0]
     tasks = {
         POOLED: cc.InContextTask(graph, d_vocab, alpha=alpha),
         FIXED: cc.InContextTask(graph, d_vocab, kernels=matrix),

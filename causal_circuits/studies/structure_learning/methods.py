@@ -123,10 +123,10 @@ def _run(method: str, table: Table, level: float, steps: int, seed: int) -> tupl
             raise ImportError(MISSING)
         edges = pc(columns.numpy(), level)
     elif method == CHOW_LIU_GIVEN:
-        edges = set(cc.chow_liu_tree(information_given_query_and_label(table)).edges)
+        edges = set(cc.classical.chow_liu_tree(information_given_query_and_label(table)).edges)
     else:
         columns = table.positions if method == CHOW_LIU else table.all_variables
-        edges = set(cc.chow_liu_tree(cc.pooled_mutual_information(columns, table.d_vocab)).edges)
+        edges = set(cc.classical.chow_liu_tree(cc.classical.pooled_mutual_information(columns, table.d_vocab)).edges)
     edges = {(parent, child) for parent, child in edges if child < n_positions}  # none to the query or the label
     return edges, edges
 
@@ -183,7 +183,9 @@ def by_information(table: Table, level: float, *, given: bool) -> tuple[Edges, E
     """
     d_vocab = table.d_vocab
     information = (
-        information_given_query_and_label(table) if given else cc.pooled_mutual_information(table.positions, d_vocab)
+        information_given_query_and_label(table)
+        if given
+        else cc.classical.pooled_mutual_information(table.positions, d_vocab)
     )
     proposed = row_maxima(information)
     degrees, twice_n = (d_vocab - 1) ** 2 * (d_vocab**2 if given else 1), 2 * len(table.positions)
@@ -196,7 +198,7 @@ def information_given_query_and_label(table: Table) -> np.ndarray:
     d_vocab, n = table.d_vocab, len(table.positions)
     stratum = table.query_and_label[:, 0] * d_vocab + table.query_and_label[:, 1]
     groups = [table.positions[stratum == value] for value in torch.unique(stratum)]
-    return np.sum([len(group) / n * cc.pooled_mutual_information(group, d_vocab) for group in groups], axis=0)
+    return np.sum([len(group) / n * cc.classical.pooled_mutual_information(group, d_vocab) for group in groups], axis=0)
 
 
 def pairs(n_positions: int) -> Iterable[tuple[int, int]]:

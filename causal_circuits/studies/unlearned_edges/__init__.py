@@ -148,7 +148,7 @@ def sibling_gradients(
             return pattern
 
         with model.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", flatten)]):
-            gradients = cc.take_snapshot(model, batch).score_gradients
+            gradients = cc.training.take_snapshot(model, batch).score_gradients
         found[f"gradient_{name}"] = float(gradients[0, 0, child, parent])  # type: ignore[index]
     return found
 
@@ -168,7 +168,10 @@ def measure_figure_9() -> list[Row]:
 def with_causes(edges: Sequence[Row], graphs: Sequence[nx.DiGraph]) -> list[Row]:
     """Each edge with what each explanation makes of it: larger means rather unlearned."""
     tasks = [cc.InContextTask(graph, d_vocab=D_VOCAB, alpha=ALPHA) for graph in graphs]
-    pulls = [cc.score_gradient_of(cc.finite_context_gradient(task, n_kernels=128).value) for task in tasks]
+    pulls = [
+        cc.information.score_gradient_of(cc.information.finite_context_gradient(task, n_kernels=128).value)
+        for task in tasks
+    ]
     found = []
     for edge in edges:
         graph, parent, child = graphs[edge["forest"]], edge["parent"], edge["child"]

@@ -1,0 +1,42 @@
+"""Names that stood in front of the package until 0.1, and the rooms they are in now; to be removed with 0.2."""
+
+ROOMS = {
+    "classical": "chow_liu_tree pooled_mutual_information",
+    "discovery": "CandidateEdge ExtractedGraph HeadReport Position RecoveredGraph",
+    "films": "PredictorDistances SequenceAttention named_predictors sequence_attention",
+    "generalization": "prediction_errors",
+    "graphs": "GraphRecovery graph_from_digraph graph_parents has_query parents_of validate_graph",
+    "heads": "HeadScores HeadTable copying_score induction_mask parent_mask",
+    "information": (
+        "ConditionalInformation GradientComparison Information InformationEstimate closest_rivals "
+        "conditional_information edge_formation estimate_gradient estimate_information "
+        "exact_conditional_information finite_context_gradient mutual_information score_gradient_of"
+    ),
+    "interventions": "ABLATION_METHODS AblationResult KNOCK_OUT_METHODS KnockOut METRICS PatchingResult ablate_slots",
+    "models": (
+        "Layout Slot attention_block disentangle entangle live_heads ordinary_transformer plant_decoy slots warm_start"
+    ),
+    "recording": "Snapshot watch_attention",
+    "tasks": (
+        "ReferenceLosses best_unigram_loss bounded_below cross_entropy edge_posterior exact_bayes subset_loss "
+        "subset_losses subset_predictor unigram"
+    ),
+    "training": (
+        "CheckpointError DivergenceError PairGain TrainingHealth TrainingPaused Turn TurnConfig "
+        "default_stages pair_gain restore_checkpoint take_snapshot take_turn train_in_turns training_health"
+    ),
+}
+RENAMED = {
+    "Formation": "information.EdgeFormation",
+    "FurtherParent": "discovery.UncarriedParent",
+    "KERNEL_FAMILIES": "tasks.MATRIX_FAMILIES",
+    "Matches": "information.HeadKeys",
+    "PredictorFilm": "films.PredictorRecorder",
+    "Rival": "information.RivalPosition",
+    "Scrubbed": "interventions.ScrubbingResult",
+    "SequenceFilm": "films.SequenceRecorder",
+    "WorstKernel": "generalization.WorstMatrix",
+    "kernel_family": "tasks.matrix_family",
+    "worst_kernel": "generalization.worst_matrix",
+}
+MOVED = {name: f"{room}.{name}" for room, names in ROOMS.items() for name in names.split()} | RENAMED
