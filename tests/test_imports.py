@@ -152,4 +152,4 @@ def test_instances_of_the_annotation_are_transformer_lens_models() -> None:
     assert issubclass(transformer_lens.HookedTransformer, annotation)
     assert not isinstance(model.blocks, annotation)
     with pytest.raises(ValueError, match=r"model must be a HookedTransformer: got a Linear"):
-        causal_circuits.live_heads(torch.nn.Linear(2, 2))
+        causal_circuits.models.live_heads(torch.nn.Linear(2, 2))
