@@ -214,7 +214,8 @@ def test_a_batch_that_went_wrong_leaves_nothing_to_the_next() -> None:
         healthy[name] = parameter.detach().clone()
     for name in ("blocks.0.attn.W_Q", "blocks.1.attn.W_Q", "unembed.W_U"):
         dict(model.named_parameters())[name].data.fill_(float("nan"))
-        assert fused_step(model, tokens, targets).loss != 0.0
+        loss = fused_step(model, tokens, targets).loss
+        assert loss != loss, name
         for other, parameter in model.named_parameters():
             parameter.data.copy_(healthy[other])
         assert_fused_equals_autograd(model, tokens, targets)
@@ -226,28 +227,6 @@ def test_large_scores_in_the_second_layer() -> None:
     cc.models.attention_block(model, 0, 0, "position", "position").data.fill_diagonal_(128.0)
     model.unembed.W_U.data += 0.3 * torch.randn(model.W_U.shape, generator=torch.Generator().manual_seed(0))
     assert_fused_equals_autograd(model, *draw(4, 6, 16))
-
-
-def test_a_loss_that_is_no_number_shows() -> None:
-    tokens, targets = draw(3, 6, 4)
-    for name in ("blocks.0.attn.W_Q", "blocks.1.attn.W_Q", "unembed.W_U"):
-        model = cc.disentangled_transformer(3, 6, init_scale=0.4)
-        dict(model.named_parameters())[name].data.fill_(float("nan"))
-        loss = fused_step(model, tokens, targets).loss
-        assert loss != loss, name
-
-
-@pytest.mark.parametrize("n_heads", HEADS, ids=str)
-def test_the_fused_record_equals_what_hooks_record(n_heads: tuple[int, int]) -> None:
-    task = cc.InContextTask(cc.pairs_graph(6), d_vocab=4)
-    model, batch = cc.disentangled_transformer(4, 6, n_heads, init_scale=0.4, seed=4), task.sample(50, seed=0)
-    snapshot = cc.training.take_snapshot(model, batch, record=cc.RecordAt(weight_gradients=True))
-    step = fused_step(model, batch.tokens, batch.target_probs)
-    live = n_heads[0]
-    assert step.loss == pytest.approx(snapshot.loss, rel=1e-5)
-    assert_close(step.attention, snapshot.attention[0, :live], 1e-5)
-    assert_close(-step.score_gradient, snapshot.score_gradients[0, :live], 1e-5)
-    assert_close(-step.weight_gradient, snapshot.weight_gradients[0, :live], 1e-5)
 
 
 def test_the_step_changes_gradients_alone_and_repeats_itself() -> None:

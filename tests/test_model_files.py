@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from assertions import assert_refused
+from assertions import assert_refused, hooks_of
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -32,6 +32,9 @@ def test_every_dtype_comes_back_bit_for_bit(build, dtype: torch.dtype, tmp_path:
     again = cc.load_model(cc.save_model(model, tmp_path))
     assert bits(again) == bits(model)
     assert again.cfg.dtype == dtype
+    assert cc.models.layout_of(again) == cc.models.layout_of(model)
+    assert hooks_of(again) == hooks_of(model)
+    assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in model.parameters()]
     tokens = torch.tensor([[0, 1, 2, 1, 0]])
     assert torch.equal(again(tokens), model(tokens)) or again(tokens).isnan().any()
 

@@ -94,7 +94,7 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
     try:
         return model_from(read_json(folder / CONFIG), weights, device)
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"{folder} does not hold a model saved by causal_circuits: {error!r}") from error
+        raise ValueError(f"{folder / CONFIG} does not describe a model saved by causal_circuits: {error!r}") from error
 
 
 def model_from(
