@@ -1,8 +1,8 @@
-"""Why SGD goes first in the default recipe: what Adam's division by small gradients does to layer 2's match.
+"""Why SGD goes first in the default recipe: what Adam's division by small gradients does to layer 1's match.
 
 *Match* is the block of layer 1's W_Q (the paper's A2) between the query's token and the token that layer 0 copies: its
 mean diagonal less its mean off-diagonal entry. Where it is positive, layer 0's gradient points at the parents; where
-it is negative, away from them. At alpha 1 this explains nothing (ARCHITECTURE.md). Two interventions on models that
+it is negative, away from them. At alpha 1 this explains nothing (docs/RECIPE.md). Two interventions on models that
 start from zero:
 
 * *jointly*: Adam at .03 with a cosine on everything for 3,000 steps, with Adam's epsilon 1e-8 as usual, or 1e-2, with

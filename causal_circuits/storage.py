@@ -4,6 +4,7 @@ Models, records, checkpoints and results all go through `write_files`. A process
 disk that is full, leaves the earlier files as they were. Tensors are safetensors: nothing is ever unpickled.
 `write_checked` adds checksums, so that `read_checked` notices a file that was truncated or altered later; rows of an
 array that grows on disk have a checksum each (`row_checksum`, `read_rows`). What is damaged is refused by a ValueError.
+A checksum finds accidents, not forgeries: contents forged under a checksum that fits are taken.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Read causal graphs back out: from layer-1 attention, or from sequences alone, with a confidence for each edge."""
+"""Read causal graphs back out: from layer 0's attention, or from sequences alone, with a confidence for each edge."""
 
 from causal_circuits.discovery.attention import edge_auroc, extract_graph, mean_attention
 from causal_circuits.discovery.extracted import CandidateEdge, ExtractedGraph, HeadReport, UncarriedParent

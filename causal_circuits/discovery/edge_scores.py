@@ -1,6 +1,6 @@
 """A score for every pair of positions whose null is exact at any context length.
 
-The log loss makes layer 1's gradient divide by each sequence's own token frequencies, and the last softmax subtracts a
+The log loss makes layer 0's gradient divide by each sequence's own token frequencies, and the last softmax subtracts a
 mean over positions: both tie every position to every other and leave a root's row a small bias that many sequences
 make significant. Leave both out and what remains of the first-order gradient is, with h_j = 1[x_j = x_T] and y the
 target (probabilities or a one-hot label),

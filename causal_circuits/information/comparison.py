@@ -72,7 +72,7 @@ def compare_gradient(
     attention: Matrix | None = None,
     standard_error: Matrix | None = None,
 ) -> GradientComparison:
-    """Compare a measured gradient of layer 1 with the g that predicts it.
+    """Compare a measured gradient of layer 0's attention with the g that predicts it.
 
     Args:
         measured: minus the gradient by attention weights or scores, as `measured_gradient` gives it and records hold

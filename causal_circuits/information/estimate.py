@@ -128,7 +128,7 @@ def _square(context: np.ndarray) -> Tensor:
 def estimate_gradient(
     tokens: Int[Tensor, "batch n_ctx"], target_probs: Float[Tensor, "batch d_vocab"], smoothing: float = 0.5
 ) -> Information:
-    """g_ij from data alone: the first-order gradient of layer 1's attention weights, in closed form.
+    """g_ij from data alone: the first-order gradient of layer 0's attention weights, in closed form.
 
     The sample mean of d_vocab (pi(x_i | s_T) / mu_hat(x_i)) (1[x_j = s_T] - mu_hat(s_T)), with s_T the query's
     token and mu_hat the sequence's own (smoothed) token frequencies. It assumes nothing about the graph but a uniform

@@ -1,4 +1,4 @@
-"""What layer 1's first gradient tends to in long contexts, for any causal graph: at a forest's edges, an information.
+"""What layer 0's first gradient tends to in long contexts, for any causal graph: at a forest's edges, an information.
 
 The reduced model at A1 = 0, A2 = beta0 I compares every position's copy with the token x_T of the last position. To
 first order in beta0, minus its gradient with respect to attention weights is beta0 / (d_vocab n_ctx) times
@@ -40,7 +40,7 @@ OfKernels = Iterator[tuple[list[tuple[int, int]], Float[np.ndarray, " kernel"]]]
 def predicted_gradient(
     task: InContextTask, n_kernels: int = 4096, seed: int = 0, *, last_key: int | None = None
 ) -> Information:
-    """g_ij of the module's text, to which minus the gradient of layer 1's attention weights is proportional.
+    """g_ij of the module's text, to which minus the gradient of layer 0's attention weights is proportional.
 
     The factor is beta0 / (d_vocab n_ctx), at the start of training and in the limit of long contexts;
     `score_gradient_of` turns g into the gradient of attention *scores*, and `finite_context_gradient` leaves the limit

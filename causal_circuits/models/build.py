@@ -88,9 +88,9 @@ def reduced_transformer(
 
 @check_arguments
 def warm_start(model: HookedTransformer, scale: float = 2.0) -> HookedTransformer:
-    """Give layer 2 the match and the read-out that layer 1's gradient needs, in place; returns the model.
+    """Give layer 1 the match and the read-out that layer 0's gradient needs, in place; returns the model.
 
-    ``W_Q[1]`` gets `scale` x identity from the query's token to the token that each layer-1 head copied (with
+    ``W_Q[1]`` gets `scale` x identity from the query's token to the token that each head of layer 0 copied (with
     several heads: head by head, between the copies on both sides), and W_U gets it from the last layer's attended
     token. In the reduced model it is A2 = scale I (beta0 of Algorithm 1).
 

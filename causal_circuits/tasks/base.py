@@ -1,4 +1,8 @@
-"""What every task is: one door, `draws`, through which training, tests and tools get their sequences."""
+"""What every task is: one function, `draws`, from which training, tests and tools get their sequences.
+
+When there were two, a study that overrode `sample` trained on fresh sequences of the true graph and said that it
+trained on a table.
+"""
 
 import inspect
 from abc import ABC, abstractmethod

@@ -67,8 +67,8 @@ def default_stages(steps: int = 4500) -> tuple[Stage, ...]:
     """From zero: SGD finds the graph in two thirds of the steps, Adam sharpens it in the rest.
 
     For disentangled models; a reduced one learns from A2 = 0 to *avoid* matches and stays there (`TrainConfig.warm` is
-    for it). ARCHITECTURE.md ("The recipe") says on which tasks it was measured and where it does not find the graph;
-    with far fewer than 4,500 steps SGD has no time to.
+    for it). docs/RECIPE.md says on which tasks it was measured and where it does not find the graph; with far fewer
+    than 4,500 steps SGD has no time to.
 
     >>> [(stage.steps, stage.learning_rate, stage.optimizer) for stage in default_stages()]
     [(3000, 3.0, 'sgd'), (1500, 0.03, 'adam')]

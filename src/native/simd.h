@@ -1,7 +1,8 @@
 // Vectors of float32 and int32 in the compilers' own vector extensions, and what is done with them lane by lane.
 //
 // Every kernel source is compiled once for each instruction set; LANES is 16 with AVX-512, 8 with AVX2, else 4
-// (SSE2, NEON). Only look-ups in a table need instructions that the extensions do not reach.
+// (SSE2, NEON). Only look-ups in a table need instructions that the extensions do not reach. Plain loops over a dozen
+// arrays become vector code only where the compiler can prove that none overlaps.
 #pragma once
 #include <cstdint>
 #include <cstring>

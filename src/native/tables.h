@@ -1,7 +1,8 @@
 // A model's weights as the pass over sequences reads them, and the sums that become their gradients.
 //
 // The score of query i for key j is A[x_i, x_j] + A[x_i, S + j] + A[S + i, x_j] + A[S + i, S + j]: four tables, by the
-// token or the position of each. Rows are keys and lanes are queries, except in the copies for the last query alone.
+// token or the position of each. Rows are keys and lanes are queries, except in the copies for the last query alone: the
+// sums of softmax, P r and P c then run down a column, which needs no sum across lanes.
 #pragma once
 #include <algorithm>
 #include <memory>
