@@ -102,7 +102,7 @@ def run(
 
     >>> import causal_circuits as cc
     >>> done = cc.run(cc.studies.two_stage.Config.quickly(figure_9=0, steps=(2, 2)), quiet=True)
-    >>> done.rows["length 8 seed 0 full, Adam"]["n_ctx"]
+    >>> done.rows["n_ctx 8, seed 0, variant full, Adam"]["n_ctx"]
     8
     """
     if processes < 1:

@@ -1,6 +1,7 @@
 """Algorithm 1 and its rates: power laws are recovered, stage 1 finds the parents, longer contexts do better."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -17,7 +18,6 @@ LENGTHS = [10, 20, 40, 80, 160]
 
 @given(exponent=st.floats(-3.0, 1.0), prefactor=st.floats(0.01, 100.0))
 def test_an_exact_power_law_is_recovered(exponent: float, prefactor: float) -> None:
-
     law = fit_power_law(LENGTHS, [prefactor * n**exponent for n in LENGTHS])
     assert law.exponent == pytest.approx(exponent, abs=1e-9)
     assert law.prefactor == pytest.approx(prefactor, rel=1e-9)
@@ -27,7 +27,6 @@ def test_an_exact_power_law_is_recovered(exponent: float, prefactor: float) -> N
 
 
 def test_the_interval_covers_the_true_exponent_about_as_often_as_it_says() -> None:
-
     generator, at = np.random.default_rng(0), np.repeat(LENGTHS, 3)
     covered = 0
     for trial in range(200):
@@ -38,7 +37,6 @@ def test_the_interval_covers_the_true_exponent_about_as_often_as_it_says() -> No
 
 
 def test_too_little_to_fit_is_said() -> None:
-
     assert fit_power_law([10, 10], [1.0, 2.0]) is None
     assert fit_power_law([10, 20], [0.0, float("nan")]) is None
     two = fit_power_law([10, 20], [1.0, 0.5])
@@ -48,7 +46,6 @@ def test_too_little_to_fit_is_said() -> None:
 
 @pytest.mark.parametrize("variant", ["GRADIENT_DESCENT", "REDUCED_ADAM", "FULL_ADAM"])
 def test_stage_1_finds_the_parents_and_moves_nothing_else(variant: str) -> None:
-
     chosen = getattr(algorithm_1, variant)
     task = cc.InContextTask(cc.graph_from_parents([None, 0, 0, 1, None, 4, None]), d_vocab=3, alpha=0.3)
     model = algorithm_1.empty_model(chosen, task)
@@ -65,7 +62,6 @@ def test_stage_1_finds_the_parents_and_moves_nothing_else(variant: str) -> None:
 
 
 def test_stage_2_moves_layer_1_alone_and_lowers_the_loss() -> None:
-
     task = cc.InContextTask(cc.chain_graph(12), d_vocab=3, alpha=0.3)
     chosen, test = algorithm_1.GRADIENT_DESCENT, task.sample(2000, seed=(0, 2))
     model = algorithm_1.empty_model(chosen, task)
@@ -80,7 +76,6 @@ def test_stage_2_moves_layer_1_alone_and_lowers_the_loss() -> None:
 
 def test_gradient_descent_s_rate_is_the_theorems() -> None:
     """1 - attention falls like 1 / n_ctx: its power of n_ctx is within .15 of -1."""
-
     missed = []
     for n_ctx in (10, 20, 40):
         task = cc.InContextTask(cc.chain_graph(n_ctx), d_vocab=3, alpha=1.0)
@@ -93,7 +88,6 @@ def test_gradient_descent_s_rate_is_the_theorems() -> None:
 
 
 def test_the_match_strength_reads_a2_alone() -> None:
-
     model = cc.models.warm_start(cc.reduced_transformer(4, 6), 2.5)
     assert algorithm_1.match_strength(model) == pytest.approx(2.5)
     model.blocks[1].attn.W_Q.data[0, 0, 1] = 1.2
@@ -101,7 +95,6 @@ def test_the_match_strength_reads_a2_alone() -> None:
 
 
 def test_contexts_without_some_token_are_known() -> None:
-
     tokens = torch.tensor([[0, 1, 2], [0, 1, 1], [2, 2, 2], [2, 0, 1]])
     assert algorithm_1.has_every_token(tokens, 3).tolist() == [True, False, False, True]
 
@@ -109,10 +102,9 @@ def test_contexts_without_some_token_are_known() -> None:
 # ---- sentences: they say what the rows say, also when the rows contradict the theorem
 
 
-def rows_with_exponent(exponent: float, *, noise: float = 0.03) -> list[dict]:
+def rows_with_exponent(exponent: float, *, noise: float = 0.03) -> pd.DataFrame:
     """Rows of all variants whose missed attention and loss gap fall like that power, with some scatter of seeds."""
-
-    return [
+    return pd.DataFrame(
         {
             "variant": variant.name,
             "n_ctx": n_ctx,
@@ -128,7 +120,7 @@ def rows_with_exponent(exponent: float, *, noise: float = 0.03) -> list[dict]:
         for variant in VARIANTS
         for n_ctx in LENGTHS
         for seed in range(3)
-    ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,7 +132,6 @@ def rows_with_exponent(exponent: float, *, noise: float = 0.03) -> list[dict]:
     ],
 )
 def test_sentences_say_where_the_exponents_lie(exponent: float, beside: str, end: str) -> None:
-
     rows = rows_with_exponent(exponent)
     said = two_stage.compare_with_theorem(rows, two_stage.fit(rows, 0))
     assert sum(beside in sentence for sentence in said) == 3
@@ -150,31 +141,26 @@ def test_sentences_say_where_the_exponents_lie(exponent: float, beside: str, end
 
 
 def test_the_long_end_of_single_runs_has_no_error_to_judge_by() -> None:
-
     said = two_stage.loss_sentence("model", fit_power_law(LENGTHS, [n**-1.0 for n in LENGTHS]))
     assert "its error is not known" in said
     assert "too few" in two_stage.loss_sentence("model", None)
 
 
 def test_a_match_that_falls_with_the_length_is_not_said_to_grow() -> None:
-
     assert "does not grow" in two_stage.match_sentence([(10, 3.0), (20, 2.5), (40, 4.0)])
     assert "it grows" in two_stage.match_sentence([(10, 2.0), (20, 2.5), (40, 4.0)])
 
 
 def test_the_share_of_the_gap_in_contexts_without_some_token_is_counted() -> None:
     """Half of the contexts lack a token; the others have a gap of 2, 1 of the mean gap of 3."""
-
     row = {"n_ctx": 10, "share_without_some_token": 0.5, "loss_gap": 3.0, "loss_gap_with_all_tokens": 2.0}
-    assert "absent from 50.0% of contexts, which hold 67%" in two_stage.absent_sentence([row])
+    assert "absent from 50.0% of contexts, which hold 67%" in two_stage.absent_sentence(pd.DataFrame([row]))
 
 
 def test_claims_that_the_rows_contradict_fail() -> None:
-
     for exponent, passes in ((-1.0, True), (0.3, False)):
         rows = rows_with_exponent(exponent, noise=0.001)
-        for row in rows:
-            row["missed_attention"] *= 0.9
+        rows["missed_attention"] *= 0.9
         checks = two_stage.make_checks(rows, two_stage.fit(rows, 0), {})
         assert {check.passed for check in checks} == {passes}
 
@@ -212,7 +198,6 @@ def test_refuses_bad_flags(flags, reason) -> None:
 
 
 def test_the_graphs_of_figure_9_are_forests_with_182_edges() -> None:
-
     graphs = [cc.graph_from_parents(parents) for parents in figure_9_parents()]
     assert len(graphs) == 20
     assert {len(graph) for graph in graphs} == {21}

@@ -48,7 +48,7 @@ class Report:
         checks: the claims, each with the numbers that decide it.
         results: what results.json holds beside command, config, versions and timing.
         sections: the evidence, picture by picture.
-        summary: the closing table, (label, text) line by line.
+        summary: the closing table, (label, text) line by line; none: that of the checks.
         about: what the page's last section says beside command, seed, time and versions.
         saved: more that goes to the run's folder: name of a file or folder -> function that writes it there.
 
@@ -66,7 +66,8 @@ class Report:
 
     def table(self) -> str:
         """The closing table as text."""
-        return "\n".join(f"{label:11s} {text}" for label, text in self.summary)
+        lines = self.summary or [(str(check.state), f"{check.claim}: {check.evidence}") for check in self.checks]
+        return "\n".join(f"{label:11s} {text}" for label, text in lines)
 
     def _repr_html_(self) -> str:
         items = "".join(

@@ -4,8 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from statistics import fmean
 from typing import Any, ClassVar
+
+import pandas as pd
+from matplotlib.axes import Axes
 
 import causal_circuits as cc
 from causal_circuits import figures
@@ -13,10 +15,11 @@ from causal_circuits.pages import Check, Section
 from causal_circuits.studies import algorithm_1
 from causal_circuits.studies.algorithm_1 import GRADIENT_DESCENT, VARIANTS
 from causal_circuits.studies.power_laws import PowerLaw, fit_power_law
-from causal_circuits.studies.study import Cell, Report, Study, at_least, one_of
-from causal_circuits.studies.tables import GRAPHS, Points, check_lengths, figure_9_parents, listed, means_by, where
+from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
+from causal_circuits.studies.tables import GRAPHS, Points, check_lengths, figure_9_parents, listed, where
 
 Row = Mapping[str, Any]
+Laws = Mapping[str, Mapping[str, PowerLaw | None]]
 QUANTITIES = {
     "missed_attention": "1 - attention to the parent, mean over edges, after stage 1",
     "loss_gap": "loss - entropy, after stage 2 (nats)",
@@ -80,35 +83,18 @@ class Config(Study):
 
     def cells(self) -> list[Cell]:
         """A forest of Figure 9 and a variant each; then a length, a seed and a variant each."""
-        forests = [
-            Cell(f"figure 9 graph {k} {v.name}", measure_forest, {"variant": v.name, "graph": k, "seed": self.seed})
-            for k in range(min(self.figure_9, 20))
-            for v in VARIANTS
-        ]
-        same = {
-            "graph": self.graph,
-            "d_vocab": self.d_vocab,
-            "alpha": self.alpha,
-            "steps": self.steps,
-            "batch_size": self.batch_size,
-            "test": self.test,
-        }
-        runs = [
-            Cell(
-                f"length {n_ctx} seed {seed} {v.name}",
-                measure_run,
-                {"variant": v.name, "n_ctx": n_ctx, "seed": seed, **same},
-            )
-            for n_ctx in self.lengths
-            for seed in range(self.seed, self.seed + self.seeds)
-            for v in VARIANTS
-        ]
-        return forests + runs
+        variants, seeds = [variant.name for variant in VARIANTS], range(self.seed, self.seed + self.seeds)
+        forests = {"graph": range(min(self.figure_9, 20)), "variant": variants}
+        runs = {"n_ctx": self.lengths, "seed": seeds, "variant": variants}
+        sizes = {"steps": self.steps, "batch_size": self.batch_size, "test": self.test}
+        task = {"graph": self.graph, "d_vocab": self.d_vocab, "alpha": self.alpha}
+        return [*grid(measure_forest, forests, seed=self.seed), *grid(measure_run, runs, **task, **sizes)]
 
     def report(self, rows: Mapping[str, Row]) -> Report:
         """Rates with intervals, beside the theorem's."""
-        forests = [row for name, row in rows.items() if name.startswith("figure 9")]
-        runs = [row for name, row in rows.items() if name.startswith("length")]
+        forests = [row for row in rows.values() if "parents_row_maximum" in row]
+        measured = [row for row in rows.values() if "loss_gap" in row]
+        runs = pd.DataFrame(measured)
         laws, on_forests = fit(runs, self.seed), summarize_forests(forests)
         sentences = compare_with_theorem(runs, laws)
         return Report(
@@ -121,12 +107,11 @@ class Config(Study):
                     for name, of_variant in laws.items()
                 },
                 "parting": sentences,
-                "lengths": runs,
+                "lengths": measured,
                 "figure_9": forests,
                 "figure_9_summary": on_forests,
             },
-            sections=make_sections(runs, forests, laws, sentences),
-            summary=summarize(runs, laws, on_forests),
+            sections=[*show_forests(forests), *show_runs(runs, laws, sentences)],
         )
 
 
@@ -213,52 +198,60 @@ def measure_forest(variant: str, graph: int, seed: int) -> Row:
     }
 
 
-def fit(runs: Sequence[Row], seed: int) -> dict[str, dict[str, PowerLaw | None]]:
+def fit(runs: pd.DataFrame, seed: int) -> Laws:
     """A power law for each variant and quantity, and one for the edge posterior's loss gap."""
 
-    def law(rows: Sequence[Row], quantity: str) -> PowerLaw | None:
-        return fit_power_law([row["n_ctx"] for row in rows], [row[quantity] for row in rows], seed=seed)
+    def law(rows: pd.DataFrame, quantity: str) -> PowerLaw | None:
+        return fit_power_law(rows.n_ctx.tolist(), rows[quantity].tolist(), seed=seed)
 
-    laws = {v.name: {name: law(where(runs, variant=v.name), name) for name in QUANTITIES} for v in VARIANTS}
-    same_tests = where(runs, variant=VARIANTS[0].name)  # the same test sets for all variants
+    laws = {v.name: {name: law(runs[runs.variant == v.name], name) for name in QUANTITIES} for v in VARIANTS}
+    same_tests = runs[runs.variant == VARIANTS[0].name]  # the same test sets for all variants
     return {**laws, "edge posterior": {"loss_gap": law(same_tests, "edge_posterior_gap")}}
 
 
-def summarize_forests(forests: Sequence[Row]) -> dict[str, dict[str, int | float]]:
+def summarize_forests(forests: Sequence[Row]) -> dict[Any, dict[str, Any]]:
     """For each variant: the least mean attention over graphs, and how many graphs reach .99."""
-    summary = {}
-    for variant in VARIANTS:
-        rows = where(forests, variant=variant.name)
-        if rows:
-            means = [row["mean_parent_attention"] for row in rows]
-            summary[variant.name] = {
-                "graphs": len(rows),
-                "graphs_at_least_99": sum(mean >= 0.99 for mean in means),
-                "mean": fmean(means),
-                "least_graph": min(means),
-                "least_edge": min(row["min_parent_attention"] for row in rows),
-                "parents_row_maximum": sum(row["parents_row_maximum"] for row in rows),
-                "edges": sum(row["edges"] for row in rows),
-            }
-    return summary
+    if not forests:
+        return {}
+    rows = pd.DataFrame(forests)
+    return (
+        rows.assign(at_least_99=rows.mean_parent_attention >= 0.99)
+        .groupby("variant", sort=False)
+        .agg(
+            graphs=("graph", "size"),
+            graphs_at_least_99=("at_least_99", "sum"),
+            mean=("mean_parent_attention", "mean"),
+            least_graph=("mean_parent_attention", "min"),
+            least_edge=("min_parent_attention", "min"),
+            parents_row_maximum=("parents_row_maximum", "sum"),
+            edges=("edges", "sum"),
+        )
+        .to_dict("index")
+    )
 
 
-def largest_ratio(runs: Sequence[Row], variant: str) -> tuple[float, int]:
-    """The largest n_ctx (1 - attention) over lengths (means over seeds), and at which length it is."""
-    missed = means_by(where(runs, variant=variant), "n_ctx", "missed_attention")
-    return max((n_ctx * value, int(n_ctx)) for n_ctx, value in missed)
+def means(runs: pd.DataFrame, quantity: str) -> list[tuple[int, float]]:
+    """(n_ctx, mean over seeds)."""
+    return list(runs.groupby("n_ctx")[quantity].mean().items())  # type: ignore[arg-type]  # n_ctx is an int
 
 
-def compare_with_theorem(runs: Sequence[Row], laws: Mapping[str, Mapping[str, PowerLaw | None]]) -> list[str]:
+def compare_with_theorem(runs: pd.DataFrame, laws: Laws) -> list[str]:
     """Theorem beside measurement, in sentences that this run's numbers decide."""
-    said = [attention_sentence(v.name, runs, laws[v.name]["missed_attention"]) for v in VARIANTS]
-    said += [loss_sentence(name, of_variant["loss_gap"]) for name, of_variant in laws.items()]
-    descent = where(runs, variant=GRADIENT_DESCENT.name)
-    said += [absent_sentence(where(descent, n_ctx=n_ctx)) for n_ctx in sorted({row["n_ctx"] for row in descent})]
-    return [*said, match_sentence(means_by(descent, "n_ctx", "match_strength"))]
+    descent = runs[runs.variant == GRADIENT_DESCENT.name]
+    return [
+        *(attention_sentence(v.name, runs, laws[v.name]["missed_attention"]) for v in VARIANTS),
+        *(loss_sentence(name, of_variant["loss_gap"]) for name, of_variant in laws.items()),
+        *(absent_sentence(rows) for _, rows in descent.groupby("n_ctx")),
+        match_sentence(means(descent, "match_strength")),
+    ]
 
 
-def attention_sentence(name: str, runs: Sequence[Row], law: PowerLaw | None) -> str:
+def largest_ratio(runs: pd.DataFrame, variant: str) -> tuple[float, int]:
+    """The largest n_ctx (1 - attention) over lengths (means over seeds), and at which length it is."""
+    return max((n_ctx * missed, n_ctx) for n_ctx, missed in means(runs[runs.variant == variant], "missed_attention"))
+
+
+def attention_sentence(name: str, runs: pd.DataFrame, law: PowerLaw | None) -> str:
     """How 1 - attention falls, beside the theorem's exponent -1."""
     largest, at = largest_ratio(runs, name)
     beside = "" if law is None else f": {law.against(-1.0)}"
@@ -269,29 +262,26 @@ def attention_sentence(name: str, runs: Sequence[Row], law: PowerLaw | None) -> 
 
 
 def loss_sentence(name: str, law: PowerLaw | None) -> str:
-    """How the loss gap falls, over all lengths and at the long end, beside -1, the rate of counting."""
+    """How the loss gap falls, over all lengths and between the two longest, beside -1, the rate of counting."""
     if law is None:
         return f"{name}: the loss gap is positive at too few lengths for an exponent."
-    return f"{name}: the loss gap scales as n_ctx^({law}); at the long end {long_end(law)}."
-
-
-def long_end(law: PowerLaw) -> str:
-    """The exponent between the two longest lengths, beside -1."""
     last, error = law.last_exponent, law.last_error
     if math.isnan(error):
-        return f"its exponent is {last:+.2f}, of one run a length: its error is not known"
-    if abs(last + 1) <= 2 * error:
-        return f"its exponent is {last:+.2f} +- {error:.2f}, no further from -1 than two standard errors"
-    return f"its exponent is {last:+.2f} +- {error:.2f}, {'steeper' if last < -1 else 'flatter'} than -1"
+        end = f"{last:+.2f}, of one run a length: its error is not known"
+    elif abs(last + 1) <= 2 * error:
+        end = f"{last:+.2f} +- {error:.2f}, no further from -1 than two standard errors"
+    else:
+        end = f"{last:+.2f} +- {error:.2f}, {'steeper' if last < -1 else 'flatter'} than -1"
+    return f"{name}: the loss gap scales as n_ctx^({law}); at the long end its exponent is {end}."
 
 
-def absent_sentence(rows: Sequence[Row]) -> str:
+def absent_sentence(rows: pd.DataFrame) -> str:
     """How much of the loss gap comes from contexts in which some token does not occur (there the model says 0)."""
-    absent, gap = (fmean(row[name] for row in rows) for name in ("share_without_some_token", "loss_gap"))
-    kept = fmean(row["loss_gap_with_all_tokens"] * (1 - row["share_without_some_token"]) for row in rows)
+    absent, gap = rows.share_without_some_token, rows.loss_gap.mean()
+    kept = (rows.loss_gap_with_all_tokens * (1 - absent)).mean()
     return (
-        f"{GRADIENT_DESCENT.name}, n_ctx {rows[0]['n_ctx']}: some token is absent from {absent:.1%} of contexts, which "
-        f"hold {(gap - kept) / gap:.0%} of the loss gap of {gap:.3g} nats."
+        f"{GRADIENT_DESCENT.name}, n_ctx {rows.n_ctx.iloc[0]}: some token is absent from {absent.mean():.1%} of "
+        f"contexts, which hold {(gap - kept) / gap:.0%} of the loss gap of {gap:.3g} nats."
     )
 
 
@@ -304,35 +294,34 @@ def match_sentence(strengths: Points) -> str:
     )
 
 
-def make_checks(
-    runs: Sequence[Row], laws: Mapping[str, Mapping[str, PowerLaw | None]], on_forests: Mapping[str, Row]
-) -> list[Check]:
+def make_checks(runs: pd.DataFrame, laws: Laws, on_forests: Mapping[str, Row]) -> list[Check]:
     """The claims, each with the numbers that decide it."""
     checks = [
         Check(
             of["graphs_at_least_99"] == of["graphs"],
             f"{name}: after stage 1 the mean attention to the parent is at least .99 on every Figure-9 graph",
-            f"{of['graphs_at_least_99']} of {of['graphs']} graphs; least {of['least_graph']:.4f}, "
-            f"least edge {of['least_edge']:.3f}",
+            f"{of['graphs_at_least_99']} of {of['graphs']} graphs at .99 or more; mean {of['mean']:.4f}, least "
+            f"{of['least_graph']:.4f}, least edge {of['least_edge']:.3f}",
         )
         for name, of in on_forests.items()
     ]
     for name in (variant.name for variant in VARIANTS):
-        of_variant, (largest, at), law = where(runs, variant=name), largest_ratio(runs, name), laws[name]["loss_gap"]
-        lowered = sum(row["loss_gap"] < row["loss_gap_after_stage_1"] for row in of_variant)
+        of_variant, (largest, at), law = runs[runs.variant == name], largest_ratio(runs, name), laws[name]["loss_gap"]
+        lowered = int((of_variant.loss_gap < of_variant.loss_gap_after_stage_1).sum())
         checks += [
             Check(
                 largest <= 1.0,
                 f"{name}: 1 - attention to the parent is at most 1 / n_ctx at every length",
-                f"largest n_ctx (1 - attention) {largest:.3f}, at n_ctx {at}; exponent "
-                f"{laws[name]['missed_attention']}",
+                f"{listed(means(of_variant, 'missed_attention'), '.2g')}; largest n_ctx (1 - attention) {largest:.3f}, "
+                f"at n_ctx {at}; exponent {laws[name]['missed_attention']}",
             ),
             Check(
                 lowered == len(of_variant),
                 f"{name}: stage 2 lowers the loss in every run",
                 f"in {lowered} of {len(of_variant)}; mean gap by n_ctx after stage 1 "
-                f"{listed(means_by(of_variant, 'n_ctx', 'loss_gap_after_stage_1'))}; after stage 2 "
-                f"{listed(means_by(of_variant, 'n_ctx', 'loss_gap'))}",
+                f"{listed(means(of_variant, 'loss_gap_after_stage_1'))}; after stage 2 "
+                f"{listed(means(of_variant, 'loss_gap'))}; edge posterior "
+                f"{listed(means(of_variant, 'edge_posterior_gap'))}",
             ),
             Check(
                 law is not None and law.high < 0,
@@ -343,102 +332,68 @@ def make_checks(
     return checks
 
 
-def plot_quantity(runs: Sequence[Row], quantity: str, laws: Mapping[str, Mapping[str, PowerLaw | None]]) -> Any:
-    """A quantity against length for every variant, with its fitted power law."""
-    points = {v.name: [(r["n_ctx"], r[quantity]) for r in where(runs, variant=v.name)] for v in VARIANTS}
-    bound = ("1 / n_ctx", 1.0, -1.0) if quantity == "missed_attention" else None
-    if quantity == "loss_gap":
-        points["edge posterior"] = means_by(runs, "n_ctx", "edge_posterior_gap")
-    found = {name: laws[name][quantity] for name in points}
-    fits = {name: (law.prefactor, law.exponent) for name, law in found.items() if law is not None}
-    return figures.plot_scaling(points, fits, ylabel=QUANTITIES[quantity].replace(", ", "\n", 1), bound=bound)
-
-
-def plot_stage_1(runs: Sequence[Row]) -> Any:
-    """1 - attention step by step, one curve a length, for the first seed of gradient descent."""
-    curves = {
-        f"n_ctx {row['n_ctx']}": [(max(step, 1), missed) for step, missed in row["trajectory"] if step]
-        for row in where(runs, variant=GRADIENT_DESCENT.name, seed=runs[0]["seed"])
-    }
-    label = "1 - attention to the parent"
-    return figures.plot_curves(curves, xlabel="step of gradient descent", ylabel=label, log_y=True)
-
-
-def plot_match(runs: Sequence[Row]) -> Any:
-    """How much more a matching token scores, against length."""
-    strength = {v.name: means_by(where(runs, variant=v.name), "n_ctx", "match_strength") for v in VARIANTS if v.reduced}
-    label = "A2: mean diagonal - mean off-diagonal"
-    return figures.plot_curves(strength, xlabel="context length n_ctx", ylabel=label)
-
-
-def plot_forests(forests: Sequence[Row]) -> Any:
+def show_forests(forests: Sequence[Row]) -> list[Section]:
     """Mean attention to the parent on every forest of Figure 9."""
+    if not forests:
+        return []
     attention = {
-        v.name: {f"graph {r['graph']}": r["mean_parent_attention"] for r in where(forests, variant=v.name)}
+        v.name: {f"graph {row['graph']}": row["mean_parent_attention"] for row in where(forests, variant=v.name)}
         for v in VARIANTS
     }
     levels = {".99": 0.99, "authors' joint SGD, mean": AUTHORS}
-    return figures.plot_groups(attention, xlabel="mean attention to the parent", levels=levels)
+    drawn = figures.plot_groups(attention, xlabel="mean attention to the parent", levels=levels)
+    sentence = "d_vocab 3, n_ctx 20, alpha .1, 100 steps of 1,024 sequences on layer 0's attention alone."
+    return [Section("Stage 1 on the graphs of Figure 9", sentence, figures={"figure_9": drawn}, table=forests)]
 
 
-def make_sections(
-    runs: Sequence[Row],
-    forests: Sequence[Row],
-    laws: Mapping[str, Mapping[str, PowerLaw | None]],
-    sentences: Sequence[str],
-) -> list[Section]:
-    """The evidence, picture by picture."""
-    found = [
+def show_runs(runs: pd.DataFrame, laws: Laws, sentences: Sequence[str]) -> list[Section]:
+    """Both quantities against length, the sentences, every run."""
+    missed, gap = (plot_quantity(runs, quantity, laws) for quantity in QUANTITIES)
+    return [
         Section(
             "Attention to the parent against length",
             f"Theorem 1: {THEOREM['missed_attention']}; the dotted line is 1 / n_ctx.",
-            figures={"missed_attention": plot_quantity(runs, "missed_attention", laws), "stage_1": plot_stage_1(runs)},
+            figures={"missed_attention": missed, "stage_1": plot_stage_1(runs)},
         ),
         Section(
             "The loss gap against length",
             f"Theorem 1: {THEOREM['loss_gap']}; the edge posterior is what counting along the true edges gives.",
-            figures={"loss_gap": plot_quantity(runs, "loss_gap", laws), "match_strength": plot_match(runs)},
+            figures={"loss_gap": gap, "match_strength": plot_match(runs)},
         ),
         Section(
             "Theorem beside measurement",
             "In sentences that the numbers of this run decide.",
             table=[{"theorem and measurement": text} for text in sentences],
         ),
-        Section(
-            "Every run",
-            "One row a variant, length and seed.",
-            table=[{name: value for name, value in row.items() if name != "trajectory"} for row in runs],
-        ),
+        Section("Every run", "One row a variant, length and seed.", table=runs.drop(columns="trajectory")),
     ]
-    if forests:
-        first = Section(
-            "Stage 1 on the graphs of Figure 9",
-            "d_vocab 3, n_ctx 20, alpha .1, 100 steps of 1,024 sequences on layer 0's attention alone.",
-            figures={"figure_9": plot_forests(forests)},
-            table=forests,
-        )
-        found.insert(0, first)
-    return found
 
 
-def summarize(
-    runs: Sequence[Row], laws: Mapping[str, Mapping[str, PowerLaw | None]], on_forests: Mapping[str, Row]
-) -> list[tuple[str, str]]:
-    """The closing table."""
-    lines = [
-        (
-            "figure 9",
-            f"{name:25s} mean attention {of['mean']:.4f}, least graph {of['least_graph']:.4f}; "
-            f"{of['graphs_at_least_99']} of {of['graphs']} graphs at .99 or more",
-        )
-        for name, of in on_forests.items()
-    ]
-    for name in (variant.name for variant in VARIANTS):
-        missed = means_by(where(runs, variant=name), "n_ctx", "missed_attention")
-        law = laws[name]["missed_attention"]
-        lines.append(("attention", f"{name:25s} 1 - a at {listed(missed, '.2g')}; exponent {law}"))
-    gaps = {v.name: means_by(where(runs, variant=v.name), "n_ctx", "loss_gap") for v in VARIANTS}
-    gaps["edge posterior"] = means_by(runs, "n_ctx", "edge_posterior_gap")
-    for name, series in gaps.items():
-        lines.append(("loss gap", f"{name:25s} {listed(series)}; exponent {laws[name]['loss_gap']}"))
-    return [*lines, ("theorem", f"{THEOREM['missed_attention']}; {THEOREM['loss_gap']}")]
+def plot_quantity(runs: pd.DataFrame, quantity: str, laws: Laws) -> Axes:
+    """A quantity against length for every variant, with its fitted power law."""
+    groups = runs.groupby("variant", sort=False)
+    points = {name: list(zip(of.n_ctx.tolist(), of[quantity].tolist(), strict=True)) for name, of in groups}
+    bound = ("1 / n_ctx", 1.0, -1.0) if quantity == "missed_attention" else None
+    if quantity == "loss_gap":
+        points["edge posterior"] = means(runs, "edge_posterior_gap")
+    found = {name: laws[name][quantity] for name in points}
+    fits = {name: (law.prefactor, law.exponent) for name, law in found.items() if law is not None}
+    return figures.plot_scaling(points, fits, ylabel=QUANTITIES[quantity].replace(", ", "\n", 1), bound=bound)
+
+
+def plot_stage_1(runs: pd.DataFrame) -> Axes:
+    """1 - attention step by step, one curve a length, for the first seed of gradient descent."""
+    some = runs[(runs.variant == GRADIENT_DESCENT.name) & (runs.seed == runs.seed.iloc[0])]
+    curves = {
+        f"n_ctx {n_ctx}": [(step, missed) for step, missed in trajectory if step]
+        for n_ctx, trajectory in zip(some.n_ctx, some.trajectory, strict=True)
+    }
+    label = "1 - attention to the parent"
+    return figures.plot_curves(curves, xlabel="step of gradient descent", ylabel=label, log_y=True)
+
+
+def plot_match(runs: pd.DataFrame) -> Axes:
+    """How much more a matching token scores, against length."""
+    strength = {v.name: means(runs[runs.variant == v.name], "match_strength") for v in VARIANTS if v.reduced}
+    label = "A2: mean diagonal - mean off-diagonal"
+    return figures.plot_curves(strength, xlabel="context length n_ctx", ylabel=label)
