@@ -5,7 +5,7 @@ child's row (real attention, averaged over 4,096 sequences), the mean attention 
 posterior in nats (16,384 sequences, with its standard error) and the seconds of the training. Seed s has a forest, data
 and test sequences of its own.
 
-The recipes: *from zero*, the default; *warm*, `TrainConfig.warm()`, which begins with layer 2's match and the read-out
+The recipes: *from zero*, the default; *warm*, `TrainConfig.warm()`, which begins with layer 1's match and the read-out
 at 4 times the identity; *SGD 1*, the paper's rate with a cosine, and *Adam .1*, the same, both from zero and for as
 many steps as the default (the paper's own runs are 4 to 29 times as long).
 

@@ -1,4 +1,4 @@
-"""How long from the start of a process until all parents of the chain (10, 20) have over .9 of layer 1's attention.
+"""How long from the start of a process until all parents of the chain (10, 20) have over .9 of layer 0's attention.
 
 Each run is a process of its own: it imports, builds, trains from a warm start, and notes the first step at which
 the least attention to a parent, looked at every fifth step, is above .9. In turn with them, processes that import torch

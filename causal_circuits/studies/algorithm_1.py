@@ -1,4 +1,4 @@
-"""Algorithm 1 of the paper, in the reduced and in the full model: stage 1 moves A1 alone, stage 2 layer 2 alone.
+"""Algorithm 1 of the paper, in the reduced and in the full model: stage 1 moves A1 alone, stage 2 layer 1 alone.
 
 `two_stage` measures it, `generalization` and `structure_learning` use what it trains.
 """
@@ -22,7 +22,7 @@ class Variant:
         name: as tables show it.
         reduced: the paper's reduced model; else the full disentangled transformer, one head a layer.
         optimizer: "sgd" is the paper's gradient descent.
-        beta0: layer 2 in stage 1 (and, in the full model, the read-out) is beta0 times the identity.
+        beta0: layer 1 in stage 1 (and, in the full model, the read-out) is beta0 times the identity.
     """
 
     name: str
