@@ -48,7 +48,9 @@ def table_html(rows: Sequence[Row], caption: str) -> str:
     True
     """
     columns = _columns(rows)
-    head = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in columns)
+    right = [any(_is_number(row.get(column)) for row in rows) for column in columns]
+    heads = zip(columns, [' class="number"' if to_right else "" for to_right in right], strict=True)
+    head = "".join(f'<th scope="col"{aligned}>{escape(str(column))}</th>' for column, aligned in heads)
     body = "".join(f"<tr>{''.join(_cell(row.get(column)) for column in columns)}</tr>\n" for row in rows)
     if not columns:
         head, body = '<th scope="col">result</th>', "<tr><td>no rows</td></tr>\n"

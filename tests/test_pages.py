@@ -201,12 +201,29 @@ def test_sections_that_have_commands_of_their_own_keep_them(tmp_path: Path) -> N
     assert text.index("a.py") < text.index("2. b") < text.index("b.py")
 
 
+def test_a_column_of_one_value_is_told_once_and_headings_are_words() -> None:
+    table = figures.table_html([{"n_ctx": 8, "row_maximum": k, "alpha": None} for k in range(3)], "Rows")
+    assert re.findall("<th [^>]*>(.*?)</th>", table) == ["row maximum"]
+    assert "<caption>Rows; in all rows: n_ctx 8, alpha -</caption>" in table
+    assert len(Page(figures.table_html([{"n_ctx": 8}] * 3, "Rows")).named("td")) == 3  # nothing else to show
+
+
+def test_of_many_checks_those_that_passed_are_folded(tmp_path: Path) -> None:
+    checks = [figures.Check(k != 6, f"claim {k}", "a number") for k in range(8)]
+    shown, fold = Page(page_of(tmp_path, verdict=checks)).text.split("2 more, all passed")
+    assert [k for k in range(8) if f"claim {k}" in shown] == [0, 1, 2, 3, 4, 6]
+    assert [k for k in range(8) if f"claim {k}" in fold] == [5, 7]
+
+
 def test_every_state_of_a_check_is_a_word_and_only_passed_counts(tmp_path: Path) -> None:
     states = ("passed", "failed", "refuted", "undecided", "not tested")
     checks = [figures.Check(state, "A claim", "a number") for state in states]
-    text = Page(page_of(tmp_path, verdict=checks, quick=True)).text
+    text = Page(page_of(tmp_path, verdict=checks)).text
     assert "Verdict: 1 of 5 checks passed; 1 refuted, 1 undecided, 1 not tested" in text
-    assert all(word in text for word in ("PASS", "FAIL", "REFUTED", "UNDECIDED", "NOT TESTED", "Quick run"))
+    assert all(word in text for word in ("PASS", "FAIL", "REFUTED", "UNDECIDED", "NOT TESTED"))
+    quick = Page(page_of(tmp_path, verdict=checks, quick=True)).text
+    assert "Quick run" in quick
+    assert "Verdict: none of 5 checks tested" in quick
     assert [check.passed for check in checks] == [True, False, False, False, False]
     assert (figures.Check(True, "", "").state, figures.Check(False, "", "").state) == ("passed", "failed")
     assert_refused(lambda: figures.Check("good", "", ""), "state", "good")  # type: ignore[arg-type]
@@ -215,7 +232,7 @@ def test_every_state_of_a_check_is_a_word_and_only_passed_counts(tmp_path: Path)
 def test_figures_of_a_section_are_saved_beside_the_page_and_long_tables_are_folded(tmp_path: Path) -> None:
     drawn = {"ones": figures.plot_matrix(uniform_attention(6))}
     for n_rows in (2, 20):
-        table = pd.DataFrame({"position": range(n_rows), "share": 0.5})
+        table = pd.DataFrame({"position": range(n_rows), "share": np.linspace(0, 1, n_rows)})
         section = figures.Section("Attention", "It shows.", figures=drawn, table=table)
         page = figures.write_report(tmp_path / "report.html", title="T", verdict=[], sections=[section], meta={})
         shown = Page(page.read_text())

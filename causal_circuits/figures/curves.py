@@ -16,7 +16,8 @@ from causal_circuits.figures.style import (
     GREY,
     LINE_STYLES,
     SMALL,
-    legend_at,
+    legend_below,
+    legend_height,
     log_steps,
     look_of,
     new_axes,
@@ -58,7 +59,7 @@ def plot_curves(
         raise ValueError("a plot of curves needs at least one point: got none; pass name -> (x, y) pairs")
     if group_size < 1:
         raise ValueError(f"group_size must be at least 1 curve: got {group_size}")
-    ax = new_axes(ax, 6.8, 4.2)
+    ax = new_axes(ax, 5.6, 3.9 + (legend_height(curves) if legend else 0.0))
     for k, (name, curve) in enumerate(curves.items()):
         x, y = _columns(curve, positive=log_y)
         group, member = divmod(k, group_size)
@@ -76,7 +77,7 @@ def plot_curves(
     if title is not None:
         ax.set_title(fill(title, 60), fontsize=10)
     if legend:
-        legend_at(ax, "right")
+        legend_below(ax)
     return ax
 
 
@@ -130,7 +131,8 @@ def plot_scaling(
     lengths = sorted({x for series in points.values() for x, _ in series})
     if not lengths:
         raise ValueError("a scaling plot needs at least one point: got none; pass name -> (length, value) pairs")
-    ax, ends = new_axes(ax, 6.4, 5.0), np.array([min(lengths), max(lengths)])
+    ax = new_axes(ax, 5.6, 3.9 + legend_height([*points, *([bound[0]] if bound else [])]))
+    ends = np.array([min(lengths), max(lengths)])
     for k, (name, series) in enumerate(points.items()):
         fit, look = fits.get(name), look_of(k)
         label = name if fit is None else f"{name}: exponent {fit[1]:+.2f}"
@@ -140,10 +142,10 @@ def plot_scaling(
             ax.plot(ends, fit[0] * ends ** fit[1], linewidth=1.2, **look | {"marker": ""})
     if bound is not None:
         ax.plot(ends, bound[1] * ends ** bound[2], color=BLACK, linewidth=1.0, linestyle=":", label=bound[0])
-    log_steps(ax, xlabel, lengths)
+    log_steps(ax, xlabel, lengths if len(lengths) <= 6 else None)
     _log_y(ax)
     ax.set_ylabel(ylabel)
-    legend_at(ax, "below")
+    legend_below(ax)
     return ax
 
 
@@ -172,9 +174,10 @@ def plot_groups(
     groups = list(dict.fromkeys(group for of_group in values.values() for group in of_group))
     if not groups:
         raise ValueError("a dot plot needs at least one group: got none; pass series -> group -> value")
-    ax = new_axes(ax, 7.2, 0.26 * len(groups) + 1.6)
+    ax = new_axes(ax, 7.2, max(0.26, 0.11 * len(values)) * len(groups) + 1.2 + legend_height(values))
     for k, (name, of_group) in enumerate(values.items()):
-        rows = [groups.index(group) + 0.12 * (k - (len(values) - 1) / 2) for group in of_group]
+        shift = 0.7 * ((k + 0.5) / len(values) - 0.5)
+        rows = [groups.index(group) + shift for group in of_group]
         ax.plot(list(of_group.values()), rows, markersize=5, label=name, alpha=0.85, **look_of(k, line=False))
     if log_x:
         ax.set_xscale("log")
@@ -185,7 +188,7 @@ def plot_groups(
     ax.set_ylim(len(groups) - 0.4, -0.6)
     ax.grid(axis="y", linewidth=0.4, color=GREY, alpha=0.4)
     ax.set_xlabel(xlabel)
-    legend_at(ax, "right")
+    legend_below(ax)
     return ax
 
 
@@ -204,7 +207,7 @@ def plot_attention_by_position(
     >>> ax.get_legend_handles_labels()[1]
     ['ours', 'theirs']
     """
-    ax = new_axes(ax, 7.6, 4.0)
+    ax = new_axes(ax, 7.6, 3.8 + legend_height(points))
     for k, (name, series) in enumerate(points.items()):
         position, weight = _columns(series)
         shift = 0.16 * (k - (len(points) - 1) / 2)
@@ -215,7 +218,7 @@ def plot_attention_by_position(
     ax.set_xlabel("position of the child")
     ax.set_ylabel("attention to the true parent")
     ax.set_title(fill(title, 70), fontsize=10)
-    legend_at(ax, "below", ncols=len(points))
+    legend_below(ax)
     return ax
 
 

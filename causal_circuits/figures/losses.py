@@ -50,7 +50,7 @@ def plot_loss(
     >>> ax.get_xscale()
     'log'
     """
-    ax = new_axes(ax, 7.6, 4.4)
+    ax = new_axes(ax, 5.6, 4.2)
     losses = to_numpy(record.losses)
     steps, smooth = np.arange(1, len(losses) + 1), _running_mean(losses)
     ax.plot(steps, losses, color=MODEL, alpha=0.4, linewidth=0.7, label="each step")

@@ -158,7 +158,8 @@ def plot_film_strip(
         if is_gradient:
             values = _without_query(values, graph)
             largest = _limits(values, diverging=True)[1]
-            values, title, limits = values / largest, f"{title}\nlargest {largest:.1e}", (-1.0, 1.0)
+            said = f"largest {largest:.1e}" if np.nanmax(np.abs(values)) > 0 else "zero everywhere"
+            values, title, limits = values / largest, f"{title}\n{said}", (-1.0, 1.0)
         image = _draw(ax, values, limits, DIVERGING if is_gradient else SEQUENTIAL)
         _outline_true_edges(ax, graph, BLACK if is_gradient else TRUE_EDGE, thin=0.6)
         ax.set_title(title, fontsize="medium")

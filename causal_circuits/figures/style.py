@@ -5,7 +5,7 @@ alone (line styles, positions and words repeat it). Axes come from `matplotlib.f
 global style.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import networkx as nx
@@ -14,20 +14,22 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
+from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
 from causal_circuits.graphs import edge_entries, n_ctx_of
 
 BLACK, GREY = "#000000", "#6E6E6E"
 ORANGE, SKY, GREEN, BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
-VERMILLION, PURPLE = "#D55E00", "#CC79A7"
+VERMILLION, PURPLE, WINE = "#D55E00", "#CC79A7", "#882255"
 
 MODEL = BLUE  # what the model does
 TRUE_EDGE = VERMILLION  # what is true of the graph
-SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, BLACK)
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, BLACK, WINE)  # as many as there are markers
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINE_STYLES = ("-", "--", "-.", ":")
 SMALL = 8  # points; labels inside a figure
+LINE = 0.17  # inches; a line of a legend
 
 Matrix = Float[Tensor, "n_ctx n_ctx"] | Float[np.ndarray, "n_ctx n_ctx"]
 
@@ -54,14 +56,31 @@ def look_of(k: int, *, line: bool = True) -> dict[str, Any]:
 
 
 def legend_at(ax: Axes, place: str, **more: Any) -> None:
-    """A legend where it hides nothing: "right" of the axes, "above", or "below" them."""
-    places = {
-        "right": ("center left", (1.01, 0.5)),
-        "above": ("lower center", (0.5, 1.0)),
-        "below": ("upper left", (0.0, -0.16)),
-    }
+    """A legend where it hides nothing: "right" of the axes, or "above" them."""
+    places = {"right": ("center left", (1.01, 0.5)), "above": ("lower center", (0.5, 1.0))}
     loc, anchor = places[place]
     ax.legend(loc=loc, bbox_to_anchor=anchor, frameon=False, fontsize=SMALL, **more)  # type: ignore[call-overload]
+
+
+def legend_columns(names: Collection[str]) -> int:
+    """How many columns a legend below axes of some five inches has: fewer for longer names."""
+    longest = max(map(len, names))
+    return min(len(names), 3 if longest <= 16 else 2 if longest <= 34 else 1)
+
+
+def legend_height(names: Collection[str]) -> float:
+    """The height in inches that `legend_below` needs, to be added to that of the figure."""
+    return LINE * -(-len(names) // legend_columns(names)) + 0.1
+
+
+def legend_below(ax: Axes) -> None:
+    """A legend below the labels of the horizontal axis: long names take nothing from the width of the axes."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    place = ax.transAxes + ScaledTranslation(0, -0.45, figure.dpi_scale_trans)
+    names = ax.get_legend_handles_labels()[1]
+    look = {"frameon": False, "fontsize": SMALL, "borderaxespad": 0.0, "ncols": legend_columns(names)}
+    ax.legend(loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=place, **look)  # type: ignore[arg-type]
 
 
 def log_steps(ax: Axes, label: str, ticks: Sequence[float | int] | None = None) -> None:

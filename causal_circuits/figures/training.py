@@ -46,7 +46,7 @@ def plot_phases(distances: PredictorDistances, ax: Axes | None = None) -> Axes:
     >>> len(figures.plot_phases(film.result()).lines) >= 3  # one a predictor
     True
     """
-    ax = new_axes(ax, 7.2, 4.2)
+    ax = new_axes(ax, 5.6, 4.2)
     steps, divergence = np.array(distances.steps) + 1, to_numpy(distances.divergence)
     for k, name in enumerate(distances.names):
         ax.plot(steps, divergence[:, k], markersize=4.5, linewidth=1.5, label=name, **look_of(k))

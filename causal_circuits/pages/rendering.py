@@ -23,7 +23,7 @@ from causal_circuits.storage import write_files
 
 PNG_DPI = 150
 MAX_SVG_BYTES = 300_000
-LONG_TABLE = 12  # rows; a longer table is folded
+LONG_TABLE, WIDE_TABLE = 12, 9  # rows and columns; a table with more of either is folded
 _NUMBERS = itertools.count(1)
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
@@ -89,7 +89,10 @@ def figure_html(figure_or_axes: Figure | Axes | Path, alt: str) -> str:
 
 @check_arguments
 def table_html(rows: Sequence[Mapping[str, object]] | pd.DataFrame, caption: str) -> str:
-    """A table with a column for each key (in order of first appearance); more than 12 rows are folded.
+    """A table with a column for each key (in order of first appearance, "_" a space), folded if it is large.
+
+    Of three rows or more, a column with one value in all is told in the caption instead. Tables of more than 12 rows or
+    9 columns are folded.
 
     Integers as they are (from 10,000 on with commas), other numbers to four significant digits, None and NaN as a dash.
 
@@ -97,10 +100,21 @@ def table_html(rows: Sequence[Mapping[str, object]] | pd.DataFrame, caption: str
     True
     """
     listed = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
-    table = display.table_html(listed, caption)  # type: ignore[arg-type]  # names of columns are strings
-    if len(listed) <= LONG_TABLE:
+    columns = {_heading(str(key)): key for row in listed for key in row}
+    texts = {name: {display.format_value(row.get(key)) for row in listed} for name, key in columns.items()}
+    same = {name: told.pop() for name, told in texts.items() if len(listed) > 2 and len(told) == 1}
+    shown = [name for name in columns if name not in same] or list(columns)
+    if len(shown) < len(columns):
+        caption += "; in all rows: " + ", ".join(f"{name} {text}" for name, text in same.items())
+    table = display.table_html([{name: row.get(columns[name]) for name in shown} for row in listed], caption)
+    if len(listed) <= LONG_TABLE and len(shown) <= WIDE_TABLE:
         return table
     return f"<details><summary>{escape(caption)} ({len(listed):,} rows)</summary>{table}</details>"
+
+
+def _heading(key: str) -> str:
+    """Words for the key of a row; the sizes keep their names."""
+    return key if key in ("n_ctx", "d_vocab") else key.replace("_", " ")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from causal_circuits.pages.templates import render, scripts_of
 from causal_circuits.storage import write_files
 
 State = Literal["passed", "failed", "refuted", "undecided", "not tested"]
+UNFOLDED = 5  # checks that a page shows in any case; later ones that passed (in a quick run: all) are folded
 
 
 @check_arguments
@@ -115,12 +116,14 @@ def write_report(
         raise ValueError(f"a report is written to a file: got the folder {path}; write {path / 'report.html'}")
     if quick:
         verdict = [replace(check, state="not tested") for check in verdict]
+    folded = [check for check in verdict[UNFOLDED:] if check.state == ("not tested" if quick else "passed")]
     bodies = [_body(section, path.parent / "figures") for section in sections]
     commands = {command} if command else {section.command for section in sections} - {None}
     page = render(
         "page.html.jinja",
         title=title,
-        verdict=verdict,
+        verdict=[check for check in verdict if check not in folded],
+        folded=folded,
         summary=_summary(verdict),
         sections=[(section, Markup(body)) for section, body in zip(sections, bodies, strict=True)],
         command=commands.pop() if len(commands) == 1 else None,  # several stay with their sections
@@ -148,5 +151,7 @@ def _summary(verdict: Sequence[Check]) -> str:
     if not verdict:
         return "no checks were made"
     counts = Counter(check.state for check in verdict)
+    if counts["not tested"] == len(verdict):
+        return f"none of {len(verdict)} checks tested"
     others = [f"{counts[state]} {state}" for state in ("refuted", "undecided", "not tested") if counts[state]]
     return f"{counts['passed']} of {len(verdict)} checks passed" + (f"; {', '.join(others)}" if others else "")
