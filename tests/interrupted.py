@@ -1,7 +1,9 @@
 """What the tests of interrupted training share: small runs, ways to stop them, and when two ends are equal."""
 
 import multiprocessing
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +49,18 @@ def assert_same_weights(found: object, expected: object) -> None:
         assert torch.equal(one, other), name
 
 
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def alter(path: Path) -> None:
+    """One bit, in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {"truncated": truncate, "altered": alter, "deleted": Path.unlink}
 FORK = multiprocessing.get_context("fork")  # no second import of torch
 
 

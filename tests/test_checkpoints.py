@@ -4,10 +4,21 @@ import os
 from contextlib import nullcontext
 from pathlib import Path
 
+import interrupted
 import pytest
 import torch
 from assertions import assert_refused
-from interrupted import CONFIG, EVERY_STEP, STAGES, assert_same_end, assert_same_weights, cut_short, new_model
+from interrupted import (
+    CONFIG,
+    EVERY_STEP,
+    STAGES,
+    alter,
+    assert_same_end,
+    assert_same_weights,
+    cut_short,
+    new_model,
+    truncate,
+)
 
 import causal_circuits as cc
 from causal_circuits.storage import read_checked, write_checked
@@ -24,21 +35,7 @@ def kept(chain_task, tmp_path) -> Path:
     return tmp_path
 
 
-def truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def empty(path: Path) -> None:
-    os.truncate(path, 0)
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-DAMAGE = {"truncated": truncate, "emptied": empty, "altered": flip, "deleted": Path.unlink}
+DAMAGE = interrupted.DAMAGE | {"emptied": lambda path: os.truncate(path, 0)}
 
 
 @pytest.mark.parametrize("kind", ["json", "safetensors"])
@@ -59,7 +56,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(chain_task,
 
 def test_with_every_checkpoint_damaged_training_starts_anew_and_says_so(chain_task, kept):
     for path in kept.glob("*.safetensors"):
-        flip(path)
+        alter(path)
     call, steps = {"record": EVERY_STEP, "checkpoints": cc.Checkpoints(kept, every=8)}, []
     with pytest.warns(UserWarning, match="is damaged"):
         cc.train(new_model(), chain_task, CONFIG, **call, on_record=lambda step, _: steps.append(step))

@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 
 import causal_circuits as cc
 from causal_circuits.discovery.row_shares import RowTest, judge_row, same_event
-from causal_circuits.discovery.several_heads import judge_heads
 
-PAPER = [[], [], *([(i - 1) // 2, i - 1] for i in range(2, 33))]
 MIXED = [[], [], [0, 1], [0], [1, 2], [0, 2, 3], [3, 4], [], [2, 6], [5, 6], [4, 8]]
 
 
@@ -55,47 +53,6 @@ def test_same_event_finds_exactly_the_parents_that_hold_in_the_same_sequences(da
     wanted = event(keys)
     choices = [dict(zip(last_keys, chosen, strict=True)) for chosen in combinations(range(child), k)]
     assert same_event(keys, child, last_keys) == [choice for choice in choices if event(choice) == wanted]
-
-
-def planted(task: cc.InContextTask) -> torch.Tensor:
-    """[head, query, key]: head h on parent number h, the last row on the target's."""
-    n_ctx = task.n_ctx
-    attention = torch.zeros(2, n_ctx, n_ctx)
-    for row in [*range(2, n_ctx - 1), n_ctx]:
-        for head, parent in enumerate(cc.graphs.parents_of(task.graph, row)):
-            attention[head, min(row, n_ctx - 1), parent] = 1.0
-    return attention
-
-
-def judged(task: cc.InContextTask, attention: torch.Tensor) -> set[tuple[int, int]]:
-    batch = task.sample(8192, seed=3)
-    found, _, _ = judge_heads(attention, batch.tokens, batch.target_probs, range(len(attention)), 0.5, 0.01)
-    return {(c.parent, c.child) for c in found if c.accepted}
-
-
-def test_heads_on_one_key_that_single_out_the_same_sequences_carry_both_parents() -> None:
-    """x_7 = x_15 and x_7 = x_31 is x_7 = x_15 and x_15 = x_31: of different parents in order only 7 and 15."""
-    task = cc.InContextTask(cc.graph_from_parents(PAPER), d_vocab=5)
-    attention = planted(task)
-    attention[1, 16] = 0.0
-    attention[1, 16, 7] = 1.0
-    assert judged(task, attention) == {(p, c) for p, c in task.graph.edges if c != 31}
-
-
-def test_a_last_row_that_is_half_free_carries_the_parents_of_the_last_position() -> None:
-    task = cc.InContextTask(cc.graph_from_parents(PAPER), d_vocab=5)
-    attention = planted(task)
-    attention[1, -1] = 0.0
-    attention[1, -1, 31], attention[1, -1, 30] = 0.55, 0.45
-    assert judged(task, attention) == set(task.graph.edges)
-
-
-def test_a_wrong_key_rejects_the_row_it_is_in_and_no_other() -> None:
-    task = cc.InContextTask(cc.graph_from_parents(PAPER), d_vocab=5)
-    attention = planted(task)
-    attention[1, 20] = 0.0
-    attention[1, 20, 12] = 1.0
-    assert judged(task, attention) == {(p, c) for p, c in task.graph.edges if c not in (20, 31)}
 
 
 def test_rows_too_early_or_out_of_order_are_no_children() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 import toy_study
 from assertions import assert_refused
-from interrupted import ended, started
+from interrupted import DAMAGE, ended, started
 from toy_study import MEASURED, Config
 
 import causal_circuits as cc
@@ -116,19 +116,6 @@ def test_the_fingerprint_is_that_of_every_source_file_and_of_the_core(tmp_path, 
 def test_the_source_of_a_study_elsewhere_counts_and_that_of_the_package_is_in_its_fingerprint():
     assert running._own_source(toy_study.measure) != running._own_source(started)
     assert running._own_source(cc.chain_graph) == ""
-
-
-def truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def alter(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-DAMAGE = {"truncated": truncate, "altered": alter, "deleted": Path.unlink}
 
 
 @pytest.mark.parametrize("kind", ["json", "safetensors"])

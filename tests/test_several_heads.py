@@ -3,6 +3,7 @@
 import itertools
 
 import oracles
+import pytest
 import torch
 
 import causal_circuits as cc
@@ -66,6 +67,26 @@ def test_rows_of_roots_and_of_other_kernels_are_no_edges_wherever_they_look() ->
         hard[:, row] = 0.0
         hard[:, row, min(key, row - 1)] = 1.0
         assert judged(task, hard)[0] <= set(task.graph.edges)
+
+
+PAPER = [[], [], *([(i - 1) // 2, i - 1] for i in range(2, 33))]
+
+
+@pytest.mark.parametrize(
+    ("row", "keys", "lost"),
+    [
+        (16, {7: 1.0}, (31,)),  # x_7 = x_15 and x_7 = x_31 single out the sequences of both parents, 7 and 15
+        (-1, {31: 0.55, 30: 0.45}, ()),  # half free, it carries the parents of the last position too
+        (20, {12: 1.0}, (20, 31)),  # a wrong key rejects the row it is in and no other
+    ],
+)
+def test_a_row_that_looks_elsewhere_loses_what_no_equal_event_settles(row, keys, lost) -> None:
+    task = cc.InContextTask(cc.graph_from_parents(PAPER), d_vocab=5)
+    attention = planted_attention(task)
+    attention[1, row] = 0.0
+    for key, weight in keys.items():
+        attention[1, row, key] = weight
+    assert judged(task, attention)[0] == {(p, c) for p, c in task.graph.edges if c not in lost}
 
 
 def test_subset_predictors_equal_plain_counting() -> None:

@@ -1,13 +1,12 @@
 """Records whose arrays grow on disk: read back whole, gone on after a kill, and named where they were altered."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from assertions import assert_refused
-from interrupted import CONFIG, assert_same_end, assert_same_weights, new_model, stop_at
+from interrupted import CONFIG, DAMAGE, alter, assert_same_end, assert_same_weights, new_model, stop_at
 
 import causal_circuits as cc
 
@@ -68,23 +67,13 @@ def test_a_new_run_in_a_folder_forgets_the_index_of_the_old_one(chain_task, tmp_
 # ---- damage
 
 
-def truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def alter(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("damage", [truncate, alter, Path.unlink])
+@pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", ["attention.npy", "score_gradients.npy", "streamed.json", "streamed.safetensors"])
 def test_a_damaged_streamed_record_is_named(chain_task, tmp_path, name, damage):
     cc.train(new_model(), chain_task, CONFIG, record=streamed(tmp_path))
     path = tmp_path / "record" / name
-    damage(path)
-    named = "record.json" if (name, damage) == ("streamed.json", Path.unlink) else str(path)
+    DAMAGE[damage](path)
+    named = "record.json" if (name, damage) == ("streamed.json", "deleted") else str(path)
     assert_refused(lambda: cc.TrainingRecord.load(tmp_path / "record"), named)
 
 

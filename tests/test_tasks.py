@@ -131,15 +131,8 @@ def test_inverse_cdf_never_draws_a_token_of_probability_zero(absent: list[int]) 
 def test_batches_are_well_formed(parents: list[list[int]], d_vocab: int, log_alpha: float, seed: int) -> None:
     task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=d_vocab, alpha=10**log_alpha)
     batch = task.sample(20, seed=seed)
-    assert batch.tokens.shape == (20, len(parents) - 1)
-    assert batch.tokens.dtype == torch.int64
-    assert batch.tokens.min() >= 0
-    assert batch.tokens.max() < d_vocab
-    assert batch.target_probs.shape == (20, d_vocab)
-    assert batch.target_probs.dtype == torch.float32
-    assert batch.target_probs.isfinite().all()
-    assert batch.target_probs.min() >= 0
-    assert torch.allclose(batch.target_probs.sum(dim=1), torch.ones(20), atol=1e-5)
+    batch.check(d_vocab, len(parents) - 1)
+    assert (batch.tokens.dtype, batch.target_probs.dtype, len(batch)) == (torch.int64, torch.float32, 20)
 
 
 @given(n=st.integers(1, 1300), seed=st.integers(0, 2**40))
@@ -290,16 +283,6 @@ def test_rows_can_have_concentrations_of_their_own() -> None:
     assert peak[2] < 0.45
 
 
-@pytest.mark.parametrize("alpha", [1e-3, 0.0999, 10.0])
-def test_extreme_concentrations_sample_and_predict_without_a_nan(alpha: float) -> None:
-    for graph in (cc.chain_graph(12), cc.pairs_graph(12), cc.ngram_graph(6, order=2)):
-        task = cc.InContextTask(graph, d_vocab=6, alpha=alpha)
-        batch = task.sample(1_000, seed=0)
-        assert batch.target_probs.isfinite().all()
-        assert np.isfinite(task.bayes_loss(batch))
-        assert float(cc.tasks.cross_entropy(batch.target_probs, batch.target_probs).mean()) <= task.bayes_loss(batch)
-
-
 def test_every_row_of_a_batch_is_checked(chain_task: cc.InContextTask) -> None:
     batch = chain_task.sample(5)
     batch.check(chain_task.d_vocab, chain_task.n_ctx)
@@ -331,12 +314,6 @@ def test_a_calibrated_loss_is_the_lowest_of_its_predictors() -> None:
 
 
 # ---- predictors
-
-
-@given(forest_parents(), st.integers(2, 5), st.floats(0.01, 5), st.integers(0, 1000))
-def test_edge_posterior_of_forests_counts_edges(parents: list, d_vocab: int, alpha: float, seed: int) -> None:
-    task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=d_vocab, alpha=alpha)
-    assert_posterior_equals_loops(task, np.full((d_vocab, d_vocab), alpha), seed)
 
 
 @given(dag_parents(), st.integers(2, 3), st.floats(0.01, 5), st.integers(0, 1000))
