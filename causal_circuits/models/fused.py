@@ -16,8 +16,8 @@ from torch import Tensor
 from causal_circuits import native
 from causal_circuits.models.acceptance import takes_fast_forward
 from causal_circuits.models.hooked import HookedTransformer
-from causal_circuits.models.layout import Block, has_layout, layout_of
-from causal_circuits.models.structured import always_plain, has_only_a1_and_a2, masked
+from causal_circuits.models.layout import Block, has_layout, layout_of, masked
+from causal_circuits.models.structured import always_plain, has_only_a1_and_a2
 
 Sizes = tuple[int, int, int, int]
 # The weights of the core, in its order, as a Stage names them; a reduced model has the first two.

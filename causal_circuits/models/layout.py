@@ -14,6 +14,8 @@ from functools import cache
 from math import prod
 from typing import Literal
 
+from torch import Tensor
+
 from causal_circuits.arguments import check_arguments
 from causal_circuits.models.hooked import HookedTransformer
 
@@ -231,3 +233,8 @@ def slots(model: HookedTransformer) -> dict[str, Slot]:
     Slot(name='L0H0.token', start=30, stop=40, description='token copied by head 0 of layer 0')
     """
     return layout_of(model).slots()
+
+
+def masked(gradient: Tensor, mask: Tensor) -> Tensor:
+    """The gradient of a reduced model's W_Q, zero but for A1 or A2; a hook on the parameter."""
+    return gradient * mask.to(gradient)

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from transformer_lens import HookedTransformer
 
-from causal_circuits.models.layout import Block, Layout, layout_of
-from causal_circuits.models.structured import masked
+from causal_circuits.models.layout import Block, Layout, layout_of, masked
 
 
 class ReducedTransformer(HookedTransformer):  # type: ignore[misc]  # untyped

@@ -217,11 +217,6 @@ def reduced_probs(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) 
     return torch.zeros(len(tokens), layout.d_vocab, dtype=a1.dtype, device=a1.device).scatter_add(1, tokens, last)
 
 
-def masked(gradient: Tensor, mask: Tensor) -> Tensor:
-    """The gradient of a reduced model's W_Q, zero but for A1 or A2; a hook on the parameter."""
-    return gradient * mask.to(gradient)
-
-
 def _a1_and_a2(model: HookedTransformer) -> tuple[Tensor, Tensor]:
     """The two blocks of the reduced model: A1 [n_ctx, n_ctx] and A2 [d_vocab, d_vocab]."""
     layout = layout_of(model)

@@ -4,11 +4,11 @@ from causal_circuits.tasks.base import Task
 from causal_circuits.tasks.batch import Batch
 from causal_circuits.tasks.batch_task import BatchTask
 from causal_circuits.tasks.families import MATRIX_FAMILIES, bounded_below, matrix_family
+from causal_circuits.tasks.posterior import cross_entropy
 from causal_circuits.tasks.predictors import (
     ExactBayes,
     ReferenceLosses,
     best_unigram_loss,
-    cross_entropy,
     edge_posterior,
     exact_bayes,
     reference_losses,

@@ -9,7 +9,6 @@ All losses are soft-label cross-entropies in nats at the target, averaged over s
 * *uniform*: log(d_vocab).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,29 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.graphs import parents_of
 from causal_circuits.tasks import transition_matrices as _matrices
-from causal_circuits.tasks.base import Task, graph_of
 from causal_circuits.tasks.batch import Batch, check_probabilities, check_tokens
+from causal_circuits.tasks.posterior import ROUNDED, cross_entropy, mixture_of_given, posterior
 from causal_circuits.tasks.task import InContextTask
 
 PSEUDO_COUNTS = np.logspace(-3, 2, 51)  # that a smoothed predictor is calibrated over
-_OFF = 5e-3  # from a sum of 1: what bfloat16 rounds probabilities by
-
-
-@check_arguments
-def cross_entropy(
-    probs: Float[Tensor, "batch d_vocab"], target_probs: Float[Tensor, "batch d_vocab"]
-) -> Float[Tensor, " batch"]:
-    """-sum target log(probs) for every sequence, in nats; 0 log 0 is 0.
-
-    >>> import torch
-    >>> cross_entropy(torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0]])).exp().tolist()
-    [2.0]
-    """
-    check_probabilities("probs", probs, _OFF)
-    check_probabilities("target_probs", target_probs, _OFF)
-    return -torch.special.xlogy(target_probs.double(), probs.double()).sum(dim=-1)
 
 
 @check_arguments
@@ -61,58 +43,7 @@ def edge_posterior(task: InContextTask, tokens: Int[Tensor, "batch n_ctx"]) -> F
     >>> edge_posterior(task, torch.tensor([[0, 1, 1, 0]]))  # 0 was followed by 1 once: (1 + [0, 1]) / (2 + 1)
     tensor([[0.3333, 0.6667]], dtype=torch.float64)
     """
-    task.check_tokens(tokens)
-    if task.given_kernels is not None:
-        return _mixture_of_given(task, tokens, include_roots=False)
-    in_degree = len(task.target_parents)
-    row = task.kernel_row(tokens[:, list(task.target_parents)].cpu().numpy())
-    posterior = following_counts(task, tokens, range(in_degree)) + torch.from_numpy(task.alphas[in_degree][row])
-    return posterior / posterior.sum(dim=-1, keepdim=True)
-
-
-def following_counts(task: Task, tokens: Tensor, which: Sequence[int]) -> Float[Tensor, "batch d_vocab"]:
-    """How often each token followed, along the graph's edges, the target's tokens at the parents numbered `which`.
-
-    Counted over the positions with as many parents as the target.
-    """
-    graph, in_degree = graph_of(task), len(task.target_parents)
-    counts = torch.zeros(len(tokens), task.d_vocab, dtype=torch.float64)
-    children = [i for i in range(task.n_ctx) if graph.in_degree(i) == in_degree]
-    if not children:
-        return counts
-    tokens = tokens.cpu()
-    match = torch.ones(len(tokens), len(children), dtype=torch.float64)
-    for number in which:
-        parents = [parents_of(graph, child)[number] for child in children]
-        match *= tokens[:, parents] == tokens[:, [task.target_parents[number]]]
-    return counts.scatter_add_(1, tokens[:, children], match)
-
-
-def _mixture_of_given(task: InContextTask, tokens: Tensor, include_roots: bool) -> Float[Tensor, "batch d_vocab"]:
-    """Posterior mean over the user's finite set of transition matrices."""
-    assert task.given_kernels is not None
-    array = tokens.cpu().numpy()
-    n_kernels = len(next(iter(task.given_kernels.values())))
-    log_likelihood = np.zeros((len(array), n_kernels))
-    with np.errstate(divide="ignore"):
-        for position in range(task.n_ctx):
-            parents = parents_of(task.graph, position)
-            if parents:
-                row = task.kernel_row(array[:, list(parents)])
-                log_likelihood += np.log(task.given_kernels[len(parents)][:, row, array[:, position]]).T
-            elif include_roots and task.given_laws is not None and position in task.root_positions:
-                log_likelihood += np.log(task.given_laws[:, array[:, position]]).T
-    best = log_likelihood.max(axis=1, keepdims=True)
-    if np.isneginf(best).any():
-        raise ValueError(
-            f"tokens must be possible under one of the kernels: sequence {int(np.isneginf(best).argmax())} is not; "
-            "check that the tokens were drawn from this task"
-        )
-    weights = np.exp(log_likelihood - best)
-    weights /= weights.sum(axis=1, keepdims=True)
-    target_row = task.kernel_row(array[:, list(task.target_parents)])
-    rows = task.given_kernels[len(task.target_parents)][:, target_row]
-    return torch.from_numpy(np.einsum("bk,kbt->bt", weights, rows))
+    return posterior(task, tokens)
 
 
 @check_arguments
@@ -159,7 +90,7 @@ def exact_bayes(
     """
     task.check_tokens(tokens)
     if task.given_kernels is not None:
-        return ExactBayes(_mixture_of_given(task, tokens, include_roots=True), float("inf"))
+        return ExactBayes(mixture_of_given(task, tokens, include_roots=True), float("inf"))
     if n_draws < 1:
         raise ValueError(f"n_draws must be at least 1: got {n_draws}")
     if task.root_law != "stationary" or not task.root_positions:
@@ -264,7 +195,7 @@ def best_unigram_loss(batch: Batch) -> float:
     >>> 0 < cc.tasks.best_unigram_loss(batch) < 1.2
     True
     """
-    check_probabilities("target_probs", batch.target_probs, _OFF)
+    check_probabilities("target_probs", batch.target_probs, ROUNDED)
     n_ctx, d_vocab = batch.tokens.shape[1], batch.target_probs.shape[-1]
     counts = _token_counts(batch.tokens, d_vocab).long().flatten()
     mass = torch.bincount(counts, batch.target_probs.cpu().double().flatten(), minlength=n_ctx + 1)  # on each count

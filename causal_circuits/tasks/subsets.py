@@ -14,7 +14,8 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.tasks.base import Task
 from causal_circuits.tasks.batch import Batch
-from causal_circuits.tasks.predictors import PSEUDO_COUNTS, cross_entropy, following_counts, smoothed
+from causal_circuits.tasks.posterior import cross_entropy, following_counts
+from causal_circuits.tasks.predictors import PSEUDO_COUNTS, smoothed
 
 
 @check_arguments

@@ -28,6 +28,7 @@ from causal_circuits.tasks import draws as _draws
 from causal_circuits.tasks import transition_matrices as _matrices
 from causal_circuits.tasks.base import Seed, Task, check_places, seed_sequence
 from causal_circuits.tasks.batch import Batch, check_probabilities
+from causal_circuits.tasks.posterior import cross_entropy, posterior
 
 Roots = Literal["stationary", "uniform", "shared"]
 # Fills tokens [n, n_ctx] and target_probs [n, d_vocab] with the sequences from the place `first` of a stream on.
@@ -346,14 +347,10 @@ class InContextTask(Task):
 
     def bayes_predictor(self, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
         """The edge posterior: see `causal_circuits.tasks.predictors.edge_posterior`."""
-        from causal_circuits.tasks.predictors import edge_posterior  # predictors are about tasks, so they come later
-
-        return edge_posterior(self, tokens)
+        return posterior(self, tokens)
 
     def bayes_loss(self, batch: Batch) -> float:
         """Mean cross-entropy of the edge posterior on a batch, in nats."""
-        from causal_circuits.tasks.predictors import cross_entropy
-
         return float(cross_entropy(self.bayes_predictor(batch.tokens), batch.target_probs).mean())
 
     def __repr__(self) -> str:

@@ -6,10 +6,11 @@ structured forward with autograd everywhere else. Both give the same gradients.
 
 from causal_circuits.training.checkpoints import CheckpointError, Checkpoints, restore_checkpoint
 from causal_circuits.training.health import DivergenceError, TrainingHealth, training_health
-from causal_circuits.training.loop import train, train_ensemble
+from causal_circuits.training.loop import train_ensemble
 from causal_circuits.training.progress import TrainingPaused
 from causal_circuits.training.recipe import Stage, TrainConfig, default_stages
 from causal_circuits.training.steps import evaluate, gradient_step, mean_loss, take_snapshot, trainable_parameters
+from causal_circuits.training.train import train
 from causal_circuits.training.turns import PairGain, Turn, TurnConfig, pair_gain, take_turn, train_in_turns
 
 __all__ = [

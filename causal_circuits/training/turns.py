@@ -39,7 +39,7 @@ from causal_circuits.recording import RecordAt, TrainingRecord, join_records
 from causal_circuits.tasks import Batch, Task
 from causal_circuits.training.checkpoints import Checkpoints
 from causal_circuits.training.checks import check_untrained
-from causal_circuits.training.loop import OnRecord, train
+from causal_circuits.training.loop import OnRecord, train_ensemble
 from causal_circuits.training.recipe import Stage, TrainConfig
 from causal_circuits.training.steps import mean_loss
 
@@ -234,7 +234,10 @@ def _run(
     folder = None if record.folder is None else Path(record.folder) / f"turn_{index}"
     counted = None if on_record is None else (lambda step, trained: on_record(start + step, trained))
     there = replace(record, steps=tuple(wanted), folder=folder)
-    return train(model, task, plain, record=there, progress=progress, on_record=counted, checkpoints=checkpoints)
+    (trained,) = train_ensemble(
+        [model], [task], [plain], record=there, progress=progress, on_record=counted, checkpoints=checkpoints
+    )
+    return trained
 
 
 @torch.no_grad()

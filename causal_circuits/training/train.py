@@ -1,0 +1,72 @@
+"""`train`: the recipe that fits model and task where none is given, and the loop for one model."""
+
+from typing import Any
+
+from causal_circuits.arguments import check_arguments
+from causal_circuits.models import HookedTransformer, has_layout, layout_of
+from causal_circuits.recording import RecordAt, TrainingRecord
+from causal_circuits.tasks import Task
+from causal_circuits.training.checkpoints import Checkpoints
+from causal_circuits.training.loop import OnRecord, train_ensemble
+from causal_circuits.training.recipe import TrainConfig
+from causal_circuits.training.turns import train_in_turns
+
+
+@check_arguments
+def train(
+    model: HookedTransformer,
+    task: Task,
+    config: TrainConfig | None = None,
+    *,
+    record: RecordAt | None = None,
+    progress: bool | None = None,
+    on_record: OnRecord | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> TrainingRecord:
+    """Train a model of ours in place on the sequences that a task draws.
+
+    Args:
+        model: disentangled, reduced or ordinary (which has no warm start and no default recipe, and whose stages name
+            its parameters as TransformerLens does); moved nowhere, so put it on the device you want.
+        task: where batches come from, by `draws`; its d_vocab and n_ctx must be the model's. A `BatchTask` trains on
+            data of your own.
+        config: stages, batch size, warm start and seed; the default is the recipe of `default_stages`, which writes
+            nothing in. For a reduced model it is `TrainConfig.warm`, which writes in A2 as Algorithm 1 does, and for a
+            target with several parents `train_in_turns`, which writes in each head's match and the read-out; both
+            refuse a model whose weights are from a training, a file or `plant_circuit`.
+        record: which steps to record; the default is twelve, dense at the start.
+        progress: show a bar; None shows it on a terminal only.
+        on_record: called with (step, model) at every recorded step, to measure the model or keep its weights; a run
+            that goes on from a checkpoint calls it again for the steps since.
+        checkpoints: where to keep checkpoints; if some of this very run are there, it goes on from the newest.
+
+    Raises:
+        ValueError: model and task do not fit, a stage names an unknown parameter, or another process trains in the
+            folder of `checkpoints` or `record`.
+        CheckpointError: the folder holds checkpoints of another run.
+        DivergenceError: the loss or a gradient is non-finite; it names the step and what to try.
+        TrainingPaused: the minutes of `checkpoints` are over.
+        OSError: a checkpoint cannot be written; those that were there are unharmed.
+
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> model = cc.disentangled_transformer(d_vocab=3, n_ctx=6)
+    >>> record = cc.train(model, task, cc.TrainConfig.joint(20, batch_size=64), record=cc.RecordAt.every(10, until=20))
+    >>> len(record.losses), record.steps
+    (20, (0, 10, 20))
+    """
+    options: dict[str, Any] = {
+        "record": record,
+        "progress": progress,
+        "on_record": on_record,
+        "checkpoints": checkpoints,
+    }
+    if config is None and len(task.target_parents) > 1 and layout_of(model).can_take_turns:
+        return train_in_turns(model, task, **options)[0]
+    if config is None and not has_layout(model):
+        raise ValueError(
+            "an ordinary transformer has no default recipe: give a config, TrainConfig.joint(4096, 0.01) for one"
+        )
+    if config is None and layout_of(model).kind == "reduced":
+        config = TrainConfig.warm()
+    return train_ensemble([model], [task], [config or TrainConfig()], **options)[0]
