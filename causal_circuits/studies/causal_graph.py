@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import networkx as nx
 
 import causal_circuits as cc
-from causal_circuits.studies.parents_file import read_parents_file
+from causal_circuits.studies.parents_file import graph_of_file
 from causal_circuits.studies.recover_and_prove import RecoverAndProve
 from causal_circuits.studies.study import one_of
 
@@ -43,7 +42,7 @@ class Config(RecoverAndProve):
     def make_graph(self) -> nx.DiGraph:
         """The graph that the flags name."""
         if self.parents is not None:
-            return self._graph_of(self.parents)
+            return graph_of_file(self.parents, self.n_ctx)
         graphs: dict[str, Callable[[int], nx.DiGraph]] = {
             "chain": cc.chain_graph,
             "pairs": cc.pairs_graph,
@@ -51,26 +50,3 @@ class Config(RecoverAndProve):
         }
         one_of(tuple(graphs), graph=self.graph)
         return graphs[self.graph](20 if self.n_ctx is None else self.n_ctx)
-
-    def _graph_of(self, path: Path) -> nx.DiGraph:
-        parents = read_parents(path)
-        graph = cc.graph_from_parents(parents)
-        if self.n_ctx not in (None, len(parents) + 1):
-            raise ValueError(
-                f"--n-ctx {self.n_ctx} and {path} disagree: {len(parents)} parents and a query make n_ctx "
-                f"{len(parents) + 1}; leave --n-ctx out"
-            )
-        graph.graph["name"] = path.stem
-        return graph
-
-
-def read_parents(path: Path) -> list[Any]:
-    """A JSON list of parents; a ValueError that says what the file holds instead."""
-    parents = read_parents_file(path, "a list")
-    if not isinstance(parents, list):
-        raise ValueError(
-            f"a parents file must hold a list, one entry a position: {path} holds a {type(parents).__name__}"
-        )
-    if any(isinstance(entry, list) for entry in parents):
-        raise ValueError(f"this analysis takes one parent a position: {path} holds lists of parents")
-    return parents

@@ -1,24 +1,37 @@
 """The file that --parents names: a graph as a JSON list."""
 
 from pathlib import Path
-from typing import Any
 
+import networkx as nx
+
+import causal_circuits as cc
 from causal_circuits.storage import read_json
 
 
-def read_parents_file(path: Path, form: str) -> Any:
-    """What a file of parents holds.
+def graph_of_file(path: Path, n_ctx: int | None, *, several: bool = False) -> nx.DiGraph:
+    """The graph of a file of parents, named after the file.
 
     Args:
-        path: of the file.
-        form: what it should hold, for the error.
+        path: of a JSON list over the context positions, one parent a position, -1 or null for a root; with `several` of
+            a list of lists, the target's last, [] for a root.
+        n_ctx: what --n-ctx says; None: what the file says.
+        several: whether a position may have several parents.
 
     Raises:
-        ValueError: it cannot be read, or is no JSON; in one line.
+        ValueError: the file cannot be read, holds something else, or disagrees with --n-ctx.
     """
+    form = "a list of lists of parents, [] for a root" if several else "a list of one parent a position, -1 for a root"
     try:
-        return read_json(path)
+        parents = read_json(path)
     except OSError as error:
         raise ValueError(f"--parents must name a readable file: {path}: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"--parents must name a JSON file with {form}: {error}") from error
+    if not isinstance(parents, list) or any(isinstance(entry, list) != several for entry in parents):
+        raise ValueError(f"--parents must name a JSON file with {form}: {path} holds something else")
+    graph = cc.graph_from_parents(parents)
+    found = cc.graphs.n_ctx_of(graph)
+    if n_ctx not in (None, found):
+        raise ValueError(f"--n-ctx {n_ctx} and {path} disagree: its parents make n_ctx {found}; leave --n-ctx out")
+    graph.graph["name"] = path.stem
+    return graph

@@ -57,3 +57,12 @@ def listed(points: Points, digits: str = ".3g") -> str:
     '10: 0.25, 20: 0.125'
     """
     return ", ".join(f"{at:g}: {value:{digits}}" for at, value in points)
+
+
+def p_text(p_value: float) -> str:
+    """A p-value as text.
+
+    >>> p_text(0.00123), p_text(0.0)
+    ('1.2e-03', '< 1e-300')
+    """
+    return f"{p_value:.1e}" if p_value > 1e-300 else "< 1e-300"

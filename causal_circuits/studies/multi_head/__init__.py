@@ -10,7 +10,7 @@ import networkx as nx
 import causal_circuits as cc
 from causal_circuits.studies.multi_head.measure import measure_heads, measure_training
 from causal_circuits.studies.multi_head.report import make_report
-from causal_circuits.studies.parents_file import read_parents_file
+from causal_circuits.studies.parents_file import graph_of_file
 from causal_circuits.studies.study import Cell, Report, Study, at_least
 
 
@@ -68,7 +68,7 @@ class Config(Study):
         if self.ngram is not None and self.parents is not None:
             raise ValueError("--ngram and --parents both name a graph: give one of them")
         if self.parents is not None:
-            return graph_of_file(self.parents, self.n_ctx)
+            return graph_of_file(self.parents, self.n_ctx, several=True)
         n_ctx = 32 if self.n_ctx is None else self.n_ctx
         if self.ngram is not None:
             at_least(2, ngram=self.ngram)
@@ -132,20 +132,3 @@ class Config(Study):
             excess, stops = (rows[f"{name} seed {seed}"]["excess"] for name in ("all heads", "one head"))
             repeats.append({"seed": seed, "excess": excess, "single_excess": stops})
         return make_report(self.task, heads, single, repeats)
-
-
-def graph_of_file(path: Path, n_ctx: int | None) -> nx.DiGraph:
-    """The graph of a parents file, named after it."""
-    parents = read_parents_file(path, "a list of lists")
-    if not isinstance(parents, list) or not all(isinstance(entry, list) for entry in parents):
-        raise ValueError(
-            f"a parents file must hold a list of lists, one a position and the target's last, [] for a root: {path}"
-        )
-    if n_ctx not in (None, len(parents) - 1):
-        raise ValueError(
-            f"--n-ctx {n_ctx} and {path} disagree: {len(parents)} lists, the target's last, make n_ctx "
-            f"{len(parents) - 1}; leave --n-ctx out"
-        )
-    graph = cc.graph_from_parents(parents)
-    graph.graph["name"] = path.stem
-    return graph

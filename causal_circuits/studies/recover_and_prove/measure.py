@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +20,9 @@ BETA_0 = 0.1  # layer 1's scale in the reduced model whose first gradient is com
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that one run found out."""
+    """Everything that one run found out, and what that is beside the truth."""
 
+    task: cc.InContextTask
     warm_start: float | None
     model: cc.models.HookedTransformer
     record: cc.TrainingRecord
@@ -36,13 +39,74 @@ class Findings:
     examples: list[cc.films.SequenceAttention]  # the first at every recorded step
     phases: cc.films.PredictorDistances
 
-    def share_of_gain(self, result: cc.interventions.AblationResult) -> float:
-        """Loss increase over gain, gain = best unigram minus the model's test loss; NaN if the model gained nothing."""
-        return result.share_of_gain_lost(result.baseline_loss + self.references.best_unigram - self.test_loss)
+    @cached_property
+    def edges(self) -> list[tuple[int, int]]:
+        """True edges inside the context."""
+        return sorted(cc.latent_edges(self.task.graph), key=lambda edge: edge[1])
+
+    @cached_property
+    def recovery(self) -> cc.graphs.GraphRecovery:
+        """By attention and the test for information."""
+        return cc.compare_graphs(self.task.graph, self.found)
+
+    @cached_property
+    def by_attention(self) -> cc.graphs.GraphRecovery:
+        """By attention alone."""
+        return cc.compare_graphs(self.task.graph, self.found.from_attention)
+
+    def count(self, recovery: cc.graphs.GraphRecovery) -> int:
+        """True edges that were found."""
+        return len(self.edges) - len(recovery.missing)
+
+    @cached_property
+    def parent_attention(self) -> list[float]:
+        """Mean attention on each true edge: the largest over the heads of layer 0."""
+        return [float(self.attention[0, :, child, parent].max()) for parent, child in self.edges]
+
+    @cached_property
+    def effects(self) -> tuple[Tensor, Tensor]:
+        """Knock-out effects of true edges, and of all other causal entries outside the query's row."""
+        effect, is_edge = self.knock_out.effect.amax(dim=0), cc.heads.parent_mask(self.task)
+        causal = torch.ones_like(is_edge).tril()
+        causal[-1] = False
+        return effect[is_edge & causal], effect[causal & ~is_edge]
+
+    def auroc(self, children_only: bool = False) -> float:
+        """How well knock-out effects tell true edges from other entries."""
+        return cc.edge_auroc(self.knock_out.effect.amax(dim=0), self.task.graph, children_only=children_only)
+
+    @property
+    def excess(self) -> float:
+        """Test loss above the edge posterior's, nats."""
+        return self.test_loss - self.references.edge_posterior
+
+    @cached_property
+    def ablation_rows(self) -> list[dict[str, Any]]:
+        """A row for each head and method; the gain is what the model has over the best unigram on the test set."""
+        gain = self.references.best_unigram - self.test_loss
+        return [
+            {
+                "what": what,
+                "method": result.method,
+                "loss": result.loss,
+                "standard_error": result.standard_error,
+                "share_of_gain_lost": result.share_of_gain_lost(result.baseline_loss + gain),
+            }
+            for what, result in self.ablations
+        ]
+
+    @property
+    def start(self) -> str:
+        """What the model held before the first step."""
+        if self.warm_start is None:
+            return "from zero, nothing written in"
+        written = "layer 1's match and the read-out were written in"
+        return f"from a warm start: {written}, {self.warm_start:g} times the identity"
 
 
 def measure(
     parents: Sequence[int | None],
+    name: str,
     d_vocab: int,
     alpha: float,
     steps: int,
@@ -52,7 +116,9 @@ def measure(
     progress: bool | None,
 ) -> Findings:
     """Train, recover, detect, prove, all from one seed."""
-    task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=d_vocab, alpha=alpha)
+    graph = cc.graph_from_parents(parents)
+    graph.graph["name"] = name
+    task = cc.InContextTask(graph, d_vocab=d_vocab, alpha=alpha)
     stages = cc.TrainConfig(cc.training.default_stages(steps), seed=seed)
     config = cc.TrainConfig.warm(steps, seed=seed) if warm_start else stages
     model = cc.disentangled_transformer(d_vocab, task.n_ctx, n_heads=(1, 1))
@@ -72,8 +138,9 @@ def measure(
 
     checkpoints = None if scratch is None else cc.Checkpoints(scratch)
     record = cc.train(model, task, config, progress=progress, on_record=watch, checkpoints=checkpoints)
-
+    rest = [cc.films.sequence_attention(model, tokens) for tokens in examples.tokens[1:]]
     return Findings(
+        task=task,
         warm_start=config.warm_start,
         model=model,
         record=record,
@@ -91,10 +158,7 @@ def measure(
         knock_out=cc.knock_out_edges(model, proof),
         information=cc.predicted_gradient(task, seed=seed),
         first_gradient=before.score_gradients[0, 0],
-        examples=[
-            film.result(record.steps),
-            *(cc.films.sequence_attention(model, tokens) for tokens in examples.tokens[1:]),
-        ],
+        examples=[film.result(record.steps), *rest],
         phases=phases.result(record.steps),
     )
 
