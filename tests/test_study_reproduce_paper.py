@@ -74,7 +74,7 @@ class Stopped(Exception):
 
 def trained(task, folder: Path, kind: str, schedule: str, stop_at: int | None = None):
     """A training measured every 4 steps, and its models."""
-    calls, build = [], getattr(cc, f"{kind}_transformer")
+    calls, build = [], getattr(cc.models, f"{kind}_transformer")
     models = [build(task.d_vocab, task.n_ctx) for _ in range(1 if kind == "ordinary" else 2)]
 
     def measure() -> dict[str, float]:
@@ -85,8 +85,7 @@ def trained(task, folder: Path, kind: str, schedule: str, stop_at: int | None = 
 
     rate, optimizer = (0.01, "adamw") if kind == "ordinary" else (1.0, "sgd")
     config = cc.TrainConfig.joint(14, rate, optimizer=optimizer, schedule=schedule, batch_size=32, seed=3)
-    options = {"every": 4, "measure": measure, "scratch": folder, "watch": training.Stopwatch()}
-    return *training.train_measured(models, [task] * len(models), config, **options), models
+    return *training.train_measured(models, [task] * len(models), config, 4, measure, folder), models
 
 
 @pytest.mark.parametrize("kind", ["ordinary", "disentangled"])
@@ -95,22 +94,12 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(chain_task
     losses, run, models = trained(chain_task, tmp_path / "whole", kind, schedule)
     with pytest.raises(Stopped):
         trained(chain_task, tmp_path / "cut", kind, schedule, stop_at=3)
-    spent = cc.storage.read_json(tmp_path / "cut" / "measured.json")["seconds"]["cpu_s"]
     losses_again, again, same = trained(chain_task, tmp_path / "cut", kind, schedule)
     assert again["history"] == run["history"]
     assert [entry["step"] for entry in run["history"]] == [4, 8, 12, 14]
-    assert again["train_cpu_s"] > spent > 0
     assert torch.equal(losses_again, losses)
     for one, other in zip(models, same, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("measured", [5, {"x": {}}, {"4": 5}])
-def test_measurements_that_are_none_are_named(chain_task, tmp_path, measured):
-    head = {"format": training.FORMAT, "seconds": {"wall_s": 1.0, "cpu_s": 1.0}, "measured": measured}
-    cc.storage.write_checked(tmp_path, training.MEASURED, head)
-    with pytest.raises(ValueError, match=f"delete {tmp_path} to train again"):
-        trained(chain_task, tmp_path, "disentangled", "cosine")
 
 
 def test_the_released_line_counts_roots_where_the_token_before_the_query_equals_it():
@@ -155,7 +144,7 @@ def test_the_paper_s_training_is_compared_with_the_record_in_pairs(differences, 
     assert forests.faithful_verdict(rows).startswith(verdict)
     half = scipy.stats.t.ppf(0.975, 19) * np.std(differences, ddof=1) / 20**0.5
     found = forests.against_record(rows)
-    assert (found.low, found.high) == pytest.approx((np.mean(differences) - half, np.mean(differences) + half))
+    assert (found["low"], found["high"]) == pytest.approx((np.mean(differences) - half, np.mean(differences) + half))
 
 
 def test_an_unpaired_bound_would_have_hidden_this_difference():
@@ -220,10 +209,10 @@ def test_figures_5_and_7_compare_the_excess(excess, word):
     content = {"edges": 62, "recovered": 62, "false_edges": 0, "excess": excess, "excess_error": 0.0008}
     good = f"none false with the information test; excess over the edge posterior {word} theirs"
     assert good in two_parents.verdict_on(content)
-    assert two_parents.verdict_on({**content, "recovered": 61}).startswith("some edges missing or false")
+    assert two_parents.verdict_on({**content, "recovered": 61}).startswith("not every parent found, or some false")
 
 
-@pytest.mark.parametrize("content", ["[", "[]", "{}", '{"figure": "9"}', '{"row": 5, "faithful": true, "quick": 0}'])
+@pytest.mark.parametrize("content", ["[", "[]", '{"figure": "9"}'])
 def test_results_that_are_none_make_no_table(content, tmp_path):
     cc.storage.write_files(tmp_path / "figure_9", {"results.json": content})
     with pytest.raises(ValueError, match=r"results\.json"):

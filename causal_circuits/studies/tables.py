@@ -66,3 +66,18 @@ def p_text(p_value: float) -> str:
     ('1.2e-03', '< 1e-300')
     """
     return f"{p_value:.1e}" if p_value > 1e-300 else "< 1e-300"
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a table of a .md file; nothing without a row.
+
+    >>> print(markdown([{"graph": "chain", "edges": 18}]), end="")
+    | graph | edges |
+    |---|---|
+    | chain | 18 |
+    """
+    if not rows:
+        return ""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    head, *body = ("| " + " | ".join(str(cell).replace("|", "/") for cell in line) + " |\n" for line in lines)
+    return "".join([head, "|" + "---|" * len(rows[0]) + "\n", *body])

@@ -1,20 +1,20 @@
 """The figures of the paper, made again and set beside what the authors recorded."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import causal_circuits as cc
-from causal_circuits.pages import Section
-from causal_circuits.studies.reproduce_paper import forests, ordinary, single, two_parents
-from causal_circuits.studies.reproduce_paper.figure import PaperFigure, Row
+from causal_circuits.pages import Check
+from causal_circuits.studies.reproduce_paper import forests, one_parent, ordinary, single, two_parents
+from causal_circuits.studies.reproduce_paper.measuring import PaperFigure, Row
 from causal_circuits.studies.reproduce_paper.table import FIGURES, write_table
 from causal_circuits.studies.study import Cell, Report, Study, one_of
 
-FAMILIES: Mapping[str, Any] = {
+FAMILIES: Mapping[str, Any] = {  # the module that makes a figure from what was measured
     "2": single,
     "5": two_parents,
     "6": single,
@@ -22,13 +22,14 @@ FAMILIES: Mapping[str, Any] = {
     "8": ordinary,
     "9": forests,
 }
+SIDE_BY_SIDE = 4  # models of Figure 9 trained at once by our recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Study):
     """Every experiment of the paper, run again; each is set beside what the authors recorded.
 
-    2     a Markov chain in context: A1, A2 and W_U
+    2     a Markov chain in context: the attention weights of both layers and W_U
     5, 7  two parents a position: two heads share the graph
     6     pairs, a random forest, a small manual graph
     8     an ordinary transformer (overlapping embeddings, value matrices, MLPs) on the chain: does it beat Bayes?
@@ -73,75 +74,79 @@ class Config(Study):
             raise ValueError(f"name a --figure ({', '.join(FIGURES)} or all), or a --table to write")
         same = {"seed": self.seed, "faithful": self.faithful, "quick": self.quick}
         kind = f"{'faithful ' if self.faithful else ''}{'quick ' if self.quick else ''}seed {self.seed}"
-        return [
-            Cell(
-                f"figure {number} {name} {kind}", FAMILIES[number].measure, {**own, **same}, scratch=True, progress=True
-            )
-            for number in self.numbers
-            if number != "7"  # it is made from the cell of Figure 5
-            for name, own in FAMILIES[number].trainings(number, self.faithful, self.quick).items()
-        ]
+        found = []
+        for number in self.numbers:
+            for name, (measure, own) in self.trainings(number).items():
+                settings = {**own, **same}
+                found.append(Cell(f"figure {number} {name} {kind}", measure, settings, scratch=True, progress=True))
+        return found
+
+    def trainings(self, number: str) -> dict[str, tuple[Callable[..., Row], dict[str, Any]]]:
+        """Name -> what measures it, and its own settings; Figure 7 is made from the training of Figure 5."""
+        if number == "9":
+            graphs = list(range(2 if self.quick else 20))
+            size = len(graphs) if self.faithful else SIDE_BY_SIDE
+            chunks = [graphs[start : start + size] for start in range(0, len(graphs), size)]
+            return {f"graphs {some[0]} to {some[-1]}": (one_parent.measure, {"graphs": some}) for some in chunks}
+        named = {"2": ["chain"], "6": ["pairs", "random forest", "small manual graph"]}
+        if number in named:
+            return {name: (one_parent.measure, {"graphs": [name]}) for name in named[number]}
+        others = {"5": ("two parents", two_parents), "8": ("ordinary transformer", ordinary)}
+        return {others[number][0]: (others[number][1].measure, {})} if number in others else {}
 
     def report(self, rows: Mapping[str, Row]) -> Report:
         """Every figure's verdict, pictures, numbers and models."""
-        made = [self.make(number, rows) for number in self.numbers]
-        results = {figure.number: self.results(figure) for figure in made}
-        saved: dict[str, Any] = {}
-        for figure in made:
-            folder = self.folder(figure.number)
-            saved |= {f"{folder}/models/{name}": write for name, write in figure.models.items()}
-            saved[f"{folder}/results.json"] = partial(write_results, results[figure.number])
+        checks, sections, results, saved = [], [], dict[str, Row](), dict[str, Any]()
+        kind = ("the paper's training" if self.faithful else "our recipe") + (", at toy size" if self.quick else "")
+        for number in self.numbers:
+            training = "5" if number == "7" else number
+            cells = [row for name, row in rows.items() if name.startswith(f"figure {training} ")]
+            made: PaperFigure = FAMILIES[number].report(number, cells)
+            result = results[number] = self.results(number, made, cells)
+            name, folder = f"Figure {number}, {kind}", f"figure_{number}{'_faithful' if self.faithful else ''}"
+            evidence = f"Ours: {made.ours}. Theirs: {made.theirs}."
+            good = made.verdict.startswith(("agrees", "improves", "every"))
+            checks.append(Check(good, f"{name} - {made.what}: {made.verdict}.", evidence))
+            for section in made.sections:
+                plots = {f"{folder}_{stem}": plot for stem, plot in section.figures.items()}
+                title = f"{name}: {section.title}"
+                sections.append(replace(section, title=title, command=result["command"], figures=plots))
+            saved |= {f"{folder}/models/{model}": write for model, write in made.models.items()}
+            saved[f"{folder}/results.json"] = partial(write_results, result)
+        summary = [(f"figure {number}", summarize(result)) for number, result in results.items()]
         if self.table is not None:
             saved["table"] = lambda place: write_table(place.parent, self.table)
+            summary.append(("table", f"of every figure in the folder: {self.table}"))
         return Report(
             title="How Transformers Learn Causal Structure, figure by figure",
-            checks=[figure.check(self.name(figure.number)) for figure in made],
+            checks=checks,
             results={"figures": {number: result["row"] for number, result in results.items()}},
-            sections=[section for figure in made for section in self.sections(figure)],
-            summary=[(f"figure {n}", summarize(result)) for n, result in results.items()] + self.about_table(),
+            sections=sections,
+            summary=summary,
             saved=saved,
         )
 
-    def make(self, number: str, rows: Mapping[str, Row]) -> PaperFigure:
-        """A figure from its cells."""
-        training = "5" if number == "7" else number
-        cells = [row for name, row in rows.items() if name.startswith(f"figure {training} ")]
-        return FAMILIES[number].report(number, cells)
-
-    def results(self, figure: PaperFigure) -> dict[str, Any]:
+    def results(self, number: str, made: PaperFigure, cells: list[Row]) -> dict[str, Any]:
         """The content of a figure's results.json."""
-        header = {
-            "figure": figure.number,
-            "command": self.command(figure.number),
-            "seed": self.seed,
-            "faithful": self.faithful,
-            "quick": self.quick,
-            "versions": cc.running.versions(),
-        }
-        return cc.running.json_values({**header, **figure.results()})
-
-    def command(self, number: str) -> str:
-        """What makes a figure again."""
-        more = f"{' --faithful' if self.faithful else ''}{' --quick' if self.quick else ''}"
-        return f"python analyses/reproduce_paper.py --figure {number} --seed {self.seed}{more}"
-
-    def folder(self, number: str) -> str:
-        """Where a figure's results and models go."""
-        return f"figure_{number}{'_faithful' if self.faithful else ''}"
-
-    def name(self, number: str) -> str:
-        """Which figure, trained how."""
-        kind = "the paper's training" if self.faithful else "our recipe"
-        return f"Figure {number}, {kind}{', at toy size' if self.quick else ''}"
-
-    def sections(self, figure: PaperFigure) -> list[Section]:
-        """The pictures of a figure."""
-        number = figure.number
-        return figure.sections(self.name(number), self.folder(number), self.command(number))
-
-    def about_table(self) -> list[tuple[str, str]]:
-        """The line of the closing table that says where the table of all figures is."""
-        return [] if self.table is None else [("table", f"of every figure in the folder: {self.table}")]
+        flags = f"{' --faithful' if self.faithful else ''}{' --quick' if self.quick else ''}"
+        wall_s, cpu_s = (sum(cell[name] for cell in cells) for name in ("wall_s", "cpu_s"))
+        content: dict[str, Any] = cc.running.json_values(
+            {
+                "figure": number,
+                "command": f"python analyses/reproduce_paper.py --figure {number} --seed {self.seed}{flags}",
+                "seed": self.seed,
+                "faithful": self.faithful,
+                "quick": self.quick,
+                "versions": cc.running.versions(),
+                "minutes": wall_s / 60,
+                "wall_s": wall_s,
+                "cpu_s": cpu_s,
+                **made.content,
+                "complete": True,
+                "row": {"what": made.what, "ours": made.ours, "theirs": made.theirs, "verdict": made.verdict},
+            }
+        )
+        return content
 
 
 def write_results(results: Row, path: Path) -> None:

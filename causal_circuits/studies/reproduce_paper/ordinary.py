@@ -7,65 +7,61 @@ is the paper's own, with --faithful and without.
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 
 import causal_circuits as cc
 from causal_circuits import figures
-from causal_circuits.studies.reproduce_paper.figure import PaperFigure, Row
-from causal_circuits.studies.reproduce_paper.measuring import head_roles, parent_weights, roles_text
-from causal_circuits.studies.reproduce_paper.training import Job, train_measured
+from causal_circuits.pages import Section
+from causal_circuits.studies.reproduce_paper.measuring import (
+    PaperFigure,
+    Row,
+    head_roles,
+    parent_weights,
+    place,
+    roles_text,
+)
+from causal_circuits.studies.reproduce_paper.training import Job
 
 PAPER = cc.TrainConfig.joint(2**12, 0.01, optimizer="adamw", weight_decay=2e-4)
 QUICK = cc.TrainConfig.joint(6, 0.01, optimizer="adamw", weight_decay=2e-4, batch_size=64)
-RECORDED_LOSS = 1.762
-
-
-def trainings(number: str, faithful: bool, quick: bool) -> dict[str, dict[str, Any]]:
-    """One."""
-    return {"ordinary transformer": {}}
+RECORDED = "loss 1.762, attention about .7, drawn below their Bayes line (1.7765): of other sequences than ours"
 
 
 def measure(**settings: Any) -> Row:
     """Train, look for the chain in the attention, settle the question."""
     job = Job(**settings)
     task = cc.InContextTask(cc.chain_graph(6 if job.quick else 20), d_vocab=4 if job.quick else 10, alpha=0.1)
-    model = cc.models.ordinary_transformer(task.d_vocab, task.n_ctx, seed=job.seed)
-    test = task.sample(job.n_test, seed=(job.seed, 2))
+    model, test = cc.models.ordinary_transformer(task.d_vocab, task.n_ctx, seed=job.seed), job.test(task)
 
     def look() -> dict[str, float]:
         parents = parent_weights(cc.mean_attention(model, test.tokens[:1024])[0, 0], task.graph).values()
-        loss = float(cc.evaluate(model, test[:4096]).mean())
-        return {"test_loss": loss, "parent_attention": sum(parents) / len(parents)}
+        return {"test_loss": float(cc.evaluate(model, test[:4096]).mean()), "parent_attention": fmean(parents)}
 
     config, every = (QUICK, 3) if job.quick else (PAPER, 256)
-    run = train_measured([model], [task], replace(config, seed=job.seed), every=every, measure=look, **job.going_on)[1]
-    attention = cc.mean_attention(model, test.tokens[:4096])
-    weights = parent_weights(attention[0, 0], task.graph)
+    run = job.train([model], [task], config, every, look)[1]
+    attention = cc.mean_attention(model, test.tokens[:4096])[:, 0]
+    weights = parent_weights(attention[0], task.graph)
     content = {
         **against_the_lines(model, task, test, job),
-        "mean_parent_attention": sum(weights.values()) / len(weights),
+        "mean_parent_attention": fmean(weights.values()),
         "min_parent_attention": min(weights.values()),
         "edges": len(weights),
-        "row_maximum_is_parent": sum(int(attention[0, 0, c, : c + 1].argmax()) == p for p, c in weights),
+        "row_maximum_is_parent": sum(int(attention[0, c, : c + 1].argmax()) == p for p, c in weights),
         "heads": head_roles(model, task, job.seed + 1),
         "run": run,
     }
     return {
         "content": content,
         "weights": {name: parameter.detach() for name, parameter in model.named_parameters()},
-        "arguments": {
-            "d_vocab": task.d_vocab,
-            "n_ctx": task.n_ctx,
-            "seed": job.seed,
-        },  # of `cc.models.ordinary_transformer`
+        "arguments": {"d_vocab": task.d_vocab, "n_ctx": task.n_ctx, "seed": job.seed},
         "true": task.graph,
-        "attention": attention[:, 0],
-        **job.watch.read(),
+        "attention": attention,
+        **job.spent(),
     }
 
 
@@ -89,16 +85,16 @@ def against_the_lines(
 ) -> dict[str, Any]:
     """The model's loss minus each line on the same sequences, with the standard error of the difference, nats."""
     n_exact, n_draws = (64, 64) if job.quick else (2048, 256)
-    sub = test[:n_exact]
-    exact = cc.tasks.exact_bayes(task, sub.tokens, n_draws=n_draws, seed=job.seed)
+    exact = cc.tasks.exact_bayes(task, test.tokens[:n_exact], n_draws=n_draws, seed=job.seed)
     losses = cc.evaluate(model, test)
     lines = {
-        "released_line": cc.tasks.cross_entropy(released_bayes(task, test.tokens), test.target_probs),
-        "edge_posterior": cc.tasks.cross_entropy(task.bayes_predictor(test.tokens), test.target_probs),
-        "exact_bayes": cc.tasks.cross_entropy(exact.probs, sub.target_probs),
+        "released_line": released_bayes(task, test.tokens),
+        "edge_posterior": task.bayes_predictor(test.tokens),
+        "exact_bayes": exact.probs,
     }
     compared = {}
-    for name, line in lines.items():
+    for name, probs in lines.items():
+        line = cc.tasks.cross_entropy(probs, test.target_probs[: len(probs)])
         difference = losses[: len(line)] - line
         compared[name] = {
             "loss": float(line.mean()),
@@ -112,17 +108,13 @@ def against_the_lines(
 def report(number: str, cells: Sequence[Row]) -> PaperFigure:
     """The model beside the lines."""
     cell = cells[0]
-    content = cell["content"]
     return PaperFigure(
-        number,
-        content,
+        cell["content"],
         what="ordinary transformer, chain (10, 20)",
-        ours=said(content),
-        theirs=f"loss {RECORDED_LOSS}, attention about .7, drawn below their Bayes line (1.7765): of other sequences "
-        "than ours",
-        verdict=verdict_on(content["lines"]),
-        cells=cells,
-        plots=draw(cell),
+        ours=said(cell["content"]),
+        theirs=RECORDED,
+        verdict=verdict_on(cell["content"]["lines"]),
+        sections=[draw(cell)],
         models={"ordinary": partial(save_ordinary, cell["weights"], cell["arguments"])},
     )
 
@@ -133,7 +125,7 @@ def save_ordinary(weights: dict[str, torch.Tensor], arguments: Row, folder: Path
     cc.storage.write_files(folder, {"model.safetensors": cc.storage.tensor_bytes(weights), "model.json": text})
 
 
-def draw(cell: Row) -> dict[str, Any]:
+def draw(cell: Row) -> Section:
     """Attention of both layers beside the chain, by position, and the loss against the lines."""
     content, attention, graph = cell["content"], cell["attention"], cell["true"]
     levels = {name.replace("_", " "): line["loss"] for name, line in content["lines"].items()}
@@ -141,19 +133,20 @@ def draw(cell: Row) -> dict[str, Any]:
     patterns = {f"layer {layer}: real attention": attention[layer] for layer in (0, 1)}
     by_position = {"layer 0": [(child, weight) for (_, child), weight in parent_weights(attention[0], graph).items()]}
     title = "Figure 8: an ordinary transformer on the chain"
-    return {
+    plots: dict[str, Any] = {
         "attention": figures.plot_attentions(patterns, graph),
         "attention_by_position": figures.plot_attention_by_position(by_position, title=title),
         "loss": figures.plot_curves(curve, xlabel="step", ylabel="cross-entropy (nats)", levels=levels),
     }
+    shows = "Attention, true edges outlined, and layer 0's to the parent by position; the loss against each line."
+    return Section("attention and loss", shows, figures=plots)
 
 
 def said(content: Row) -> str:
     """The loss beside each line, and what layer 0 attends to."""
     words = [
-        f"{place(line)} the {name.replace('_', ' ')} {line['loss']:.4f} ({line['model_minus_line']:+.4f} +- "
-        f"{line['standard_error']:.4f}, paired on {line['n']:,} sequences, on which the model's loss is "
-        f"{line['loss'] + line['model_minus_line']:.4f})"
+        f"{beside(line)} the {name.replace('_', ' ')} {line['loss']:.4f} ({difference(line)}, paired on {line['n']:,} "
+        f"sequences, on which the model's loss is {line['loss'] + line['model_minus_line']:.4f})"
         for name, line in content["lines"].items()
     ]
     return (
@@ -163,10 +156,14 @@ def said(content: Row) -> str:
     )
 
 
-def place(line: Row) -> str:
+def beside(line: Row) -> str:
     """Where the model lies beside a line; level within two standard errors."""
-    difference, error = line["model_minus_line"], line["standard_error"]
-    return "below" if difference < -2 * error else "above" if difference > 2 * error else "level with"
+    return place(*(line["model_minus_line"] + 2 * sign * line["standard_error"] for sign in (-1, 1)))
+
+
+def difference(line: Row) -> str:
+    """The model's loss less the line."""
+    return f"{line['model_minus_line']:+.4f} +- {line['standard_error']:.4f}"
 
 
 def verdict_on(lines: Row) -> str:
@@ -176,15 +173,11 @@ def verdict_on(lines: Row) -> str:
     used, an average over posterior draws, lies a little above exact Bayes, so that "level with" does not show equality.
     """
     released, exact = lines["released_line"], lines["exact_bayes"]
-    drawn = place(released) == "below"
-    agrees = "agrees with the drawing: below" if drawn else "differs from the drawing: not below"
+    agrees = "agrees with the drawing:" if beside(released) == "below" else "differs from the drawing: not"
     corrects = {
         "above": "but not below Bayes: above exact Bayes",
         "level with": "not shown to be above exact Bayes, and not below it",
         "below": "below exact Bayes, which no predictor can be on average: an error or chance",
-    }[place(exact)]
-    return (
-        f"{agrees} the line that their code calls Bayes ({released['model_minus_line']:+.4f} +- "
-        f"{released['standard_error']:.4f}); {corrects} ({exact['model_minus_line']:+.4f} +- "
-        f"{exact['standard_error']:.4f})"
-    )
+    }[beside(exact)]
+    drawn = f"{agrees} below the line that their code calls Bayes ({difference(released)})"
+    return f"{drawn}; {corrects} ({difference(exact)})"

@@ -1,7 +1,6 @@
 """Figures 5 and 7: two parents a position, two heads that share the graph between them; one training serves both."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -9,9 +8,17 @@ import torch
 
 import causal_circuits as cc
 from causal_circuits import figures
-from causal_circuits.studies.reproduce_paper.figure import PaperFigure, Row
-from causal_circuits.studies.reproduce_paper.measuring import block_attention, excess, weight_panels
-from causal_circuits.studies.reproduce_paper.training import Job, train_measured
+from causal_circuits.pages import Section
+from causal_circuits.studies.reproduce_paper.measuring import (
+    PaperFigure,
+    Row,
+    block_attention,
+    excess,
+    graph_found,
+    place,
+    weight_panels,
+)
+from causal_circuits.studies.reproduce_paper.training import Job
 
 FAITHFUL = cc.TrainConfig.joint(2**16, 0.01, optimizer="adamw", weight_decay=1e-4)
 QUICK = cc.TrainConfig.joint(20, 0.01, optimizer="adamw", weight_decay=1e-4, batch_size=128)
@@ -19,11 +26,6 @@ INIT_SCALE = 1e-4  # of the paper's A at the start
 N_HEADS = (2, 1)
 RECORDED_EXCESS = 0.889 - 0.877  # their last loss less their own Bayes line; roots share one draw there
 RECORDED = "loss 1.195 (step 512), 1.11 (3,072), .94 (3,584), .889 at the end; their Bayes .877 (roots share one draw)"
-
-
-def trainings(number: str, faithful: bool, quick: bool) -> dict[str, dict[str, Any]]:
-    """One."""
-    return {"two parents": {}}
 
 
 def make_task(job: Job) -> cc.InContextTask:
@@ -39,50 +41,41 @@ def measure(**settings: Any) -> Row:
     job = Job(**settings)
     task, scale = make_task(job), INIT_SCALE if job.faithful else 0.0
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, N_HEADS, init_scale=scale, seed=job.seed)
-    losses, run = train_as_the_paper(model, task, job) if job.faithful else train_by_default(model, task, job)
-    curve = [[step, float(losses[step - 1])] for step in spaced(len(losses))]
-    content = {**numbers(model, task, job), "loss_curve": curve, **run}
-    tokens = task.sample(min(job.n_test, 4096), seed=(job.seed, 2)).tokens
-    attention = cc.mean_attention(model, tokens)[0]
-    return {"content": content, "model": model, "true": task.graph, "attention": attention, **job.watch.read()}
+    test = job.test(task)
+    if job.faithful:
+        config, every = (QUICK, 10) if job.quick else (FAITHFUL, 512)
+        losses, run = job.train(
+            [model], [task], config, every, lambda: {"test_loss": float(cc.evaluate(model, test).mean())}
+        )
+        losses, more = losses[0], {"run": run}
+    else:
+        losses, more = train_by_default(model, task, job), {}
+    spaced = sorted({max(1, round(len(losses) * k / 200)) for k in range(1, 201)})
+    curve = [[step, float(losses[step - 1])] for step in spaced]
+    attention = cc.mean_attention(model, test.tokens[:4096])[0]
+    content = {**numbers(model, task, test, attention, job.seed), "loss_curve": curve, **more}
+    return {"content": content, "model": model, "true": task.graph, "attention": attention, **job.spent()}
 
 
-def train_by_default(
-    model: cc.models.HookedTransformer, task: cc.InContextTask, job: Job
-) -> tuple[torch.Tensor, dict[str, Any]]:
+def train_by_default(model: cc.models.HookedTransformer, task: cc.InContextTask, job: Job) -> torch.Tensor:
     """Heads take turns (`cc.training.train_in_turns`)."""
     config = cc.training.TurnConfig(seed=job.seed)
     if job.quick:
         config = cc.training.TurnConfig(steps=40, settle=10, batch_size=128, n_sequences=2048, seed=job.seed)
     quiet = cc.RecordAt(steps=())
-    return cc.training.train_in_turns(model, task, config, record=quiet, progress=job.progress)[0].losses, {}
+    return cc.training.train_in_turns(model, task, config, record=quiet, progress=job.progress)[0].losses
 
 
-def train_as_the_paper(
-    model: cc.models.HookedTransformer, task: cc.InContextTask, job: Job
-) -> tuple[torch.Tensor, dict[str, Any]]:
-    """The paper's AdamW."""
-    test = task.sample(job.n_test, seed=(job.seed, 2))
-
-    def look() -> dict[str, float]:
-        return {"test_loss": float(cc.evaluate(model, test).mean())}
-
-    config, every = (QUICK, 10) if job.quick else (FAITHFUL, 512)
-    losses, run = train_measured(
-        [model], [task], replace(config, seed=job.seed), every=every, measure=look, **job.going_on
-    )
-    return losses[0], {"run": run}
-
-
-def numbers(model: cc.models.HookedTransformer, task: cc.InContextTask, job: Job) -> dict[str, Any]:
+def numbers(
+    model: cc.models.HookedTransformer, task: cc.InContextTask, test: cc.Batch, attention: torch.Tensor, seed: int
+) -> dict[str, Any]:
     """Loss against the edge posterior, which edges the heads carry (`cc.extract_graph`), and who attends to whom."""
-    test = task.sample(job.n_test, seed=(job.seed, 2))
-    attention = cc.mean_attention(model, test.tokens[:4096])[0, : N_HEADS[0]]
-    recovery = cc.compare_graphs(task.graph, cc.extract_graph(model, task, batch=task.sample(8192, seed=(job.seed, 4))))
+    recovery = cc.compare_graphs(task.graph, cc.extract_graph(model, task, batch=task.sample(8192, seed=(seed, 4))))
     # Position 1 has one parent, and so another transition matrix: its edge is not counted.
     counted = {(p, child) for p, child in task.graph.edges if task.graph.in_degree(child) == 2}
     cells = cc.graphs.attention_cells(task.graph)
     two = [(q, keys) for q in range(task.n_ctx) if len(keys := [key for query, key in cells if query == q]) == 2]
+    heads = attention[: N_HEADS[0]]
     return {
         "edges": len(counted),
         "recovered": len(counted - set(recovery.missing)),
@@ -90,29 +83,21 @@ def numbers(model: cc.models.HookedTransformer, task: cc.InContextTask, job: Job
         **excess(model, task, test),
         "one_parent_known": [cc.tasks.subset_loss(task, test, [number]) for number in range(2)],
         # [head][k]: attention of the head to parent number k, averaged over positions with two parents
-        "attention_by_head_and_parent": torch.stack([attention[:, q, keys] for q, keys in two]).mean(dim=0).tolist(),
-        "edge_attention": [{"query": q, "parent": k, "attention": attention[:, q, k].tolist()} for q, k in cells],
+        "attention_by_head_and_parent": torch.stack([heads[:, q, keys] for q, keys in two]).mean(dim=0).tolist(),
+        "edge_attention": [{"query": q, "parent": k, "attention": heads[:, q, k].tolist()} for q, k in cells],
     }
-
-
-def spaced(n: int) -> list[int]:
-    """About 200 steps of 1 .. n."""
-    return sorted({max(1, round(n * k / 200)) for k in range(1, 201)})
 
 
 def report(number: str, cells: Sequence[Row]) -> PaperFigure:
     """Figure 5 shows the heads beside the truth, Figure 7 the weights and the loss."""
     cell = cells[0]
-    content = cell["content"]
     return PaperFigure(
-        number,
-        content,
+        cell["content"],
         what="parents ((i-1)//2, i-1), (5, 32), heads (2, 1)",
-        ours=said(content),
+        ours=said(cell["content"]),
         theirs=RECORDED,
-        verdict=verdict_on(content),
-        cells=cells,
-        plots=heads_beside_truth(cell) if number == "5" else weights_and_loss(cell),
+        verdict=verdict_on(cell["content"]),
+        sections=[heads_beside_truth(cell) if number == "5" else weights_and_loss(cell)],
         models={"two_parents": partial(cc.save_model, cell["model"])},
     )
 
@@ -125,33 +110,30 @@ def said(content: Row) -> str:
     return (
         f"loss {content['loss']:.4f}, edge posterior {content['edge_posterior']:.4f} ({content['excess']:+.4f} +- "
         f"{content['excess_error']:.4f}); {content['recovered']} of {content['edges']} edges, "
-        f"{content['false_edges']} false; "
-        f"attention [head to parent 1, 2]: {heads}"
+        f"{content['false_edges']} false; attention [head to parent 1, 2]: {heads}"
     )
 
 
 def verdict_on(content: Row) -> str:
     """Edges found, and the excess beside theirs: their loss and line are of other sequences, known to .001 each."""
-    whole = content["recovered"] == content["edges"] and not content["false_edges"]
     more = content["excess"] - RECORDED_EXCESS
     noise = 2 * (content["excess_error"] ** 2 + 2 * 0.0005**2) ** 0.5
-    place = "above" if more > noise else "below" if more < -noise else "level with"
     return (
-        f"{'every edge found, none false' if whole else 'some edges missing or false'} with the information test; "
-        f"excess over the edge posterior {place} theirs ({more:+.4f}, unpaired: other sequences, and in their task all "
-        "roots share one draw)"
+        f"{graph_found(content)}; excess over the edge posterior {place(more - noise, more + noise)} theirs "
+        f"({more:+.4f}, unpaired: other sequences, and in their task all roots share one draw)"
     )
 
 
-def heads_beside_truth(cell: Row) -> dict[str, Any]:
+def heads_beside_truth(cell: Row) -> Section:
     """Figure 5."""
-    model, graph, heads = cell["model"], cell["true"], range(N_HEADS[0])
-    real = {f"head {head}: real attention": cell["attention"][head] for head in heads}
-    blocks = {f"head {head}: softmax of A1's block": block_attention(model, head) for head in heads}
-    return {"heads": figures.plot_attentions(real, graph), "heads_block": figures.plot_attentions(blocks, graph)}
+    heads = range(N_HEADS[0])
+    real = {f"L0H{head}: real attention": cell["attention"][head] for head in heads}
+    blocks = {f"L0H{head}: softmax of its position block": block_attention(cell["model"], head) for head in heads}
+    plots = {name: figures.plot_attentions(of, cell["true"]) for name, of in (("heads", real), ("heads_block", blocks))}
+    return Section("the heads", "Each head of layer 0, the true edges of both parent numbers outlined.", figures=plots)
 
 
-def weights_and_loss(cell: Row) -> dict[str, Any]:
+def weights_and_loss(cell: Row) -> Section:
     """Figure 7."""
     content = cell["content"]
     levels = {f"parent {n + 1} known": loss for n, loss in enumerate(content["one_parent_known"])}
@@ -161,4 +143,6 @@ def weights_and_loss(cell: Row) -> dict[str, Any]:
         ylabel="cross-entropy (nats)",
         levels={**levels, "edge posterior": content["edge_posterior"]},
     )
-    return {"weights": figures.plot_weight_panels(weight_panels(cell["model"], cell["true"])), "loss": curve}
+    panels = figures.plot_weight_panels(weight_panels(cell["model"], cell["true"]))
+    shows = "The trained matrices beside the true edges; the loss in training, against what can be reached."
+    return Section("weights and loss", shows, figures={"weights": panels, "loss": curve})

@@ -1,7 +1,8 @@
 """Which edges of Figure 9 the paper's training leaves unlearned, what frees them, what predicts them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ import torch
 
 import causal_circuits as cc
 from causal_circuits.studies.reproduce_paper.measuring import block_attention, parent_weights
-from causal_circuits.studies.reproduce_paper.training import Stopwatch, train_measured
+from causal_circuits.studies.reproduce_paper.training import train_measured
 from causal_circuits.studies.study import Cell, Report, Study, at_least
 from causal_circuits.studies.tables import figure_9_parents
 from causal_circuits.studies.unlearned_edges.report import make_report
@@ -24,7 +25,6 @@ from causal_circuits.studies.unlearned_edges.variants import (
     strangers,
 )
 
-MEASURED_EVERY = 256
 Row = dict[str, Any]
 
 
@@ -72,15 +72,7 @@ class Config(Study):
 
     def cells(self) -> list[Cell]:
         """One training of all models side by side, and what each explanation makes of the edges of Figure 9."""
-        training = {
-            "steps": self.steps,
-            "batch_size": self.batch_size,
-            "n_targets": self.targets,
-            "n_forests": self.forests,
-            "n_gradient": 1024 if self.quick else 16_384,
-            "seed": self.seed,
-        }
-        return [Cell("training", train_all, training, scratch=True), Cell("figure 9", measure_figure_9)]
+        return [Cell("training", train_all, asdict(self), scratch=True), Cell("figure 9", measure_figure_9)]
 
     def report(self, rows: Mapping[str, Any]) -> Report:
         """A sign test for every change, an AUROC for every explanation."""
@@ -88,10 +80,10 @@ class Config(Study):
 
 
 def train_all(
-    steps: int, batch_size: int, n_targets: int, n_forests: int, n_gradient: int, seed: int, scratch: Path | None
+    steps: int, batch_size: int, targets: int, forests: int, seed: int, quick: bool, scratch: Path | None
 ) -> dict[str, list[Row]]:
     """A row for each variant of each target, and one for each edge of the new forests."""
-    changed, new = changed_tasks(n_targets), new_tasks(n_forests, seed)
+    changed, new = changed_tasks(targets), new_tasks(forests, seed)
     tasks = [*(task for _, task in changed), *new]
     models = [cc.disentangled_transformer(D_VOCAB, task.n_ctx) for task in tasks]
 
@@ -103,17 +95,15 @@ def train_all(
 
     stage = cc.Stage(steps, 1.0, optimizer="sgd", schedule="constant")
     config = cc.TrainConfig((stage,), batch_size=batch_size, seed=seed)
-    watch = Stopwatch()
-    _, run = train_measured(
-        models, tasks, config, every=MEASURED_EVERY, measure=measure, scratch=scratch, watch=watch, progress=None
-    )
+    _, run = train_measured(models, tasks, config, every=256, measure=measure, scratch=scratch, progress=None)
     rows = []
     for i, (model, (row, task)) in enumerate(zip(models, changed, strict=False)):
         curve = [[entry["step"], entry[str(i)]] for entry in run["history"]]
         crossed = next((int(step) for step, weight in curve if weight > 0.5), None)
-        as_it_is = row["variant"] == "as it is"
-        gradients = sibling_gradients(model, task, row, n_gradient, seed) if as_it_is else {}
-        rows.append({**row, "block_attention": curve[-1][1], "above_half_at": crossed, "curve": curve, **gradients})
+        rows.append({**row, "block_attention": curve[-1][1], "above_half_at": crossed, "curve": curve})
+        if row["variant"] == "as it is":
+            batch = task.sample(1024 if quick else 16_384, seed=(seed, 7))
+            rows[-1] |= sibling_gradients(model, task.graph, batch, row["parent"], row["child"])
     edges = [
         {"forest": k, "parent": p, "child": c, "block_attention": weight, "unlearned": weight <= 0.5}
         for k, (model, task) in enumerate(zip(models[len(changed) :], new, strict=True))
@@ -123,46 +113,40 @@ def train_all(
 
 
 def sibling_gradients(
-    model: cc.models.HookedTransformer, task: cc.InContextTask, row: Mapping[str, Any], n: int, seed: int
+    model: cc.models.HookedTransformer, graph: nx.DiGraph, batch: cc.Batch, parent: int, child: int
 ) -> dict[str, float]:
     """Minus the gradient of the slow edge's score: as trained, and with some attention rows made uniform."""
-    parent, child = row["parent"], row["child"]
-    parents = [next(iter(task.graph.predecessors(position)), -1) for position in range(task.n_ctx - 1)]
-    batch = task.sample(n, seed=(seed, 7))
-    uniform_rows: dict[str, Sequence[int]] = {
+    parents = [next(iter(graph.predecessors(position)), -1) for position in range(batch.tokens.shape[1] - 1)]
+    rows: dict[str, list[int]] = {
         "as_trained": [],
         "sibling_uniform": earlier_siblings(parents, parent, child),
         "stranger_uniform": strangers(parents, parent, child),
     }
     found = {}
-    for name, positions in uniform_rows.items():
-
-        def flatten(
-            pattern: torch.Tensor,
-            hook: object,
-            positions: Sequence[int] = positions,
-        ) -> torch.Tensor:
-            pattern = pattern.clone()
-            for position in positions:
-                pattern[:, :, position, : position + 1] = 1.0 / (position + 1)
-            return pattern
-
-        with model.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", flatten)]):
+    for name, positions in rows.items():
+        with model.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", partial(make_uniform, positions=positions))]):
             gradients = cc.training.take_snapshot(model, batch).score_gradients
         found[f"gradient_{name}"] = float(gradients[0, 0, child, parent])  # type: ignore[index]
     return found
 
 
+def make_uniform(pattern: torch.Tensor, hook: object, positions: Sequence[int]) -> torch.Tensor:
+    """A hook that makes some rows of a pattern uniform."""
+    pattern = pattern.clone()
+    for position in positions:
+        pattern[:, :, position, : position + 1] = 1.0 / (position + 1)
+    return pattern
+
+
 def measure_figure_9() -> list[Row]:
     """Every edge of Figure 9: whether all three seeds of the paper's training leave it unlearned, and its causes."""
-    graphs = [cc.graph_from_parents(parents) for parents in figure_9_parents()]
     edges = [
         {"forest": graph, "parent": parent, "child": child, "unlearned": (graph, parent, child) in TARGETS}
         for graph, parents in enumerate(figure_9_parents())
         for child, parent in enumerate(parents)
         if parent != -1
     ]
-    return with_causes(edges, graphs)
+    return with_causes(edges, [cc.graph_from_parents(parents) for parents in figure_9_parents()])
 
 
 def with_causes(edges: Sequence[Row], graphs: Sequence[nx.DiGraph]) -> list[Row]:
