@@ -48,10 +48,10 @@ def table_html(rows: Sequence[Row], caption: str) -> str:
     True
     """
     columns = _columns(rows)
-    right = [any(_is_number(row.get(column)) for row in rows) for column in columns]
-    heads = zip(columns, [' class="number"' if to_right else "" for to_right in right], strict=True)
-    head = "".join(f'<th scope="col"{aligned}>{escape(str(column))}</th>' for column, aligned in heads)
-    body = "".join(f"<tr>{''.join(_cell(row.get(column)) for column in columns)}</tr>\n" for row in rows)
+    right = {c: ' class="number"' if any(_is_number(row.get(c)) for row in rows) else "" for c in columns}
+    head = "".join(f'<th scope="col"{right[c]}>{escape(str(c))}</th>' for c in columns)
+    cells = [[f"<td{right[c]}>{escape(format_value(row.get(c)))}</td>" for c in columns] for row in rows]
+    body = "".join(f"<tr>{''.join(line)}</tr>\n" for line in cells)
     if not columns:
         head, body = '<th scope="col">result</th>', "<tr><td>no rows</td></tr>\n"
     return (
@@ -116,8 +116,3 @@ def _columns(rows: Sequence[Row]) -> list[str]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real | Tensor | np.ndarray) and not isinstance(value, bool)
-
-
-def _cell(value: object) -> str:
-    opening = '<td class="number">' if _is_number(value) else "<td>"
-    return f"{opening}{escape(format_value(value))}</td>"

@@ -14,6 +14,7 @@ from causal_circuits.circuits.graph import Circuit
 from causal_circuits.figures.style import BLACK, BLUE, GREY, SMALL, legend_at, look_of, new_axes, to_numpy
 
 _FAINT = "#C8C8C8"
+_ROOM = (38.0, 15.0)  # pixels between the middles of two numbers that do not touch, across or down
 
 
 @check_arguments
@@ -96,7 +97,8 @@ def plot_frontier(frontier: Frontier, rankings: Sequence[Ranking] = (), ax: Axes
     ax.plot(sizes, to_numpy(frontier.cost), color=BLACK, linewidth=2.6, label=name, zorder=3)
     for k, ranking in enumerate(rankings):
         label = f"{ranking.method.replace('_', ' ')} {ranking.mean_regret:.3f}"
-        ax.plot(sizes, to_numpy(ranking.cost), markersize=4.5, linewidth=1.0, label=label, **look_of(k))
+        size = max(7.5 - 0.7 * k, 3.0)  # the first shows around those that hide it
+        ax.plot(sizes, to_numpy(ranking.cost), markersize=size, linewidth=1.0, label=label, **look_of(k))
     ax.set_xlabel("edges in the circuit (at most)")
     ax.set_ylabel("cost (for the loss: nats)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -169,17 +171,16 @@ def _bend(places: Mapping[str, tuple[float, float]], edge: tuple[str, str]) -> f
 
 
 def _write_on(ax: Axes, places: Mapping[str, tuple[float, float]], edge: tuple[str, str], text: str) -> None:
-    """A number on an edge, just before its reader; limits must be set before.
-
-    Those of one reader stand one behind the other, so that edges that come together keep their numbers apart.
-    """
-    reader, reach = edge[1], places[edge[1]][0] - places[edge[0]][0]
-    rank = sum(text.get_gid() == f"into {reader}" for text in ax.texts)
+    """A number on an edge, as near to its reader as other numbers and the nodes leave room; set limits before."""
     start, end = ax.transData.transform([places[edge[0]], places[edge[1]]])
     across = np.array([end[1] - start[1], start[0] - end[0]])
     control = (start + end) / 2 + _bend(places, edge) * across
-    t = 1 - min(0.36 + 0.15 * rank, 0.75) / reach
-    point = (1 - t) ** 2 * start + 2 * t * (1 - t) * control + t**2 * end  # arc3 is a quadratic Bezier curve
-    x, y = ax.transData.inverted().transform(point)
+    reach = places[edge[1]][0] - places[edge[0]][0]
+    t = 1 - np.arange(0.36, reach - 0.3, 0.06)[:, None] / reach
+    points = (1 - t) ** 2 * start + 2 * t * (1 - t) * control + t**2 * end  # arc3 is a quadratic Bezier curve
+    taken = [shown.get_position() for shown in ax.texts if shown.get_gid() == "effect"]
+    gaps = np.abs(points[:, None] - ax.transData.transform([*places.values(), *taken])) / _ROOM
+    free = gaps.max(axis=2).min(axis=1)  # at least 1: no box touches another
+    x, y = ax.transData.inverted().transform(points[np.argmax(np.minimum(free, 1.0))])
     plain = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.9}
-    ax.text(x, y, text, ha="center", va="center", fontsize=SMALL, bbox=plain, zorder=5, gid=f"into {reader}")
+    ax.text(x, y, text, ha="center", va="center", fontsize=SMALL, bbox=plain, zorder=5, gid="effect")

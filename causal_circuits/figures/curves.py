@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.figures.losses import dodge
 from causal_circuits.figures.style import (
     BLACK,
     GREY,
@@ -65,15 +66,20 @@ def plot_curves(
         group, member = divmod(k, group_size)
         look = look_of(group) | {"linestyle": LINE_STYLES[(member if group_size > 1 else k) % len(LINE_STYLES)]}
         fill_colour = "white" if member else look["color"]
-        ax.plot(x, y, linewidth=1.4, markersize=4.5, markerfacecolor=fill_colour, label=name, **look)
+        size = 4.5 if group_size > 1 else max(7.0 - 0.6 * k, 3.0)  # the first shows around those that hide it
+        ax.plot(x, y, linewidth=1.4, markersize=size, markerfacecolor=fill_colour, label=name, **look)
     places = sorted({x for curve in curves.values() for x, _ in curve})
     log_steps(ax, xlabel, places if len(places) <= 6 else None)
     ax.set_ylabel(ylabel)
     if log_y:
         _log_y(ax)
-    for name, level in (levels or {}).items():
+    for level in (levels or {}).values():
         ax.axhline(level, color=GREY, linewidth=0.9, linestyle=":", zorder=0)
-        ax.annotate(name, (0.01, level), xycoords=("axes fraction", "data"), va="bottom", fontsize=SMALL, color=GREY)
+    forward = ax.yaxis.get_transform().transform
+    low, high = forward(ax.get_ylim())
+    heights = [(float(forward(level)) - low) / (high - low) for level in (levels or {}).values()]
+    for name, height in zip(levels or {}, dodge(heights, 0.04), strict=True):
+        ax.annotate(name, (0.01, height), xycoords="axes fraction", va="bottom", fontsize=SMALL, color=GREY)
     if title is not None:
         ax.set_title(fill(title, 60), fontsize=10)
     if legend:

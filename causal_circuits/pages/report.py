@@ -152,6 +152,6 @@ def _summary(verdict: Sequence[Check]) -> str:
         return "no checks were made"
     counts = Counter(check.state for check in verdict)
     if counts["not tested"] == len(verdict):
-        return f"none of {len(verdict)} checks tested"
+        return "not tested"
     others = [f"{counts[state]} {state}" for state in ("refuted", "undecided", "not tested") if counts[state]]
     return f"{counts['passed']} of {len(verdict)} checks passed" + (f"; {', '.join(others)}" if others else "")
