@@ -26,7 +26,7 @@ def test_a_quick_run_writes_what_it_promises(tmp_path, look_at_report):
     assert single["repeats"][0]["single_excess"] == single["excess_over_edge_posterior"]
     assert single["repeats"][0]["single_excess"] != single["repeats"][1]["single_excess"]
     model = cc.load_model(tmp_path / "model")
-    test = measure.Setting(parents, 3, 0.1, (2, 1), 40, 5, 0, quick=True).test
+    test = measure.Setting(parents, 3, 0.1, (2, 1), 40, 5, 0, quick=True, read=False).test
     assert float(cc.evaluate(model, test).mean()) == pytest.approx(loss["test"])
     assert len(cc.TrainingRecord.load(tmp_path / "record").losses) == 40
     look_at_report(tmp_path / "report.html")
@@ -34,16 +34,16 @@ def test_a_quick_run_writes_what_it_promises(tmp_path, look_at_report):
 
 def test_a_killed_training_goes_on(tmp_path, monkeypatch):
     """It dies in the second stage of the two heads; the first is then read back, and nothing else differs."""
-    train, stages = cc.training.turns.train, []
+    train, stages = cc.training.turns.train_ensemble, []
 
-    def train_or_die(*given: object, **options: object) -> cc.TrainingRecord:
+    def train_or_die(*given: object, **options: object) -> list[cc.TrainingRecord]:
         stages.append(len(list(Path(options["checkpoints"].folder).rglob("step_*.json"))))
         if len(stages) == 2:
             raise RuntimeError("killed")
         return train(*given, **options)
 
     whole = cc.run(SMALL, tmp_path / "whole", quiet=True).results
-    monkeypatch.setattr(cc.training.turns, "train", train_or_die)
+    monkeypatch.setattr(cc.training.turns, "train_ensemble", train_or_die)
     with pytest.raises(cc.running.CellError, match="killed"):
         cc.run(SMALL, tmp_path / "cut", quiet=True)
     stages.append(0)

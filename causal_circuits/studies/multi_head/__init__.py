@@ -1,6 +1,6 @@
 """Several heads that share a graph with several parents a position."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -103,32 +103,31 @@ class Config(Study):
 
     def cells(self) -> list[Cell]:
         """The training that is read and proved; the same with one head; both from further seeds."""
-        steps, single = self.trained_steps, (1, self.n_heads[1])
         same = {
             "parents": cc.graphs.graph_parents(self.graph),
             "d_vocab": self.d_vocab,
             "alpha": self.alpha,
-            "steps": steps,
-            "settle": max(1, min(60, steps // (4 * self.n_heads[0]))),
+            "steps": self.trained_steps,
+            "settle": max(1, min(60, self.trained_steps // (4 * self.n_heads[0]))),
             "quick": self.quick,
         }
-
-        def cell(name: str, measure: Callable[..., Any], seed: int, **more: Any) -> Cell:
-            return Cell(f"{name} seed {seed}", measure, {"seed": seed, **more, **same}, scratch=True, progress=True)
-
-        found = [cell("heads", measure_heads, self.seed, n_heads=self.n_heads)]
-        found.append(cell("one head", measure_training, self.seed, n_heads=single, read=True))
-        for seed in range(self.seed + 1, self.seed + self.seeds):
-            found.append(cell("all heads", measure_training, seed, n_heads=self.n_heads, read=False))
-            found.append(cell("one head", measure_training, seed, n_heads=single, read=False))
+        found, one = [], (1, self.n_heads[1])
+        for seed in range(self.seed, self.seed + self.seeds):
+            first = seed == self.seed
+            whole = measure_heads if first else measure_training
+            for name, n_heads, measure in (("all heads", self.n_heads, whole), ("one head", one, measure_training)):
+                settings = {**same, "n_heads": n_heads, "seed": seed, "read": first and measure is measure_training}
+                found.append(Cell(f"{name} seed {seed}", measure, settings, scratch=True, progress=True))
         return found
 
     def report(self, rows: Mapping[str, Any]) -> Report:
         """What the heads carry, and where a single head stops."""
-        heads, single = rows[f"heads seed {self.seed}"], rows[f"one head seed {self.seed}"]
-        stops = single["loss"] - heads["references"].edge_posterior
-        repeats = [{"seed": self.seed, "excess": heads["excess"], "single_excess": stops}]
-        for seed in range(self.seed + 1, self.seed + self.seeds):
-            excess, stops = (rows[f"{name} seed {seed}"]["excess"] for name in ("all heads", "one head"))
-            repeats.append({"seed": seed, "excess": excess, "single_excess": stops})
-        return make_report(self.task, heads, single, repeats)
+        repeats = [
+            {
+                "seed": seed,
+                "excess": rows[f"all heads seed {seed}"]["excess"],
+                "single_excess": rows[f"one head seed {seed}"]["excess"],
+            }
+            for seed in range(self.seed, self.seed + self.seeds)
+        ]
+        return make_report(self.task, rows[f"all heads seed {self.seed}"], rows[f"one head seed {self.seed}"], repeats)

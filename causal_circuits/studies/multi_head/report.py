@@ -3,17 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from statistics import fmean
 from typing import Any
 
 import networkx as nx
-import numpy as np
 
 import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
-from causal_circuits.statistics import auroc
 from causal_circuits.studies.study import Report
+from causal_circuits.studies.tables import p_text
 
 MARGIN = 0.05  # nats
 Row = Mapping[str, Any]
@@ -21,22 +19,20 @@ Row = Mapping[str, Any]
 
 def make_report(task: cc.InContextTask, heads: Row, single: Row, repeats: Sequence[Row]) -> Report:
     """Everything, from the heads that were read, a single head's loss and graph, and the seeds."""
-    cuts, edges = knock_out_rows(task, heads), count_edges(task, heads["found"])
-    checks = make_checks(task, heads, cuts, edges, repeats)
+    checks = make_checks(task, heads, repeats)
     labels = ("graph", "loss", "heads", "ablated", "cut", "seeds")
-    missing = [("missing", f"{row['parent']} -> {row['child']}: {row['reason']}") for row in heads["missing"]]
+    missing = [f"{row['parent']} -> {row['child']}: {row['reason']}" for row in heads["missing"]]
     if len(missing) > 6:
-        missing[6:] = [("missing", f"and {len(missing) - 6} more, in results.json")]
-    further = [("no head", sentence) for sentence in further_sentences(heads["found"])]
+        missing[6:] = [f"and {len(missing) - 6} more, in results.json"]
     return Report(
         title=f"Did these heads share the graph? ({task.graph.graph.get('name', 'DAG')})",
         checks=checks,
-        results=results(task, heads, single, cuts, edges, repeats),
-        sections=make_sections(task, heads, single, cuts, edges),
+        results=make_results(task, heads, single, repeats),
+        sections=make_sections(task, heads, single),
         summary=[
             *((label, check.evidence) for label, check in zip(labels, checks, strict=True)),
-            *missing,
-            *further,
+            *(("missing", sentence) for sentence in missing),
+            *(("no head", sentence) for sentence in further_sentences(heads["found"])),
             ("one head", about_single(task, single)),
         ],
         about={"task": repr(task)},
@@ -44,22 +40,9 @@ def make_report(task: cc.InContextTask, heads: Row, single: Row, repeats: Sequen
     )
 
 
-def count_edges(task: cc.InContextTask, found: nx.DiGraph) -> dict[str, Any]:
-    """Found beside true edges."""
-    true, carried = set(task.graph.edges), set(found.edges)
-    return {
-        "edges": len(true),
-        "recovered": len(true & carried),
-        "exact": true == carried,
-        "false_edges": len(carried - true),
-    }
-
-
-def results(
-    task: cc.InContextTask, heads: Row, single: Row, cuts: Sequence[Row], edges: Row, repeats: Sequence[Row]
-) -> Row:
+def make_results(task: cc.InContextTask, heads: Row, single: Row, repeats: Sequence[Row]) -> Row:
     """Every number of the table and of the page."""
-    found, record = heads["found"], heads["record"]
+    found, turn, record = heads["found"], single["turn"], heads["record"]
     return {
         "config": {
             "n_ctx": task.n_ctx,
@@ -75,7 +58,7 @@ def results(
         "graph": {
             "parents": parents_lists(task.graph),
             "found_parents": parents_lists(found),
-            **edges,
+            **heads["edges"],
             "head_of_edge": {f"{p}->{c}": found.carriers(p, c) for p, c in sorted(found.edges)},
             "missing": heads["missing"],
             "candidates": [asdict(candidate) for candidate in found.candidates],
@@ -83,18 +66,18 @@ def results(
         **heads_of(found),
         "turns": [{"head": t.head, "last_key": t.last_key, "support": t.support.tolist()} for t in heads["turns"]],
         "information": heads["information"],
-        "knock_out": cuts,
+        "knock_out": heads["knock_out"],
         "ablation": [
             {"head": name, "loss": r.loss, "baseline": r.baseline_loss, "standard_error": r.standard_error}
-            for name, r in ablated(heads).items()
+            for name, r in heads["ablated"].items()
         ],
         "single_head": {
             "test_loss": single["loss"],
-            "excess_over_edge_posterior": repeats[0]["single_excess"],
+            "excess_over_edge_posterior": single["excess"],
             "repeats": repeats,
             **heads_of(single["found"]),
-            "given": single["turn"].last_key,
-            "gain_alone": {str(t): float(single["turn"].support[t]) for t in task.target_parents},
+            "given": turn.last_key,
+            "gain_alone": {str(t): float(turn.support[t]) for t in task.target_parents},
         },
         "timing": {
             "train_s": record.seconds,
@@ -121,43 +104,14 @@ def name_of(which: tuple[int, ...]) -> str:
     return "no parent" if not which else "parent " + " + ".join(str(number + 1) for number in which)
 
 
-def ablated(heads: Row) -> dict[str, cc.interventions.AblationResult]:
-    """What averaging each head's output does, by its name."""
-    return {f"L{layer}H{head}": result for (layer, head), result in heads["ablated"].items()}
-
-
-def knock_out_rows(task: cc.InContextTask, heads: Row) -> list[Row]:
-    """For each head: what cutting its own edges costs, and what cutting any other entry does."""
-    rows: list[Row] = []
-    for report in heads["found"].heads:
-        effect = heads["cut"][report.head].nan_to_num(0.0).numpy()  # entries hardly in use were not cut
-        own, visible = np.zeros(effect.shape, dtype=bool), np.tril(np.ones(effect.shape, dtype=bool))
-        for parent, child in report.edges:
-            own[min(child, task.n_ctx - 1), parent] = True
-        rows.append(
-            {
-                "head": f"L0H{report.head}",
-                "role": report.role,
-                "edges": int(own.sum()),
-                "effect of its edges": fmean(effect[own].tolist()) if own.any() else float("nan"),
-                "smallest": float(effect[own].min()) if own.any() else float("nan"),
-                "effect of other entries": fmean(effect[visible & ~own].tolist()),
-                "AUROC, own edges": auroc(effect[visible], own[visible]),
-            }
-        )
-    return rows
-
-
 def about_single(task: cc.InContextTask, single: Row) -> str:
     """What a single head carries, what it leaves, and which parent of the target it was given."""
-    turn = single["turn"]
+    turn, found = single["turn"], single["found"]
     gains = ", ".join(f"{float(turn.support[t]):.2f} for {t}" for t in task.target_parents)
     why = f"one copy holds one token; it was given position {turn.last_key}, which alone gains most ({gains})"
     if turn.last_key is None:
         why = "no position gained enough to put the head on duty"
-    return "; ".join(
-        [*(head.role for head in single["found"].heads), *further_sentences(single["found"]), f"why: {why}"]
-    )
+    return "; ".join([*(head.role for head in found.heads), *further_sentences(found), f"why: {why}"])
 
 
 def further_sentences(graph: cc.discovery.ExtractedGraph) -> list[str]:
@@ -169,13 +123,12 @@ def further_sentences(graph: cc.discovery.ExtractedGraph) -> list[str]:
     ]
 
 
-def make_checks(
-    task: cc.InContextTask, heads: Row, cuts: Sequence[Row], edges: Row, repeats: Sequence[Row]
-) -> list[Check]:
+def make_checks(task: cc.InContextTask, heads: Row, repeats: Sequence[Row]) -> list[Check]:
     """The claims, each with the number that decides it."""
+    edges, found = heads["edges"], heads["found"]
     unexplained = sum(not row["explained"] for row in heads["missing"])
-    on_duty = {f"L0H{head.head}": head.last_key for head in heads["found"].heads if head.edges}
-    rises = {name: r.loss - r.baseline_loss for name, r in ablated(heads).items() if name.startswith("L0")}
+    on_duty = {f"L0H{head.head}": head.last_key for head in found.heads if head.edges}
+    rises = {name: r.loss - r.baseline_loss for name, r in heads["ablated"].items() if name.startswith("L0")}
     return [
         Check(
             not edges["false_edges"] and not unexplained,
@@ -192,7 +145,7 @@ def make_checks(
         Check(
             set(on_duty.values()) == set(task.target_parents),
             "Heads are read without the graph, and agree with it: each parent of the target has a head of its own",
-            "; ".join(f"L0H{head.head} {head.role}" for head in heads["found"].heads),
+            "; ".join(f"L0H{head.head} {head.role}" for head in found.heads),
         ),
         Check(
             all(rise > MARGIN for name, rise in rises.items() if name in on_duty),
@@ -200,51 +153,50 @@ def make_checks(
             "; ".join(f"{name} {rise:+.4f}" for name, rise in rises.items()),
         ),
         Check(
-            all(row["AUROC, own edges"] > 0.9 for row in cuts if row["edges"]),
+            all(row["AUROC, own edges"] > 0.9 for row in heads["knock_out"] if row["edges"]),
             "Cutting attention entries one by one, in each head it is its own edges that hurt",
-            "; ".join(map(said_of_cuts, cuts)),
+            "; ".join(
+                f"{row['head']} {row['effect of its edges']:.4f} nats, another entry "
+                f"{row['effect of other entries']:.4f} (AUROC {row['AUROC, own edges']:.3f})"
+                if row["edges"]
+                else f"{row['head']} carries no edge"
+                for row in heads["knock_out"]
+            ),
         ),
         Check(
             all(row["excess"] <= MARGIN < row["single_excess"] - row["excess"] for row in repeats),
-            f"From each of {len(repeats)} seeds, {len(heads['found'].heads)} heads come within {MARGIN} nats of that "
+            f"From each of {len(repeats)} seeds, {len(found.heads)} heads come within {MARGIN} nats of that "
             f"posterior, and a single head, trained for as many steps, stays more than {MARGIN} nats above them",
             "; ".join(f"seed {row['seed']}: {row['excess']:+.4f} and {row['single_excess']:+.4f}" for row in repeats),
         ),
     ]
 
 
-def said_of_cuts(row: Row) -> str:
-    """What cutting a head's edges costs, beside cutting another entry."""
-    if not row["edges"]:
-        return f"{row['head']} carries no edge"
-    return (
-        f"{row['head']} {row['effect of its edges']:.4f} nats, another entry {row['effect of other entries']:.4f} "
-        f"(AUROC {row['AUROC, own edges']:.3f})"
-    )
-
-
-def make_sections(task: cc.InContextTask, heads: Row, single: Row, cuts: Sequence[Row], edges: Row) -> list[Section]:
+def make_sections(task: cc.InContextTask, heads: Row, single: Row) -> list[Section]:
     """The evidence, picture by picture."""
-    graph = figures.plot_graph_comparison(task.graph, heads["found"])
-    loss = figures.plot_loss(heads["record"], loss_lines(task, heads), test_loss=heads["loss"])
+    edges, found, graph = heads["edges"], heads["found"], task.graph
+    names = {head.head: f"L0H{head.head}" for head in found.heads}
+    cut = heads["cut"].clone()
+    cut[:, -1] = float("nan")  # the last row serves every prediction: it would drown the others' colours
+    nats = partial(figures.plot_matrix, graph=graph, diverging=True)
     return [
         Section(
             "The heads side by side",
             "Attention of each head of layer 0; open squares are the true edges, and the last row stands for the "
             "target.",
             figures={
-                f"attention_L0H{head.head}": figures.plot_attention_and_graph(
-                    heads["attention"][head.head], task.graph, title=f"L0H{head.head} {head.role}"
+                f"attention_{names[head.head]}": figures.plot_attention_and_graph(
+                    heads["attention"][head.head], graph, title=f"{names[head.head]} {head.role}"
                 )
-                for head in heads["found"].heads
+                for head in found.heads
             },
         ),
         Section(
             "The union graph",
             f"{edges['recovered']} of {edges['edges']} edges were found and {edges['false_edges']} false ones drawn. "
             "Where several choices of keys single out the same sequences, the one that can be parents is named.",
-            figures={"graph": graph},
-            table=edge_rows(task, heads["found"]),
+            figures={"graph": figures.plot_graph_comparison(graph, found)},
+            table=edge_rows(task, found),
         ),
         Section(
             "Missing edges",
@@ -254,7 +206,7 @@ def make_sections(task: cc.InContextTask, heads: Row, single: Row, cuts: Sequenc
         Section(
             "The loss in training",
             "Each line is the best that can be predicted with so many parents known and the others not.",
-            figures={"loss": loss},
+            figures={"loss": figures.plot_loss(heads["record"], loss_lines(task, heads), test_loss=heads["loss"])},
         ),
         Section(
             "What each head was given",
@@ -262,12 +214,10 @@ def make_sections(task: cc.InContextTask, heads: Row, single: Row, cuts: Sequenc
             "given what the heads before it carry. In the table: the lift of the target probability of a child's token "
             "when one more parent matches, alone and given all other parents.",
             figures={
-                f"turn_L0H{turn.head}": figures.plot_matrix(
+                f"turn_L0H{turn.head}": nats(
                     turn.gain,
-                    task.graph,
                     title=f"L0H{turn.head}: gain with its last row on {turn.last_key}",
                     label="nats a unit of score",
-                    diverging=True,
                 )
                 for turn in heads["turns"]
             },
@@ -277,13 +227,17 @@ def make_sections(task: cc.InContextTask, heads: Row, single: Row, cuts: Sequenc
             "What breaks when an entry is cut",
             "Cutting one attention entry of one head at a time, nats. Entries of less than 1% of their row's attention "
             "were not cut; the last row, which every prediction needs, is in the table only.",
-            figures=plot_cuts(task, heads),
-            table=cuts,
+            figures={
+                f"knock_out_{name}": nats(
+                    cut[head], title=f"Loss when one entry of {name} is cut", label="nats above the whole model"
+                )
+                for head, name in names.items()
+            },
+            table=heads["knock_out"],
         ),
         Section(
             "The same task with a single head",
-            f"One head ends {single['loss'] - heads['references'].edge_posterior:+.4f} nats from the edge posterior: "
-            f"{about_single(task, single)}.",
+            f"One head ends {single['excess']:+.4f} nats from the edge posterior: {about_single(task, single)}.",
         ),
     ]
 
@@ -297,18 +251,6 @@ def loss_lines(task: cc.InContextTask, heads: Row) -> dict[str, float]:
     return {**lines, "edge posterior": references.edge_posterior, "entropy": references.entropy}
 
 
-def plot_cuts(task: cc.InContextTask, heads: Row) -> dict[str, Any]:
-    """What cutting each entry costs; the target's row serves every prediction: it would drown the others' colours."""
-    drawn = {}
-    for report in heads["found"].heads:
-        effect = heads["cut"][report.head].clone()
-        effect[-1] = float("nan")
-        title, label = f"Loss when one entry of L0H{report.head} is cut", "nats above the whole model"
-        plot = figures.plot_matrix(effect, task.graph, title=title, label=label, diverging=True)
-        drawn[f"knock_out_L0H{report.head}"] = plot
-    return drawn
-
-
 def edge_rows(task: cc.InContextTask, found: cc.discovery.ExtractedGraph) -> list[Row]:
     """One row for each edge found."""
     said = {(c.parent, c.child): c.reason for c in found.candidates if c.accepted}
@@ -317,10 +259,10 @@ def edge_rows(task: cc.InContextTask, found: cc.discovery.ExtractedGraph) -> lis
             "parent": parent,
             "child": "target" if child == task.n_ctx else child,
             "heads": ", ".join(f"L0H{head}" for head in found.carriers(parent, child)),
-            "attention": round(facts["weight"], 3),
-            "lift": round(facts["information"], 3),
-            "share of a child": round(facts["information_share"], 2),
-            "p (Holm)": f"{facts['p_value']:.1e}" if facts["p_value"] > 1e-300 else "< 1e-300",
+            "attention": facts["weight"],
+            "lift": facts["information"],
+            "share of a child": facts["information_share"],
+            "p (Holm)": p_text(facts["p_value"]),
             "how": said[parent, child],
             "truth": "edge" if task.graph.has_edge(parent, child) else "no edge",
         }
