@@ -12,12 +12,13 @@ so that minus the derivative of the loss with respect to the product P_h[i, j] P
     - E[ dL/ds_i  1[x_j = x_t] ],      s_i = layer 1's score of key i,
 
 exact while head h's match is off, whatever the other heads do. Part of it is had without any match, by raising s_i in
-all sequences alike (a row of the target's kernel is worth more than a root's); what the match itself is worth is
+all sequences alike (a row of the target's matrix is worth more than a root's); what the match itself is worth is
 
     G[i, j, t] = - Cov( dL/ds_i,  1[x_j = x_t] ).
 
-With no head on duty G is the information that one
-parent carries alone; with some on duty, what a further parent adds to them: the gain that a *second* head is after.
+Without the covariance a key that is t itself, which always matches, won the second turn wherever some rows are roots.
+With no head on duty G is the information that one parent carries alone; with some on duty, what a further parent adds
+to them: the gain that a *second* head is after.
 (For one head and a query that is given, t = T - 1 and this is the gradient of Algorithm 1, Nichani, Damian & Lee 2024.)
 
 In its turn a head gets the t of the largest total gain for its last row, a step along G[:, :, t] for the others, its
