@@ -104,7 +104,7 @@ def test_counts_what_it_trained(tmp_path, look_at_report):
     assert {"as it is", "earlier siblings made roots", "roots uniform", "as many strangers made roots"} <= set(rows)
     assert all(row["curve"][-1] == [20, row["block_attention"]] for row in rows.values())
     assert rows["as it is"]["gradient_as_trained"] != rows["as it is"]["gradient_sibling_uniform"]
-    assert "Learned (above one half): as it is: 0 of 1" in found["section"]
+    assert "| as it is | 0.08 (never) | 0 of 1 |" in found["section"]
     assert all(edge["unlearned"] == (edge["block_attention"] <= 0.5) for edge in found["edges"])
     assert {row["forests"] for row in found["predictions"]} == {"Figure 9", "new forests"}
     assert (tmp_path / "figures" / "unlearned_edges.svg").is_file()

@@ -96,7 +96,7 @@ class Config(Study):
 
     def report(self, rows: Mapping[str, Row]) -> Report:
         """Every figure's verdict, pictures, numbers and models."""
-        checks, sections, results, saved = [], [], dict[str, Row](), dict[str, Any]()
+        checks, sections, summary, results, saved = [], [], [], dict[str, Row](), dict[str, Any]()
         kind = ("the paper's training" if self.faithful else "our recipe") + (", at toy size" if self.quick else "")
         for number in self.numbers:
             training = "5" if number == "7" else number
@@ -104,6 +104,7 @@ class Config(Study):
             made: PaperFigure = FAMILIES[number].report(number, cells)
             result = results[number] = self.results(number, made, cells)
             name, folder = f"Figure {number}, {kind}", f"figure_{number}{'_faithful' if self.faithful else ''}"
+            summary.append((f"figure {number}", f"{made.verdict}: {made.ours}"))
             evidence = f"Ours: {made.ours}. Theirs: {made.theirs}."
             good = made.verdict.startswith(("agrees", "improves", "every"))
             checks.append(Check(good, f"{name} - {made.what}: {made.verdict}.", evidence))
@@ -113,7 +114,6 @@ class Config(Study):
                 sections.append(replace(section, title=title, command=result["command"], figures=plots))
             saved |= {f"{folder}/models/{model}": write for model, write in made.models.items()}
             saved[f"{folder}/results.json"] = partial(write_results, result)
-        summary = [(f"figure {number}", summarize(result)) for number, result in results.items()]
         if self.table is not None:
             saved["table"] = lambda place: write_table(place.parent, self.table)
             summary.append(("table", f"of every figure in the folder: {self.table}"))
@@ -152,9 +152,3 @@ class Config(Study):
 def write_results(results: Row, path: Path) -> None:
     """A figure's results.json."""
     cc.storage.write_files(path.parent, {path.name: json.dumps(results, indent=2, allow_nan=False) + "\n"})
-
-
-def summarize(result: Row) -> str:
-    """A figure's line of the closing table."""
-    row = result["row"]
-    return f"{row['verdict']}: {row['ours']}  [{result['minutes']:.1f} min, {result['cpu_s']:.0f} CPU s]"

@@ -43,7 +43,7 @@ def report(number: str, cells: Sequence[Row]) -> PaperFigure:
     ours, theirs, more = counts(pooled(rows)), RECORDED, {"run": run}
     if run is None:
         held_out = pooled(not_chosen_on(rows))
-        more["held_out"] = {"chosen_on": CHOSEN_ON, "graphs": len(not_chosen_on(rows)), **held_out}
+        more = {"held_out": {"chosen_on": CHOSEN_ON, "graphs": len(not_chosen_on(rows)), **held_out}}
         ours += (
             f"; without graphs {CHOSEN_ON[0]} and {CHOSEN_ON[1]}, on which the recipe was chosen: {counts(held_out)}"
         )

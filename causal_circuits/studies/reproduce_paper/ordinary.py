@@ -126,19 +126,16 @@ def save_ordinary(weights: dict[str, torch.Tensor], arguments: Row, folder: Path
 
 
 def draw(cell: Row) -> Section:
-    """Attention of both layers beside the chain, by position, and the loss against the lines."""
+    """Attention of both layers beside the chain, and the loss against the lines."""
     content, attention, graph = cell["content"], cell["attention"], cell["true"]
     levels = {name.replace("_", " "): line["loss"] for name, line in content["lines"].items()}
     curve = {"test loss": [(entry["step"], entry["test_loss"]) for entry in content["run"]["history"]]}
     patterns = {f"layer {layer}: real attention": attention[layer] for layer in (0, 1)}
-    by_position = {"layer 0": [(child, weight) for (_, child), weight in parent_weights(attention[0], graph).items()]}
-    title = "Figure 8: an ordinary transformer on the chain"
     plots: dict[str, Any] = {
         "attention": figures.plot_attentions(patterns, graph),
-        "attention_by_position": figures.plot_attention_by_position(by_position, title=title),
         "loss": figures.plot_curves(curve, xlabel="step", ylabel="cross-entropy (nats)", levels=levels),
     }
-    shows = "Attention, true edges outlined, and layer 0's to the parent by position; the loss against each line."
+    shows = "Attention of both layers, true edges outlined; the test loss in training against each line."
     return Section("attention and loss", shows, figures=plots)
 
 

@@ -39,7 +39,7 @@ def make_report(rows: Rows, edges: Rows, known: Rows, study: Any) -> Report:
         f"{study.targets} --forests {study.forests} --seed {study.seed}`: gradient descent, rate 1, {study.steps:,} "
         f"steps of {study.batch_size}, from zero; edges that the paper's training (seeds 0, 1, 2) leaves at or below "
         "one half at its end. Block attention to the parent at the end, and the first measured step above one half.\n\n"
-        f"{markdown(table_of_variants(by))}\nLearned (above one half): {counted(by)}.\n\n"
+        f"{markdown(table_of_variants(by))}\n"
         + "".join(f"* {check.claim}: {check.evidence}.\n" for check in checks)
         + f"\n{gradients_text(by)}\n\n{described}\n\n"
         "AUROC of what each explanation makes of an edge before training (95% from resampled forests):\n\n"
@@ -58,7 +58,9 @@ def make_report(rows: Rows, edges: Rows, known: Rows, study: Any) -> Report:
                 figures=plot_changes(by),
                 table=table_of_variants(by),
             ),
-            Section("What predicts it", described, figures=plot_predictions(predicted), table=predicted),
+            Section(
+                "What predicts it", described, figures=plot_predictions(predicted), table=table_of_causes(predicted)
+            ),
         ],
         summary=[("", text.strip())],
     )
@@ -139,11 +141,6 @@ def describe(edges: Rows) -> str:
     )
 
 
-def counted(by: ByVariant) -> str:
-    """How many edges each variant has learned."""
-    return "; ".join(f"{name}: {len(learned(rows))} of {len(rows)}" for name, rows in by.items())
-
-
 def gradients_text(by: ByVariant) -> str:
     """What other rows do to the gradient of a slow edge."""
     ratios = {
@@ -159,7 +156,7 @@ def gradients_text(by: ByVariant) -> str:
 
 
 def table_of_variants(by: ByVariant) -> list[dict[str, str]]:
-    """Block attention at the end and the first step above one half, a row for each variant."""
+    """A row for each variant: block attention at the end and the first step above one half; the edges learned."""
 
     def cell(row: Row | None) -> str:
         if row is None:
@@ -167,7 +164,12 @@ def table_of_variants(by: ByVariant) -> list[dict[str, str]]:
         when = "never" if row["above_half_at"] is None else f"{row['above_half_at']:,}"
         return f"{row['block_attention']:.2f} ({when})"
 
-    return [{"variant": name} | {edge: cell(rows.get(edge)) for edge in by["as it is"]} for name, rows in by.items()]
+    return [
+        {"variant": name}
+        | {edge: cell(rows.get(edge)) for edge in by["as it is"]}
+        | {"learned": f"{len(learned(rows))} of {len(rows)}"}
+        for name, rows in by.items()
+    ]
 
 
 def table_of_causes(predicted: Rows) -> list[dict[str, str]]:
@@ -188,10 +190,8 @@ def plot_changes(by: ByVariant) -> dict[str, Any]:
 
 
 def plot_predictions(predicted: Rows) -> dict[str, Any]:
-    """AUROC of every cause; nothing where no edge is unlearned."""
-    told: dict[str, dict[str, float]] = {}
-    for row in predicted:
-        if row["auroc"] == row["auroc"]:
-            told.setdefault(row["forests"], {})[row["cause"]] = row["auroc"]
+    """AUROC of every cause."""
+    groups = dict.fromkeys(row["forests"] for row in predicted)
+    told = {group: {row["cause"]: row["auroc"] for row in where(predicted, forests=group)} for group in groups}
     label = "AUROC: unlearned edges against learned ones"
-    return {"predictions": figures.plot_groups(told, xlabel=label, levels={"chance": 0.5})} if told else {}
+    return {"predictions": figures.plot_groups(told, xlabel=label, levels={"chance": 0.5})}
