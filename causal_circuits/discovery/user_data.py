@@ -1,11 +1,11 @@
 """Sequences of a user's own: checked, brought into one form, and counted, copies being no evidence."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy  # type: ignore[import-untyped]  # its parts are imported with their first use
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from causal_circuits.arguments import ArgumentError
 from causal_circuits.tasks.batch import Batch
@@ -42,7 +42,7 @@ class UserData:
         return (self.tokens == self.tokens[0]).all(axis=0)
 
 
-def read_data(tokens: Tensor | Batch, targets: Tensor | None, d_vocab: int | None) -> UserData:
+def read_data(tokens: Any, targets: Any, d_vocab: int | None) -> UserData:
     """Tokens and laws or labels as `UserData`; a ValueError that names rule, value and remedy if they are unsound."""
     if isinstance(tokens, Batch):
         targets = tokens.target_probs if targets is None else targets

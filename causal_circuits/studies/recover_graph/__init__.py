@@ -56,7 +56,7 @@ class Config(Study):
         """Readable, fitting arrays and a level between 0 and 1."""
         if not 0 < self.level < 1:
             raise ValueError(f"--level must lie in (0, 1): got {self.level}; 0.05 is usual")
-        read_data(self.arrays["tokens"], targets_of(self.arrays), self.d_vocab)
+        read_data(**with_targets(self.arrays), d_vocab=self.d_vocab)
 
     def cells(self) -> list[Cell]:
         """One: a pass over the sequences for the scores, another for their errors."""
@@ -66,16 +66,15 @@ class Config(Study):
 
     def report(self, rows: Mapping[str, cc.discovery.RecoveredGraph]) -> Report:
         """Which position has which parent, and what it rests on."""
-        kind = "target_probs" if "target_probs" in self.arrays else "labels"
-        return make_report(rows["recovery"], kind, str(self.data))
+        (targets,) = self.arrays.keys() - {"tokens"}
+        return make_report(rows["recovery"], targets, str(self.data))
 
 
-def targets_of(arrays: Mapping[str, Any]) -> Any:
-    """Probabilities, or labels."""
-    return arrays.get("target_probs", arrays.get("labels"))
+def with_targets(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokens, and as targets what the file holds beside them."""
+    return {"tokens": arrays["tokens"], "targets": arrays.get("target_probs", arrays.get("labels"))}
 
 
 def measure(data: str, sha256: str, d_vocab: int | None, level: float) -> cc.discovery.RecoveredGraph:
     """The graph behind a file of this content."""
-    arrays = read_arrays(Path(data))
-    return cc.recover_graph(arrays["tokens"], targets_of(arrays), d_vocab=d_vocab, level=level)
+    return cc.recover_graph(**with_targets(read_arrays(Path(data))), d_vocab=d_vocab, level=level)

@@ -12,28 +12,26 @@ from safetensors import safe_open
 
 from causal_circuits.storage import UNREADABLE_TENSORS
 
-SUFFIXES = (".npz", ".safetensors")
 NAMES = ("tokens", "target_probs", "labels")
 MOST_BYTES = 2**32  # of one array
-UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    NotImplementedError,  # an unknown compression
-    RuntimeError,  # encrypted
-)
+# Besides OSError: NotImplementedError for an unknown compression, RuntimeError for an encrypted file.
+UNREADABLE_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
 def read_arrays(path: Path) -> dict[str, Any]:
     """`tokens` and one of `target_probs` and `labels`; a ValueError in one line that says what is wrong instead."""
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"DATA must be a file that ends in {' or '.join(SUFFIXES)}: got {path}")
+    readers = {".npz": _read_npz, ".safetensors": _read_safetensors}
+    if path.suffix not in readers:
+        raise ValueError(f"DATA must be a file that ends in {' or '.join(readers)}: got {path}")
     if not path.is_file():
         raise ValueError(f"DATA must name a readable file: {path} is not one")
     try:
-        arrays = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+        arrays = readers[path.suffix](path)
     except OSError as error:
         raise ValueError(f"DATA must be readable: {path}: {error.strerror or error}") from error
+    except (*UNREADABLE_ZIP, *UNREADABLE_TENSORS) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is not a readable {path.suffix} file: {said}") from error
     for name, n_axes, shape in (("target_probs", 2, "[sequences, d_vocab]"), ("labels", 1, "[sequences]")):
         if name in arrays and arrays[name].ndim != n_axes:
             raise ValueError(
@@ -43,45 +41,37 @@ def read_arrays(path: Path) -> dict[str, Any]:
     return arrays
 
 
-def _wanted(names: Iterable[str], path: Path) -> list[str]:
-    held = list(names)
-    if "tokens" not in held or not {"target_probs", "labels"} & set(held):
+def _wanted(held: Iterable[str], path: Path) -> list[str]:
+    """The names to read of those that a file holds."""
+    found = [name for name in NAMES if name in held]
+    if "tokens" not in found or len(found) == 1:
         raise ValueError(
             f"{path} must hold tokens and target_probs or labels: it holds {', '.join(sorted(held)) or 'nothing'}"
         )
-    if {"target_probs", "labels"} <= set(held):
+    if len(found) == 3:
         raise ValueError(f"{path} holds target_probs and labels: leave one out")
-    return [name for name in NAMES if name in held]
+    return found
 
 
-def _check_size(name: str, shape: Iterable[int], item_bytes: int, path: Path) -> None:
-    sizes = list(shape)
-    if prod(sizes) * item_bytes > MOST_BYTES:
-        raise ValueError(
-            f"{name} in {path} has shape {sizes}, more than {MOST_BYTES // 2**30} GiB: take fewer sequences"
-        )
+def _check_size(name: str, n_bytes: int, path: Path) -> None:
+    if n_bytes > MOST_BYTES:
+        most = f"{MOST_BYTES // 2**30} GiB"
+        raise ValueError(f"{name} in {path} takes more than {most}, {n_bytes:,} bytes: take fewer sequences")
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            return {name: _read_member(archive, members[name], name, path) for name in _wanted(members, path)}
-    except UNREADABLE as error:
-        raise ValueError(f"{path} is not a readable .npz file: {error}") from error
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        return {name: _read_member(archive, members[name], name, path) for name in _wanted(members, path)}
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, path: Path) -> np.ndarray:
     """An array of numbers, if no more than are allowed are there."""
-    if info.file_size > MOST_BYTES:
-        raise ValueError(
-            f"{name} in {path} takes more than {MOST_BYTES // 2**30} GiB, {info.file_size:,} bytes: take fewer "
-            "sequences"
-        )
+    _check_size(name, info.file_size, path)
     try:
         with archive.open(info) as stream:
             array = np.lib.format.read_array(stream, allow_pickle=False)
-    except UNREADABLE:
+    except UNREADABLE_ZIP:
         raise
     except Exception as error:  # numpy raises some ten kinds for a damaged header
         said = " ".join(str(error).split())[:200] or "not enough memory"
@@ -92,12 +82,8 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, pat
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    try:
-        with safe_open(path, framework="pt") as archive:
-            names = _wanted(archive.keys(), path)
-            for name in names:
-                _check_size(name, archive.get_slice(name).get_shape(), 8, path)
-            return {name: archive.get_tensor(name) for name in names}
-    except UNREADABLE_TENSORS as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"{path} is not a readable .safetensors file: {said[:200]}") from error
+    with safe_open(path, framework="pt") as archive:
+        names = _wanted(archive.keys(), path)
+        for name in names:
+            _check_size(name, 8 * prod(archive.get_slice(name).get_shape()), path)
+        return {name: archive.get_tensor(name) for name in names}

@@ -1,41 +1,89 @@
 """The verdict on every position, and what it rests on."""
 
 from dataclasses import asdict
+from math import inf
 from typing import Any
-
-import pandas as pd
 
 import causal_circuits as cc
 from causal_circuits import figures
+from causal_circuits.display import table_text
 from causal_circuits.pages import Check, Section
 from causal_circuits.studies.study import Report
+from causal_circuits.studies.tables import p_text
 
 
 def make_report(found: cc.discovery.RecoveredGraph, targets: str, data: str) -> Report:
     """The graph of a file whose targets are "target_probs" or "labels"."""
-    contradictions = list_contradictions(found)
-    undecided = ", ".join(map(str, found.undecided)) or "none"
+    checks = make_checks(found)
+    rows = [
+        {
+            "position": p.position,
+            "verdict": p.verdict,
+            "candidate parent": p.candidate,
+            "weight": p.weight,
+            "p (Holm)": None if p.candidate is None else p_text(p.p_value),
+            "closest rival": p.rival,
+            "sequences needed": p.sequences_needed if p.sequences_needed < inf else None,
+            "why": p.reason,
+        }
+        for p in found.positions
+    ]
     return Report(
         title="The causal graph behind these sequences",
-        checks=[
-            Check(
-                found.conclusive,
-                "Every position is decided: a child with its parent, or a root",
-                f"{count(found, 'child')} edges; undecided: {undecided}; {say_needed(found)}",
+        checks=checks,
+        results=make_results(found, targets),
+        sections=[
+            Section(
+                "The graph",
+                "Arcs run from parent to child; if the assumptions hold, the chance of any false edge is at most "
+                f"{found.level:g}.",
+                figures={"graph": figures.plot_recovered_graph(found)},
             ),
-            Check(
-                not contradictions,
-                "Nothing that was tested contradicts the assumptions",
-                "; ".join(contradictions)
-                or "no copies, no constant position, no sign of a query that depends on the context, of roots with "
-                "another law or of a second parent",
+            Section(
+                "What it rests on",
+                "Each position's candidate parent, on a scale where an edge scores 1 and an independent pair 0.",
+                figures={"weights": figures.plot_recovery(found)},
+                table=rows,
             ),
         ],
-        results=make_results(found, targets),
-        sections=make_sections(found),
-        summary=summarize(found),
+        summary=[
+            *(("", line) for line in table_text(rows).splitlines()),
+            *(("warning", warning) for warning in found.warnings),
+            ("graph", f"{checks[0].evidence}; from {found.n_independent:,} independent sequences"),
+        ],
         about={"data": data, "sequences": f"{found.n_sequences:,}, of which {found.n_independent:,} independent"},
     )
+
+
+def make_checks(found: cc.discovery.RecoveredGraph) -> list[Check]:
+    """Whether all is decided, and whether the data contradict what is assumed."""
+    n_children, n_roots = (sum(p.verdict == verdict for p in found.positions) for verdict in ("child", "root"))
+    undecided = f" ({', '.join(map(str, found.undecided))})" if found.undecided else ""
+    mixed = [str(p.position) for p in found.positions if p.p_forest < found.level]
+    contradictions = [*found.warnings, *([f"no forest explains positions: {', '.join(mixed)}"] if mixed else [])]
+    return [
+        Check(
+            found.conclusive,
+            "Every position is decided: a child with its parent, or a root",
+            f"{n_children} edges, {n_roots} roots, {len(found.undecided)} undecided{undecided}; {say_needed(found)}",
+        ),
+        Check(
+            not contradictions,
+            "Nothing that was tested contradicts the assumptions",
+            "; ".join(contradictions)
+            or "no copies, no constant position, no sign of a query that depends on the context, of roots with another "
+            "law or of a second parent",
+        ),
+    ]
+
+
+def say_needed(found: cc.discovery.RecoveredGraph) -> str:
+    """How many sequences would do: a number only where more of them are what is lacking, or none is."""
+    if found.sequences_needed == inf:
+        return "from how many an edge would be certain is not known"
+    if found.undecided and found.sequences_needed <= found.n_independent:
+        return "more sequences alone would not do: a typical edge would show; every position's reason says what is open"
+    return f"about {found.sequences_needed:,.0f} make a typical edge of this task certain"
 
 
 def make_results(found: cc.discovery.RecoveredGraph, targets: str) -> dict[str, Any]:
@@ -52,7 +100,7 @@ def make_results(found: cc.discovery.RecoveredGraph, targets: str) -> dict[str, 
             "p_values": [*(None if p.candidate is None else p.p_value for p in found.positions), None],
             "weights": [*(None if p.candidate is None else p.weight for p in found.positions), None],
             "verdicts": [*(p.verdict for p in found.positions), "query"],
-            "edges": count(found, "child"),
+            "edges": sum(p.verdict == "child" for p in found.positions),
             "undecided": found.undecided,
             "conclusive": found.conclusive,
         },
@@ -60,69 +108,3 @@ def make_results(found: cc.discovery.RecoveredGraph, targets: str) -> dict[str, 
         "warnings": found.warnings,
         "positions": [asdict(p) for p in found.positions],
     }
-
-
-def summarize(found: cc.discovery.RecoveredGraph) -> list[tuple[str, str]]:
-    """The closing table."""
-    lines = [("position", "parent  weight   p (Holm)  verdict")]
-    for p in found.positions:
-        parent = "-" if p.parent is None else str(p.parent)
-        weight, p_value = ("", "") if p.candidate is None else (f"{p.weight:.2f}", f"{p.p_value:.1e}")
-        lines.append((f"{p.position:8d}", f"{parent:>6s}  {weight:>6s}  {p_value:>9s}  {p.verdict}: {p.reason}"))
-    lines += [("warning", warning) for warning in found.warnings]
-    counts = f"{count(found, 'child')} edges, {count(found, 'root')} roots, {len(found.undecided)} undecided"
-    lines.append(("graph", f"{counts}, from {found.n_independent:,} independent sequences; {say_needed(found)}"))
-    return lines
-
-
-def count(found: cc.discovery.RecoveredGraph, verdict: str) -> int:
-    """How many positions have this verdict."""
-    return sum(p.verdict == verdict for p in found.positions)
-
-
-def say_needed(found: cc.discovery.RecoveredGraph) -> str:
-    """How many sequences would do: a number only where more of them are what is lacking, or none is."""
-    if found.sequences_needed == float("inf"):
-        return "from how many an edge would be certain is not known"
-    if found.undecided and found.sequences_needed <= found.n_independent:
-        return (
-            "not for want of sequences alone: a typical edge would show, and every position's reason says what is open"
-        )
-    return f"about {found.sequences_needed:,.0f} make a typical edge of this task certain"
-
-
-def list_contradictions(found: cc.discovery.RecoveredGraph) -> list[str]:
-    """The warnings, and the positions that no forest explains."""
-    mixed = [str(p.position) for p in found.positions if p.p_forest < found.level]
-    return [*found.warnings, *([f"no forest explains positions: {', '.join(mixed)}"] if mixed else [])]
-
-
-def make_sections(found: cc.discovery.RecoveredGraph) -> list[Section]:
-    """The graph, then what it rests on."""
-    rows = [
-        {
-            "position": p.position,
-            "verdict": p.verdict,
-            "candidate parent": p.candidate,
-            "weight": p.weight,
-            "p (Holm)": None if p.candidate is None else f"{p.p_value:.1e}",
-            "closest rival": p.rival,
-            "sequences needed": p.sequences_needed if p.sequences_needed < float("inf") else None,
-            "why": p.reason,
-        }
-        for p in found.positions
-    ]
-    return [
-        Section(
-            "The graph",
-            "Arcs run from parent to child; if the assumptions hold, the chance of any false edge is at most "
-            f"{found.level:g}.",
-            figures={"graph": figures.plot_recovered_graph(found)},
-        ),
-        Section(
-            "What it rests on",
-            "Each position's candidate parent, on a scale where an edge scores 1 and an independent pair 0.",
-            figures={"weights": figures.plot_recovery(found)},
-            table=pd.DataFrame(rows, dtype=object),
-        ),
-    ]
