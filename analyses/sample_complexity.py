@@ -1,4 +1,4 @@
-"""Claim: one gradient finds the graph from as many sequences as its signal and noise predict.
+"""Claim: one gradient finds the graph from no more sequences than its signal and noise predict.
 
     python analyses/sample_complexity.py                # some five minutes on two cores
     python analyses/sample_complexity.py --alpha 0.3 --n-ctx 15 30 60

@@ -29,8 +29,7 @@ def test_the_prediction_holds_in_95_tables_of_100():
     assert right >= 50  # P(fewer than 50 of 60 at .95) = 2e-4
 
 
-@pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (10.0, False)])
-def test_the_check_can_fail(factor, passes):
-    tables = pd.DataFrame({"needed": [100.0, 200.0, 400.0], "predicted": [100.0, 210.0, 390.0]})
-    within, _ = sample_complexity.compare(tables.assign(needed=tables.needed * factor))
-    assert (within >= 0.9) is passes
+@pytest.mark.parametrize(("needed", "enough"), [([90.0, 200.0], 1.0), ([90.0, 300.0], 0.5), ([90.0, None], 0.5)])
+def test_the_check_can_fail(needed, enough):
+    tables = pd.DataFrame({"needed": needed, "predicted": [100.0, 210.0]}, dtype=float)
+    assert sample_complexity.compare(tables)[0] == enough
