@@ -151,7 +151,7 @@ def plot_film_strip(
     True
     """
     frames, is_gradient = _frames(record, layer, head, n_frames, quantity), quantity == "score_gradients"
-    figure, axes = new_grid(len(frames), min(len(frames), 6), 2.2, 2.65 if is_gradient else 2.45)
+    figure, axes = new_grid(len(frames), min(len(frames), 6), 1.94, 2.4 if is_gradient else 2.2)
     for ax, (step, values) in zip(axes, frames, strict=True):
         check_positions(values, graph)
         title, limits = f"step {step:,}", (0.0, 1.0)

@@ -6,7 +6,7 @@ from itertools import groupby
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from causal_circuits import circuits, information
 from causal_circuits.arguments import check_arguments
@@ -182,7 +182,8 @@ def plot_onsets(formations: Sequence[circuits.CircuitFormation], ax: Axes | None
     ax.set_xlabel("gradient of the edge's score that its information predicts at the start")
     ax.set_ylabel("onset (training step)")
     ax.set_xscale("log")
-    for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
-        axis(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, fontsize=SMALL)
     return ax

@@ -17,12 +17,22 @@ from causal_circuits.studies.tables import p_text
 def make_sections(f: Findings) -> list[Section]:
     """The graph, how it formed, and what the heads do."""
     return [
+        show_film(f),
         show_graph(f),
         *show_training(f),
         show_gradient(f),
-        show_film(f, "gradient", "score_gradients"),
         *show_heads(f),
     ]
+
+
+def show_film(f: Findings) -> Section:
+    """Layer 0's attention step by step, as a graph."""
+    return Section(
+        "The graph while it forms",
+        "Layer 0's attention at each recorded step, as arcs from key to query, as dark as the attention on them: true "
+        "edges above the line, all others below. Move the slider, or play it.",
+        body=figures.graph_film_html(f.record, f.task.graph),
+    )
 
 
 def show_graph(f: Findings) -> Section:
@@ -31,10 +41,12 @@ def show_graph(f: Findings) -> Section:
     shown = candidates[["child", "parent", "weight", "information_share", "p_value", "accepted", "reason"]]
     truth = [(row.parent, row.child) in f.edges for row in candidates.itertuples()]
     return Section(
-        "The graph",
+        "The graph that was found",
         f"Arcs run from parent to child: {f.count(f.recovery)} of {len(f.edges)} edges were found, "
-        f"{len(f.recovery.false)} false ones drawn. Attention proposes the edges (below); the information of each is "
-        "computed from sequences and their targets alone, without the model, and tells roots from children.",
+        f"{len(f.recovery.false)} false ones drawn. Layer 0's attention proposes them (below): "
+        f"{fmean(f.parent_attention):.3f} on the parent on average, {min(f.parent_attention):.3f} at least; rows of "
+        "roots and of the query are unconstrained. The information of each is computed from sequences and their "
+        "targets alone, without the model, and tells roots from children.",
         body=figures.interactive_graph(f.task.graph, f.found, edge_facts(f), head_figures(f)),
         table=shown.assign(p_value=shown["p_value"].map(p_text), true_edge=truth),
     )
@@ -70,7 +82,7 @@ def head_figures(f: Findings) -> dict[str, Any]:
 
 
 def show_training(f: Findings) -> list[Section]:
-    """The graph while it forms, the loss, the attention at the end and on the way there."""
+    """The loss, and attention and gradient on the way there."""
     graph, r = f.task.graph, f.references
     lines = {
         "uniform": r.uniform,
@@ -79,30 +91,26 @@ def show_training(f: Findings) -> list[Section]:
         "exact Bayes": r.exact_bayes,
         "entropy": r.entropy,
     }
-    title = "Attention of L0H0, mean over sequences"
     views = [figures.sequence_view(seen, graph, roles=[head.role for head in f.heads]) for seen in f.examples]
     return [
         Section(
-            "The graph while it forms",
-            "First the distance to named predictors (the model is like the lowest), then layer 0's attention at each "
-            "recorded step, true edges above the line, all others below: move the slider, or play it.",
-            figures={"phases": figures.plot_phases(f.phases)},
-            body=figures.graph_film_html(f.record, graph),
-        ),
-        Section(
             "The loss",
             f"Training ends {f.excess:+.4f} nats from the edge posterior, the best prediction that uses the edges and "
-            "ignores the roots.",
-            figures={"loss": figures.plot_loss(f.record, lines, test_loss=f.test_loss)},
+            "ignores the roots. In the second figure the lowest curve is the predictor that it resembles on the way.",
+            figures={
+                "loss": figures.plot_loss(f.record, lines, test_loss=f.test_loss),
+                "phases": figures.plot_phases(f.phases),
+            },
         ),
         Section(
-            "The attention",
-            "Layer 0's attention from each position, on average over sequences, with the parents outlined: "
-            f"{fmean(f.parent_attention):.3f} on the parent on average, {min(f.parent_attention):.3f} at least. Rows "
-            "of roots and of the query are unconstrained.",
-            figures={"attention": figures.plot_attention_and_graph(f.attention[0, 0], graph, title=title)},
+            "Attention and gradient, step by step",
+            "Layer 0's attention at recorded steps; below it minus the gradient by its scores at the same steps: where "
+            "it is red, a step of gradient descent raises the attention.",
+            figures={
+                "attention_film": figures.plot_film_strip(f.record, graph),
+                "gradient_film": figures.plot_film_strip(f.record, graph, quantity="score_gradients"),
+            },
         ),
-        show_film(f, "attention", "attention"),
         Section(
             "Attention on real sequences",
             f"The same on {len(views)} test sequences, head by head: hover a cell for its weight; the last position is "
@@ -111,13 +119,6 @@ def show_training(f: Findings) -> list[Section]:
             body=pages.attention_html(views),
         ),
     ]
-
-
-def show_film(f: Findings, what: str, quantity: Any) -> Section:
-    """Layer 0's pattern, or its gradient, at recorded steps of training."""
-    strip = figures.plot_film_strip(f.record, f.task.graph, quantity=quantity)
-    sentence = f"Layer 0's {what} at recorded steps of this training."
-    return Section(f"The {what} while it trains", sentence, figures={f"{what}_film": strip})
 
 
 def show_gradient(f: Findings) -> Section:
@@ -131,7 +132,6 @@ def show_gradient(f: Findings) -> Section:
         "contexts to the chi-squared information between positions, put through the softmax; at this length their "
         f"correlation is {r:.3f}.",
         figures={
-            "gradient": figures.plot_gradient_and_information(measured, predicted, graph, title=f"correlation {r:.3f}"),
             "gradient_matrix": figures.plot_matrix(
                 measured, graph, None, "Minus the gradient, before training", label="nats", diverging=True
             ),
@@ -143,6 +143,7 @@ def show_gradient(f: Findings) -> Section:
                 "g through the softmax",
                 diverging=True,
             ),
+            "gradient": figures.plot_gradient_and_information(measured, predicted, graph, title=f"correlation {r:.3f}"),
         },
     )
 
@@ -156,6 +157,7 @@ def correlation(measured: Tensor, predicted: Tensor) -> float:
 
 def show_heads(f: Findings) -> list[Section]:
     """What each head does, and what breaks without it, or without one entry of its pattern."""
+    scores = pd.DataFrame(f.heads, index=[f"L{head.layer}H{head.head}" for head in f.heads]).T
     shares = [(row["what"], row["method"], row["share_of_gain_lost"]) for row in f.ablation_rows]
     return [
         Section(
@@ -164,11 +166,13 @@ def show_heads(f: Findings) -> list[Section]:
             "score when positions take their parents' tokens from another sequence. Copying is judged where the copies "
             "are read: by the keys of layer 1, or by the logits.",
             figures={"heads": figures.plot_head_scores(f.heads)},
-            table=pd.DataFrame(f.heads),
+            table=scores.rename(lambda name: name.replace("_", " ")).rename_axis("score").reset_index(),
         ),
         Section(
             "What breaks when a head is ablated",
-            "A bar at 1 means that the whole gain over the best unigram is gone; beyond 1 it is worse than that.",
+            "A bar at 1 means that the whole gain over the best unigram is gone; beyond 1 it is worse than that. In place "
+            "of the head's output stands zero, its mean over the batch, its output on another sequence (resample) or at "
+            "another position (permute).",
             figures={"ablation": figures.plot_ablation(shares)},
             table=f.ablation_rows,
         ),

@@ -15,7 +15,10 @@ from causal_circuits.studies.study import Report
 
 def make_report(f: Findings) -> Report:
     """Checks, numbers and evidence of one run; the closing table is the evidence of the checks."""
-    checks, comparison = make_checks(f), figures.plot_graph_comparison(f.task.graph, f.found)
+    checks, graph = make_checks(f), f.task.graph
+    attention = figures.plot_attention_and_graph(
+        f.attention[0, 0], graph, title="Attention of L0H0, mean over sequences"
+    )
     labels = ("graph", "loss", "heads", "ablation", "knock-out")
     speed = f"{f.record.seconds:.1f} s in all ({f.record.sequences_per_s:,.0f} sequences/s, {f.record.path} path)"
     return Report(
@@ -32,7 +35,8 @@ def make_report(f: Findings) -> Report:
         saved={
             "model": partial(cc.save_model, f.model),
             "record": f.record.save,
-            "figures/graph": partial(figures.save_figure, comparison),
+            "figures/graph": partial(figures.save_figure, figures.plot_graph_comparison(graph, f.found)),
+            "figures/attention": partial(figures.save_figure, attention),
         },
     )
 
