@@ -1,5 +1,6 @@
 """The benchmark of discovery methods: questions, blindness on tokens, checks that follow the rows."""
 
+import pandas as pd
 import pytest
 
 import causal_circuits as cc
@@ -55,13 +56,14 @@ def test_on_planted_models_knock_out_is_exact_and_other_tokens_tell_nothing(rows
 
 def test_the_checks_follow_the_rows(rows):
     """Rows that say the contrary turn every claim over."""
-    trained = [row | {"model": "trained"} for row in rows if row["model"] == "decoy"]
-    checks = report.make_checks([*rows, *trained])
+    rows = pd.DataFrame(rows)
+    both = pd.concat([rows, rows[rows.model == "decoy"].assign(model="trained")], ignore_index=True)
+    checks = report.make_checks(both)
     assert len(checks) == 4
     assert not checks[-1].passed, "models as like as these are not told apart"
-    wrong = [row | {"auroc": 0.6, "optimum_found": False} for row in rows]
-    assert [check.passed for check in report.make_checks(wrong)] == [False, False, False]
-    (line,) = report.loss_lines([*rows, *trained])
+    wrong = report.make_checks(rows.assign(auroc=0.6, optimum_found=False))
+    assert [check.passed for check in wrong] == [False, False, False]
+    (line,) = report.loss_lines(both)
     assert line.startswith("decoy: 1 models, none left out; their loss is +0.000 to +0.000 nats")
 
 

@@ -1,6 +1,7 @@
 """The study of generalisation: sentences and checks say what the rows say, also when the rows contradict the claim."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import causal_circuits as cc
@@ -58,19 +59,24 @@ def family_row(family: str, n_ctx: int, excess: float, kept: float, **more: obje
 
 @pytest.mark.parametrize("where", ["excess", "excess_with_all_tokens"])
 def test_a_family_beyond_the_bound_is_named(where) -> None:
-    rows = [family_row(f, 20, 0.01, 0.01) for f in ("sparse", "sticky")]
+    rows = pd.DataFrame([family_row(f, 20, 0.01, 0.01) for f in ("sparse", "sticky")])
     assert report.check_bound(rows, where, "claim").passed
-    rows[1][where] = 1.257
+    rows.loc[1, where] = 1.257
     check = report.check_bound(rows, where, "claim")
     assert not check.passed
-    assert check.evidence == "fails on 1 of 2 families: sticky +1.257"
-    rows[1][where] = float("nan")
-    assert not report.check_bound(rows, where, "claim").passed
+    assert check.evidence.startswith("fails on 1 of 2 families: sticky +1.257")
+    rows.loc[1, where] = float("nan")
+    check = report.check_bound(rows, where, "claim")
+    assert not check.passed
+    assert "sticky no context" in check.evidence
 
 
 def test_the_terminal_gives_both_numbers_and_the_share_dropped() -> None:
-    rows = [family_row("sparse", 20, 2.024, 0.286), family_row("sparse", 40, 1.0, float("nan"))]
-    assert report.excess_line(rows, "sparse") == "reduced 20: +2.024 / +0.286 (50%), 40: +1.000 / no context (50%)"
+    rows = pd.DataFrame([family_row("sparse", 20, 2.024, 0.286)])
+    every, kept = report.check_groups({"trained on all matrices": rows})
+    assert every.evidence == "fails on 1 of 1 families: sparse +2.024"
+    assert kept.evidence.startswith("fails on 1 of 1 families: sparse +0.286; some token is absent")
+    assert kept.evidence.endswith("in 50% to 50%")
 
 
 def worst_rows(errors: dict[int, float], *, of_posterior: float = 0.1, share: float = 0.05) -> list[dict]:
@@ -96,11 +102,11 @@ def worst_rows(errors: dict[int, float], *, of_posterior: float = 0.1, share: fl
 
 
 def said_of(rows: list[dict]) -> list[str]:
-    points = report.error_points(
-        [family_row("sparse", 20, 0, 0, uniform_error=1, uniform_error_from_frequencies=1)], rows
-    )
-    laws = {name: fit_power_law([n for n, _ in at], [e for _, e in at]) for name, at in points.items()}
-    return report.compare_with_theorem(rows, laws, d_vocab=3)
+    family = family_row("sparse", 20, 0, 0, uniform_error=1.0, uniform_error_from_frequencies=1.0)
+    worst = pd.DataFrame(rows)
+    points = report.error_points(pd.DataFrame([family]), worst)
+    laws = {name: fit_power_law(*zip(*at, strict=True)) for name, at in points.items()}
+    return report.compare_with_theorem(worst, laws, d_vocab=3)
 
 
 def test_a_number_and_its_exponent_are_of_one_search() -> None:
@@ -139,7 +145,8 @@ def test_verdicts_on_what_training_excludes_and_on_fooling_can_fail() -> None:
     families = [family_row("sparse", 20, 0.01, 0.01)]
     for excess, posterior, passes in ((0.01, 0.1, True), (0.3, 0.001, False)):
         alone = [family_row("periodic", 20, excess, excess, trained_on="sticky", parent_attention=1 - 2 * excess)]
-        checks = report.make_checks(families, worst_rows({20: 0.01}, of_posterior=posterior), alone, {})
+        checks = [*report.check_groups(report.by_training(families, alone))]
+        checks.append(report.check_fooled(pd.DataFrame(worst_rows({20: 0.01}, of_posterior=posterior))))
         assert [check.passed for check in checks] == [True, True, passes, passes, passes, passes]
         assert "sticky matrices alone" in checks[2].claim
 

@@ -1,6 +1,7 @@
 """The study of the first gradient: its numbers, the checks that can fail, the errors of slopes."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import causal_circuits as cc
@@ -24,20 +25,19 @@ def test_measures_and_reports(tmp_path, look_at_report):
     look_at_report(tmp_path / "report.html")
 
 
-def settings_with(slopes: dict[int, tuple[float, float]], error: float = 0.01) -> list[measure.Setting]:
-    """A setting for each n_ctx, with these slopes on g and on G and this error of both."""
+def settings_with(slopes: dict[int, tuple[float, float]], error: float = 0.01) -> pd.DataFrame:
+    """A row for each n_ctx, with these slopes on g and on G and this error of both."""
 
     def comparison(slope: float) -> cc.information.GradientComparison:
         return cc.information.GradientComparison(0.99, slope, (1,), 1.0, 0.98, 0.98, 0.01)
 
     rest = {"n_sequences": 100, "edge_information": 1.0, "prediction_error": 0.0, "sampling_error": error}
     rest |= {"slope_error_finite": error, "slope_error_g": error, "scores": {}, "rivals_beaten": 1, "n_rivals": 1}
-    return [
-        measure.Setting(
-            "chain", 3, 1.0, n_ctx, weights={"by_g": comparison(g), "by_finite": comparison(finite)}, **rest
-        )
-        for n_ctx, (g, finite) in slopes.items()
-    ]
+    rows = []
+    for n_ctx, (g, finite) in slopes.items():
+        weights = {"by_g": comparison(g), "by_finite": comparison(finite), "bias": comparison(g)}
+        rows.append(report.setting_row(measure.Setting("chain", 3, 1.0, n_ctx, weights=weights, **rest)))
+    return pd.DataFrame(rows)
 
 
 def test_the_slope_on_the_expected_gradient_can_fail():

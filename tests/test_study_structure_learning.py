@@ -86,14 +86,14 @@ def test_information_given_query_and_label_is_that_of_the_groups() -> None:
 
 def test_labels_are_drawn_from_the_targets() -> None:
     targets = torch.tensor([[0.7, 0.2, 0.1]]).repeat(20_000, 1)
-    drawn = methods.with_labels(cc.Batch(torch.zeros(20_000, 2, dtype=torch.int64), targets), seed=0).target_probs
+    drawn = methods.Table.of(cc.Batch(torch.zeros(20_000, 2, dtype=torch.int64), targets), seed=0).labels.target_probs
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     assert torch.allclose(drawn.sum(dim=1), torch.ones(20_000))
     assert torch.allclose(drawn.mean(dim=0), targets[0], atol=4.5 * (0.25 / 20_000) ** 0.5)
 
 
 def test_runs_without_pc_and_says_so(tmp_path, capsys, monkeypatch, look_at_report) -> None:
-    monkeypatch.setattr("causal_circuits.studies.structure_learning.load_pc", lambda: None)
+    monkeypatch.setattr("causal_circuits.studies.structure_learning.methods.load_pc", lambda: None)
     results = cc.run(Config.quickly(), tmp_path, quiet=True).results
     assert "causal-learn is not installed" in capsys.readouterr().err
     assert "not installed" in results["pc"]

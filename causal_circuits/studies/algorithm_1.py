@@ -1,4 +1,4 @@
-"""Algorithm 1 of the paper, in the reduced and in the full model: stage 1 moves A1 alone, stage 2 layer 1 alone.
+"""Algorithm 1 of the paper, in the reduced and in the full model: stage 1 moves layer 0, stage 2 layer 1.
 
 `two_stage` measures it, `generalization` and `structure_learning` use what it trains.
 """
@@ -49,7 +49,7 @@ def empty_model(variant: Variant, task: cc.Task) -> cc.models.HookedTransformer:
 
 
 def first_stage(variant: Variant, task: cc.Task, steps: int) -> cc.Stage:
-    """Layer 1's attention alone.
+    """Layer 0's attention alone.
 
     Gradient descent takes the step size .3 d_vocab n_ctx^2 / beta0: minus the gradient of A1's last row is
     beta0 / (d_vocab n_ctx^2) times a chi-squared information at the start, so a step moves a score by .3 of that.
@@ -60,7 +60,7 @@ def first_stage(variant: Variant, task: cc.Task, steps: int) -> cc.Stage:
 
 
 def second_stage(variant: Variant, steps: int) -> cc.Stage:
-    """Layer 2 alone: A2, and in the full model the read-out, which the reduced model does not have."""
+    """Layer 1 alone: A2, and in the full model the read-out, which the reduced model does not have."""
     train = SECOND[:1] if variant.reduced else SECOND
     if variant.optimizer == "adam":
         return cc.Stage(steps, 0.1 if variant.reduced else 0.03, train=train, schedule="cosine")

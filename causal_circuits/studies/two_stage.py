@@ -86,9 +86,9 @@ class Config(Study):
         variants, seeds = [variant.name for variant in VARIANTS], range(self.seed, self.seed + self.seeds)
         forests = {"graph": range(min(self.figure_9, 20)), "variant": variants}
         runs = {"n_ctx": self.lengths, "seed": seeds, "variant": variants}
-        sizes = {"steps": self.steps, "batch_size": self.batch_size, "test": self.test}
-        task = {"graph": self.graph, "d_vocab": self.d_vocab, "alpha": self.alpha}
-        return [*grid(measure_forest, forests, seed=self.seed), *grid(measure_run, runs, **task, **sizes)]
+        names = ("graph", "d_vocab", "alpha", "steps", "batch_size", "test")
+        same = {name: getattr(self, name) for name in names}
+        return [*grid(measure_forest, forests, seed=self.seed), *grid(measure_run, runs, **same)]
 
     def report(self, rows: Mapping[str, Row]) -> Report:
         """Rates with intervals, beside the theorem's."""

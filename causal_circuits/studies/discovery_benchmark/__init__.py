@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, ClassVar
 
 import causal_circuits as cc
@@ -10,7 +9,7 @@ from causal_circuits.circuits import METHODS
 from causal_circuits.studies.discovery_benchmark.measure import measure
 from causal_circuits.studies.discovery_benchmark.report import make_report
 from causal_circuits.studies.discovery_benchmark.subjects import GRAPHS, MODELS, make_graph
-from causal_circuits.studies.study import Cell, Report, Study, at_least, one_of
+from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,20 +77,10 @@ class Config(Study):
 
     def cells(self) -> list[Cell]:
         """A graph, a kind of model and a seed each."""
-        same = {
-            "methods": self.methods,
-            "d_vocab": self.d_vocab,
-            "n_ctx": self.n_ctx,
-            "alpha": self.alpha,
-            "steps": self.steps,
-            "sequences": self.sequences,
-            "frontier_sequences": self.frontier_sequences,
-            "max_edges": self.max_edges,
-        }
-        return [
-            Cell(f"{graph} {kind} {seed}", measure, {"graph_name": graph, "kind": kind, "seed": seed, **same})
-            for graph, kind, seed in product(self.graphs, self.models, range(self.seed, self.seed + self.seeds))
-        ]
+        names = ("methods", "d_vocab", "n_ctx", "alpha", "steps", "sequences", "frontier_sequences", "max_edges")
+        same = {name: getattr(self, name) for name in names}
+        seeds = range(self.seed, self.seed + self.seeds)
+        return grid(measure, {"graph": self.graphs, "model": self.models, "seed": seeds}, **same)
 
     def report(self, rows: Mapping[str, Any]) -> Report:
         """A line for each method and question."""

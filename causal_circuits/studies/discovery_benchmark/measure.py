@@ -37,8 +37,8 @@ def questions(method: str) -> list[Question]:
 
 
 def measure(
-    graph_name: str,
-    kind: str,
+    graph: str,
+    model: str,
     seed: int,
     methods: Sequence[Any],
     d_vocab: int,
@@ -51,43 +51,36 @@ def measure(
 ) -> list[Row]:
     """One row for each method, counterfactual and metric."""
     began = time.process_time()
-    graph = make_graph(graph_name, n_ctx, seed)
-    task = cc.InContextTask(graph, d_vocab=d_vocab, alpha=alpha)
-    subject = make_subject(kind, task, steps, seed)
+    task = cc.InContextTask(make_graph(graph, n_ctx, seed), d_vocab=d_vocab, alpha=alpha)
+    subject = make_subject(model, task, steps, seed)
     regrets, frontier = regrets_between_heads(subject, methods, frontier_sequences, max_edges, seed)
+    batch = task.sample(sequences, seed=(seed, 3))
+    rows = [
+        {"method": method} | score_entries(subject, batch, method, question, seed)
+        for method in methods
+        for question in questions(method)
+    ]
+    exact = [row for row in rows if row["method"] == "exact"]
+    by_loss = {row["counterfactual"]: row["auroc"] for row in exact if row["metric"] == "loss"}
     about = {
-        "graph": graph_name,
-        "model": kind,
+        "graph": graph,
+        "model": model,
         "seed": seed,
         "recipe": subject.recipe,
         "loss": subject.loss,
         "excess_over_edge_posterior": subject.excess,
         "attention_to_parents": subject.attention,
-        "is_decoy": subject.is_decoy if kind in ("adam", "decoy") else None,
-        "optimum_found": optimum_found(subject, seed) if kind == "planted" else None,
+        "is_decoy": subject.is_decoy if model in ("adam", "decoy") else None,
+        "optimum_found": optimum_found(subject, seed) if model == "planted" else None,
         "regret_is_exact": frontier.exact,
         "frontier_seconds": frontier.seconds,
-        "parents": cc.graphs.graph_parents(graph),
+        "parents": cc.graphs.graph_parents(task.graph),
+        "unit_cpu_seconds": time.process_time() - began,
     }
-    batch = task.sample(sequences, seed=(seed, 3))
-    scored = [
-        {"method": method} | about | score_entries(subject, batch, method, question, seed)
-        for method in methods
-        for question in questions(method)
-    ]
-    by_loss = {
-        row["counterfactual"]: row["auroc"] for row in scored if (row["method"], row["metric"]) == ("exact", "loss")
-    }
-    about = {"unit_cpu_seconds": time.process_time() - began}
-    return [
-        row
-        | about
-        | {
-            "auroc_by_loss": by_loss[row["counterfactual"]] if row["method"] == "exact" else None,
-            "regret": regrets.get((row["method"], row["counterfactual"], row["metric"])),
-        }
-        for row in scored
-    ]
+    for row in rows:
+        row["auroc_by_loss"] = by_loss[row["counterfactual"]] if row["method"] == "exact" else None
+        row["regret"] = regrets.get((row["method"], row["counterfactual"], row["metric"]))
+    return [about | row for row in rows]
 
 
 def score_entries(subject: Subject, batch: cc.Batch, method: Any, question: Question, seed: int) -> Row:

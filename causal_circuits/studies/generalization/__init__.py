@@ -1,14 +1,14 @@
 """Models under transition matrices of other priors than that of training: Theorem 2 beside measurement."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import causal_circuits as cc
 from causal_circuits.studies.algorithm_1 import FULL_ADAM, GRADIENT_DESCENT
-from causal_circuits.studies.generalization.measure import measure_model, measure_restricted
-from causal_circuits.studies.generalization.report import Flags, make_report
-from causal_circuits.studies.study import Cell, Report, Study, at_least, one_of
+from causal_circuits.studies.generalization.measure import Sizes, measure_model, measure_restricted
+from causal_circuits.studies.generalization.report import make_report
+from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
 from causal_circuits.studies.tables import GRAPHS, check_lengths
 
 RESTRICTED = ("sticky", "sparse", "periodic", "near-deterministic")
@@ -38,16 +38,9 @@ class Config(Study):
     """
 
     QUICK: ClassVar = {
-        "lengths": (8, 20),
-        "seeds": 1,
-        "full_up_to": 8,
-        "restricted": ("sticky",),
-        "steps": (60, 60),
-        "kernels": 64,
-        "test": 256,
-        "starts": 6,
-        "rounds": 2,
-    }
+        "lengths": (8, 20), "seeds": 1, "full_up_to": 8, "restricted": ("sticky",), "steps": (60, 60),
+        "kernels": 64, "test": 256, "starts": 6, "rounds": 2
+    }  # fmt: skip
 
     lengths: tuple[int, ...] = (10, 20, 40, 80, 160)
     """context lengths"""
@@ -89,49 +82,19 @@ class Config(Study):
 
     def cells(self) -> list[Cell]:
         """A model each: reduced at every length and seed, full at the short ones; then those of restricted training."""
-        sizes = {
-            "graph": self.graph,
-            "d_vocab": self.d_vocab,
-            "alpha": self.alpha,
-            "gamma": self.gamma,
-            "steps": self.steps,
-            "n_matrices": self.kernels,
-            "n_test": self.test,
-            "starts": self.starts,
-            "rounds": self.rounds,
-            "data_seed": self.seed,
-        }
-        short = [n_ctx for n_ctx in self.lengths if n_ctx <= self.full_up_to]
-        seeds = range(self.seed, self.seed + self.seeds)
-        runs = [(GRADIENT_DESCENT.name, n_ctx, seed) for n_ctx in self.lengths for seed in seeds]
-        runs += [(FULL_ADAM.name, n_ctx, self.seed) for n_ctx in short]
-        alone = [(GRADIENT_DESCENT.name, name, n_ctx) for name in self.restricted for n_ctx in self.lengths]
-        alone += [(FULL_ADAM.name, name, n_ctx) for name in self.restricted for n_ctx in short]
+        short, seeds = [n for n in self.lengths if n <= self.full_up_to], range(self.seed, self.seed + self.seeds)
+        reduced, full = {"variant": [GRADIENT_DESCENT.name]}, {"variant": [FULL_ADAM.name]}
+        sizes = {field.name: getattr(self, field.name) for field in fields(Sizes)}
         return [
-            *(
-                Cell(
-                    f"{variant} n_ctx {n_ctx} seed {seed}",
-                    measure_model,
-                    {"variant": variant, "n_ctx": n_ctx, "seed": seed, "sizes": sizes},
-                )
-                for variant, n_ctx, seed in runs
-            ),
-            *(
-                Cell(
-                    f"{variant} n_ctx {n_ctx} trained on {name}",
-                    measure_restricted,
-                    {"variant": variant, "n_ctx": n_ctx, "family": name, "sizes": sizes},
-                )
-                for variant, name, n_ctx in alone
-            ),
+            *grid(measure_model, reduced | {"n_ctx": self.lengths, "seed": seeds}, sizes=sizes),
+            *grid(measure_model, full | {"n_ctx": short, "seed": [self.seed]}, sizes=sizes),
+            *grid(measure_restricted, reduced | {"family": self.restricted, "n_ctx": self.lengths}, sizes=sizes),
+            *grid(measure_restricted, full | {"family": self.restricted, "n_ctx": short}, sizes=sizes),
         ]
 
     def report(self, rows: Mapping[str, Any]) -> Report:
         """Rates with intervals, excesses by family."""
-        models = [row for name, row in rows.items() if "trained on" not in name]
-        return make_report(
-            families=[row for model in models for row in model["families"]],
-            worst=[row for model in models for row in model["worst"]],
-            restricted=[row for name, found in rows.items() if "trained on" in name for row in found],
-            flags=Flags(self.seed, self.d_vocab, self.alpha, self.gamma),
-        )
+        names = ("families", "worst", "restricted")
+        found = {name: [row for cell in rows.values() for row in cell.get(name, ())] for name in names}
+        bound = f"Entries >= {self.gamma:g} / {self.d_vocab}; errors on 4,096 fresh sequences."
+        return make_report(**found, seed=self.seed, d_vocab=self.d_vocab, bound=bound)

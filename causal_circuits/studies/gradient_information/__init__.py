@@ -57,29 +57,29 @@ class Config(Study):
         far = ("forest", min(self.alpha), min(self.n_ctx))
         shown = max((i for i, (graph, _, *rest) in enumerate(settings) if (graph, *rest) == far), default=0)
         swept = (max(self.n_ctx[:3]), max(self.alpha))
+        names = ("graph", "d_vocab", "alpha", "n_ctx")
+        measured = [
+            Cell(
+                f"setting {index} {' '.join(str(value) for value in setting)}",
+                measure.measure_setting,
+                {
+                    **dict(zip(names, setting, strict=True)),
+                    "n_sequences": self.sequences,
+                    "seed": (self.seed, index),
+                    "with_sweep": (setting[3], setting[2]) == swept,
+                    "with_matrices": index == shown,
+                },
+            )
+            for index, setting in enumerate(settings)
+        ]
+        forests = [
+            Cell(f"forest {k}", measure.check_forest, {"seed": k}) for k in range(self.seed, self.seed + self.forests)
+        ]
+        training = {"seed": self.seed, "steps": 200 if self.quick else 600}
         return [
-            *(
-                Cell(
-                    f"setting {index} {graph} {d_vocab} {alpha} {n_ctx}",
-                    measure.measure_setting,
-                    {
-                        "graph": graph,
-                        "d_vocab": d_vocab,
-                        "alpha": alpha,
-                        "n_ctx": n_ctx,
-                        "n_sequences": self.sequences,
-                        "seed": (self.seed, index),
-                        "with_sweep": (n_ctx, alpha) == swept,
-                        "with_matrices": index == shown,
-                    },
-                )
-                for index, (graph, d_vocab, alpha, n_ctx) in enumerate(settings)
-            ),
-            *(
-                Cell(f"forest {k}", measure.check_forest, {"seed": k})
-                for k in range(self.seed, self.seed + self.forests)
-            ),
-            Cell("training", measure.train_and_compare, {"seed": self.seed, "steps": 200 if self.quick else 600}),
+            *measured,
+            *forests,
+            Cell("training", measure.train_and_compare, training),
             Cell("closed form", measure.backward_pass_difference, {"seed": self.seed}),
         ]
 

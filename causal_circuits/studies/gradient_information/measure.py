@@ -1,6 +1,6 @@
 """What `gradient_information` measures: one setting, one random forest, one training, one check of the closed form."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,16 +40,6 @@ class Setting:
     scores: dict[str, cc.information.GradientComparison]
     rivals_beaten: int
     n_rivals: int
-
-
-@dataclass(frozen=True)
-class Matrices:
-    """The measured gradient of one setting, and the two predictions."""
-
-    graph: nx.DiGraph
-    measured: cc.information.Information
-    g: cc.information.Information
-    finite: cc.information.Information
 
 
 def make_graph(name: str, n_ctx: int, seed: int) -> nx.DiGraph:
@@ -97,10 +87,13 @@ def measure_setting(
         rivals_beaten=sum(rival.excess > 0 for rival in rivals),
         n_rivals=len(rivals),
     )
+    same = {"graph": graph, "d_vocab": d_vocab, "alpha": float(alpha), "n_ctx": n_ctx}
     return {
         "setting": setting,
-        "sweep": sweep_sequences(setting, batch, g, finite, task.graph) if with_sweep else [],
-        "matrices": Matrices(task.graph, measured["weights"], g, finite) if with_matrices else None,
+        "sweep": [same | point for point in sweep_sequences(batch, g, finite, task.graph)] if with_sweep else [],
+        "matrices": {"graph": task.graph, "measured": measured["weights"], "g": g, "finite": finite}
+        if with_matrices
+        else None,
     }
 
 
@@ -120,10 +113,8 @@ def mean_of_parts(parts: Sequence[cc.information.Information]) -> cc.information
 def gradients_of_parts(batch: cc.Batch) -> list[cc.information.Information]:
     """The gradient of each of PARTS equal parts of the sequences; a rest is left out."""
     size = len(batch) // PARTS
-    return [
-        cc.measured_gradient(batch.tokens[start : start + size], batch.target_probs[start : start + size])
-        for start in range(0, PARTS * size, size)
-    ]
+    parts = [batch[start : start + size] for start in range(0, PARTS * size, size)]
+    return [cc.measured_gradient(part.tokens, part.target_probs) for part in parts]
 
 
 def slope_errors(
@@ -159,25 +150,18 @@ def three_comparisons(
 
 
 def sweep_sequences(
-    setting: Setting,
-    batch: cc.Batch,
-    g: cc.information.Information,
-    finite: cc.information.Information,
-    graph: nx.DiGraph,
-) -> list[dict[str, Any]]:
+    batch: cc.Batch, g: cc.information.Information, finite: cc.information.Information, graph: nx.DiGraph
+) -> Iterator[dict[str, Any]]:
     """Correlations of one task from a few sequences up to all: noise falls, the bias of a short context stays."""
-    same = {"graph": setting.graph, "d_vocab": setting.d_vocab, "alpha": setting.alpha, "n_ctx": setting.n_ctx}
-    n, points = len(batch), []
+    n = len(batch)
     for count in np.unique(np.geomspace(min(1000, n), n, 6).round().astype(int)).tolist():
         measured = cc.measured_gradient(batch.tokens[:count], batch.target_probs[:count])
         compared = three_comparisons(measured, g, finite, graph, "weights")
-        points.append(
-            same
-            | {"n_sequences": count, "noise_share": compared["by_g"].noise_share}
+        yield (
+            {"n_sequences": count, "noise_share": compared["by_g"].noise_share}
             | {f"correlation_{name}": value.correlation for name, value in compared.items()}
             | {f"slope_{name}": value.slope for name, value in compared.items()}
         )
-    return points
 
 
 def check_forest(seed: int) -> dict[str, Any]:

@@ -5,56 +5,68 @@ from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
-import torch
+from matplotlib.axes import Axes
 from scipy.stats import t as student_t
 
 import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
-from causal_circuits.studies.gradient_information.measure import CHECK_BETA_0, PARTS, Matrices, Setting
+from causal_circuits.studies.gradient_information.measure import CHECK_BETA_0, PARTS, Setting
 from causal_circuits.studies.study import Report
 
-Lines = dict[str, tuple[list[float], list[float]]]
+LINE = ["graph", "d_vocab", "alpha"]  # the settings of a line differ in n_ctx alone
 
 
 def make_report(rows: Mapping[str, Any]) -> Report:
-    """Checks, results, sections and closing table."""
+    """Checks, results and sections."""
     measured = [row for name, row in rows.items() if name.startswith("setting")]
     forests = [row for name, row in rows.items() if name.startswith("forest")]
     settings = [row["setting"] for row in measured]
     sweep = [point for row in measured for point in row["sweep"]]
-    matrices = next(row["matrices"] for row in measured if row["matrices"] is not None)
-    formation, difference = rows["training"], rows["closed form"]
-    checks = [
-        check_slope_on_expectation(settings),
-        *check_slope_on_limit(settings),
-        *check_parents(settings, forests),
-        Check(
-            difference < 0.01,
-            "The closed form is what a backward pass through the model gives",
-            f"relative difference {difference:.1e} at beta0 = {CHECK_BETA_0:g}",
-        ),
-    ]
+    table = pd.DataFrame([setting_row(setting) for setting in settings])
+    difference, formation = rows["closed form"], rows["training"]
     return Report(
         title="Is the gradient the mutual information?",
-        checks=checks,
+        checks=[
+            check_slope_on_expectation(table),
+            *check_slope_on_limit(table),
+            *check_parents(settings, forests),
+            Check(
+                difference < 0.01,
+                "The closed form is what a backward pass through the model gives",
+                f"relative difference {difference:.1e} at beta0 = {CHECK_BETA_0:g}",
+            ),
+        ],
         results={
             "settings": [asdict(setting) for setting in settings],
             "against_sequences": sweep,
             "forests": forests,
             "backward_pass_difference": difference,
-            "training": formation_results(formation),
+            "training": {
+                "steps": formation.steps,
+                "correlation": [comparison.correlation for comparison in formation.comparisons],
+                "rows_right": [comparison.rows_right for comparison in formation.comparisons],
+                "edges": formation.edges,
+                "formed_at": formation.formed_at,
+                "information": formation.information.tolist(),
+                "order_agreement": formation.order_agreement,
+            },
         },
-        sections=make_sections(settings, sweep, matrices, formation),
-        summary=[
-            *((f"{s.graph} {s.d_vocab}", setting_line(s)) for s in settings),
-            *(("holds" if check.passed else "fails", f"{check.claim}: {check.evidence}") for check in checks),
+        sections=[
+            show_lengths(table),
+            *(section for row in measured if row["matrices"] for section in show_matrices(**row["matrices"])),
+            *([show_sequences(pd.DataFrame(sweep))] if sweep else []),
+            Section(
+                "Over training",
+                formation_sentence(formation),
+                figures={"formation": figures.plot_edge_formation(formation)},
+            ),
         ],
     )
 
 
 def setting_row(setting: Setting) -> dict[str, Any]:
-    """The numbers of the table."""
+    """The numbers of the table: g is the information of the limit, G the gradient expected at this length."""
     by_g, by_finite, bias = (setting.weights[name] for name in ("by_g", "by_finite", "bias"))
     return {
         "graph": setting.graph,
@@ -69,31 +81,9 @@ def setting_row(setting: Setting) -> dict[str, Any]:
         "slope G: error": setting.slope_error_finite,
         "G on g: corr": bias.correlation,
         "G on g: slope": bias.slope,
-        "noise": by_g.noise_share,
+        "noise": by_finite.noise_share,
+        "neither G nor noise": 1 - by_finite.noise_share - by_finite.variance_explained,
         "parents first": f"{sum(rank == 1 for rank in by_g.parent_ranks)}/{len(by_g.parent_ranks)}",
-    }
-
-
-def setting_line(setting: Setting) -> str:
-    """One line of the closing table."""
-    row = setting_row(setting)
-    return (
-        f"alpha {row['alpha']:<4g} n_ctx {row['n_ctx']:3d}: slope on g {row['slope g']:.3f} +- "
-        f"{row['slope g: error']:.3f} (correlation {row['corr g']:.4f}), on G {row['slope G']:.3f} +- "
-        f"{row['slope G: error']:.3f} ({row['corr G']:.4f}); parents first {row['parents first']}"
-    )
-
-
-def formation_results(formation: cc.information.EdgeFormation) -> dict[str, Any]:
-    """The training as JSON values."""
-    return {
-        "steps": list(formation.steps),
-        "correlation": [comparison.correlation for comparison in formation.comparisons],
-        "rows_right": [comparison.rows_right for comparison in formation.comparisons],
-        "edges": [list(edge) for edge in formation.edges],
-        "formed_at": list(formation.formed_at),
-        "information": formation.information.tolist(),
-        "order_agreement": formation.order_agreement,
     }
 
 
@@ -102,44 +92,38 @@ def largest_by_chance(n: int) -> float:
     return float(student_t.ppf(1 - 0.025 / n, PARTS - 1))
 
 
-def check_slope_on_expectation(settings: Sequence[Setting]) -> Check:
+def check_slope_on_expectation(table: pd.DataFrame) -> Check:
     """Whether slopes on G are 1 within errors that hold sequences and matrices, and noise is all that is left."""
-    finite = [setting.weights["by_finite"] for setting in settings]
-    errors = [setting.slope_error_finite for setting in settings]
-    furthest = max(abs(c.slope - 1) / error for c, error in zip(finite, errors, strict=True))
-    allowed = largest_by_chance(len(settings))
-    unexplained = max(1 - c.noise_share - c.variance_explained for c in finite)
+    off, errors = (table["slope G"] - 1).abs(), table["slope G: error"]
+    furthest, allowed = (off / errors).max(), largest_by_chance(len(table))
+    unexplained = table["neither G nor noise"].max()
     return Check(
-        furthest <= allowed and unexplained < 0.03,
+        bool(furthest <= allowed and unexplained < 0.03),
         "The measured gradient is G, its own expectation computed without sequences: slope 1 within its error, and "
         "less than 3% of the variance neither explained nor noise",
-        f"slopes on G within {max(abs(c.slope - 1) for c in finite):.3f} of 1, their errors {min(errors):.3f} to "
-        f"{max(errors):.3f} (sequences and matrices); the furthest is {furthest:.1f} errors from 1, and chance allows "
-        f"{allowed:.1f} in {len(settings)} settings; at most {max(unexplained, 0.0):.1%} of the variance is neither "
-        "explained nor noise",
+        f"slopes on G within {off.max():.3f} of 1, their errors {errors.min():.3f} to {errors.max():.3f} (sequences "
+        f"and matrices); the furthest is {furthest:.1f} errors from 1, and chance allows {allowed:.1f} in {len(table)} "
+        f"settings; at most {max(unexplained, 0.0):.1%} of the variance is neither explained nor noise",
     )
 
 
-def check_slope_on_limit(settings: Sequence[Setting]) -> list[Check]:
+def check_slope_on_limit(table: pd.DataFrame) -> list[Check]:
     """Whether slopes on g, the information, come closer to 1 in longer contexts; nothing for a single length."""
-    lines: dict[tuple[str, int, float], list[Setting]] = {}
-    for setting in settings:
-        lines.setdefault((setting.graph, setting.d_vocab, setting.alpha), []).append(setting)
-    ordered = [sorted(line, key=lambda s: s.n_ctx) for line in lines.values()]
-    ends = [(line[0], line[-1]) for line in ordered if line[0].n_ctx < line[-1].n_ctx]
-    if not ends:
+    lines = table.sort_values("n_ctx").groupby(LINE)
+    several = lines.n_ctx.nunique() > 1
+    short, long = lines.first()[several], lines.last()[several]
+    if long.empty:
         return []
-    closer = sum(abs(b.weights["by_g"].slope - 1) < abs(a.weights["by_g"].slope - 1) for a, b in ends)
-    slopes = [long.weights["by_g"].slope for _, long in ends]
-    allowed = largest_by_chance(len(ends))
-    apart = sum(abs(long.weights["by_g"].slope - 1) > allowed * long.slope_error_g for _, long in ends)
+    off = (long["slope g"] - 1).abs()
+    closer = int((off < (short["slope g"] - 1).abs()).sum())
+    apart = int((off > largest_by_chance(len(long)) * long["slope g: error"]).sum())
     return [
         Check(
-            closer == len(ends),
+            closer == len(long),
             "The slope on g, the information of the limit, is closer to 1 in the longest context than in the shortest",
-            f"in {closer} of {len(ends)} lines (of forests, another one at each length); in the longest contexts it is "
-            f"{min(slopes):.3f} to {max(slopes):.3f}, "
-            f"other than 1 beyond its error in {apart} of {len(ends)}: there the gradient is not the information",
+            f"in {closer} of {len(long)} lines (of forests, another one at each length); in the longest contexts it is "
+            f"{long['slope g'].min():.3f} to {long['slope g'].max():.3f}, other than 1 beyond its error in {apart} of "
+            f"{len(long)}: there the gradient is not the information",
         )
     ]
 
@@ -166,140 +150,60 @@ def check_parents(settings: Sequence[Setting], forests: Sequence[Mapping[str, An
     return checks
 
 
-def make_sections(
-    settings: Sequence[Setting],
-    sweep: Sequence[Mapping[str, Any]],
-    matrices: Matrices,
-    formation: cc.information.EdgeFormation,
-) -> list[Section]:
-    """The evidence, picture by picture."""
-    at_length = " ".join(f"{c.evidence[0].upper()}{c.evidence[1:]}." for c in check_slope_on_limit(settings))
+def show_lengths(table: pd.DataFrame) -> Section:
+    """Slope and correlation against length: a line for each graph and alpha at the smallest vocabulary."""
+    smallest = table[table.d_vocab == table.d_vocab.min()].sort_values("n_ctx")
+    drawn = {}
+    for quantity, column in (("slope", "slope"), ("correlation", "corr")):
+        title = f"The {quantity} against context length, on the limit g and on G at the length itself"
+        columns = {"g": f"{column} g", "G": f"{column} G"}
+        drawn[f"{quantity}_against_n_ctx"] = plot_lines(smallest, "n_ctx", columns, "context length n_ctx", title)
+    theory = "Theory: the slope on g tends to 1 as contexts grow, the slope on G is 1 at every length."
+    return Section("Longer contexts", theory, figures=drawn, table=table)
+
+
+def show_sequences(sweep: pd.DataFrame) -> Section:
+    """Correlations against the number of sequences."""
+    columns = {"g": "correlation_by_g", "G": "correlation_by_finite"}
+    title = "Correlation of measured and predicted against the number of sequences, on g and on G"
+    drawn = plot_lines(sweep, "n_sequences", columns, "sequences in one gradient", title)
+    sentence = "Noise falls with the number of sequences; what a short context does to g does not."
+    return Section("More sequences", sentence, figures={"correlation_against_sequences": drawn}, table=sweep)
+
+
+def plot_lines(table: pd.DataFrame, x: str, columns: Mapping[str, str], xlabel: str, title: str) -> Axes:
+    """A line for each graph, d_vocab, alpha and prediction."""
+    lines = {
+        f"{graph}, d_vocab {d_vocab}, alpha {alpha:g}, on {prediction}": (of[x].tolist(), of[column].tolist())
+        for (graph, d_vocab, alpha), of in table.groupby(LINE, sort=False)
+        for prediction, column in columns.items()
+    }
+    return figures.plot_agreement(lines, xlabel, "measured on predicted", title=title, group_size=2)
+
+
+def show_matrices(graph: Any, measured: Any, g: Any, finite: Any) -> list[Section]:
+    """The measured gradient of one setting beside the two predictions: pair by pair, and as matrices."""
+    predictions = {
+        "g": (g, "g, the limit of long contexts"),
+        "finite": (finite, "G, expected at this context length"),
+    }
+    scatters, matrices = {}, {"matrix_measured": plot_below(measured, graph, "Minus the gradient, measured")}
+    for name, (predicted, what) in predictions.items():
+        values, error = (measured.value, predicted.value, graph), measured.standard_error
+        scatters[f"scatter_{name}"] = figures.plot_gradient_vs_information(*values, error, label=f"predicted: {what}")
+        matrices[f"matrix_{name}"] = plot_below(predicted, graph, what)
+    sentence = "A dot for every pair of positions: minus the measured gradient against g, and against G."
     return [
-        Section(
-            "Longer contexts",
-            f"Theory: the slope on g tends to 1 as contexts grow, the slope on G is 1 at every length. {at_length}",
-            figures={f"{what}_against_n_ctx": plot_against_length(settings, what) for what in ("slope", "correlation")},
-            table=[setting_row(setting) for setting in settings],
-        ),
-        Section("One gradient, pair by pair", example_sentence(matrices), figures=scatters(matrices)),
-        Section(
-            "The same as matrices",
-            f"True edges are outlined. {column_sentence(matrices)}",
-            figures=matrix_plots(matrices),
-        ),
-        Section(
-            "More sequences",
-            sequences_sentence(sweep),
-            figures={"correlation_against_sequences": plot_against_sequences(sweep)} if sweep else {},
-        ),
-        Section(
-            "Over training",
-            formation_sentence(formation),
-            figures={"formation": figures.plot_edge_formation(formation)},
-        ),
+        Section("One gradient, pair by pair", sentence, figures=scatters),
+        Section("The same as matrices", "True edges are outlined.", figures=matrices),
     ]
 
 
-def scatters(example: Matrices) -> dict[str, Any]:
-    """Measured against predicted, every pair of positions a dot."""
-    predictions = {
-        "scatter_g": (example.g, "g, the limit of long contexts"),
-        "scatter_finite": (example.finite, "G, expected at this context length"),
-    }
-    return {
-        name: figures.plot_gradient_vs_information(
-            example.measured.value,
-            predicted.value,
-            example.graph,
-            example.measured.standard_error,
-            label=f"predicted: {what}",
-        )
-        for name, (predicted, what) in predictions.items()
-    }
-
-
-def matrix_plots(example: Matrices) -> dict[str, Any]:
-    """Measured and predicted entries below the diagonal."""
-    titles = {
-        "matrix_measured": (example.measured, "Minus the gradient, measured"),
-        "matrix_g": (example.g, "g: the limit of long contexts"),
-        "matrix_finite": (example.finite, "G: expected at this context length"),
-    }
-    drawn = {}
-    for name, (information, title) in titles.items():
-        below = information.value.tril(-1)
-        below[-1] = float("nan")
-        drawn[name] = figures.plot_matrix(below, example.graph, title=title, label="in the unit of g", diverging=True)
-    return drawn
-
-
-def plot_against_length(settings: Sequence[Setting], quantity: str) -> Any:
-    """A line for each graph and alpha at the smallest vocabulary, on g and on G."""
-    lines: Lines = {}
-    smallest = min(setting.d_vocab for setting in settings)
-    for setting in settings:
-        for prediction, key in (("g", "by_g"), ("G", "by_finite")) if setting.d_vocab == smallest else ():
-            x, y = lines.setdefault(f"{setting.graph}, alpha {setting.alpha:g}, on {prediction}", ([], []))
-            x.append(setting.n_ctx)
-            y.append(getattr(setting.weights[key], quantity))
-    title = f"The {quantity} against context length, on the limit g and on G at the length itself"
-    label = f"{quantity} of measured on predicted"
-    return figures.plot_agreement(lines, "context length n_ctx", label, title=title, group_size=2)
-
-
-def plot_against_sequences(sweep: Sequence[Mapping[str, Any]]) -> Any:
-    """A line for each task, on g and on G."""
-    lines: Lines = {}
-    for point in sweep:
-        for prediction, key in (("g", "correlation_by_g"), ("G", "correlation_by_finite")):
-            x, y = lines.setdefault(f"{point['graph']}, d_vocab {point['d_vocab']}, on {prediction}", ([], []))
-            x.append(point["n_sequences"])
-            y.append(point[key])
-    title = "Correlation against the number of sequences, on g and on G"
-    label = "correlation of measured and predicted"
-    return figures.plot_agreement(lines, "sequences in one gradient", label, title=title, group_size=2)
-
-
-def example_sentence(example: Matrices) -> str:
-    """Slope and correlation of the setting shown pair by pair, on g and on G."""
-    on_g, on_finite = (
-        cc.compare_gradient(example.measured.value, predicted.value, example.graph)
-        for predicted in (example.g, example.finite)
-    )
-    return (
-        f"First against g, the limit of long contexts: correlation {on_g.correlation:.3f}, slope {on_g.slope:.3f}; "
-        f"then against G, the expected gradient at this context length: {on_finite.correlation:.3f} and "
-        f"{on_finite.slope:.3f}."
-    )
-
-
-def column_sentence(example: Matrices) -> str:
-    """How much lower than g the columns of positions with children are, and the other columns, edges left out."""
-    below = (example.measured.value - example.g.value).tril(-1)[:-1, :-1]
-    counted = torch.ones_like(below, dtype=torch.bool).tril(-1)
-    for parent, child in cc.latent_edges(example.graph):
-        counted[child, parent] = False
-    n = len(below)
-    has_children = torch.tensor([any(child < n for child in example.graph.successors(j)) for j in range(n)])
-    means = [float(below[counted & columns].mean()) for columns in (has_children[None, :], ~has_children[None, :])]
-    return (
-        f"Measured less g, mean over pairs that are no edge: {means[0]:+.3f} in columns of positions with children, "
-        f"{means[1]:+.3f} in the others."
-    )
-
-
-def sequences_sentence(sweep: Sequence[Mapping[str, Any]]) -> str:
-    """Correlations from the fewest and from all sequences, and what the noise alone would leave."""
-    if not sweep:
-        return "Not swept in this run."
-    means = pd.DataFrame(sweep).groupby("n_sequences")[["correlation_by_finite", "correlation_by_g", "noise_share"]]
-    few, many = means.mean().iloc[0], means.mean().iloc[-1]
-    return (
-        f"From {few.name:,} to {many.name:,} sequences the mean correlation goes from "
-        f"{few.correlation_by_finite:.3f} to {many.correlation_by_finite:.3f} on G, and from "
-        f"{few.correlation_by_g:.3f} to {many.correlation_by_g:.3f} on g; the share of noise in the measured variance "
-        f"from {few.noise_share:.3f} to {many.noise_share:.3f}."
-    )
+def plot_below(information: cc.information.Information, graph: Any, title: str) -> Axes:
+    """The entries below the diagonal; the last row, the target's, is left out."""
+    below = information.value.tril(-1)
+    below[-1] = float("nan")
+    return figures.plot_matrix(below, graph, title=title, label="in the unit of g", diverging=True)
 
 
 def formation_sentence(formation: cc.information.EdgeFormation) -> str:

@@ -10,15 +10,7 @@ import numpy as np
 import torch
 
 import causal_circuits as cc
-from causal_circuits.studies.structure_learning.methods import (
-    METHODS,
-    MISSING,
-    PC,
-    PC_NODES,
-    Table,
-    find_edges,
-    load_pc,
-)
+from causal_circuits.studies.structure_learning import methods
 from causal_circuits.studies.structure_learning.report import FIXED, NOISE, POOLED, make_report
 from causal_circuits.studies.study import Cell, Report, Study, at_least
 from causal_circuits.studies.tables import figure_9_parents
@@ -72,28 +64,22 @@ class Config(Study):
 
     def cells(self) -> list[Cell]:
         """A graph of Figure 9 each."""
-        has_pc = load_pc() is not None
+        has_pc = methods.load_pc() is not None
         if not has_pc:
-            sys.stderr.write(MISSING + "\n")
+            sys.stderr.write(methods.MISSING + "\n")
         same = {"d_vocab": self.d_vocab, "alpha": self.alpha, "steps": self.steps, "level": self.level}
-        return [
-            Cell(
-                f"graph {index}",
-                measure_graph,
-                {
-                    "index": index,
-                    "sizes": self.sizes,
-                    "pc_sizes": [n for n in self.sizes if has_pc and index < self.pc_graphs and n <= self.pc_size],
-                    "seed": self.seed,
-                    **same,
-                },
-            )
-            for index in range(min(self.graphs, 20))
-        ]
+        cells = []
+        for index in range(min(self.graphs, 20)):
+            pc_sizes = [n for n in self.sizes if has_pc and index < self.pc_graphs and n <= self.pc_size]
+            own = {"index": index, "sizes": self.sizes, "pc_sizes": pc_sizes, "seed": self.seed}
+            cells.append(Cell(f"graph {index}", measure_graph, own | same))
+        return cells
 
     def report(self, rows: Mapping[str, Any]) -> Report:
         """Totals over graphs."""
-        return make_report([row for of_graph in rows.values() for row in of_graph], has_pc=load_pc() is not None)
+        return make_report(
+            [row for of_graph in rows.values() for row in of_graph], has_pc=methods.load_pc() is not None
+        )
 
 
 def measure_graph(
@@ -110,12 +96,12 @@ def measure_graph(
     graph = cc.graph_from_parents(figure_9_parents()[index])
     rows = []
     for setting, batch in make_batches(graph, max(sizes), d_vocab, alpha, (seed, index)).items():
-        whole = Table.of(batch, seed=seed + index)
+        whole = methods.Table.of(batch, seed=seed + index)
         for size in [max(sizes)] if setting == NOISE else sizes:
-            for method in METHODS:
-                if method not in (PC, PC_NODES) or size in pc_sizes:
-                    found = find_edges(method, whole[:size], level=level, steps=steps, seed=seed)
-                    about = {"graph": index, "setting": setting, "sequences": size, "method": method}
+            for name in methods.METHODS:
+                if name not in (methods.PC, methods.PC_NODES) or size in pc_sizes:
+                    found = methods.find_edges(name, whole[:size], level=level, steps=steps, seed=seed)
+                    about = {"graph": index, "setting": setting, "sequences": size, "method": name}
                     rows.append(about | score(graph, found.proposed, found.graph) | {"seconds": found.seconds})
     return rows
 

@@ -7,7 +7,7 @@ its own test.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import networkx as nx
@@ -26,20 +26,8 @@ INFORMATION, INFORMATION_GIVEN = "mutual information", "mutual information given
 CHOW_LIU, CHOW_LIU_NODES = "Chow-Liu", "Chow-Liu, query and label as nodes"
 CHOW_LIU_GIVEN = "Chow-Liu given query and label"
 PC, PC_NODES = "PC", "PC, query and label as nodes"
-METHODS = (
-    GRADIENT,
-    GRADIENT_LAWS,
-    COVARIANCE,
-    ATTENTION,
-    ATTENTION_LAWS,
-    INFORMATION,
-    INFORMATION_GIVEN,
-    CHOW_LIU,
-    CHOW_LIU_NODES,
-    CHOW_LIU_GIVEN,
-    PC,
-    PC_NODES,
-)
+METHODS: tuple[str, ...] = (GRADIENT, GRADIENT_LAWS, COVARIANCE, ATTENTION, ATTENTION_LAWS, INFORMATION)
+METHODS += (INFORMATION_GIVEN, CHOW_LIU, CHOW_LIU_NODES, CHOW_LIU_GIVEN, PC, PC_NODES)
 MISSING = (
     "PC is left out: causal-learn is not installed; pip install -c constraints.txt -e '.[structure]' brings it. "
     "Everything else runs."
@@ -70,7 +58,10 @@ class Table:
     @classmethod
     def of(cls, batch: cc.Batch, seed: int) -> "Table":
         """The table of a batch."""
-        return cls(batch, with_labels(batch, seed))
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.multinomial(batch.target_probs, 1, generator=generator)[:, 0]
+        drawn = torch.nn.functional.one_hot(labels, batch.target_probs.shape[1]).float()
+        return cls(batch, cc.Batch(batch.tokens, drawn))
 
     def __getitem__(self, rows: slice) -> "Table":
         return Table(self.laws[rows], self.labels[rows])
@@ -138,13 +129,6 @@ def by_gradient(data: cc.Batch, level: float) -> tuple[Edges, Edges]:
     return proposed, {(p.parent, p.position) for p in found if p.parent is not None}
 
 
-def with_labels(data: cc.Batch, seed: int) -> cc.Batch:
-    """The same sequences with one sampled next token each in place of its law."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.multinomial(data.target_probs, 1, generator=generator)[:, 0]
-    return cc.Batch(data.tokens, torch.nn.functional.one_hot(labels, data.target_probs.shape[1]).float())
-
-
 def by_attention(data: cc.Batch, level: float, steps: int, seed: int) -> tuple[Edges, Edges]:
     """The rows' maxima of layer 0's attention after stage 1 of Algorithm 1 on this table; roots told by information.
 
@@ -171,9 +155,8 @@ def by_covariance(table: Table, level: float) -> tuple[Edges, Edges]:
     covariance = child.T @ key / len(positions)
     spread = np.sqrt(np.outer(child.var(axis=0), key.var(axis=0)))
     correlation = np.divide(covariance, spread, out=np.zeros_like(covariance), where=spread > 0)
-    tails = stats.norm.sf(correlation * len(positions) ** 0.5)
     proposed = row_maxima(covariance)
-    return proposed, proposed & significant({(j, i): tails[i, j] for j, i in pairs(len(tails))}, level)
+    return proposed, proposed & significant(stats.norm.sf(correlation * len(positions) ** 0.5), level)
 
 
 def by_information(table: Table, level: float, *, given: bool) -> tuple[Edges, Edges]:
@@ -181,16 +164,12 @@ def by_information(table: Table, level: float, *, given: bool) -> tuple[Edges, E
 
     With `given`, information and test are those given the query's token and the label.
     """
-    d_vocab = table.d_vocab
-    information = (
-        information_given_query_and_label(table)
-        if given
-        else cc.classical.pooled_mutual_information(table.positions, d_vocab)
-    )
-    proposed = row_maxima(information)
-    degrees, twice_n = (d_vocab - 1) ** 2 * (d_vocab**2 if given else 1), 2 * len(table.positions)
-    tails = stats.chi2.sf(twice_n * information, degrees)
-    return proposed, proposed & significant({(j, i): tails[i, j] for j, i in pairs(len(tails))}, level)
+    if given:
+        information, n_strata = information_given_query_and_label(table), table.d_vocab**2
+    else:
+        information, n_strata = cc.classical.pooled_mutual_information(table.positions, table.d_vocab), 1
+    proposed, degrees = row_maxima(information), n_strata * (table.d_vocab - 1) ** 2
+    return proposed, proposed & significant(stats.chi2.sf(2 * len(table.positions) * information, degrees), level)
 
 
 def information_given_query_and_label(table: Table) -> np.ndarray:
@@ -201,15 +180,16 @@ def information_given_query_and_label(table: Table) -> np.ndarray:
     return np.sum([len(group) / n * cc.classical.pooled_mutual_information(group, d_vocab) for group in groups], axis=0)
 
 
-def pairs(n_positions: int) -> Iterable[tuple[int, int]]:
+def pairs(n_positions: int) -> list[tuple[int, int]]:
     """(j, i) for every j < i."""
     return [(j, i) for i in range(n_positions) for j in range(i)]
 
 
-def significant(p_values: dict[tuple[int, int], float], level: float) -> Edges:
+def significant(p_values: np.ndarray, level: float) -> Edges:
     """The pairs whose p-value, Holm-adjusted over all pairs (maxima are picked from them), is below the level."""
-    adjusted = cc.discovery.holm(list(p_values.values()))
-    return {pair for pair, p in zip(p_values, adjusted, strict=True) if p < level}
+    tested = pairs(len(p_values))
+    adjusted = cc.discovery.holm([p_values[i, j] for j, i in tested])
+    return {pair for pair, p in zip(tested, adjusted, strict=True) if p < level}
 
 
 def row_maxima(values: np.ndarray) -> Edges:

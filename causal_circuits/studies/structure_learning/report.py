@@ -1,35 +1,25 @@
 """What the rows of `structure_learning` add up to: totals over graphs, checks, curves."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
-from causal_circuits.studies.structure_learning.methods import (
-    ATTENTION,
-    CHOW_LIU,
-    CHOW_LIU_GIVEN,
-    CHOW_LIU_NODES,
-    COVARIANCE,
-    GRADIENT,
-    GRADIENT_LAWS,
-    INFORMATION,
-    INFORMATION_GIVEN,
-    METHODS,
-    MISSING,
-    PC,
-    PC_NODES,
-)
+from causal_circuits.studies.structure_learning import methods
 from causal_circuits.studies.study import Report
 
 COUNTS = ["edges", "parents_by_chance", "variance_by_chance", "edges_proposed", "parents_proposed"]
 COUNTS += ["edges_found", "false_edges"]
+MEANS = {"shd": "mean_shd", "seconds": "seconds_a_graph"}
 POOLED, FIXED, NOISE = SETTINGS = ("pooled prompts", "one fixed kernel", "pure noise")
-CLASSICS = (INFORMATION, INFORMATION_GIVEN, CHOW_LIU, CHOW_LIU_NODES, CHOW_LIU_GIVEN)
-ROW_MAXIMA = (GRADIENT, GRADIENT_LAWS, COVARIANCE, ATTENTION, INFORMATION, INFORMATION_GIVEN)
-DRAWN = (GRADIENT, GRADIENT_LAWS, COVARIANCE, ATTENTION, INFORMATION, INFORMATION_GIVEN, CHOW_LIU_GIVEN, PC_NODES)
+CLAIMED = {POOLED: POOLED, FIXED: "one fixed transition matrix", NOISE: NOISE}  # as claims and headings say it
+INFORMATION = (methods.INFORMATION, methods.INFORMATION_GIVEN)
+CLASSICS = (*INFORMATION, methods.CHOW_LIU, methods.CHOW_LIU_NODES, methods.CHOW_LIU_GIVEN)
+ROW_MAXIMA = (methods.GRADIENT, methods.GRADIENT_LAWS, methods.COVARIANCE, methods.ATTENTION, *INFORMATION)
+DRAWN = (*ROW_MAXIMA, methods.CHOW_LIU_GIVEN, methods.PC_NODES)
 MOST_ERRORS = 3.5  # standard errors from chance
 ABOUT = {
     POOLED: "A fresh transition matrix in every sequence: positions of a prompt share a hidden cause, and pooled "
@@ -45,159 +35,120 @@ ABOUT = {
 
 
 def make_report(rows: Sequence[dict[str, Any]], *, has_pc: bool) -> Report:
-    """Checks, results, sections and closing table."""
+    """Checks, results and sections."""
     totals = sum_over_graphs(rows)
-    missing = [] if has_pc else [("PC", "left out: causal-learn is not installed")]
+    missing = [] if has_pc else [Section("PC", methods.MISSING)]
     return Report(
         title="Structure learning on one table: a gradient, a covariance, attention, and the classics",
         checks=make_checks(totals),
         results={
-            "pc": "run" if has_pc else MISSING,
+            "pc": "run" if has_pc else methods.MISSING,
             "summary": totals.to_dict(orient="records"),
             "rows": list(rows),
         },
-        sections=[*make_sections(totals), *([] if has_pc else [Section("PC", MISSING)])],
-        summary=[*summarize(totals), *missing],
+        sections=[*(show_setting(totals[totals.setting == setting], setting) for setting in SETTINGS), *missing],
     )
 
 
 def sum_over_graphs(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """A row for each setting, method and number of sequences."""
     groups = pd.DataFrame(rows).groupby(["setting", "method", "sequences"], sort=False)
-    totals = pd.concat(
-        [
-            groups.size().rename("graphs"),
-            groups[COUNTS].sum(),
-            groups[["shd", "seconds"]].mean().rename(columns={"shd": "mean_shd", "seconds": "seconds_a_graph"}),
-        ],
-        axis=1,
-    )
-    return totals.reset_index()
+    means = groups[list(MEANS)].mean().rename(columns=MEANS)
+    return pd.concat([groups.size().rename("graphs"), groups[COUNTS].sum(), means], axis=1).reset_index()
 
 
 def make_checks(totals: pd.DataFrame) -> list[Check]:
-    """The claims, each with the numbers that decide it."""
-    most = totals.sequences.max()
-    by = totals[totals.sequences == most].set_index(["setting", "method"])
-    checks = [
-        Check(
-            bool(row.edges_found == row.edges and not row.false_edges),
-            f"{POOLED}: {method}: every parent and no false edge from {most:,} sequences",
-            f"{row.edges_found} of {row.edges} parents, {row.false_edges} false edges",
-        )
-        for method in (GRADIENT, GRADIENT_LAWS, ATTENTION)
-        for row in [by.loc[(POOLED, method)]]
-    ]
-    row = by.loc[(POOLED, COVARIANCE)]
-    checks.append(
-        Check(
-            bool(row.parents_proposed == row.edges),
-            f"{POOLED}: the {COVARIANCE}, counted without a model, has its largest entry of each row at the parent",
-            f"{row.parents_proposed} of {row.edges} parents; its plain test of dependence accepts {row.false_edges} "
-            "false edges, in rows of roots",
-        )
-    )
-    checks.append(
-        Check(
-            all(by.parents_proposed[POOLED, method] < 0.5 * row.edges for method in CLASSICS),
-            f"{POOLED}: the classics propose fewer than half of the parents, also where they are given query and label",
-            proposals(by, POOLED, CLASSICS) + f" of {row.edges}",
-        )
-    )
-    for method in (PC, PC_NODES):
-        of_pc = totals[(totals.setting == POOLED) & (totals.method == method)]
-        checks += [check_pc(of_pc.iloc[-1])] if len(of_pc) else []
-    checks.append(
-        Check(
-            all(by.parents_proposed[FIXED, method] > 0.9 * row.edges for method in CLASSICS),
-            f"{FIXED}: the classics, made for it, propose over 90% of the parents",
-            proposals(by, FIXED, CLASSICS) + f" of {row.edges}",
-        )
-    )
-    trained = by.loc[(FIXED, ATTENTION)]
-    checks.append(
-        Check(
-            bool(trained.parents_proposed < 0.5 * trained.edges),
-            f"{FIXED}: training finds less than half of the graph, since the target's law needs no context",
-            f"{trained.parents_proposed} of {trained.edges} parents proposed "
-            f"({trained.parents_by_chance:.1f} by chance)",
-        )
-    )
-    noise = by.loc[NOISE].loc[list(ROW_MAXIMA)]
-    errors = (noise.parents_proposed - noise.parents_by_chance) / noise.variance_by_chance**0.5
-    checks.append(
-        Check(
-            bool((errors.abs() < MOST_ERRORS).all()),
-            f"{NOISE}: what has no structure gives true edges by chance only (within {MOST_ERRORS} standard errors)",
-            proposals(by, NOISE, ROW_MAXIMA) + f", by chance {noise.parents_by_chance.iloc[-1]:.1f}",
-        )
-    )
-    return checks
+    """The claims, each with the numbers that decide it, from the largest number of sequences."""
+    by = totals[totals.sequences == totals.sequences.max()].set_index(["setting", "method"])
+    pooled = totals[totals.setting == POOLED]
+    return [*check_pooled(by.loc[POOLED]), *check_pc(pooled), *check_fixed(by.loc[FIXED]), check_noise(by.loc[NOISE])]
 
 
-def proposals(by: pd.DataFrame, setting: str, methods: Sequence[str]) -> str:
+def proposals(of_setting: pd.DataFrame, names: Sequence[str]) -> str:
     """How many parents each method proposes."""
-    return "; ".join(f"{method} {by.parents_proposed[setting, method]}" for method in methods)
+    return "; ".join(f"{name} {of_setting.parents_proposed[name]}" for name in names)
 
 
-def check_pc(row: Any) -> Check:
-    """Whether PC links more pairs that are no edge than there are edges."""
-    return Check(
-        bool(row.false_edges > row.edges),
-        f"{POOLED}: {row.method} does not tell edges from other pairs: of these it links more than there are edges",
-        f"{row.edges_found} of {row.edges} edges and {row.false_edges:,} pairs that are none, from "
-        f"{row.sequences:,} sequences",
+def check_pooled(pooled: pd.DataFrame) -> Iterator[Check]:
+    """What the gradient, the attention and the covariance find on pooled prompts, and the classics do not."""
+    edges = pooled.edges.iloc[0]
+    for name in (methods.GRADIENT, methods.GRADIENT_LAWS, methods.ATTENTION):
+        row = pooled.astype(object).loc[name]
+        yield Check(
+            bool(row.edges_found == edges and not row.false_edges),
+            f"{POOLED}: {name}: every parent and no false edge from {row.sequences:,} sequences",
+            f"{row.edges_found} of {edges} parents, {row.false_edges} false edges",
+        )
+    row = pooled.astype(object).loc[methods.COVARIANCE]
+    yield Check(
+        bool(row.parents_proposed == edges),
+        f"{POOLED}: the {methods.COVARIANCE}, counted without a model, has its largest entry of each row at the parent",
+        f"{row.parents_proposed} of {edges} parents; its plain test of dependence accepts {row.false_edges} false "
+        "edges, in rows of roots",
+    )
+    yield Check(
+        bool((pooled.loc[list(CLASSICS)].parents_proposed < 0.5 * edges).all()),
+        f"{POOLED}: the classics propose fewer than half of the parents, also where they are given query and label",
+        f"{proposals(pooled, CLASSICS)} of {edges}",
     )
 
 
-def make_sections(totals: pd.DataFrame) -> list[Section]:
-    """The evidence, a setting each."""
-    return [
-        Section(
-            setting[0].upper() + setting[1:],
-            ABOUT[setting],
-            figures={} if setting == NOISE else plot_setting(totals, setting),
-            table=totals[totals.setting == setting].to_dict(orient="records"),
-        )
-        for setting in SETTINGS
-    ]
+def check_pc(pooled: pd.DataFrame) -> Iterator[Check]:
+    """Whether PC, from the most sequences it was given, links more pairs that are no edge than there are edges."""
+    for name in (methods.PC, methods.PC_NODES):
+        for row in pooled[pooled.method == name].tail(1).itertuples():
+            yield Check(
+                bool(row.false_edges > row.edges),
+                f"{POOLED}: {name} does not tell edges from other pairs: of these it links more than there are edges",
+                f"{row.edges_found} of {row.edges} edges and {row.false_edges:,} pairs that are none, from "
+                f"{row.sequences:,} sequences",
+            )
 
 
-def plot_setting(totals: pd.DataFrame, setting: str) -> dict[str, Any]:
-    """Curves over the number of sequences, a line a method."""
+def check_fixed(fixed: pd.DataFrame) -> Iterator[Check]:
+    """What is found where one transition matrix is behind all sequences."""
+    yield Check(
+        bool((fixed.loc[list(CLASSICS)].parents_proposed > 0.9 * fixed.edges.iloc[0]).all()),
+        f"{CLAIMED[FIXED]}: the classics, made for it, propose over 90% of the parents",
+        f"{proposals(fixed, CLASSICS)} of {fixed.edges.iloc[0]}",
+    )
+    trained = fixed.astype(object).loc[methods.ATTENTION]
+    yield Check(
+        bool(trained.parents_proposed < 0.5 * trained.edges),
+        f"{CLAIMED[FIXED]}: training finds less than half of the graph, since the target's law needs no context",
+        f"{trained.parents_proposed} of {trained.edges} parents proposed ({trained.parents_by_chance:.1f} by chance)",
+    )
+
+
+def check_noise(noise: pd.DataFrame) -> Check:
+    """Whether what has no structure gives true edges by chance only."""
+    rows = noise.loc[list(ROW_MAXIMA)]
+    errors = (rows.parents_proposed - rows.parents_by_chance) / rows.variance_by_chance**0.5
+    return Check(
+        bool((errors.abs() < MOST_ERRORS).all()),
+        f"{NOISE}: what has no structure gives true edges by chance only (within {MOST_ERRORS} standard errors)",
+        f"{proposals(noise, ROW_MAXIMA)}, by chance {rows.parents_by_chance.iloc[-1]:.1f}",
+    )
+
+
+def show_setting(totals: pd.DataFrame, setting: str) -> Section:
+    """The rows of a setting, and but for noise curves over the number of sequences, a line a method."""
     values = {
         "parents": ("share of parents proposed", totals.parents_proposed / totals.edges),
         "found": ("share of parents accepted", totals.edges_found / totals.edges),
         "false_edges": ("false edges a graph", totals.false_edges / totals.graphs),
         "shd": ("structural Hamming distance, mean", totals.mean_shd),
     }
-    plots = {}
-    for name, (label, value) in values.items():
-        lines = totals.assign(value=value)[totals.setting == setting].groupby("method")
-        curves = {
-            method: list(zip(of.sequences.tolist(), of.value.tolist(), strict=True))
-            for method, of in lines
-            if method in DRAWN
-        }
-        ordered = {method: curves[method] for method in DRAWN if method in curves}
-        plots[f"{name}_{setting.replace(' ', '_')}"] = figures.plot_curves(
-            ordered, xlabel="sequences", ylabel=label, title=setting
-        )
-    return plots
+    drawn = {
+        f"{name}_{setting.replace(' ', '_')}": plot_methods(totals.assign(value=value), label, CLAIMED[setting])
+        for name, (label, value) in values.items()
+        if setting != NOISE
+    }
+    return Section(CLAIMED[setting].capitalize(), ABOUT[setting], figures=drawn, table=totals)
 
 
-def summarize(totals: pd.DataFrame) -> list[tuple[str, str]]:
-    """The largest number of sequences that each method was given."""
-    largest = totals.sort_values("sequences").groupby(["setting", "method"]).last()
-    return [
-        (
-            setting,
-            f"{method:39s} {row.parents_proposed:3d} of {row.edges} parents proposed, {row.edges_found} accepted, "
-            f"{row.false_edges} false edges, mean SHD {row.mean_shd:.1f} ({row.sequences:,} sequences, {row.graphs} "
-            f"graphs, {row.seconds_a_graph:.2f} s each)",
-        )
-        for setting in SETTINGS
-        for method in METHODS
-        if (setting, method) in largest.index
-        for row in [next(largest.loc[[(setting, method)]].itertuples())]
-    ]
+def plot_methods(totals: pd.DataFrame, label: str, title: str) -> Axes:
+    """A value over the number of sequences, a line a method."""
+    groups = totals.set_index("sequences").groupby("method").value
+    curves = {name: list(groups.get_group(name).items()) for name in DRAWN if name in groups.groups}
+    return figures.plot_curves(curves, xlabel="sequences", ylabel=label, title=title)
