@@ -20,14 +20,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 # With --dist loadfile a worker takes whole files: the long ones first, so that none is left over for one worker alone.
-LONG = ("test_notebooks", "test_imports", "test_resume", "test_running", "test_turns")
-LONG += (
-    "test_circuits_proof",
-    "test_study_circuit_proof",
-    "test_study_reproduce_paper",
-    "test_readme",
-    "test_circuits_methods",
-)
+LONG = ["notebooks", "imports", "resume", "running", "turns", "circuits_proof", "study_circuit_proof"]
+LONG += ["study_reproduce_paper", "readme", "circuits_methods"]
 FORK = [None, 0, 0, 1, None, 4]  # a root with two children, a grandchild, a second tree; n_ctx 7
 
 settings.register_profile("causal_circuits", deadline=None, derandomize=True, max_examples=25, database=None)
@@ -51,7 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Stable: within a file, and among the others, everything stays in its order."""
-    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    place = {f"test_{name}": at for at, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture

@@ -43,16 +43,6 @@ def test_mutual_information_is_counted_right(n: int, n_ctx: int, d_vocab: int, s
     assert np.allclose(found, expected, atol=1e-12)
 
 
-def test_mutual_information_is_zero_for_constants_and_entropy_for_copies() -> None:
-    column = torch.tensor([0, 1, 1, 2, 2, 2])
-    found = cc.classical.pooled_mutual_information(
-        torch.stack([column, column, torch.zeros(6, dtype=torch.int64)], dim=1), 3
-    )
-    entropy = -sum(p * log(p) for p in (1 / 6, 2 / 6, 3 / 6))
-    assert found[0, 1] == pytest.approx(entropy)
-    assert np.allclose(found[2], 0.0)
-
-
 @given(n=st.integers(2, 5), seed=st.integers(0, 999))
 def test_chow_liu_is_the_heaviest_of_all_spanning_trees(n: int, seed: int) -> None:
     weights = np.random.default_rng(seed).random((n, n))

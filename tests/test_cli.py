@@ -5,7 +5,6 @@ import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -119,19 +118,15 @@ def test_a_cell_that_raises_ends_in_one_line_and_status_1(tmp_path, capsys):
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on from here"),
         (KeyboardInterrupt("interrupted at step 3"), 130, "interrupted at step 3; the same command"),
         (OSError(28, "No space left on device", "results.json"), 1, "error: [Errno 28] No space left on device"),
-        (cc.training.DivergenceError("the loss became nan at step 3", 3, 0, None), 1, "1 of 4 cells raised"),
+        (cc.training.DivergenceError("the loss became nan at step 3", 3, 0, None), 1, "4 of 4 cells raised: number 1"),
     ],
 )
 def test_faults_of_the_world_end_in_one_line(error, status, words, tmp_path, capsys, monkeypatch):
     def fail(*given: object, **named: object) -> None:
         raise error
 
-    where = (cc.running, "write_checked") if isinstance(error, OSError) else (cc.running, "encode")
-    monkeypatch.setattr(*where, fail)
-    flags = ["--out", tmp_path]
-    assert command(*flags) == status
-    if isinstance(error, cc.training.DivergenceError):
-        words = "4 of 4 cells raised: number 1"
+    monkeypatch.setattr(cc.running, "write_checked" if isinstance(error, OSError) else "encode", fail)
+    assert command("--out", tmp_path) == status
     assert_one_line(capsys, words)
 
 
@@ -210,12 +205,3 @@ def test_every_script_is_the_command_line_of_its_study(path):
     assert ast.unparse(ast.parse(text).body[-1].body[0]) == f"sys.exit(main('{path.stem}'))"
     assert len(text.splitlines()) <= 60
     assert path.stem in studies.NAMES
-
-
-def test_a_script_runs_in_an_interpreter_of_its_own():
-    done = subprocess.run(
-        [sys.executable, str(ANALYSES / "two_stage.py"), "--help"],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "--lengths" in done.stdout

@@ -46,21 +46,6 @@ def test_hyper_parameters_may_differ() -> None:
     assert_members_equal_single_runs(first, n_heads=(2, 1))
 
 
-def test_threads_do_not_change_the_data() -> None:
-    losses = []
-    before = torch.get_num_threads()
-    for n_threads in (1, 2, 3):
-        torch.set_num_threads(n_threads)
-        try:
-            configs = [cc.TrainConfig.joint(6, batch_size=20, seed=seed) for seed in range(2)]
-            losses.append([r.losses for r in cc.train_ensemble(*members(configs), configs)])
-        finally:
-            torch.set_num_threads(before)
-    for other in losses[1:]:
-        for found, expected in zip(other, losses[0], strict=True):
-            assert torch.allclose(found, expected, rtol=1e-5)
-
-
 def test_models_that_cannot_be_fused_are_trained_one_by_one() -> None:
     configs = [cc.TrainConfig.joint(4, batch_size=8, seed=seed) for seed in range(2)]
     models, tasks = members(configs)
@@ -71,21 +56,6 @@ def test_models_that_cannot_be_fused_are_trained_one_by_one() -> None:
     for record, other in zip(records, fused, strict=True):
         assert other.path == "fused"
         assert torch.allclose(record.losses, other.losses, rtol=1e-5)
-
-
-def test_tasks_with_kernels_of_their_own_draw_the_same_in_any_number_of_parts() -> None:
-    kernel = torch.full((4, 4), 0.1) + 0.6 * torch.eye(4)
-    task = cc.InContextTask(cc.chain_graph(6), d_vocab=4, kernels=kernel)
-    losses = []
-    before = torch.get_num_threads()
-    for n_threads in (1, 2):
-        torch.set_num_threads(n_threads)
-        try:
-            model = cc.disentangled_transformer(4, 6, init_scale=0.1)
-            losses.append(cc.train(model, task, cc.TrainConfig.joint(5, batch_size=600)).losses)
-        finally:
-            torch.set_num_threads(before)
-    assert torch.allclose(*losses, rtol=1e-5)
 
 
 def test_a_member_that_diverges_is_named_and_every_model_keeps_its_weights() -> None:

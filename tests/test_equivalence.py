@@ -70,22 +70,6 @@ def test_another_seed_is_another_rotation_of_the_same_function(random_model):
     assert_same_function(one, other)
 
 
-def test_both_ways_leave_their_argument_as_it_was(random_model):
-    before = {name: parameter.detach().clone() for name, parameter in random_model.named_parameters()}
-    ordinary = cc.models.entangle(random_model)
-    kept = {name: parameter.detach().clone() for name, parameter in ordinary.named_parameters()}
-    cc.models.disentangle(ordinary)
-    assert all(torch.equal(parameter, before[name]) for name, parameter in random_model.named_parameters())
-    assert all(torch.equal(parameter, kept[name]) for name, parameter in ordinary.named_parameters())
-
-
-def test_the_planted_circuit_survives_both_ways(chain_task):
-    planted = cc.plant_circuit(chain_task.graph, d_vocab=4)
-    batch = chain_task.sample(64, seed=0)
-    through = cc.models.disentangle(cc.models.entangle(planted))
-    assert float((cc.evaluate(planted, batch) - cc.evaluate(through, batch)).abs().max()) < 1e-4
-
-
 @pytest.mark.parametrize(
     ("change", "rule"),
     [

@@ -29,10 +29,6 @@ def dag_parents(draw: st.DrawFn) -> list[list[int]]:
     return [*lists, sorted(draw(st.sets(st.integers(0, n_ctx - 1), min_size=1, max_size=4)))]
 
 
-def edges(*pairs: tuple[int, int]) -> set[tuple[int, int]]:
-    return set(pairs)
-
-
 @pytest.mark.parametrize("graph", [cc.chain_graph(2), cc.pairs_graph(9), cc.random_forest(9, seed=1)], ids=str)
 def test_forests_end_in_a_query_that_alone_decides_the_target(graph: nx.DiGraph) -> None:
     target = graph.number_of_nodes() - 1
@@ -101,7 +97,7 @@ def test_random_forest_parents_are_uniform_over_earlier_positions() -> None:
 
 def test_a_query_and_a_target_are_added_behind_a_digraph() -> None:
     graph = cc.graphs.graph_from_digraph(nx.DiGraph([(0, 2), (0, 1)]))
-    assert set(graph.edges) == edges((0, 2), (0, 1), (3, 4))
+    assert set(graph.edges) == {(0, 2), (0, 1), (3, 4)}
     assert cc.graphs.has_query(graph)
 
 
@@ -137,7 +133,7 @@ def test_named_nodes_are_numbered_and_keep_their_names_as_labels() -> None:
         cc.graphs.graph_from_digraph(read)
     call = str(refusal.value).split("relabel them by ")[1].split(", which")[0]
     graph = cc.graphs.graph_from_digraph(eval(call, {"networkx": nx, "graph": read}))
-    assert set(graph.edges) == edges((0, 1), (1, 2), (3, 4))
+    assert set(graph.edges) == {(0, 1), (1, 2), (3, 4)}
     assert [graph.nodes[node].get("label") for node in graph] == ["wind", "rain", "snow", None, None]
 
 

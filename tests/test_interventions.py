@@ -226,38 +226,6 @@ def test_the_model_comes_back_from_a_users_hook_that_raises(name: str) -> None:
             call()
 
 
-def test_a_users_own_hook_survives_and_counts() -> None:
-    """Interventions act on the model as the user has it: with a hook that flattens head 0, on top of that."""
-    model, batch, weights = case((2, 1))
-    uniform = (torch.ones(5, 5).tril() / torch.arange(1, 6)[:, None]).expand(5, 5, 5)
-    fired: list[int] = []
-
-    def flatten(pattern: Tensor, hook: object) -> Tensor:
-        fired.append(1)
-        pattern = pattern.clone()
-        pattern[:, 0] = uniform[0]
-        return pattern
-
-    model.add_hook("blocks.0.attn.hook_pattern", flatten)
-    attention = [[torch.zeros_like(weights[0][0][0]), *weights[0][0][1:]], weights[0][1]]
-    expected = float(oracle_losses((attention, weights[1]), batch).mean())
-    with assert_given_back(model):
-        ablated = cc.ablate_heads(model, batch, [(1, 0)], "zero")
-        cut = cc.knock_out_edges(model, batch, entries=[(0, 4, 0)])
-        patched = cc.patch_activations(model, batch.tokens, batch.tokens, first_token_log_prob)
-    assert ablated.baseline_loss == pytest.approx(expected, rel=1e-5)
-    assert cut.baseline_loss == pytest.approx(expected, rel=1e-5)
-    assert cut.attention[0, -1].tolist() == pytest.approx([0.2] * 5)
-    after = oracles.losses_with_entry_cut(
-        attention, weights[1], batch.tokens, batch.target_probs, 3, 0, 0, 4, 0, renormalize=False
-    )
-    assert float(cut.effect[0, 4, 0]) == pytest.approx(after.mean().item() - expected, abs=3e-6)
-    assert torch.allclose(patched.metric, torch.tensor(patched.clean), atol=1e-6)
-    n_fired = len(fired)
-    model(batch.tokens)
-    assert len(fired) == n_fired + 1
-
-
 # ---- more counterfactuals, metrics and slots
 
 
@@ -425,18 +393,6 @@ def test_scrubbing_children_leaves_alone_what_the_hypothesis_passes_over() -> No
         assert free.loss == pytest.approx(0.0, abs=1e-6), "the claims hold to the letter at positions with parents"
         assert free.random_loss > 0.01
         assert (strict.loss > 0.01) == (claim != "copy"), "the direct path is none of the copying head's business"
-
-
-def test_donors_agree_where_they_must() -> None:
-    from causal_circuits.interventions.scrubbing import _Donors
-
-    tokens = torch.randint(3, (400, 6), generator=torch.Generator().manual_seed(0))
-    donor = _Donors(tokens, torch.Generator().manual_seed(1), agree=True, everywhere=True)
-    for positions in ((), (2,), (1, 4)):
-        rows = donor(positions)
-        assert rows.sort().values.equal(torch.arange(400)), "everybody gives once"
-        assert (rows != torch.arange(400)).all()
-        assert tokens[rows][:, list(positions)].equal(tokens[:, list(positions)])
 
 
 def nan(log_probs: Tensor) -> Tensor:

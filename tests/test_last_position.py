@@ -1,4 +1,4 @@
-"""The last layer at the last position alone is the same model: in logits, in gradients, and under hooks."""
+"""The last layer at the last position alone is the same model: in logits and in gradients (hooks: test_attachments)."""
 
 import pytest
 import torch
@@ -34,23 +34,6 @@ def test_it_equals_the_plain_forward_in_logits_and_gradients(sizes):
     assert_close(logits(model, TOKENS), model(TOKENS)[:, -1], 1e-12)  # None: the softmax forgets the last layer's b_K
     for name, gradient in gradients[1].items():
         assert float((gradients[0][name] - gradient).abs().max()) <= 1e-11 * max(1.0, float(gradient.abs().max())), name
-
-
-@pytest.mark.parametrize("point", ["attn.hook_pattern", "attn.hook_z", "mlp.hook_post", "hook_resid_post"])
-def test_a_hook_on_the_last_layer_fires_on_every_position(point):
-    model, shapes = model_with_biases(), []
-    model.add_hook(f"blocks.1.{point}", lambda value, hook: shapes.append(tuple(value.shape)) or value * 0.5)
-    assert_close(logits(model, TOKENS), model(TOKENS)[:, -1], 1e-12)
-    assert len(set(shapes)) == 1
-    assert 6 in shapes[0]
-
-
-def test_a_hook_on_an_earlier_layer_edits_as_in_the_plain_forward():
-    model = model_with_biases()
-    before = logits(model, TOKENS).detach()
-    model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: pattern.roll(1, dims=-1))
-    assert float((logits(model, TOKENS).detach() - before).abs().max()) > 1e-3
-    assert_close(logits(model, TOKENS), model(TOKENS)[:, -1], 1e-12)
 
 
 def test_models_with_other_parts_take_the_plain_forward():

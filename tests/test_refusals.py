@@ -236,16 +236,6 @@ def test_an_edge_is_not_taken_for_the_given_one_where_nothing_says_so() -> None:
     assert cc.compare_graphs(true, found).exact
 
 
-def test_edge_auroc_counts_the_last_row_where_it_stands_for_the_target() -> None:
-    graph = cc.ngram_graph(4, order=2)
-    score = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
-    true = {(child if child < 4 else 3, parent) for parent, child in graph.edges if child != 3}
-    edges = [float(score[cell]) for cell in true]
-    others = [float(score[i, j]) for i in range(4) for j in range(i + 1) if (i, j) not in true]
-    assert cc.edge_auroc(score, graph) == pytest.approx(np.mean([[a > b for b in others] for a in edges]))
-    assert cc.edge_auroc(torch.diag(torch.ones(5), -1), GRAPH) == 1.0  # a query's row, which attends to 4, has no edge
-
-
 def test_results_compare_and_hash_as_objects() -> None:
     twin = cc.Batch(X, Y)
     assert BATCH == BATCH != twin

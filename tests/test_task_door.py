@@ -1,6 +1,5 @@
 """Sequences have one door: what `draws` gives is what is trained on, sampled, and named in a checkpoint."""
 
-import threading
 from collections import Counter
 
 import numpy as np
@@ -216,14 +215,3 @@ def test_a_table_that_does_not_fit_its_graph_is_refused() -> None:
     table = KINDS["chain"].sample(5)
     assert_refused(lambda: cc.BatchTask(table, cc.chain_graph(7)), "a node for each position", "7: got 8")
     assert_refused(lambda: cc.BatchTask(table, has_query=False).target_parents, "causal graph")
-
-
-def test_draws_are_asked_for_in_order_of_places_from_any_thread() -> None:
-    """What the docstring asks of `draws` is what training relies on: the same answer from two threads at once."""
-    task, found = cc.BatchTask(KINDS["chain"].sample(30)), []
-    threads = [threading.Thread(target=lambda: found.append(rows(task.draws(1, 7, 50)))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(one == found[0] for one in found)

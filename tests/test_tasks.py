@@ -239,11 +239,6 @@ def test_the_query_is_uniform_and_independent_of_the_context(fork_task: cc.InCon
         assert_within_sampling_error(joint, expected, (expected / n).sqrt())
 
 
-def test_target_probs_are_the_row_of_the_query() -> None:
-    batch = cc.InContextTask(cc.chain_graph(6), d_vocab=3, kernels=KERNEL).sample(200, seed=0)
-    assert torch.allclose(batch.target_probs, torch.from_numpy(KERNEL).float()[batch.tokens[:, -1]], atol=1e-7)
-
-
 def test_parents_enter_a_kernel_in_order_of_position() -> None:
     kernel = np.zeros((3, 3, 3))
     for a, b in product(range(3), range(3)):

@@ -68,16 +68,6 @@ def test_the_warm_recipe_finds_a_small_chain() -> None:
     assert cc.evaluate(model, batch).mean() < cc.tasks.best_unigram_loss(batch) - 0.1
 
 
-def test_the_reduced_model_trains() -> None:
-    task = cc.InContextTask(cc.chain_graph(12), d_vocab=2, alpha=0.3)
-    model, batch = cc.models.warm_start(cc.reduced_transformer(2, 12), 1.0), task.sample(4_000, seed=50)
-    before = float(cc.evaluate(model, batch).mean())
-    config = cc.TrainConfig.joint(40, 0.3, warm_start=1.0, batch_size=256)
-    record = cc.train(model, task, config, progress=False)
-    assert record.path == "fused"
-    assert float(cc.evaluate(model, batch).mean()) < before - 0.03
-
-
 # ---- the record
 
 
@@ -105,13 +95,6 @@ def test_a_record_holds_every_step_and_every_asked_state(chain_task: cc.InContex
         progress=False,
     )
     assert_close(untrained.attention[0, 0, 0], uniform, 1e-6)
-
-
-def test_the_last_state_is_the_trained_model(chain_task: cc.InContextTask) -> None:
-    model = cc.disentangled_transformer(4, 6)
-    record = cc.train(model, chain_task, cc.TrainConfig.joint(5, 0.05, batch_size=400), progress=False)
-    attention = cc.training.take_snapshot(model, chain_task.sample(20_000, seed=1)).attention
-    assert float((record.attention[-1] - attention).abs().max()) < 0.05
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -157,20 +140,6 @@ def test_training_never_sees_the_sequences_that_are_sampled_for_evaluation(
     losses = [float(cc.evaluate(model, chain_task.sample(64, seed=s)).mean()) for s in (seed, (seed, 0))]
     first = float(cc.train(model, chain_task, config, record=NOTHING, progress=False).losses[0])
     assert all(abs(first - loss) > 1e-4 for loss in losses)
-
-
-@pytest.mark.parametrize("n_heads", [(1, 1), (2, 1), (1, 2)], ids=str)
-def test_fused_and_structured_training_give_the_same_weights(
-    chain_task: cc.InContextTask, n_heads: tuple[int, int]
-) -> None:
-    config = cc.TrainConfig.joint(5, 0.5, optimizer="sgd", batch_size=64)
-    fused = trained(chain_task, config, n_heads)
-    watched = cc.disentangled_transformer(4, 6, n_heads, init_scale=0.1, seed=7)
-    watched.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: None)  # a hook: no fused step
-    record = cc.train(watched, chain_task, config, record=NOTHING, progress=False)
-    assert record.path == "structured"
-    for name, parameter in trainable_parameters(fused).items():
-        assert_close(trainable_parameters(watched)[name], parameter, 1e-5)
 
 
 def test_a_hook_of_the_users_own_fires_and_stays(chain_task: cc.InContextTask) -> None:
@@ -256,11 +225,6 @@ def test_evaluation_equals_the_mean_loss_whatever_the_chunk(
     assert_close(pieces, one, 1e-6)
     assert float(one.mean()) == pytest.approx(mean_loss(random_model, batch).item(), rel=1e-6)
     assert gradient_step(random_model, batch) == pytest.approx(float(one.mean()), rel=1e-5)
-
-
-def test_an_untrained_models_loss_is_uniform(chain_task: cc.InContextTask) -> None:
-    batch = chain_task.sample(20, seed=0)
-    assert_close(cc.evaluate(cc.disentangled_transformer(4, 6), batch), torch.full((20,), 4.0).double().log(), 1e-6)
 
 
 # ---- refusals
