@@ -62,12 +62,9 @@ class Config(causal_graph.Config):
             weights = cc.storage.digest(dict(cc.load_model(self.model).named_parameters()))
             return [Cell("saved model", measure_model, {**same, "folder": str(self.model), "weights": weights})]
         recipe = "adam" if self.decoy else "warm" if self.warm_start else "zero"
+        same |= {"recipe": recipe, "steps": self.steps}
         return [
-            Cell(
-                f"training {seed}",
-                train_and_measure,
-                {**same, "recipe": recipe, "steps": self.steps, "own_seed": seed, "prove": seed == self.seed},
-            )
+            Cell(f"training {seed}", train_and_measure, {**same, "own_seed": seed, "prove": seed == self.seed})
             for seed in range(self.seed, self.seed + self.formation_seeds)
         ]
 

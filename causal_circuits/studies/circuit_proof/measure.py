@@ -2,21 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from functools import partial
+from typing import Any, Final, Literal
 
 import torch
 
 import causal_circuits as cc
 from causal_circuits import circuits
-from causal_circuits.models import HookedTransformer
 
 KEEPS = 0.99  # the circuit is the smallest that keeps this share of what the best circuit gains
 COUNTERFACTUAL: Final = "mean"
 RECORDED = 20  # steps, dense at the start
-SCRUBBED_WHERE: tuple[Literal["children", "everywhere"], ...] = (
-    "children",
-    "everywhere",
-)  # the paper's claims, and that there is nothing else to the model
+SCRUBBED_WHERE: tuple[Literal["children", "everywhere"], ...] = ("children", "everywhere")
 RECIPES = {
     "zero": lambda steps, seed: cc.TrainConfig(cc.training.default_stages(steps), seed=seed),
     "warm": lambda steps, seed: cc.TrainConfig.warm(steps, seed=seed),
@@ -28,49 +25,28 @@ RECIPES = {
 class Evidence:
     """Everything that was found out about one model."""
 
-    model: HookedTransformer
+    model: cc.models.HookedTransformer
+    proved_on: cc.Batch
+    seed: int
     checks: tuple[circuits.SelfCheck, ...]
     frontier: circuits.Frontier
     proof: circuits.CircuitProof
     discoveries: list[circuits.Discovery]
     rankings: list[circuits.Ranking]
-    entries: list[tuple[circuits.Discovery, circuits.GraphScores]]
+    entries: list[tuple[circuits.Discovery, circuits.GraphScores]]  # by exact knock-outs first
     knock_out: cc.interventions.KnockOut
     scrubbed: list[cc.interventions.ScrubbingResult]
     edge_posterior: float
-    n_sequences: int
-    seed: int
-
-    @property
-    def graph_scores(self) -> circuits.GraphScores:
-        """Exact knock-out effects held to the graph."""
-        return self.entries[0][1]
 
     @property
     def encodes_graph(self) -> bool:
         """Whether in nearly every row with parents the entries that matter most are the parents."""
-        return self.graph_scores.exact_parent_rate >= 0.9
+        return self.entries[0][1].exact_parent_rate >= 0.9
 
-    def scrubbing(self, where: str) -> cc.interventions.ScrubbingResult:
-        """Both claims of the paper's hypothesis, held to the positions it makes them of or everywhere."""
-        return next(s for s in self.scrubbed if (s.claim, s.where) == ("both", where))
-
-    def whole(self, task: cc.InContextTask) -> circuits.CircuitModel:
+    @property
+    def whole(self) -> circuits.CircuitModel:
         """The model as a function of its circuit, on the sequences of the proof."""
-        batch = Batches.of(task, self.n_sequences, self.seed).proof
-        return circuits.circuit_model(self.model, batch, counterfactual=COUNTERFACTUAL, seed=self.seed)
-
-
-class Batches(NamedTuple):
-    """Sequences to prove on, and others to search on."""
-
-    proof: cc.Batch
-    search: cc.Batch
-
-    @classmethod
-    def of(cls, task: cc.InContextTask, n: int, seed: int) -> "Batches":
-        """An eighth of as many to search on."""
-        return cls(task.sample(n, seed=(seed, 3)), task.sample(n // 8, seed=(seed, 5)))
+        return circuits.circuit_model(self.model, self.proved_on, counterfactual=COUNTERFACTUAL, seed=self.seed)
 
 
 def make_task(parents: list, d_vocab: int, alpha: float) -> cc.InContextTask:
@@ -104,32 +80,31 @@ def train_and_measure(
     return {"evidence": find_evidence(model, own, n_sequences, seed) if prove else None, "formation": formation}
 
 
-def find_evidence(model: HookedTransformer, task: cc.InContextTask, n_sequences: int, seed: int) -> Evidence:
-    """Check, search, prove, compare, scrub, hold to the graph."""
-    batches = Batches.of(task, n_sequences, seed)
-    small = circuits.circuit_model(model, batches.search, counterfactual=COUNTERFACTUAL, seed=seed)
+def find_evidence(model: cc.models.HookedTransformer, task: cc.InContextTask, n_sequences: int, seed: int) -> Evidence:
+    """Check, search, prove, compare, scrub, hold to the graph; searched on an eighth as many sequences, other ones."""
+    proof, search = task.sample(n_sequences, seed=(seed, 3)), task.sample(n_sequences // 8, seed=(seed, 5))
+    circuit_model = partial(circuits.circuit_model, model, counterfactual=COUNTERFACTUAL, seed=seed)
+    small, parts = circuit_model(search), circuits.entry_model(model, proof, seed=seed)
     frontier = circuits.oracle_frontier(small)
-    whole = circuits.circuit_model(model, batches.proof, counterfactual=COUNTERFACTUAL, seed=seed)
     discoveries = [circuits.discover(small, method, seed=seed) for method in circuits.METHODS]
-    parts = circuits.entry_model(model, batches.proof, seed=seed)
     entries = [circuits.discover(parts, method, seed=seed) for method in circuits.METHODS]
     return Evidence(
         model=model,
-        checks=circuits.self_checks(model, batches.proof[:256], counterfactual=COUNTERFACTUAL, seed=seed),
+        proved_on=proof,
+        seed=seed,
+        checks=circuits.self_checks(model, proof[:256], counterfactual=COUNTERFACTUAL, seed=seed),
         frontier=frontier,
-        proof=circuits.prove_circuit(whole, frontier.masks[chosen_size(frontier)], seed=seed),
+        proof=circuits.prove_circuit(circuit_model(proof), frontier.masks[chosen_size(frontier)], seed=seed),
         discoveries=discoveries,
         rankings=[circuits.rank(small, found, frontier) for found in discoveries],
         entries=[(found, circuits.score_against_graph(parts.matrices(found.score), task.graph)) for found in entries],
-        knock_out=cc.knock_out_edges(model, batches.proof),
+        knock_out=cc.knock_out_edges(model, proof),
         scrubbed=[
-            cc.scrub_hypothesis(model, batches.proof, task, claim, where=where, seed=seed)
+            cc.scrub_hypothesis(model, proof, task, claim, where=where, seed=seed)
             for where in SCRUBBED_WHERE
             for claim in ("copy", "match", "both")
         ],
-        edge_posterior=task.bayes_loss(batches.proof),
-        n_sequences=n_sequences,
-        seed=seed,
+        edge_posterior=task.bayes_loss(proof),
     )
 
 

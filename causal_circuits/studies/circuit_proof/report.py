@@ -1,14 +1,16 @@
 """What the evidence of `circuit_proof` adds up to, in the order in which a doubter would ask."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
-from statistics import fmean
 from typing import Any
+
+import pandas as pd
 
 import causal_circuits as cc
 from causal_circuits import circuits, figures
 from causal_circuits.pages import Check, Section
-from causal_circuits.studies.circuit_proof.measure import SCRUBBED_WHERE, Evidence
+from causal_circuits.studies.circuit_proof.measure import KEEPS, Evidence
 from causal_circuits.studies.study import Report
 
 Formations = Sequence[circuits.CircuitFormation]
@@ -24,15 +26,30 @@ def make_report(task: cc.InContextTask, rows: Sequence[dict[str, Any]], *, train
     """Checks, results, sections, closing table; the circuit in three formats."""
     e: Evidence = rows[0]["evidence"]
     formations = [row["formation"] for row in rows if row["formation"] is not None]
-    whole = e.whole(task)
+    whole, checks, methods = e.whole, make_checks(e), method_rows(e)
     circuit = whole.mask(e.proof.circuit)
     export = partial(circuits.export_circuit, model=whole, circuit=circuit, discoveries=e.discoveries, proof=e.proof)
+    sections = make_sections(task, e, whole, methods)
+    if formations:
+        sections.append(show_formation(formations))
     return Report(
         title=f"Which circuit is this, and is it one? ({task.graph.graph.get('name', 'forest')})",
-        checks=make_checks(e),
-        results=circuits.plain_values(results(task, e, formations)),
-        sections=make_sections(task, e, whole, formations),
-        summary=summarize(e, formations),
+        checks=checks,
+        results=circuits.plain_values(make_results(task, e, formations)),
+        sections=sections,
+        summary=[
+            ("laws", f"{sum(check.passed for check in e.checks)} of {len(e.checks)} self-checks hold"),
+            ("search", f"the best of {e.frontier.n_circuits:,} circuits for every size, in {e.frontier.seconds:.1f} s"),
+            ("verdict", e.proof.verdict),
+            (
+                "circuit",
+                f"loss {e.proof.cost:.4f}, whole {e.proof.full_cost:.4f}, edge posterior {e.edge_posterior:.4f}",
+            ),
+            *(("methods", line) for line in cc.display.table_text(methods).splitlines()),
+            *([("formation", say_onsets(formations))] if formations else []),
+            ("the graph", checks[-2].evidence),
+            ("scrubbing", checks[-1].evidence),
+        ],
         about={"task": repr(task)},
         saved={
             "circuit.json": lambda path: export(path.parent),
@@ -41,7 +58,36 @@ def make_report(task: cc.InContextTask, rows: Sequence[dict[str, Any]], *, train
     )
 
 
-def results(task: cc.InContextTask, e: Evidence, formations: Formations) -> dict[str, Any]:
+def make_checks(e: Evidence) -> list[Check]:
+    """The claims, each with the number that decides it."""
+    scores = e.entries[0][1]
+    kept = {(s.claim, s.where): s.recovered for s in e.scrubbed}
+    return [
+        Check(
+            all(check.passed for check in e.checks),
+            "The tools obey their own laws on this model",
+            "; ".join(f"{check.law}: off by {check.error:.1e}" for check in e.checks),
+        ),
+        *(Check(c.passed, CRITERIA[c.name], c.reason) for c in e.proof.criteria),
+        Check(
+            e.encodes_graph,
+            "In nine rows with parents of ten the parents are the entries that matter most",
+            f"cut one by one, the parents are the entries that cost most in {scores.exact_parent_rate:.0%} of the rows "
+            f"with parents; AUROC {scores.auroc:.3f}",
+        ),
+        Check(
+            kept["both", "children"] >= 0.9,
+            "Causal scrubbing leaves the paper's hypothesis standing: where a position has parents, head 0.h copies "
+            "parent h and head 1.0 matches it with the query",
+            f"it keeps {kept['both', 'children']:.3f} of the loss that free resampling there destroys (0.9 passes; "
+            f"copying alone {kept['copy', 'children']:.3f}, matching alone {kept['match', 'children']:.3f}); a model "
+            "that used nothing else would also keep it with all the rest resampled: this one keeps "
+            f"{kept['both', 'everywhere']:.3f}",
+        ),
+    ]
+
+
+def make_results(task: cc.InContextTask, e: Evidence, formations: Formations) -> dict[str, Any]:
     """Every number of the table, and the evidence behind it."""
     return {
         "config": {"n_ctx": task.n_ctx, "parents": cc.graphs.graph_parents(task.graph)},
@@ -72,10 +118,7 @@ def formation_results(formations: Formations) -> dict[str, Any]:
     first = formations[0]
     of_seed = ("attention_onset", "causal_onset", "circuit_onset", "order_by_pull", "loss", "attention", "share")
     return {
-        "steps": first.steps,
-        "cells": first.cells,
-        "information": first.information,
-        "pull": first.pull,
+        **{name: getattr(first, name) for name in ("steps", "cells", "information", "pull")},
         "onset": onset_intervals(formations),
         "circuit_onset": {
             " -> ".join(edge): circuits.onset_interval([f.circuit_onset[k : k + 1] for f in formations])
@@ -98,152 +141,18 @@ def onset_intervals(formations: Formations) -> dict[str, circuits.OnsetInterval]
     return {name: circuits.onset_interval(onsets) for name, onsets in clocks.items()}
 
 
-def summarize(e: Evidence, formations: Formations) -> list[tuple[str, str]]:
-    """The closing table."""
-    proof = e.proof
-    kept = {w: ", ".join(f"{s.claim} {s.recovered:.3f}" for s in e.scrubbed if s.where == w) for w in SCRUBBED_WHERE}
-    answer = "yes" if e.encodes_graph else "NO: it predicts by other means"
-    return [
-        ("laws", f"{sum(check.passed for check in e.checks)} of {len(e.checks)} self-checks hold"),
-        ("search", f"the best of {e.frontier.n_circuits:,} circuits for every size, in {e.frontier.seconds:.1f} s"),
-        ("verdict", proof.verdict),
-        (
-            "circuit",
-            f"keeps {proof.faithfulness:.3f} [{proof.interval[0]:.3f}, {proof.interval[1]:.3f}] of the gain; loss "
-            f"{proof.cost:.4f}, whole model {proof.full_cost:.4f}, edge posterior {e.edge_posterior:.4f}",
-        ),
-        *(
-            (
-                "method",
-                f"{ranking.method:21s} regret {ranking.mean_regret:7.4f} nats; on the graph: AUROC {scores.auroc:.3f}, "
-                f"AUPRC {scores.auprc:.3f}, exact parents {scores.exact_parent_rate:.0%}",
-            )
-            for ranking, (_, scores) in zip(e.rankings, e.entries, strict=True)
-        ),
-        *([("formation", formation_line(formations))] if formations else []),
-        ("scrubbing", f"of the loss the hypothesis keeps, at positions with parents: {kept['children']}"),
-        ("", f"and if nothing else may be of use (roots, query, direct path): {kept['everywhere']}"),
-        ("the graph", f"are the entries that matter the latent graph? {answer}"),
-    ]
-
-
-def formation_line(formations: Formations) -> str:
-    """Onsets in one line."""
+def say_onsets(formations: Formations) -> str:
+    """Onsets, and what the pull at the start says of their order."""
     found = onset_intervals(formations)
-    shown = ", ".join(f"{name} {i.mean:.0f} [{i.low:.0f}, {i.high:.0f}]" for name, i in list(found.items())[:2])
+    shown = ", ".join(
+        f"{name} {found[name].mean:.0f} [{found[name].low:.0f}, {found[name].high:.0f}]" for name in found
+    )
     orders = [f.order_by_pull for f in formations if f.order_by_pull == f.order_by_pull]
-    order = f"; rank correlation of the pull at the start with earliness {fmean(orders):.2f}" if orders else ""
-    never = f"{found['causal'].never:.0%} of edges never matter"
-    return f"median onset in steps, {len(formations)} seeds: {shown}; {never}{order}"
-
-
-def make_checks(e: Evidence) -> list[Check]:
-    """The claims, each with the number that decides it."""
-    scores, both = e.graph_scores, e.scrubbing("children")
-    return [
-        Check(
-            all(check.passed for check in e.checks),
-            "The tools obey their own laws on this model",
-            "; ".join(f"{check.law}: off by {check.error:.1e}" for check in e.checks),
-        ),
-        *(Check(c.passed if c.testable else "not tested", CRITERIA[c.name], c.reason) for c in e.proof.criteria),
-        Check(
-            e.encodes_graph,
-            "In nine rows with parents of ten the parents are the entries that matter most",
-            f"cut one by one, the parents are the entries that cost most in {scores.exact_parent_rate:.0%} of the rows "
-            f"with parents; AUROC {scores.auroc:.3f}",
-        ),
-        Check(
-            both.recovered >= 0.9,
-            "Causal scrubbing leaves the paper's hypothesis standing: where a position has parents, head 0.h copies "
-            "parent h and head 1.0 matches it with the query",
-            f"it keeps {both.recovered:.3f} of the loss that free resampling there destroys (0.9 passes); a model that "
-            f"used nothing else would also keep it with all the rest resampled: this one keeps "
-            f"{e.scrubbing('everywhere').recovered:.3f}",
-        ),
-    ]
-
-
-def plot_effects(task: cc.InContextTask, e: Evidence) -> Any:
-    """What cutting each entry of layer 0 costs."""
-    effect = e.knock_out.effect.amax(dim=0).clone()
-    if task.has_query:
-        effect[-1] = float("nan")  # the query's row has no parent, and its effects would drown the others' colours
-    title = "Loss when one entry of layer 0 is cut"
-    return figures.plot_matrix(effect, task.graph, title=title, label="nats above the whole model", diverging=True)
-
-
-def make_sections(
-    task: cc.InContextTask, e: Evidence, whole: circuits.CircuitModel, formations: Formations
-) -> list[Section]:
-    """The evidence, picture by picture."""
-    effects = {edge.edge: edge.effect for edge in e.proof.edges}
-    found = [
-        Section(
-            "The circuit",
-            f"The smallest circuit that keeps 99% of what the best of {e.frontier.n_circuits:,} circuits gains: "
-            f"{len(e.proof.circuit)} of {len(whole)} edges. The number on an edge is what the circuit loses without "
-            "it, nats.",
-            figures={"circuit": figures.plot_circuit(whole.graph, whole.mask(e.proof.circuit), effects=effects)},
-        ),
-        Section(
-            "Each edge's worth",
-            "Each edge cut alone, on sequences that the search has not seen; filled dots pass Holm's correction.",
-            figures={"needed_edges": figures.plot_needed_edges(e.proof)},
-        ),
-        Section(
-            "The best circuits, and what the methods find",
-            "The thick line is the least cost of any circuit with so many edges; the other lines take a method's "
-            "highest-scoring edges, so the gap is its regret. All methods are asked by the loss; an edge that is cut "
-            "reads its mean, an entry that is cut is set to zero, and gradients compare with the same. CPR is the area "
-            "under a method's share of the gain against the share of edges, CMD the area between that share and 1.",
-            figures={"frontier": figures.plot_frontier(e.frontier, e.rankings)},
-            table=method_rows(e),
-        ),
-        Section(
-            "The entries that matter, and the graph",
-            "Layer 0's attention, and what cutting each entry costs; true edges are outlined. A model that predicts by "
-            "other means has a low loss and no match here.",
-            figures={
-                "attention": figures.plot_attention_and_graph(e.knock_out.attention.amax(dim=0), task.graph),
-                "knock_out": plot_effects(task, e),
-            },
-        ),
-        Section(
-            "Causal scrubbing",
-            "Everything that the paper's hypothesis calls irrelevant is resampled; what remains of the loss is the "
-            "hypothesis's share. 'children' holds it to positions with parents, of which the paper speaks. "
-            "'everywhere' also resamples roots, the query's row and the path past layer 0: what is lost only there is "
-            "what the model uses besides the circuit (a root's token, too, tells about the transition matrix).",
-            table=scrub_rows(e),
-        ),
-    ]
-    if formations:
-        found.append(
-            Section(
-                "When each edge began to matter",
-                "Attention on each edge; its share of the effects of all entries of its row, each cut alone; and that "
-                f"effect itself, at {len(formations[0].steps)} steps. Dotted lines mark onsets: the first step from "
-                "which an edge stays half-way from its first to its last value. Below, the onsets in "
-                f"{len(formations)} runs with other data. {pull_sentence(formations)}",
-                figures={
-                    "formation": figures.plot_formation(formations[0]),
-                    "onsets": figures.plot_onsets(formations),
-                },
-                table=onset_rows(formations),
-            )
-        )
-    return found
-
-
-def pull_sentence(formations: Formations) -> str:
-    """What the edges' information, and its pull through the softmax of a row, say of the order of onsets."""
-    information = formations[0].information
-    orders = [f.order_by_pull for f in formations if f.order_by_pull == f.order_by_pull]
-    found = f"{min(orders):.2f} to {max(orders):.2f} over these runs" if orders else "not defined here"
+    order = f"{min(orders):.2f} to {max(orders):.2f} over these runs" if orders else "not defined here"
     return (
-        f"The edges' information is {float(information.min()):.3f} to {float(information.max()):.3f}; Spearman's rank "
-        f"correlation of its pull, through the softmax of a row, with earliness is {found}."
+        f"median onset in steps, {len(formations)} seeds: {shown}; {found['causal'].never:.0%} of edges never matter; "
+        "Spearman's rank correlation of the information's pull, through the softmax of a row, with earliness is "
+        f"{order}"
     )
 
 
@@ -265,30 +174,63 @@ def method_rows(e: Evidence) -> list[dict[str, object]]:
     ]
 
 
-def onset_rows(formations: Formations) -> list[dict[str, object]]:
-    """One row for each clock."""
+def make_sections(
+    task: cc.InContextTask, e: Evidence, whole: circuits.CircuitModel, methods: list[dict[str, object]]
+) -> list[Section]:
+    """The evidence, picture by picture."""
+    effects = {edge.edge: edge.effect for edge in e.proof.edges}
+    scrubbed = pd.DataFrame(e.scrubbed)[["claim", "where", "loss", "baseline_loss", "random_loss"]]
     return [
-        {
-            "clock": name.replace("_", " "),
-            "mean": round(found.mean, 1),
-            "from": round(found.low, 1),
-            "to": round(found.high, 1),
-            "edges without an onset": f"{found.never:.0%}",
-        }
-        for name, found in onset_intervals(formations).items()
+        Section(
+            "The circuit",
+            f"The smallest circuit that keeps {KEEPS:.0%} of what the best of {e.frontier.n_circuits:,} circuits "
+            f"gains: {len(e.proof.circuit)} of {len(whole)} edges. The number on an edge is what the circuit loses "
+            "without it, nats.",
+            figures={"circuit": figures.plot_circuit(whole.graph, whole.mask(e.proof.circuit), effects=effects)},
+        ),
+        Section(
+            "Each edge's worth",
+            "Each edge cut alone, on sequences that the search has not seen; filled dots pass Holm's correction.",
+            figures={"needed_edges": figures.plot_needed_edges(e.proof)},
+        ),
+        Section(
+            "The best circuits, and what the methods find",
+            "The thick line is the least cost of any circuit with so many edges; the other lines take a method's "
+            "highest-scoring edges, so the gap is its regret. All methods are asked by the loss; an edge that is cut "
+            "reads its mean, an entry that is cut is set to zero, and gradients compare with the same. CPR is the area "
+            "under a method's share of the gain against the share of edges, CMD the area between that share and 1.",
+            figures={"frontier": figures.plot_frontier(e.frontier, e.rankings)},
+            table=methods,
+        ),
+        Section(
+            "The entries that matter, and the graph",
+            "Layer 0's attention, and what cutting each entry costs; true edges are outlined. A model that predicts by "
+            "other means has a low loss and no match here.",
+            figures={
+                "attention": figures.plot_attention_and_graph(e.knock_out.attention.amax(dim=0), task.graph),
+                "knock_out": figures.plot_knock_out(e.knock_out, task.graph),
+            },
+        ),
+        Section(
+            "Causal scrubbing",
+            "Everything that the paper's hypothesis calls irrelevant is resampled; what remains of the loss is the "
+            "hypothesis's share. 'children' holds it to positions with parents, of which the paper speaks. "
+            "'everywhere' also resamples roots, the query's row and the path past layer 0: what is lost only there is "
+            "what the model uses besides the circuit (a root's token, too, tells about the transition matrix).",
+            table=scrubbed.assign(share_kept=[s.recovered for s in e.scrubbed]),
+        ),
     ]
 
 
-def scrub_rows(e: Evidence) -> list[dict[str, object]]:
-    """One row for each claim."""
-    return [
-        {
-            "claim": scrubbed.claim,
-            "where": scrubbed.where,
-            "loss": scrubbed.loss,
-            "whole model": scrubbed.baseline_loss,
-            "free resampling": scrubbed.random_loss,
-            "share kept": round(scrubbed.recovered, 3),
-        }
-        for scrubbed in e.scrubbed
-    ]
+def show_formation(formations: Formations) -> Section:
+    """Every clock of every edge, and the onsets over seeds."""
+    onsets = pd.DataFrame([{"clock": name} | asdict(found) for name, found in onset_intervals(formations).items()])
+    return Section(
+        "When each edge began to matter",
+        "Attention on each edge; its share of the effects of all entries of its row, each cut alone; and that effect "
+        f"itself, at {len(formations[0].steps)} steps. Dotted lines mark onsets: the first step from which an edge "
+        f"stays half-way from its first to its last value. Below, the onsets in {len(formations)} runs with other "
+        f"data: {say_onsets(formations)}.",
+        figures={"formation": figures.plot_formation(formations[0]), "onsets": figures.plot_onsets(formations)},
+        table=onsets,
+    )
