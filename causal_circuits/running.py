@@ -29,6 +29,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from causal_circuits import native, pages
+from causal_circuits.arguments import check_arguments
 from causal_circuits.encoding import decode, encode
 from causal_circuits.locks import exclusive_lock
 from causal_circuits.storage import first_difference, read_checked, write_checked, write_files
@@ -78,6 +79,7 @@ class Run:
         return self.report._repr_html_()
 
 
+@check_arguments
 def run(
     study: Study,
     folder: str | os.PathLike[str] | None = None,
