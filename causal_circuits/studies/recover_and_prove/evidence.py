@@ -133,15 +133,10 @@ def show_gradient(f: Findings) -> Section:
         f"correlation is {r:.3f}.",
         figures={
             "gradient_matrix": figures.plot_matrix(
-                measured, graph, None, "Minus the gradient, before training", label="nats", diverging=True
+                measured, graph, title="Minus the gradient, before training", label="nats", diverging=True
             ),
             "information_matrix": figures.plot_matrix(
-                predicted,
-                graph,
-                None,
-                "Predicted from chi-squared information",
-                "g through the softmax",
-                diverging=True,
+                predicted, graph, title="Predicted from chi-squared information", label="predicted", diverging=True
             ),
             "gradient": figures.plot_gradient_and_information(measured, predicted, graph, title=f"correlation {r:.3f}"),
         },
@@ -170,9 +165,9 @@ def show_heads(f: Findings) -> list[Section]:
         ),
         Section(
             "What breaks when a head is ablated",
-            "A bar at 1 means that the whole gain over the best unigram is gone; beyond 1 it is worse than that. In place "
-            "of the head's output stands zero, its mean over the batch, its output on another sequence (resample) or at "
-            "another position (permute).",
+            "A bar at 1 means that the whole gain over the best unigram is gone; beyond 1 it is worse than that. In "
+            "place of the head's output stands zero, its mean over the batch, its output on another sequence "
+            "(resample) or at another position (permute).",
             figures={"ablation": figures.plot_ablation(shares)},
             table=f.ablation_rows,
         ),
