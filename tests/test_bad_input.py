@@ -1,12 +1,12 @@
 """Damaged files, odd arguments and bad flags, drawn by hypothesis: taken for what they are, or refused in one line."""
 
 import contextlib
-import importlib
 import io
+import re
 import shutil
-import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,10 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from interrupted import CONFIG, EVERY_STEP, assert_same_end, assert_same_weights, new_model, stop_at
-from scripts import ANALYSES
-from transformer_lens import HookedTransformer
 
 import causal_circuits as cc
+from causal_circuits import cli, running, studies
 from causal_circuits.storage import read_json, read_tensors
 
 TASK = cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.3)
@@ -47,8 +46,6 @@ def outcome(call: Callable[[], Any]) -> Any:
 
 NOT_OURS = [b"", b"null", b"\xff\xfe", b"[1e999]", b"NaN", b"[" * 100_000, b"[" * 900 + b"]" * 900, b'{"a":' * 9000]
 NOT_OURS += [(2**62).to_bytes(8, "little") + b"{}", b"\x93NUMPY\x01\x00", bytes(400)]
-
-
 KINDS = ["truncated", "altered", "longer", "shorter", "gone", "something else"]
 DAMAGE = st.tuples(st.sampled_from(KINDS), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
 
@@ -207,46 +204,34 @@ def test_arrays_are_data_or_refused(tokens: object, targets: object, d_vocab: in
 
 # ---- bad flags
 
-SCRIPTS = sorted(path.stem for path in ANALYSES.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 VALUES = "0 -1 1 2 3 9 20 64 0.5 2.5 1e-3 nan inf 1e400 99999999999999999999 x chain forest 1,1 0,0 ../.. /dev/null/x"
 WORDS = st.sampled_from([*VALUES.split(), "", "--", "\udcff", "\x00", "9" * 5000])
 
 
-# Where the work of a script begins: with sequences, a model, or data.
-WORK = (
-    (cc.InContextTask, "draws"),
-    (cc.InContextTask, "sample"),
-    (HookedTransformer, "__init__"),
-    (cc, "recover_graph"),
-)
-
-
-def status_of(script: str, words: list[str]) -> tuple[object, str, str]:
-    """How the script ends, without its work, what it complains of, and what it prints."""
-    from command_line import exit_status
-
-    main = importlib.import_module(script).main
-    with contextlib.ExitStack() as stack:
-        for owner, name in WORK:
-            stack.enter_context(mock.patch.object(owner, name, mock.Mock(side_effect=SystemExit(0))))
-        stack.enter_context(mock.patch.object(sys, "argv", [f"{script}.py", *words]))
-        complaint = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        printed = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+def status_of(study: str, words: list[str]) -> tuple[object, str]:
+    """How the study's command ends, without its work, and what it complains of or, for its help, prints."""
+    complaint, printed = io.StringIO(), io.StringIO()
+    stop = mock.patch.object(running, "_measured", side_effect=SystemExit(0))
+    with stop, contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(printed), unchecked_types():
         try:
-            status = exit_status(main)
+            status = cli.main(study, words)
         except SystemExit as ended:
             status = ended.code or 0
-        return status, complaint.getvalue(), printed.getvalue()
+    return status, complaint.getvalue() or printed.getvalue()
 
 
-@settings(max_examples=30, suppress_health_check=list(HealthCheck))
+@cache
+def flags_of(study: str) -> list[str]:
+    words = re.findall(r"--[\w-]+", status_of(study, ["--help"])[1])
+    assert {"--out", "--seed"} <= set(words)
+    return [*sorted(set(words) - {"--help"}), "--no-such-flag"]
+
+
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_flags_are_taken_or_refused_in_one_line(script: str, data: st.DataObject, monkeypatch, tmp_path) -> None:
-    monkeypatch.syspath_prepend(str(ANALYSES))
-    words = status_of(script, ["--help"])[2].replace(",", " ").replace("[", " ").replace("]", " ").split()
-    flags = [*sorted({word for word in words if word.startswith("--")} - {"--help"}), "--no-such-flag"]
-    drawn = data.draw(st.lists(st.tuples(st.sampled_from(flags), st.lists(WORDS, max_size=2)), max_size=3))
+@pytest.mark.parametrize("study", studies.NAMES)
+def test_flags_are_taken_or_refused_in_one_line(study: str, data: st.DataObject, tmp_path) -> None:
+    drawn = data.draw(st.lists(st.tuples(st.sampled_from(flags_of(study)), st.lists(WORDS, max_size=2)), max_size=3))
     arguments = [word for flag, values in drawn for word in (flag, *values)]
-    status, said, _ = status_of(script, ["--quiet", "--out", str(tmp_path / "out"), *arguments])
+    status, said = status_of(study, ["--quiet", "--out", str(tmp_path / "out"), *arguments])
     assert status == 0 or (status in (1, 2) and said.count("\n") == 1), said
