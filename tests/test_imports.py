@@ -43,7 +43,7 @@ ALLOWED = {
         "training heads interventions discovery circuits pages"
     ),
     "encoding": "models",
-    "studies": "circuits discovery figures models pages statistics storage",
+    "studies": "circuits discovery display figures models pages statistics storage",
     "running": "encoding locks native pages storage studies",
     "cli": "studies",
 }

@@ -9,6 +9,7 @@ import pandas as pd
 
 import causal_circuits as cc
 from causal_circuits import circuits, figures
+from causal_circuits.display import table_text
 from causal_circuits.pages import Check, Section
 from causal_circuits.studies.circuit_proof.measure import KEEPS, Evidence
 from causal_circuits.studies.study import Report
@@ -45,7 +46,7 @@ def make_report(task: cc.InContextTask, rows: Sequence[dict[str, Any]], *, train
                 "circuit",
                 f"loss {e.proof.cost:.4f}, whole {e.proof.full_cost:.4f}, edge posterior {e.edge_posterior:.4f}",
             ),
-            *(("methods", line) for line in cc.display.table_text(methods).splitlines()),
+            *(("methods", line) for line in table_text(methods).splitlines()),
             *([("formation", say_onsets(formations))] if formations else []),
             ("the graph", checks[-2].evidence),
             ("scrubbing", checks[-1].evidence),

@@ -6,6 +6,7 @@ from typing import Any
 
 import causal_circuits as cc
 from causal_circuits import figures
+from causal_circuits.display import table_text
 from causal_circuits.pages import Check, Section
 from causal_circuits.studies.study import Report
 from causal_circuits.studies.tables import p_text
@@ -46,7 +47,7 @@ def make_report(found: cc.discovery.RecoveredGraph, targets: str, data: str) -> 
             ),
         ],
         summary=[
-            *(("", line) for line in cc.display.table_text(rows).splitlines()),
+            *(("", line) for line in table_text(rows).splitlines()),
             *(("warning", warning) for warning in found.warnings),
             ("graph", f"{checks[0].evidence}; from {found.n_independent:,} independent sequences"),
         ],
