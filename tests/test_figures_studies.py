@@ -103,3 +103,23 @@ def test_each_edge_has_its_marker_at_its_position():
     assert [round(x) for x in real.get_xdata()] == [1, 4]
     assert list(block.get_ydata()) == [0.8]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["real", "block"]
+
+
+def test_numbers_on_the_edges_of_a_circuit_do_not_touch():
+    graph = cc.circuits.circuit_graph(cc.disentangled_transformer(3, 6))
+    edges = cc.circuits.circuit_edges(graph)
+    ax = figures.plot_circuit(graph, edges, effects={edge: 0.12 + 0.1 * k for k, edge in enumerate(edges)})
+    boxes = [text.get_window_extent() for text in ax.texts if text.get_gid() == "effect"]
+    assert len(boxes) == len(edges)
+    assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[:k])
+
+
+def test_a_long_legend_takes_nothing_from_the_axes():
+    short, long = (
+        figures.plot_groups({f"{k}{'-' * length}": {"chain": 0.5} for k in range(8)}, xlabel="x") for length in (1, 90)
+    )
+    for ax in (short, long):
+        ax.figure.draw_without_rendering()
+    widths = [ax.get_window_extent().width for ax in (short, long)]
+    assert widths[1] > 0.95 * widths[0]
+    assert not long.get_legend().get_window_extent().overlaps(long.xaxis.get_tightbbox())
