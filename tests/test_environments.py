@@ -86,3 +86,36 @@ def test_a_lock_whose_file_holds_anything_is_taken_and_refused_in_one_line(tmp_p
         assert (tmp_path / ".lock").read_text(encoding="utf-8").startswith(str(os.getpid()))
         (tmp_path / ".lock").write_bytes(b"\xff\xfe" * 99)
         assert_refused(lambda: cc.locks.exclusive_lock(tmp_path).__enter__(), "one process at a time")
+
+
+RESULTS = """
+import hashlib, torch, causal_circuits as cc
+from causal_circuits import circuits
+from causal_circuits.circuits import plain_values
+def digest(value):
+    return hashlib.sha256(repr(plain_values(value)).encode()).hexdigest()[:8]
+for graph in (cc.chain_graph(8), cc.random_forest(10, seed=3), cc.ngram_graph(7, 2)):
+    task = cc.InContextTask(graph, d_vocab=3, alpha=0.3)
+    batch = task.sample(128, seed=0)
+    decoy, model = cc.models.plant_decoy(graph, 3), cc.plant_circuit(graph, 3)
+    print([digest(p) for p in decoy.parameters()], digest(cc.knock_out_edges(model, batch)))
+    print(digest(cc.extract_graph(model, task, n_sequences=500).candidates), list(cc.extract_graph(model, task).edges))
+    whole = circuits.circuit_model(model, batch)
+    print([digest(circuits.discover(whole, method).score) for method in circuits.METHODS], whole.edges)
+    print(digest(circuits.oracle_frontier(whole, max_edges=8).masks))
+    if cc.graphs.has_query(graph):
+        rivals = cc.information.closest_rivals(cc.predicted_gradient(task).value, graph)
+        print(digest(cc.recover_graph(batch).positions), digest(rivals))
+"""
+
+
+def test_results_do_not_depend_on_the_hash_seed_of_the_process() -> None:
+    """Python orders sets of text anew in every process: what is matched, searched or drawn must not follow it."""
+    printed = []
+    for seed in ("0", "1"):  # under which a matching over named nodes came out differently
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", RESULTS]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+    assert printed[0] == printed[1]

@@ -85,11 +85,11 @@ def carriers(graph: nx.DiGraph) -> dict[int, int]:
     n_ctx, n_parents = n_ctx_of(graph), len(parents_of(graph, n_ctx_of(graph)))
     children = [i for i in range(n_ctx) if graph.in_degree(i) == n_parents]
     rows = range(n_ctx if has_query(graph) else n_ctx - 1)  # without a query the last row reads the target's parents
-    allowed = nx.Graph()
-    allowed.add_nodes_from(("child", i) for i in children)
+    allowed = nx.Graph()  # child i is node i, row r node n_ctx + r: sets of whole numbers have one order in any process
+    allowed.add_nodes_from(children)
     for i in children:
         read = {i, *parents_of(graph, i)}
         free = [row for row in rows if row > i and not read & set(parents_of(graph, row))]
-        allowed.add_edges_from((("child", i), ("row", row)) for row in free)
-    matched = nx.bipartite.maximum_matching(allowed, top_nodes=[("child", i) for i in children])
-    return {i: matched["child", i][1] for i in children if ("child", i) in matched}
+        allowed.add_edges_from((i, n_ctx + row) for row in free)
+    matched = nx.bipartite.maximum_matching(allowed, top_nodes=children)
+    return {i: matched[i] - n_ctx for i in children if i in matched}
