@@ -1,7 +1,7 @@
 """One process at a time in a folder: two would write over each other's unfinished files.
 
-A file is written beside its place and moved there. With two writers of 400 writes each, nearly half of all reads found a
-damaged file.
+A file is written beside its place and moved there. With two writers of 400 writes each, nearly half of all reads found
+a damaged file.
 
 `train(..., checkpoints=...)` and every analysis's --out take an exclusive lock on `DIR/.lock` (the kernel's own, by
 filelock), which ends with its process, also by kill -9.

@@ -1,4 +1,4 @@
-"""docs/CLAIMS.md has an entry for every analysis of analyses/README.md, and every test, check and script that it names exists.
+"""docs/CLAIMS.md has an entry for every analysis; every test, check and script that it names exists.
 
 Beside it: what separates a claim from its rival where no other test does.
 """
