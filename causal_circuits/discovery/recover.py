@@ -5,6 +5,8 @@ they contradict a forest: a position with more than one parent, say. What is ass
 matrix of its own (or all share one), positions form a forest, tokens follow its stationary law, and the last token is a
 query drawn independently of the others. Where the data contradict that, the positions concerned stay undecided and a
 reason or a warning says why.
+
+With `max_parents` above 1 the target and every position may have that many, and no position is a query: see `parents`.
 """
 
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.discovery.assumptions import unusable_positions
 from causal_circuits.discovery.edge_scores import EdgeScores
+from causal_circuits.discovery.parents import SeveralParents, find_parents
 from causal_circuits.discovery.significance import EdgeTest, edge_tests
 from causal_circuits.discovery.user_data import UserData, read_data
 from causal_circuits.discovery.verdicts import MIN_SEQUENCES, Position, judge_position
@@ -45,6 +48,7 @@ class RecoveredGraph:
         sequences_needed: about how many would make a typical edge certain; inf if the targets do not say.
         level: family-wise error of the edges, of the roots, and of contradicting a true forest.
         warnings: what in the data contradicts the assumptions.
+        target_parents: of a forest the query; None if `max_parents` is above 1 and they could not be told.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
@@ -63,11 +67,18 @@ class RecoveredGraph:
     sequences_needed: float
     level: float
     warnings: tuple[str, ...]
+    target_parents: tuple[int, ...] | None
 
     @property
-    def found_parents(self) -> list[int | None]:
-        """The parent of each position before the query, None where none was found; for `graph_from_parents`."""
-        return [position.parent for position in self.positions]
+    def found_parents(self) -> list[int | None] | list[list[int] | None]:
+        """The parent of each position before the query, None where none was found; for `graph_from_parents`.
+
+        Where several were allowed and the target's parent is no query: a list for each position of the context, empty
+        for a root, None where it is undecided.
+        """
+        if len(self.positions) < len(self.weights):
+            return [position.parent for position in self.positions]
+        return [None if p.verdict == "undecided" else list(p.parents) for p in self.positions]
 
     @property
     def undecided(self) -> tuple[int, ...]:
@@ -88,6 +99,7 @@ def recover_graph(
     d_vocab: int | None = None,
     level: float = 0.05,
     min_share: float = MIN_SHARE,
+    max_parents: int = 1,
 ) -> RecoveredGraph:
     """The causal graph behind a set of sequences, edge by edge with a p-value, from one pass over them.
 
@@ -97,6 +109,13 @@ def recover_graph(
     With labels an edge's score is known from the other edges found only: a further parent may be overlooked if all
     children are mixed alike, or there is but one.
 
+    With `max_parents` above 1 the target's parents are found too, and the parents of every position that is drawn from
+    the target's transition matrix, that is of the same number of them: no other matrix shows in the target. Tokens are
+    taken to be uniform over sequences. A root is a position for which every choice of parents is rejected and that
+    agrees with no earlier one where two others agree; the only child of its number of parents has the law of a root and
+    counts as one. Memory grows with n_ctx^(max_parents + 1), time with n_ctx^(2 max_parents + 1). If the last position
+    turns out to be a query, the target's only parent without one of its own, the result is that of max_parents=1.
+
     Args:
         tokens: integers [sequences, n_ctx], the query last; or a `Batch`, which has its targets.
         targets: what follows the query: probabilities [sequences, d_vocab] (the law that the query names), or
@@ -105,7 +124,8 @@ def recover_graph(
         level: the chance of any false edge at most (Holm over all pairs of positions); the same for roots, and for
             contradicting a true forest anywhere.
         min_share: of the score of an edge that a significant entry must reach to be called one; the row of a root must
-            lie significantly below.
+            lie significantly below. Only for forests.
+        max_parents: how many parents the target and each position may have.
 
     Raises:
         ValueError: arrays that are empty, ragged or do not fit each other, tokens outside the vocabulary, targets
@@ -117,12 +137,22 @@ def recover_graph(
     [None, 0, 1, 2, 3]
     >>> recover_graph(batch[:40]).undecided       # too few: it says so
     (1, 2, 3, 4)
+    >>> from causal_circuits import ngram_graph
+    >>> found = recover_graph(InContextTask(ngram_graph(6, 2), d_vocab=3).sample(5000), max_parents=2)
+    >>> found.target_parents, found.found_parents
+    ((4, 5), [[], [], [0, 1], [1, 2], [2, 3], [3, 4]])
     """
+    if max_parents < 1:
+        raise ValueError(f"max_parents must be at least 1: got {max_parents}; 1 is the default")
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1): got {level}; 0.05 is usual")
     if not 0 <= min_share <= 1:
         raise ValueError(f"min_share must lie in [0, 1]: got {min_share}; {MIN_SHARE} is the default")
     data = read_data(tokens, targets, d_vocab)
+    if max_parents > 1:
+        several = _several_parents(data, max_parents, level)
+        if several.target_parents != (data.n_ctx - 1,) or several.positions[-1].verdict == "child":
+            return _with_several_parents(several, data, level)
     why_not, warnings = unusable_positions(data)
     usable = np.array([position not in why_not for position in range(data.n_ctx - 1)])
     hidden = ~usable & ~data.constant[:-1]  # a constant is outside the forest
@@ -139,6 +169,41 @@ def recover_graph(
         sequences_needed=max(test.edge_sequences_needed, MIN_SEQUENCES),
         level=level,
         warnings=(*warnings, *_doubts_about_targets(test, data)),
+        target_parents=(data.n_ctx - 1,),
+    )
+
+
+def _several_parents(data: UserData, max_parents: int, level: float) -> SeveralParents:
+    tokens, y = torch.from_numpy(data.tokens), torch.from_numpy(data.targets).float()
+    labels = y if data.probabilities else torch.nn.functional.one_hot(y.argmax(dim=1), y.shape[1]).float()
+    return find_parents(tokens, labels, data.n_independent, max_parents, level)
+
+
+def _with_several_parents(found: SeveralParents, data: UserData, level: float) -> RecoveredGraph:
+    """As a graph, with weights and p-values at the keys of every candidate."""
+    graph = nx.DiGraph(target=data.n_ctx)
+    graph.add_nodes_from(range(data.n_ctx + 1))
+    graph.add_edges_from((t, data.n_ctx) for t in found.target_parents or ())
+    weights = torch.zeros(data.n_ctx, data.n_ctx, dtype=torch.float64)
+    p_values = torch.ones_like(weights)
+    for p in found.positions:
+        facts = {"weight": p.weight, "p_value": p.p_value, "sequences_needed": p.sequences_needed}
+        graph.add_edges_from(((parent, p.position) for parent in p.parents), **facts)
+        if isinstance(p.candidate, tuple):
+            weights[p.position, list(p.candidate)] = p.weight
+            p_values[p.position, list(p.candidate)] = p.p_value
+    needed = [p.sequences_needed for p in found.positions if p.verdict == "child"]
+    return RecoveredGraph(
+        graph=graph,
+        positions=found.positions,
+        weights=weights,
+        p_values=p_values,
+        n_sequences=len(data.tokens),
+        n_independent=data.n_independent,
+        sequences_needed=max(float(np.median(needed)), MIN_SEQUENCES) if needed else float("inf"),
+        level=level,
+        warnings=found.warnings,
+        target_parents=found.target_parents,
     )
 
 

@@ -22,11 +22,12 @@ class Position:
     """The verdict on one position.
 
     Attributes:
-        position: 0 .. n_ctx - 2 (the query is given).
+        position: 0 .. n_ctx - 2 (the query is given); 0 .. n_ctx - 1 if the target has several parents.
         verdict: "child", "root" or "undecided".
-        parent: of a child, else None.
-        candidate: the earlier position with the largest score, decided or not; None at the first position.
-        rival: the position whose score comes closest to the candidate's.
+        parent: of a child of one parent, else None.
+        candidate: the earlier position with the largest score, decided or not; None at the first position. Of several
+            parents a tuple, None where there is none.
+        rival: the position (tuple) whose score comes closest to the candidate's.
         weight: the candidate's score on a scale where 0 is an independent pair and 1 an edge; NaN if unknown.
         p_value: of "the candidate is not the parent", Holm-corrected over all pairs of positions.
         p_root: of "an earlier position has `min_share` of an edge's score", Holm-corrected over positions; NaN if it
@@ -38,6 +39,7 @@ class Position:
         sequences_needed: of a child, at which its edge is certain at the level; of an undecided position, at which it
             would be decided if more sequences are what is lacking; inf otherwise.
         reason: why, in words.
+        parents: of a child, in order; else empty.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
@@ -50,8 +52,8 @@ class Position:
     position: int
     verdict: Verdict
     parent: int | None
-    candidate: int | None
-    rival: int | None
+    candidate: int | tuple[int, ...] | None
+    rival: int | tuple[int, ...] | None
     weight: float
     p_value: float
     p_root: float
@@ -59,6 +61,7 @@ class Position:
     shares_with: tuple[int, ...]
     sequences_needed: float
     reason: str
+    parents: tuple[int, ...] = ()
 
 
 def judge_position(i: int, test: EdgeTest, why_not: dict[int, str]) -> Position:
@@ -79,6 +82,7 @@ def judge_position(i: int, test: EdgeTest, why_not: dict[int, str]) -> Position:
         shares_with=tuple(_shares_with(i, test)) if tested else (),
         sequences_needed=needed,
         reason=reason,
+        parents=(best,) if verdict == "child" else (),
     )
 
 

@@ -1,0 +1,227 @@
+"""The statistic behind a graph of several parents: whose token is drawn from the target's law where tokens match.
+
+Let a = (a_1 < ... < a_k) be the target's parents and y its law. Where k keys j = (j_1 < ... < j_k < i) hold the tokens
+of the target's parents, x_{j_r} = x_{a_r} for all r (the *match* M of j and a), a position i with the parents j is
+drawn from y itself. So with S = d_vocab and the gain g = S y(x_i) - 1, for any graph whose rows are drawn independently,
+
+    i has the parents j:             given M, x_i is a draw from y:           E[g 1_M] = E[(S sum_s y(s)^2 - 1) 1_M]
+    i has other parents, or none:    without a match, x_i is independent of y and uniform over sequences:  E[g] = 0
+
+Both sides are known beforehand, with the whole distribution of the gain, so that tails are bounded by Chernoff's and
+Bernstein's inequalities and nothing has to be estimated. The *share* of j is left over right.
+
+Of labels (a draw from y in place of y) only the chance q of a full match to hit the label has to be estimated
+(`Gains.with_labels_hit`): a full match is then drawn from the law that gives q to the label and is uniform elsewhere.
+
+A match says something of x_i through the descendants of i among the target's parents. That makes shares of true parents
+larger than 1 (by 1 to 3% next to the target), hardly ever smaller, and fades with the distance.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from math import comb
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+BLOCK = 4096  # sequences at a time: memory is BLOCK * n_ctx^(k - 1) / (k - 1)! numbers
+
+
+@dataclass(frozen=True)
+class Gains:
+    """What every token gains as a draw from the target's law.
+
+    Attributes:
+        tokens: [sequence, position].
+        values: S y(s) - 1 for each token s.
+        law: of a token under a full match; y itself, or for labels what `with_labels_hit` says.
+        at: S y(x_i) - 1 of the tokens themselves.
+        full: the mean gain of a draw from `law`.
+        spread: its variance.
+        chance: the variance of the gain of a uniform token, whose mean is 0.
+    """
+
+    tokens: Int[Tensor, "sequence position"]
+    values: Float[Tensor, "sequence token"]
+    law: Float[Tensor, "sequence token"]
+    at: Float[Tensor, "sequence position"]
+    full: Float[Tensor, " sequence"]
+    spread: Float[Tensor, " sequence"]
+    chance: Float[Tensor, " sequence"]
+
+    @classmethod
+    def of(cls, tokens: Int[Tensor, "sequence position"], y: Float[Tensor, "sequence token"]) -> "Gains":
+        """For target laws y, or labels as one-hots."""
+        values = y.shape[1] * y - 1
+        moments = _moments(y, values)
+        return cls(tokens, values, y, torch.gather(values, 1, tokens), *moments, values.square().mean(dim=1))
+
+    def with_labels_hit(self, q: float) -> "Gains":
+        """The same where labels stand for laws: a full match gives the label with probability q."""
+        other = (1 - q) / (self.d_vocab - 1)
+        law = other + (q - other) * (self.values + 1) / self.d_vocab
+        full, spread = _moments(law, self.values)
+        return replace(self, law=law, full=full, spread=spread)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_ctx(self) -> int:
+        """Number of positions, the last token included."""
+        return self.tokens.shape[1]
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of tokens."""
+        return self.values.shape[1]
+
+    @property
+    def uniform(self) -> Tensor:
+        """The law of a token that nothing is known of, [sequence, token]."""
+        return torch.full_like(self.values, 1 / self.d_vocab)
+
+    def match(self, keys: Sequence[int], target: Sequence[int]) -> Tensor:
+        """Of each sequence whether the keys hold the tokens of the target's parents."""
+        return (self.tokens[:, list(keys)] == self.tokens[:, list(target)]).all(dim=1)
+
+
+def _moments(law: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    mean = (law * values).sum(dim=1)
+    return mean, (law * values.square()).sum(dim=1) - mean**2
+
+
+@cache
+def key_sets(n: int, k: int) -> Int[np.ndarray, "keys k"]:
+    """All k of n positions, ordered by the last, then the one before it (the first comb(m, k) are those below m).
+
+    >>> key_sets(4, 2).tolist()
+    [[0, 1], [0, 2], [1, 2], [0, 3], [1, 3], [2, 3]]
+    """
+    grid = np.stack(np.meshgrid(*[np.arange(n)] * k, indexing="ij"), axis=-1).reshape(-1, k)
+    grid = grid[(np.diff(grid, axis=1) > 0).all(axis=1)]
+    return grid[np.lexsort(grid.T)]
+
+
+def sums_by_last_key(
+    tokens: Int[Tensor, "sequence position"],
+    gains: Float[Tensor, "sequence position"],
+    more: Float[Tensor, "sequence column"],
+    target: Sequence[int],
+) -> list[Float[Tensor, "keys column"]]:
+    """Sums over the sequences of every match, for each last key m: of the gains of later positions, then of `more`.
+
+    Keys are those of `key_sets` with the last key m: all choices of the others below m.
+    """
+    n_ctx, k = tokens.shape[1], len(target)
+    sums = [torch.zeros(comb(m, k - 1), n_ctx - 1 - m + more.shape[1], dtype=torch.float64) for m in range(n_ctx - 1)]
+    for start in range(0, len(tokens), BLOCK):
+        rows = slice(start, start + BLOCK)
+        matches = [(tokens[rows] == tokens[rows, [t]]).to(gains.dtype) for t in target]
+        others = torch.ones(len(matches[0]), 1, dtype=gains.dtype)
+        for r, match in enumerate(matches[:-1]):
+            others = torch.cat([others[:, : comb(m, r)] * match[:, [m]] for m in range(n_ctx - 1)], dim=1)
+        for m in range(k - 1, n_ctx - 1):
+            right = torch.cat([gains[rows, m + 1 :], more[rows]], dim=1) * matches[-1][:, [m]]
+            sums[m] += others[:, : comb(m, k - 1)].T @ right
+    return sums
+
+
+@dataclass(frozen=True)
+class MatchSums:
+    """Sums over the sequences in which keys match the target's parents.
+
+    Attributes:
+        keys: every k positions below the last one, in the order of `key_sets`.
+        gain: of the gain of position i, [keys, position]; NaN unless i comes after the keys.
+        n, full, spread, chance: of 1, and of the attributes of `Gains`.
+    """
+
+    keys: Int[np.ndarray, "keys k"]
+    gain: Float[np.ndarray, "keys position"]
+    n: Float[np.ndarray, " keys"]
+    full: Float[np.ndarray, " keys"]
+    spread: Float[np.ndarray, " keys"]
+    chance: Float[np.ndarray, " keys"]
+
+
+def match_sums(data: Gains, target: Sequence[int]) -> MatchSums:
+    """The sums for every choice of keys and every position.
+
+    >>> import causal_circuits as cc
+    >>> batch = cc.InContextTask(cc.ngram_graph(5, 2), d_vocab=3).sample(20_000)
+    >>> sums = match_sums(Gains.of(batch.tokens, batch.target_probs), (3, 4))
+    >>> sums.keys[(sums.gain / sums.full[:, None])[:, 4].argmax()].tolist()
+    [2, 3]
+    """
+    n_ctx, k = data.n_ctx, len(target)
+    more = torch.stack([torch.ones_like(data.full), data.full, data.spread, data.chance], dim=1)
+    by_last_key = sums_by_last_key(data.tokens, data.at, more, target)
+    keys = key_sets(n_ctx - 1, k)
+    gain = np.full((len(keys), n_ctx), np.nan)
+    for m in range(k - 1, n_ctx - 1):
+        gain[comb(m, k) : comb(m + 1, k), m + 1 :] = by_last_key[m][:, : n_ctx - 1 - m].numpy()
+    columns = np.concatenate([sums[:, -4:].numpy() for sums in by_last_key])
+    return MatchSums(keys, gain, *columns.T)
+
+
+def most_below(short: np.ndarray, variance: np.ndarray, bound: float) -> np.ndarray:
+    """P(a sum lies `short` or more below its mean) at most: Bernstein's inequality, for terms that do so by `bound`."""
+    t = np.maximum(short, 0.0)
+    return np.exp(-np.divide(t**2, 2 * (variance + bound * t / 3), out=np.zeros_like(t), where=t > 0))
+
+
+def most_above(total: float, parts: Sequence[tuple[Float[Tensor, "row token"], Float[Tensor, "row token"]]]) -> float:
+    """P(a sum is `total` or more) at most, by Chernoff's inequality; `parts` are laws and values of independent terms.
+
+    The exponent is minimised by Newton's method; every value of it gives a bound, so that no step has to be exact.
+
+    >>> fair, coin = torch.full((100, 2), 0.5), torch.tensor([[-1.0, 1.0]]).expand(100, 2)
+    >>> 0.0 < most_above(40.0, [(fair, coin)]) < 4e-4, most_above(-1.0, [(fair, coin)])
+    (True, 1.0)
+    """
+    theta, best = 0.0, 0.0
+    largest = max((float(values.abs().max()) for _, values in parts if len(values)), default=1.0)
+    for _ in range(20):
+        log_mgf, mean, variance = 0.0, 0.0, 0.0
+        for law, values in parts:
+            weights = law * torch.exp(theta * values)
+            mgf = weights.sum(dim=1)
+            means = (weights * values).sum(dim=1) / mgf
+            log_mgf += float(mgf.log().sum())
+            mean += float(means.sum())
+            variance += float(((weights * values.square()).sum(dim=1) / mgf - means**2).sum())
+        best = min(best, log_mgf - theta * total)
+        if theta == 0.0 and mean >= total:
+            return 1.0
+        step = (total - mean) / max(variance, 1e-9)
+        theta = min(max(theta + min(max(step, -1.0 / largest), 1.0 / largest), 0.0), 30.0 / largest)
+        if abs(step) < 1e-3:
+            break
+    return float(np.exp(best))
+
+
+def p_independent(tokens: Int[Tensor, "sequence position"], d_vocab: int) -> Float[np.ndarray, " position"]:
+    """Of "the token is uniform whatever the earlier ones are", by position; from the tokens alone.
+
+    Two children of one row have equal tokens more often than by chance. So for every earlier position i' and every two
+    j, j' the mean of (S 1[x_i = x_i'] - 1) 1[x_j = x_j'], 0 under the null, by Bernstein's inequality, Bonferroni over
+    all of them and all positions. The target plays no part: this is how a child of another number of parents, whose
+    transition matrix the target does not show, differs from a root (if two positions are drawn from that matrix).
+    """
+    n_ctx = tokens.shape[1]
+    sums = [torch.zeros(comb(i, 2), i + 1, dtype=torch.float64) for i in range(n_ctx)]
+    first, second = torch.from_numpy(key_sets(n_ctx, 2).copy()).T
+    for rows in tokens.split(BLOCK):
+        equal = (rows[:, first] == rows[:, second]).float()
+        for i in range(2, n_ctx):
+            gain = d_vocab * (rows[:, :i] == rows[:, [i]]).float() - 1
+            sums[i] += equal[:, : comb(i, 2)].T @ torch.cat([gain, torch.ones(len(rows), 1)], dim=1)
+    n_tests = sum(comb(i, 2) * i for i in range(n_ctx))
+    smallest = [
+        most_below(own[:, :-1].numpy(), (d_vocab - 1) * own[:, -1:].numpy(), d_vocab).min(initial=1.0) for own in sums
+    ]
+    return np.minimum(1.0, max(n_tests, 1) * np.array(smallest))

@@ -1,0 +1,262 @@
+"""From matches to verdicts: the target's parents, and of every position its own, none, or why neither can be said.
+
+A choice of keys j is rejected as the parents of position i if, given the match, the gain lies significantly below that
+of a draw from the target's law (no correction over j: only the true one must survive), or if a rival's sequences speak
+against it: had i the parents j, then where only the rival matches its gain would have mean 0, and where only j matches
+that of a draw from the target's law. A child has one choice of keys that is not rejected, and its gain is not that of
+an independent token.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from math import comb, log
+
+import numpy as np
+import torch
+
+from causal_circuits.discovery.matches import Gains, most_above, most_below, p_independent
+from causal_circuits.discovery.target_search import Candidate, candidates, p_of_rival
+from causal_circuits.discovery.verdicts import MIN_SEQUENCES, Position, Verdict
+
+FULL = 0.95  # of a full match, below which a share must lie significantly to contradict it
+_TOLD = 4  # rivals that a reason names
+
+
+@dataclass(frozen=True)
+class SeveralParents:
+    """What was found: the target's parents (None: undecided) and a verdict on each position, with warnings."""
+
+    target_parents: tuple[int, ...] | None
+    positions: tuple[Position, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MatchTest:
+    """Matches with the target's parents, tested.
+
+    Attributes:
+        data: gains of every token.
+        first: the target's parents with the sums of their matches.
+        p_full: of "these are the parents", [keys, position], Bonferroni over positions; 0 where keys are not earlier.
+        p_chance: of "independent of the target's law given any match", by position, Bonferroni over all matches.
+        p_apart: of "independent of earlier tokens" by agreement with earlier positions (`p_independent`).
+        worth: independent sequences over sequences: copies are no evidence.
+        level: family-wise.
+    """
+
+    data: Gains
+    first: Candidate
+    p_full: np.ndarray
+    p_chance: np.ndarray
+    p_apart: np.ndarray
+    worth: float
+    level: float
+
+    @property
+    def n_matches(self) -> int:
+        """Pairs of keys and a position after them."""
+        return comb(self.data.n_ctx, len(self.first.target) + 1)
+
+
+def find_parents(
+    tokens: torch.Tensor, y: torch.Tensor, n_independent: int, max_parents: int, level: float
+) -> SeveralParents:
+    """The verdicts, given tokens and laws (or labels as one-hots)."""
+    why_not = _constants(tokens)
+    allowed = [t for t in range(tokens.shape[1]) if t not in why_not]
+    if n_independent < MIN_SEQUENCES:
+        few = f"{n_independent} independent sequences cannot support a conclusion: {MIN_SEQUENCES} is the least"
+        return _nothing(tokens.shape[1], few)
+    if not allowed:
+        return _nothing(tokens.shape[1], "every token is constant: no parent can be told")
+    data, found = candidates(Gains.of(tokens, y), allowed, min(max_parents, len(allowed)))
+    test = match_test(data, found[0], n_independent / len(tokens), level)
+    doubt = _doubt(test, found)
+    if doubt:
+        return _nothing(tokens.shape[1], doubt)
+    positions = tuple(_position(i, test, why_not.get(i)) for i in range(data.n_ctx))
+    short = _fall_short_together(test, positions)
+    if short:
+        return _nothing(tokens.shape[1], short)
+    return SeveralParents(found[0].target, positions, tuple(f"position {i}: {why_not[i]}" for i in sorted(why_not)))
+
+
+def match_test(data: Gains, first: Candidate, worth: float, level: float) -> MatchTest:
+    """The tests of every match."""
+    sums = first.sums
+    gain = np.nan_to_num(sums.gain, nan=-np.inf)
+    p_full = most_below(FULL * sums.full[:, None] - gain, sums.spread[:, None], data.d_vocab) ** worth
+    p_full = np.where(np.isfinite(sums.gain), np.minimum(1.0, data.n_ctx * p_full), 0.0)
+    above = most_below(gain, sums.chance[:, None], data.d_vocab) ** worth
+    p_chance = comb(data.n_ctx, len(first.target) + 1) * np.where(np.isfinite(gain), above, 1.0).min(
+        axis=0, initial=1.0
+    )
+    apart = p_independent(data.tokens, data.d_vocab) ** worth
+    return MatchTest(data, first, p_full, np.minimum(1.0, p_chance), apart, worth, level)
+
+
+def _constants(tokens: torch.Tensor) -> dict[int, str]:
+    constant = (tokens == tokens[0]).all(dim=0)
+    return {
+        i: f"its token is always {int(tokens[0, i])}: a constant carries no information"
+        for i in constant.nonzero().flatten().tolist()
+    }
+
+
+def _nothing(n_ctx: int, why: str) -> SeveralParents:
+    """Every position undecided, for one reason."""
+    positions = tuple(_undecided(i, why) for i in range(n_ctx))
+    return SeveralParents(None, positions, (f"nothing can be concluded: {why}",))
+
+
+def _undecided(i: int, why: str) -> Position:
+    nan = float("nan")
+    return Position(i, "undecided", None, None, None, nan, 1.0, nan, nan, (), float("inf"), why)
+
+
+def _doubt(test: MatchTest, found: list[Candidate]) -> str:
+    """Why the target's parents cannot be told; empty if they can."""
+    first, data = test.first, test.data
+    k, n_sets = len(first.target), comb(data.n_ctx, len(first.target))
+    least = min((_p_of_chance(i, test) for i in np.flatnonzero(first.best >= 0).tolist()), default=1.0)
+    if least * n_sets >= test.level:
+        return (
+            f"no position is drawn from the target's law where {k} tokens match: the best target's parents would be "
+            f"{_named(first.target)} (p = {min(1.0, least * n_sets):.2g})"
+        )
+    alike = [other for other in found[1:] if p_of_rival(data, first, other) ** test.worth >= test.level]
+    if alike:
+        names = " or ".join(_named(candidate.target) for candidate in [first, *alike][:_TOLD])
+        return f"the target's parents are {names}: which, these sequences do not tell"
+    return ""
+
+
+def _fall_short_together(test: MatchTest, positions: Collection[Position]) -> str:
+    """Whether the children found are, taken together, less than full matches."""
+    children = [p.position for p in positions if p.verdict == "child"]
+    rows, sums = test.first.best[children], test.first.sums
+    full, gain = sums.full[rows].sum(), sums.gain[rows, children].sum()
+    p_value = float(most_below(FULL * full - gain, sums.spread[rows].sum(), test.data.d_vocab)) ** test.worth
+    if not children or p_value >= test.level:
+        return ""
+    return (
+        f"the children of the target's parents {_named(test.first.target)} have {gain / full:.0%} of a full match, "
+        f"significantly less (p = {p_value:.2g}): more parents than were allowed, or targets that are not the laws?"
+    )
+
+
+def _position(i: int, test: MatchTest, why_not: str | None) -> Position:
+    best, sums = int(test.first.best[i]), test.first.sums
+    if why_not is not None:
+        return _undecided(i, why_not)
+    if best < 0:
+        return _without_match(i, test)
+    p_value, rivals = _against_rivals(i, best, test)
+    keys, share = _keys(best, test), float(sums.gain[best, i] / sums.full[best])
+    p_full = float(test.p_full[best, i])
+    is_child = p_value < test.level and p_full >= test.level
+    verdict: Verdict = "child" if is_child else "undecided"
+    told = f"parents {_named(keys)}: share {share:.0%} of a full match in {int(sums.n[best]):,} sequences"
+    if not is_child and _p_of_chance(i, test) >= test.level:
+        return _without_match(i, test)
+    if is_child:
+        reason = f"{told}, p = {p_value:.2g}"
+    elif p_full < test.level:
+        reason = f"{told}, significantly less (p = {p_full:.2g}): more parents than were allowed?"
+    else:
+        others = " or ".join(_named(_keys(rival, test)) for rival in rivals[:_TOLD])
+        reason = (
+            f"{told}, and {others} {'are' if len(rivals) > 1 else 'is'} not told apart from them (p = {p_value:.2g})"
+        )
+    return Position(
+        position=i,
+        verdict=verdict,
+        parent=keys[0] if is_child and len(keys) == 1 else None,
+        candidate=keys,
+        rival=_keys(rivals[0], test) if rivals else None,
+        weight=share,
+        p_value=p_value,
+        p_root=float("nan"),
+        p_forest=p_full,
+        shares_with=(),
+        sequences_needed=_needed(p_value, test) if is_child or rivals else float("inf"),
+        reason=reason,
+        parents=keys if is_child else (),
+    )
+
+
+def _without_match(i: int, test: MatchTest) -> Position:
+    """A root, if no keys can be its parents and nothing contradicts its independence."""
+    k, after = len(test.first.target), max(test.first.target) < i
+    p_root = float(test.p_full[:, i].max(initial=0.0))
+    contradicted = min(float(test.p_apart[i]), float(test.p_chance[i]) if after else 1.0)
+    verdict: Verdict = "undecided"
+    none = f"no {k} earlier positions are its parents" if i >= k else f"fewer than {k} earlier positions"
+    if p_root >= test.level:
+        keys = _keys(int(test.p_full[:, i].argmax()), test)
+        reason = f"{_named(keys)} may be its parents, or none: too few sequences to tell"
+    elif contradicted < test.level:
+        reason = f"{none}, but it depends on them (p = {contradicted:.2g}): a child of another number of parents?"
+    else:
+        verdict = "root"
+        reason = f"{none} (p = {p_root:.2g}), and nothing contradicts independence" if i >= k else none
+    nan, inf = float("nan"), float("inf")
+    needed = _needed(p_root, test) if p_root >= test.level else inf
+    return Position(i, verdict, None, None, None, nan, 1.0, p_root, contradicted, (), needed, reason)
+
+
+def _against_rivals(i: int, best: int, test: MatchTest) -> tuple[float, list[int]]:
+    """The p-value of "`best` are not the parents of i", and the keys that are not rejected, the likeliest first."""
+    open_to = np.flatnonzero((2 * test.p_full[:, i] >= test.level) & (np.arange(len(test.p_full)) != best))
+    rejected = np.delete(2 * test.p_full[:, i], [best, *open_to])
+    p_value = max(_p_of_chance(i, test), float(rejected.max(initial=0.0)))
+    if p_value >= test.level:
+        return min(1.0, p_value), []
+    sums, rivals = test.first.sums, []
+    h = sums.gain[open_to, i] - sums.full[open_to] / 2
+    for rival in open_to[np.argsort(-h, kind="stable")].tolist():
+        p_rival = 2 * test.n_matches * _p_of_rival_keys(i, best, rival, test)
+        p_value = max(p_value, min(1.0, p_rival))
+        if p_rival >= test.level:
+            rivals.append(rival)
+        if len(rivals) >= _TOLD:
+            break
+    return p_value, rivals
+
+
+def _p_of_chance(i: int, test: MatchTest) -> float:
+    """Of "independent of the target's law given its best match", Bonferroni over all matches."""
+    data, best = test.data, int(test.first.best[i])
+    held = data.match(_keys(best, test), test.first.target)
+    p_value = most_above(float(test.first.sums.gain[best, i]), [(data.uniform[held], data.values[held])])
+    return min(1.0, test.n_matches * p_value**test.worth)
+
+
+def _p_of_rival_keys(i: int, best: int, rival: int, test: MatchTest) -> float:
+    """Of "the rival keys are the parents of i": full gains where only they match, none where only the best do."""
+    data = test.data
+    ours, theirs = (data.match(_keys(keys, test), test.first.target) for keys in (best, rival))
+    only_ours, only_theirs = ours & ~theirs, theirs & ~ours
+    total = float((data.at[only_ours, i].sum() - data.at[only_theirs, i].sum()).double())
+    parts = [
+        (data.uniform[only_ours], data.values[only_ours]),
+        (data.law[only_theirs], -data.values[only_theirs]),
+    ]
+    return most_above(total, parts) ** test.worth
+
+
+def _keys(index: int, test: MatchTest) -> tuple[int, ...]:
+    return tuple(test.first.sums.keys[index].tolist())
+
+
+def _needed(p_value: float, test: MatchTest) -> float:
+    """How many sequences would take a p-value to the level: its logarithm grows with their number."""
+    corrected = 2 * test.n_matches
+    if p_value >= 1.0:
+        return float("inf")
+    return len(test.data) * log(test.level / corrected) / log(max(p_value, 1e-300) / corrected)
+
+
+def _named(positions: tuple[int, ...]) -> str:
+    return f"({', '.join(map(str, positions))})"
