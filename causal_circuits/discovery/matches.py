@@ -2,7 +2,7 @@
 
 Let a = (a_1 < ... < a_k) be the target's parents and y its law. Where k keys j = (j_1 < ... < j_k < i) hold the tokens
 of the target's parents, x_{j_r} = x_{a_r} for all r (the *match* M of j and a), a position i with the parents j is
-drawn from y itself. So with S = d_vocab and the gain g = S y(x_i) - 1, for any graph whose rows are drawn independently,
+drawn from y itself. So with S = d_vocab and the gain g = S y(x_i) - 1, if rows of a matrix are drawn independently,
 
     i has the parents j:             given M, x_i is a draw from y:           E[g 1_M] = E[(S sum_s y(s)^2 - 1) 1_M]
     i has other parents, or none:    without a match, x_i is independent of y and uniform over sequences:  E[g] = 0
@@ -90,8 +90,8 @@ class Gains:
 
 
 def _moments(law: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    mean = (law * values).sum(dim=1)
-    return mean, (law * values.square()).sum(dim=1) - mean**2
+    mean = (law * values).sum(dim=1, keepdim=True)
+    return mean[:, 0], (law * (values - mean).square()).sum(dim=1)
 
 
 @cache
@@ -171,7 +171,7 @@ def match_sums(data: Gains, target: Sequence[int]) -> MatchSums:
 def most_below(short: np.ndarray, variance: np.ndarray, bound: float) -> np.ndarray:
     """P(a sum lies `short` or more below its mean) at most: Bernstein's inequality, for terms that do so by `bound`."""
     t = np.maximum(short, 0.0)
-    return np.exp(-np.divide(t**2, 2 * (variance + bound * t / 3), out=np.zeros_like(t), where=t > 0))
+    return np.exp(-(t**2) / np.where(t > 0, 2 * (variance + bound * t / 3), 1.0))
 
 
 def most_above(total: float, parts: Sequence[tuple[Float[Tensor, "row token"], Float[Tensor, "row token"]]]) -> float:

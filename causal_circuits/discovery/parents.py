@@ -18,7 +18,7 @@ from causal_circuits.discovery.matches import Gains, most_above, most_below, p_i
 from causal_circuits.discovery.target_search import Candidate, candidates, p_of_rival
 from causal_circuits.discovery.verdicts import MIN_SEQUENCES, Position, Verdict
 
-FULL = 0.95  # of a full match, below which a share must lie significantly to contradict it
+FULL = 0.97  # of a full match, below which a share must lie significantly to contradict it
 _TOLD = 4  # rivals that a reason names
 
 
@@ -85,13 +85,11 @@ def find_parents(
 def match_test(data: Gains, first: Candidate, worth: float, level: float) -> MatchTest:
     """The tests of every match."""
     sums = first.sums
-    gain = np.nan_to_num(sums.gain, nan=-np.inf)
+    gain, earlier = np.nan_to_num(sums.gain), np.isfinite(sums.gain)
     p_full = most_below(FULL * sums.full[:, None] - gain, sums.spread[:, None], data.d_vocab) ** worth
-    p_full = np.where(np.isfinite(sums.gain), np.minimum(1.0, data.n_ctx * p_full), 0.0)
-    above = most_below(gain, sums.chance[:, None], data.d_vocab) ** worth
-    p_chance = comb(data.n_ctx, len(first.target) + 1) * np.where(np.isfinite(gain), above, 1.0).min(
-        axis=0, initial=1.0
-    )
+    p_full = np.where(earlier, np.minimum(1.0, data.n_ctx * p_full), 0.0)
+    p_chance = (most_below(gain, sums.chance[:, None], data.d_vocab) ** worth).min(axis=0, initial=1.0)
+    p_chance *= comb(data.n_ctx, len(first.target) + 1)
     apart = p_independent(data.tokens, data.d_vocab) ** worth
     return MatchTest(data, first, p_full, np.minimum(1.0, p_chance), apart, worth, level)
 
@@ -216,7 +214,7 @@ def _against_rivals(i: int, best: int, test: MatchTest) -> tuple[float, list[int
     sums, rivals = test.first.sums, []
     h = sums.gain[open_to, i] - sums.full[open_to] / 2
     for rival in open_to[np.argsort(-h, kind="stable")].tolist():
-        p_rival = 2 * test.n_matches * _p_of_rival_keys(i, best, rival, test)
+        p_rival = 2 * _p_of_rival_keys(i, best, rival, test)
         p_value = max(p_value, min(1.0, p_rival))
         if p_rival >= test.level:
             rivals.append(rival)
@@ -234,16 +232,23 @@ def _p_of_chance(i: int, test: MatchTest) -> float:
 
 
 def _p_of_rival_keys(i: int, best: int, rival: int, test: MatchTest) -> float:
-    """Of "the rival keys are the parents of i": full gains where only they match, none where only the best do."""
+    """Of "the rival keys are the parents of i": full gains where only they match, none where only the best do.
+
+    Where many sequences match the rival alone, these have to speak against it too: near copies of x_i among the keys
+    can lend the best keys gains that are not theirs.
+    """
     data = test.data
     ours, theirs = (data.match(_keys(keys, test), test.first.target) for keys in (best, rival))
     only_ours, only_theirs = ours & ~theirs, theirs & ~ours
-    total = float((data.at[only_ours, i].sum() - data.at[only_theirs, i].sum()).double())
-    parts = [
-        (data.uniform[only_ours], data.values[only_ours]),
-        (data.law[only_theirs], -data.values[only_theirs]),
-    ]
-    return most_above(total, parts) ** test.worth
+    gain, theirs_gain = float(data.at[only_ours, i].sum()), float(data.at[only_theirs, i].sum())
+    parts = [(data.uniform[only_ours], data.values[only_ours]), (data.law[only_theirs], -data.values[only_theirs])]
+    p_value = test.n_matches * most_above(gain - theirs_gain, parts) ** test.worth
+    full, spread = float(data.full[only_theirs].sum()), float(data.spread[only_theirs].sum())
+    p_full, p_if_half = (
+        data.n_ctx * float(most_below(short, spread, data.d_vocab)) ** test.worth
+        for short in (np.array(FULL * full - theirs_gain), np.array(full / 2))
+    )
+    return max(p_value, p_full) if p_if_half < test.level else p_value
 
 
 def _keys(index: int, test: MatchTest) -> tuple[int, ...]:
