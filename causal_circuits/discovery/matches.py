@@ -20,6 +20,7 @@ larger than 1 (by 1 to 3% next to the target), hardly ever smaller, and fades wi
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import combinations
 from math import comb
 
 import numpy as np
@@ -101,9 +102,8 @@ def key_sets(n: int, k: int) -> Int[np.ndarray, "keys k"]:
     >>> key_sets(4, 2).tolist()
     [[0, 1], [0, 2], [1, 2], [0, 3], [1, 3], [2, 3]]
     """
-    grid = np.stack(np.meshgrid(*[np.arange(n)] * k, indexing="ij"), axis=-1).reshape(-1, k)
-    grid = grid[(np.diff(grid, axis=1) > 0).all(axis=1)]
-    return grid[np.lexsort(grid.T)]
+    sets = np.array(list(combinations(range(n), k)), dtype=np.int64).reshape(-1, k)
+    return sets[np.lexsort(sets.T)]
 
 
 def sums_by_last_key(
@@ -111,7 +111,7 @@ def sums_by_last_key(
     gains: Float[Tensor, "sequence position"],
     more: Float[Tensor, "sequence column"],
     target: Sequence[int],
-) -> list[Float[Tensor, "keys column"]]:
+) -> list[Tensor]:
     """Sums over the sequences of every match, for each last key m: of the gains of later positions, then of `more`.
 
     Keys are those of `key_sets` with the last key m: all choices of the others below m.
@@ -168,14 +168,14 @@ def match_sums(data: Gains, target: Sequence[int]) -> MatchSums:
     return MatchSums(keys, gain, *columns.T)
 
 
-def most_below(short: np.ndarray, variance: np.ndarray, bound: float) -> np.ndarray:
+def most_below(short: np.ndarray | float, variance: np.ndarray | float, bound: int) -> np.ndarray:
     """P(a sum lies `short` or more below its mean) at most: Bernstein's inequality, for terms that do so by `bound`."""
     t = np.maximum(short, 0.0)
-    return np.exp(-(t**2) / np.where(t > 0, 2 * (variance + bound * t / 3), 1.0))
+    return np.asarray(np.exp(-(t**2) / np.where(t > 0, 2 * (variance + bound * t / 3), 1.0)))
 
 
-def most_above(total: float, parts: Sequence[tuple[Float[Tensor, "row token"], Float[Tensor, "row token"]]]) -> float:
-    """P(a sum is `total` or more) at most, by Chernoff's inequality; `parts` are laws and values of independent terms.
+def most_above(total: float, parts: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """P(a sum is `total` or more) at most, by Chernoff's inequality; `parts` are laws and values [term, token].
 
     The exponent is minimised by Newton's method; every value of it gives a bound, so that no step has to be exact.
 
@@ -215,7 +215,8 @@ def p_independent(tokens: Int[Tensor, "sequence position"], d_vocab: int) -> Flo
     n_ctx = tokens.shape[1]
     sums = [torch.zeros(comb(i, 2), i + 1, dtype=torch.float64) for i in range(n_ctx)]
     first, second = torch.from_numpy(key_sets(n_ctx, 2).copy()).T
-    for rows in tokens.split(BLOCK):
+    for start in range(0, len(tokens), BLOCK):
+        rows = tokens[start : start + BLOCK]
         equal = (rows[:, first] == rows[:, second]).float()
         for i in range(2, n_ctx):
             gain = d_vocab * (rows[:, :i] == rows[:, [i]]).float() - 1

@@ -8,13 +8,13 @@ an independent token.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb, log
 
 import numpy as np
 import torch
 
-from causal_circuits.discovery.matches import Gains, most_above, most_below, p_independent
+from causal_circuits.discovery.matches import Gains, MatchSums, match_sums, most_above, most_below, p_independent
 from causal_circuits.discovery.target_search import Candidate, candidates, p_of_rival
 from causal_circuits.discovery.verdicts import MIN_SEQUENCES, Position, Verdict
 
@@ -37,7 +37,8 @@ class MatchTest:
 
     Attributes:
         data: gains of every token.
-        first: the target's parents with the sums of their matches.
+        first: the target's parents.
+        sums: of their matches.
         p_full: of "these are the parents", [keys, position], Bonferroni over positions; 0 where keys are not earlier.
         p_chance: of "independent of the target's law given any match", by position, Bonferroni over all matches.
         p_apart: of "independent of earlier tokens" by agreement with earlier positions (`p_independent`).
@@ -47,6 +48,7 @@ class MatchTest:
 
     data: Gains
     first: Candidate
+    sums: MatchSums
     p_full: np.ndarray
     p_chance: np.ndarray
     p_apart: np.ndarray
@@ -76,6 +78,7 @@ def find_parents(
     if doubt:
         return _nothing(tokens.shape[1], doubt)
     positions = tuple(_position(i, test, why_not.get(i)) for i in range(data.n_ctx))
+    positions = tuple(_confirmed(p, test, positions) if p.position in found[0].target else p for p in positions)
     short = _fall_short_together(test, positions)
     if short:
         return _nothing(tokens.shape[1], short)
@@ -84,14 +87,14 @@ def find_parents(
 
 def match_test(data: Gains, first: Candidate, worth: float, level: float) -> MatchTest:
     """The tests of every match."""
-    sums = first.sums
+    sums = match_sums(data, first.target)
     gain, earlier = np.nan_to_num(sums.gain), np.isfinite(sums.gain)
     p_full = most_below(FULL * sums.full[:, None] - gain, sums.spread[:, None], data.d_vocab) ** worth
     p_full = np.where(earlier, np.minimum(1.0, data.n_ctx * p_full), 0.0)
     p_chance = (most_below(gain, sums.chance[:, None], data.d_vocab) ** worth).min(axis=0, initial=1.0)
     p_chance *= comb(data.n_ctx, len(first.target) + 1)
     apart = p_independent(data.tokens, data.d_vocab) ** worth
-    return MatchTest(data, first, p_full, np.minimum(1.0, p_chance), apart, worth, level)
+    return MatchTest(data, first, sums, p_full, np.minimum(1.0, p_chance), apart, worth, level)
 
 
 def _constants(tokens: torch.Tensor) -> dict[int, str]:
@@ -117,7 +120,7 @@ def _doubt(test: MatchTest, found: list[Candidate]) -> str:
     """Why the target's parents cannot be told; empty if they can."""
     first, data = test.first, test.data
     k, n_sets = len(first.target), comb(data.n_ctx, len(first.target))
-    least = min((_p_of_chance(i, test) for i in np.flatnonzero(first.best >= 0).tolist()), default=1.0)
+    least = min((_p_of_chance(i, test) for i in first.with_match), default=1.0)
     if least * n_sets >= test.level:
         return (
             f"no position is drawn from the target's law where {k} tokens match: the best target's parents would be "
@@ -133,7 +136,7 @@ def _doubt(test: MatchTest, found: list[Candidate]) -> str:
 def _fall_short_together(test: MatchTest, positions: Collection[Position]) -> str:
     """Whether the children found are, taken together, less than full matches."""
     children = [p.position for p in positions if p.verdict == "child"]
-    rows, sums = test.first.best[children], test.first.sums
+    rows, sums = test.first.best[children], test.sums
     full, gain = sums.full[rows].sum(), sums.gain[rows, children].sum()
     p_value = float(most_below(FULL * full - gain, sums.spread[rows].sum(), test.data.d_vocab)) ** test.worth
     if not children or p_value >= test.level:
@@ -145,7 +148,7 @@ def _fall_short_together(test: MatchTest, positions: Collection[Position]) -> st
 
 
 def _position(i: int, test: MatchTest, why_not: str | None) -> Position:
-    best, sums = int(test.first.best[i]), test.first.sums
+    best, sums = int(test.first.best[i]), test.sums
     if why_not is not None:
         return _undecided(i, why_not)
     if best < 0:
@@ -156,7 +159,8 @@ def _position(i: int, test: MatchTest, why_not: str | None) -> Position:
     is_child = p_value < test.level and p_full >= test.level
     verdict: Verdict = "child" if is_child else "undecided"
     told = f"parents {_named(keys)}: share {share:.0%} of a full match in {int(sums.n[best]):,} sequences"
-    if not is_child and _p_of_chance(i, test) >= test.level:
+    own_token = i in test.first.target and p_full < test.level  # its matches hold it: no sign of dependence
+    if not is_child and (own_token or _p_of_chance(i, test) >= test.level):
         return _without_match(i, test)
     if is_child:
         reason = f"{told}, p = {p_value:.2g}"
@@ -182,6 +186,30 @@ def _position(i: int, test: MatchTest, why_not: str | None) -> Position:
         reason=reason,
         parents=keys if is_child else (),
     )
+
+
+def _confirmed(p: Position, test: MatchTest, all_positions: Collection[Position]) -> Position:
+    """The verdict on one of the target's parents, whose matches hold its own token: does it agree with other children?
+
+    Where its parents and another child's hold the same tokens, its token is that child's as often as two draws from
+    one row are equal; a root's in 1 of d_vocab sequences.
+    """
+    others = [q for q in all_positions if q.verdict == "child" and q.position not in (*test.first.target, p.position)]
+    if p.verdict != "child":
+        return p
+    data, p_values = test.data, [1.0]
+    for other in others:
+        if p.position in other.parents:
+            continue
+        held = data.match(p.parents, other.parents)
+        equal = (data.tokens[held, p.position] == data.tokens[held, other.position]).double()
+        short = float((data.d_vocab * equal - 1).sum() - data.full[held].sum() / 4)
+        variance = (data.d_vocab - 1.0) * len(equal)
+        p_values.append(len(others) * len(test.first.target) * float(most_below(short, variance, data.d_vocab)))
+    if min(p_values) ** test.worth < test.level:
+        return p
+    doubt = f"; but the target's parents match themselves, and it agrees with no other child (p = {min(p_values):.2g})"
+    return replace(p, verdict="undecided", parent=None, parents=(), reason=p.reason + doubt)
 
 
 def _without_match(i: int, test: MatchTest) -> Position:
@@ -211,7 +239,7 @@ def _against_rivals(i: int, best: int, test: MatchTest) -> tuple[float, list[int
     p_value = max(_p_of_chance(i, test), float(rejected.max(initial=0.0)))
     if p_value >= test.level:
         return min(1.0, p_value), []
-    sums, rivals = test.first.sums, []
+    sums, rivals = test.sums, []
     h = sums.gain[open_to, i] - sums.full[open_to] / 2
     for rival in open_to[np.argsort(-h, kind="stable")].tolist():
         p_rival = 2 * _p_of_rival_keys(i, best, rival, test)
@@ -227,7 +255,7 @@ def _p_of_chance(i: int, test: MatchTest) -> float:
     """Of "independent of the target's law given its best match", Bonferroni over all matches."""
     data, best = test.data, int(test.first.best[i])
     held = data.match(_keys(best, test), test.first.target)
-    p_value = most_above(float(test.first.sums.gain[best, i]), [(data.uniform[held], data.values[held])])
+    p_value = most_above(float(test.sums.gain[best, i]), [(data.uniform[held], data.values[held])])
     return min(1.0, test.n_matches * p_value**test.worth)
 
 
@@ -246,13 +274,13 @@ def _p_of_rival_keys(i: int, best: int, rival: int, test: MatchTest) -> float:
     full, spread = float(data.full[only_theirs].sum()), float(data.spread[only_theirs].sum())
     p_full, p_if_half = (
         data.n_ctx * float(most_below(short, spread, data.d_vocab)) ** test.worth
-        for short in (np.array(FULL * full - theirs_gain), np.array(full / 2))
+        for short in (FULL * full - theirs_gain, full / 2)
     )
     return max(p_value, p_full) if p_if_half < test.level else p_value
 
 
 def _keys(index: int, test: MatchTest) -> tuple[int, ...]:
-    return tuple(test.first.sums.keys[index].tolist())
+    return tuple(test.sums.keys[index].tolist())
 
 
 def _needed(p_value: float, test: MatchTest) -> float:

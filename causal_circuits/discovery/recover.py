@@ -11,6 +11,7 @@ With `max_parents` above 1 the target and every position may have that many, and
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 
 import networkx as nx
 import numpy as np
@@ -29,6 +30,7 @@ from causal_circuits.graphs import graph_from_parents
 from causal_circuits.tasks.batch import Batch
 
 MIN_SHARE = 0.5  # of an edge's score that an edge must have, and a root's row must not; every edge has the same score
+MOST_MATCHES = 2**24  # of parents and a child, each of some 50 bytes
 _SEVERAL = 3  # edges, from which on more may be said of all of them
 
 
@@ -150,6 +152,7 @@ def recover_graph(
         raise ValueError(f"min_share must lie in [0, 1]: got {min_share}; {MIN_SHARE} is the default")
     data = read_data(tokens, targets, d_vocab)
     if max_parents > 1:
+        _check_size(data.n_ctx, max_parents)
         several = _several_parents(data, max_parents, level)
         if several.target_parents != (data.n_ctx - 1,) or several.positions[-1].verdict == "child":
             return _with_several_parents(several, data, level)
@@ -171,6 +174,15 @@ def recover_graph(
         warnings=(*warnings, *_doubts_about_targets(test, data)),
         target_parents=(data.n_ctx - 1,),
     )
+
+
+def _check_size(n_ctx: int, max_parents: int) -> None:
+    numbers = n_ctx * max(comb(n_ctx, k) for k in range(min(max_parents, n_ctx) + 1))
+    if numbers > MOST_MATCHES:
+        raise ValueError(
+            f"max_parents={max_parents} at n_ctx {n_ctx} makes {numbers:,} matches, more than {MOST_MATCHES:,}: allow "
+            "fewer parents, or take fewer positions"
+        )
 
 
 def _several_parents(data: UserData, max_parents: int, level: float) -> SeveralParents:

@@ -9,6 +9,7 @@ There are comb(n_ctx, k) candidates, and each costs a contraction over all seque
 one position to k: for every m candidate positions the sum over i of the largest z-score of an m-key match is taken on
 as many sequences as are needed; the best sets are extended by every further position, and the best of all sizes are
 compared by h on all sequences.
+Two candidates are compared outside both: the matches of a's own positions hold their own token.
 """
 
 from collections.abc import Collection, Sequence
@@ -18,7 +19,7 @@ from math import comb
 import numpy as np
 import torch
 
-from causal_circuits.discovery.matches import Gains, MatchSums, match_sums, sums_by_last_key
+from causal_circuits.discovery.matches import Gains, MatchSums, key_sets, match_sums, sums_by_last_key
 from causal_circuits.statistics import upper_tail
 
 KEPT = (64, 16)  # candidates of one and of more positions that are extended
@@ -33,34 +34,60 @@ class Candidate:
 
     Attributes:
         target: the positions.
-        sums: of every match.
         score: sum over positions of the largest h, for all sequences.
-        best: the keys of the largest match of each position, an index into `sums.keys`; -1 where none is above 0.
+        best: the keys of the best match of each position, an index into `key_sets`; -1 where no h is above 0.
     """
 
     target: tuple[int, ...]
-    sums: MatchSums
     score: float
     best: np.ndarray
+
+    @property
+    def with_match(self) -> list[int]:
+        """The positions that have a best match and are no target's parents themselves."""
+        return [i for i in np.flatnonzero(self.best >= 0).tolist() if i not in self.target]
+
+    def keys(self, position: int) -> list[int]:
+        """The keys of a position's best match."""
+        return key_sets(len(self.best) - 1, len(self.target))[self.best[position]].tolist()
 
 
 def candidates(data: Gains, allowed: Sequence[int], max_parents: int) -> tuple[Gains, list[Candidate]]:
     """The best choices, the most likely first, with `data` as given; of labels with the rate of hits that they show."""
     finalists = [target for size in _coarse(data, allowed, max_parents) for target in size]
-    sums = {target: match_sums(data, target) for target in finalists}
     if bool((data.spread == 0).all()):  # labels
-        data = data.with_labels_hit(_hit_rate(data, max(sums.values(), key=_guidance)))
-        sums = {target: _with_moments(data, target, own) for target, own in sums.items()}
-    ranked = [_candidate(target, own) for target, own in sums.items()]
-    return data, sorted(ranked, key=lambda candidate: -candidate.score)
+        data = data.with_labels_hit(max(_guidance_and_hits(data, target) for target in finalists)[1])
+    ranked = [_candidate(target, match_sums(data, target)) for target in finalists]
+    return data, _best_first(data, sorted(ranked, key=lambda candidate: -candidate.score))
 
 
 def p_of_rival(data: Gains, first: Candidate, other: Candidate) -> float:
-    """Of "`other` are the target's parents": by the difference of scores, Bonferroni over all sets of this size."""
-    difference = _score_by_sequence(data, first) - _score_by_sequence(data, other)
+    """Of "`other` are the target's parents": by the difference of scores, Bonferroni over all sets of this size.
+
+    A larger set with the very same matches says nothing more, and is none.
+    """
+    difference = _difference(data, first, other)
     error = float(difference.std()) * len(data) ** 0.5
+    if error == 0 and len(other.target) > len(first.target):
+        return 0.0
     z = float(difference.sum()) / error if error > 0 else 0.0
     return min(1.0, comb(data.n_ctx, len(other.target)) * upper_tail(z))
+
+
+def _difference(data: Gains, first: Candidate, other: Candidate) -> torch.Tensor:
+    """The difference of the scores, by sequence, over the positions outside both sets."""
+    barred = {*first.target, *other.target}
+    return _score_by_sequence(data, first, barred) - _score_by_sequence(data, other, barred)
+
+
+def _best_first(data: Gains, ranked: list[Candidate]) -> list[Candidate]:
+    """The one that no other beats outside both, or ties with as the smaller set, put first."""
+    first = ranked[0]
+    for other in ranked[1:]:
+        ahead = float(_difference(data, first, other).sum())
+        if ahead < 0 or (ahead == 0 and len(other.target) < len(first.target)):
+            first = other
+    return [first, *(other for other in ranked if other is not first)]
 
 
 def _coarse(data: Gains, allowed: Sequence[int], max_parents: int) -> list[list[tuple[int, ...]]]:
@@ -95,42 +122,29 @@ def _sum_of_largest(tokens: torch.Tensor, gains: torch.Tensor, target: tuple[int
     return float(largest.sum())
 
 
-def _z(sums: MatchSums) -> np.ndarray:
-    """z-scores of "the gain is that of a uniform token", [keys, position]; 0 where there is nothing."""
-    return np.nan_to_num(sums.gain / np.sqrt(np.maximum(sums.chance, 1e-9))[:, None])
-
-
-def _guidance(sums: MatchSums) -> float:
-    return float(_z(sums).max(axis=0).sum()) if len(sums.keys) else 0.0
-
-
-def _hit_rate(data: Gains, sums: MatchSums) -> float:
-    """The chance of a full match to hit the label: the median over positions, of their most significant match."""
-    z, d_vocab = _z(sums), data.d_vocab
-    best = z.argmax(axis=0)
-    clear = np.flatnonzero(z.max(axis=0) > 0.5 * np.sort(z.max(axis=0))[-max(1, len(best) // 4)])
-    gain = sums.gain[best[clear], clear] / np.maximum(sums.n[best[clear]], 1)
-    return float(np.clip((np.median(gain) + 1) / d_vocab, 1 / d_vocab, 1.0)) if len(clear) else 1.0
-
-
-def _with_moments(data: Gains, target: tuple[int, ...], sums: MatchSums) -> MatchSums:
-    """The sums for a new law of full matches of labels: its moments are the same in every sequence."""
-    return MatchSums(
-        sums.keys, sums.gain, sums.n, sums.n * float(data.full[0]), sums.n * float(data.spread[0]), sums.chance
-    )
+def _guidance_and_hits(data: Gains, target: tuple[int, ...]) -> tuple[float, float]:
+    """The sum over positions of their largest z-score, and how often these matches hit the label, by their median."""
+    sums = match_sums(data, target)
+    z = np.nan_to_num(sums.gain / np.sqrt(np.maximum(sums.chance, 1e-9))[:, None])
+    if not len(z):
+        return 0.0, 1.0
+    best, largest = z.argmax(axis=0), z.max(axis=0)
+    clear = np.flatnonzero(largest >= 0.5 * np.quantile(largest, 0.75))
+    gain = np.nan_to_num(sums.gain[best[clear], clear]) / np.maximum(sums.n[best[clear]], 1)
+    return float(largest.sum()), float(np.clip((np.median(gain) + 1) / data.d_vocab, 1 / data.d_vocab, 1.0))
 
 
 def _candidate(target: tuple[int, ...], sums: MatchSums) -> Candidate:
-    h = sums.gain - sums.full[:, None] / 2
-    if not len(h):
-        return Candidate(target, sums, 0.0, np.full(h.shape[1], -1))
-    h = np.where(np.isfinite(h), h, 0.0)
-    return Candidate(target, sums, float(h.max(axis=0).sum()), np.where(h.max(axis=0) > 0, h.argmax(axis=0), -1))
+    if not len(sums.keys):
+        return Candidate(target, 0.0, np.full(sums.gain.shape[1], -1))
+    h = np.nan_to_num(sums.gain - sums.full[:, None] / 2)
+    largest = h.max(axis=0)
+    return Candidate(target, float(largest.sum()), np.where(largest > 0, h.argmax(axis=0), -1))
 
 
-def _score_by_sequence(data: Gains, candidate: Candidate) -> torch.Tensor:
+def _score_by_sequence(data: Gains, candidate: Candidate, barred: Collection[int]) -> torch.Tensor:
     total = torch.zeros(len(data), dtype=torch.float64)
-    for i in np.flatnonzero(candidate.best >= 0).tolist():
-        held = data.match(candidate.sums.keys[candidate.best[i]].tolist(), candidate.target)
-        total += (data.at[:, i] - data.full / 2) * held
+    for i in candidate.with_match:
+        if i not in barred:
+            total += (data.at[:, i] - data.full / 2) * data.match(candidate.keys(i), candidate.target)
     return total
