@@ -23,6 +23,7 @@ import torch
 from measuring import write
 
 import causal_circuits as cc
+from causal_circuits.discovery import RecoveredGraph
 
 NULLS = ("no edges", "shuffled targets", "too many parents", "small")
 
@@ -50,11 +51,11 @@ def labels_of(batch: cc.Batch, seed: int) -> torch.Tensor:
 def true_edges(task: cc.InContextTask) -> set[tuple[int, int]]:
     """Edges into positions with as many parents as the target."""
     k = len(task.target_parents)
-    parents = {i: cc.parents_of(task.graph, i) for i in range(task.n_ctx)}
+    parents = {i: cc.graphs.parents_of(task.graph, i) for i in range(task.n_ctx)}
     return {(parent, i) for i, own in parents.items() if len(own) == k for parent in own}
 
 
-def found_edges(found: cc.RecoveredGraph) -> set[tuple[int, int]]:
+def found_edges(found: RecoveredGraph) -> set[tuple[int, int]]:
     """Edges between positions of the context."""
     n_ctx = len(found.weights)
     return {(parent, child) for parent, child in found.graph.edges if child < n_ctx}

@@ -116,7 +116,8 @@ def recover_graph(
     taken to be uniform over sequences. A root is a position for which every choice of parents is rejected and that
     agrees with no earlier one where two others agree; the only child of its number of parents has the law of a root and
     counts as one. Memory grows with n_ctx^(max_parents + 1), time with n_ctx^(2 max_parents + 1). If the last position
-    turns out to be a query, the target's only parent without one of its own, the result is that of max_parents=1.
+    turns out to be a query (laws decide every position of a forest, or it is the target's only parent and has none
+    itself), the result is that of max_parents=1.
 
     Args:
         tokens: integers [sequences, n_ctx], the query last; or a `Batch`, which has its targets.
@@ -140,9 +141,9 @@ def recover_graph(
     >>> recover_graph(batch[:40]).undecided       # too few: it says so
     (1, 2, 3, 4)
     >>> from causal_circuits import ngram_graph
-    >>> found = recover_graph(InContextTask(ngram_graph(6, 2), d_vocab=3).sample(5000), max_parents=2)
-    >>> found.target_parents, found.found_parents
-    ((4, 5), [[], [], [0, 1], [1, 2], [2, 3], [3, 4]])
+    >>> found = recover_graph(InContextTask(ngram_graph(9, 2), d_vocab=3).sample(10_000), max_parents=2)
+    >>> found.target_parents, found.found_parents[:5]
+    ((7, 8), [[], [], [0, 1], [1, 2], [2, 3]])
     """
     if max_parents < 1:
         raise ValueError(f"max_parents must be at least 1: got {max_parents}; 1 is the default")
@@ -151,11 +152,20 @@ def recover_graph(
     if not 0 <= min_share <= 1:
         raise ValueError(f"min_share must lie in [0, 1]: got {min_share}; {MIN_SHARE} is the default")
     data = read_data(tokens, targets, d_vocab)
-    if max_parents > 1:
-        _check_size(data.n_ctx, max_parents)
-        several = _several_parents(data, max_parents, level)
-        if several.target_parents != (data.n_ctx - 1,) or several.positions[-1].verdict == "child":
-            return _with_several_parents(several, data, level)
+    if max_parents == 1:
+        return _forest(data, level, min_share)
+    _check_size(data.n_ctx, max_parents)
+    forest = _forest(data, level, min_share)
+    if data.probabilities and forest.conclusive and not forest.warnings and any(p.parents for p in forest.positions):
+        return forest
+    several = _several_parents(data, max_parents, level)
+    if several.target_parents == (data.n_ctx - 1,) and several.positions[-1].verdict != "child":
+        return forest
+    return _with_several_parents(several, data, level)
+
+
+def _forest(data: UserData, level: float, min_share: float) -> RecoveredGraph:
+    """The last position a query, every other a root or the child of one parent."""
     why_not, warnings = unusable_positions(data)
     usable = np.array([position not in why_not for position in range(data.n_ctx - 1)])
     hidden = ~usable & ~data.constant[:-1]  # a constant is outside the forest

@@ -25,6 +25,7 @@ from causal_circuits.statistics import upper_tail
 KEPT = (64, 16)  # candidates of one and of more positions that are extended
 FINALISTS = 12  # of each size, compared on all sequences
 _LEAST_MATCHES = 100  # that a coarse pass sees of each pair of keys and candidates
+_CLEAR = 1e-3  # the p-value at which a larger set is better than a smaller one
 _WORK = 1e10  # multiplications of a coarse pass, below which it may use all sequences
 
 
@@ -64,12 +65,12 @@ def candidates(data: Gains, allowed: Sequence[int], max_parents: int) -> tuple[G
 def p_of_rival(data: Gains, first: Candidate, other: Candidate) -> float:
     """Of "`other` are the target's parents": by the difference of scores, Bonferroni over all sets of this size.
 
-    A larger set with the very same matches says nothing more, and is none.
+    A larger set says more only if its score is significantly larger, and would be the first then.
     """
+    if len(other.target) > len(first.target):
+        return 0.0
     difference = _difference(data, first, other)
     error = float(difference.std()) * len(data) ** 0.5
-    if error == 0 and len(other.target) > len(first.target):
-        return 0.0
     z = float(difference.sum()) / error if error > 0 else 0.0
     return min(1.0, comb(data.n_ctx, len(other.target)) * upper_tail(z))
 
@@ -81,11 +82,12 @@ def _difference(data: Gains, first: Candidate, other: Candidate) -> torch.Tensor
 
 
 def _best_first(data: Gains, ranked: list[Candidate]) -> list[Candidate]:
-    """The one that no other beats outside both, or ties with as the smaller set, put first."""
-    first = ranked[0]
-    for other in ranked[1:]:
-        ahead = float(_difference(data, first, other).sum())
-        if ahead < 0 or (ahead == 0 and len(other.target) < len(first.target)):
+    """The best of the smallest size that no larger set is significantly better than, put first."""
+    largest_first = sorted(ranked, key=lambda candidate: -len(candidate.target))  # of one size the best comes first
+    first = largest_first[0]
+    for other in largest_first[1:]:
+        smaller = len(other.target) < len(first.target)
+        if p_of_rival(data, first, other) >= _CLEAR if smaller else float(_difference(data, first, other).sum()) < 0:
             first = other
     return [first, *(other for other in ranked if other is not first)]
 

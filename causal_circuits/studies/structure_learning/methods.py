@@ -125,7 +125,7 @@ def _run(method: str, table: Table, level: float, steps: int, seed: int) -> tupl
 def by_gradient(data: cc.Batch, level: float) -> tuple[Edges, Edges]:
     """What `recover_graph` makes of the table: every position's candidate, and the parents it is sure of."""
     found = cc.recover_graph(data.tokens, data.target_probs, level=level).positions
-    proposed = {(p.candidate, p.position) for p in found if p.candidate is not None}
+    proposed = {(p.candidate, p.position) for p in found if isinstance(p.candidate, int)}
     return proposed, {(p.parent, p.position) for p in found if p.parent is not None}
 
 
