@@ -142,7 +142,7 @@ def test_a_circuit_carries_the_effects_of_its_edges() -> None:
     graph = cc.circuits.circuit_graph(cc.disentangled_transformer(d_vocab=3, n_ctx=4))
     chosen = {("token", "L0H0.v"): 0.5, ("L1H0", "logits"): 0.25}
     ax = figures.plot_circuit(graph, list(chosen), effects=chosen | {("token", "logits"): 9.0})
-    numbers = [text.get_text() for text in ax.texts if str(text.get_gid()).startswith("into ")]
+    numbers = [text.get_text() for text in ax.texts if text.get_gid() == "effect"]
     assert sorted(numbers) == ["0.25", "0.5"]
 
 

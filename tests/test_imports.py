@@ -50,7 +50,7 @@ ALLOWED = {
 USERS = ("studies", "cli")  # they use the package by its front door, as a notebook does
 DOORS = {
     "transformer_lens": {"models"},
-    "matplotlib": {"figures", "pages"},
+    "matplotlib": {"figures", "pages", "studies"},
     "circuitsvis": {"pages"},
     "jinja2": {"pages"},
 }

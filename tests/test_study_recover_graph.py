@@ -137,3 +137,14 @@ def test_files_that_are_damaged_are_refused(tmp_path, name):
 def test_other_kinds_of_files_and_bad_levels_are_refused(tmp_path):
     assert_refused(lambda: Config(data=tmp_path / "data.csv"), ".npz", ".safetensors")
     assert_refused(lambda: Config(data=tmp_path / "data.npz", level=2.0), "--level must lie in (0, 1)")
+
+
+def test_a_graph_of_two_parents_is_recovered_from_a_file(tmp_path, look_at_report) -> None:
+    parents = [[], [], *([(i - 1) // 2, i - 1] for i in range(2, 11))]
+    batch = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=4).sample(8000, seed=0)
+    np.savez(tmp_path / "data.npz", tokens=batch.tokens, target_probs=batch.target_probs)
+    results = cc.run(Config(data=tmp_path / "data.npz", max_parents=2), tmp_path / "out", quiet=True).results
+    assert results["graph"]["found_parents"] == parents[:-1]
+    assert results["graph"]["target_parents"] == parents[-1]
+    assert results["graph"]["edges"] == 16
+    look_at_report(tmp_path / "out" / "report.html")

@@ -13,7 +13,7 @@ import causal_circuits as cc
 from causal_circuits.discovery.user_data import read_data
 from causal_circuits.studies.recover_graph.arrays import read_arrays
 from causal_circuits.studies.recover_graph.report import make_report
-from causal_circuits.studies.study import Cell, Report, Study
+from causal_circuits.studies.study import Cell, Report, Study, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,16 @@ class Config(Study):
     parent); the reason says which, and how many sequences would do where more of them are what is lacking.
 
         python analyses/recover_graph.py DATA.npz --out out/mine
+        python analyses/recover_graph.py DATA.npz --max-parents 2
         python -c "import causal_circuits as cc, numpy as np
         batch = cc.InContextTask(cc.chain_graph(12), d_vocab=4).sample(2000)
         np.savez('chain.npz', tokens=batch.tokens, target_probs=batch.target_probs)"      # sequences to try it on
 
     The folder gets report.html (look at this), results.json and figures/. In results.json, graph.found_parents has one
     entry for each context position (null: no parent found, or the query); graph.p_values and graph.weights are those of
-    each position's candidate (null at the first and the last, which have none).
+    each position's candidate (null at the first and the last, which have none). With --max-parents K above 1, where the
+    last position is no query, found_parents has a list a position (empty: a root; null: undecided), and
+    graph.target_parents holds those of what follows (null: undecided).
     """
 
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
@@ -46,6 +49,8 @@ class Config(Study):
     """number of tokens; None: what the data show"""
     level: float = 0.05
     """the chance of any false edge"""
+    max_parents: int = 1
+    """parents that the target and each position may have; above 1 no position need be a query"""
 
     @cached_property
     def arrays(self) -> dict[str, Any]:
@@ -56,13 +61,14 @@ class Config(Study):
         """Readable, fitting arrays and a level between 0 and 1."""
         if not 0 < self.level < 1:
             raise ValueError(f"--level must lie in (0, 1): got {self.level}; 0.05 is usual")
+        at_least(1, max_parents=self.max_parents)
         read_data(**with_targets(self.arrays), d_vocab=self.d_vocab)
 
     def cells(self) -> list[Cell]:
         """One: a pass over the sequences for the scores, another for their errors."""
         content = hashlib.sha256(self.data.read_bytes()).hexdigest()
         settings = {"data": str(self.data), "sha256": content, "d_vocab": self.d_vocab, "level": self.level}
-        return [Cell("recovery", measure, settings)]
+        return [Cell("recovery", measure, {**settings, "max_parents": self.max_parents})]
 
     def report(self, rows: Mapping[str, cc.discovery.RecoveredGraph]) -> Report:
         """Which position has which parent, and what it rests on."""
@@ -75,6 +81,7 @@ def with_targets(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return {"tokens": arrays["tokens"], "targets": arrays.get("target_probs", arrays.get("labels"))}
 
 
-def measure(data: str, sha256: str, d_vocab: int | None, level: float) -> cc.discovery.RecoveredGraph:
+def measure(data: str, sha256: str, d_vocab: int | None, level: float, max_parents: int) -> cc.discovery.RecoveredGraph:
     """The graph behind a file of this content."""
-    return cc.recover_graph(**with_targets(read_arrays(Path(data))), d_vocab=d_vocab, level=level)
+    arrays = with_targets(read_arrays(Path(data)))
+    return cc.recover_graph(**arrays, d_vocab=d_vocab, level=level, max_parents=max_parents)

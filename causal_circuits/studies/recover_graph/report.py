@@ -57,7 +57,8 @@ def make_report(found: cc.discovery.RecoveredGraph, targets: str, data: str) -> 
 
 def make_checks(found: cc.discovery.RecoveredGraph) -> list[Check]:
     """Whether all is decided, and whether the data contradict what is assumed."""
-    n_children, n_roots = (sum(p.verdict == verdict for p in found.positions) for verdict in ("child", "root"))
+    n_edges = sum(len(p.parents) for p in found.positions if p.verdict == "child")
+    n_roots = sum(p.verdict == "root" for p in found.positions)
     undecided = f" ({', '.join(map(str, found.undecided))})" if found.undecided else ""
     mixed = [str(p.position) for p in found.positions if p.p_forest < found.level]
     contradictions = [*found.warnings, *([f"no forest explains positions: {', '.join(mixed)}"] if mixed else [])]
@@ -65,16 +66,27 @@ def make_checks(found: cc.discovery.RecoveredGraph) -> list[Check]:
         Check(
             found.conclusive,
             "Every position is decided: a child with its parent, or a root",
-            f"{n_children} edges, {n_roots} roots, {len(found.undecided)} undecided{undecided}; {say_needed(found)}",
+            f"{n_edges} edges, {n_roots} roots, {len(found.undecided)} undecided{undecided}; "
+            + (
+                say_needed(found)
+                if has_query(found)
+                else f"parents of the target: {found.target_parents or 'undecided'}"
+            ),
         ),
         Check(
             not contradictions,
             "Nothing that was tested contradicts the assumptions",
             "; ".join(contradictions)
-            or "no copies, no constant position, no sign of a query that depends on the context, of roots with another "
-            "law or of a second parent",
+            or "no copies, no constant position"
+            + (", no sign of a query that depends on the context, of roots with another law or of a second parent")
+            * has_query(found),
         ),
     ]
+
+
+def has_query(found: cc.discovery.RecoveredGraph) -> bool:
+    """Whether the last position was taken as a query."""
+    return len(found.positions) < len(found.weights)
 
 
 def say_needed(found: cc.discovery.RecoveredGraph) -> str:
@@ -87,20 +99,22 @@ def say_needed(found: cc.discovery.RecoveredGraph) -> str:
 
 
 def make_results(found: cc.discovery.RecoveredGraph, targets: str) -> dict[str, Any]:
-    """Every number; the query, the last position, has no parent."""
+    """Every number; a query, the last position, has no parent and no verdict of its own."""
+    query = [None] * has_query(found)
     return {
         "data": {
             "n_sequences": found.n_sequences,
             "n_independent": found.n_independent,
-            "n_ctx": len(found.positions) + 1,
+            "n_ctx": len(found.weights),
             "targets": targets,
         },
         "graph": {
-            "found_parents": [*found.found_parents, None],
-            "p_values": [*(None if p.candidate is None else p.p_value for p in found.positions), None],
-            "weights": [*(None if p.candidate is None else p.weight for p in found.positions), None],
-            "verdicts": [*(p.verdict for p in found.positions), "query"],
-            "edges": sum(p.verdict == "child" for p in found.positions),
+            "found_parents": [*found.found_parents, *query],
+            "p_values": [*(None if p.candidate is None else p.p_value for p in found.positions), *query],
+            "weights": [*(None if p.candidate is None else p.weight for p in found.positions), *query],
+            "verdicts": [*(p.verdict for p in found.positions), *(["query"] if query else [])],
+            "target_parents": found.target_parents,
+            "edges": sum(len(p.parents) for p in found.positions if p.verdict == "child"),
             "undecided": found.undecided,
             "conclusive": found.conclusive,
         },

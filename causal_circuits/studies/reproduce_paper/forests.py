@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 from scipy.stats import ttest_1samp
 
-from causal_circuits import figures, save_model
+import causal_circuits as cc
+from causal_circuits import figures
 from causal_circuits.pages import Section
 from causal_circuits.studies.reproduce_paper.measuring import PaperFigure, Row, edges_found, graph_found, place
 
@@ -56,7 +57,7 @@ def report(number: str, cells: Sequence[Row]) -> PaperFigure:
         theirs=theirs,
         verdict=default_verdict(rows) if run is None else faithful_verdict(rows),
         sections=[draw(rows)],
-        models={f"graph_{found['name']:02d}": partial(save_model, found["model"]) for found in graphs},
+        models={f"graph_{found['name']:02d}": partial(cc.save_model, found["model"]) for found in graphs},
     )
 
 

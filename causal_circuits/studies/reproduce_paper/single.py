@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from causal_circuits import figures, save_model
+import causal_circuits as cc
+from causal_circuits import figures
 from causal_circuits.pages import Section
 from causal_circuits.studies.reproduce_paper.measuring import (
     PaperFigure,
@@ -40,7 +41,7 @@ def report(number: str, cells: Sequence[Row]) -> PaperFigure:
         theirs=f"heat maps only{rerun if number == '2' else ''}",
         verdict=f"{verdict}; {beside_rerun(graphs['chain'])}" if runs and number == "2" else verdict,
         sections=[draw(found, run) for found, run in trained],
-        models={stem(found["name"]): partial(save_model, found["model"]) for found, _ in trained},
+        models={stem(found["name"]): partial(cc.save_model, found["model"]) for found, _ in trained},
     )
 
 
