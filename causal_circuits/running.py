@@ -32,7 +32,7 @@ from causal_circuits import native, pages
 from causal_circuits.arguments import check_arguments
 from causal_circuits.encoding import decode, encode
 from causal_circuits.locks import exclusive_lock
-from causal_circuits.storage import first_difference, read_checked, write_checked, write_files
+from causal_circuits.storage import first_difference, plain_values, read_checked, write_checked, write_files
 from causal_circuits.studies.study import Cell, Report, Study
 
 __all__ = ["CellError", "Run", "run"]
@@ -296,7 +296,7 @@ def _results(study: Study, report: Report, seconds: Mapping[str, float], output:
         "versions": versions(),
     }
     timing = {"wall_s": None, **more.pop("timing", {}), "cells": seconds}
-    values: dict[str, Any] = json_values({**header, **more, "timing": timing})
+    values: dict[str, Any] = plain_values({**header, **more, "timing": timing})
     return values
 
 
@@ -315,19 +315,6 @@ def _write_evidence(study: Study, report: Report, results: dict[str, Any], folde
         command=results["command"],
         quick=study.quick,
     )
-
-
-def json_values(value: Any) -> Any:
-    """JSON's values: NaN and infinities as null, paths as text, tuples as lists."""
-    if isinstance(value, Mapping):
-        return {str(key): json_values(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_values(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, float) and not -float("inf") < value < float("inf"):
-        return None
-    return value
 
 
 def _check_writable(folder: Path) -> None:

@@ -13,6 +13,8 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,30 @@ def write_files(folder: str | os.PathLike[str], contents: Mapping[str, bytes | s
             with suppress(OSError):
                 part.unlink()
     return folder
+
+
+def plain_values(result: object) -> Any:
+    """A result of this package as JSON values: dataclasses as objects, tensors as lists, NaN and infinity as null.
+
+    >>> from causal_circuits.circuits import OnsetInterval
+    >>> plain_values(OnsetInterval(mean=20.0, low=10.0, high=30.0, never=float("nan")))
+    {'mean': 20.0, 'low': 10.0, 'high': 30.0, 'never': None}
+    """
+    if is_dataclass(result) and not isinstance(result, type):
+        return {field.name: plain_values(getattr(result, field.name)) for field in fields(result)}
+    if isinstance(result, Tensor):
+        return plain_values(result.tolist())
+    if isinstance(result, Mapping):
+        return {str(key): plain_values(value) for key, value in result.items()}
+    if isinstance(result, list | tuple):
+        return [plain_values(value) for value in result]
+    if isinstance(result, float):
+        return result if isfinite(result) else None
+    if isinstance(result, Path):
+        return str(result)
+    if result is None or isinstance(result, str | bool | int):
+        return result
+    raise ValueError(f"only results made of numbers, text, tensors and dataclasses can be exported: got {type(result)}")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

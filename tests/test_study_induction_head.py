@@ -9,7 +9,7 @@ from assertions import assert_refused
 
 import causal_circuits as cc
 from causal_circuits import studies
-from causal_circuits.running import json_values
+from causal_circuits.storage import plain_values
 from causal_circuits.studies.recover_and_prove.evidence import edge_facts
 from causal_circuits.studies.recover_and_prove.measure import measure
 from causal_circuits.studies.recover_and_prove.report import make_checks, make_results
@@ -29,12 +29,12 @@ def numbers(study: object, scratch: Path | None = None) -> dict:
     """Every number of the job, without page and times."""
     found = make_results(measure(**study.cells()[0].settings, scratch=scratch, progress=False))
     del found["timing"]
-    return json_values(found)
+    return plain_values(found)
 
 
 def test_results_hold_every_promised_key(chain_run):
     results = json.loads((chain_run.folder / "results.json").read_text())
-    assert results == json.loads(json.dumps(json_values(chain_run.results)))
+    assert results == json.loads(json.dumps(plain_values(chain_run.results)))
     assert {"config", "versions", "loss", "graph", "heads", "ablation", "knock_out", "timing"} <= set(results)
     losses = [results["loss"][n] for n in ("entropy", "exact_bayes", "edge_posterior", "best_unigram", "uniform")]
     assert losses == sorted(losses)

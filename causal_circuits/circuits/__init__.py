@@ -9,7 +9,7 @@ and how far a method is from it), `prove_circuit` (four criteria, one verdict), 
 from causal_circuits.circuits.counterfactuals import COUNTERFACTUALS, Counterfactual
 from causal_circuits.circuits.entries import ENTRY_COUNTERFACTUALS, EntryCounterfactual, EntryModel, entry_model
 from causal_circuits.circuits.evaluate import CircuitModel, circuit_model
-from causal_circuits.circuits.export import circuit_frame, export_circuit, plain_values
+from causal_circuits.circuits.export import circuit_frame, export_circuit
 from causal_circuits.circuits.formation import CircuitFormation, watch_formation
 from causal_circuits.circuits.frontier import Frontier, inert_edges, oracle_frontier
 from causal_circuits.circuits.graph import CircuitGraph, circuit_edges, circuit_graph, circuit_mask, circuit_subgraph
@@ -19,6 +19,7 @@ from causal_circuits.circuits.onsets import OnsetInterval, onset, onset_interval
 from causal_circuits.circuits.proof import CircuitProof, Criterion, NeededEdge, prove_circuit
 from causal_circuits.circuits.regret import Ranking, rank
 from causal_circuits.circuits.self_checks import SelfCheck, self_checks
+from causal_circuits.storage import plain_values
 
 __all__ = [
     "COUNTERFACTUALS",

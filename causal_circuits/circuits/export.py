@@ -3,43 +3,17 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
-from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.graph import Circuit
 from causal_circuits.circuits.methods import Discovery
 from causal_circuits.circuits.proof import CircuitProof
-from causal_circuits.storage import write_files
-
-
-@check_arguments
-def plain_values(result: object) -> Any:
-    """A result of this package as JSON values: dataclasses as objects, tensors as lists, NaN and infinity as null.
-
-    >>> from causal_circuits.circuits import OnsetInterval
-    >>> plain_values(OnsetInterval(mean=20.0, low=10.0, high=30.0, never=float("nan")))
-    {'mean': 20.0, 'low': 10.0, 'high': 30.0, 'never': None}
-    """
-    if is_dataclass(result) and not isinstance(result, type):
-        return {field.name: plain_values(getattr(result, field.name)) for field in fields(result)}
-    if isinstance(result, Tensor):
-        return plain_values(result.tolist())
-    if isinstance(result, dict):
-        return {str(key): plain_values(value) for key, value in result.items()}
-    if isinstance(result, list | tuple):
-        return [plain_values(value) for value in result]
-    if isinstance(result, float):
-        return result if isfinite(result) else None
-    if result is None or isinstance(result, str | bool | int):
-        return result
-    raise ValueError(f"only results made of numbers, text, tensors and dataclasses can be exported: got {type(result)}")
+from causal_circuits.storage import plain_values, write_files
 
 
 @check_arguments
@@ -53,7 +27,7 @@ def circuit_frame(model: CircuitModel, circuit: Circuit, discoveries: Sequence[D
     >>> list(frame.columns), int(frame.in_circuit.sum())
     (['sender', 'reader', 'in_circuit'], 1)
     """
-    import pandas  # type: ignore[import-untyped]  # slow to import
+    import pandas  # slow to import
 
     frame = pandas.DataFrame(model.edges, columns=["sender", "reader"])
     frame["in_circuit"] = model.mask(circuit).numpy()

@@ -36,7 +36,7 @@ def make_report(task: cc.InContextTask, rows: Sequence[dict[str, Any]], *, train
     return Report(
         title=f"Which circuit is this, and is it one? ({task.graph.graph.get('name', 'forest')})",
         checks=checks,
-        results=circuits.plain_values(make_results(task, e, formations)),
+        results=make_results(task, e, formations),
         sections=sections,
         summary=[
             ("laws", f"{sum(check.passed for check in e.checks)} of {len(e.checks)} self-checks hold"),

@@ -130,7 +130,7 @@ class Config(Study):
         """The content of a figure's results.json."""
         flags = f"{' --faithful' if self.faithful else ''}{' --quick' if self.quick else ''}"
         wall_s, cpu_s = (sum(cell[name] for cell in cells) for name in ("wall_s", "cpu_s"))
-        content: dict[str, Any] = cc.running.json_values(
+        content: dict[str, Any] = cc.storage.plain_values(
             {
                 "figure": number,
                 "command": f"python analyses/reproduce_paper.py --figure {number} --seed {self.seed}{flags}",
