@@ -4,9 +4,10 @@ Flags are the fields of the study, --help its docstring. Bad input ends in one l
 error while measuring in 1.
 """
 
+import ast
 import contextlib
 import importlib
-import inspect
+import importlib.util
 import io
 import os
 import re
@@ -17,13 +18,15 @@ import webbrowser
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-import causal_circuits as cc
+import causal_circuits as cc  # nothing is loaded before its first use: the list of studies does without torch
 from causal_circuits import studies
-from causal_circuits.studies.study import Study
+
+if TYPE_CHECKING:
+    from causal_circuits.studies.study import Study
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def _run(name: str, given: Sequence[str]) -> int:
     return 0
 
 
-def parse(name: str, arguments: Sequence[str]) -> tuple[Study, Output]:
+def parse(name: str, arguments: Sequence[str]) -> "tuple[Study, Output]":
     """The study and the output flags.
 
     Raises:
@@ -131,9 +134,18 @@ def listing() -> str:
     """Every study and the first line of its claim."""
     lines = ["causal-circuits NAME --flags runs a study; causal-circuits NAME --help explains it.", ""]
     for name in studies.NAMES:
-        claim = inspect.getdoc(importlib.import_module(f"causal_circuits.studies.{name}").Config) or ""
-        lines.append(f"  {name.replace('_', '-'):22s} {claim.splitlines()[0]}")
+        lines.append(f"  {name.replace('_', '-'):22s} {_claim(name).splitlines()[0]}")
     return "\n".join(lines)
+
+
+def _claim(name: str) -> str:
+    """The docstring of a study's Config, read and not imported: that would take seconds."""
+    module = importlib.util.find_spec(f"causal_circuits.studies.{name}")
+    assert module
+    assert module.origin
+    body = ast.parse(Path(module.origin).read_text(encoding="utf-8")).body
+    config = next(node for node in body if isinstance(node, ast.ClassDef) and node.name == "Config")
+    return ast.get_docstring(config) or ""
 
 
 def _one_line(box: str) -> str:
