@@ -32,7 +32,7 @@ ALLOWED = {
     "information": "graphs statistics tasks recording",
     "recording": "display storage models",
     "films": "storage tasks models recording",
-    "training": "graphs locks native storage tasks models recording",
+    "training": "graphs locks native storage tasks models information recording",
     "heads": "display graphs tasks models recording",
     "interventions": "graphs tasks models",
     "discovery": "graphs statistics tasks models information recording",

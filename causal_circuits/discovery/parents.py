@@ -14,9 +14,9 @@ from math import comb, log
 import numpy as np
 import torch
 
-from causal_circuits.discovery.matches import Gains, MatchSums, match_sums, most_above, most_below, p_independent
-from causal_circuits.discovery.target_search import Candidate, candidates, p_of_rival
 from causal_circuits.discovery.verdicts import MIN_SEQUENCES, Position, Verdict
+from causal_circuits.information.matches import Gains, MatchSums, match_sums, most_above, most_below, p_independent
+from causal_circuits.information.target_search import Candidate, candidates, p_of_rival
 
 FULL = 0.97  # of a full match, below which a share must lie significantly to contradict it
 _TOLD = 4  # rivals that a reason names

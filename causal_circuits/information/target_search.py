@@ -19,7 +19,7 @@ from math import comb
 import numpy as np
 import torch
 
-from causal_circuits.discovery.matches import Gains, MatchSums, key_sets, match_sums, sums_by_last_key
+from causal_circuits.information.matches import Gains, MatchSums, key_sets, match_sums, sums_by_last_key
 from causal_circuits.statistics import upper_tail
 
 KEPT = (64, 16)  # candidates of one and of more positions that are extended
