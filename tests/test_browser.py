@@ -20,10 +20,10 @@ from browser import (
 from playwright.sync_api import Browser, Page
 from test_figures import uniform_attention
 from test_graph_view import FOUND, forming
-from test_pages import attention_view
+from test_pages import pattern_view
 
 import causal_circuits as cc
-from causal_circuits import figures
+from causal_circuits import figures, pages
 
 pytestmark = NEEDS_BROWSER
 BAD = "<script>document.title = 'mine'</script>"
@@ -46,26 +46,25 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         still.heads,
         torch.cat([still.attention, cc.films.sequence_attention(planted, tokens).attention]),
     )
-    heads = {"L0H0 parent": figures.plot_matrix(uniform_attention(7)), BAD: figures.plot_matrix(torch.eye(7))}
+    record = forming(fork)
     facts = {(1, 3): {"weight": 0.98, "information": 1.25, "effect (nats)": 0.015, "p": BAD}}
     bodies = {
-        "Graph": figures.interactive_graph(fork, cc.graph_from_parents(FOUND), facts, heads),
-        "Forming": figures.graph_film_html(forming(fork), fork),
-        "Views": figures.attention_html(
-            [
+        "Graph": figures.interactive_graph(fork, cc.graph_from_parents(FOUND), facts),
+        "Forming": figures.graph_film_html(record, fork, beside=[figures.plot_loss(record, {})]),
+        "Views": "".join(
+            view.part
+            for view in (
                 figures.sequence_view(film, fork, names=[BAD, "b", "c"]),
                 figures.sequence_view(still, roles=[BAD, "none"]),
-                attention_view(
-                    attention=uniform_attention(3).expand(2, 5, 3, 3), head_names=list("abcde"), steps=[0, 9]
-                ),
-            ]
+                pattern_view(attention=uniform_attention(3).expand(2, 5, 3, 3), head_names=list("abcde"), steps=[0, 9]),
+            )
         ),
-        BAD: figures.table_html([{BAD: BAD, "n": 1}], BAD),
+        BAD: pages.table_html([{BAD: BAD, "n": 1}], BAD),
     }
-    sections = [figures.Section(title, f"It shows {BAD}.", body, f"python {BAD}") for title, body in bodies.items()]
-    checks = [figures.Check(True, BAD, BAD), figures.Check(False, BAD, BAD)]
+    sections = [pages.Section(title, f"It shows {BAD}.", body, f"python {BAD}") for title, body in bodies.items()]
+    checks = [pages.Check(True, BAD, BAD), pages.Check(False, BAD, BAD)]
     path = tmp_path_factory.mktemp("demo") / "report.html"
-    return figures.write_report(path, title=BAD, verdict=checks, sections=sections, meta={"name": BAD})
+    return pages.write_report(path, title=BAD, verdict=checks, sections=sections, meta={"name": BAD})
 
 
 @pytest.fixture
@@ -81,7 +80,7 @@ def test_a_report_is_sound_and_accessible_on_a_desk_and_on_a_phone(browser: Brow
 def test_text_of_the_users_shows_as_text(open_demo) -> None:  # type: ignore[no-untyped-def]
     with open_demo() as page:
         assert page.evaluate("document.title") == BAD
-        assert page.evaluate("document.body.innerText").count(BAD) == 20
+        assert page.evaluate("document.body.innerText").count(BAD) == 19
         assert page.evaluate("[...document.scripts].filter((script) => !script.type).length") == 5
 
 
@@ -93,16 +92,6 @@ def test_hovering_an_edge_tells_its_numbers_and_focus_does_too(open_demo) -> Non
         page.evaluate("document.querySelector('[data-edge=\"4-5\"]').focus()")
         wait_until(page, "document.querySelector('.graph-view output').textContent === '4 → 5, missing'")
         assert page.evaluate("document.querySelectorAll('.edge.chosen').length") == 1
-
-
-def test_clicking_a_head_shows_its_attention(open_demo) -> None:  # type: ignore[no-untyped-def]
-    shown = "[...document.querySelectorAll('.head-panel')].map((panel) => panel.checkVisibility())"
-    with open_demo() as page:
-        assert page.evaluate(shown) == [True, False]
-        page.click(".head-buttons button:nth-child(2)")
-        assert page.evaluate(shown) == [False, True]
-        pressed = page.evaluate("[...document.querySelectorAll('.head-buttons button')].map((b) => b.ariaPressed)")
-        assert pressed == ["false", "true"]
 
 
 def move(page: Page, slider: str, to: int) -> None:
@@ -124,6 +113,33 @@ def test_the_film_starts_at_step_0_and_plays_once_when_it_is_scrolled_to(open_de
         assert page.evaluate(TOLD).startswith("step 0: 0 of 4")
         page.click(".graph-film button")
         wait_until(page, f"{TOLD}.startsWith('step 1,500: 4 of 4')")
+
+
+def test_everything_in_a_film_follows_its_slider(open_demo) -> None:  # type: ignore[no-untyped-def]
+    shown = "[...document.querySelectorAll('.graph-film image')].map((frame) => frame.getAttribute('display'))"
+    line = "document.querySelector('.graph-film .now')"
+    with open_demo() as page:
+        places = page.evaluate(f"{line}.dataset.x").split()
+        for step, frames in ((0, ["inline", "none"]), (1, ["none", "inline"])):
+            move(page, ".graph-film input", step)
+            assert page.evaluate(shown) == frames
+            assert page.evaluate(f"{line}.getAttribute('transform')") == f"translate({places[step]})"
+
+
+def test_true_edges_are_outlined_where_circuitsvis_draws_them(open_demo) -> None:  # type: ignore[no-untyped-def]
+    """Vermillion on the rim of an edge's cell in the planted head of layer 0, and nowhere in that of layer 1."""
+    with open_demo() as page:
+        assert_sound(page)
+        wait_until(page, "document.querySelector('.attention-view canvas')")
+        rims = """[...document.querySelectorAll('.attention-view')[0].querySelectorAll('canvas')].map((canvas) => {
+          const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+          let n = 0;
+          for (let at = 0; at < pixels.length; at += 4)
+            n += pixels[at] > 180 && pixels[at + 1] < 130 && pixels[at + 2] < 60;
+          return n;
+        })"""
+        wait_until(page, f"{rims}[0] > 200")
+        assert page.evaluate(rims)[1] == 0
 
 
 def test_the_film_keeps_still_at_its_end_where_reduced_motion_is_asked_for(open_demo) -> None:  # type: ignore[no-untyped-def]
@@ -166,7 +182,7 @@ def test_of_many_heads_one_is_chosen_by_keyboard_and_stays_chosen_at_another_ste
 
 def test_without_scripts_everything_but_the_views_is_there(open_demo) -> None:  # type: ignore[no-untyped-def]
     with open_demo(scripts=False) as page:
-        for selector in (".graph-view svg", ".head-panel ~ .head-panel svg", ".graph-film svg", "table", "noscript p"):
+        for selector in (".graph-view svg", ".graph-film svg", ".graph-film figure svg", "table", "noscript p"):
             assert page.locator(selector).first.bounding_box()["height"] > 10, selector
         assert "needs JavaScript" in page.content()
         assert requests(page) == []
@@ -180,12 +196,11 @@ def test_a_report_can_be_printed(open_demo) -> None:  # type: ignore[no-untyped-
         hidden = "!document.querySelector('{}').checkVisibility()"
         assert page.evaluate(hidden.format(".film-controls"))
         assert page.evaluate(hidden.format("nav"))
-        assert page.evaluate("[...document.querySelectorAll('.head-panel')].every((panel) => panel.checkVisibility())")
         assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF-")
 
 
 def test_two_views_of_a_notebook_load_the_script_once_and_work(browser: Browser, tmp_path: Path) -> None:
-    page, view = tmp_path / "notebook.html", attention_view()
+    page, view = tmp_path / "notebook.html", pattern_view()
     page.write_text(f"<!DOCTYPE html><body>{view._repr_html_()}{view._repr_html_()}")
     with open_page(browser, page) as shown:
         assert_sound(shown)

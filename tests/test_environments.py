@@ -11,7 +11,7 @@ from assertions import assert_refused
 from matplotlib.figure import Figure
 
 import causal_circuits as cc
-from causal_circuits import figures
+from causal_circuits import figures, pages
 
 UMLAUTS = "größe ∆"
 ANALYSES = Path(__file__).resolve().parent.parent / "analyses"
@@ -49,19 +49,19 @@ def drawn() -> Figure:
     [("x", "x"), ("x.png", "x"), ("x.svg", "x"), ("x.PNG", "x"), ("alpha_0.1", "alpha_0.1"), (UMLAUTS, UMLAUTS)],
 )
 def test_a_figure_is_two_files_whatever_ending_is_given(given: str, stem: str, tmp_path: Path) -> None:
-    saved = figures.save_figure(drawn(), tmp_path / "new" / given)
+    saved = pages.save_figure(drawn(), tmp_path / "new" / given)
     assert [path.name for path in saved] == [f"{stem}.png", f"{stem}.svg"]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(path.name for path in saved)
     assert saved[0].read_bytes()[:4] == b"\x89PNG"
-    assert "<svg" in figures.figure_html(tmp_path / "new" / given, alt="a bar")
+    assert "<svg" in pages.figure_html(tmp_path / "new" / given, alt="a bar")
 
 
 def test_a_figure_of_another_format_is_refused_and_an_interrupted_one_leaves_the_earlier(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("x.pdf", "x.jpeg", "x.eps"):
-        assert_refused(lambda name=name: figures.save_figure(drawn(), tmp_path / name), "PNG and SVG", name, "write x")
-    earlier = [path.read_bytes() for path in figures.save_figure(drawn(), tmp_path / "x")]
+        assert_refused(lambda name=name: pages.save_figure(drawn(), tmp_path / name), "PNG and SVG", name, "write x")
+    earlier = [path.read_bytes() for path in pages.save_figure(drawn(), tmp_path / "x")]
 
     def interrupted(self: Figure, target: object, *given: object, **more: object) -> None:
         target.write("half of" if more["format"] == "svg" else b"half of")
@@ -69,7 +69,7 @@ def test_a_figure_of_another_format_is_refused_and_an_interrupted_one_leaves_the
 
     monkeypatch.setattr(Figure, "savefig", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        figures.save_figure(drawn(), tmp_path / "x")
+        pages.save_figure(drawn(), tmp_path / "x")
     assert [(tmp_path / name).read_bytes() for name in ("x.png", "x.svg")] == earlier
     assert len(list(tmp_path.iterdir())) == 2
 

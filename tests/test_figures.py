@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import causal_circuits as cc
-from causal_circuits import figures
+from causal_circuits import figures, pages
 from causal_circuits.figures import losses
 
 REFERENCES = {
@@ -140,10 +140,10 @@ def test_false_arcs_hang_below_the_line(fork: nx.DiGraph) -> None:
 
 def test_gradient_points_are_the_strict_lower_triangle(fork: nx.DiGraph) -> None:
     gradient, information = torch.arange(49.0).view(7, 7), torch.arange(49.0).view(7, 7) / 2
-    ax = figures.plot_gradient_and_information(gradient, information, fork, title="r = 1")
+    ax = figures.plot_gradient_vs_information(gradient, information, fork, title="r = 1")
     others, edges = (collection.get_offsets() for collection in ax.collections)
     assert len(edges) == len(cc.latent_edges(fork))
-    assert len(others) + len(edges) == 7 * 6 // 2
+    assert len(others) + len(edges) == 6 * 5 // 2  # the query's row is left out
     np.testing.assert_allclose(edges[:, 1], 2 * edges[:, 0])
     assert ax.get_title() == "r = 1"
 
@@ -229,7 +229,7 @@ def test_figures_draw_on_the_axes_they_are_given_and_change_no_style(
         lambda ax: figures.plot_attention_and_graph(attention, fork, ax=ax),
         lambda ax: figures.plot_matrix(attention, ax=ax),
         lambda ax: figures.plot_graph_comparison(fork, fork, ax=ax),
-        lambda ax: figures.plot_gradient_and_information(attention, attention, fork, ax=ax),
+        lambda ax: figures.plot_gradient_vs_information(attention, attention, fork, ax=ax),
         lambda ax: figures.plot_head_scores([head_scores()], ax=ax),
         lambda ax: figures.plot_ablation([("L0H0", "zero", 1.0)], ax=ax),
         lambda ax: figures.plot_phases(cc.films.PredictorDistances((0, 3), ("a",), torch.ones(2, 1).double()), ax=ax),
@@ -243,7 +243,7 @@ def test_figures_draw_on_the_axes_they_are_given_and_change_no_style(
     for call in calls:
         ax = Figure().add_subplot()
         assert call(ax) is ax
-        figures.figure_html(ax, "alt")
+        pages.figure_html(ax, "alt")
     assert dict(mpl.rcParams) == before
 
 

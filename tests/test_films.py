@@ -10,7 +10,7 @@ import torch
 from assertions import assert_given_back, assert_refused
 
 import causal_circuits as cc
-from causal_circuits import figures
+from causal_circuits import figures, pages
 
 
 def trained(task: cc.InContextTask, film: object, steps: int = 12) -> tuple[object, cc.TrainingRecord]:
@@ -90,14 +90,6 @@ def test_films_refuse_what_does_not_fit(chain_task: cc.InContextTask, random_mod
     assert_refused(lambda: cc.films.PredictorRecorder(batch, {"u": batch.target_probs[:2]}), "'u'", "[4, 4]", "[2, 4]")
 
 
-def test_labels_say_whose_parent_a_position_is(fork) -> None:  # type: ignore[no-untyped-def]
-    labels = figures.position_labels(range(7), graph=fork)
-    assert labels == ["0, parent of 1, 2", "1, parent of 3", "2", "3", "4, parent of 5", "5", "query 6"]
-    pair = figures.position_labels([1, 0, 1], graph=cc.ngram_graph(3, order=2), names=["a", "b"])
-    assert pair == ["b, parent of 2", "a, parent of 2, the target", "b, parent of the target"]
-    assert_refused(lambda: figures.position_labels([0, 1], graph=fork), "7 against 2")
-
-
 def test_a_view_of_several_steps_has_a_slider_and_shows_the_last(chain_task: cc.InContextTask) -> None:
     film = cc.films.SequenceRecorder(chain_task.sample(1, seed=2).tokens[0])
     trained(chain_task, film)
@@ -109,21 +101,24 @@ def test_a_view_of_several_steps_has_a_slider_and_shows_the_last(chain_task: cc.
     (handed,) = re.findall(r'<script type="application/json">(.*)</script>', html)
     tokens = json.loads(handed)["panels"][0]["properties"]["tokens"]
     assert [re.sub(r"\s", "", token).replace("\u2800", " ") for token in tokens] == list(view.labels)
-    assert view.labels[0] == f"{film.result().tokens[0]}, parent of 1"
+    assert view.labels[0] == str(int(film.result().tokens[0]))
+    outlined = [panel["outlined"] for panel in json.loads(handed)["panels"]]
+    assert outlined == [[[child, parent] for parent, child in sorted(cc.latent_edges(chain_task.graph))], []]
     one = figures.sequence_view(dataclasses.replace(film.result(), steps=(0,), attention=film.result().attention[:1]))
     assert 'type="range"' not in one.part
     assert_refused(lambda: figures.sequence_view(film.result(), roles=["one"]), "each of the 2 heads", "got 1")
+    assert_refused(lambda: figures.sequence_view(film.result(), cc.chain_graph(7)), "7 against 6")
 
 
 def test_attention_at_several_steps_is_checked_at_each() -> None:
     lower = torch.ones(3, 3).tril()
     frames = (lower / lower.sum(dim=1, keepdim=True)).expand(2, 1, 3, 3).clone()
     labels = ["a", "b", "c"]
-    assert "<output>step 5</output>" in figures.attention_view(frames, labels, steps=(0, 5)).part
-    assert_refused(lambda: figures.attention_view(frames, labels, steps=(0,)), "[2, 1, 3, 3] for 1 steps")
-    assert_refused(lambda: figures.attention_view(frames[0], labels, steps=(0,)), "[1, 3, 3] for 1 steps")
+    assert "<output>step 5</output>" in pages.pattern_view(frames, labels, steps=(0, 5)).part
+    assert_refused(lambda: pages.pattern_view(frames, labels, steps=(0,)), "[2, 1, 3, 3] for 1 steps")
+    assert_refused(lambda: pages.pattern_view(frames[0], labels, steps=(0,)), "[1, 3, 3] for 1 steps")
     frames[0, 0, 2, 0] = torch.nan
-    assert_refused(lambda: figures.attention_view(frames, labels, steps=(0, 5)), "be finite")
+    assert_refused(lambda: pages.pattern_view(frames, labels, steps=(0, 5)), "be finite")
 
 
 def test_a_film_in_a_folder_is_whole_after_an_interrupted_run(chain_task, tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -1,18 +1,23 @@
 """The graph to explore, the graph while it forms, phases and tables: what is drawn is what was found."""
 
+import dataclasses
 import re
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 
 import networkx as nx
+import numpy as np
 import pytest
 import torch
 from assertions import assert_refused
 from markupsafe import escape
+from PIL import Image
 from test_figures import outlined, uniform_attention
 from test_pages import Page, page_of
 
 import causal_circuits as cc
-from causal_circuits import figures
+from causal_circuits import figures, pages
 
 FOUND = [None, 0, 1, 1, None, None]  # against the fork: 0 -> 2 and 4 -> 5 missing, 1 -> 2 false
 BAD = "<script>alert('x')</script>"
@@ -29,6 +34,10 @@ def forming(graph: nx.DiGraph) -> cc.TrainingRecord:
     attention = torch.stack([uniform, 0.1 * uniform + 0.9 * learned])[:, None, None].repeat(1, 2, 1, 1, 1)
     losses = torch.linspace(2, 1, 5, dtype=torch.float64)
     return cc.TrainingRecord(losses, (0, 1500), losses[:2], attention, None)
+
+
+def read_png(url: object) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(b64decode(str(url).partition(",")[2]))))
 
 
 def edges_of(html: str) -> dict[str, str]:
@@ -68,22 +77,9 @@ def test_only_false_edges_hang_below_the_line(fork: nx.DiGraph) -> None:
     assert below == {"0-1": False, "0-2": False, "1-3": False, "4-5": False, "1-2": True}
 
 
-def test_heads_have_a_button_each_and_are_all_shown_without_scripts(fork: nx.DiGraph) -> None:
-    drawn = {name: figures.plot_matrix(uniform_attention(7)) for name in ("L0H0 parent", BAD)}
-    html = figures.interactive_graph(fork, fork, heads=drawn)
-    page = Page(html)
-    assert len(page.named("button")) == 2
-    assert BAD in page.text
-    assert page.named("script") == []
-    panels = [a for tag, a in page.elements if tag == "div" and a.get("class") == "head-panel"]
-    assert len(panels) == 2
-    assert all("hidden" not in panel for panel in panels)
-    assert next(a for _, a in page.elements if a.get("class") == "head-buttons").get("hidden", "no") is None
-
-
 def test_a_page_carries_each_script_once_and_only_if_it_needs_it(fork: nx.DiGraph, tmp_path: Path) -> None:
-    graph = figures.Section("Graph", "It shows.", figures.interactive_graph(fork, fork))
-    film = figures.Section("Film", "It shows.", figures.graph_film_html(forming(fork), fork))
+    graph = pages.Section("Graph", "It shows.", figures.interactive_graph(fork, fork))
+    film = pages.Section("Film", "It shows.", figures.graph_film_html(forming(fork), fork))
     for sections, expected in (([], [0, 0]), ([graph, graph], [1, 0]), ([film, graph], [1, 1])):
         html = page_of(tmp_path, *sections)
         assert [html.count(f'querySelectorAll(".graph-{kind}:') for kind in ("view", "film")] == expected
@@ -100,13 +96,31 @@ def test_a_part_shows_itself_in_a_notebook_with_its_own_script_and_style(fork: n
 def test_a_film_holds_the_attention_of_every_step(fork: nx.DiGraph) -> None:
     page = Page(figures.graph_film_html(forming(fork), fork))
     (film,) = (a for _, a in page.elements if a.get("class") == "graph-film")
-    assert film["data-steps"] == "step 0: 0 of 4 edges above one half|step 1,500: 4 of 4 edges above one half"
+    told = "step 0: 0 of 4 edges above one half; loss 2.000|step 1,500: 4 of 4 edges above one half; loss 1.750"
+    assert film["data-steps"] == told
     weights = [str(a["data-weights"]) for _, a in page.elements if "data-weights" in a]
     assert weights[0] == "0.500 0.950"  # edge 0 -> 1: uniform over two, then 0.1 / 2 + 0.9
     assert len(weights) == 15  # all pairs j < i of the six positions before the query
     assert "step 1,500: 4 of 4" in page.text
     dotted = [a["data-weights"] for _, a in page.elements if "data-weights" in a and a["stroke-dasharray"]]
     assert dotted == ["0.200 0.020"] * 4  # the root 4 attends to itself, and claims no edge with what is left
+
+
+def test_matrices_and_curves_of_a_film_move_with_it(fork: nx.DiGraph) -> None:
+    record = forming(fork)
+    both = dataclasses.replace(record, score_gradients=record.attention - 0.5)
+    loss = figures.plot_loss(record, {})
+    page = Page(figures.graph_film_html(both, fork, layer=0, head=0, beside=[loss]))
+    frames = [read_png(a["href"]) for tag, a in page.elements if tag == "image"]
+    attention, gradient = np.array(frames[:2]), np.array(frames[2:])
+    assert attention.shape == gradient.shape == (2, 7, 7, 4)
+    assert (attention[..., 3] == np.tril(np.full((7, 7), 255))).all()  # clear above the diagonal
+    assert np.argsort(attention[1, 3, :4, 0]).tolist()[0] == 1  # the darkest entry of row 3 is its parent
+    assert not gradient[:, -1, :, 3].any()  # the query's row is left out
+    (line,) = (str(a["data-x"]) for _, a in page.elements if "data-x" in a)
+    first, last = (float(x) for x in line.split())
+    points = loss.transData.transform([(1, 1), (1501, 1)])[:, 0] * 72 / loss.figure.dpi
+    assert (first, last) == pytest.approx(points.tolist(), abs=0.1)
 
 
 def test_without_a_query_the_last_row_is_the_targets(fork: nx.DiGraph) -> None:

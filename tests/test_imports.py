@@ -129,7 +129,6 @@ config = cc.TrainConfig.warm()
 cc.circuits, cc.training, cc.recording
 assert "matplotlib" not in sys.modules
 assert cc.figures is sys.modules["causal_circuits.figures"] and not hasattr(cc, "figure")
-cc.figures.plot_gradient_and_information(gradient.value, information.value, graph)
 cc.figures.plot_gradient_vs_information(information.value, gradient.value, graph)
 print(*sorted({"transformer_lens", "scipy.special", "pandas", "circuitsvis", "matplotlib.pyplot"} & set(sys.modules)))
 """

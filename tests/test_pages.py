@@ -13,19 +13,19 @@ from assertions import assert_refused
 from matplotlib.figure import Figure
 from test_figures import uniform_attention
 
-from causal_circuits import figures
+from causal_circuits import figures, pages
 from causal_circuits.pages import rendering
 
 # Attention views
 
 
-def attention_view(**changes: object) -> figures.AttentionView:
+def pattern_view(**changes: object) -> pages.AttentionView:
     given: dict[str, object] = {
         "attention": uniform_attention(3)[None].repeat(2, 1, 1),
         "labels": ["1", "0", "query 1"],
         "head_names": ["L0H0", "L1H0"],
     }
-    return figures.attention_view(**{**given, **changes})  # type: ignore[arg-type]
+    return pages.pattern_view(**{**given, **changes})  # type: ignore[arg-type]
 
 
 def changed(where: tuple[int, int, int], value: float) -> torch.Tensor:
@@ -50,11 +50,11 @@ def changed(where: tuple[int, int, int], value: float) -> torch.Tensor:
         ({"attention": changed((0, 2, 0), 0.5)}, ("sum to 1 within 0.001", "1.167 at head 0, query 2", "softmax")),
     ],
 )
-def test_attention_view_refuses_what_circuitsvis_would_draw(changes: dict[str, object], words: tuple[str, ...]) -> None:
-    assert_refused(lambda: attention_view(**changes), *words)
+def test_pattern_view_refuses_what_circuitsvis_would_draw(changes: dict[str, object], words: tuple[str, ...]) -> None:
+    assert_refused(lambda: pattern_view(**changes), *words)
 
 
-def data_of(view: figures.AttentionView) -> dict[str, list]:
+def data_of(view: pages.AttentionView) -> dict[str, list]:
     """What the script of a view reads: panels (component, properties), frames, steps."""
     (text,) = re.findall(r'<script type="application/json">(.*)</script>', view.part)
     return json.loads(text)
@@ -64,7 +64,7 @@ def data_of(view: figures.AttentionView) -> dict[str, list]:
 def test_views_are_what_circuitsvis_s_own_functions_say(n_heads: int, components: list[str]) -> None:
     names = [f"L0H{head}" for head in range(n_heads)]
     attention = uniform_attention(3).expand(2, n_heads, 3, 3)
-    data = data_of(attention_view(attention=attention, head_names=names, steps=[0, 1500]))
+    data = data_of(pattern_view(attention=attention, head_names=names, steps=[0, 1500]))
     assert [panel["component"] for panel in data["panels"]] == components
     properties = data["panels"][0]["properties"]
     np.testing.assert_allclose(np.array(properties["attention"]).reshape(-1, 3)[:3], uniform_attention(3), atol=1e-4)
@@ -75,7 +75,7 @@ def test_views_are_what_circuitsvis_s_own_functions_say(n_heads: int, components
 
 
 def test_no_label_can_end_the_script() -> None:
-    view = attention_view(labels=["</script><script>alert(1)</script>", "<!--", "&amp;\u2028"], head_names=["<b>", "h"])
+    view = pattern_view(labels=["</script><script>alert(1)</script>", "<!--", "&amp;\u2028"], head_names=["<b>", "h"])
     fragment = view.part
     assert fragment.count("</script>") == 1
     assert "<!--" not in fragment
@@ -84,7 +84,7 @@ def test_no_label_can_end_the_script() -> None:
 
 
 def test_a_notebook_view_carries_its_own_script_and_a_fragment_does_not() -> None:
-    view, bundle = attention_view(), figures.circuits_vis_bundle()
+    view, bundle = pattern_view(), pages.circuits_vis_bundle()
     for whole in (view._repr_html_(), str(view)):
         assert whole.count(bundle) == 1
         assert "unpkg.com" not in whole
@@ -136,20 +136,20 @@ def element_ids(html: str) -> list[str]:
     return [str(attributes["id"]) for _, attributes in Page(html).elements if "id" in attributes]
 
 
-def page_of(folder: Path, *sections: figures.Section, **more: object) -> str:
+def page_of(folder: Path, *sections: pages.Section, **more: object) -> str:
     """A page's text."""
-    verdict = [figures.Check(True, "It works", "loss 1.90"), figures.Check(False, "It is fast", "9 s, limit 5 s")]
+    verdict = [pages.Check(True, "It works", "loss 1.90"), pages.Check(False, "It is fast", "9 s, limit 5 s")]
     given = {"title": "A page", "verdict": verdict, "sections": sections, "meta": {"seed": "0"}} | more
-    return figures.write_report(folder / "report.html", **given).read_text()  # type: ignore[arg-type]
+    return pages.write_report(folder / "report.html", **given).read_text()  # type: ignore[arg-type]
 
 
 def matrix_html(n_ctx: int = 6) -> str:
-    return figures.figure_html(figures.plot_matrix(uniform_attention(n_ctx)), "uniform attention")
+    return pages.figure_html(figures.plot_matrix(uniform_attention(n_ctx)), "uniform attention")
 
 
 def test_ids_on_a_page_are_unique_and_every_reference_finds_its_own(tmp_path: Path) -> None:
     html = page_of(
-        tmp_path, figures.Section("One", "It shows.", matrix_html()), figures.Section("Two", "It too.", matrix_html())
+        tmp_path, pages.Section("One", "It shows.", matrix_html()), pages.Section("Two", "It too.", matrix_html())
     )
     ids = element_ids(html)
     assert len(ids) == len(set(ids))
@@ -159,11 +159,11 @@ def test_ids_on_a_page_are_unique_and_every_reference_finds_its_own(tmp_path: Pa
 
 
 def test_a_figure_has_role_and_alt_text() -> None:
-    html = figures.figure_html(figures.plot_matrix(uniform_attention(6)), 'a "quoted" <alt>')
+    html = pages.figure_html(figures.plot_matrix(uniform_attention(6)), 'a "quoted" <alt>')
     (svg,) = Page(html).named("svg")
     assert (svg["role"], svg["aria-label"]) == ("img", 'a "quoted" <alt>')
     assert "<?xml" not in html
-    assert_refused(lambda: figures.figure_html(Figure(), " "), "alt text")
+    assert_refused(lambda: pages.figure_html(Figure(), " "), "alt text")
 
 
 def test_a_large_figure_becomes_a_png(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,20 +175,20 @@ def test_a_large_figure_becomes_a_png(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_all_text_is_escaped(tmp_path: Path) -> None:
     bad = "<script>alert('x')</script>&"
-    table = figures.table_html([{bad: bad, "n": 12345, "share": 0.123456}, {"n": None, "share": True}], bad)
-    section = figures.Section(bad, bad, table, command=bad)
-    html = page_of(tmp_path, section, title=bad, verdict=[figures.Check(True, bad, bad)], meta={bad: bad})
+    table = pages.table_html([{bad: bad, "n": 12345, "share": 0.123456}, {"n": None, "share": True}], bad)
+    section = pages.Section(bad, bad, table, command=bad)
+    html = page_of(tmp_path, section, title=bad, verdict=[pages.Check(True, bad, bad)], meta={bad: bad})
     assert len(Page(html).named("script")) == html.count("<script>") == 1  # the page's own
     assert Page(html).text.count(bad) == 13
     assert all(text in Page(table).text for text in ("12,345", "0.1235", "-", "yes"))
 
 
 def test_an_empty_table_says_so() -> None:
-    assert "no rows" in Page(figures.table_html([], "Nothing")).text
+    assert "no rows" in Page(pages.table_html([], "Nothing")).text
 
 
 def test_the_verdict_comes_first_and_the_command_once_below_it(tmp_path: Path) -> None:
-    section = figures.Section("One", "It shows.", "<p>evidence</p>", "python one.py")
+    section = pages.Section("One", "It shows.", "<p>evidence</p>", "python one.py")
     text = Page(page_of(tmp_path, section, section)).text
     order = ("Verdict: 1 of 2 checks passed", "✓ PASS", "✗ FAIL", "python one.py", "evidence")
     assert [text.index(words) for words in order] == sorted(text.index(words) for words in order)
@@ -196,20 +196,20 @@ def test_the_verdict_comes_first_and_the_command_once_below_it(tmp_path: Path) -
 
 
 def test_sections_that_have_commands_of_their_own_keep_them(tmp_path: Path) -> None:
-    sections = [figures.Section(name, "It shows.", command=f"python {name}.py") for name in "ab"]
+    sections = [pages.Section(name, "It shows.", command=f"python {name}.py") for name in "ab"]
     text = Page(page_of(tmp_path, *sections)).text
     assert text.index("a.py") < text.index("2. b") < text.index("b.py")
 
 
 def test_a_column_of_one_value_is_told_once_and_headings_are_words() -> None:
-    table = figures.table_html([{"n_ctx": 8, "row_maximum": k, "alpha": None} for k in range(3)], "Rows")
+    table = pages.table_html([{"n_ctx": 8, "row_maximum": k, "alpha": None} for k in range(3)], "Rows")
     assert re.findall("<th [^>]*>(.*?)</th>", table) == ["row maximum"]
     assert "<caption>Rows; in all rows: n_ctx 8, alpha -</caption>" in table
-    assert len(Page(figures.table_html([{"n_ctx": 8}] * 3, "Rows")).named("td")) == 3  # nothing else to show
+    assert len(Page(pages.table_html([{"n_ctx": 8}] * 3, "Rows")).named("td")) == 3  # nothing else to show
 
 
 def test_of_many_checks_those_that_passed_are_folded(tmp_path: Path) -> None:
-    checks = [figures.Check(k != 6, f"claim {k}", "a number") for k in range(8)]
+    checks = [pages.Check(k != 6, f"claim {k}", "a number") for k in range(8)]
     shown, fold = Page(page_of(tmp_path, verdict=checks)).text.split("2 more, all passed")
     assert [k for k in range(8) if f"claim {k}" in shown] == [0, 1, 2, 3, 4, 6]
     assert [k for k in range(8) if f"claim {k}" in fold] == [5, 7]
@@ -217,7 +217,7 @@ def test_of_many_checks_those_that_passed_are_folded(tmp_path: Path) -> None:
 
 def test_every_state_of_a_check_is_a_word_and_only_passed_counts(tmp_path: Path) -> None:
     states = ("passed", "failed", "refuted", "undecided", "not tested")
-    checks = [figures.Check(state, "A claim", "a number") for state in states]
+    checks = [pages.Check(state, "A claim", "a number") for state in states]
     text = Page(page_of(tmp_path, verdict=checks)).text
     assert "Verdict: 1 of 5 checks passed; 1 refuted, 1 undecided, 1 not tested" in text
     assert all(word in text for word in ("PASS", "FAIL", "REFUTED", "UNDECIDED", "NOT TESTED"))
@@ -225,28 +225,28 @@ def test_every_state_of_a_check_is_a_word_and_only_passed_counts(tmp_path: Path)
     assert "Quick run" in quick
     assert "Verdict: not tested" in quick
     assert [check.passed for check in checks] == [True, False, False, False, False]
-    assert (figures.Check(True, "", "").state, figures.Check(False, "", "").state) == ("passed", "failed")
-    assert_refused(lambda: figures.Check("good", "", ""), "state", "good")  # type: ignore[arg-type]
+    assert (pages.Check(True, "", "").state, pages.Check(False, "", "").state) == ("passed", "failed")
+    assert_refused(lambda: pages.Check("good", "", ""), "state", "good")  # type: ignore[arg-type]
 
 
-def test_figures_of_a_section_are_saved_beside_the_page_and_long_tables_are_folded(tmp_path: Path) -> None:
+def test_figures_of_a_section_are_saved_beside_the_page_and_its_table_is_folded(tmp_path: Path) -> None:
     drawn = {"ones": figures.plot_matrix(uniform_attention(6))}
-    for n_rows in (2, 20):
+    for n_rows, evidence in ((2, drawn), (2, {}), (20, {})):
         table = pd.DataFrame({"position": range(n_rows), "share": np.linspace(0, 1, n_rows)})
-        section = figures.Section("Attention", "It shows.", figures=drawn, table=table)
-        page = figures.write_report(tmp_path / "report.html", title="T", verdict=[], sections=[section], meta={})
+        section = pages.Section("Attention", "It shows.", figures=evidence, table=table)
+        page = pages.write_report(tmp_path / "report.html", title="T", verdict=[], sections=[section], meta={})
         shown = Page(page.read_text())
-        assert [svg["aria-label"] for svg in shown.named("svg")] == ["Attention: It shows."]
-        assert bool(shown.named("details")) == (n_rows == 20)
+        assert [svg["aria-label"] for svg in shown.named("svg")] == ["Attention: It shows."] * bool(evidence)
+        assert bool(shown.named("details")) == (n_rows == 20 or bool(evidence))
         assert len(shown.named("td")) == 2 * n_rows
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"ones.png", "ones.svg"}
 
 
 def test_the_bundle_stands_once_on_a_page_with_views_and_never_without(tmp_path: Path) -> None:
-    both = figures.Section("Views", "They show.", figures.attention_html([attention_view(), attention_view()]))
-    bundle = figures.circuits_vis_bundle()
+    both = pages.Section("Views", "They show.", pattern_view().part + pattern_view().part)
+    bundle = pages.circuits_vis_bundle()
     assert page_of(tmp_path, both, both).count(bundle) == 1
-    assert bundle not in page_of(tmp_path, figures.Section("None", "No view.", "<p></p>"))
+    assert bundle not in page_of(tmp_path, pages.Section("None", "No view.", "<p></p>"))
 
 
 def assert_loads_nothing(html: str) -> None:
@@ -266,8 +266,8 @@ def assert_loads_nothing(html: str) -> None:
 def test_a_page_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
     html = page_of(
         tmp_path,
-        figures.Section("Matrix", "It shows.", matrix_html()),
-        figures.Section("View", "It shows.", figures.attention_html([attention_view()])),
+        pages.Section("Matrix", "It shows.", matrix_html()),
+        pages.Section("View", "It shows.", pattern_view().part),
     )
     assert_loads_nothing(html)
     page = Page(html)
@@ -282,7 +282,7 @@ def test_a_page_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
 def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "report.html"
     arguments = {"title": "T", "verdict": [], "sections": [], "meta": {}}
-    assert figures.write_report(path, **arguments) == path  # type: ignore[arg-type]
+    assert pages.write_report(path, **arguments) == path  # type: ignore[arg-type]
     old = path.read_text()
 
     def fail(*_: object) -> None:
@@ -290,25 +290,25 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        figures.write_report(path, **{**arguments, "title": "other"})  # type: ignore[arg-type]
+        pages.write_report(path, **{**arguments, "title": "other"})  # type: ignore[arg-type]
     assert path.read_text() == old
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_saved_figures_are_png_and_svg_and_do_not_change(tmp_path: Path) -> None:
     ax = figures.plot_matrix(uniform_attention(6))
-    png, svg = figures.save_figure(ax, tmp_path / "figures" / "v1.0")
+    png, svg = pages.save_figure(ax, tmp_path / "figures" / "v1.0")
     assert (png.name, svg.name) == ("v1.0.png", "v1.0.svg")
     assert png.read_bytes()[:4] == b"\x89PNG"
-    again = figures.save_figure(figures.plot_matrix(uniform_attention(6)), tmp_path / "again")
+    again = pages.save_figure(figures.plot_matrix(uniform_attention(6)), tmp_path / "again")
     assert svg.read_text() == again[1].read_text()
     assert not list(tmp_path.glob("**/*.part"))
 
 
 def test_a_saved_figure_is_shown_as_the_figure_itself(tmp_path):
     axes = figures.plot_matrix(np.tril(np.ones((4, 4))), title="A title")
-    figures.save_figure(axes, tmp_path / "matrix")
-    drawn, saved = (figures.figure_html(source, alt="ones") for source in (axes, tmp_path / "matrix"))
+    pages.save_figure(axes, tmp_path / "matrix")
+    drawn, saved = (pages.figure_html(source, alt="ones") for source in (axes, tmp_path / "matrix"))
     saved_file = (tmp_path / "matrix.svg").read_text()
     for path in re.findall(r'<path d="([^"]+)"', saved_file):
         assert path in saved
@@ -320,5 +320,5 @@ def test_a_saved_figure_is_shown_as_the_figure_itself(tmp_path):
 def test_saving_gives_the_layout_engine_back(tmp_path):
     axes = figures.plot_matrix(np.tril(np.ones((4, 4))))
     engine = axes.figure.get_layout_engine()
-    figures.save_figure(axes, tmp_path / "matrix")
+    pages.save_figure(axes, tmp_path / "matrix")
     assert axes.figure.get_layout_engine() is engine

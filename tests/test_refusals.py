@@ -12,7 +12,7 @@ from assertions import assert_refused
 from interrupted import CONFIG, new_model
 
 import causal_circuits as cc
-from causal_circuits import figures
+from causal_circuits import figures, pages
 from causal_circuits.display import table_text
 from causal_circuits.interventions.measure import other_positions
 from causal_circuits.tasks import subset_loss
@@ -193,13 +193,13 @@ def test_a_task_of_ones_own_needs_tokens_and_a_graph_or_a_length() -> None:
 def test_files_without_a_name_are_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert_refused(
-        lambda: figures.write_report(tmp_path, title="A chain", verdict=[], sections=[], meta={}),
+        lambda: pages.write_report(tmp_path, title="A chain", verdict=[], sections=[], meta={}),
         "a report is written to a file: got the folder",
         "report.html",
     )
     figure = figures.plot_ablation([("L0H0", "mean", 0.98)])
     for stem in ("", ".", "..", ".png", str(tmp_path / ".svg")):
-        assert_refused(lambda stem=stem: figures.save_figure(figure, stem), "a figure's files need a name", "figure")
+        assert_refused(lambda stem=stem: pages.save_figure(figure, stem), "a figure's files need a name", "figure")
     (tmp_path / "a.py").touch()
     assert_refused(lambda: cc.TrainingRecord.load("a.py"), "a saved record is a folder with record.json")
     assert [path.name for path in tmp_path.iterdir()] == ["a.py"]

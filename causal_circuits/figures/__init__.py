@@ -1,6 +1,6 @@
-"""Results as figures: matplotlib axes, CircuitsVis attention views, one self-contained HTML report.
+"""Results as figures: matplotlib axes, and CircuitsVis attention views of models.
 
-This folder is the one door to matplotlib and to CircuitsVis. Figures compute nothing and change no global style.
+Figures compute nothing and change no global style.
 Names are listed in `__init__.pyi`; what they need is imported with the first use of each.
 """
 

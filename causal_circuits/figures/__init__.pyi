@@ -11,7 +11,6 @@ from .curves import plot_curves as plot_curves
 from .curves import plot_groups as plot_groups
 from .curves import plot_scaling as plot_scaling
 from .film import graph_film_html as graph_film_html
-from .gradients import plot_gradient_and_information as plot_gradient_and_information
 from .gradients import plot_gradient_vs_information as plot_gradient_vs_information
 from .graph_view import interactive_graph as interactive_graph
 from .losses import plot_loss as plot_loss
@@ -22,16 +21,7 @@ from .matrices import plot_knock_out as plot_knock_out
 from .matrices import plot_matrix as plot_matrix
 from .recovery import plot_recovered_graph as plot_recovered_graph
 from .recovery import plot_recovery as plot_recovery
-from .report import AttentionView as AttentionView
-from .report import Check as Check
-from .report import Section as Section
-from .report import attention_html as attention_html
-from .report import attention_view as attention_view
-from .report import circuits_vis_bundle as circuits_vis_bundle
-from .report import figure_html as figure_html
-from .report import save_figure as save_figure
-from .report import table_html as table_html
-from .report import write_report as write_report
+from .sequence_view import attention_view as attention_view
 from .sequence_view import position_labels as position_labels
 from .sequence_view import sequence_view as sequence_view
 from .training import plot_edge_formation as plot_edge_formation

@@ -22,34 +22,6 @@ from causal_circuits.graphs import has_query
 
 
 @check_arguments
-def plot_gradient_and_information(
-    gradient: Matrix, information: Matrix, graph: nx.DiGraph, ax: Axes | None = None, title: str | None = None
-) -> Axes:
-    """One point for each pair of positions i > j: minus the gradient against the predicted value, true edges marked.
-
-    Args:
-        gradient: [n_ctx, n_ctx]; minus the gradient by layer 0's attention scores, as a record or snapshot holds it,
-            row i (child), column j.
-        information: the same shape; what theory predicts for it.
-        graph: whose edges to mark.
-        title: say the correlation here; nothing is computed.
-
-    >>> import torch
-    >>> from causal_circuits import chain_graph
-    >>> g = torch.diag(torch.ones(3), -1)
-    >>> plot_gradient_and_information(0.01 * g, g, chain_graph(4), title="correlation 1").get_title()
-    'correlation 1'
-    """
-    ax = new_axes(ax, 5.6, 4.4)
-    _pairs(ax, to_numpy(information), to_numpy(gradient), graph, title)
-    ax.axhline(0, color=GREY, linewidth=0.6, zorder=0)
-    ax.set_xlabel("predicted value (from mutual information, a pure number)")
-    ax.set_ylabel("minus the gradient (nats per unit of attention score)")
-    ax.ticklabel_format(axis="both", scilimits=(-2, 4), useMathText=True)
-    return ax
-
-
-@check_arguments
 def plot_gradient_vs_information(
     measured: Matrix,
     predicted: Matrix,
@@ -61,10 +33,11 @@ def plot_gradient_vs_information(
 ) -> Axes:
     """One point for each pair j < i, measured over predicted in the same unit; on the dashed line they are equal.
 
-    Unlike `plot_gradient_and_information`, which takes a raw gradient of any scale, both are in the unit of g.
+    The query's row is left out.
 
     Args:
-        measured: minus the gradient, times d_vocab n_ctx / beta0 (what `measured_gradient` gives).
+        measured: [n_ctx, n_ctx]; minus the gradient, times d_vocab n_ctx / beta0 (what `measured_gradient` gives; a
+            `Snapshot` of the reduced model is multiplied by it); row i (child), column j.
         predicted: g, from `predicted_gradient` or `finite_context_gradient`, or either through the softmax.
         graph: whose edges to mark.
         standard_error: of `measured`; drawn as bars of two of them on both sides.
@@ -80,29 +53,10 @@ def plot_gradient_vs_information(
     ax = new_axes(ax, 5.4, 4.6)
     x, y = to_numpy(predicted), to_numpy(measured)
     error = None if standard_error is None else 2 * to_numpy(standard_error)
-    shown = _pairs(ax, x, y, graph, title, error, skip_query=True)
-    ends = [float(np.nanmin(x[shown], initial=0.0)), float(np.nanmax(x[shown], initial=0.0))]
-    ax.plot(ends, ends, linestyle="--", color=BLACK, linewidth=0.9, label="measured = predicted", zorder=2)
-    ax.set_xlabel(label)
-    ax.set_ylabel("minus the gradient, in the unit of g")
-    ax.legend(loc="best", frameon=False, fontsize=SMALL)
-    return ax
-
-
-def _pairs(
-    ax: Axes,
-    x: np.ndarray,
-    y: np.ndarray,
-    graph: nx.DiGraph,
-    title: str | None,
-    error: np.ndarray | None = None,
-    skip_query: bool = False,
-) -> np.ndarray:
-    """A dot for each pair below the diagonal, an open square for each true edge; which pairs are drawn."""
     for matrix in (y, x, y if error is None else error):
         check_positions(matrix, graph)
     below, is_edge = np.tril(np.ones(y.shape, dtype=bool), -1), edge_mask(graph)
-    if skip_query and has_query(graph):
+    if has_query(graph):
         below[-1] = False
     for chosen, name, colour, look in (
         (below & ~is_edge, "other pairs", GREY, {"marker": "o", "s": 14, "color": GREY, "alpha": 0.6}),
@@ -111,7 +65,11 @@ def _pairs(
         if error is not None:
             ax.errorbar(x[chosen], y[chosen], error[chosen], fmt="none", ecolor=colour, elinewidth=0.6, alpha=0.5)
         ax.scatter(x[chosen], y[chosen], label=f"{name} ({int(chosen.sum())})", zorder=3, **look)  # type: ignore[arg-type]
+    ends = [float(np.nanmin(x[below], initial=0.0)), float(np.nanmax(x[below], initial=0.0))]
+    ax.plot(ends, ends, linestyle="--", color=BLACK, linewidth=0.9, label="measured = predicted", zorder=2)
+    ax.set_xlabel(label)
+    ax.set_ylabel("minus the gradient, in the unit of g")
     ax.legend(loc="best", frameon=False, fontsize=SMALL)
     if title is not None:
         ax.set_title(fill(title, 52))
-    return below
+    return ax

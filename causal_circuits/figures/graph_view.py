@@ -1,21 +1,14 @@
-"""The graph to explore on a page: hover an edge for its numbers, choose a head for its attention.
-
-Everything is there without JavaScript too: each edge has a tooltip, and all heads are shown one below the other.
-"""
+"""The graph to explore on a page: hover an edge for its numbers; without JavaScript each edge has a tooltip."""
 
 from collections.abc import Mapping
 
 import networkx as nx
-from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.display import format_value
 from causal_circuits.figures.style import BLACK, MODEL, TRUE_EDGE
 from causal_circuits.figures.svg_arcs import Frame
 from causal_circuits.graphs import compare_graphs, has_query, latent_edges, n_ctx_of
-from causal_circuits.pages.rendering import figure_html
 from causal_circuits.pages.templates import PagePart, render
 
 Facts = Mapping[str, object]
@@ -24,10 +17,7 @@ _LOOKS = {"found and true": (MODEL, ""), "missing": (TRUE_EDGE, "7 4"), "false":
 
 @check_arguments
 def interactive_graph(
-    true: nx.DiGraph,
-    found: nx.DiGraph,
-    facts: Mapping[tuple[int, int], Facts] | None = None,
-    heads: Mapping[str, Axes | Figure] | None = None,
+    true: nx.DiGraph, found: nx.DiGraph, facts: Mapping[tuple[int, int], Facts] | None = None
 ) -> PagePart:
     """A found graph beside the true one, as HTML for the body of a `Section`, or for a notebook.
 
@@ -35,7 +25,6 @@ def interactive_graph(
         true, found: graphs over the same positions.
         facts: (parent, child) -> name -> value, told when an edge is hovered, focused or tapped: attention,
             information, effect, p-value.
-        heads: name -> its attention, as a figure; a button each.
 
     >>> from causal_circuits import chain_graph
     >>> html = interactive_graph(chain_graph(4), chain_graph(4), {(0, 1): {"attention": 0.98}})
@@ -64,7 +53,6 @@ def interactive_graph(
                 {"kind": kind, "colour": colour, "dashes": dashes, "count": counts.count(kind)}
                 for kind, (colour, dashes) in _LOOKS.items()
             ],
-            heads={name: Markup(figure_html(drawn, f"Attention of {name}")) for name, drawn in (heads or {}).items()},
         )
     )
 

@@ -72,6 +72,7 @@ def plot_matrix(
     title: str = "",
     label: str = "",
     diverging: bool = False,
+    largest: float | None = None,
 ) -> Axes:
     """The lower triangle of any matrix over positions, with a colour bar, and open squares at the true edges.
 
@@ -80,6 +81,7 @@ def plot_matrix(
         graph: whose edges to outline; None outlines nothing.
         label: of the colour bar, with the unit.
         diverging: a scale symmetric about 0, white at 0 (for signed quantities); otherwise smallest to largest.
+        largest: end of a diverging scale, for matrices that are to be compared; None: the largest that is drawn.
 
     >>> import numpy as np
     >>> from causal_circuits import chain_graph
@@ -91,7 +93,8 @@ def plot_matrix(
     if not np.isfinite(values[np.tril_indices(len(values))]).any():
         raise ValueError("a matrix needs a finite entry on or below its diagonal to be drawn: got none")
     ax = new_axes(ax, 5.6, 4.6)
-    return _heat_map(values, graph, ax, title, label, _limits(values, diverging), diverging)
+    limits = _limits(values, diverging) if largest is None else (-largest, largest)
+    return _heat_map(values, graph, ax, title, label, limits, diverging)
 
 
 @check_arguments
@@ -156,10 +159,8 @@ def plot_film_strip(
         check_positions(values, graph)
         title, limits = f"step {step:,}", (0.0, 1.0)
         if is_gradient:
-            values = _without_query(values, graph)
-            largest = _limits(values, diverging=True)[1]
-            said = f"largest {largest:.1e}" if np.nanmax(np.abs(values)) > 0 else "zero everywhere"
-            values, title, limits = values / largest, f"{title}\n{said}", (-1.0, 1.0)
+            values, said = gradient_on_its_scale(values, graph)
+            title, limits = f"{title}\n{said}", (-1.0, 1.0)
         image = _draw(ax, values, limits, DIVERGING if is_gradient else SEQUENTIAL)
         _outline_true_edges(ax, graph, BLACK if is_gradient else TRUE_EDGE, thin=0.6)
         ax.set_title(title, fontsize="medium")
@@ -169,6 +170,13 @@ def plot_film_strip(
     label = "minus gradient / largest" if is_gradient else "attention weight"
     figure.colorbar(image, ax=axes, label=label, fraction=0.03, pad=0.01, shrink=0.85)
     return figure
+
+
+def gradient_on_its_scale(values: np.ndarray, graph: nx.DiGraph) -> tuple[np.ndarray, str]:
+    """A gradient over its largest entry, the query's row left out, and that entry in words."""
+    values = _without_query(values, graph)
+    largest = _limits(values, diverging=True)[1]
+    return values / largest, f"largest {largest:.1e}" if np.nanmax(np.abs(values)) > 0 else "zero everywhere"
 
 
 def _frames(

@@ -1,8 +1,8 @@
 from .attention_view import AttentionView as AttentionView
-from .attention_view import attention_html as attention_html
-from .attention_view import attention_view as attention_view
+from .attention_view import pattern_view as pattern_view
 from .circuits_vis import circuits_vis_bundle as circuits_vis_bundle
 from .rendering import figure_html as figure_html
+from .rendering import folded as folded
 from .rendering import save_figure as save_figure
 from .rendering import table_html as table_html
 from .report import Check as Check

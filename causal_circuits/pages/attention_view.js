@@ -1,5 +1,29 @@
 // Attention views (attention_view.html.jinja): CircuitsVis draws each panel; a slider goes through training.
 
+// CircuitsVis keeps its chart to itself; React's node of the canvas leads to it, as soon as it is there.
+const chartOf = (canvas) => {
+  const node = Object.keys(canvas).find((name) => name.startsWith("__reactFiber"));
+  for (let hook = canvas[node]?.return?.memoizedState; hook; hook = hook.next)
+    if (hook.memoizedState?.current?.chartArea) return hook.memoizedState.current;
+};
+
+// Squares around entries, whenever the chart draws itself.
+const outline = (place, n, cells, tries = 100) => {
+  const canvas = place.querySelector("canvas");
+  const chart = canvas && chartOf(canvas);
+  if (!chart) return tries && requestAnimationFrame(() => outline(place, n, cells, tries - 1));
+  const draw = chart.draw.bind(chart);
+  chart.draw = () => {
+    draw();
+    const { left, top, width, height } = chart.chartArea;
+    chart.ctx.strokeStyle = "#D55E00";
+    chart.ctx.lineWidth = 1.5;
+    for (const [query, key] of cells)
+      chart.ctx.strokeRect(left + (key * width) / n, top + (query * height) / n, width / n, height / n);
+  };
+  chart.draw();
+};
+
 // CircuitsVis's selector of heads, made reachable by keyboard and for screen readers.
 const nameHeads = (place) => {
   for (const name of place.querySelectorAll("h4")) {
@@ -44,9 +68,10 @@ for (const view of document.querySelectorAll(".attention-view:not([data-ready])"
       if (isFirst && chosen[k]) heads()[chosen[k]]?.click();
     });
     rendered.observe(place, { childList: true, subtree: true });
-    const { component, properties } = panels[k];
+    const { component, properties, outlined } = panels[k];
     const attention = frames.length ? frames[state][k] : properties.attention;
     CircuitsVis.render(place.id, CircuitsVis[component], { ...properties, attention });
+    if (outlined.length) outline(place, properties.tokens.length, outlined);
   };
   places.forEach((_, k) => draw(k, frames.length - 1));
 

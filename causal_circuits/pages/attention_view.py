@@ -6,7 +6,7 @@ always the one of the installed package.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,11 +36,11 @@ class AttentionView:
         head_names: one a head.
         part: the view without the JavaScript, for a page that carries it once, as `write_report` does.
 
-    >>> import numpy as np
-    >>> from causal_circuits import figures
-    >>> view = figures.attention_view(np.array([[[1.0, 0.0], [0.5, 0.5]]]), labels=["p0=3", "query=7"])
-    >>> view.labels, "AttentionPattern" in str(view)
-    (('p0=3', 'query=7'), True)
+    >>> import causal_circuits as cc
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    >>> view = cc.figures.attention_view(cc.plant_circuit(task.graph, d_vocab=3), task.sample(1), graph=task.graph)
+    >>> view.head_names, "AttentionPattern" in str(view)
+    (('L0H0', 'L1H0'), True)
     """
 
     labels: tuple[str, ...]
@@ -56,14 +56,15 @@ class AttentionView:
 
 
 @check_arguments
-def attention_view(
+def pattern_view(
     attention: Tensor | np.ndarray,
     labels: Sequence[str],
     head_names: Sequence[str] | None = None,
     steps: Sequence[int] | None = None,
     title: str = "",
+    outlined: Mapping[str, Sequence[tuple[int, int]]] | None = None,
 ) -> AttentionView:
-    """An interactive view of the attention patterns of one sequence (or of a batch mean), checked before it is drawn.
+    """An interactive view of any attention patterns, checked before it is drawn; `figures.attention_view` for a model.
 
     Up to four heads are drawn large, side by side; more with CircuitsVis's selector of heads.
 
@@ -74,12 +75,13 @@ def attention_view(
         head_names: one a head, e.g. "L0H0"; None numbers them.
         steps: of training, one for each first index of `attention`: a slider goes through them, the last is shown.
         title: above the view.
+        outlined: name of a head -> (query_pos, key_pos) of its entries to outline; not with more than four heads.
 
     Raises:
         ValueError: labels or names are not strings or of the wrong number, or the attention is not 3-D, square, finite,
             causal and normalised (to 1e-3).
 
-    >>> view = attention_view(np.array([[[1.0, 0.0], [0.5, 0.5]]]), labels=["p0=3", "query=7"])
+    >>> view = pattern_view(np.array([[[1.0, 0.0], [0.5, 0.5]]]), labels=["3", "query 7"])
     >>> view.head_names
     ('head 0',)
     """
@@ -98,7 +100,7 @@ def attention_view(
     _check_number("head_names", names, n_heads, "head")
     for state in states:
         _check_attention(state)
-    panels, frames = _panels(np.tril(states.round(4)), labels, names)
+    panels, frames = _panels(np.tril(states.round(4)), labels, names, outlined or {})
     shown = [f"step {step:,}" for step in steps or ()]
     data = {"panels": panels, "frames": frames if steps is not None else [], "steps": shown}
     part = PagePart(
@@ -109,20 +111,9 @@ def attention_view(
     return AttentionView(tuple(labels), tuple(names), part)
 
 
-@check_arguments
-def attention_html(views: Sequence[AttentionView]) -> str:
-    """CircuitsVis views for a section's body, without the script, which `write_report` adds once a page.
-
-    >>> import numpy as np
-    >>> from causal_circuits import figures
-    >>> view = figures.attention_view(np.array([[[1.0, 0.0], [0.5, 0.5]]]), labels=["p0=3", "query=7"])
-    >>> "<div" in figures.attention_html([view])
-    True
-    """
-    return "\n".join(view.part for view in views)
-
-
-def _panels(states: np.ndarray, labels: Sequence[str], names: Sequence[str]) -> tuple[list[dict], list[list]]:
+def _panels(
+    states: np.ndarray, labels: Sequence[str], names: Sequence[str], outlined: Mapping[str, Sequence[tuple[int, int]]]
+) -> tuple[list[dict], list[list]]:
     """What CircuitsVis's own functions say of the last state, a panel each; and every state's patterns by panel."""
     look = {"tokens": [label.replace(" ", _BLANK) for label in labels], "max_value": 1, "min_value": -1}
     look |= {"positive_color": _COLOUR, "mask_upper_tri": True}
@@ -133,7 +124,7 @@ def _panels(states: np.ndarray, labels: Sequence[str], names: Sequence[str]) -> 
     else:
         drawn = [(name, attention_pattern(attention=head, **look)) for name, head in zip(names, last, strict=True)]
         frames = [state.tolist() for state in states]
-    return [{"name": name, **call_of(view)} for name, view in drawn], frames
+    return [{"name": name, "outlined": outlined.get(name, []), **call_of(view)} for name, view in drawn], frames
 
 
 def _script_json(value: object) -> Markup:

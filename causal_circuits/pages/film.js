@@ -8,10 +8,16 @@ for (const film of document.querySelectorAll(".graph-film:not([data-ready])")) {
   const arcs = [...film.querySelectorAll("path[data-weights]")];
   const weights = arcs.map((arc) => arc.dataset.weights.split(" ").map(Number));
   const steps = film.dataset.steps.split("|");
+  const pictures = [...film.querySelectorAll("figure svg")].map((svg) => [...svg.querySelectorAll("image")]);
+  const lines = [...film.querySelectorAll("path[data-x]")];
   let timer = null;
 
   const show = () => {
     arcs.forEach((arc, k) => (arc.style.opacity = weights[k][+slider.value]));
+    for (const frames of pictures)
+      frames.forEach((frame, k) => frame.setAttribute("display", k === +slider.value ? "inline" : "none"));
+    for (const line of lines)
+      line.setAttribute("transform", `translate(${line.dataset.x.split(" ")[+slider.value]})`);
     told.textContent = steps[+slider.value];
     slider.setAttribute("aria-valuetext", told.textContent);
   };

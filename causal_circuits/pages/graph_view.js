@@ -1,4 +1,4 @@
-// The graph to explore (graph_view.html.jinja): an edge tells its numbers, a button shows its head's attention.
+// The graph to explore (graph_view.html.jinja): an edge tells its numbers.
 for (const view of document.querySelectorAll(".graph-view:not([data-ready])")) {
   view.dataset.ready = "yes";
   const told = view.querySelector("output");
@@ -10,13 +10,4 @@ for (const view of document.querySelectorAll(".graph-view:not([data-ready])")) {
     };
     for (const event of ["pointerenter", "focus", "click"]) edge.addEventListener(event, tell);
   }
-  const buttons = [...view.querySelectorAll("button")];
-  const panels = [...view.querySelectorAll(".head-panel")];
-  const choose = (chosen) => {
-    buttons.forEach((button, k) => button.setAttribute("aria-pressed", k === chosen));
-    panels.forEach((panel, k) => (panel.hidden = k !== chosen));
-  };
-  buttons.forEach((button, k) => button.addEventListener("click", () => choose(k)));
-  for (const row of view.querySelectorAll(".head-buttons")) row.hidden = false;
-  if (buttons.length) choose(0);
 }

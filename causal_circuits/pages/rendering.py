@@ -39,13 +39,13 @@ def save_figure(figure_or_axes: Figure | Axes, path_stem: str | os.PathLike[str]
         ValueError: the path has the ending of another format.
 
     >>> from tempfile import TemporaryDirectory
-    >>> from causal_circuits import figures
+    >>> from causal_circuits import figures, pages
     >>> with TemporaryDirectory() as folder:
-    ...     saved = figures.save_figure(figures.plot_ablation([("L0H0", "mean", 0.98)]), folder + "/ablation")
+    ...     saved = pages.save_figure(figures.plot_ablation([("L0H0", "mean", 0.98)]), folder + "/ablation")
     ...     [path.name for path in saved]
     ['ablation.png', 'ablation.svg']
     """
-    figure, stem = _figure_of(figure_or_axes), _stem(path_stem)
+    figure, stem = figure_of(figure_or_axes), _stem(path_stem)
     with laid_out(figure):
         contents: dict[str, bytes | str] = {f"{stem.name}.png": _png(figure), f"{stem.name}.svg": _svg(figure)}
     folder = write_files(stem.parent, contents)
@@ -63,8 +63,8 @@ def figure_html(figure_or_axes: Figure | Axes | Path, alt: str) -> str:
         figure_or_axes: what to show; a path takes what `save_figure` wrote to that stem, which saves drawing it again.
         alt: what the figure shows, in words, for those who do not see it.
 
-    >>> from causal_circuits import figures
-    >>> page = figures.figure_html(figures.plot_ablation([("L0H0", "mean", 0.98)]), alt="98% of the gain is lost")
+    >>> from causal_circuits import figures, pages
+    >>> page = pages.figure_html(figures.plot_ablation([("L0H0", "mean", 0.98)]), alt="98% of the gain is lost")
     >>> "<svg" in page, "98% of the gain is lost" in page
     (True, True)
     """
@@ -75,7 +75,7 @@ def figure_html(figure_or_axes: Figure | Axes | Path, alt: str) -> str:
         svg = stem.with_name(f"{stem.name}.svg").read_text(encoding="utf-8")
         png = stem.with_name(f"{stem.name}.png").read_bytes
     else:
-        figure = _figure_of(figure_or_axes)
+        figure = figure_of(figure_or_axes)
         svg, png = _svg(figure), partial(_png, figure)
     width = _css_width(svg)
     style = f"width:{width:.0f}px;max-width:100%;min-width:min({width:.0f}px,30rem);height:auto"
@@ -88,11 +88,11 @@ def figure_html(figure_or_axes: Figure | Axes | Path, alt: str) -> str:
 
 
 @check_arguments
-def table_html(rows: Sequence[Mapping[str, object]] | pd.DataFrame, caption: str) -> str:
-    """A table with a column for each key (in order of first appearance, "_" a space), folded if it is large.
+def table_html(rows: Sequence[Mapping[str, object]] | pd.DataFrame, caption: str, *, fold: bool = False) -> str:
+    """A table with a column for each key (in order of first appearance, "_" a space), folded if asked for or large.
 
     Of three rows or more, a column with one value in all is told in the caption instead. Tables of more than 12 rows or
-    9 columns are folded.
+    9 columns are large.
 
     Integers as they are (from 10,000 on with commas), other numbers to four significant digits, None and NaN as a dash.
 
@@ -107,9 +107,14 @@ def table_html(rows: Sequence[Mapping[str, object]] | pd.DataFrame, caption: str
     if len(shown) < len(columns):
         caption += "; in all rows: " + ", ".join(f"{name} {text}" for name, text in same.items())
     table = display.table_html([{name: row.get(columns[name]) for name in shown} for row in listed], caption)
-    if len(listed) <= LONG_TABLE and len(shown) <= WIDE_TABLE:
+    if not fold and len(listed) <= LONG_TABLE and len(shown) <= WIDE_TABLE:
         return table
-    return f"<details><summary>{escape(caption)} ({len(listed):,} rows)</summary>{table}</details>"
+    return folded(f"{caption} ({len(listed):,} rows)", table)
+
+
+def folded(summary: str, html: str) -> str:
+    """What a click unfolds; printed unfolded."""
+    return f"<details><summary>{escape(summary)}</summary>{html}</details>"
 
 
 def _heading(key: str) -> str:
@@ -134,7 +139,8 @@ def laid_out(figure: Figure) -> Iterator[None]:
         figure.set_layout_engine(engine)
 
 
-def _figure_of(figure_or_axes: Figure | Axes) -> Figure:
+def figure_of(figure_or_axes: Figure | Axes) -> Figure:
+    """The figure, or that of the axes."""
     figure = figure_or_axes if isinstance(figure_or_axes, Figure) else figure_or_axes.get_figure(root=True)
     if figure is None:
         raise ValueError("axes must belong to a figure to be drawn: these were removed from theirs; plot again")

@@ -1,8 +1,8 @@
 """One self-contained HTML page: the verdict first, then the evidence, and the command that makes it again.
 
 The page makes no request: no fonts, no CDN, no favicon, and a content security policy under which a browser would
-refuse any. Text is escaped; `Section.body` is HTML, made by `figure_html`, `table_html`, `attention_html`,
-`interactive_graph` and `graph_film_html`.
+refuse any. Text is escaped; `Section.body` is HTML, made by `figure_html`, `table_html`,
+`interactive_graph`, `graph_film_html`, or the `part` of an `AttentionView`.
 """
 
 import os
@@ -18,11 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.pages.rendering import figure_html, save_figure, table_html
+from causal_circuits.pages.rendering import figure_html, figure_of, save_figure, table_html
 from causal_circuits.pages.templates import render, scripts_of
 from causal_circuits.storage import write_files
 
 State = Literal["passed", "failed", "refuted", "undecided", "not tested"]
+HALF = 8.0  # inches; two figures narrower than this stand side by side on a wide screen
 UNFOLDED = 5  # checks that a page shows in any case; later ones that passed (in a quick run: all) are folded
 
 
@@ -69,7 +70,7 @@ class Section:
         body: HTML (views, films, further tables), below the figures.
         command: what to type to make it again.
         figures: name -> figure, side by side; `write_report` saves each beside the page as figures/NAME.png and .svg.
-        table: the numbers (a frame, or rows), last; folded if long.
+        table: the numbers (a frame, or rows), last; folded if large, or if anything else stands in the section.
 
     >>> Section("Attention", "Layer 0 looks at the parents.", "<p>a figure</p>").title
     'Attention'
@@ -125,7 +126,7 @@ def write_report(
         verdict=[check for check in verdict if check not in folded],
         folded=folded,
         summary=_summary(verdict),
-        sections=[(section, Markup(body)) for section, body in zip(sections, bodies, strict=True)],
+        sections=[(section, Markup(body), _is_half(section)) for section, body in zip(sections, bodies, strict=True)],
         command=commands.pop() if len(commands) == 1 else None,  # several stay with their sections
         meta=meta,
         quick=quick,
@@ -142,8 +143,15 @@ def _body(section: Section, folder: Path) -> str:
         save_figure(figure, folder / name)
         shown.append(figure_html(folder / name, f"{section.title}: {section.sentence}"))
     beside = f'<div class="side-by-side">{"".join(shown)}</div>' if shown else ""
-    table = "" if section.table is None else table_html(section.table, f"{section.title}, in numbers")
+    is_evidence = bool(shown or section.body)  # beside which the numbers can wait
+    table = "" if section.table is None else table_html(section.table, f"{section.title}, in numbers", fold=is_evidence)
     return beside + section.body + table
+
+
+def _is_half(section: Section) -> bool:
+    """Whether it fits beside another on a wide screen: a single figure of usual width, and no more."""
+    widths = [figure_of(drawn).get_figwidth() for drawn in section.figures.values()]
+    return len(widths) == 1 and widths[0] < HALF and not section.body
 
 
 def _summary(verdict: Sequence[Check]) -> str:

@@ -1,16 +1,17 @@
 """The evidence, picture by picture, in the order in which a doubter would ask."""
 
+from functools import partial
 from statistics import fmean
-from typing import Any
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 import causal_circuits as cc
 from causal_circuits import figures, pages
 from causal_circuits.pages import Section
-from causal_circuits.studies.recover_and_prove.measure import Findings
+from causal_circuits.studies.recover_and_prove.measure import BETA_0, Findings
 from causal_circuits.studies.tables import p_text
 
 
@@ -19,20 +20,42 @@ def make_sections(f: Findings) -> list[Section]:
     return [
         show_film(f),
         show_graph(f),
-        *show_training(f),
+        show_sequences(f),
         show_gradient(f),
         *show_heads(f),
     ]
 
 
 def show_film(f: Findings) -> Section:
-    """Layer 0's attention step by step, as a graph."""
+    """Layer 0's attention step by step, as a graph, beside its gradient, the loss and the predictor that it is near."""
+    r = f.references
+    lines = {
+        "uniform": r.uniform,
+        "best unigram": r.best_unigram,
+        "edge posterior": r.edge_posterior,
+        "exact Bayes": r.exact_bayes,
+        "entropy": r.entropy,
+    }
+    loss, phases = (Figure(figsize=(4.9, 3.8), layout="constrained").add_subplot() for _ in range(2))
+    figures.plot_loss(f.record, lines, test_loss=f.test_loss, ax=loss)
+    figures.plot_phases(f.phases, ax=phases)
+    strips = "".join(pages.figure_html(strip, f"{name} at six steps") for name, strip in film_strips(f).items())
     return Section(
         "The graph while it forms",
-        "Layer 0's attention at each recorded step, as arcs from key to query, as dark as the attention on them: true "
-        "edges above the line, all others below. Move the slider, or play it.",
-        body=figures.graph_film_html(f.record, f.task.graph),
+        "One slider moves everything. Arcs run from key to query, as dark as layer 0's attention on them: true edges "
+        "above the line, all others below. The edge posterior is the best prediction that uses the edges and ignores "
+        "the roots; in the last figure the lowest curve is the predictor that the model resembles.",
+        body=figures.graph_film_html(f.record, f.task.graph, beside=[loss, phases])
+        + pages.folded("Six steps side by side: attention, and minus its gradient", strips),
     )
+
+
+def film_strips(f: Findings) -> dict[str, Figure]:
+    """Attention and gradient of layer 0 at six steps."""
+    return {
+        "attention_film": figures.plot_film_strip(f.record, f.task.graph),
+        "gradient_film": figures.plot_film_strip(f.record, f.task.graph, quantity="score_gradients"),
+    }
 
 
 def show_graph(f: Findings) -> Section:
@@ -43,11 +66,11 @@ def show_graph(f: Findings) -> Section:
     return Section(
         "The graph that was found",
         f"Arcs run from parent to child: {f.count(f.recovery)} of {len(f.edges)} edges were found, "
-        f"{len(f.recovery.false)} false ones drawn. Layer 0's attention proposes them (below): "
+        f"{len(f.recovery.false)} false ones drawn. Layer 0's attention proposes them: "
         f"{fmean(f.parent_attention):.3f} on the parent on average, {min(f.parent_attention):.3f} at least; rows of "
         "roots and of the query are unconstrained. The information of each is computed from sequences and their "
         "targets alone, without the model, and tells roots from children.",
-        body=figures.interactive_graph(f.task.graph, f.found, edge_facts(f), head_figures(f)),
+        body=figures.interactive_graph(f.task.graph, f.found, edge_facts(f)),
         table=shown.assign(p_value=shown["p_value"].map(p_text), true_edge=truth),
     )
 
@@ -68,77 +91,35 @@ def edge_facts(f: Findings) -> dict[tuple[int, int], dict[str, object]]:
     return facts
 
 
-def head_figures(f: Findings) -> dict[str, Any]:
-    """Each head's mean attention: those of layer 0 beside the true graph."""
-    drawn = {}
-    for head in f.heads:
-        pattern, name = f.attention[head.layer, head.head], f"L{head.layer}H{head.head} {head.role}"
-        title = f"Attention of {name}, mean over sequences"
-        if head.layer == 0:
-            drawn[name] = figures.plot_attention_and_graph(pattern, f.task.graph, title=title)
-        else:
-            drawn[name] = figures.plot_matrix(pattern, title=title, label="attention weight")
-    return drawn
-
-
-def show_training(f: Findings) -> list[Section]:
-    """The loss, and attention and gradient on the way there."""
-    graph, r = f.task.graph, f.references
-    lines = {
-        "uniform": r.uniform,
-        "best unigram": r.best_unigram,
-        "edge posterior": r.edge_posterior,
-        "exact Bayes": r.exact_bayes,
-        "entropy": r.entropy,
-    }
-    views = [figures.sequence_view(seen, graph, roles=[head.role for head in f.heads]) for seen in f.examples]
-    return [
-        Section(
-            "The loss",
-            f"Training ends {f.excess:+.4f} nats from the edge posterior, the best prediction that uses the edges and "
-            "ignores the roots. In the second figure the lowest curve is the predictor that it resembles on the way.",
-            figures={
-                "loss": figures.plot_loss(f.record, lines, test_loss=f.test_loss),
-                "phases": figures.plot_phases(f.phases),
-            },
-        ),
-        Section(
-            "Attention and gradient, step by step",
-            "Layer 0's attention at recorded steps; below it minus the gradient by its scores at the same steps: where "
-            "it is red, a step of gradient descent raises the attention.",
-            figures={
-                "attention_film": figures.plot_film_strip(f.record, graph),
-                "gradient_film": figures.plot_film_strip(f.record, graph, quantity="score_gradients"),
-            },
-        ),
-        Section(
-            "Attention on real sequences",
-            f"The same on {len(views)} test sequences, head by head: hover a cell for its weight; the last position is "
-            "the query, and in layer 1 an induction head looks at tokens whose parent equals it. The slider of the "
-            "first goes through training.",
-            body=pages.attention_html(views),
-        ),
-    ]
+def show_sequences(f: Findings) -> Section:
+    """Every head on sequences, drawn by CircuitsVis."""
+    roles = [head.role for head in f.heads]
+    views = [figures.sequence_view(seen, f.task.graph, roles=roles) for seen in f.examples]
+    return Section(
+        "Attention on sequences",
+        f"Both layers on {len(views)} test sequences, tokens with their positions; hover a cell for its weight. In "
+        "layer 0 the true edges are outlined; in layer 1 an induction head looks, from the query (last row), at tokens "
+        "whose parent equals the query. The slider of the first goes through training.",
+        body="".join(view.part for view in views),
+    )
 
 
 def show_gradient(f: Findings) -> Section:
     """The gradient before training beside the information that is its limit."""
-    measured, graph = f.first_gradient, f.task.graph
+    measured, graph = f.first_gradient * (f.task.d_vocab * f.task.n_ctx / BETA_0), f.task.graph
     predicted = cc.information.score_gradient_of(f.information.value)
+    largest = float(predicted.abs().max())
+    matrix = partial(figures.plot_matrix, graph=graph, label="in the unit of g", diverging=True, largest=largest)
     r = correlation(measured, predicted)
     return Section(
         "The gradient and the mutual information",
-        "At the start, in the paper's reduced model, minus the gradient of layer 0's attention scores tends in long "
-        "contexts to the chi-squared information between positions, put through the softmax; at this length their "
-        f"correlation is {r:.3f}.",
+        "Before training, in the paper's reduced model: minus the gradient of layer 0's attention scores beside the "
+        "chi-squared information between positions, put through the softmax, to which it tends in long contexts. One "
+        f"scale for both; a dot off the dashed line is what this context length changes. Correlation {r:.3f}.",
         figures={
-            "gradient_matrix": figures.plot_matrix(
-                measured, graph, title="Minus the gradient, before training", label="nats", diverging=True
-            ),
-            "information_matrix": figures.plot_matrix(
-                predicted, graph, title="Predicted from chi-squared information", label="predicted", diverging=True
-            ),
-            "gradient": figures.plot_gradient_and_information(measured, predicted, graph, title=f"correlation {r:.3f}"),
+            "gradient_matrix": matrix(measured, title="Minus the gradient, before training"),
+            "information_matrix": matrix(predicted, title="Predicted from chi-squared information"),
+            "gradient": figures.plot_gradient_vs_information(measured, predicted, graph, title=f"correlation {r:.3f}"),
         },
     )
 

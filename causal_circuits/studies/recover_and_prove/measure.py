@@ -163,7 +163,7 @@ def measure(
     )
 
 
-def choose_examples(task: cc.InContextTask, batch: cc.Batch, n: int = 3) -> cc.Batch:
+def choose_examples(task: cc.InContextTask, batch: cc.Batch, n: int = 2) -> cc.Batch:
     """The first sequences in which induction has something to find: two matches or more, most tokens in use."""
     matches = cc.heads.induction_mask(task, batch.tokens)[:, -1].sum(dim=1)
     distinct = torch.tensor([len(set(tokens)) for tokens in batch.tokens.tolist()])

@@ -6,9 +6,9 @@ from statistics import fmean
 from typing import Any
 
 import causal_circuits as cc
-from causal_circuits import figures
+from causal_circuits import figures, pages
 from causal_circuits.pages import Check
-from causal_circuits.studies.recover_and_prove.evidence import make_sections
+from causal_circuits.studies.recover_and_prove.evidence import film_strips, make_sections
 from causal_circuits.studies.recover_and_prove.measure import N_INFORMATION, Findings
 from causal_circuits.studies.study import Report
 
@@ -35,8 +35,9 @@ def make_report(f: Findings) -> Report:
         saved={
             "model": partial(cc.save_model, f.model),
             "record": f.record.save,
-            "figures/graph": partial(figures.save_figure, figures.plot_graph_comparison(graph, f.found)),
-            "figures/attention": partial(figures.save_figure, attention),
+            "figures/graph": partial(pages.save_figure, figures.plot_graph_comparison(graph, f.found)),
+            "figures/attention": partial(pages.save_figure, attention),
+            **{f"figures/{name}": partial(pages.save_figure, strip) for name, strip in film_strips(f).items()},
         },
     )
 
