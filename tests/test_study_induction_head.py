@@ -63,7 +63,7 @@ def test_model_and_record_can_be_loaded_again(chain_run):
 
 def test_the_page_holds_the_evidence_and_a_browser_shows_it(chain_run, look_at_report):
     page = (chain_run.folder / "report.html").read_text()
-    for title in ("Verdict", "The loss", "Attention on real sequences", "What breaks when an edge is cut"):
+    for title in ("Verdict", "The graph while it forms", "Attention on sequences", "What breaks when an edge is cut"):
         assert title in page
     assert (chain_run.folder / "figures" / "graph.svg").is_file()
     look_at_report(chain_run.folder / "report.html")

@@ -1,69 +1,58 @@
-"""A benchmark of methods: every graph and seed as dots."""
+"""A benchmark of methods as heat maps: a row a method, a column a kind of model."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.image import AxesImage
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.figures.style import BLACK, GREY, look_of
+from causal_circuits.figures.style import BLACK, SMALL, new_grid
 
 Rows = Sequence[Mapping[str, object]]
-_QUANTITIES = {
-    "auroc": "AUROC of edges",
-    "exact_parent_rate": "rows whose parents rank first",
-    "regret": "regret (nats)",
-}
 
 
 @check_arguments
-def plot_benchmark(rows: Rows, quantities: Sequence[str] = ("auroc", "exact_parent_rate", "regret")) -> Figure:
-    """One panel a quantity: a dot for each graph and seed, a bar at the mean, for every method and kind of model.
+def plot_benchmark(panels: Mapping[str, Rows]) -> Figure:
+    """AUROC of edges of every method on every kind of model: white at chance, blue above it, red below.
+
+    In a cell stands the mean over graphs and seeds, and below it the least of them. Methods and models that a panel
+    lacks stay blank there.
 
     Args:
-        rows: with the keys `method`, `model` and the quantities; None where a quantity was not measured.
-        quantities: what to draw, from top to bottom.
+        panels: title (the question that was asked) -> rows with the keys `method`, `model` and `auroc`.
 
     >>> rows = [{"method": name, "model": "planted", "auroc": auroc} for name, auroc in (("exact", 1.0), ("eap", 0.5))]
-    >>> len(plot_benchmark(rows, quantities=("auroc",)).axes)
-    1
+    >>> [text.get_text().split() for text in plot_benchmark({"set to zero": rows}).axes[0].texts]
+    [['1.00', '≥', '1.00'], ['0.50', '≥', '0.50']]
     """
-    if not rows:
+    every = [row for rows in panels.values() for row in rows]
+    if not every:
         raise ValueError("a benchmark figure needs at least one row: got none")
-    methods = list(dict.fromkeys(str(row["method"]) for row in rows))
-    models = list(dict.fromkeys(str(row["model"]) for row in rows))
-    figure = Figure(figsize=(max(1.25 * len(methods) + 1.6, 6.0), 2.3 * len(quantities) + 0.6), layout="constrained")
-    panels = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
-    for ax, quantity in zip(panels, quantities, strict=True):
-        for m, model in enumerate(models):
-            for x, method in enumerate(methods):
-                where = x + (m - (len(models) - 1) / 2) * min(0.26, 0.84 / len(models))
-                _dots(ax, where, _values(rows, method, model, quantity), m)
-        ax.set_ylabel(_QUANTITIES.get(quantity, quantity.replace("_", " ")))
-        ax.grid(axis="y", linewidth=0.4)
-        if quantity.startswith("au") or quantity.endswith("rate"):
-            ax.set_ylim(-0.05, 1.05)
-        if quantity == "auroc":
-            ax.axhline(0.5, color=GREY, linewidth=1.2, linestyle=":")
-    panels[-1].set_xticks(range(len(methods)), [method.replace("_", " ") for method in methods])
-    handles = [Line2D([], [], label=model, **look_of(m, line=False)) for m, model in enumerate(models)]
-    handles.append(Line2D([], [], color=BLACK, linewidth=1.8, label="mean"))
-    if "auroc" in quantities:
-        handles.append(Line2D([], [], color=GREY, linewidth=1.2, linestyle=":", label="chance"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    methods, models = ([*dict.fromkeys(str(row[key]) for row in every)] for key in ("method", "model"))
+    width, height = 0.62 * len(models) + 1.5, 0.42 * len(methods) + 1.0
+    figure, axes = new_grid(len(panels), min(len(panels), 4), width, height)
+    for ax, (title, rows) in zip(axes, panels.items(), strict=True):
+        image = _draw(ax, rows, methods, models)
+        ax.set_title(title, fontsize=10)
+    figure.colorbar(image, ax=axes, label="AUROC of edges, mean (0.5: chance)", fraction=0.03, pad=0.01)
     return figure
 
 
-def _dots(ax: Axes, where: float, values: np.ndarray, series: int) -> None:
-    """The values side by side around a place, and a bar at their mean."""
-    jitter = np.linspace(-0.07, 0.07, len(values)) if len(values) > 1 else np.zeros(len(values))
-    ax.plot(where + jitter, values, alpha=0.55, markersize=4, **look_of(series, line=False))
-    if len(values):
-        ax.plot([where - 0.09, where + 0.09], [values.mean()] * 2, color=BLACK, linewidth=1.8)
-
-
-def _values(rows: Rows, method: str, model: str, quantity: str) -> np.ndarray:
-    found = [row.get(quantity) for row in rows if (row["method"], row["model"]) == (method, model)]
-    return np.array([value for value in found if isinstance(value, int | float)], dtype=np.float64)
+def _draw(ax: Axes, rows: Rows, methods: Sequence[str], models: Sequence[str]) -> AxesImage:
+    """One heat map, every cell with its numbers."""
+    means = np.full((len(methods), len(models)), np.nan)
+    for at in np.ndindex(means.shape):
+        of = (methods[at[0]], models[at[1]])
+        found = [float(str(row["auroc"])) for row in rows if (row["method"], row["model"]) == of]
+        if found:
+            means[at] = fmean(found)
+            colour = BLACK if abs(means[at] - 0.5) < 0.35 else "white"
+            numbers = f"{means[at]:.2f}\n≥ {min(found):.2f}"
+            ax.text(at[1], at[0], numbers, ha="center", va="center", fontsize=SMALL, color=colour)
+    ax.set_xticks(range(len(models)), models)
+    ax.set_yticks(range(len(methods)), [method.replace("_", " ") for method in methods])
+    ax.tick_params(length=0)
+    return ax.imshow(means, cmap="RdBu", vmin=0.0, vmax=1.0, aspect="auto")
