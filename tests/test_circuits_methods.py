@@ -236,6 +236,18 @@ def test_integrated_gradients_find_a_planted_forest_when_asked_what_cutting_is_a
         assert (scores.auroc, scores.exact_parent_rate) == (1.0, 1.0), method
 
 
+def test_integrated_gradients_miss_a_planted_star_that_cutting_sees() -> None:
+    """Its children match all or none, so that all entries together are worth nothing, and one alone something."""
+    task = cc.InContextTask(cc.graph_from_parents([None] + [0] * 8), d_vocab=3, alpha=0.1)
+    model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(300, seed=1)
+    parts = circuits.entry_model(model, batch, metric="kl_to_model", counterfactual="zero")
+    child, parent = zip(*((c, p) for p, c in cc.latent_edges(task.graph)), strict=True)
+    cut, integrated = (parts.matrices(circuits.discover(parts, m).score)[0, child, parent] for m in ("exact", "eap_ig"))
+    assert cut.min() > 1e-5
+    assert integrated.abs().max() < 1e-7
+    assert parts.mean_costs(torch.zeros(1, len(parts), dtype=torch.bool)) < 1e-7
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 def test_exact_knock_out_finds_the_planted_circuit(name: str) -> None:
     """A prediction moves if and only if an edge with weights on it is cut: the divergence is positive or it is zero."""
