@@ -19,14 +19,13 @@ LOCK = ".lock"  # in the folder, while a process works there
 
 
 @contextmanager
-def exclusive_lock(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
+def exclusive_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Within, no other process gets an exclusive lock on the same folder (made if missing; subfolders are not meant).
 
     Where the file system has no locks, or the folder may only be read, no process is kept out.
 
     Args:
         folder: of one run.
-        wait: until the other process has ended, where it would be refused.
 
     Raises:
         ValueError: another process holds the lock; it names its number and host.
@@ -42,7 +41,7 @@ def exclusive_lock(folder: str | os.PathLike[str], *, wait: bool = False) -> Ite
     """
     path = Path(folder) / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=-1 if wait else 0, poll_interval=0.005)
+    lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
         path.write_text(f"{os.getpid()} on {platform.node()}")

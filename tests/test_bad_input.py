@@ -227,6 +227,23 @@ def flags_of(study: str) -> list[str]:
     return [*sorted(set(words) - {"--help"}), "--no-such-flag"]
 
 
+BAD_FLAGS = {
+    "causal_graph": "--graph circle|--graph chain --n-ctx 1|--alpha 0|--root-probability 2|--steps 0|--parents no.json",
+    "discovery_benchmark": "--graphs circle|--methods probe|--models grown|--seeds 0|--alpha 0|--max-edges 31",
+    "generalization": "--lengths 10 10|--gamma 1|--graph ring|--seeds 0|--alpha 0|--restricted dirichlet",
+    "gradient_information": "--graph ring|--n-ctx 3|--sequences 5",
+    "induction_head": "--n-ctx 2|--d-vocab 1|--quick|--seed -1",
+    "reproduce_paper": "--seed 1|--figure 3|--table .|--figure 2 --seed -1",
+    "two_stage": "--lengths 20|--lengths 20 2|--steps 0 5|--graph ring|--d-vocab 1|--alpha nan",
+}
+
+
+@pytest.mark.parametrize(("study", "flags"), [(s, f) for s, many in BAD_FLAGS.items() for f in many.split("|")])
+def test_flags_with_which_there_is_nothing_to_measure_are_refused(study: str, flags: str, tmp_path) -> None:
+    status, said = status_of(study, ["--quiet", "--out", str(tmp_path), *flags.split()])
+    assert (status, said.count("\n")) == (2, 1)
+
+
 @settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 @pytest.mark.parametrize("study", studies.NAMES)

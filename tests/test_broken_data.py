@@ -1,11 +1,8 @@
 """Data and numbers that look usable and are not: refused, or said, and never taken for evidence."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
-from assertions import assert_refused
 
 import causal_circuits as cc
 from causal_circuits.discovery.user_data import read_data
@@ -90,36 +87,3 @@ def test_a_tree_is_the_same_from_half_of_the_matrix() -> None:
 
 
 # ---- what became of a training
-
-
-def record_of(losses: torch.Tensor) -> cc.TrainingRecord:
-    return cc.TrainingRecord(losses.double(), (), losses[:0].double(), attention=None, score_gradients=None)
-
-
-def noisy(level: float) -> torch.Tensor:
-    return level + 0.01 * torch.randn(400, generator=torch.Generator().manual_seed(0)).double()
-
-
-def test_a_run_that_goes_on_from_trained_weights_is_at_the_line() -> None:
-    batch = TASK.sample(4096, seed=5)
-    record = record_of(
-        noisy(float(cc.tasks.cross_entropy(cc.tasks.edge_posterior(TASK, batch.tokens), batch.target_probs).mean()))
-    )
-    for model in (None, cc.plant_circuit(CHAIN, d_vocab=3)):
-        health = cc.training.training_health(record, TASK, model)
-        assert (health.verdict, health.advice) == ("converged", "")
-    untrained = cc.training.training_health(record, TASK, cc.disentangled_transformer(3, 6))
-    assert untrained.verdict == "no graph"
-
-
-def test_a_run_that_stays_at_uniform_predictions_is_at_no_line() -> None:
-    health = cc.training.training_health(record_of(noisy(float(np.log(3)))), TASK)
-    assert health.verdict in ("plateau", "unigram")
-    assert "learning rate" in health.advice
-
-
-def test_a_loss_of_zero_cannot_fall_and_a_negative_one_is_none() -> None:
-    health = cc.training.training_health(record_of(torch.zeros(200)))
-    assert (health.verdict, health.advice) == ("converged", "")
-    for losses in (torch.full((200,), -1.0), torch.linspace(1, -1, 200), torch.tensor([-1.0])):
-        assert_refused(partial(cc.training.training_health, record_of(losses)), "at least 0", "-1", "sign")

@@ -154,17 +154,6 @@ def test_reduced_models_train_in_the_core_as_by_autograd() -> None:
             assert_close(getattr(found, name), getattr(expected, name), 1e-4)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 9])
-def test_threads_share_the_batch_out(batch: int) -> None:
-    model = cc.disentangled_transformer(3, 6, (2, 1), init_scale=0.4, seed=1)
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        assert_fused_equals_autograd(model, *draw(3, 6, batch))
-    finally:
-        torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("scale", [60, 120, 200])
 @pytest.mark.parametrize("n_heads", [(1, 1), (2, 1)], ids=str)
 def test_scores_whose_exponentials_underflow(n_heads: tuple[int, int], scale: int) -> None:
@@ -258,13 +247,3 @@ def test_when_the_step_may_stand_in_for_autograd() -> None:
     hooked.blocks[0].attn.W_Q.register_hook(lambda gradient: 2 * gradient)
     assert not can_fuse(edited)
     assert not can_fuse(hooked)
-
-
-@pytest.mark.parametrize("name", ["blocks.0.attn.hook_pattern", "blocks.1.attn.hook_z", "hook_embed"])
-def test_any_hook_takes_the_step_out_of_play(name: str) -> None:
-    model = cc.disentangled_transformer(3, 5)
-    with model.hooks(fwd_hooks=[(name, lambda activation, hook: None)]):
-        assert not can_fuse(model)
-    with model.hooks(bwd_hooks=[(name, lambda gradient, hook: None)]):
-        assert not can_fuse(model)
-    assert can_fuse(model)

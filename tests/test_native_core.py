@@ -113,12 +113,6 @@ def test_a_wrong_use_of_a_trainer_is_refused(use: Callable, error: type[Exceptio
     assert says in str(refused.value)
 
 
-def read_only(shape: tuple[int, ...]) -> np.ndarray:
-    array = np.zeros(shape, np.float32)
-    array.flags.writeable = False
-    return array
-
-
 @pytest.mark.parametrize("token", [-(2**31), -1, 4, 100_000, 2**31 - 1])
 @pytest.mark.parametrize("place", [0, -1])
 def test_a_token_outside_the_vocabulary_is_no_address(token: int, place: int) -> None:

@@ -8,15 +8,6 @@ import causal_circuits as cc
 from causal_circuits.training.progress import parents_found
 
 
-def snapshot(task: cc.InContextTask, learned: int) -> cc.recording.Snapshot:
-    """Two heads of layer 0; the second attends to the parents of the first `learned` edges, both to themselves else."""
-    attention = torch.eye(task.n_ctx).repeat(2, 2, 1, 1)
-    for child, parent in cc.graphs.attention_cells(task.graph)[:learned]:
-        attention[0, 1, child, child] = 0.0
-        attention[0, 1, child, parent] = 1.0
-    return cc.recording.Snapshot(step=0, loss=1.0, attention=attention, score_gradients=None)
-
-
 def test_uniform_attention_has_found_no_parent_and_a_planted_one_all() -> None:
     """Not even those of a star, whose parent stands first in every row."""
     task, record = cc.InContextTask(cc.graph_from_parents([None, 0, 0, 0, 0]), d_vocab=3), cc.RecordAt(layers=(0,))
@@ -24,14 +15,6 @@ def test_uniform_attention_has_found_no_parent_and_a_planted_one_all() -> None:
     for model, n in ((cc.disentangled_transformer(3, 6), 0), (cc.plant_circuit(task.graph, d_vocab=3), 4)):
         measured = cc.training.take_snapshot(model, batch, record=record)
         assert parents_found([task], [measured], record) == f"training, {n} of 4 parents"
-
-
-def test_parents_are_counted_over_heads_of_layer_0_and_members(fork_task: cc.InContextTask) -> None:
-    for learned in (0, 1, 4):
-        members = [snapshot(fork_task, learned), snapshot(fork_task, 4)]
-        assert parents_found([fork_task] * 2, members, cc.RecordAt()) == f"training, {learned + 4} of 8 parents"
-    for record in (cc.RecordAt(attention=False), cc.RecordAt(layers=(1,))):
-        assert parents_found([fork_task], members[:1], record) == "training"
 
 
 def test_a_bar_tells_loss_and_parents_and_nothing_is_said_where_nobody_watches(

@@ -66,20 +66,3 @@ def test_the_checks_follow_the_rows(rows):
     assert [check.passed for check in wrong] == [False, False, False]
     (line,) = report.loss_lines(both)
     assert line.startswith("decoy: 1 models, none left out; their loss is +0.000 to +0.000 nats")
-
-
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        ({"graphs": ("circle",)}, "chain, pairs, forest, two-parent"),
-        ({"methods": ("probe",)}, "exact, attention"),
-        ({"models": ("grown",)}, "planted, trained, adam, decoy"),
-        ({"seeds": 0}, "--seeds must be at least 1"),
-        ({"alpha": 0.0}, "alpha must be positive"),
-        ({"max_edges": 31}, r"--max-edges must lie in 1 .. 30"),
-        ({"d_vocab": 1}, "d_vocab must be an integer of at least 2"),
-    ],
-)
-def test_refuses_bad_flags(flags, reason):
-    with pytest.raises(ValueError, match=reason):
-        Config(**flags)

@@ -149,20 +149,3 @@ def test_verdicts_on_what_training_excludes_and_on_fooling_can_fail() -> None:
         checks.append(report.check_fooled(pd.DataFrame(worst_rows({20: 0.01}, of_posterior=posterior))))
         assert [check.passed for check in checks] == [True, True, passes, passes, passes, passes]
         assert "sticky matrices alone" in checks[2].claim
-
-
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        ({"lengths": (10, 10)}, "--lengths must name at least two different"),
-        ({"gamma": 1.0}, "gamma must lie in"),
-        ({"graph": "ring"}, "chain, pairs, forest"),
-        ({"seeds": 0}, "--seeds must be at least 1"),
-        ({"alpha": 0.0}, "alpha must be positive"),
-        ({"seed": -2}, "--seed must be 0 or more"),
-        ({"restricted": ("dirichlet 1",)}, "--restricted must be one of sticky, sparse, periodic, near-deterministic"),
-    ],
-)
-def test_refuses_bad_flags(flags, reason) -> None:
-    with pytest.raises(ValueError, match=reason):
-        Config(**flags)

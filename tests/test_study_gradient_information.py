@@ -69,16 +69,3 @@ def test_the_error_of_a_slope_covers_sequences_and_transition_matrices():
     scatter, said = np.std(slopes, ddof=1), np.sqrt(np.mean(np.square(errors)))
     assert 0.6 < said / scatter < 1.7  # 12 repetitions know their own scatter to a factor of 1.5
     assert np.mean(slopes) == pytest.approx(1.0, abs=4 * said / 12**0.5)
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        ({"graph": ("ring",)}, "chain, pairs, forest: got 'ring'"),
-        ({"n_ctx": (3,)}, "--n-ctx must be at least 4"),
-        ({"sequences": 5}, "--sequences must be at least 100"),
-    ],
-)
-def test_refuses_bad_flags(flags, words):
-    with pytest.raises(ValueError, match=words):
-        Config(**flags)

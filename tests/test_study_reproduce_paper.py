@@ -218,17 +218,3 @@ def test_results_that_are_none_make_no_table(content, tmp_path):
     with pytest.raises(ValueError, match=r"results\.json"):
         write_table(tmp_path, tmp_path / "table.md")
     assert not (tmp_path / "table.md").exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        ({}, "name a --figure"),
-        ({"figure": "3"}, "--figure must be one of 2, 5, 6, 7, 8, 9, all: got '3'"),
-        ({"table": Path(__file__).parent}, "--table must name a file"),
-        ({"figure": "2", "seed": -1}, "--seed must be 0 or more: got -1"),
-    ],
-)
-def test_bad_flags_are_refused(flags, reason):
-    with pytest.raises(ValueError, match=reason):
-        Config(**flags).cells()

@@ -11,7 +11,6 @@ import causal_circuits as cc
 from causal_circuits.studies import algorithm_1, two_stage
 from causal_circuits.studies.algorithm_1 import VARIANTS
 from causal_circuits.studies.power_laws import fit_power_law
-from causal_circuits.studies.tables import figure_9_parents
 
 LENGTHS = [10, 20, 40, 80, 160]
 
@@ -179,26 +178,3 @@ def test_runs_and_writes_its_numbers(tmp_path, look_at_report) -> None:
         assert results["exponents"][variant]["loss_gap"]["exponent"] < 0
         assert short["loss_gap"] > 0
     look_at_report(tmp_path / "report.html")
-
-
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        ({"lengths": (20,)}, "--lengths must name at least two different"),
-        ({"lengths": (20, 2)}, "--lengths must be at least 3"),
-        ({"steps": (0, 5)}, "--steps must be at least 1"),
-        ({"graph": "ring"}, "chain, pairs, forest"),
-        ({"d_vocab": 1}, "d_vocab must be an integer of at least 2"),
-        ({"alpha": float("nan")}, "alpha must be positive"),
-    ],
-)
-def test_refuses_bad_flags(flags, reason) -> None:
-    with pytest.raises(ValueError, match=reason):
-        two_stage.Config(**flags)
-
-
-def test_the_graphs_of_figure_9_are_forests_with_182_edges() -> None:
-    graphs = [cc.graph_from_parents(parents) for parents in figure_9_parents()]
-    assert len(graphs) == 20
-    assert {len(graph) for graph in graphs} == {21}
-    assert sum(len(cc.latent_edges(graph)) for graph in graphs) == 182

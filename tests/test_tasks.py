@@ -12,7 +12,7 @@ import torch
 from assertions import assert_refused, assert_within_sampling_error
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import beta, binomtest, kstest
+from scipy.stats import beta, binomtest
 from test_graphs import dag_parents, forest_parents
 
 import causal_circuits as cc
@@ -127,14 +127,6 @@ def test_inverse_cdf_never_draws_a_token_of_probability_zero(absent: list[int]) 
 # ---- sampling
 
 
-@given(parents=dag_parents(), d_vocab=st.integers(2, 5), log_alpha=st.floats(-3, 1), seed=st.integers(0, 1000))
-def test_batches_are_well_formed(parents: list[list[int]], d_vocab: int, log_alpha: float, seed: int) -> None:
-    task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=d_vocab, alpha=10**log_alpha)
-    batch = task.sample(20, seed=seed)
-    batch.check(d_vocab, len(parents) - 1)
-    assert (batch.tokens.dtype, batch.target_probs.dtype, len(batch)) == (torch.int64, torch.float32, 20)
-
-
 @given(n=st.integers(1, 1300), seed=st.integers(0, 2**40))
 def test_threads_draw_what_one_call_draws(n: int, seed: int) -> None:
     """Also of kernels of the user's, which are drawn piece by piece."""
@@ -145,22 +137,6 @@ def test_threads_draw_what_one_call_draws(n: int, seed: int) -> None:
         batch = task.sample(n, seed=seed)
         assert np.array_equal(batch.tokens, tokens)
         assert np.array_equal(batch.target_probs, target_probs)
-
-
-def test_a_longer_batch_begins_with_the_shorter_one(chain_task: cc.InContextTask) -> None:
-    longer = chain_task.sample(1500, seed=5)
-    assert torch.equal(chain_task.sample(700, seed=5).tokens, longer.tokens[:700])
-    assert torch.equal(chain_task.draws(5, 600, 300).tokens, longer.tokens[600:900])
-    far = 2**32 - 3  # the place is a 64-bit number
-    assert not torch.equal(chain_task.draws(5, far, 6).tokens[3:], longer.tokens[:3])
-
-
-@pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 7.0])
-def test_kernel_entries_have_the_law_of_a_dirichlet(alpha: float) -> None:
-    """An entry of a row of 4 is Beta(alpha, 3 alpha); the Kolmogorov-Smirnov distance of 40,000 draws from it."""
-    probs = cc.InContextTask(cc.chain_graph(3), d_vocab=4, alpha=alpha).sample(40_000, seed=1).target_probs
-    for token in (0, 3):
-        assert kstest(probs[:, token].double().numpy(), beta(alpha, 3 * alpha).cdf).pvalue > 1e-4
 
 
 def test_philox_gives_the_published_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,12 +155,12 @@ def test_philox_gives_the_published_answers(monkeypatch: pytest.MonkeyPatch) -> 
         assert tuple(int(word) for word in words) == expected
 
 
-@pytest.mark.parametrize("alpha", [0.05, 1e-2, 1e-3, 1e-4])
-def test_tiny_alpha_has_the_odds_of_a_dirichlet(alpha: float) -> None:
+@pytest.mark.parametrize("alpha", [7.0, 1.0, 0.5, 0.1, 0.05, 1e-2, 1e-3, 1e-4])
+def test_entries_of_transition_matrices_have_the_odds_of_a_dirichlet(alpha: float) -> None:
     """How often an entry of a row of 4 is above a bound; below 1e-12 a floor may hold it up (`draws.TINY`)."""
     n, law = 40_000, beta(alpha, 3 * alpha)
     probs = cc.InContextTask(cc.chain_graph(3), d_vocab=4, alpha=alpha).sample(n, seed=1).target_probs.double().numpy()
-    for token, bound in product((0, 3), (1e-10, 1e-3, 0.5, 0.999)):
+    for token, bound in product((0, 3), (1e-10, 1e-3, 0.1, 0.2, 0.3, 0.5, 0.999)):
         assert binomtest(int((probs[:, token] > bound).sum()), n, law.sf(bound)).pvalue > 1e-4
 
 

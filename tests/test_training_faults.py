@@ -118,6 +118,15 @@ def test_a_curve_is_told_for_what_it_is(curve, verdict, advice):
     assert (health.advice == "") == (verdict in ("falls", "too short"))
 
 
+@pytest.mark.parametrize("curve", [torch.full((200,), -1.0), torch.linspace(1, -1, 200), torch.tensor([-1.0])])
+def test_a_loss_of_zero_cannot_fall_and_a_negative_one_is_none(curve):
+    def record(losses: torch.Tensor) -> cc.TrainingRecord:
+        return cc.TrainingRecord(losses.double(), (), losses[:0].double(), attention=None, score_gradients=None)
+
+    assert cc.training.training_health(record(torch.zeros(200))).verdict == "converged"
+    assert_refused(lambda: cc.training.training_health(record(curve)), "at least 0", "-1", "sign")
+
+
 @pytest.mark.parametrize("n", [0, 1, 40, 41, 399])
 def test_any_length_has_a_verdict(n):
     assert cc.training.training_health(losses(torch.full((n,), 2.0))).verdict in ("plateau", "too short")
@@ -133,6 +142,16 @@ def trained(task: cc.InContextTask, config: cc.TrainConfig) -> tuple[cc.Training
 
 FOREST = cc.InContextTask(cc.random_forest(12, 0.3, seed=5), d_vocab=3, alpha=0.1)
 ONE_MATRIX = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.2, 0.7], [0.3, 0.6, 0.1]], dtype=torch.float64).numpy()
+
+
+def test_a_loss_that_was_low_from_the_first_step_is_held_to_the_lines():
+    batch = FOREST.sample(4096, seed=5)
+    line = cc.tasks.cross_entropy(cc.tasks.edge_posterior(FOREST, batch.tokens), batch.target_probs).mean()
+    planted, untrained = cc.plant_circuit(FOREST.graph, d_vocab=3), cc.disentangled_transformer(3, 12)
+    for model, verdict in ((None, "converged"), (planted, "converged"), (untrained, "no graph")):
+        assert cc.training.training_health(losses(line.expand(400)), FOREST, model).verdict == verdict
+    uniform = losses(torch.full((400,), math.log(3)))
+    assert cc.training.training_health(uniform, FOREST).verdict in ("plateau", "unigram")
 
 
 @pytest.mark.parametrize("level", [1_128_012.0, float("nan"), float("inf")])

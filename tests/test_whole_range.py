@@ -11,6 +11,7 @@ from assertions import assert_close, assert_given_back
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fused import draw
+from test_graphs import dag_parents
 from test_tasks import assert_posterior_equals_loops
 
 import causal_circuits as cc
@@ -26,9 +27,11 @@ forests = st.tuples(st.integers(2, 40), st.floats(0, 1), seeds)  # of `random_fo
 
 
 @few
-@given(forest=forests, d_vocab=vocabularies, alpha=alphas, n=st.integers(1, 40), seed=seeds)
-def test_sequences_are_well_formed_and_a_longer_batch_begins_with_the_shorter(forest, d_vocab, alpha, n, seed):
-    graph = cc.random_forest(*forest)
+@given(graph=st.one_of(forests, dag_parents()), d_vocab=vocabularies, alpha=alphas, n=st.integers(1, 40), seed=seeds)
+def test_sequences_are_well_formed_and_a_longer_batch_begins_with_the_shorter(graph, d_vocab, alpha, n, seed):
+    graph = cc.random_forest(*graph) if isinstance(graph, tuple) else cc.graph_from_parents(graph)
+    if max(degree for _, degree in graph.in_degree) > 1:
+        d_vocab = min(d_vocab, 5)  # a matrix has a row for every tuple of parents' tokens
     task = cc.InContextTask(graph, d_vocab=d_vocab, alpha=alpha)
     batch = task.sample(n, seed=seed)
     batch.check(d_vocab, task.n_ctx)
@@ -108,11 +111,14 @@ def test_a_cut_entry_costs_what_a_loop_says(d_vocab, n_ctx, n_heads, n, layer, m
     with assert_given_back(model):
         found = cc.knock_out_edges(model, batch, layer=layer, method=method, entries=[(head, query, key)])
     weights = oracles.weights_of(model, d_vocab, n_ctx, n_heads)
-    before = oracles.cross_entropies(
-        oracles.disentangled_forward(*weights, batch.tokens, d_vocab).logits, batch.target_probs
-    )
+    run = oracles.disentangled_forward(*weights, batch.tokens, d_vocab)
+    before = oracles.cross_entropies(run.logits, batch.target_probs)
     after = oracles.losses_with_entry_cut(
         *weights, batch.tokens, batch.target_probs, d_vocab, layer, head, query, key, method == "renormalize"
     )
-    expected = float((after - before).detach().mean())
-    assert float(found.effect[head, query, key]) == pytest.approx(expected, abs=1e-5, rel=1e-4)
+    harm = (after - before).detach()
+    assert float(found.effect[head, query, key]) == pytest.approx(float(harm.mean()), abs=1e-5, rel=1e-4)
+    error = float(harm.std()) / n**0.5 if n > 1 else np.inf
+    assert float(found.standard_error[head, query, key]) == pytest.approx(error, abs=1e-5, rel=1e-3)
+    assert found.baseline_loss == pytest.approx(float(before.detach().mean()), rel=1e-5)
+    assert_close(found.attention[head], run.patterns[layer, head].detach().mean(dim=0), 1e-5)
