@@ -1,5 +1,7 @@
 """Algorithm 1 and its rates: power laws are recovered, stage 1 finds the parents, longer contexts do better."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -73,17 +75,21 @@ def test_stage_2_moves_layer_1_alone_and_lowers_the_loss() -> None:
     assert float(cc.evaluate(model, test).mean()) < loss - 0.01
 
 
-def test_gradient_descent_s_rate_is_the_theorems() -> None:
-    """1 - attention falls like 1 / n_ctx: its power of n_ctx is within .15 of -1."""
+@pytest.mark.parametrize(("power", "least", "most"), [(2, -1.15, -0.85), (1, 0.0, 1.5)])
+def test_the_step_size_decides_whether_attention_comes_closer_in_longer_contexts(
+    power: int, least: float, most: float
+) -> None:
+    """1 - attention falls as 1 / n_ctx if the step size grows as n_ctx^2, as ours; as n_ctx: it does not fall."""
     missed = []
     for n_ctx in (10, 20, 40):
         task = cc.InContextTask(cc.chain_graph(n_ctx), d_vocab=3, alpha=1.0)
         model = algorithm_1.empty_model(algorithm_1.GRADIENT_DESCENT, task)
         stage = algorithm_1.first_stage(algorithm_1.GRADIENT_DESCENT, task, 100)
+        stage = replace(stage, learning_rate=stage.learning_rate * (10 / n_ctx) ** (2 - power))
         algorithm_1.run_stage(model, task, stage, beta0=1.0, batch_size=256, seed=0)
         attention = cc.mean_attention(model, task.sample(4, seed=1).tokens)[0, 0]
         missed.append(1.0 - float(cc.graphs.parent_attention(attention, task.graph).double().mean()))
-    assert fit_power_law([10, 20, 40], missed).exponent == pytest.approx(-1.0, abs=0.15)
+    assert least < fit_power_law([10, 20, 40], missed).exponent < most
 
 
 def test_the_match_strength_reads_a2_alone() -> None:

@@ -37,8 +37,9 @@ class Config(Study):
 
     Stage 1 moves layer 0's attention alone (the paper's A1) while layer 1 is beta0 times the identity; stage 2 moves
     layer 1 alone. In the paper's reduced model by gradient descent, as in the theorem, and by Adam; in the full
-    disentangled transformer by Adam. Measured at several context lengths and seeds, and after stage 1 on the 20 graphs
-    of Figure 9:
+    disentangled transformer by Adam. The step size of gradient descent grows as n_ctx^2, and the first rate is one of
+    that choice: with a step size that grows as n_ctx, attention does not come closer to the parent in longer contexts.
+    Measured at several context lengths and seeds, and after stage 1 on the 20 graphs of Figure 9:
 
         1 - softmax(A1)_{i, p(i)}    theorem: O(1 / n_ctx)
         loss - L*, L* the entropy    theorem: a power of the (effective) length
