@@ -22,9 +22,9 @@ from pathlib import Path
 
 import networkx as nx
 from measuring import NO_RECORD, write
-from transformer_lens import HookedTransformer
 
 import causal_circuits as cc
+from causal_circuits.models import HookedTransformer
 from causal_circuits.tasks.predictors import cross_entropy
 
 

@@ -25,9 +25,9 @@ from pathlib import Path
 import torch
 from from_zero import forest, look_inside
 from measuring import NO_RECORD, write
-from transformer_lens import HookedTransformer
 
 import causal_circuits as cc
+from causal_circuits.models import HookedTransformer
 
 SMALL, LARGE = 1e-8, 1e-2
 EPSILONS = {  # of layer 0, of the rest

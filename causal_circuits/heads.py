@@ -193,15 +193,21 @@ def _patterns_without_parents(model: HookedTransformer, task: Task, tokens: Tens
         moved = einsum(weight, change.to(weight.dtype), "batch head query key, batch key head d -> batch query head d")
         return z + moved.to(z.dtype)
 
-    with model.hooks():
-        for layer in layers:
-            for kind, kept in (("v", values), ("pattern", patterns)):
-                hook = partial(keep, kept=kept, layer=layer)
-                model.add_hook(f"blocks.{layer}.attn.hook_{kind}", hook, level=model.context_level)
-            model.add_hook(
-                f"blocks.{layer}.attn.hook_z", partial(exchange, layer=layer), level=model.context_level, prepend=True
-            )
-        model(tokens)
+    keeping = [
+        (f"blocks.{layer}.attn.hook_{kind}", partial(keep, kept=kept, layer=layer))
+        for layer in layers
+        for kind, kept in (("v", values), ("pattern", patterns))
+    ]
+    outputs = [model.hook_dict[f"blocks.{layer}.attn.hook_z"] for layer in layers]
+    with model.hooks(fwd_hooks=keeping):
+        level = model.context_level
+        try:
+            for layer, point in enumerate(outputs):
+                point.add_hook(partial(exchange, layer=layer), level=level, prepend=True)
+            model(tokens)
+        finally:
+            for point in outputs:
+                point.remove_hooks("fwd", level=level)
     return [patterns[layer].cpu() for layer in layers]
 
 
@@ -350,7 +356,7 @@ def copying_score(model: HookedTransformer, layer: int, head: int, *, read_by: R
     if read_by not in ("keys", "logits"):
         raise ValueError(f"copies are read by 'keys' or by 'logits': got {read_by!r}")
     attn = model.blocks[layer].attn
-    written = model.W_E @ attn.W_V[head] @ attn.W_O[head]
+    written = model.W_E @ _shared(model, attn.W_V, head) @ attn.W_O[head]
     if read_by == "logits":
         if model.cfg.d_vocab_out != model.cfg.d_vocab:
             raise ValueError(
@@ -363,11 +369,17 @@ def copying_score(model: HookedTransformer, layer: int, head: int, *, read_by: R
         raise ValueError(f"copies of the last layer, {layer}, are read by no later head: use read_by='logits'")
     circuits = []
     for later, reader in readers:
-        W_Q, W_K = model.blocks[later].attn.W_Q[reader], model.blocks[later].attn.W_K[reader]
+        reading = model.blocks[later].attn
+        W_Q, W_K = reading.W_Q[reader], _shared(model, reading.W_K, reader)
         for query in (model.W_E, written):
             scores = (query @ W_Q @ W_K.mT @ written.mT).double()
             circuits.append(scores - scores.mean(dim=1, keepdim=True))
     return _positive_share(max(circuits, key=lambda circuit: float(circuit.norm())))
+
+
+def _shared(model: HookedTransformer, weight: Tensor, head: int) -> Tensor:
+    """A head's keys or values; with grouped queries a bridge has one for several heads."""
+    return weight[head * len(weight) // model.cfg.n_heads]
 
 
 def _positive_share(circuit: Tensor) -> float:

@@ -7,7 +7,8 @@ import jaxtyping
 import pytest
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer
+
+from causal_circuits.models import HookedTransformer
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer, HookedTransformerConfig
+from users import users_model
 
 import causal_circuits as cc
 from causal_circuits import circuits, figures
@@ -66,12 +66,6 @@ def refusal(call: Callable[[], object]) -> str:
     assert isinstance(caught.value, TypeError)
     assert isinstance(caught.value, ValueError)
     return message
-
-
-def hooked(**fields: Any) -> HookedTransformer:
-    sizes = {"n_layers": 2, "n_heads": 4, "d_head": 4, "d_model": 16, "n_ctx": 6, "d_vocab": 3, "attn_only": True}
-    torch.manual_seed(0)
-    return HookedTransformer(HookedTransformerConfig(**sizes, normalization_type=None, **fields))
 
 
 @pytest.mark.parametrize("name", public())
@@ -189,11 +183,11 @@ WRONG_VALUES: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "labels beyond d_vocab": (lambda: cc.Batch([[0, 1]], [5], d_vocab=3), ("labels", "0 .. 2", "5")),
     "d_vocab that is not the width": (lambda: cc.Batch(BATCH.tokens, BATCH.target_probs, 5), ("3", "got 5")),
     "an ordinary model for a circuit": (
-        lambda: circuits.circuit_graph(hooked()),
+        lambda: circuits.circuit_graph(users_model()),
         ("disentangle", "ablate_heads", "knock_out_edges", "patch_activations", "extract_graph"),
     ),
     "targets of another width than the outputs": (
-        lambda: cc.evaluate(hooked(d_vocab_out=5), BATCH),
+        lambda: cc.evaluate(users_model(d_vocab_out=5), BATCH),
         ("target_probs", "d_vocab_out", "[64, 5]", "[64, 3]"),
     ),
 }
@@ -263,7 +257,7 @@ def test_what_means_the_same_gives_the_same() -> None:
 
 
 def test_a_model_of_other_outputs_is_judged_by_targets_of_as_many() -> None:
-    model, probs = hooked(d_vocab_out=5), torch.tensor([0.5, 0.25, 0.125, 0.125, 0.0]).expand(64, 5)
+    model, probs = users_model(d_vocab_out=5, dtype=torch.float32), torch.tensor([0.5, 0.25, 0.125, 0.125, 0.0]).expand(64, 5)
     batch = cc.Batch(BATCH.tokens, probs)
     plain = -(probs * model(BATCH.tokens)[:, -1].log_softmax(dim=-1)).sum(dim=-1).detach().double()
     assert torch.allclose(cc.evaluate(model, batch), plain, atol=1e-5)

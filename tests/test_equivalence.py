@@ -1,12 +1,11 @@
 """Disentangled and ordinary attention-only transformers compute the same functions, whatever their weights."""
 
-import warnings
-
 import pytest
 import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig
+from users import users_model
 
 import causal_circuits as cc
+from causal_circuits.models import HookedTransformer
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13}  # relative to the largest logit
 
@@ -81,13 +80,8 @@ def test_another_seed_is_another_rotation_of_the_same_function(random_model):
     ],
 )
 def test_what_cannot_be_disentangled_is_named(change, rule):
-    sizes = {"n_layers": 2, "d_model": 8, "n_ctx": 6, "d_head": 4, "n_heads": 2, "d_vocab": 4, "attn_only": True}
-    config = {**sizes, "normalization_type": None, "device": "cpu", **change}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        model = HookedTransformer(HookedTransformerConfig(**config))
     with pytest.raises(ValueError, match=rule):
-        cc.models.disentangle(model)
+        cc.models.disentangle(users_model(**change))
 
 
 def test_a_reduced_model_cannot_be_entangled():

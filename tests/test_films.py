@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from assertions import assert_given_back, assert_refused
+from users import users_model
 
 import causal_circuits as cc
 from causal_circuits import figures, pages
@@ -44,12 +45,8 @@ def test_one_sequence_is_looked_at_with_every_live_head_and_nothing_is_left_behi
 
 
 def test_a_plain_transformer_of_the_users_can_be_looked_at() -> None:
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-    config = HookedTransformerConfig(
-        n_layers=1, d_model=8, n_ctx=6, d_head=4, n_heads=2, d_vocab=5, attn_only=True, seed=0, device="cpu"
-    )
-    seen = cc.films.sequence_attention(HookedTransformer(config), torch.tensor([4, 0, 2]))
+    model = users_model(n_layers=1, n_heads=2, d_vocab=5, normalization_type="LN", dtype=torch.float32)
+    seen = cc.films.sequence_attention(model, torch.tensor([4, 0, 2]))
     assert seen.heads == ((0, 0), (0, 1))
     torch.testing.assert_close(seen.attention.sum(dim=-1), torch.ones(1, 2, 3))
     assert figures.sequence_view(seen, names=list("abcde")).labels == ("e", "a", "query c")

@@ -160,7 +160,13 @@ def _check_path_patching(model: HookedTransformer) -> None:
 def _separate_inputs(model: HookedTransformer) -> Iterator[None]:
     """Within the context queries, keys and values have inputs of their own (`hook_q_input`, ...)."""
     before = model.cfg.use_split_qkv_input
-    model.set_use_split_qkv_input(True)
+    try:
+        model.set_use_split_qkv_input(True)
+    except NotImplementedError as error:
+        raise ValueError(
+            "patch_paths gives queries, keys and values inputs of their own (use_split_qkv_input), which this bridge "
+            "does not have; use patch_activations"
+        ) from error
     try:
         yield
     finally:

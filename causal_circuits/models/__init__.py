@@ -22,10 +22,11 @@ from causal_circuits.models.build import (
     warm_readout,
     warm_start,
 )
+from causal_circuits.models.bridge import as_bridge
 from causal_circuits.models.decoy import plant_decoy
 from causal_circuits.models.equivalence import disentangle, entangle
 from causal_circuits.models.files import load_model, save_model
-from causal_circuits.models.hooked import HookedTransformer
+from causal_circuits.models.annotation import HookedTransformer
 from causal_circuits.models.layout import Layout, Slot, has_layout, layout_of, slots
 from causal_circuits.models.ordinary import ordinary_transformer
 from causal_circuits.models.structured import (
@@ -42,6 +43,7 @@ __all__ = [
     "HookedTransformer",
     "Layout",
     "Slot",
+    "as_bridge",
     "attachments",
     "attention_block",
     "check_forward",

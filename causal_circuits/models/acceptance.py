@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -20,7 +20,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.models.hooked import HookedTransformer
+from causal_circuits.models.annotation import HookedTransformer
 from causal_circuits.models.layout import frozen_identities, has_layout, layout_of
 
 # Fields of a config that a forward does not depend on, or that the fast forwards read from the model itself (sizes,
@@ -57,27 +57,23 @@ class Attachment:
 
 @cache
 def known_classes() -> frozenset[type[nn.Module]]:
-    """Modules whose forward the fast forwards know: TransformerLens's own, and what computes what they do."""
-    from transformer_lens import HookedTransformer
-    from transformer_lens.components import MLP, Attention, Embed, PosEmbed, TransformerBlock, Unembed
-    from transformer_lens.hook_points import HookPoint
-    from transformer_lens.utilities.typed_module_list import TypedModuleList
-
+    """Modules whose forward the fast forwards know: a HookedTransformer's, and what computes what they do."""
+    from causal_circuits.models.hooked import known_modules
     from causal_circuits.models.reduced import ReducedTransformer
 
-    transformers = {HookedTransformer, ReducedTransformer, TransformerBlock, Attention, MLP, Embed, PosEmbed, Unembed}
-    return frozenset({*transformers, HookPoint, TypedModuleList, nn.Identity})
+    return known_modules() | {ReducedTransformer}
 
 
 def foreign(model: HookedTransformer) -> Iterator[Attachment]:
     """Everything about a model that the fast forwards have to know of: hooks, native hooks, foreign modules, edits."""
-    from transformer_lens.hook_points import HookPoint
+    from causal_circuits.models.hooked import HookPoint
 
     if _has_any_global_hook():  # type: ignore[no-untyped-call]
         yield Attachment("native hook", "every module (torch.nn.modules.module)")
     for name, module in model.named_modules():
         if has_hooks(module):
-            yield Attachment("hook" if type(module) is HookPoint else "native hook", name or "the model")
+            is_point = type(module) is HookPoint
+            yield Attachment("hook" if is_point else "native hook", module.name if is_point else name or "the model")
         if module._compiled_call_impl is not None:
             yield Attachment("compiled module", name or "the model")
         if parametrize.is_parametrized(module):
@@ -119,23 +115,39 @@ def attachments(model: HookedTransformer) -> tuple[str, ...]:
     )
 
 
+def is_bridge(model: HookedTransformer) -> bool:
+    """Whether the model is a TransformerBridge."""
+    return hasattr(model, "original_model")
+
+
 def has_hooks(module: nn.Module) -> bool:
-    """Whether torch calls anything before or after this module's forward or backward."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    """Whether torch calls anything before or after this module's forward or backward, a bridge's own hooks left out."""
+    tables = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(
+        not getattr(hook, "__module__", "").startswith("transformer_lens.model_bridge")
+        for table in tables
+        for hook in table.values()
     )
 
 
 def foreign_fields(model: HookedTransformer) -> list[str]:
     """The config fields that no fast forward knows, by name and value."""
-    cfg = model.cfg
+    defaults = _defaults(type(model.cfg))
     found = []
-    for field in dataclasses.fields(cfg):
-        value = getattr(cfg, field.name)
-        if field.name in FREE_FIELDS or value == REQUIRED.get(field.name, field.default):
+    for name, value in vars(model.cfg).items():
+        if name in FREE_FIELDS or (name in defaults and value == REQUIRED.get(name, defaults[name])):
             continue
-        found.append(f"{field.name}={value!r}")
+        found.append(f"{name}={value!r}")
     return found
+
+
+@cache
+def _defaults(config: type) -> dict[str, Any]:
+    """The fields of a class of configs, and what stands for "this feature is off"."""
+    if config.__init__.__qualname__.startswith("TransformerBridgeConfig"):  # no dataclass, though its base is one
+        defaults = vars(config(d_model=1, d_head=1, n_layers=1, n_ctx=1))
+        return defaults | {"architecture": "TransformerLensNative"}
+    return {field.name: field.default for field in dataclasses.fields(config)}
 
 
 @torch.no_grad()
@@ -171,6 +183,8 @@ def takes_fast_forward(model: HookedTransformer, served: Callable[[str], bool] =
 def refuse_foreign(model: HookedTransformer, tool: str, remedy: str) -> None:
     """Raise a ValueError that names the first thing that `tool`, which reads the weights alone, would not see."""
     for found in foreign(model):
+        if is_bridge(model) and found.kind == "replaced module":
+            continue  # a bridge is made of other modules
         raise ValueError(f"{tool} reads the model's weights alone and would not see the {found}: {remedy}")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import has_query, n_ctx_of, parents_of, validate_graph
-from causal_circuits.models.hooked import HookedTransformer, build_transformer
+from causal_circuits.models.annotation import HookedTransformer
 from causal_circuits.models.layout import Layout, frozen_identities, has_layout, layout_of, note_origin
 
 
@@ -302,8 +302,10 @@ def _frozen_transformer(layout: Layout, dtype: torch.dtype, device: torch.device
         "dtype": dtype,
         "device": str(device),
     }
+    from causal_circuits.models.hooked import build_transformer  # imports TransformerLens
+
     if layout.kind == "reduced":
-        from causal_circuits.models.reduced import ReducedTransformer  # needs TransformerLens
+        from causal_circuits.models.reduced import ReducedTransformer
 
         model = build_transformer(config, ReducedTransformer)
     else:

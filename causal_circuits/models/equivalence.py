@@ -14,12 +14,12 @@ of the residual stream hides.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.models.acceptance import foreign_fields, refuse_foreign
 from causal_circuits.models.build import disentangled_transformer
-from causal_circuits.models.hooked import HookedTransformer, build_transformer
+from causal_circuits.models.annotation import HookedTransformer
 from causal_circuits.models.layout import Layout, layout_of, note_origin
 
 MAX_D_MODEL = 8192  # of the disentangled stream: (d_vocab + n_ctx) (1 + n_heads) ** n_layers
@@ -51,13 +51,13 @@ def disentangle(model: HookedTransformer) -> HookedTransformer:
         cfg.d_vocab, cfg.n_ctx, (cfg.n_heads,) * cfg.n_layers, dtype=model.W_U.dtype, device=model.W_U.device
     )
     width = layout_of(disentangled).width
-    reader = torch.cat([model.W_E, model.W_pos]).to(double)  # R: ordinary residual = disentangled residual times R
+    reader = torch.cat([model.embed.W_E, model.pos_embed.W_pos]).to(double)  # R: ordinary residual = disentangled residual times R
     for layer, block in enumerate(model.blocks):
         attn = block.attn
         for head in range(cfg.n_heads):
             query = _plus_constant(reader @ attn.W_Q[head].to(double), attn.b_Q[head], cfg.d_vocab)
             key = _plus_constant(reader @ attn.W_K[head].to(double), attn.b_K[head], cfg.d_vocab)
-            a = query @ key.T / attn.attn_scale
+            a = query @ key.T / _attention_scale(attn)
             disentangled.blocks[layer].attn.W_Q[head, : width(layer), : width(layer)] = a.to(model.W_U.dtype)
         moved = [reader @ (attn.W_V[head].to(double) @ attn.W_O[head].to(double)) for head in range(cfg.n_heads)]
         constant = attn.b_O.to(double) + torch.einsum("hd,hdm->m", attn.b_V.to(double), attn.W_O.to(double))
@@ -88,6 +88,8 @@ def entangle(model: HookedTransformer, *, seed: int = 0) -> HookedTransformer:
     >>> torch.allclose(entangle(planted)(tokens), planted(tokens), atol=1e-5)
     True
     """
+    from causal_circuits.models.hooked import build_transformer  # imports TransformerLens
+
     layout = layout_of(model)
     if layout.kind != "disentangled":
         raise ValueError("only a disentangled model can be entangled: this one is reduced; it has no logits to keep")
@@ -125,6 +127,11 @@ def _check_same_logits(tool: str, model: HookedTransformer, rewritten: HookedTra
             f"{tool} must keep the logits: they are off by {off:.3g} on random sequences; the model has a feature that "
             f"{tool} does not know, or weights so large that {model.W_U.dtype} cannot hold their products"
         )
+
+
+def _attention_scale(attn: nn.Module) -> float:
+    """What scores are divided by; a bridge's config says something else."""
+    return attn.original_component.scale if hasattr(attn, "original_component") else attn.attn_scale
 
 
 _REMEDY = "take it off first (model.reset_hooks(), torch.nn.utils.parametrize.remove_parametrizations)"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from causal_circuits import native
 from causal_circuits.models.acceptance import takes_fast_forward
-from causal_circuits.models.hooked import HookedTransformer
+from causal_circuits.models.annotation import HookedTransformer
 from causal_circuits.models.layout import Block, has_layout, layout_of, masked
 from causal_circuits.models.structured import always_plain, has_only_a1_and_a2
 

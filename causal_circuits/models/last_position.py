@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.models.acceptance import takes_fast_forward
-from causal_circuits.models.hooked import HookedTransformer
+from causal_circuits.models.annotation import HookedTransformer
 
 
 def can_skip_positions(model: HookedTransformer) -> bool:

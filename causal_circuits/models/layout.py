@@ -17,7 +17,7 @@ from typing import Literal
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.models.hooked import HookedTransformer
+from causal_circuits.models.annotation import HookedTransformer
 
 Kind = Literal["disentangled", "reduced"]
 
@@ -193,7 +193,7 @@ def layout_of(model: HookedTransformer) -> Layout:
     layout = getattr(model, "causal_circuits_layout", None)
     if not isinstance(layout, Layout):
         raise ValueError(
-            "this HookedTransformer has no disentangled residual stream: disentangle makes an equal model that has "
+            "this model has no disentangled residual stream: disentangle makes an equal model that has "
             "one (attention-only, no LayerNorm), disentangled_transformer, plant_circuit and load_model build one; any "
             "model is taken by ablate_heads, knock_out_edges, patch_activations, scrub_hypothesis and extract_graph"
         )

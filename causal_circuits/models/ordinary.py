@@ -7,7 +7,7 @@ residual stream. Analyses that take any HookedTransformer (attention, heads, abl
 import torch
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.models.hooked import HookedTransformer, build_transformer
+from causal_circuits.models.annotation import HookedTransformer
 
 
 @check_arguments
@@ -40,6 +40,8 @@ def ordinary_transformer(
     >>> ordinary_transformer(d_vocab=3, n_ctx=4)(torch.tensor([[0, 1, 2, 0]])).shape
     torch.Size([1, 4, 3])
     """
+    from causal_circuits.models.hooked import build_transformer  # imports TransformerLens
+
     for name, value, least in (
         ("d_vocab", d_vocab, 2),
         ("n_ctx", n_ctx, 2),

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformer_lens import HookedTransformer
+from causal_circuits.models.hooked import HookedTransformer
 
 from causal_circuits.models.layout import Block, Layout, layout_of, masked
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.models import acceptance
 from causal_circuits.models.acceptance import has_hooks, takes_fast_forward
-from causal_circuits.models.hooked import HookedTransformer
+from causal_circuits.models.annotation import HookedTransformer
 from causal_circuits.models.last_position import can_skip_positions, last_position_logits
 from causal_circuits.models.layout import Layout, has_layout, layout_of
 from causal_circuits.tasks.batch import Batch, check_tokens

@@ -1,0 +1,27 @@
+"""The type of `model` arguments, without the seconds that importing TransformerLens takes."""
+
+import sys
+from abc import ABC
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    HookedTransformer = Any
+else:
+    _MODELS = {("transformer_lens", "HookedTransformer"), ("causal_circuits", "Transformer")}
+    _BRIDGE = ("transformer_lens", "TransformerBridge")
+
+    class HookedTransformer(ABC):  # noqa: B024  # nobody derives from it
+        """A transformer with TransformerLens's hooks: a HookedTransformer, on TransformerLens 4 also a TransformerBridge.
+
+        The bridges of 3.9 do not count: they call `hook_pattern` when the pattern has been used, so that no edit works.
+
+        >>> from causal_circuits import disentangled_transformer
+        >>> isinstance(disentangled_transformer(d_vocab=3, n_ctx=4), HookedTransformer)
+        True
+        """
+
+        @classmethod
+        def __subclasshook__(cls, other: type) -> bool:
+            is_old = "transformer_lens.HookedTransformer" in sys.modules
+            accepted = _MODELS if is_old else {*_MODELS, _BRIDGE}
+            return any((base.__module__.partition(".")[0], base.__name__) in accepted for base in other.__mro__)
