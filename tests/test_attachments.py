@@ -586,11 +586,11 @@ def test_a_model_that_answers_differently_each_time_is_refused(analysis, point):
     assert_refused(lambda: ANALYSES[analysis](model), "same output for the same tokens", "dropout")
 
 
-def test_a_field_that_nobody_thought_of_is_caught_at_the_entrance(monkeypatch):
-    """As if TransformerLens got a new field: the fast forward takes the model, and the comparison finds out."""
-    monkeypatch.setattr("causal_circuits.models.acceptance.foreign_fields", lambda model: [])
+def test_what_nobody_thought_of_is_caught_at_the_entrance(monkeypatch):
+    """As if a model could be changed in a new way: the fast forward takes the model, and the comparison finds out."""
+    monkeypatch.setattr("causal_circuits.models.acceptance.foreign", lambda model: iter(()))
     model = planted()
-    model.cfg.output_logits_soft_cap = 1.0
+    replaced_forward(model)
     for analysis in ("evaluate", "knock_out_edges", "ablate_heads", "extract_graph", "mean_attention"):
         assert_refused(lambda a=analysis: ANALYSES[a](model), "fast forward must agree", "plain_forward")
     with models.plain_forward():

@@ -78,7 +78,7 @@ def test_a_model_stopped_at_a_layer_goes_on_from_there():
     between = ours(TOKENS, stop_at_layer=1)
     assert_close(between, theirs.run_with_cache(TOKENS)[1]["blocks.1.hook_resid_pre"], 1e-14)
     assert_close(ours(between, start_at_layer=1), ours(TOKENS), 0.0)
-    logits, loss = ours(TOKENS, return_type="both")
+    _, loss = ours(TOKENS, return_type="both")
     assert_close(loss, theirs(TOKENS, return_type="loss"), 1e-14)
     assert_close(ours(TOKENS, return_type="loss", loss_per_token=True).mean(), loss, 1e-14)
     assert ours(TOKENS, return_type=None) is None

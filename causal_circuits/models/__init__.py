@@ -10,6 +10,8 @@ This folder is the one door to `transformer_lens`, which is imported when the fi
 """
 
 from causal_circuits.models.acceptance import attachments
+from causal_circuits.models.annotation import HookedTransformer
+from causal_circuits.models.bridge import as_bridge
 from causal_circuits.models.build import (
     attention_block,
     check_head,
@@ -22,11 +24,9 @@ from causal_circuits.models.build import (
     warm_readout,
     warm_start,
 )
-from causal_circuits.models.bridge import as_bridge
 from causal_circuits.models.decoy import plant_decoy
 from causal_circuits.models.equivalence import disentangle, entangle
 from causal_circuits.models.files import load_model, save_model
-from causal_circuits.models.annotation import HookedTransformer
 from causal_circuits.models.layout import Layout, Slot, has_layout, layout_of, slots
 from causal_circuits.models.ordinary import ordinary_transformer
 from causal_circuits.models.structured import (

@@ -132,7 +132,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 def foreign_fields(model: HookedTransformer) -> list[str]:
     """The config fields that no fast forward knows, by name and value."""
-    defaults = _defaults(type(model.cfg))
+    defaults = _defaults(model.cfg.__class__)
     found = []
     for name, value in vars(model.cfg).items():
         if name in FREE_FIELDS or (name in defaults and value == REQUIRED.get(name, defaults[name])):
@@ -142,9 +142,9 @@ def foreign_fields(model: HookedTransformer) -> list[str]:
 
 
 @cache
-def _defaults(config: type) -> dict[str, Any]:
+def _defaults(config: Any) -> dict[str, Any]:
     """The fields of a class of configs, and what stands for "this feature is off"."""
-    if config.__init__.__qualname__.startswith("TransformerBridgeConfig"):  # no dataclass, though its base is one
+    if config.__name__ == "TransformerBridgeConfig":  # no dataclass, though its base is one
         defaults = vars(config(d_model=1, d_head=1, n_layers=1, n_ctx=1))
         return defaults | {"architecture": "TransformerLensNative"}
     return {field.name: field.default for field in dataclasses.fields(config)}

@@ -2,18 +2,20 @@
 
 import sys
 from abc import ABC
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    HookedTransformer = Any
+    from causal_circuits.models.hooked import LibraryTransformer
+
+    HookedTransformer = LibraryTransformer
 else:
     _MODELS = {("transformer_lens", "HookedTransformer"), ("causal_circuits", "Transformer")}
     _BRIDGE = ("transformer_lens", "TransformerBridge")
 
     class HookedTransformer(ABC):  # noqa: B024  # nobody derives from it
-        """A transformer with TransformerLens's hooks: a HookedTransformer, on TransformerLens 4 also a TransformerBridge.
+        """A transformer with TransformerLens's hooks: a HookedTransformer, or a TransformerBridge of TransformerLens 4.
 
-        The bridges of 3.9 do not count: they call `hook_pattern` when the pattern has been used, so that no edit works.
+        The bridges of 3.9 are none: they call `hook_pattern` after the pattern has been used, so that no edit works.
 
         >>> from causal_circuits import disentangled_transformer
         >>> isinstance(disentangled_transformer(d_vocab=3, n_ctx=4), HookedTransformer)

@@ -37,7 +37,18 @@ def as_bridge(model: HookedTransformer) -> Any:
         raise ValueError("as_bridge takes a HookedTransformer: this model is a bridge already")
     refuse_foreign(model, "as_bridge", "give it a model of causal_circuits with nothing attached (model.reset_hooks())")
     cfg = model.cfg
-    sizes = ("d_model", "d_head", "n_layers", "n_ctx", "n_heads", "d_vocab", "d_vocab_out", "d_mlp", "attn_only", "act_fn")
+    sizes = (
+        "d_model",
+        "d_head",
+        "n_layers",
+        "n_ctx",
+        "n_heads",
+        "d_vocab",
+        "d_vocab_out",
+        "d_mlp",
+        "attn_only",
+        "act_fn",
+    )
     bridge = boot_bridge({name: getattr(cfg, name) for name in sizes}, dtype=model.W_U.dtype, device=model.W_U.device)
     _copy(bridge.embed, model.W_E)
     _copy(bridge.pos_embed, model.W_pos)

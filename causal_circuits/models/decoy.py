@@ -10,8 +10,8 @@ import torch
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import has_query, n_ctx_of, parents_of, validate_graph
-from causal_circuits.models.build import attention_block, disentangled_transformer, match_blocks
 from causal_circuits.models.annotation import HookedTransformer
+from causal_circuits.models.build import attention_block, disentangled_transformer, match_blocks
 from causal_circuits.models.layout import layout_of, note_origin
 
 

@@ -13,13 +13,15 @@ The way back is a change of basis: a disentangled model is an attention-only tra
 of the residual stream hides.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.models.acceptance import foreign_fields, refuse_foreign
-from causal_circuits.models.build import disentangled_transformer
 from causal_circuits.models.annotation import HookedTransformer
+from causal_circuits.models.build import disentangled_transformer
 from causal_circuits.models.layout import Layout, layout_of, note_origin
 
 MAX_D_MODEL = 8192  # of the disentangled stream: (d_vocab + n_ctx) (1 + n_heads) ** n_layers
@@ -51,7 +53,9 @@ def disentangle(model: HookedTransformer) -> HookedTransformer:
         cfg.d_vocab, cfg.n_ctx, (cfg.n_heads,) * cfg.n_layers, dtype=model.W_U.dtype, device=model.W_U.device
     )
     width = layout_of(disentangled).width
-    reader = torch.cat([model.embed.W_E, model.pos_embed.W_pos]).to(double)  # R: ordinary residual = disentangled residual times R
+    reader = torch.cat([model.embed.W_E, model.pos_embed.W_pos]).to(
+        double
+    )  # R: ordinary residual = disentangled residual times R
     for layer, block in enumerate(model.blocks):
         attn = block.attn
         for head in range(cfg.n_heads):
@@ -129,7 +133,7 @@ def _check_same_logits(tool: str, model: HookedTransformer, rewritten: HookedTra
         )
 
 
-def _attention_scale(attn: nn.Module) -> float:
+def _attention_scale(attn: Any) -> float:
     """What scores are divided by; a bridge's config says something else."""
     return attn.original_component.scale if hasattr(attn, "original_component") else attn.attn_scale
 

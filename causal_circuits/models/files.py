@@ -12,8 +12,8 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.models.acceptance import foreign
-from causal_circuits.models.build import disentangled_transformer, reduced_transformer
 from causal_circuits.models.annotation import HookedTransformer
+from causal_circuits.models.build import disentangled_transformer, reduced_transformer
 from causal_circuits.models.layout import Layout, layout_of, note_origin
 from causal_circuits.storage import read_json, read_tensors, tensor_bytes, write_files
 

@@ -1,9 +1,9 @@
-"""The one door to TransformerLens: its HookedTransformer where it has one (3.9), and else (4.x) ours, which is the same.
+"""The one door to TransformerLens: its HookedTransformer where it has one (3.9), and else (4.x) the same of ours.
 
-TransformerLens 4 has no HookedTransformer, but kept what it was made of: `HookedRootModule` and `HookPoint`. `Transformer`
-is a HookedTransformer made of these: the same parameters, names, shapes and order, the same hooks, the same numbers. It
-knows embeddings, learned positions, causal attention and an MLP with ReLU; a config field that asks for anything else is
-refused by name. The test of it is TransformerLens 3.9's own class, beside which it runs there.
+TransformerLens 4 has no HookedTransformer, but kept what it was made of: `HookedRootModule` and `HookPoint`. Our
+`Transformer` is made of these: the same parameters, names, shapes and order, the same hooks, the same numbers. It knows
+embeddings, learned positions, causal attention and an MLP with ReLU; a config field that asks for anything else is
+refused by name. It is tested beside TransformerLens 3.9's own class, and on 4.x beside a bridge of the same weights.
 
 This module is imported when the first model is built: importing TransformerLens takes seconds.
 """
@@ -27,10 +27,22 @@ try:
 except ImportError:
     LibraryTransformer = components = None
 
+__all__ = [
+    "HookPoint",
+    "HookedTransformer",
+    "LibraryTransformer",
+    "Transformer",
+    "TransformerConfig",
+    "boot_bridge",
+    "build_transformer",
+    "known_modules",
+]
+
 _UNKNOWN = (
     "on TransformerLens 4 a transformer of causal_circuits has learned positions, causal attention and perhaps an MLP "
-    "with ReLU: got {field}={value!r}; build it with TransformerBridge.boot_native, which every analysis takes"
+    "with ReLU: got {field}={value!r}; a TransformerBridge.boot_native, which every tool for any model takes, knows more"
 )
+
 
 @dataclass
 class TransformerConfig:
@@ -87,6 +99,10 @@ def _weight(cfg: TransformerConfig, *shape: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(shape, dtype=cfg.dtype, device=cfg.device))
 
 
+def _points(n: int) -> list[Any]:
+    return [HookPoint() for _ in range(n)]
+
+
 def _by_head(residual: Tensor, n_heads: int) -> Tensor:
     """[batch, pos, d_model] as [batch, pos, head_index, d_model]."""
     return residual[:, :, None].repeat(1, 1, n_heads, 1)
@@ -132,6 +148,8 @@ class Unembed(nn.Module):
 class Attention(nn.Module):
     """Causal attention; queries, keys and values may have inputs of their own, [batch, pos, head_index, d_model]."""
 
+    IGNORE: Tensor
+
     def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__()
         self.cfg, into, heads = cfg, (cfg.n_heads, cfg.d_model, cfg.d_head), (cfg.n_heads, cfg.d_head)
@@ -142,8 +160,9 @@ class Attention(nn.Module):
         self.register_buffer("mask", torch.empty((0, 0), dtype=torch.bool, device=cfg.device))  # 3.9's files have it
         self.register_buffer("IGNORE", torch.tensor(-torch.inf, device=cfg.device))
         self.attn_scale = cfg.attn_scale if cfg.use_attn_scale else 1.0
-        for name in ("k", "q", "v", "z", "attn_scores", "pattern", "result", "q_input", "k_input", "v_input"):
-            self.add_module(f"hook_{name}", HookPoint())
+        self.hook_k, self.hook_q, self.hook_v, self.hook_z = _points(4)
+        self.hook_attn_scores, self.hook_pattern, self.hook_result = _points(3)
+        self.hook_q_input, self.hook_k_input, self.hook_v_input = _points(3)  # where 4.x has them
 
     QK = property(lambda self: FactoredMatrix(self.W_Q, self.W_K.mT))
     OV = property(lambda self: FactoredMatrix(self.W_V, self.W_O))
@@ -171,7 +190,7 @@ class Attention(nn.Module):
         if residual.ndim == 4:
             return torch.einsum("bphd,hde->bphe", residual, weight) + bias
         flat = nn.functional.linear(residual, weight.mT.flatten(0, 1), bias.flatten())
-        return flat.unflatten(-1, bias.shape)
+        return flat.view(*residual.shape[:2], *bias.shape)
 
 
 class MLP(nn.Module):
@@ -196,12 +215,10 @@ class TransformerBlock(nn.Module):
     def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__()
         self.cfg, self.attn = cfg, Attention(cfg)
-        hooks = ["attn_in", "q_input", "k_input", "v_input", "mlp_in", "attn_out", "mlp_out", "resid_pre", "resid_post"]
         if not cfg.attn_only:
-            self.mlp = MLP(cfg)
-            hooks.append("resid_mid")
-        for name in hooks:
-            self.add_module(f"hook_{name}", HookPoint())
+            self.mlp, self.hook_resid_mid = MLP(cfg), HookPoint()
+        self.hook_attn_in, self.hook_q_input, self.hook_k_input, self.hook_v_input, self.hook_mlp_in = _points(5)
+        self.hook_attn_out, self.hook_mlp_out, self.hook_resid_pre, self.hook_resid_post = _points(4)
 
     def forward(self, resid_pre: Tensor) -> Tensor:
         """The residual stream after the block."""
@@ -373,7 +390,6 @@ def known_modules() -> frozenset[type[nn.Module]]:
 
 def boot_bridge(config: dict[str, Any], *, dtype: torch.dtype, device: torch.device) -> Any:
     """A TransformerBridge around a small model, its weights random; without normalisation unless asked for."""
-    import transformer_lens.model_bridge.sources.native  # gives the class its boot_native
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 

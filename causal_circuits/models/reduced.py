@@ -5,8 +5,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from causal_circuits.models.hooked import HookedTransformer
 
+from causal_circuits.models.hooked import HookedTransformer
 from causal_circuits.models.layout import Block, Layout, layout_of, masked
 
 
