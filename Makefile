@@ -1,15 +1,27 @@
 # The one place of the check commands: `make check` is what CI runs, `make lint types` what a commit must pass.
 
 PYTHON := .venv/bin/python
+PURELIB := import sysconfig; print(sysconfig.get_path('purelib'))
+ANY_MODEL := $(wildcard tests/test_hooked.py tests/test_models.py tests/test_attachments.py tests/test_heads.py \
+	tests/test_interventions.py tests/test_training.py tests/test_equivalence.py tests/test_study_induction_head.py)
 NATIVE := tests/test_native_sampler.py tests/test_fused.py tests/test_native_core.py
 
-.PHONY: check test instructions sanitizers symbols lint types pages release
+.PHONY: check test test-3.9 instructions sanitizers symbols lint types pages release
 
-check: test instructions sanitizers symbols lint types
+check: test test-3.9 instructions sanitizers symbols lint types
 
 test: # the README's own command, which makes .venv
 	@command=$$(awk '/^## Test$$/ { on = 1 } on && /pytest/ { print; exit }' README.md); \
 	echo "+ $$command"; eval "$$command"
+
+.venv-3.9: constraints-3.9.txt # TransformerLens 3.9 over the packages of .venv
+	python3 -m venv $@
+	echo "import site; site.addsitedir('$$($(PYTHON) -c "$(PURELIB)")')" > "$$($@/bin/python -c "$(PURELIB)")/shared.pth"
+	$@/bin/pip install -q --no-deps -r constraints-3.9.txt
+	touch $@
+
+test-3.9: .venv-3.9 # what works on models, with the other line of TransformerLens
+	.venv-3.9/bin/python -m pytest -q -n auto --dist loadfile $(ANY_MODEL)
 
 instructions: # the compiled core as machines without AVX-512, and without AVX2, run it
 	CAUSAL_CIRCUITS_KERNELS=avx2 $(PYTHON) -m pytest -q $(NATIVE)
