@@ -26,7 +26,7 @@ LONG += ["study_reproduce_paper", "readme", "circuits_methods"]
 FORK = [None, 0, 0, 1, None, 4]  # a root with two children, a grandchild, a second tree; n_ctx 7
 
 if importlib.metadata.version("transformer-lens") < "4":
-    collect_ignore = ["test_bridges.py"]  # TransformerLens 3.9's bridges are refused: test_refusals
+    collect_ignore = ["test_bridges.py"]  # TransformerLens 3.9's bridges are refused: test_imports
 
 settings.register_profile("causal_circuits", deadline=None, derandomize=True, max_examples=25, database=None)
 settings.load_profile("causal_circuits")

@@ -40,7 +40,7 @@ __all__ = [
 
 _UNKNOWN = (
     "on TransformerLens 4 a transformer of causal_circuits has learned positions, causal attention and perhaps an MLP "
-    "with ReLU: got {field}={value!r}; a TransformerBridge.boot_native, which every tool for any model takes, knows more"
+    "with ReLU: got {field}={value!r}; take TransformerBridge.boot_native, which every tool for any model takes"
 )
 
 
