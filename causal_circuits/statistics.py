@@ -70,8 +70,9 @@ def auroc(values: Float[np.ndarray, " entry"], truth: Bool[np.ndarray, " entry"]
     n_true, n_false = int(truth.sum()), int((~truth).sum())
     if not n_true or not n_false or np.isnan(values).any():
         return float("nan")
-    above = scipy.stats.rankdata(values)[truth].sum() - n_true * (n_true + 1) / 2
-    return float(above / (n_true * n_false))
+    others = np.sort(values[~truth])
+    at_most, below = (np.searchsorted(others, values[truth], side) for side in ("right", "left"))
+    return float((at_most + below).sum() / (2 * n_true * n_false))
 
 
 @check_arguments

@@ -27,7 +27,7 @@ from causal_circuits.storage import read_json, read_tensors
 
 TASK = cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.3)
 BATCH = TASK.sample(40, seed=1)
-MANY = settings(max_examples=100, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=50, suppress_health_check=list(HealthCheck))
 
 
 def outcome(call: Callable[[], Any]) -> Any:
@@ -120,7 +120,7 @@ def test_a_damaged_streamed_record_is_refused_or_holds_what_was_recorded(whole, 
                 assert torch.equal(getattr(found, matrix), getattr(whole[1], matrix)[: len(found.steps)])
 
 
-@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_training_goes_on_from_damaged_files_to_the_same_end(whole, data: st.DataObject) -> None:
     with damaged_copy(whole[0], ("checkpoints", "streamed"), data) as folder:

@@ -96,15 +96,6 @@ def test_stationary_laws_are_exact(d_vocab: int, alpha: float) -> None:
     assert differ.mean() < 1e-5
 
 
-def test_sequences_do_not_depend_on_how_they_are_asked_for() -> None:
-    for task in TASKS.values():
-        tokens, targets = drawn(task, 100, first=5)
-        for piece in (slice(0, 1), slice(1, 18), slice(18, 100)):
-            again = drawn(task, piece.stop - piece.start, first=5 + piece.start)
-            assert np.array_equal(tokens[piece], again[0])
-            assert np.array_equal(targets[piece], again[1])
-
-
 def test_threads_draw_different_tasks_at_the_same_time() -> None:
     expected = {name: drawn(task, 300) for name, task in TASKS.items()}
     with ThreadPoolExecutor(4) as pool:

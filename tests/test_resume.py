@@ -45,7 +45,7 @@ def assert_goes_on(
     assert_same_weights(again, whole)
 
 
-@pytest.mark.parametrize("every", [1, 5, 12, 7])
+@pytest.mark.parametrize("every", [1, 7])
 @pytest.mark.parametrize("record", RECORDS, ids=range(3))
 @pytest.mark.parametrize("path", DTYPES)
 def test_a_run_that_failed_half_way_ends_where_an_uninterrupted_one_does(chain_task, tmp_path, path, record, every):

@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
-from assertions import assert_close, assert_refused, hooks_of
+from assertions import assert_close, assert_refused, hooks_of, unchecked_types
 from interrupted import assert_same_weights
 
 import causal_circuits as cc
 from causal_circuits import native
 from causal_circuits.models import HookedTransformer
 from causal_circuits.training import gradient_step, mean_loss, trainable_parameters
+from causal_circuits.training.progress import parents_found
 from causal_circuits.training.steps import TRAINING_STREAM
 
 NOTHING = cc.RecordAt(steps=())
@@ -246,3 +247,29 @@ def test_evaluating_on_another_vocabulary_is_refused(chain_task: cc.InContextTas
     assert_refused(lambda: cc.evaluate(model, batch), "0 .. 2", "tokens")
     few = cc.tasks.Batch(batch.tokens % 3, batch.target_probs)
     assert_refused(lambda: cc.evaluate(model, few), "target_probs", "[8, 3]", "[8, 4]")
+
+
+# ---- the progress bar
+
+
+def test_uniform_attention_has_found_no_parent_and_a_planted_one_all() -> None:
+    """Not even those of a star, whose parent stands first in every row."""
+    task, record = cc.InContextTask(cc.graph_from_parents([None, 0, 0, 0, 0]), d_vocab=3), cc.RecordAt(layers=(0,))
+    batch = task.sample(64, seed=0)
+    for model, n in ((cc.disentangled_transformer(3, 6), 0), (cc.plant_circuit(task.graph, d_vocab=3), 4)):
+        measured = cc.training.take_snapshot(model, batch, record=record)
+        assert parents_found([task], [measured], record) == f"training, {n} of 4 parents"
+
+
+def test_a_bar_tells_loss_and_parents_and_nothing_is_said_where_nobody_watches(
+    chain_task: cc.InContextTask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = cc.TrainConfig(stages=cc.training.default_stages(120), batch_size=64)
+    records = []
+    for progress in (True, None, False):
+        model = cc.disentangled_transformer(chain_task.d_vocab, chain_task.n_ctx)
+        with unchecked_types():
+            records.append(cc.train(model, chain_task, config, progress=progress))
+        said = capsys.readouterr().err
+        assert ("of 4 parents" in said) == ("loss=" in said) == (progress is True)
+    assert torch.equal(records[0].losses, records[1].losses)

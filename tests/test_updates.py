@@ -1,4 +1,4 @@
-"""The native core's optimisers against torch's own, also when they go on half way; and its threads."""
+"""The native core's optimisers against torch's own; and its threads."""
 
 import threading
 from collections.abc import Callable
@@ -65,54 +65,27 @@ def by_torch(stages: tuple[cc.Stage, ...], dtype: torch.dtype) -> Values:
     return {name: parameter.detach() for name, parameter in found.items()}
 
 
-def by_core(stages: tuple[cc.Stage, ...], core: object, steps: range, together: bool = True) -> Values:
-    """The weights after these steps; with `together` false, each member is a group of its own."""
-    numbers = {name: which for which, name in enumerate(TRAINED)}
-    members = [(0, 2)] if together else [(0, 1), (1, 2)]
-    groups = [fused_run._Group(first, end, stages, numbers) for first, end in members]
-    for step in steps:
-        for name, gradient in gradients(step).items():
-            stacks(core.gradients_of)[name].copy_(gradient)
-        for group in groups:
-            group.update(core, step)
-    return {name: weights.clone() for name, weights in stacks(core.weights).items()}
-
-
-def begun() -> object:
-    core = trainer()
+def by_core(stages: tuple[cc.Stage, ...]) -> Values:
+    core, numbers = trainer(), {name: which for which, name in enumerate(TRAINED)}
     for name, weights in first_weights().items():
         stacks(core.weights)[name].copy_(weights)
-    return core
+    group = fused_run._Group(0, 2, stages, numbers)
+    for step in range(STEPS):
+        for name, gradient in gradients(step).items():
+            stacks(core.gradients_of)[name].copy_(gradient)
+        group.update(core, step)
+    return {name: weights.clone() for name, weights in stacks(core.weights).items()}
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_the_cores_optimisers_are_torchs(name: str) -> None:
     """Compared with torch in float64, they are as near as torch's own in float32, to a factor of two."""
     exact, torchs = by_torch(STAGES[name], torch.float64), by_torch(STAGES[name], torch.float32)
-    for key, value in by_core(STAGES[name], begun(), range(STEPS)).items():
+    for key, value in by_core(STAGES[name]).items():
         assert not torch.equal(value, first_weights()[key])
         largest = [float((one - exact[key]).abs().max()) for one in (value, torchs[key])]
         assert largest[0] <= 2 * largest[1] + 1e-7
         assert_close(value, torchs[key], 1e-5)
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_a_group_of_members_moves_as_each_alone(name: str) -> None:
-    together = by_core(STAGES[name], begun(), range(STEPS))
-    for key, value in by_core(STAGES[name], begun(), range(STEPS), together=False).items():
-        assert torch.equal(value, together[key])
-
-
-@pytest.mark.parametrize("name", STAGES)
-@pytest.mark.parametrize("half_way", [1, 11, 30])
-def test_weights_and_moments_are_all_that_an_optimiser_needs(name: str, half_way: int) -> None:
-    whole, half, later = by_core(STAGES[name], begun(), range(STEPS)), begun(), trainer()
-    by_core(STAGES[name], half, range(half_way))
-    for what in ("weights", "means", "squares"):
-        for key, value in stacks(getattr(half, what)).items():
-            stacks(getattr(later, what))[key].copy_(value)
-    for key, value in by_core(STAGES[name], later, range(half_way, STEPS)).items():
-        assert torch.equal(value, whole[key])
 
 
 @pytest.mark.parametrize("wrong", [None, np.nan, np.inf])
