@@ -9,6 +9,7 @@ import scipy.stats
 import torch
 
 import causal_circuits as cc
+from causal_circuits.studies import reproduce_paper
 from causal_circuits.studies.reproduce_paper import Config, forests, ordinary, single, training, two_parents
 from causal_circuits.studies.reproduce_paper.table import FIGURES, write_table
 
@@ -66,6 +67,20 @@ def test_the_paper_s_training_is_measured_as_it_goes(tmp_path):
     assert [entry["step"] for entry in found["run"]["history"]] == [20, 40]
     assert found["run"]["history"][-1]["mean_block_attention"] == pytest.approx(found["pooled"]["mean_block_attention"])
     assert done.report.checks[0].passed == found["row"]["verdict"].startswith("agrees")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "state"),
+    [
+        ("agrees within the interval; ...", "passed"),
+        ("differs: lower than recorded; ...", "refuted"),
+        ("level with the record; ...", "undecided"),
+        ("1 graphs that the recipe was not chosen on: too few to compare with the record", "undecided"),
+        ("falls short; ...", "failed"),
+    ],
+)
+def test_who_is_level_or_saw_too_little_decides_nothing(verdict, state):
+    assert reproduce_paper.state_of(verdict) == state
 
 
 class Stopped(Exception):

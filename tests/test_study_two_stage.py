@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import causal_circuits as cc
 from causal_circuits.studies import algorithm_1, two_stage
 from causal_circuits.studies.algorithm_1 import VARIANTS
-from causal_circuits.studies.power_laws import fit_power_law
+from causal_circuits.studies.power_laws import falls, fit_power_law
 
 LENGTHS = [10, 20, 40, 80, 160]
 
@@ -168,6 +168,16 @@ def test_claims_that_the_rows_contradict_fail() -> None:
         rows["missed_attention"] *= 0.9
         checks = two_stage.make_checks(rows, two_stage.fit(rows, 0), {})
         assert {check.passed for check in checks} == {passes}
+        assert {check.state for check in checks} <= ({"passed"} if passes else {"refuted", "failed"})
+
+
+@pytest.mark.parametrize(
+    ("exponents", "state"), [((-1.0, -1.1), "passed"), ((-0.5, 0.5), "undecided"), ((1.0, 1.1), "refuted")]
+)
+def test_an_interval_that_holds_zero_decides_nothing(exponents: tuple[float, float], state: str) -> None:
+    points = [(n, float(n) ** exponent) for exponent in exponents for n in LENGTHS]
+    assert falls(fit_power_law(*zip(*points, strict=True))) == state
+    assert falls(None) == "undecided"
 
 
 def test_runs_and_writes_its_numbers(tmp_path, look_at_report) -> None:

@@ -65,8 +65,8 @@ def changed_rows(freed: dict[str, int], n: int = 8) -> list[dict]:
 )
 def test_an_explanation_holds_only_beyond_its_control(freed, control, holds):
     names = {"as it is": 0, "as many strangers made roots": control, "roots uniform": freed}
-    passed, _, said = report.judged("roots uniform", report.by_variant(changed_rows(names)))
-    assert passed is holds
+    state, _, said = report.judged("roots uniform", report.by_variant(changed_rows(names)))
+    assert state == ("passed" if holds else "undecided")
     assert said.startswith("holds" if holds else "not shown")
     assert f"frees {freed} of 8, no change or the control {control}" in said
 

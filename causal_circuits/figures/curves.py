@@ -180,7 +180,7 @@ def plot_groups(
     groups = list(dict.fromkeys(group for of_group in values.values() for group in of_group))
     if not groups:
         raise ValueError("a dot plot needs at least one group: got none; pass series -> group -> value")
-    ax = new_axes(ax, 7.2, max(0.26, 0.11 * len(values)) * len(groups) + 1.2 + legend_height(values))
+    ax = new_axes(ax, 6.4, max(0.26, 0.11 * len(values)) * len(groups) + 1.2 + legend_height(values))
     for k, (name, of_group) in enumerate(values.items()):
         shift = 0.7 * ((k + 0.5) / len(values) - 0.5)
         rows = [groups.index(group) + shift for group in of_group]

@@ -153,21 +153,49 @@ def plot_film_strip(
     >>> len(figures.plot_film_strip(record, task.graph).axes) >= 2  # a frame for each recorded step
     True
     """
-    frames, is_gradient = _frames(record, layer, head, n_frames, quantity), quantity == "score_gradients"
-    figure, axes = new_grid(len(frames), min(len(frames), 6), 1.94, 2.4 if is_gradient else 2.2)
-    for ax, (step, values) in zip(axes, frames, strict=True):
+    frames = _frames(record, layer, head, n_frames, quantity)
+    if quantity == "attention":
+        return plot_attention_grid({f"step {step:,}": (values, graph) for step, values in frames})
+    panels = {}
+    for step, values in frames:
         check_positions(values, graph)
-        title, limits = f"step {step:,}", (0.0, 1.0)
-        if is_gradient:
-            values, said = gradient_on_its_scale(values, graph)
-            title, limits = f"{title}\n{said}", (-1.0, 1.0)
-        image = _draw(ax, values, limits, DIVERGING if is_gradient else SEQUENTIAL)
-        _outline_true_edges(ax, graph, BLACK if is_gradient else TRUE_EDGE, thin=0.6)
+        scaled, said = gradient_on_its_scale(values, graph)
+        panels[f"step {step:,}\n{said}"] = (scaled, graph)
+    return _small_panels(panels, (-1.0, 1.0), DIVERGING, "minus gradient / largest")
+
+
+@check_arguments
+def plot_attention_grid(panels: Mapping[str, tuple[Matrix, nx.DiGraph]]) -> Figure:
+    """Attention of many models or states as small panels, six to a row, each with the true edges of its graph outlined.
+
+    Args:
+        panels: title -> attention [query_pos, key_pos] and graph.
+
+    >>> import numpy as np
+    >>> from causal_circuits import chain_graph
+    >>> uniform = np.tril(np.ones((4, 4))) / np.arange(1, 5)[:, None]
+    >>> [ax.get_title() for ax in plot_attention_grid({"graph 0": (uniform, chain_graph(4))}).axes][:1]
+    ['graph 0']
+    """
+    if not panels:
+        raise ValueError("at least one attention pattern is needed: got none")
+    return _small_panels(panels, (0.0, 1.0), SEQUENTIAL, "attention weight")
+
+
+def _small_panels(
+    panels: Mapping[str, tuple[Matrix, nx.DiGraph]], limits: tuple[float, float], colours: str, label: str
+) -> Figure:
+    """Heat maps on one scale, six to a row."""
+    lines = max(title.count("\n") for title in panels)
+    figure, axes = new_grid(len(panels), min(len(panels), 6), 1.94, 2.2 + 0.2 * lines)
+    for ax, (title, (matrix, graph)) in zip(axes, panels.items(), strict=True):
+        check_positions(values := to_numpy(matrix), graph)
+        image = _draw(ax, values, limits, colours)
+        _outline_true_edges(ax, graph, BLACK if colours == DIVERGING else TRUE_EDGE, thin=0.6)
         ax.set_title(title, fontsize="medium")
         _position_ticks(ax, 4)
     figure.supxlabel("key position (parent)", fontsize="medium")
     figure.supylabel("query position (child)", fontsize="medium")
-    label = "minus gradient / largest" if is_gradient else "attention weight"
     figure.colorbar(image, ax=axes, label=label, fraction=0.03, pad=0.01, shrink=0.85)
     return figure
 

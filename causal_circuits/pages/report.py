@@ -151,7 +151,7 @@ def _body(section: Section, folder: Path) -> str:
 def _is_half(section: Section) -> bool:
     """Whether it fits beside another on a wide screen: a single figure of usual width, and no more."""
     widths = [figure_of(drawn).get_figwidth() for drawn in section.figures.values()]
-    return len(widths) == 1 and widths[0] < HALF and not section.body
+    return len(widths) == 1 and bool(widths[0] < HALF) and not section.body
 
 
 def _summary(verdict: Sequence[Check]) -> str:

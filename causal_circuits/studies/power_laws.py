@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from causal_circuits.pages.report import State
+
 
 @dataclass(frozen=True)
 class PowerLaw:
@@ -39,6 +41,13 @@ class PowerLaw:
         if self.low <= exponent <= self.high:
             return f"an interval that holds {exponent:+.2f}"
         return f"steeper than {exponent:+.2f}" if self.high < exponent else f"flatter than {exponent:+.2f}"
+
+
+def falls(law: PowerLaw | None) -> State:
+    """Whether the exponent is below zero: undecided where its interval holds zero, or is not known."""
+    if law is None or not (law.high < 0 or law.low > 0):
+        return "undecided"
+    return "passed" if law.high < 0 else "refuted"
 
 
 def fit_power_law(

@@ -76,8 +76,18 @@ class Config(Study):
             ],
             results={"tables": list(rows.values())},
             sections=[
-                Section("Needed and predicted", "One mark a table.", figures={"needed": plot_needed(tables)}),
-                Section("Parents found", "Means over tables.", figures=found, table=tables),
+                Section(
+                    "Needed and predicted",
+                    "One mark a table of sequences; below the dotted line fewer were needed than predicted.",
+                    figures={"needed": plot_needed(tables)},
+                ),
+                Section(
+                    "Parents found",
+                    "Shares of parents, means over tables: first in their row of one gradient, and named by "
+                    "recover_graph, which asks for significance.",
+                    figures=found,
+                    table=tables,
+                ),
             ],
             summary=[("needed", evidence), ("false edges", false)],
         )

@@ -7,14 +7,16 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
 from causal_circuits.studies import algorithm_1
 from causal_circuits.studies.algorithm_1 import GRADIENT_DESCENT, VARIANTS
-from causal_circuits.studies.power_laws import PowerLaw, fit_power_law
+from causal_circuits.studies.power_laws import PowerLaw, falls, fit_power_law
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
 from causal_circuits.studies.tables import GRAPHS, Points, check_lengths, figure_9_parents, listed, where
 
@@ -108,11 +110,11 @@ class Config(Study):
                     for name, of_variant in laws.items()
                 },
                 "parting": sentences,
-                "lengths": measured,
+                "lengths": [{key: value for key, value in row.items() if key != "losses"} for row in measured],
                 "figure_9": forests,
                 "figure_9_summary": on_forests,
             },
-            sections=[*show_forests(forests), *show_runs(runs, laws, sentences)],
+            sections=[show_one(runs), *show_forests(forests), *show_runs(runs, laws, sentences)],
         )
 
 
@@ -149,7 +151,7 @@ def measure_run(
     tokens = task.sample(16 if how.reduced else 128, seed=(seed, 3)).tokens
     missed = 1.0 - cc.graphs.parent_attention(cc.mean_attention(model, tokens)[0, 0], task.graph).double()
     after_stage_1 = cc.evaluate(model, test_batch) - entropy
-    algorithm_1.run_stage(
+    second = algorithm_1.run_stage(
         model,
         task,
         algorithm_1.second_stage(how, steps[1]),
@@ -171,6 +173,7 @@ def measure_run(
         "edge_posterior_gap": task.bayes_loss(test_batch) - float(entropy.mean()),
         "match_strength": algorithm_1.match_strength(model) if how.reduced else float("nan"),
         "share_without_some_token": 1.0 - float(whole.double().mean()),
+        "losses": torch.cat([record.losses, second.losses]).tolist() if how == GRADIENT_DESCENT else [],
         "trajectory": [
             [step, float(1 - cc.graphs.parent_attention(attention[0, 0], task.graph).mean())]
             for step, attention in zip(record.steps, [] if record.attention is None else record.attention, strict=False)
@@ -311,7 +314,7 @@ def make_checks(runs: pd.DataFrame, laws: Laws, on_forests: Mapping[str, Row]) -
         lowered = int((of_variant.loss_gap < of_variant.loss_gap_after_stage_1).sum())
         checks += [
             Check(
-                largest <= 1.0,
+                largest <= 1.0 or "refuted",
                 f"{name}: 1 - attention to the parent is at most 1 / n_ctx at every length",
                 f"{listed(means(of_variant, 'missed_attention'), '.2g')}; largest n_ctx (1 - attention) {largest:.3f}, "
                 f"at n_ctx {at}; exponent {laws[name]['missed_attention']}",
@@ -325,7 +328,7 @@ def make_checks(runs: pd.DataFrame, laws: Laws, on_forests: Mapping[str, Row]) -
                 f"{listed(means(of_variant, 'edge_posterior_gap'))}",
             ),
             Check(
-                law is not None and law.high < 0,
+                falls(law),
                 f"{name}: the loss gap falls with the length, its exponent's interval below zero",
                 f"exponent {law}",
             ),
@@ -366,8 +369,29 @@ def show_runs(runs: pd.DataFrame, laws: Laws, sentences: Sequence[str]) -> list[
             "In sentences that the numbers of this run decide.",
             table=[{"theorem and measurement": text} for text in sentences],
         ),
-        Section("Every run", "One row a variant, length and seed.", table=runs.drop(columns="trajectory")),
+        Section("Every run", "One row a variant, length and seed.", table=runs.drop(columns=["trajectory", "losses"])),
     ]
+
+
+def show_one(runs: pd.DataFrame) -> Section:
+    """One run through both stages: the attention that stage 1 moves, and the loss."""
+    descent = runs[runs.variant == GRADIENT_DESCENT.name]
+    one = descent.iloc[descent.n_ctx.argmax()]
+    end = one.trajectory[-1][0]
+    figure = Figure(figsize=(11.0, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    attention = {"attention to the parent": [(step, 1 - missed) for step, missed in one.trajectory if step]}
+    figures.plot_curves(attention, xlabel="step of stage 1", ylabel="attention to the parent", legend=False, ax=left)
+    right.plot(range(1, len(one.losses) + 1), one.losses)
+    right.axvline(end, color="black", linewidth=0.8)
+    right.annotate(" stage 2", (end, 0.98), xycoords=("data", "axes fraction"), va="top")
+    right.set(xlabel="step of both stages", ylabel="loss of the batch (nats)")
+    return Section(
+        "One run through the two stages",
+        f"{GRADIENT_DESCENT.name}, n_ctx {one.n_ctx}, seed {one.seed}. Stage 1 moves layer 0's attention alone: it is "
+        "the graph that is learned there. Stage 2 moves layer 1 alone: that is where the loss may fall.",
+        figures={"one_run": figure},
+    )
 
 
 def plot_quantity(runs: pd.DataFrame, quantity: str, laws: Laws) -> Axes:

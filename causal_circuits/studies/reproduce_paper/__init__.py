@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import causal_circuits as cc
 from causal_circuits.pages import Check
+from causal_circuits.pages.report import State
 from causal_circuits.studies.reproduce_paper import forests, one_parent, ordinary, single, two_parents
 from causal_circuits.studies.reproduce_paper.measuring import PaperFigure, Row
 from causal_circuits.studies.reproduce_paper.table import FIGURES, write_table
@@ -106,8 +107,7 @@ class Config(Study):
             name, folder = f"Figure {number}, {kind}", f"figure_{number}{'_faithful' if self.faithful else ''}"
             summary.append((f"figure {number}", f"{made.verdict}: {made.ours}"))
             evidence = f"Ours: {made.ours}. Theirs: {made.theirs}."
-            good = made.verdict.startswith(("agrees", "improves", "every"))
-            checks.append(Check(good, f"{name} - {made.what}: {made.verdict}.", evidence))
+            checks.append(Check(state_of(made.verdict), f"{name} - {made.what}: {made.verdict}.", evidence))
             for section in made.sections:
                 plots = {f"{folder}_{stem}": plot for stem, plot in section.figures.items()}
                 title = f"{name}: {section.title}"
@@ -147,6 +147,15 @@ class Config(Study):
             }
         )
         return content
+
+
+def state_of(verdict: str) -> State:
+    """A figure's verdict as the state of a check: what differs from the record contradicts it."""
+    if verdict.startswith(("agrees", "improves", "every")):
+        return "passed"
+    if verdict.startswith("differs"):
+        return "refuted"
+    return "undecided" if verdict.startswith("level") or "too few" in verdict else "failed"
 
 
 def write_results(results: Row, path: Path) -> None:

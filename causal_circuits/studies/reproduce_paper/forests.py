@@ -13,7 +13,14 @@ from scipy.stats import ttest_1samp
 import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Section
-from causal_circuits.studies.reproduce_paper.measuring import PaperFigure, Row, edges_found, graph_found, place
+from causal_circuits.studies.reproduce_paper.measuring import (
+    PaperFigure,
+    Row,
+    block_attention,
+    edges_found,
+    graph_found,
+    place,
+)
 
 RECORDED = "block attention 0.8366 (sd 0.0540), 176 of 182 above .5"
 CHOSEN_ON = (0, 13)  # graphs on which the default recipe was chosen: what it reaches on them is no test of it
@@ -56,7 +63,7 @@ def report(number: str, cells: Sequence[Row]) -> PaperFigure:
         ours=ours,
         theirs=theirs,
         verdict=default_verdict(rows) if run is None else faithful_verdict(rows),
-        sections=[draw(rows)],
+        sections=[draw(rows, graphs)],
         models={f"graph_{found['name']:02d}": partial(cc.save_model, found["model"]) for found in graphs},
     )
 
@@ -147,8 +154,8 @@ def default_verdict(rows: Sequence[Row]) -> str:
     return f"{words} that the recipe was not chosen on; {graph_found(p)}; loss {below} the edge posterior"
 
 
-def draw(rows: Sequence[Row]) -> Section:
-    """Attention to the parent by position, and graph by graph beside the authors' numbers."""
+def draw(rows: Sequence[Row], graphs: Sequence[Row]) -> Section:
+    """Every graph's attention; that to the parent graph by graph beside the authors' numbers, and by position."""
     edges = [edge for row in rows for edge in row["parent_attention"]]
     names = {"attention": "real attention", "block": "softmax of layer 0's position block (the paper's metric)"}
     points = {name: [(edge["child"], edge[key]) for edge in edges] for key, name in names.items()}
@@ -160,11 +167,20 @@ def draw(rows: Sequence[Row]) -> Section:
     }
     values = {name: {f"graph {row['graph']}": row[key] for row in rows} for name, key in per_graph.items()}
     label = "attention to the true parent, mean over a graph's edges"
-    plots = {
-        "attention_by_position": figures.plot_attention_by_position(points, title=title),
+    panels = {
+        f"graph {row['graph']}\n{row['mean_block_attention']:.2f} ({row['recorded_block_attention']:.2f})": (
+            block_attention(found["model"]),
+            found["true"],
+        )
+        for row, found in zip(rows, graphs, strict=True)
+    }
+    plots: dict[str, Any] = {
+        "forests": figures.plot_attention_grid(panels),
         "attention_by_graph": figures.plot_groups(values, xlabel=label, levels={"one half": 0.5}),
+        "attention_by_position": figures.plot_attention_by_position(points, title=title),
     }
     shows = (
-        "To the true parent: by position, edge by edge, and graph by graph beside what the authors' notebook prints."
+        "Softmax of layer 0's position block on every forest, the true edges outlined: above each its mean on them, "
+        "and in brackets what the authors' notebook prints. Below, graph by graph and edge by edge."
     )
     return Section("attention", shows, figures=plots)

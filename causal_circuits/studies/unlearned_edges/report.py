@@ -8,6 +8,7 @@ from scipy.stats import binom
 
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
+from causal_circuits.pages.report import State
 from causal_circuits.statistics import auroc
 from causal_circuits.studies.study import Report
 from causal_circuits.studies.tables import markdown, where
@@ -53,8 +54,8 @@ def make_report(rows: Rows, edges: Rows, known: Rows, study: Any) -> Report:
             Section(
                 "What frees the edge",
                 "One mark for each edge and change; an edge counts as learned to the right of the line at one half. "
-                "Below, the edges as they are, step by step. The table has block attention at the end, and the first "
-                "step above one half.",
+                "The second figure has the edges as they are, step by step; the table block attention at the end, and "
+                "the first step above one half.",
                 figures=plot_changes(by),
                 table=table_of_variants(by),
             ),
@@ -79,14 +80,14 @@ def learned(of_variant: Mapping[str, Row]) -> set[str]:
     return {edge for edge, row in of_variant.items() if row["block_attention"] > 0.5}
 
 
-def judged(name: str, by: ByVariant) -> tuple[bool, str, str]:
+def judged(name: str, by: ByVariant) -> tuple[State, str, str]:
     """Whether a change frees more of the edges than the control does: a sign test over the edges that differ."""
     freed, control = learned(by[name]), set().union(*(learned(by[other]) for other in CONTROLS)) & by[name].keys()
     only, instead = len(freed - control), len(control - freed)
     p = float(binom.sf(only - 1, only + instead, 0.5))
     counted = f"it frees {len(freed)} of {len(by[name])}, no change or the control {len(control)}"
     said = f"{'holds' if p <= LEVEL else 'not shown'}: {counted} (sign test, p = {p:.2g})"
-    return p <= LEVEL, EXPLANATIONS[name], said
+    return "passed" if p <= LEVEL else "undecided", EXPLANATIONS[name], said
 
 
 def predictions(groups: Mapping[str, Rows], *, seed: int, n_boot: int = 1000) -> list[dict[str, Any]]:
@@ -115,7 +116,7 @@ def best_prediction(predicted: Rows) -> Check:
     there = where(predicted, forests="new forests", cause=best["cause"])[0]
     holds = bool(there["low"] > 0.5)
     return Check(
-        holds,
+        "passed" if holds else "refuted" if there["high"] < 0.5 else "undecided",
         "What predicts Figure 9's unlearned edges best predicts those of new forests",
         f'"{best["cause"]}" tells the unlearned edges best in Figure 9 (AUROC {best["auroc"]:.3f}); in the new forests '
         f"its AUROC is {shown(there)} with {there['unlearned']} of {there['edges']} edges unlearned: it "
