@@ -1,4 +1,4 @@
-"""Claim: layer 0's attention shows the parent of every position that has one, where predicting well needs the graph.
+"""Claim: on most forests layer 0's attention shows the parent of every position that has one.
 
     python analyses/causal_graph.py                              # a random forest drawn from the seed
     python analyses/causal_graph.py --graph pairs --d-vocab 10

@@ -1,4 +1,4 @@
-"""Layer 0's attention shows the parent of every position that has one, where predicting well needs the graph."""
+"""On most forests layer 0's attention shows the parent of every position that has one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +14,13 @@ from causal_circuits.studies.study import one_of
 
 @dataclass(frozen=True, kw_only=True)
 class Config(RecoverAndProve):
-    """Layer 0's attention shows the parent of every position that has one, where predicting well needs the graph.
+    """On most forests layer 0's attention shows the parent of every position that has one.
 
     The same job as induction_head.py on any forest: train, read parents out of the attention, tell roots from children
     by the information in fresh sequences (attention alone cannot: both graphs are shown), find the heads, prove the
-    circuit. The defaults are the setting of the paper's Figure 9. On a star all children are exchangeable: a model
-    trained from zero predicts as well without the graph.
+    circuit. The defaults are the setting of the paper's Figure 9. Where few roots share all other positions
+    as children, a model trained from zero ends without the graph: with one or two it predicts as well, with three or
+    four the warm start finds the graph and predicts better.
 
         python analyses/causal_graph.py                              # a random forest drawn from the seed
         python analyses/causal_graph.py --graph pairs --d-vocab 10
