@@ -6,7 +6,7 @@ ANY_MODEL := $(wildcard tests/test_hooked.py tests/test_models.py tests/test_att
 	tests/test_interventions.py tests/test_training.py tests/test_equivalence.py tests/test_study_induction_head.py)
 NATIVE := tests/test_native_sampler.py tests/test_fused.py tests/test_native_core.py
 
-.PHONY: check test test-3.9 instructions sanitizers symbols lint types pages release
+.PHONY: check test test-3.9 instructions sanitizers symbols lint types docs pages release
 
 check: test test-3.9 instructions sanitizers symbols lint types
 
@@ -41,6 +41,14 @@ lint: .venv/bin/ruff
 
 types: .venv/bin/mypy
 	.venv/bin/mypy
+
+.venv/bin/sphinx-build: pyproject.toml constraints.txt
+	test -d .venv || python3 -m venv .venv
+	.venv/bin/pip install -q -c constraints.txt -e ".[docs]"
+	touch .venv/bin/sphinx-build
+
+docs: .venv/bin/sphinx-build # out/site/index.html; runs each notebook that changed
+	.venv/bin/sphinx-build -q -W --keep-going -b html docs out/site
 
 pages: # style sheets and scripts of pages; needs Node
 	npx --yes prettier@3 --print-width 120 --check causal_circuits/pages/*.css causal_circuits/pages/*.js

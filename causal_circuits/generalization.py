@@ -55,7 +55,7 @@ def prediction_errors(
     seed: int = 0,
     reference: Predictor | None = None,
 ) -> Float[np.ndarray, " d_vocab"]:
-    """For each query token, the mean over sequences of the largest |f - pi~(. | s_T)| over tokens.
+    """For each query token, the mean over sequences of the largest ``|f - pi~(. | s_T)|`` over tokens.
 
     Args:
         predictor: tokens to probabilities: a model's ``log_probs(model, tokens).exp()``, an edge posterior, ...

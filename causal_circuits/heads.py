@@ -54,8 +54,8 @@ class HeadScores:
         previous_token_score: attention from i to i - 1.
         parent_score: attention from positions to their parents.
         induction_score: attention from the last position to positions whose parents' tokens are the target's.
-        copying_score: Re(sum of eigenvalues) / sum of |eigenvalues| of the circuit through which the head's copies are
-            read (`copying_score`); 1 is perfect copying.
+        copying_score: Re(sum of eigenvalues) / sum of ``|eigenvalues|`` of the circuit through which the head's copies
+            are read (`copying_score`); 1 is perfect copying.
         transformer_lens_parent_score, transformer_lens_induction_score: the uncalibrated "mul" scores.
         induction_null: the induction score when positions take their parents' values from another sequence. In a graph
             with one child, or with children of one parent only, a perfect head's null is 1: attending to them always is
@@ -332,7 +332,7 @@ def _mul_score(pattern: Tensor, mask: Tensor) -> float:
 @check_arguments
 @torch.no_grad()
 def copying_score(model: HookedTransformer, layer: int, head: int, *, read_by: Reader = "logits") -> float:
-    """Re(sum of eigenvalues) / sum of |eigenvalues| of a circuit from tokens to tokens; 0 if it is zero.
+    """Re(sum of eigenvalues) / sum of ``|eigenvalues|`` of a circuit from tokens to tokens; 0 if it is zero.
 
     What a head writes, W_E W_V W_O, means something to its readers alone, so one circuit must be chosen:
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
     [
         *set(ROOT.glob("*.md")) - {ROOT / "CHANGELOG.md"},  # which names what is gone
-        *(ROOT / "docs").glob("*.md"),
+        *(page for page in (ROOT / "docs").glob("*.md") if not page.is_symlink()),
         *ROOT.glob("*/README.md"),
         *(ROOT / "notebooks").glob("*.ipynb"),
     ]

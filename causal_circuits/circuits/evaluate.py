@@ -96,7 +96,7 @@ class CircuitModel(Parts):
         return self._by_heads({head: _selectivity(pattern) for head, pattern in patterns.items()})
 
     def gradient_times_attention(self) -> Float[Tensor, " edge"]:
-        """Of each edge, the sum of |weight x derivative| over the patterns at its ends (the smaller of two)."""
+        """Of each edge, the sum of ``|weight x derivative|`` over the patterns at its ends (the smaller of two)."""
         patterns = self.forward.patterns(self.inputs)
         by_pattern = gradients(self.forward, self.cost, self.inputs, self.clean).attention
         return self._by_heads({head: float((patterns[head] * by_pattern[head]).abs().sum()) for head in patterns})

@@ -86,8 +86,8 @@ class CircuitProof:
         circuit: its edges.
         cost, full_cost, empty_cost: mean cost of the circuit, of the whole model, and of nothing.
         faithfulness: f, with `interval`, its 95% bootstrap interval over sequences.
-        incompleteness: mean over random K of |m(C - K) - m(M - K)|, as a share of m(none) - m(M); `worst_gap` is the
-            largest.
+        incompleteness: mean over random K of ``|m(C - K) - m(M - K)|``, as a share of m(none) - m(M); `worst_gap` is
+            the largest.
         edges: every edge's worth.
         random_costs: mean costs of other circuits of the same size, each once.
         n_rivals: how many other circuits have its size; where `random_costs` holds them all, the p-value is exact.

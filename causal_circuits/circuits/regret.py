@@ -45,7 +45,7 @@ class Ranking:
 
     @property
     def cmd(self) -> float:
-        """MIB's circuit-model distance: the mean of |1 - f| over every size."""
+        """MIB's circuit-model distance: the mean of ``|1 - f|`` over every size."""
         return float((1 - self.faithfulness).abs().mean())
 
 

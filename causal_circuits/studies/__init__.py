@@ -21,6 +21,7 @@ NAMES = (
     "sample_complexity",
     "two_stage",
     "unlearned_edges",
+    "zoo",
 )
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=NAMES)
