@@ -17,7 +17,7 @@ from sphinx.writers.html5 import HTML5Translator
 import causal_circuits as cc
 
 sys.path.insert(0, str(Path(__file__).parent))
-from links import colab_link, links_to_pages  # noqa: E402
+from links import colab_link, links_to_pages
 
 project = "causal_circuits"
 author = "The causal_circuits authors"
