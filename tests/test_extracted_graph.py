@@ -66,15 +66,6 @@ def test_files_hold_every_edge_with_its_numbers(
         assert {name: again.graph[name] for name in graph.graph} == graph.graph
 
 
-@pytest.mark.parametrize("make", MAKERS)
-def test_only_numbers_and_text_stand_in_the_graph(make: Callable[[], nx.DiGraph]) -> None:
-    graph = make()
-    everything = [graph.graph, *graph.nodes.values(), *graph.edges.values()]
-    kinds = {type(value) for facts in everything for value in facts.values()}
-    assert kinds <= {bool, int, float, str}
-    assert graph.graph["target"] == len(graph) - 1
-
-
 @pytest.mark.parametrize(
     "duplicate", [copy.copy, copy.deepcopy, lambda g: g.copy(), lambda g: pickle.loads(pickle.dumps(g))]
 )

@@ -77,39 +77,22 @@ def test_masks_of_a_general_graph_follow_the_targets_parents() -> None:
 
 
 @pytest.mark.parametrize("scale", [2.0, 20.0])
-def test_transformer_lens_agrees_on_the_raw_parent_score(scale: float) -> None:
-    """head_detector wants one sequence shorter than n_ctx; our mask is a detection pattern like any other."""
+def test_transformer_lens_agrees_on_the_raw_parent_score(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """head_detector wants a sequence shorter than n_ctx; our mask is a detection pattern like any other."""
     graph = cc.random_forest(9, 0.3, seed=4)
     task = cc.InContextTask(graph, d_vocab=3, alpha=0.5)
     model = cc.plant_circuit(graph, d_vocab=3, attention_scale=scale)
     tokens = task.sample(5, seed=0).tokens
     ours = [head.transformer_lens_parent_score for head in cc.detect_induction_heads(model, task, tokens=tokens)]
-    judge = cc.plant_circuit(
-        cc.graph_from_parents([*cc.graphs.graph_parents(graph), None]), d_vocab=3, attention_scale=scale
-    )
-    copy_weights_but_for_the_last_position(model, judge)
-    judge.to_tokens = lambda sequence, **_: sequence
+    monkeypatch.setattr(model.cfg, "n_ctx", 10)
+    monkeypatch.setattr(model, "to_tokens", lambda sequence, **_: sequence)
     mask = cc.heads.parent_mask(task).float()
-    scores = torch.stack([detect_head(judge, sequence[None], mask) for sequence in tokens]).mean(dim=0)
+    scores = torch.stack([detect_head(model, sequence[None], mask) for sequence in tokens]).mean(dim=0)
     assert scores[:, 0].tolist() == pytest.approx(ours, rel=1e-4)
     _, cache = model.run_with_cache(tokens)
     for layer in range(2):
         patterns = cache[f"blocks.{layer}.attn.hook_pattern"][:, 0]
         assert sum(oracles.mul_score(pattern, mask) for pattern in patterns) / 5 == pytest.approx(ours[layer], rel=1e-4)
-
-
-def copy_weights_but_for_the_last_position(small: HookedTransformer, large: HookedTransformer) -> None:
-    """`large` has one more position than `small`; on sequences of small's length both then attend alike."""
-    kept = [
-        to
-        for name, slot in cc.models.slots(large).items()
-        for to in range(slot.start, slot.stop - name.endswith("position"))
-    ]
-    for layer, width in enumerate((12, 24)):
-        wide = [index for index in kept if index < width + 1 + layer]
-        large.blocks[layer].attn.W_Q.data.zero_()
-        block = small.blocks[layer].attn.W_Q[0, :width, :width].detach()
-        large.blocks[layer].attn.W_Q.data[0][torch.tensor(wide)[:, None], torch.tensor(wide)] = block
 
 
 def test_copying_scores() -> None:
