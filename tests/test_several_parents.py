@@ -9,7 +9,7 @@ from assertions import assert_refused
 from scipy import stats
 
 import causal_circuits as cc
-from causal_circuits.discovery import RecoveredGraph, matches
+from causal_circuits.discovery import RecoveredGraph, matches, target_search
 
 # What the paper's two-parent experiment is about: parents (i - 1) // 2 and i - 1.
 PAPER = [[], *[sorted({(i - 1) // 2, i - 1}) for i in range(1, 25)]]
@@ -65,6 +65,17 @@ def test_sums_over_matches_are_those_of_loops(target, monkeypatch):
             after = i > keys[-1]
             assert np.isnan(sums.gain[row, i]) != after
             assert not after or sums.gain[row, i] == pytest.approx(slow[keys, i], abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", [(1, 4), (0, 6)])
+def test_scores_of_extended_keys_are_those_of_all_keys_where_all_are_extended(seed, monkeypatch):
+    monkeypatch.setattr(target_search, "EXTENDED", 1000)
+    batch = task_of(random_parents(3, 7, seed=1)).sample(500, seed=2)
+    gains = torch.nn.functional.normalize(torch.gather(batch.target_probs, 1, batch.tokens))
+    scores = target_search.extension_scores(batch.tokens, gains, seed, range(7))
+    assert len(scores) == 5
+    for target, score in scores.items():
+        assert score == pytest.approx(target_search._sum_of_largest(batch.tokens, gains, target), abs=1e-3)
 
 
 def test_moments_of_a_full_match_are_those_of_draws():

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from math import comb, log
 
+import networkx as nx
 import numpy as np
 import torch
 
@@ -19,6 +20,7 @@ from causal_circuits.information.matches import Gains, MatchSums, match_sums, mo
 from causal_circuits.information.target_search import Candidate, candidates, p_of_rival
 
 FULL = 0.97  # of a full match, below which a share must lie significantly to contradict it
+_OFF = 0.1  # of 1 / d_vocab, by which a token's frequency must differ significantly to count as not uniform
 _TOLD = 4  # rivals that a reason names
 
 
@@ -79,9 +81,11 @@ def find_parents(
         return _nothing(tokens.shape[1], doubt)
     positions = tuple(_position(i, test, why_not.get(i)) for i in range(data.n_ctx))
     positions = tuple(_confirmed(p, test, positions) if p.position in found[0].target else p for p in positions)
+    contradictions = _contradictions(test, positions)
     short = _fall_short_together(test, positions)
-    if short:
-        return _nothing(tokens.shape[1], short)
+    if short or len(contradictions) > data.n_ctx / 2:
+        return _nothing(data.n_ctx, short or next(iter(contradictions.values())))
+    positions = tuple(_with_doubt(p, contradictions.get(p.position, "")) for p in positions)
     return SeveralParents(found[0].target, positions, tuple(f"position {i}: {why_not[i]}" for i in sorted(why_not)))
 
 
@@ -131,6 +135,39 @@ def _doubt(test: MatchTest, found: list[Candidate]) -> str:
         names = " or ".join(_named(candidate.target) for candidate in [first, *alike][:_TOLD])
         return f"the target's parents are {names}: which, these sequences do not tell"
     return ""
+
+
+def _contradictions(test: MatchTest, positions: Collection[Position]) -> dict[int, str]:
+    """Position -> what contradicts that its tokens are uniform over sequences, and independent of y without a match."""
+    data, why = test.data, dict[int, str]()
+    graph = nx.DiGraph((parent, p.position) for p in positions for parent in p.parents)
+    graph.add_edges_from((t, data.n_ctx) for t in test.first.target)
+    before = nx.ancestors(graph, data.n_ctx)  # their tokens tell of the target's parents, and so of its law
+    for p in positions:
+        frequency = torch.bincount(data.tokens[:, p.position], minlength=data.d_vocab).double() / len(data)
+        p_uniform = 2 * data.n_ctx * _p_of_uniform(frequency, len(data)) ** test.worth
+        held = data.match(p.parents, test.first.target) if p.parents else torch.zeros(len(data), dtype=torch.bool)
+        off = abs(float(data.at[~held, p.position].sum())) - (1 - FULL) * float(data.full[~held].sum())
+        p_tied = float(most_below(off, float(data.chance[~held].sum()), data.d_vocab)) ** test.worth
+        if p_uniform < test.level:
+            why[p.position] = f"its tokens are not uniform over sequences (p = {p_uniform:.2g}), as is assumed"
+        elif p.position not in before and 2 * data.n_ctx * p_tied < test.level and p.verdict != "undecided":
+            match = "where its parents do not match" if p.parents else "without any match"
+            why[p.position] = f"its token depends on the target's law {match} (p = {2 * data.n_ctx * p_tied:.2g})"
+    return why
+
+
+def _p_of_uniform(frequency: torch.Tensor, n: int) -> float:
+    """Of "every token has a frequency of 1 / d_vocab", give or take `_OFF` of it; Bonferroni over tokens."""
+    expected = 1 / len(frequency)
+    off = n * ((frequency - expected).abs().max() - _OFF * expected)
+    return len(frequency) * float(most_below(float(off), n * expected * (1 - expected), 1))
+
+
+def _with_doubt(p: Position, doubt: str) -> Position:
+    if not doubt or p.verdict == "undecided":
+        return p
+    return replace(p, verdict="undecided", parent=None, parents=(), reason=f"{p.reason}; but {doubt}")
 
 
 def _fall_short_together(test: MatchTest, positions: Collection[Position]) -> str:
@@ -208,8 +245,8 @@ def _confirmed(p: Position, test: MatchTest, all_positions: Collection[Position]
         p_values.append(len(others) * len(test.first.target) * float(most_below(short, variance, data.d_vocab)))
     if min(p_values) ** test.worth < test.level:
         return p
-    doubt = f"; but the target's parents match themselves, and it agrees with no other child (p = {min(p_values):.2g})"
-    return replace(p, verdict="undecided", parent=None, parents=(), reason=p.reason + doubt)
+    no_other = f"it agrees with no other child (p = {min(p_values):.2g})"
+    return _with_doubt(p, f"the target's parents match themselves, and {no_other}")
 
 
 def _without_match(i: int, test: MatchTest) -> Position:

@@ -8,7 +8,7 @@ positions of max_j h (where it is positive), and the true parents of each positi
 There are comb(n_ctx, k) candidates, and each costs a contraction over all sequences. A coarse pass therefore goes from
 one position to k: for every m candidate positions the sum over i of the largest z-score of an m-key match is taken on
 as many sequences as are needed; the best sets are extended by every further position, and the best of all sizes are
-compared by h on all sequences.
+compared by h on all sequences. From the third position on only the best keys of each i are extended, by one key.
 Two candidates are compared outside both: the matches of a's own positions hold their own token.
 """
 
@@ -19,11 +19,12 @@ from math import comb
 import numpy as np
 import torch
 
-from causal_circuits.information.matches import Gains, MatchSums, key_sets, match_sums, sums_by_last_key
+from causal_circuits.information.matches import BLOCK, Gains, MatchSums, key_sets, match_sums, sums_by_last_key
 from causal_circuits.statistics import upper_tail
 
 KEPT = (64, 16)  # candidates of one and of more positions that are extended
 FINALISTS = 12  # of each size, compared on all sequences
+EXTENDED = 4  # keys of each position that are extended
 _LEAST_MATCHES = 100  # that a coarse pass sees of each pair of keys and candidates
 _CLEAR = 1e-3  # the p-value at which a larger set is better than a smaller one
 _WORK = 1e10  # multiplications of a coarse pass, below which it may use all sequences
@@ -98,13 +99,49 @@ def _coarse(data: Gains, allowed: Sequence[int], max_parents: int) -> list[list[
     gains = data.at - data.at.mean(dim=0)
     seeds: Collection[tuple[int, ...]] = [()]
     for size in range(1, max_parents + 1):
-        sets = sorted({tuple(sorted({*seed, t})) for seed in seeds for t in allowed if t not in seed})
-        n = _n_coarse(data, len(sets), size)
-        scores = np.array([_sum_of_largest(data.tokens[:n], gains[:n], target) for target in sets])
-        order = [sets[index] for index in np.argsort(-scores, kind="stable")]
+        scores: dict[tuple[int, ...], float] = {}
+        if size < 3:
+            sets = {tuple(sorted({*seed, t})) for seed in seeds for t in allowed if t not in seed}
+            n = _n_coarse(data, len(sets), size)
+            scores = {target: _sum_of_largest(data.tokens[:n], gains[:n], target) for target in sets}
+        else:
+            for seed in seeds:
+                for target, score in extension_scores(data.tokens, gains, seed, allowed).items():
+                    scores[target] = max(score, scores.get(target, 0.0))
+        order = sorted(scores, key=lambda target: (-scores[target], target))
         found.append(order[:FINALISTS])
         seeds = order[: KEPT[min(size, len(KEPT)) - 1]]
     return found
+
+
+def extension_scores(
+    tokens: torch.Tensor, gains: torch.Tensor, seed: tuple[int, ...], allowed: Sequence[int]
+) -> dict[tuple[int, ...], float]:
+    """`_sum_of_largest` of the seed with one more position, from the seed's best keys of each i with one key more."""
+    n_ctx, k = gains.shape[1], len(seed)
+    z = _z_scores(tokens, gains, seed)
+    best = torch.topk(z, min(EXTENDED, len(z)), dim=0).indices.T  # [i, choice]
+    keys = torch.from_numpy(key_sets(n_ctx - 1, k))[best]  # [i, choice, k]
+    sums = torch.zeros(2, keys[..., 0].numel(), n_ctx, len(allowed), dtype=torch.float64)
+    for start in range(0, len(tokens), BLOCK):
+        rows = tokens[start : start + BLOCK]
+        held = (rows[:, keys] == rows[:, list(seed)][:, None, None]).all(dim=3).to(gains.dtype)
+        gained = held * gains[start : start + BLOCK, :, None]
+        equal = (rows[:, :, None] == rows[:, None, list(allowed)]).to(gains.dtype).flatten(1)
+        for part, matches in zip(sums, (gained, held), strict=True):
+            part += (matches.flatten(1).T @ equal).view_as(part)
+    z = sums[0] / sums[1].clamp_min(1.0).sqrt()
+    z = z.view(n_ctx, -1, n_ctx, len(allowed)) / gains.std(dim=0).double().clamp_min(1e-6).view(-1, 1, 1, 1)
+    bounds = torch.nn.functional.pad(keys, (1, 0), value=-1)
+    bounds = torch.cat([bounds, torch.arange(n_ctx).view(-1, 1, 1).expand(-1, keys.shape[1], 1)], dim=2)
+    earlier = (bounds[..., -2] < bounds[..., -1])[..., None]
+    key, scores = torch.arange(n_ctx), dict[tuple[int, ...], float]()
+    for c, t in enumerate(allowed):
+        slot = sum(t > a for a in seed)  # keys stand in the order of the target's parents
+        fits = (bounds[..., slot, None] < key) & (key < bounds[..., slot + 1, None]) & earlier
+        if t not in seed:
+            scores[tuple(sorted((*seed, t)))] = float(torch.where(fits, z[..., c], 0.0).amax(dim=(1, 2)).sum())
+    return scores
 
 
 def _n_coarse(data: Gains, n_sets: int, size: int) -> int:
@@ -114,14 +151,23 @@ def _n_coarse(data: Gains, n_sets: int, size: int) -> int:
 
 
 def _sum_of_largest(tokens: torch.Tensor, gains: torch.Tensor, target: tuple[int, ...]) -> float:
-    """Sum over positions of the largest z-score of a match; gains have mean zero."""
-    n_ctx, deviation = gains.shape[1], gains.std(dim=0).double().clamp_min(1e-6)
-    largest = torch.zeros(n_ctx, dtype=torch.float64)
-    for m, sums in enumerate(sums_by_last_key(tokens, gains, torch.ones(len(tokens), 1), target)):
-        if len(sums):
-            z = sums[:, :-1] / (sums[:, -1:].clamp_min(1.0).sqrt() * deviation[m + 1 :])
-            largest[m + 1 :] = torch.maximum(largest[m + 1 :], z.amax(dim=0))
-    return float(largest.sum())
+    """Sum over positions of the largest z-score of a match."""
+    return (
+        float(_z_scores(tokens, gains, target).amax(dim=0).clamp_min(0.0).sum())
+        if gains.shape[1] > len(target)
+        else 0.0
+    )
+
+
+def _z_scores(tokens: torch.Tensor, gains: torch.Tensor, target: tuple[int, ...]) -> torch.Tensor:
+    """[keys, position], in the order of `key_sets`, 0 unless the keys come before; gains have mean zero."""
+    deviation = gains.std(dim=0).double().clamp_min(1e-6)
+    by_last_key = sums_by_last_key(tokens, gains, torch.ones(len(tokens), 1), target)
+    parts = [
+        torch.nn.functional.pad(sums[:, :-1] / (sums[:, -1:].clamp_min(1.0).sqrt() * deviation[m + 1 :]), (m + 1, 0))
+        for m, sums in enumerate(by_last_key)
+    ]
+    return torch.cat(parts)
 
 
 def _guidance_and_hits(data: Gains, target: tuple[int, ...]) -> tuple[float, float]:
