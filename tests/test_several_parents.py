@@ -9,7 +9,8 @@ from assertions import assert_refused
 from scipy import stats
 
 import causal_circuits as cc
-from causal_circuits.discovery import RecoveredGraph, matches, target_search
+from causal_circuits.discovery import RecoveredGraph
+from causal_circuits.information import matches, target_search
 
 # What the paper's two-parent experiment is about: parents (i - 1) // 2 and i - 1.
 PAPER = [[], *[sorted({(i - 1) // 2, i - 1}) for i in range(1, 25)]]
