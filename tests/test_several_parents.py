@@ -171,6 +171,44 @@ def test_children_of_another_number_of_parents_are_no_roots():
     assert found.found_parents[5:] == parents[5:-1]
 
 
+def broken(kind: str) -> cc.Batch:
+    """Sequences that contradict an assumption."""
+    parents = random_parents(2, 10, seed=4)
+    batch, rng = task_of(parents, 3).sample(8000, seed=1), np.random.default_rng(0)
+    if kind == "stationary roots":
+        forest = [[], [], [0], [1], [0], [], [2], [3], [6], [3], [4]]
+        return cc.InContextTask(cc.graph_from_parents(forest), d_vocab=3, alpha=0.3).sample(8000, seed=1)
+    if kind == "one matrix":
+        matrix = rng.dirichlet([2.0, 0.5, 0.5], size=(3, 3))
+        return cc.InContextTask(cc.graph_from_parents(parents), d_vocab=3, kernels={2: matrix}).sample(8000, seed=1)
+    if kind == "skewed roots":
+        return batch[torch.from_numpy(rng.random(8000)) < 1 / (1 + batch.tokens[:, [0, 1]].sum(dim=1))]
+    other = task_of(random_parents(2, 10, seed=8), 3).sample(8000, seed=2)
+    return cc.Batch(torch.cat([batch.tokens, other.tokens]), torch.cat([batch.target_probs, other.target_probs]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("stationary roots", "depends on the target's law without a match"),
+        ("one matrix", "not uniform over sequences"),
+        ("two graphs", ""),
+    ],
+)
+def test_broken_assumptions_leave_everything_undecided(kind, reason):
+    found = cc.recover_graph(broken(kind), max_parents=2)
+    assert found.graph.number_of_edges() == 0
+    assert reason in found.warnings[0]
+
+
+def test_roots_that_are_not_uniform_are_undecided_and_edges_found():
+    found, parents = cc.recover_graph(broken("skewed roots"), max_parents=2), random_parents(2, 10, seed=4)
+    assert {0, 1} <= {*found.undecided}
+    assert "not uniform" in found.positions[0].reason
+    children = {i: own for i, own in enumerate(parents[:-1]) if own}
+    assert {p.position: [*p.parents] for p in found.positions if p.verdict == "child"} == children
+
+
 def test_parents_that_are_copies_of_each_other_are_named_together():
     parents = [[], [], [], [], [0, 1], [1, 3], [2, 3], [4, 5], [4, 6], [5, 7]]
     batch = task_of(parents, 4).sample(20_000)

@@ -81,11 +81,13 @@ def find_parents(
         return _nothing(tokens.shape[1], doubt)
     positions = tuple(_position(i, test, why_not.get(i)) for i in range(data.n_ctx))
     positions = tuple(_confirmed(p, test, positions) if p.position in found[0].target else p for p in positions)
-    contradictions = _contradictions(test, positions)
-    short = _fall_short_together(test, positions)
-    if short or len(contradictions) > data.n_ctx / 2:
-        return _nothing(data.n_ctx, short or next(iter(contradictions.values())))
-    positions = tuple(_with_doubt(p, contradictions.get(p.position, "")) for p in positions)
+    uneven, children = _not_uniform(test), {p.position for p in positions if p.verdict == "child"}
+    short = _fall_short_together(test, positions) or _tied_to_target(test, positions)
+    if not short and len(children & {*uneven}) > len(children) / 2:
+        short = f"children's tokens are not uniform over sequences: {sorted(children & {*uneven})}; one matrix for all?"
+    if short:
+        return _nothing(data.n_ctx, short)
+    positions = tuple(_with_doubt(p, uneven.get(p.position, "")) for p in positions)
     return SeveralParents(found[0].target, positions, tuple(f"position {i}: {why_not[i]}" for i in sorted(why_not)))
 
 
@@ -137,24 +139,39 @@ def _doubt(test: MatchTest, found: list[Candidate]) -> str:
     return ""
 
 
-def _contradictions(test: MatchTest, positions: Collection[Position]) -> dict[int, str]:
-    """Position -> what contradicts that its tokens are uniform over sequences, and independent of y without a match."""
+def _not_uniform(test: MatchTest) -> dict[int, str]:
+    """Position -> what contradicts that its tokens are uniform over sequences."""
     data, why = test.data, dict[int, str]()
-    graph = nx.DiGraph((parent, p.position) for p in positions for parent in p.parents)
-    graph.add_edges_from((t, data.n_ctx) for t in test.first.target)
-    before = nx.ancestors(graph, data.n_ctx)  # their tokens tell of the target's parents, and so of its law
-    for p in positions:
-        frequency = torch.bincount(data.tokens[:, p.position], minlength=data.d_vocab).double() / len(data)
-        p_uniform = 2 * data.n_ctx * _p_of_uniform(frequency, len(data)) ** test.worth
-        held = data.match(p.parents, test.first.target) if p.parents else torch.zeros(len(data), dtype=torch.bool)
-        off = abs(float(data.at[~held, p.position].sum())) - (1 - FULL) * float(data.full[~held].sum())
-        p_tied = float(most_below(off, float(data.chance[~held].sum()), data.d_vocab)) ** test.worth
-        if p_uniform < test.level:
-            why[p.position] = f"its tokens are not uniform over sequences (p = {p_uniform:.2g}), as is assumed"
-        elif p.position not in before and 2 * data.n_ctx * p_tied < test.level and p.verdict != "undecided":
-            match = "where its parents do not match" if p.parents else "without any match"
-            why[p.position] = f"its token depends on the target's law {match} (p = {2 * data.n_ctx * p_tied:.2g})"
+    for i in range(data.n_ctx):
+        frequency = torch.bincount(data.tokens[:, i], minlength=data.d_vocab).double() / len(data)
+        p_value = data.n_ctx * _p_of_uniform(frequency, len(data)) ** test.worth
+        if p_value < test.level:
+            why[i] = f"its tokens are not uniform over sequences (p = {p_value:.2g}), as is assumed"
     return why
+
+
+def _tied_to_target(test: MatchTest, positions: Collection[Position]) -> str:
+    """Whether a token depends on the target's law where its parents do not match; not asked where some ancestor may.
+
+    Such an ancestor is one of the target's too: a token that tells of the target's parents tells of its law.
+    """
+    data, graph = test.data, nx.DiGraph((parent, p.position) for p in positions for parent in p.parents)
+    graph.add_nodes_from(range(data.n_ctx))
+    graph.add_edges_from((t, data.n_ctx) for t in test.first.target)
+    of_target = nx.ancestors(graph, data.n_ctx)
+    for i in range(data.n_ctx):
+        if not of_target.isdisjoint({i, *nx.ancestors(graph, i)}):
+            continue
+        parents = sorted(graph.predecessors(i))
+        apart = ~data.match(parents, test.first.target) if parents else torch.ones(len(data), dtype=torch.bool)
+        off = abs(float(data.at[apart, i].sum())) - (1 - FULL) * float(data.full[apart].sum())
+        p_value = 2 * data.n_ctx * float(most_below(off, float(data.chance[apart].sum()), data.d_vocab)) ** test.worth
+        if p_value < test.level:
+            return (
+                f"position {i} depends on the target's law without a match of its parents (p = {p_value:.2g}): roots "
+                "that follow the transition matrix, or laws that prefer a token?"
+            )
+    return ""
 
 
 def _p_of_uniform(frequency: torch.Tensor, n: int) -> float:
