@@ -187,18 +187,12 @@ def broken(kind: str) -> cc.Batch:
     return cc.Batch(torch.cat([batch.tokens, other.tokens]), torch.cat([batch.target_probs, other.target_probs]))
 
 
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("stationary roots", "depends on the target's law without a match"),
-        ("one matrix", "not uniform over sequences"),
-        ("two graphs", ""),
-    ],
-)
-def test_broken_assumptions_leave_everything_undecided(kind, reason):
+@pytest.mark.parametrize("kind", ["stationary roots", "one matrix", "two graphs"])
+def test_broken_assumptions_leave_everything_undecided(kind):
     found = cc.recover_graph(broken(kind), max_parents=2)
     assert found.graph.number_of_edges() == 0
-    assert reason in found.warnings[0]
+    assert "nothing can be concluded" in found.warnings[0]
+    assert kind != "stationary roots" or "depends on the target's law without a match" in found.warnings[0]
 
 
 def test_roots_that_are_not_uniform_are_undecided_and_edges_found():
