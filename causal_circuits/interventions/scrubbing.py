@@ -93,6 +93,7 @@ def scrub_hypothesis(
     *,
     where: Where = "everywhere",
     metric: Metric = "loss",
+    heads: Sequence[int] | None = None,
     seed: int = 0,
 ) -> ScrubbingResult:
     """Causal scrubbing of "head 0.h copies the token of parent h; head 1.0 matches it with the query".
@@ -106,6 +107,7 @@ def scrub_hypothesis(
         where: "everywhere" also tests that the model uses nothing but the circuit; "children" holds the claims to the
             positions with parents (and to the row that reads the target's parents, where there is no query).
         metric: "loss" (nats), another of `METRICS`, or a function of log-probabilities, one number a sequence.
+        heads: the heads of layer 0 that copy parent 0, 1, ..., where a trained model has them in another order.
         seed: of the donors.
 
     >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
@@ -119,6 +121,10 @@ def scrub_hypothesis(
     if model.cfg.n_layers != 2:
         raise ValueError(f"the hypothesis is about two layers: this model has {model.cfg.n_layers}")
     check_hooks(model, [f"blocks.{name}" for name in HOOKS])
+    in_layer_0 = [head for layer, head in live_heads(model) if layer == 0]
+    copying = in_layer_0 if heads is None else [*heads]
+    if len({*copying}) < len(copying) or not {*copying} <= {*in_layer_0}:
+        raise ValueError(f"heads must be different heads of layer 0, which has {in_layer_0}: got {copying}")
     cost, generator = make_cost(metric, batch, model=model, task=task), torch.Generator().manual_seed(seed)
     untouched, tokens, everywhere = cost(predictions(model, batch.tokens)), batch.tokens, where == "everywhere"
 
@@ -131,9 +137,9 @@ def scrub_hypothesis(
         return not float(harm.mean()) > max(3 * standard_error(harm), 1e-6)
 
     scrubbed, random = (
-        cost_of(_parts(model, task, claim, _Donors(tokens, generator, agree, everywhere))) for agree in (True, False)
+        cost_of(_parts(copying, task, claim, _Donors(tokens, generator, agree, everywhere))) for agree in (True, False)
     )
-    alone = _parts(model, task, claim, _Donors(tokens, torch.Generator().manual_seed(seed), False, everywhere))
+    alone = _parts(copying, task, claim, _Donors(tokens, torch.Generator().manual_seed(seed), False, everywhere))
     return ScrubbingResult(
         claim=claim,
         where=where,
@@ -183,22 +189,22 @@ def _next_in_group(by_group: Tensor, group: Tensor) -> Int[Tensor, " batch"]:
     return torch.empty_like(by_group).scatter_(0, by_group, by_group[following])
 
 
-def _parts(model: HookedTransformer, task: Task, claim: Claim, donors: _Donors) -> _Parts:
+def _parts(copying: list[int], task: Task, claim: Claim, donors: _Donors) -> _Parts:
     """The hooks that put donors' values in place of the model's own, for each part of a claim."""
     parents = [parents_of(graph_of(task), position) for position in range(task.n_ctx)]
     parts: _Parts = {}
     if claim in ("copy", "both"):
-        parts["what layer 0 writes"] = [_copying_heads(model, task, parents, donors)]
+        parts["what layer 0 writes"] = [_copying_heads(copying, task, parents, donors)]
     return parts if claim == "copy" else parts | _matching_head(task, parents, donors)
 
 
-def _copying_heads(model: HookedTransformer, task: Task, parents: list[tuple[int, ...]], donors: _Donors) -> _Hook:
-    """Head h of layer 0 from a sequence with the same token at each position's parent number h."""
+def _copying_heads(copying: list[int], task: Task, parents: list[tuple[int, ...]], donors: _Donors) -> _Hook:
+    """The head that copies parent h, from a sequence with the same token at each position's parent number h."""
     if not task.has_query:  # the last row reads the target's parents
         parents = [*parents[:-1], tuple(task.target_parents)]
     rows = {}
-    for head in [head for layer, head in live_heads(model) if layer == 0]:
-        own = [some[head : head + 1] for some in parents]
+    for number, head in enumerate(copying):
+        own = [some[number : number + 1] for some in parents]
         rows[head] = donors.at_positions(own, [bool(parent) for parent in own])
 
     def take(z: Tensor, hook: object) -> Tensor:

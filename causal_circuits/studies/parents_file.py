@@ -8,25 +8,28 @@ import causal_circuits as cc
 from causal_circuits.storage import read_json
 
 
-def graph_of_file(path: Path, n_ctx: int | None, *, several: bool = False) -> nx.DiGraph:
+def graph_of_file(path: Path, n_ctx: int | None, *, several: bool | None = False) -> nx.DiGraph:
     """The graph of a file of parents, named after the file.
 
     Args:
         path: of a JSON list over the context positions, one parent a position, -1 or null for a root; with `several` of
             a list of lists, the target's last, [] for a root.
         n_ctx: what --n-ctx says; None: what the file says.
-        several: whether a position may have several parents.
+        several: whether a position may have several parents; None: as the file has it.
 
     Raises:
         ValueError: the file cannot be read, holds something else, or disagrees with --n-ctx.
     """
-    form = "a list of lists of parents, [] for a root" if several else "a list of one parent a position, -1 for a root"
+    forms = {True: "a list of lists of parents, [] for a root", False: "a list of one parent a position, -1 for a root"}
+    form = " or ".join(forms.values()) if several is None else forms[several]
     try:
         parents = read_json(path)
     except OSError as error:
         raise ValueError(f"--parents must name a readable file: {path}: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"--parents must name a JSON file with {form}: {error}") from error
+    if several is None:
+        several = isinstance(parents, list) and any(isinstance(entry, list) for entry in parents)
     if not isinstance(parents, list) or any(isinstance(entry, list) != several for entry in parents):
         raise ValueError(f"--parents must name a JSON file with {form}: {path} holds something else")
     graph = cc.graph_from_parents(parents)

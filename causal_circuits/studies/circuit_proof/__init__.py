@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
+
 import causal_circuits as cc
 from causal_circuits.studies import causal_graph
-from causal_circuits.studies.circuit_proof.measure import measure_model, train_and_measure
+from causal_circuits.studies.circuit_proof.measure import measure_model, train_and_measure, train_several_heads
 from causal_circuits.studies.circuit_proof.report import make_report
+from causal_circuits.studies.parents_file import graph_of_file
 from causal_circuits.studies.study import Cell, Report, at_least
 
 
@@ -29,10 +32,18 @@ class Config(causal_graph.Config):
         python analyses/circuit_proof.py --graph chain --d-vocab 10
         python analyses/circuit_proof.py --model out/induction_head/model --graph chain --d-vocab 10
         python analyses/circuit_proof.py --decoy                             # Adam from zero: often no graph
+        python analyses/circuit_proof.py --graph 3-gram --n-ctx 12           # two parents, two heads in layer 0
+
+    With k parents a position (two-parents, k-grams, a file of lists) k heads of layer 0 are trained by the recipe that
+    `train` has for them; circuits are searched among the edges that cost most when cut, and forming is not watched.
     """
 
+    graph: str = "forest"
+    """chain, pairs or forest; two-parents (the paper's: (i - 1) // 2 and i - 1), 3-gram or 4-gram"""
+    parents: Path | None = None
+    """a JSON list of parents, or of lists of them, the target's last; in place of --graph"""
     steps: int = 2000
-    """training steps of 1,024 fresh sequences"""
+    """training steps of 1,024 fresh sequences, with one parent a position"""
     warm_start: bool = True
     """write layer 1's match and the read-out in before training, so that only layer 0 is learned"""
     model: Path | None = None
@@ -51,8 +62,31 @@ class Config(causal_graph.Config):
         if self.model is not None and self.decoy:
             raise ValueError("--decoy trains a model and --model loads one: choose one of them")
         super().check()
+        if not self.task.has_query and (self.decoy or not self.warm_start):
+            raise ValueError(
+                "--decoy and --no-warm-start are recipes for one parent a position: save a model of plant_decoy or of "
+                "your own training, and name it with --model"
+            )
         if self.model is not None:
-            cc.models.check_model(cc.load_model(self.model), self.task.d_vocab, self.task.n_ctx)
+            model, k = cc.load_model(self.model), len(self.task.target_parents)
+            cc.models.check_model(model, self.task.d_vocab, self.task.n_ctx)
+            found = cc.models.layout_of(model).n_heads
+            if found[0] < k:
+                raise ValueError(
+                    f"--model must have a head of layer 0 for each of the target's {k} parents: this has {found[0]}"
+                )
+
+    def make_graph(self) -> nx.DiGraph:
+        """The graph that the flags name."""
+        n_ctx = 20 if self.n_ctx is None else self.n_ctx
+        if self.parents is not None:
+            return graph_of_file(self.parents, self.n_ctx, several=None)
+        if self.graph == "two-parents":
+            at_least(3, n_ctx=n_ctx)
+            return cc.graph_from_parents([[], [], *([(i - 1) // 2, i - 1] for i in range(2, n_ctx + 1))])
+        if self.graph in ("3-gram", "4-gram"):
+            return cc.ngram_graph(n_ctx, int(self.graph[0]) - 1)
+        return super().make_graph()
 
     def cells(self) -> list[Cell]:
         """The saved model; or a training for each seed, the first of them searched and proved."""
@@ -61,6 +95,8 @@ class Config(causal_graph.Config):
         if self.model is not None:
             weights = cc.storage.digest(dict(cc.load_model(self.model).named_parameters()))
             return [Cell("saved model", measure_model, {**same, "folder": str(self.model), "weights": weights})]
+        if not self.task.has_query:
+            return [Cell("training", train_several_heads, same)]
         recipe = "adam" if self.decoy else "warm" if self.warm_start else "zero"
         same |= {"recipe": recipe, "steps": self.steps}
         return [

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal
 
+import scipy  # type: ignore[import-untyped]
 import torch
 
 import causal_circuits as cc
 from causal_circuits import circuits
 
+ENUMERATED, ENUMERATED_OF_SEVERAL = 19, 14  # edges at most; of several heads the circuits cost more
 KEEPS = 0.99  # the circuit is the smallest that keeps this share of what the best circuit gains
 COUNTERFACTUAL: Final = "mean"
 RECORDED = 20  # steps, dense at the start
@@ -80,14 +82,24 @@ def train_and_measure(
     return {"evidence": find_evidence(model, own, n_sequences, seed) if prove else None, "formation": formation}
 
 
+def train_several_heads(task: Mapping[str, Any], n_sequences: int, seed: int) -> dict[str, Evidence | None]:
+    """A head of layer 0 for each of the target's parents, trained by the default recipe, and the evidence."""
+    own = make_task(**task)
+    model = cc.disentangled_transformer(own.d_vocab, own.n_ctx, (len(own.target_parents), 1))
+    cc.train(model, own, progress=False)
+    return {"evidence": find_evidence(model, own, n_sequences, seed), "formation": None}
+
+
 def find_evidence(model: cc.models.HookedTransformer, task: cc.InContextTask, n_sequences: int, seed: int) -> Evidence:
     """Check, search, prove, compare, scrub, hold to the graph; searched on an eighth as many sequences, other ones."""
     proof, search = task.sample(n_sequences, seed=(seed, 3)), task.sample(n_sequences // 8, seed=(seed, 5))
     circuit_model = partial(circuits.circuit_model, model, counterfactual=COUNTERFACTUAL, seed=seed)
     small, parts = circuit_model(search), circuits.entry_model(model, proof, seed=seed)
-    frontier = circuits.oracle_frontier(small)
+    frontier = circuits.oracle_frontier(small, max_edges=ENUMERATED if task.has_query else ENUMERATED_OF_SEVERAL)
     discoveries = [circuits.discover(small, method, seed=seed) for method in circuits.METHODS]
     entries = [circuits.discover(parts, method, seed=seed) for method in circuits.METHODS]
+    knock_out = cc.knock_out_edges(model, proof)
+    heads = copying_heads(knock_out.attention, task)
     return Evidence(
         model=model,
         proved_on=proof,
@@ -98,9 +110,9 @@ def find_evidence(model: cc.models.HookedTransformer, task: cc.InContextTask, n_
         discoveries=discoveries,
         rankings=[circuits.rank(small, found, frontier) for found in discoveries],
         entries=[(found, circuits.score_against_graph(parts.matrices(found.score), task.graph)) for found in entries],
-        knock_out=cc.knock_out_edges(model, proof),
+        knock_out=knock_out,
         scrubbed=[
-            cc.scrub_hypothesis(model, proof, task, claim, where=where, seed=seed)
+            cc.scrub_hypothesis(model, proof, task, claim, where=where, heads=heads, seed=seed)
             for where in SCRUBBED_WHERE
             for claim in ("copy", "match", "both")
         ],
@@ -113,3 +125,17 @@ def chosen_size(frontier: circuits.Frontier) -> int:
     cost = frontier.cost
     enough = cost <= cost[0] - KEEPS * (cost[0] - cost.min())
     return max(1, int(torch.nonzero(enough)[0]))
+
+
+def copying_heads(attention: torch.Tensor, task: cc.InContextTask) -> list[int]:
+    """The head of layer 0 for parent number 0, 1, ... of every row: those that attend to them most, together."""
+    parents = {i: cc.graphs.parents_of(task.graph, i) for i in range(task.n_ctx)}
+    if not task.has_query:
+        parents[task.n_ctx - 1] = task.target_parents
+    most = max(map(len, parents.values()))
+    attended = torch.zeros(most, len(attention))
+    for i, own in parents.items():
+        for number, parent in enumerate(own):
+            attended[number] += attention[:, i, parent]
+    numbers, heads = scipy.optimize.linear_sum_assignment(-attended.numpy())
+    return heads[numbers.argsort()].tolist()
