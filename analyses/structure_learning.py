@@ -2,6 +2,7 @@
 
     python analyses/structure_learning.py                           # about ten minutes
     python analyses/structure_learning.py --sizes 1000 10000 --graphs 5
+    python analyses/structure_learning.py --parents 2 --graphs 5    # graphs of two parents a position
     python analyses/structure_learning.py --quick                   # seconds
 
 PC needs causal-learn (`pip install -c constraints.txt -e ".[structure]"`); without it PC is left out, and said to be.

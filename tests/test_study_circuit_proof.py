@@ -42,6 +42,33 @@ def test_a_model_trained_there_is_watched_over_seeds(tmp_path, monkeypatch):
     assert bool((again.W_Q == done.rows["training 0"]["evidence"].model.W_Q).all())
 
 
+@pytest.mark.parametrize("plant", [cc.plant_circuit, cc.models.plant_decoy])
+def test_two_parents_are_proved_where_planted_and_not_seen_in_a_decoy(tmp_path, monkeypatch, plant):
+    monkeypatch.setattr(measure, "ENUMERATED_OF_SEVERAL", 8)
+    cc.save_model(plant(cc.ngram_graph(7, 2), d_vocab=2, readout_scale=2.0), tmp_path / "model")
+    study = Config(model=tmp_path / "model", graph="3-gram", n_ctx=7, d_vocab=2, sequences=128)
+    results = cc.run(study, quiet=True).results
+    planted = plant is cc.plant_circuit
+    assert all(check["passed"] for check in results["self_checks"])
+    assert results["encodes_graph"] == planted
+    kept = {(row["claim"], row["where"]): row["recovered"] for row in results["scrubbing"]}
+    assert (kept["both", "children"] > 0.99) == planted
+    assert results["config"]["parents"][2:] == [[0, 1], [1, 2], [2, 3], [3, 4], [4, 5], [5, 6]]
+
+
+def test_heads_may_copy_parents_in_another_order():
+    """Two heads of a planted model change places: the hypothesis holds if it names them so, and only then."""
+    task = cc.InContextTask(cc.ngram_graph(7, 2), d_vocab=2)
+    model, batch = cc.plant_circuit(task.graph, d_vocab=2), task.sample(256)
+    for weights in (model.blocks[0].attn.W_Q, model.blocks[0].attn.W_K):
+        weights.data = weights.data.flip(0)
+    heads = measure.copying_heads(cc.mean_attention(model, batch.tokens)[0], task)
+    assert heads == [1, 0]
+    kept = [cc.scrub_hypothesis(model, batch, task, "copy", heads=order).recovered for order in (heads, None)]
+    assert kept[0] == pytest.approx(1.0, abs=1e-4)
+    assert kept[1] < 0.9
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
@@ -50,6 +77,7 @@ def test_a_model_trained_there_is_watched_over_seeds(tmp_path, monkeypatch):
         ({"formation_seeds": 0}, "--formation-seeds must be at least 1"),
         ({"decoy": True, "model": Path("somewhere")}, "choose one of them"),
         ({"graph": "circle"}, "chain, pairs, forest"),
+        ({"graph": "3-gram", "decoy": True}, "recipes for one parent a position"),
         ({"model": Path("nowhere")}, "nowhere"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import causal_circuits as cc
-from causal_circuits.studies.structure_learning import Config, methods, report
+from causal_circuits.studies.structure_learning import Config, graph_of, make_batches, methods, report, score
 
 
 def noise_table(seed: int, n: int = 1000, n_ctx: int = 9) -> methods.Table:
@@ -84,6 +84,33 @@ def test_information_given_query_and_label_is_that_of_the_groups() -> None:
         assert given[i, j] == pytest.approx(joint - alone, abs=1e-12)
 
 
+@pytest.mark.parametrize(("setting", "found"), [(report.POOLED, True), (report.NOISE, False)])
+def test_of_two_parents_matches_find_the_edges_and_first_order_methods_do_not(setting, found) -> None:
+    graph = graph_of(0, 2)
+    table = methods.Table.of(make_batches(graph, 2, 3000, 3, 0.1, (0, 0))[setting], seed=0, k=2)
+    scores = {}
+    for name in (methods.MATCHES, methods.MATCHES_LAWS, methods.ONE_MATCH, methods.LABEL_GIVEN, methods.CHOW_LIU):
+        of_table = methods.find_edges(name, table, level=0.05, steps=1, seed=0)
+        scores[name] = score(graph, of_table.proposed, set(of_table.graph.edges), 2)
+    assert scores[methods.MATCHES_LAWS]["false_edges"] == scores[methods.MATCHES]["false_edges"] == 0
+    assert (scores[methods.MATCHES_LAWS]["edges_found"] > 0.9 * scores[methods.CHOW_LIU]["edges"]) == found
+    for name in (methods.ONE_MATCH, methods.LABEL_GIVEN, methods.CHOW_LIU):
+        assert scores[name]["edges_found"] < 0.7 * scores[name]["edges"]
+
+
+def test_chance_is_that_of_random_choices() -> None:
+    """Hits of k random earlier positions a row, over many draws."""
+    graph, rng = graph_of(1, 2), np.random.default_rng(0)
+    children = sorted({child for _, child in graph.edges if child < 20})
+    hits = []
+    for _ in range(2000):
+        chosen = {(int(j), child) for child in children for j in rng.choice(child, 2, replace=False)}
+        expected = score(graph, chosen, set(), 2)
+        hits.append(expected["parents_proposed"])
+    assert np.mean(hits) == pytest.approx(expected["parents_by_chance"], rel=0.05)
+    assert np.var(hits) == pytest.approx(expected["variance_by_chance"], rel=0.15)
+
+
 def test_labels_are_drawn_from_the_targets() -> None:
     targets = torch.tensor([[0.7, 0.2, 0.1]]).repeat(20_000, 1)
     drawn = methods.Table.of(cc.Batch(torch.zeros(20_000, 2, dtype=torch.int64), targets), seed=0).labels.target_probs
@@ -140,6 +167,7 @@ def test_pc_finds_the_skeleton_of_one_matrix_where_it_is_installed() -> None:
         ({"sizes": (5,)}, "--sizes must be at least 10"),
         ({"level": 0.0}, "--level must lie between 0 and 1"),
         ({"graphs": 0}, "--graphs must be at least 1"),
+        ({"parents": 4}, "--parents must lie in 1 .. 3"),
         ({"d_vocab": 1}, "d_vocab must be an integer of at least 2"),
     ],
 )

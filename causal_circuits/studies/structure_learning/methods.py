@@ -28,6 +28,11 @@ CHOW_LIU_GIVEN = "Chow-Liu given query and label"
 PC, PC_NODES = "PC", "PC, query and label as nodes"
 METHODS: tuple[str, ...] = (GRADIENT, GRADIENT_LAWS, COVARIANCE, ATTENTION, ATTENTION_LAWS, INFORMATION)
 METHODS += (INFORMATION_GIVEN, CHOW_LIU, CHOW_LIU_NODES, CHOW_LIU_GIVEN, PC, PC_NODES)
+# where positions have several parents: no position is a query, and the label depends on some of them
+MATCHES, MATCHES_LAWS, LABEL_GIVEN = "matches, labels", "matches, exact laws", "mutual information given label"
+ONE_MATCH, PC_LABEL = "covariance with one match and label", "PC, label as node"
+METHODS_OF_SEVERAL: tuple[str, ...] = (MATCHES, MATCHES_LAWS, ONE_MATCH, ATTENTION, ATTENTION_LAWS, INFORMATION)
+METHODS_OF_SEVERAL += (LABEL_GIVEN, CHOW_LIU, PC, PC_LABEL)
 MISSING = (
     "PC is left out: causal-learn is not installed; pip install -c constraints.txt -e '.[structure]' brings it. "
     "Everything else runs."
@@ -50,21 +55,23 @@ class Table:
     Attributes:
         laws: sequences with the law of the next token.
         labels: the same sequences with one next token each, drawn from its law.
+        k: parents of a position; with one the last token is a query, with more it is a position like any other.
     """
 
     laws: cc.Batch
     labels: cc.Batch
+    k: int = 1
 
     @classmethod
-    def of(cls, batch: cc.Batch, seed: int) -> "Table":
+    def of(cls, batch: cc.Batch, seed: int, k: int = 1) -> "Table":
         """The table of a batch."""
         generator = torch.Generator().manual_seed(seed)
         labels = torch.multinomial(batch.target_probs, 1, generator=generator)[:, 0]
         drawn = torch.nn.functional.one_hot(labels, batch.target_probs.shape[1]).float()
-        return cls(batch, cc.Batch(batch.tokens, drawn))
+        return cls(batch, cc.Batch(batch.tokens, drawn), k)
 
     def __getitem__(self, rows: slice) -> "Table":
-        return Table(self.laws[rows], self.labels[rows])
+        return Table(self.laws[rows], self.labels[rows], self.k)
 
     @property
     def d_vocab(self) -> int:
@@ -73,13 +80,19 @@ class Table:
 
     @property
     def positions(self) -> torch.Tensor:
-        """The tokens of the positions that may have edges: the query is left out."""
-        return self.labels.tokens[:, :-1]
+        """The tokens of the positions that may have edges: a query is left out."""
+        return self.labels.tokens[:, :-1] if self.k == 1 else self.labels.tokens
+
+    @property
+    def label(self) -> torch.Tensor:
+        """[sequence]."""
+        return self.labels.target_probs.argmax(dim=1)
 
     @property
     def query_and_label(self) -> torch.Tensor:
-        """[sequence, 2]."""
-        return torch.stack([self.labels.tokens[:, -1], self.labels.target_probs.argmax(dim=1)], dim=1)
+        """[sequence, 2]; the label alone, [sequence, 1], where there is no query."""
+        columns = [self.labels.tokens[:, -1], self.label] if self.k == 1 else [self.label]
+        return torch.stack(columns, dim=1)
 
     @property
     def all_variables(self) -> torch.Tensor:
@@ -92,24 +105,30 @@ def find_edges(method: str, table: Table, *, level: float, steps: int, seed: int
     began = time.perf_counter()
     proposed, accepted = _run(method, table, level, steps, seed)
     n_ctx = table.labels.tokens.shape[1]
-    graph = nx.DiGraph([(n_ctx - 1, n_ctx), *accepted])
+    graph = nx.DiGraph([*([(n_ctx - 1, n_ctx)] if table.k == 1 else []), *accepted])
     graph.add_nodes_from(range(n_ctx + 1))
     return Found(proposed, graph, time.perf_counter() - began)
 
 
 def _run(method: str, table: Table, level: float, steps: int, seed: int) -> tuple[Edges, Edges]:
     """What a method proposes and accepts."""
+    if method in (MATCHES, MATCHES_LAWS):
+        return by_matches(table.labels if method == MATCHES else table.laws, level, table.k)
+    if method == ONE_MATCH:
+        return by_one_match(table, level)
+    if table.k > 1 and method in (ATTENTION, ATTENTION_LAWS):
+        return by_several_heads(table.labels if method == ATTENTION else table.laws, level, table.k)
     if method in (GRADIENT, GRADIENT_LAWS):
         return by_gradient(table.labels if method == GRADIENT else table.laws, level)
     if method in (ATTENTION, ATTENTION_LAWS):
         return by_attention(table.labels if method == ATTENTION else table.laws, level, steps, seed)
     if method == COVARIANCE:
         return by_covariance(table, level)
-    if method in (INFORMATION, INFORMATION_GIVEN):
-        return by_information(table, level, given=method == INFORMATION_GIVEN)
+    if method in (INFORMATION, INFORMATION_GIVEN, LABEL_GIVEN):
+        return by_information(table, level, given=method != INFORMATION)
     n_positions = table.positions.shape[1]
-    if method in (PC, PC_NODES):
-        columns, pc = table.positions if method == PC else table.all_variables, load_pc()
+    if method in (PC, PC_NODES, PC_LABEL):
+        columns, pc = table.positions if method == PC else table.all_variables, load_pc(table.k)
         if pc is None:
             raise ImportError(MISSING)
         edges = pc(columns.numpy(), level)
@@ -142,6 +161,46 @@ def by_attention(data: cc.Batch, level: float, steps: int, seed: int) -> tuple[E
     return proposed, set(found.edges) - {(task.n_ctx - 1, task.n_ctx)}
 
 
+def by_matches(data: cc.Batch, level: float, k: int) -> tuple[Edges, Edges]:
+    """What `recover_graph` makes of the table where positions may have k parents."""
+    found = cc.recover_graph(data.tokens, data.target_probs, level=level, max_parents=k).positions
+    proposed = {(j, p.position) for p in found if isinstance(p.candidate, tuple) for j in p.candidate}
+    return proposed, {(j, p.position) for p in found for j in p.parents}
+
+
+def by_several_heads(data: cc.Batch, level: float, k: int) -> tuple[Edges, Edges]:
+    """Every row's maximum in each of k heads of layer 0 that the default recipe trained on this table, over and over.
+
+    Accepted are those of the rows that `extract_graph` calls children.
+    """
+    task = cc.BatchTask(data)
+    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, (k, 1))
+    cc.train(model, task, progress=False)
+    pattern = cc.discovery.mean_attention(model, data.tokens)[0]
+    proposed = set().union(*(row_maxima(head.numpy()) for head in pattern))
+    return proposed, {edge for edge in cc.extract_graph(model, batch=data, level=level).edges if edge[1] < task.n_ctx}
+
+
+def by_one_match(table: Table, level: float) -> tuple[Edges, Edges]:
+    """The first-order statistic: Cov(1[x_i = label], 1[x_j = x_a]), for the position a at which a row has its largest.
+
+    The k largest entries of each row; kept if they are significant (as `by_covariance`, and over all a).
+    """
+    tokens, n = table.positions.numpy(), len(table.positions)
+    child = (tokens == table.label.numpy()[:, None]).astype(np.float32)
+    child -= child.mean(axis=0)
+    n_ctx = tokens.shape[1]
+    z = np.full((n_ctx, n_ctx, n_ctx), -np.inf)  # [a, i, j]
+    for a in range(n_ctx):
+        key = (tokens == tokens[:, [a]]).astype(np.float32)
+        key -= key.mean(axis=0)
+        spread = np.sqrt(n * np.outer(child.var(axis=0), key.var(axis=0)))
+        z[a] = np.divide(child.T @ key, spread, out=np.full((n_ctx, n_ctx), -np.inf), where=spread > 0)
+    largest = z.max(axis=0)
+    proposed = row_maxima(largest, table.k)
+    return proposed, proposed & significant(np.minimum(1.0, n_ctx * stats.norm.sf(largest)), level)
+
+
 def by_covariance(table: Table, level: float) -> tuple[Edges, Edges]:
     """The earlier position j with the largest Cov(1[x_i = label], 1[x_j = query]); kept if it is significant.
 
@@ -160,22 +219,23 @@ def by_covariance(table: Table, level: float) -> tuple[Edges, Edges]:
 
 
 def by_information(table: Table, level: float, *, given: bool) -> tuple[Edges, Edges]:
-    """The earlier position with the largest mutual information; kept if the G-test rejects independence.
+    """The k earlier positions with the largest mutual information; kept if the G-test rejects independence.
 
-    With `given`, information and test are those given the query's token and the label.
+    With `given`, information and test are those given the query's token, if there is one, and the label.
     """
     if given:
-        information, n_strata = information_given_query_and_label(table), table.d_vocab**2
+        columns = table.query_and_label.shape[1]
+        information, n_strata = information_given_query_and_label(table), table.d_vocab**columns
     else:
         information, n_strata = cc.classical.pooled_mutual_information(table.positions, table.d_vocab), 1
-    proposed, degrees = row_maxima(information), n_strata * (table.d_vocab - 1) ** 2
+    proposed, degrees = row_maxima(information, table.k), n_strata * (table.d_vocab - 1) ** 2
     return proposed, proposed & significant(stats.chi2.sf(2 * len(table.positions) * information, degrees), level)
 
 
 def information_given_query_and_label(table: Table) -> np.ndarray:
-    """I(x_i; x_j | query, label) of every pair of positions, plug-in, nats."""
+    """I(x_i; x_j | query, label) of every pair of positions (given the label alone without a query), plug-in, nats."""
     d_vocab, n = table.d_vocab, len(table.positions)
-    stratum = table.query_and_label[:, 0] * d_vocab + table.query_and_label[:, 1]
+    stratum = table.query_and_label[:, 0] * d_vocab + table.query_and_label[:, -1]
     groups = [table.positions[stratum == value] for value in torch.unique(stratum)]
     return np.sum([len(group) / n * cc.classical.pooled_mutual_information(group, d_vocab) for group in groups], axis=0)
 
@@ -192,17 +252,19 @@ def significant(p_values: np.ndarray, level: float) -> Edges:
     return {pair for pair, p in zip(tested, adjusted, strict=True) if p < level}
 
 
-def row_maxima(values: np.ndarray) -> Edges:
-    """(j, i) for every position i > 0 and the earlier j with the largest entry of row i."""
-    return {(int(values[child, :child].argmax()), child) for child in range(1, len(values))}
+def row_maxima(values: np.ndarray, k: int = 1) -> Edges:
+    """(j, i) for every position i >= k and the k earlier j with the largest entries of row i."""
+    order = {child: np.argsort(-values[child, :child], kind="stable") for child in range(k, len(values))}
+    return {(int(j), child) for child, largest in order.items() for j in largest[:k]}
 
 
-def load_pc() -> Callable[[np.ndarray, float], Edges] | None:
+def load_pc(k: int = 1) -> Callable[[np.ndarray, float], Edges] | None:
     """PC's skeleton by causal-learn, or None if it is not installed.
 
     In a forest any two positions that share no edge are independent given at most one other, so conditioning sets of
-    one suffice. Edges point forward: the order of positions is known. Holm's correction has no place in PC, whose level
-    is that of each test; the level asked for is divided by the number of pairs.
+    one suffice; with k parents those of k (its parents separate a position from what came before). Edges point forward:
+    the order of positions is known. Holm's correction has no place in PC, whose level is that of each test; the level
+    asked for is divided by the number of pairs.
     """
     try:
         from causallearn.utils.cit import CIT
@@ -213,7 +275,7 @@ def load_pc() -> Callable[[np.ndarray, float], Edges] | None:
     def pc(tokens: np.ndarray, level: float) -> Edges:
         n_ctx = tokens.shape[1]
         n_pairs = n_ctx * (n_ctx - 1) / 2
-        skeleton = skeleton_discovery(tokens, level / n_pairs, CIT(tokens, "chisq"), show_progress=False, max_k=1)
+        skeleton = skeleton_discovery(tokens, level / n_pairs, CIT(tokens, "chisq"), show_progress=False, max_k=k)
         linked = skeleton.G.graph != 0
         return {(j, i) for j, i in pairs(n_ctx) if linked[i, j] or linked[j, i]}
 

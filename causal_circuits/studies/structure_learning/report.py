@@ -20,6 +20,7 @@ INFORMATION = (methods.INFORMATION, methods.INFORMATION_GIVEN)
 CLASSICS = (*INFORMATION, methods.CHOW_LIU, methods.CHOW_LIU_NODES, methods.CHOW_LIU_GIVEN)
 ROW_MAXIMA = (methods.GRADIENT, methods.GRADIENT_LAWS, methods.COVARIANCE, methods.ATTENTION, *INFORMATION)
 DRAWN = (*ROW_MAXIMA, methods.CHOW_LIU_GIVEN, methods.PC_NODES)
+DRAWN += tuple(name for name in methods.METHODS_OF_SEVERAL if name not in methods.METHODS)
 MOST_ERRORS = 3.5  # standard errors from chance
 ABOUT = {
     POOLED: "A fresh transition matrix in every sequence: positions of a prompt share a hidden cause, and pooled "
@@ -34,14 +35,15 @@ ABOUT = {
 }
 
 
-def make_report(rows: Sequence[dict[str, Any]], *, has_pc: bool) -> Report:
-    """Checks, results and sections."""
+def make_report(rows: Sequence[dict[str, Any]], *, has_pc: bool, k: int = 1) -> Report:
+    """Checks, results and sections; k parents a position."""
     totals = sum_over_graphs(rows)
     missing = [] if has_pc else [Section("PC", methods.MISSING)]
     return Report(
         title="Structure learning on one table: a gradient, a covariance, attention, and the classics",
-        checks=make_checks(totals),
+        checks=make_checks(totals) if k == 1 else list(check_several(totals)),
         results={
+            "parents_a_position": k,
             "pc": "run" if has_pc else methods.MISSING,
             "summary": totals.to_dict(orient="records"),
             "rows": list(rows),
@@ -91,6 +93,29 @@ def check_pooled(pooled: pd.DataFrame) -> Iterator[Check]:
         f"{POOLED}: the classics propose fewer than half of the parents, also where they are given query and label",
         f"{proposals(pooled, CLASSICS)} of {edges}",
     )
+
+
+def check_several(totals: pd.DataFrame) -> Iterator[Check]:
+    """What matches, trained heads and the classics find where positions have several parents."""
+    by = totals[totals.sequences == totals.sequences.max()].set_index(["setting", "method"]).astype(object)
+    pooled, noise = by.loc[POOLED], by.loc[NOISE]
+    for name in (methods.MATCHES_LAWS, methods.MATCHES):
+        row = pooled.loc[name]
+        yield Check(
+            bool(row.edges_found >= 0.9 * row.edges and not row.false_edges),
+            f"{POOLED}: {name}: nine edges of ten and no false one from {row.sequences:,} sequences",
+            f"{row.edges_found} of {row.edges} edges, {row.false_edges} false",
+        )
+    others = [name for name in methods.METHODS_OF_SEVERAL[2:] if name in pooled.index]
+    most = max(pooled.loc[name].edges_found - pooled.loc[name].false_edges for name in others)
+    best = pooled.loc[methods.MATCHES]
+    yield Check(
+        bool(most < best.edges_found - best.false_edges),
+        f"{POOLED}: no other method, trained heads among them, has as many edges, less the false ones, from labels",
+        "; ".join(f"{n} {pooled.loc[n].edges_found} and {pooled.loc[n].false_edges} false" for n in others),
+    )
+    accepted = noise.loc[[methods.MATCHES, methods.MATCHES_LAWS]].false_edges.sum()
+    yield Check(bool(accepted == 0), f"{NOISE}: matches accept no edge", f"{accepted} accepted")
 
 
 def check_pc(pooled: pd.DataFrame) -> Iterator[Check]:
