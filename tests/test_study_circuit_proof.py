@@ -1,5 +1,6 @@
 """The study of one circuit: a planted one is proved, a trained one watched over seeds."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,17 +44,21 @@ def test_a_model_trained_there_is_watched_over_seeds(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("plant", [cc.plant_circuit, cc.models.plant_decoy])
-def test_two_parents_are_proved_where_planted_and_not_seen_in_a_decoy(tmp_path, monkeypatch, plant):
-    monkeypatch.setattr(measure, "ENUMERATED_OF_SEVERAL", 8)
-    cc.save_model(plant(cc.ngram_graph(7, 2), d_vocab=2, readout_scale=2.0), tmp_path / "model")
-    study = Config(model=tmp_path / "model", graph="3-gram", n_ctx=7, d_vocab=2, sequences=128)
-    results = cc.run(study, quiet=True).results
-    planted = plant is cc.plant_circuit
+def test_two_parents_stand_where_planted_and_fall_in_a_decoy_of_the_same_loss(tmp_path, monkeypatch, plant):
+    monkeypatch.setattr(measure, "ENUMERATED_OF_SEVERAL", 6)
+    monkeypatch.setattr(cc.circuits, "METHODS", ("exact",))
+    parents = [[], [], [0, 1], [1, 2], [0, 2], [2, 3], [1, 4], [], [], [], [], [], [10, 11]]
+    (tmp_path / "parents.json").write_text(json.dumps(parents))
+    model = plant(cc.graph_from_parents(parents), d_vocab=2, readout_scale=2.0)
+    cc.save_model(model, tmp_path / "model")
+    study = Config(model=tmp_path / "model", parents=tmp_path / "parents.json", d_vocab=2, sequences=512)
+    results, planted = cc.run(study, quiet=True).results, plant is cc.plant_circuit
+    assert results["config"]["parents"] == parents
     assert all(check["passed"] for check in results["self_checks"])
+    assert results["loss"]["whole"] < 0.55  # of log 2 = .69, by either model
     assert results["encodes_graph"] == planted
     kept = {(row["claim"], row["where"]): row["recovered"] for row in results["scrubbing"]}
-    assert (kept["both", "children"] > 0.99) == planted
-    assert results["config"]["parents"][2:] == [[0, 1], [1, 2], [2, 3], [3, 4], [4, 5], [5, 6]]
+    assert (kept["both", "children"] > 0.9) == planted
 
 
 def test_heads_may_copy_parents_in_another_order():

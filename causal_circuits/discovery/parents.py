@@ -158,7 +158,9 @@ def _tied_to_target(test: MatchTest, positions: Collection[Position]) -> str:
     data, graph = test.data, nx.DiGraph((parent, p.position) for p in positions for parent in p.parents)
     graph.add_nodes_from(range(data.n_ctx))
     graph.add_edges_from((t, data.n_ctx) for t in test.first.target)
+    undecided = {p.position for p in positions if p.verdict == "undecided"}
     of_target = nx.ancestors(graph, data.n_ctx)
+    of_target |= undecided | {*range(max(of_target & undecided, default=0))}  # any earlier position may be an ancestor
     for i in range(data.n_ctx):
         if not of_target.isdisjoint({i, *nx.ancestors(graph, i)}):
             continue

@@ -11,7 +11,7 @@ import torch
 import causal_circuits as cc
 from causal_circuits import circuits
 
-ENUMERATED, ENUMERATED_OF_SEVERAL = 19, 14  # edges at most; of several heads the circuits cost more
+ENUMERATED, ENUMERATED_OF_SEVERAL = 19, 17  # edges at most; of several heads the circuits cost more
 KEEPS = 0.99  # the circuit is the smallest that keeps this share of what the best circuit gains
 COUNTERFACTUAL: Final = "mean"
 RECORDED = 20  # steps, dense at the start
