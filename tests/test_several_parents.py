@@ -181,18 +181,28 @@ def broken(kind: str) -> cc.Batch:
     if kind == "one matrix":
         matrix = rng.dirichlet([2.0, 0.5, 0.5], size=(3, 3))
         return cc.InContextTask(cc.graph_from_parents(parents), d_vocab=3, kernels={2: matrix}).sample(8000, seed=1)
+    if kind == "a trace of the law":  # in a first position, whatever the others are
+        trace, noise = labels_of(batch, seed=5), torch.randint(3, (8000,), generator=torch.Generator().manual_seed(6))
+        first = torch.where(torch.from_numpy(rng.random(8000)) < 0.08, trace, noise)
+        return cc.Batch(torch.cat([first[:, None], batch.tokens], dim=1), batch.target_probs)
     if kind == "skewed roots":
         return batch[torch.from_numpy(rng.random(8000)) < 1 / (1 + batch.tokens[:, [0, 1]].sum(dim=1))]
     other = task_of(random_parents(2, 10, seed=8), 3).sample(8000, seed=2)
     return cc.Batch(torch.cat([batch.tokens, other.tokens]), torch.cat([batch.target_probs, other.target_probs]))
 
 
-@pytest.mark.parametrize("kind", ["stationary roots", "one matrix", "two graphs"])
+@pytest.mark.parametrize("kind", ["a trace of the law", "one matrix", "two graphs"])
 def test_broken_assumptions_leave_everything_undecided(kind):
     found = cc.recover_graph(broken(kind), max_parents=2)
     assert found.graph.number_of_edges() == 0
     assert "nothing can be concluded" in found.warnings[0]
-    assert kind != "stationary roots" or "depends on the target's law without a match" in found.warnings[0]
+    assert kind != "a trace of the law" or "depends on the target's law without a match" in found.warnings[0]
+
+
+def test_roots_that_follow_the_matrix_are_undecided_and_make_no_false_edge():
+    found = cc.recover_graph(broken("stationary roots"), max_parents=2)
+    assert_no_false_edge(found, [[], [], [0], [1], [0], [], [2], [3], [6], [3]])
+    assert {1, 5} <= {*found.undecided}
 
 
 def test_roots_that_are_not_uniform_are_undecided_and_edges_found():
