@@ -6,7 +6,7 @@ ANY_MODEL := $(wildcard tests/test_hooked.py tests/test_models.py tests/test_att
 	tests/test_interventions.py tests/test_training.py tests/test_equivalence.py tests/test_study_induction_head.py)
 NATIVE := tests/test_native_sampler.py tests/test_fused.py tests/test_native_core.py
 
-.PHONY: check test test-3.9 instructions sanitizers symbols lint types docs pages release
+.PHONY: check test test-3.9 instructions sanitizers symbols lint types docs pages cluster release
 
 check: test test-3.9 instructions sanitizers symbols lint types
 
@@ -52,6 +52,10 @@ docs: .venv/bin/sphinx-build # out/site/index.html; runs each notebook that chan
 
 pages: # style sheets and scripts of pages; needs Node
 	npx --yes prettier@3 --print-width 120 --check causal_circuits/pages/*.css causal_circuits/pages/*.js
+
+cluster: # Ray nodes on this machine, disturbed, and the recipes of docs/CLUSTER.md: some ten minutes
+	.venv/bin/pip install -q -c constraints.txt -e ".[test,ray]" mlflow-skinny submitit
+	$(PYTHON) -m pytest -q -p no:cacheprovider tests/cluster/check_ray.py tests/cluster/check_recipes.py
 
 release: # installs the newest, the oldest and the fewest dependencies: some 15 minutes
 	$(PYTHON) tests/packaging/check_install.py

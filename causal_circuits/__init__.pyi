@@ -47,6 +47,7 @@ from .models import reduced_transformer as reduced_transformer
 from .models import save_model as save_model
 from .recording import RecordAt as RecordAt
 from .recording import TrainingRecord as TrainingRecord
+from .running import results as results
 from .running import run as run
 from .tasks import Batch as Batch
 from .tasks import BatchTask as BatchTask

@@ -37,6 +37,10 @@ class Output:
     """folder of cells, results.json, figures/ and report.html; None: out/NAME"""
     processes: int = 1
     """cells measured at once, each in a process of its own"""
+    ray: str | None = None
+    """measure on a Ray cluster: ADDRESS, auto (the one this machine belongs to) or local (this machine alone)"""
+    limit_s: float | None = None
+    """seconds after which a cell is given up, as if it had raised; None: no limit"""
     quiet: bool = False
     """no progress, only the closing table"""
     open: bool = False
@@ -53,7 +57,7 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
             print(cc.__version__ if given[:1] == ["--version"] else listing())
             return 0
         name = given.pop(0).replace("-", "_")
-        if name not in studies.NAMES:
+        if name not in (*studies.NAMES, "replay"):
             _tell("causal-circuits", f"error: there is no study {name!r}: choose one of {', '.join(studies.NAMES)}")
             return 2
     try:
@@ -74,10 +78,26 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
 
 
 def _run(name: str, given: Sequence[str]) -> int:
+    if name == "replay":
+        return _replay(given)
     study, output = parse(name, given)
-    folder = output.out or Path("out") / name
     command = shlex.join(["python", f"analyses/{name}.py", *given])
-    done = cc.run(study, folder, processes=output.processes, quiet=output.quiet, command=command)
+    return _write(study, output, output.out or Path("out") / name, command)
+
+
+def _replay(given: Sequence[str]) -> int:
+    """Run the study of a folder again, there (what is missing or made by other code) or in another folder."""
+    folder, *flags = given if given and not given[0].startswith("-") else ("", *given)
+    output = _parsed(Output, "causal-circuits replay FOLDER", flags)
+    if not folder:
+        raise ValueError("replay needs the folder of a run: causal-circuits replay FOLDER [--out OTHER] [--ray ...]")
+    study, command = cc.running.study_of(folder)
+    return _write(study, output, output.out or Path(folder), command)
+
+
+def _write(study: "Study", output: Output, folder: Path, command: str) -> int:
+    how: dict[str, Any] = {"processes": output.processes, "ray": output.ray, "limit_s": output.limit_s}
+    done = cc.run(study, folder, **how, quiet=output.quiet, command=command)
     page = folder / "report.html"
     print(done.report.table())
     print(f"{'time':11s} {done.results['timing']['wall_s']:.1f} s\n{'look at':11s} {page}")
@@ -99,21 +119,22 @@ def parse(name: str, arguments: Sequence[str]) -> "tuple[Study, Output]":
     quick = bool(config.QUICK) and "--quick" in arguments
     study: tuple[Any, ...] = ("study", config, field(default=config.quickly())) if quick else ("study", config)
     command: Any = make_dataclass("Command", [study, ("output", Output, field(default=Output()))])
+    flags = [argument for argument in arguments if not (quick and argument == "--quick")]
+    given = _parsed(command, f"{name}.py", flags)
+    return given.study, given.output
+
+
+def _parsed(kind: Any, program: str, arguments: Sequence[str]) -> Any:
+    """What the flags say; a ValueError in one line for bad ones."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), _wide(not {"-h", "--help"} & set(arguments)):
-            given = tyro.cli(
-                command,
-                prog=f"{name}.py",
-                description="",
-                args=[argument for argument in arguments if not (quick and argument == "--quick")],
-                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-            )
+            flat = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+            return tyro.cli(kind, prog=program, description="", args=list(arguments), config=flat)
     except SystemExit as stopped:
         if stopped.code in (0, None):  # --help
             raise
         raise ValueError(_one_line(said.getvalue())) from None
-    return given.study, given.output
 
 
 @contextlib.contextmanager
@@ -132,8 +153,12 @@ def _wide(wanted: bool) -> Iterator[None]:
 
 def listing() -> str:
     """Every study and the first line of its claim."""
-    lines = ["causal-circuits NAME --flags runs a study; causal-circuits NAME --help explains it.", ""]
-    for name in studies.NAMES:
+    lines = [
+        "causal-circuits NAME --flags runs a study; causal-circuits NAME --help explains it;",
+        "causal-circuits replay FOLDER runs the study of a folder again.",
+        "",
+    ]
+    for name in sorted(studies.NAMES):
         lines.append(f"  {name.replace('_', '-'):22s} {_claim(name).splitlines()[0]}")
     return "\n".join(lines)
 

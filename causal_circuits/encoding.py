@@ -1,12 +1,13 @@
 """Results as JSON values and tensors, and back again, equal bit for bit; nothing is ever unpickled.
 
-Numbers, text, lists, tuples, dicts, tensors, arrays, dataclasses, causal graphs and models.
+Numbers, text, paths, lists, tuples, dicts, tensors, arrays, dataclasses, causal graphs and models.
 """
 
 import importlib
 import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -45,6 +46,8 @@ def encode(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {"class": _class_name(value), "fields": content}
     if isinstance(value, dict):
         return {"dict": [[encode(part, tensors) for part in pair] for pair in value.items()]}
+    if isinstance(value, Path):
+        return {"path": str(value)}
     if isinstance(value, tuple):
         return {"tuple": [encode(item, tensors) for item in value]}
     if isinstance(value, list):
@@ -84,6 +87,8 @@ def _decode(values: Any, tensors: Mapping[str, Tensor]) -> Any:
             return _class_of(name)(**{key: _decode(part, tensors) for key, part in content.items()})
         case {"dict": pairs}:
             return dict(_decode(pair, tensors) for pair in pairs)
+        case {"path": text}:
+            return Path(text)
         case {"tuple": items}:
             return tuple(_decode(item, tensors) for item in items)
     raise ValueError(f"these values are no encoded result: {sorted(values)}")

@@ -47,7 +47,7 @@ def exclusive_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
         path.write_text(f"{os.getpid()} on {platform.node()}")
     except Timeout:
         raise ValueError(
-            f"one process at a time works in a folder, and {path.parent} is taken by process {_holder(path)}: "
+            f"one process at a time works in a folder, and {path.parent} is taken by process {holder(path.parent)}: "
             "wait for its end, or choose another folder"
         ) from None
     except OSError:  # no locks here, or a full disk
@@ -61,7 +61,12 @@ def exclusive_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
         lock.release()
 
 
-def _holder(path: Path) -> str:
+def holder(folder: str | os.PathLike[str]) -> str:
+    """The process that works in a folder, and its host.
+
+    >>> holder("/no/such/folder")
+    'unknown'
+    """
     with suppress(OSError):
-        return path.read_text(errors="replace")[:99] or "unknown"
+        return (Path(folder) / LOCK).read_text(errors="replace")[:99] or "unknown"
     return "unknown"

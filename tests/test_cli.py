@@ -17,7 +17,7 @@ from interrupted import ended, started
 from toy_study import MEASURED
 
 import causal_circuits as cc
-from causal_circuits import cli, studies
+from causal_circuits import cli, measuring, studies
 from causal_circuits.locks import exclusive_lock
 
 ANALYSES = Path(__file__).resolve().parent.parent / "analyses"
@@ -63,6 +63,25 @@ def test_the_first_word_names_the_study_with_either_dash(tmp_path, capsys, monke
     for name in ("toy-too", "toy_too"):
         assert cli.main(None, [name, "--quick", "--quiet", "--out", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "results.json").read_text())["command"].startswith("python analyses/toy_too.py --q")
+
+
+def test_a_folder_is_run_again_from_its_own_file(tmp_path, capsys):
+    """There: nothing is measured twice; elsewhere: everything, with the same results."""
+    first, other = tmp_path / "first", tmp_path / "other"
+    assert command("--numbers", 1, 2, "--size", 7, "--out", first) == 0
+    for cell in first.glob("cells/number_2.*"):
+        cell.unlink()
+    MEASURED.clear()
+    assert cli.main(None, ["replay", str(first), "--quiet"]) == 0
+    assert MEASURED == ["number 2"]
+    assert cli.main(None, ["replay", str(first), "--quiet", "--out", str(other)]) == 0
+    assert MEASURED == ["number 2", "number 1", "number 2"]
+    of_first, of_other = (json.loads((folder / "results.json").read_text()) for folder in (first, other))
+    assert (of_other["total"], of_other["command"]) == (of_first["total"], of_first["command"])
+    capsys.readouterr()
+    assert cli.main(None, ["replay", str(tmp_path), "--quiet"]) == 2
+    assert cli.main(None, ["replay", "--quiet"]) == 2
+    assert [line.split(":")[1] for line in capsys.readouterr().err.splitlines()] == [" error", " error"]
 
 
 LONG = "a" * 200 + "/" + "b" * 200
@@ -125,7 +144,7 @@ def test_faults_of_the_world_end_in_one_line(error, status, words, tmp_path, cap
     def fail(*given: object, **named: object) -> None:
         raise error
 
-    monkeypatch.setattr(cc.running, "write_checked" if isinstance(error, OSError) else "encode", fail)
+    monkeypatch.setattr(*((cc.running, "_keep") if isinstance(error, OSError) else (measuring, "encode")), fail)
     assert command("--out", tmp_path) == status
     assert_one_line(capsys, words)
 

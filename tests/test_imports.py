@@ -44,7 +44,10 @@ ALLOWED = {
     ),
     "encoding": "models",
     "studies": "circuits discovery display figures models pages statistics storage",
-    "running": "encoding locks native pages storage studies",
+    "measuring": "encoding native studies",
+    "ray_cells": "locks measuring storage studies",
+    "gathering": "encoding measuring storage studies",
+    "running": "encoding gathering locks measuring pages ray_cells storage studies",
     "cli": "studies",
 }
 USERS = ("studies", "cli")  # they use the package by its front door, as a notebook does

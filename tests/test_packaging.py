@@ -46,7 +46,7 @@ def test_the_oldest_constraints_are_the_lower_bounds(wanted: Requirement):
     assert pins("constraints-oldest.txt")[plain(wanted.name)] == lower_bound(wanted)
 
 
-@pytest.mark.parametrize("wanted", requirements("structure", "test", "dev"), ids=lambda wanted: wanted.name)
+@pytest.mark.parametrize("wanted", requirements("structure", "ray", "test", "dev"), ids=lambda wanted: wanted.name)
 def test_the_constraints_are_allowed(wanted: Requirement):
     assert wanted.specifier.contains(pins("constraints.txt")[plain(wanted.name)])
 
@@ -66,7 +66,7 @@ def outside_imports(folder: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("causal_circuits", ["structure"]), ("analyses", []), ("benchmarks", [])],
+    [("causal_circuits", ["structure", "ray"]), ("analyses", []), ("benchmarks", ["ray"])],
 )
 def test_everything_imported_is_declared(folder: str, extras: list[str]):
     declared = {IMPORTED_AS.get(wanted.name, wanted.name.lower()) for wanted in requirements(*extras)}

@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -18,12 +19,12 @@ from interrupted import DAMAGE, ended, started
 from toy_study import MEASURED, Config
 
 import causal_circuits as cc
-from causal_circuits import running
+from causal_circuits import measuring, running
 from causal_circuits.encoding import decode, encode
 from causal_circuits.locks import exclusive_lock
 from causal_circuits.running import CellError
 from causal_circuits.storage import read_checked, write_checked
-from causal_circuits.studies.study import Cell
+from causal_circuits.studies.study import Cell, Report
 
 
 @pytest.fixture(autouse=True)
@@ -46,14 +47,16 @@ def results_in(folder: Path) -> dict:
 
 def test_a_run_writes_everything_and_leaves_nothing_behind(tmp_path):
     done = run(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells", "note.txt", "report.html", "results.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("cells", "config.json", "note.txt", "report.html", "results.json")
+    ]
     assert len(list((tmp_path / "cells").iterdir())) == 8
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["total"] == sum(row.total for row in done.rows.values())
     assert results["nothing"] is None
     assert results["config"] == {
         **{"seed": 0, "quick": False, "numbers": [1, 2, 3, 4], "size": 1000, "bad": None, "wait": 0.0},
-        **{"out": str(tmp_path), "quiet": True, "n_cells": 4},
+        **{"deaf": None, "log": None, "out": str(tmp_path), "quiet": True, "n_cells": 4},
     }
     assert results["versions"]["torch"] == torch.__version__
     assert list(results["timing"]["cells"]) == [f"number {n}" for n in (1, 2, 3, 4)]
@@ -87,35 +90,35 @@ def test_other_settings_are_measured_again(tmp_path, measured):
     assert other.rows["number 1"].total == run(None, numbers=(1,), seed=1).rows["number 1"].total
 
 
-@pytest.mark.parametrize("what", ["fingerprint", "versions", "_own_source"])
+@pytest.mark.parametrize("what", ["fingerprint", "versions", "own_source"])
 def test_other_code_is_measured_again(tmp_path, measured, monkeypatch, what):
     """Of this package, of what it stands on, of the study's own module."""
     run(tmp_path, numbers=(1,))
-    monkeypatch.setattr(running, what, lambda *given: {"torch": "9"} if what == "versions" else "other")
+    monkeypatch.setattr(measuring, what, lambda *given: {"torch": "9"} if what == "versions" else "other")
     run(tmp_path, numbers=(1,))
     run(tmp_path, numbers=(1,))
     assert len(measured) == 2
 
 
 def test_the_fingerprint_is_that_of_every_source_file_and_of_the_core(tmp_path, monkeypatch):
-    for name in ("running.py", "graphs.py"):
+    for name in ("measuring.py", "graphs.py"):
         (tmp_path / name).write_text("1")
-    monkeypatch.setattr(running, "__file__", str(tmp_path / "running.py"))
-    of, seen = running.fingerprint.__wrapped__, set()
+    monkeypatch.setattr(measuring, "__file__", str(tmp_path / "measuring.py"))
+    of, seen = measuring.fingerprint.__wrapped__, set()
     for text in ("1", "2"):
         (tmp_path / "graphs.py").write_text(text)
         seen.add(of())
     (tmp_path / "graphs.py").rename(tmp_path / "moved.py")
     seen |= {of()}
     core = cc.native.available()
-    monkeypatch.setattr(running.native, "available", lambda: False)
+    monkeypatch.setattr(measuring.native, "available", lambda: False)
     seen |= {of()}
     assert len(seen) == 3 + core
 
 
 def test_the_source_of_a_study_elsewhere_counts_and_that_of_the_package_is_in_its_fingerprint():
-    assert running._own_source(toy_study.measure) != running._own_source(started)
-    assert running._own_source(cc.chain_graph) == ""
+    assert measuring.own_source(toy_study.measure) != measuring.own_source(started)
+    assert measuring.own_source(cc.chain_graph) == ""
 
 
 @pytest.mark.parametrize("kind", ["json", "safetensors"])
@@ -213,7 +216,7 @@ def test_a_cell_that_raises_is_named_with_its_settings_and_the_others_are_kept(t
     with pytest.raises(CellError) as caught:
         run(tmp_path, processes, bad=2)
     said = str(caught.value)
-    assert said.startswith("1 of 4 cells raised: number 2 {'number': 2, 'bad': True, 'size': 1000, 'seed': 0")
+    assert said.startswith("1 of 4 cells raised: number 2 {'number': 2, 'bad': True, ")
     assert "Unpicklable: 2 is bad: asked for" in said
     assert said.count("\n") == 0
     assert "in measure" in (tmp_path / "cells" / "errors.txt").read_text()
@@ -281,6 +284,25 @@ def test_several_processes_give_the_results_of_one(tmp_path, measured):
     assert measured == []  # what the others kept is found
 
 
+def test_a_cell_finds_the_threads_and_random_state_that_it_declares(monkeypatch):
+    """Whatever was measured before it, in whichever process; both are given back."""
+    cells = [Cell(name, toy_study.measure_surroundings, cores=2) for name in ("a", "b", "c")]
+    monkeypatch.setattr(Config, "cells", lambda self: [cells[n - 1] for n in self.numbers])
+    monkeypatch.setattr(Config, "report", lambda self, rows: Report("", [], {"rows": rows}))
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    rows = run(None, numbers=(1, 2, 3)).rows
+    assert rows == run(None, numbers=(3, 2, 1)).rows == run(None, 2, numbers=(1, 2, 3)).rows
+    assert {row["threads"] for row in rows.values()} == {2}
+    assert len({row["number"] for row in rows.values()}) == 3
+    assert (torch.get_num_threads(), torch.equal(torch.get_rng_state(), state)) == (threads, True)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_cell_that_takes_too_long_is_given_up(tmp_path, processes):
+    with pytest.raises(CellError, match=r"2 of 2 cells raised: .*TimeoutError: not done within --limit-s 0\.3"):
+        cc.run(Config(numbers=(1, 2), wait=9.0), tmp_path, processes=processes, limit_s=0.3, quiet=True)
+
+
 def test_a_full_disk_leaves_the_cells_that_are_kept_whole(tmp_path):
     def fill() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -320,6 +342,35 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, measured):
     assert measured == []
 
 
+def test_ray_is_named_where_it_is_missing_and_excludes_processes(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert_refused(lambda: cc.run(Config(), tmp_path, ray="local"), "--ray needs Ray: pip install", "[ray]")
+    assert_refused(lambda: cc.run(Config(), tmp_path, ray="local", processes=2), "exclude each other")
+    assert_refused(lambda: cc.run(Config(), tmp_path, limit_s=0), "--limit-s must be positive")
+
+
 def test_cells_that_would_share_a_file_are_refused(monkeypatch):
     monkeypatch.setattr(Config, "cells", lambda self: [Cell("a b", toy_study.measure), Cell("a_b", toy_study.measure)])
     assert_refused(lambda: run(None), "'a b' and 'a_b'")
+
+
+# ---- what runs left, read back
+
+
+def test_cells_of_many_runs_are_one_table(tmp_path):
+    for seed in (0, 1):
+        run(tmp_path / f"seed {seed}", numbers=(1, 2), seed=seed)
+    (tmp_path / "seed 1" / "cells" / "number_2.json").write_text("{}")
+    with pytest.warns(UserWarning, match="number_2.json is damaged .* left out"):
+        table = cc.results(tmp_path)
+    assert table[["run", "cell", "number", "seed"]].values.tolist() == [
+        ["seed 0", "number 1", 1, 0],
+        ["seed 0", "number 2", 2, 0],
+        ["seed 1", "number 1", 1, 1],
+    ]
+    assert table.total.tolist()[2] == run(tmp_path / "seed 1", numbers=(1,), seed=1).rows["number 1"].total
+    assert "draws" not in table
+
+
+def test_a_folder_without_cells_is_refused(tmp_path):
+    assert_refused(lambda: cc.results(tmp_path), str(tmp_path), "no run has kept a cell")

@@ -1,5 +1,6 @@
 """A study of sums, for the tests of the runner and of the command line: each cell is measured in no time."""
 
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 import causal_circuits as cc
-from causal_circuits.figures import Check, Section
+from causal_circuits.pages import Check, Section
 from causal_circuits.studies.study import Cell, Report, Study, at_least
 
 MEASURED: list[str] = []  # in this process, in order
@@ -49,6 +50,10 @@ class Config(Study):
     """the number whose cell raises"""
     wait: float = 0.0
     """seconds that a cell takes"""
+    deaf: int | None = None
+    """the number whose cell never ends, and does not react to a time limit"""
+    log: Path | None = None
+    """file to which each cell appends its number when it is done"""
 
     def check(self) -> None:
         """Positive numbers."""
@@ -56,11 +61,9 @@ class Config(Study):
 
     def cells(self) -> list[Cell]:
         """One a number."""
-        same = {"size": self.size, "seed": self.seed, "wait": self.wait}
-        return [
-            Cell(f"number {n}", measure, {"number": n, "bad": n == self.bad, **same}, scratch=True)
-            for n in self.numbers
-        ]
+        same = {"size": self.size, "seed": self.seed, "wait": self.wait, "log": self.log and str(self.log)}
+        settings = [{"number": n, "bad": n == self.bad, "deaf": n == self.deaf, **same} for n in self.numbers]
+        return [Cell(f"number {own['number']}", measure, own, scratch=True, cores=1) for own in settings]
 
     def report(self, rows: Mapping[str, Sum]) -> Report:
         """The sum of all."""
@@ -75,9 +78,14 @@ class Config(Study):
         )
 
 
-def measure(number: int, size: int, seed: int, wait: float, bad: bool, scratch: Path | None) -> Sum:
+def measure(
+    number: int, size: int, seed: int, wait: float, bad: bool, deaf: bool, log: str | None, scratch: Path | None
+) -> Sum:
     """A sum of random numbers; the first half of the waiting is kept in scratch."""
     MEASURED.append(f"number {number}")
+    if deaf:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+        time.sleep(1000)
     if scratch is not None and not (scratch / "half").is_file():
         time.sleep(wait / 2)
         cc.storage.write_files(scratch, {"half": f"{number} {seed}"})
@@ -87,4 +95,12 @@ def measure(number: int, size: int, seed: int, wait: float, bad: bool, scratch: 
     if bad:
         raise Unpicklable(number, why="asked for")
     draws = torch.rand(size, generator=torch.Generator().manual_seed(1000 * seed + number))
+    if log is not None:
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"{number}\n")
     return Sum(float(draws.sum()), draws)
+
+
+def measure_surroundings() -> dict[str, Any]:
+    """What a cell finds where it is measured."""
+    return {"threads": torch.get_num_threads(), "number": float(torch.rand(()))}

@@ -14,6 +14,7 @@ NAMES = (
     "generalization",
     "gradient_information",
     "induction_head",
+    "learnability",
     "multi_head",
     "recover_graph",
     "reproduce_paper",

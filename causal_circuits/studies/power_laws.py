@@ -1,6 +1,6 @@
 """Power laws fitted to measurements at several lengths, with intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +80,50 @@ def fit_power_law(
         last_error=float(sum(scatter) ** 0.5 / (last - before)),
         n_points=len(x),
     )
+
+
+@dataclass(frozen=True)
+class Exponent:
+    """Of one of several variables in value = constant * product of variable ** exponent, with its 95% interval."""
+
+    exponent: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.exponent:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+def fit_exponents(
+    variables: Mapping[str, Sequence[int | float]],
+    values: Sequence[int | float],
+    groups: Sequence[object],
+    *,
+    n_boot: int = 2000,
+    seed: int = 0,
+) -> dict[str, Exponent]:
+    """Exponents of positive variables, by least squares on logarithms; none where they are not determined.
+
+    The interval is from resampling groups of rows: rows of a group share what the variables do not say.
+
+    >>> rows = {"n": [1, 2, 4, 1, 2, 4], "g": [1, 1, 1, 2, 2, 2]}
+    >>> print(fit_exponents(rows, [3, 6, 12, 1.5, 3, 6], list("abcdef"))["g"])
+    -1.00 [-1.00, -1.00]
+    """
+    y = np.log(np.asarray(values, dtype=np.float64))
+    x = np.column_stack([np.ones(len(y)), *(np.log(np.asarray(v, dtype=np.float64)) for v in variables.values())])
+    names = sorted(set(groups), key=str)
+    members = [np.flatnonzero([group == name for group in groups]) for name in names]
+    if len(y) == 0 or np.linalg.matrix_rank(x) < x.shape[1]:
+        return {}
+    draws = np.random.default_rng(seed).integers(len(names), size=(n_boot, len(names)))
+    drawn = (np.concatenate([members[k] for k in draw]) for draw in draws)
+    fits = [np.linalg.lstsq(x[at], y[at])[0][1:] for at in drawn if np.linalg.matrix_rank(x[at]) == x.shape[1]]
+    low, high = np.quantile(fits, [0.025, 0.975], axis=0)
+    best = np.linalg.lstsq(x, y)[0][1:]
+    return {
+        name: Exponent(*(round(float(v), 12) for v in (best[k], low[k], high[k]))) for k, name in enumerate(variables)
+    }
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

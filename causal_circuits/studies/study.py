@@ -27,6 +27,8 @@ class Cell:
         scratch: whether measure also takes `scratch`, a folder that survives a kill and is removed when the cell is
             done (for checkpoints; None where nothing is written).
         progress: whether measure also takes `progress`, for `train(..., progress=progress)`: False under --quiet.
+        cores: threads of torch and of the compiled core, wherever it is measured; what a cluster keeps free for it.
+        gpus, memory: what else a cluster keeps free for it; memory in bytes.
 
     >>> Cell("sum", sum, {"start": 2}).name
     'sum'
@@ -37,6 +39,9 @@ class Cell:
     settings: Mapping[str, Any] = field(default_factory=dict)
     scratch: bool = False
     progress: bool = False
+    cores: int = 2
+    gpus: float = 0
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,14 +126,16 @@ class Study(ABC):
         """What the results, by the names of their cells and in the order of `cells`, add up to."""
 
 
-def grid(measure: Callable[..., Any], axes: Mapping[str, Iterable[Any]], **fixed: Any) -> list[Cell]:
+def grid(measure: Callable[..., Any], axes: Mapping[str, Iterable[Any]], cores: int = 2, **fixed: Any) -> list[Cell]:
     """A cell for every combination of the axes' values, named by them; fixed settings are those of all cells.
 
     >>> [cell.name for cell in grid(sum, {"n_ctx": (8, 16), "seed": (0,)}, alpha=0.1)]
     ['n_ctx 8, seed 0', 'n_ctx 16, seed 0']
     """
     settings = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
-    return [Cell(", ".join(f"{k} {v}" for k, v in own.items()), measure, {**own, **fixed}) for own in settings]
+    return [
+        Cell(", ".join(f"{k} {v}" for k, v in own.items()), measure, {**own, **fixed}, cores=cores) for own in settings
+    ]
 
 
 def at_least(smallest: int | float, **flags: Any) -> None:

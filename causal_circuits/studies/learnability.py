@@ -1,0 +1,324 @@
+"""A map of what is learned: by the first gradient, by attention, by the loss, over graph, sizes, alpha and seed."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from scipy import stats
+
+import causal_circuits as cc
+from causal_circuits.pages import Check, Section
+from causal_circuits.studies.power_laws import Exponent, fit_exponents
+from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
+
+Row = dict[str, Any]
+FAMILIES: dict[str, Callable[[int, int], nx.DiGraph]] = {
+    "chain": lambda n_ctx, seed: cc.chain_graph(n_ctx),
+    "pairs": lambda n_ctx, seed: cc.pairs_graph(n_ctx),
+    "forest": lambda n_ctx, seed: cc.random_forest(n_ctx, seed=seed),
+    "star": lambda n_ctx, seed: cc.graph_from_parents([None] + [0] * (n_ctx - 2)),
+}
+FULL = {"d_vocab": (2, 3, 5, 10, 20), "n_ctx": (8, 12, 20, 32, 50), "alpha": (0.03, 0.1, 0.3, 1.0, 3.0), "seeds": 40}
+SEQUENCES = 4096  # for the gradient, and, others, for the loss
+RECORDS = 60  # of attention, at steps in geometric progression
+WINDOW = 50  # steps over which the training loss is averaged
+REACHED = 0.9  # share of edges that are there, and of the gain over the best unigram
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Study):
+    """Where a transformer learns the graph, where it reaches the loss without it, and in how many steps.
+
+    Models are trained from zero by the default recipe. An edge is there when layer 0's attention to the parent is at
+    least half-way from uniform to 1, from some step on to the end; the graph is there with 90% of its edges. The loss
+    is there when its mean over 50 steps has 90% of the gain of the edge posterior over the best unigram. The gradient
+    finds an edge when the parent is the largest entry of its row, at the start, from 4,096 sequences. g is the limit
+    of that gradient in long contexts (`predicted_gradient`), its mean over the edges.
+
+        python analyses/learnability.py --processes 2               # 324 settings, ten minutes on two cores
+        python analyses/learnability.py --full --ray auto           # 20,000, on a cluster (docs/CLUSTER.md)
+    """
+
+    QUICK: ClassVar = {"graph": ("chain", "star"), "d_vocab": (3,), "n_ctx": (6, 10), "seeds": 1, "steps": 1200}
+
+    graph: tuple[str, ...] = tuple(FAMILIES)
+    """any of chain, pairs, forest, star; a forest is another one with each seed"""
+    d_vocab: tuple[int, ...] = (2, 3, 10)
+    """numbers of tokens"""
+    n_ctx: tuple[int, ...] = (8, 16, 32)
+    """context lengths"""
+    alpha: tuple[float, ...] = (0.1, 0.3, 1.0)
+    """Dirichlet concentrations"""
+    seeds: int = 3
+    """runs of each setting"""
+    steps: int = 4500
+    """of the default recipe, two thirds of them by SGD"""
+    batch_size: int = 256
+    """sequences a step"""
+    full: bool = False
+    """20,000 settings: larger defaults of d_vocab, n_ctx, alpha and seeds, whatever these flags say"""
+
+    def __post_init__(self) -> None:
+        """--full takes its axes."""
+        for name, values in FULL.items() if self.full else ():
+            object.__setattr__(self, name, values)
+        super().__post_init__()
+
+    def check(self) -> None:
+        """Known graphs, each with an edge to learn."""
+        one_of(tuple(FAMILIES), graph=self.graph)
+        at_least(2, d_vocab=self.d_vocab)
+        at_least(5, n_ctx=self.n_ctx)
+        at_least(1, seeds=self.seeds, batch_size=self.batch_size)
+        at_least(WINDOW, steps=self.steps)
+
+    def cells(self) -> list[Cell]:
+        """Settings of the same sizes and seed are trained together, as one ensemble."""
+        seeds = range(self.seed, self.seed + self.seeds)
+        axes = {"d_vocab": self.d_vocab, "n_ctx": self.n_ctx, "seed": seeds}
+        same = {name: getattr(self, name) for name in ("graph", "alpha", "steps", "batch_size")}
+        return grid(measure_sizes, axes, cores=1, **same)
+
+    def report(self, rows: Mapping[str, Sequence[Row]]) -> Report:
+        """The map, and how steps scale."""
+        table = pd.DataFrame([row for of_cell in rows.values() for row in of_cell])
+        fits = fit_steps(table, self.seed)
+        counts = count(table)
+        return Report(
+            title="What can be learned: graph, loss and steps over 4 kinds of graphs",
+            checks=make_checks(table, fits),
+            results={
+                "config": {"n_settings": len(table)},
+                "counts": counts,
+                "steps_scaling": {name: vars(exponent) for name, exponent in fits.items()},
+                "settings": table.to_dict("records"),
+            },
+            sections=[
+                Section("Graph and loss", _SAYS_MAP, figures={"first": plot_order(table)}, table=counts),
+                Section("Without the graph", _SAYS_WITHOUT, figures={"without": plot_without(table)}),
+                Section(
+                    "Steps", _SAYS_STEPS, figures={"g": plot_steps(table, "g"), "n_ctx": plot_steps(table, "n_ctx")}
+                ),
+                Section("By family and sizes", "Means over alpha and seeds.", table=summarize(table)),
+            ],
+            saved={"learnability.parquet": lambda path: table.to_parquet(path)},
+        )
+
+
+_SAYS_MAP = (
+    "One mark a setting in which both were reached: the step from which the graph is there, against the step from "
+    "which the loss is. Below the diagonal the graph came first."
+)
+_SAYS_WITHOUT = (
+    "One mark a setting: edges that are there at the end, against the excess of the loss over the edge posterior. At "
+    "the left the loss is that of the posterior, which knows the graph; low marks there do without it."
+)
+_SAYS_STEPS = "One mark a setting in which the graph was learned; the fit is over all of them at once."
+
+
+def measure_sizes(
+    d_vocab: int, n_ctx: int, seed: int, graph: Sequence[str], alpha: Sequence[float], steps: int, batch_size: int
+) -> list[Row]:
+    """A row for every graph and alpha of one d_vocab, n_ctx and seed, trained side by side."""
+    settings: list[Row] = [
+        {"graph": g, "d_vocab": d_vocab, "n_ctx": n_ctx, "alpha": a, "seed": seed} for g in graph for a in alpha
+    ]
+    tasks = [cc.InContextTask(FAMILIES[s["graph"]](n_ctx, seed), d_vocab=d_vocab, alpha=s["alpha"]) for s in settings]
+    models = [cc.disentangled_transformer(d_vocab, n_ctx) for _ in tasks]
+    config = cc.TrainConfig(cc.training.default_stages(steps), batch_size=batch_size, seed=seed)
+    record = cc.RecordAt(n_log_spaced=RECORDS, layers=(0,), score_gradients=False)
+    records = cc.train_ensemble(models, tasks, [config] * len(tasks), record=record, progress=False)
+    return [
+        setting | measure_model(model, task, of, seed)
+        for setting, model, task, of in zip(settings, models, tasks, records, strict=True)
+    ]
+
+
+def measure_model(model: Any, task: cc.InContextTask, record: cc.TrainingRecord, seed: int) -> Row:
+    """What gradient, attention and loss say of one trained model."""
+    edges, batch = sorted(cc.latent_edges(task.graph)), task.sample(SEQUENCES, seed=(seed, 21))
+    test = task.sample(SEQUENCES, seed=(seed, 22))
+    gradient = cc.measured_gradient(batch.tokens, batch.target_probs).value
+    g = cc.predicted_gradient(task, 1024).value
+    at = edge_steps(record, edges)
+    posterior = float(cc.tasks.cross_entropy(cc.tasks.edge_posterior(task, test.tokens), test.target_probs).mean())
+    unigram = cc.tasks.best_unigram_loss(test)
+    pull = [float(g[child, parent]) / (child + 1) for parent, child in edges]  # through the uniform softmax
+    return {
+        "edges": len(edges),
+        "gradient": float(np.mean([int(gradient[c, :c].argmax()) == p for p, c in edges])),
+        "attention": float(np.mean(np.isfinite(at))),
+        "excess": float(cc.evaluate(model, test).mean()) - posterior,
+        "gain": unigram - posterior,
+        "graph_step": quantile_step(at),
+        "loss_step": loss_step(record.losses, unigram - REACHED * (unigram - posterior)),
+        "g": float(np.mean([float(g[c, p]) for p, c in edges])),
+        "order": order_agreement(at, pull),
+        "edge_steps": at,
+    }
+
+
+def edge_steps(record: cc.TrainingRecord, edges: Sequence[tuple[int, int]]) -> list[float]:
+    """The recorded step from which each edge is there; infinity for one that is not at the end."""
+    assert record.attention is not None
+    weights = torch.stack([record.attention[:, 0, 0, child, parent] for parent, child in edges], dim=1)
+    half_way = torch.tensor([(1 + 1 / (child + 1)) / 2 for _, child in edges])
+    stays = (weights >= half_way).flip(0).cumprod(dim=0).flip(0).bool()
+    first = [record.steps[int(of_edge.int().argmax())] if of_edge[-1] else math.inf for of_edge in stays.T]
+    return [float(step) for step in first]
+
+
+def quantile_step(at: Sequence[float]) -> float:
+    """The step at which nine edges of ten are there; NaN if they never are.
+
+    >>> quantile_step([3.0, 1.0, 2.0]), quantile_step([1.0, math.inf])
+    (3.0, nan)
+    """
+    step = sorted(at)[math.ceil(REACHED * len(at)) - 1]
+    return step if math.isfinite(step) else math.nan
+
+
+def loss_step(losses: torch.Tensor, level: float) -> float:
+    """The first step at which the mean of the last WINDOW losses is at the level; NaN if none is."""
+    means = np.convolve(losses.double().numpy(), np.ones(WINDOW) / WINDOW, mode="valid")
+    reached = np.flatnonzero(means <= level)
+    return float(reached[0] + WINDOW) if len(reached) else math.nan
+
+
+def order_agreement(at: Sequence[float], pull: Sequence[float]) -> float:
+    """Spearman's correlation of an edge's predicted score gradient with how early it is there; NaN without an order."""
+    if len(set(at)) < 2 or len(set(pull)) < 2:
+        return math.nan
+    return float(stats.spearmanr(pull, [-step if math.isfinite(step) else -1e9 for step in at]).statistic)
+
+
+# ---- what the rows add up to
+
+
+def fit_steps(table: pd.DataFrame, seed: int) -> dict[str, Exponent]:
+    """Exponents of g, n_ctx and d_vocab in the steps until the graph is there, over the settings in which it is.
+
+    g is that of d_vocab and alpha, whatever graph and n_ctx: these pairs are what is resampled.
+    """
+    there = table[table.graph_step.notna() & (table.graph_step > 0) & (table.g > 0)]
+    variables = {name: there[name].tolist() for name in ("g", "n_ctx", "d_vocab")}
+    groups = list(zip(there.d_vocab, there.alpha, strict=True))
+    return fit_exponents(variables, there.graph_step.tolist(), groups, seed=seed)
+
+
+def count(table: pd.DataFrame) -> list[Row]:
+    """Settings by what was reached, for each family of graphs."""
+    graph, loss = table.graph_step.notna(), table.loss_step.notna()
+    kinds = {
+        "settings": graph | ~graph,
+        "graph before loss": graph & loss & (table.graph_step < table.loss_step),
+        "loss before graph": graph & loss & (table.graph_step >= table.loss_step),
+        "graph without loss": graph & ~loss,
+        "loss without graph": loss & ~graph,
+        "neither": ~loss & ~graph,
+        "gradient has the graph": table.gradient >= REACHED,
+    }
+    return [
+        {"graph": name, **{k: int(v[of.index].sum()) for k, v in kinds.items()}} for name, of in table.groupby("graph")
+    ]
+
+
+def counted(table: pd.DataFrame) -> str:
+    """Settings of each family."""
+    return ", ".join(f"{name} {len(of)}" for name, of in table.groupby("graph")) or "none"
+
+
+def make_checks(table: pd.DataFrame, fits: Mapping[str, Exponent]) -> list[Check]:
+    """The claims, each with its numbers."""
+    learned, found = table[table.graph_step.notna()], table.gradient >= REACHED
+    both = learned[learned.loss_step.notna()]
+    without = table[table.loss_step.notna() & (table.attention < 0.5)]
+    has = float((learned.gradient >= REACHED).mean())
+    said = f"{has:.0%} of {len(learned)}; it also has it in {int((found & table.graph_step.isna()).sum())} others"
+    g, n_first = fits.get("g"), int((both.graph_step < both.loss_step).sum())
+    most = stats.binomtest(n_first, len(both)).proportion_ci() if len(both) else None
+    return [
+        Check(
+            has >= REACHED if len(learned) else "undecided",
+            "Where training finds the graph the first gradient had it, in 90% of settings",
+            said,
+        ),
+        Check(
+            len(without) > 0,
+            "The loss can be reached without the graph: with fewer than half of the edges",
+            f"{len(without)} of {len(table)} settings: {counted(without)}",
+        ),
+        Check(
+            told(-g.high if g else None, -g.low if g else None),
+            "More information, fewer steps: the exponent of g is below 0",
+            "; ".join(f"steps as {name}^{exponent}" for name, exponent in fits.items()) or "too few settings",
+        ),
+        Check(
+            told(most.low - 0.5 if most else None, most.high - 0.5 if most else None),
+            "Where both are reached, the graph is there before the loss in most settings",
+            f"in {n_first} of {len(both)}" + (f", 95% interval {most.low:.0%} to {most.high:.0%}" if most else ""),
+        ),
+    ]
+
+
+def told(low: float | None, high: float | None) -> Any:
+    """The state of a check by the interval of what should be above 0.
+
+    >>> told(0.1, 0.2), told(-0.1, 0.2), told(None, None), told(-0.2, -0.1)
+    ('passed', 'undecided', 'undecided', 'refuted')
+    """
+    if low is None or high is None or low <= 0 <= high:
+        return "undecided"
+    return "passed" if low > 0 else "refuted"
+
+
+def summarize(table: pd.DataFrame) -> pd.DataFrame:
+    """Means by family, d_vocab and n_ctx."""
+    values = ["gradient", "attention", "excess", "graph_step", "loss_step", "g", "order"]
+    return table.groupby(["graph", "d_vocab", "n_ctx"])[values].mean().reset_index()
+
+
+def scatter(table: pd.DataFrame, x: tuple[str, str], y: tuple[str, str], *, steps: bool = True) -> Axes:
+    """A mark a setting, coloured by family, over two columns (name, label); steps: on logarithmic axes."""
+    figure, ax = plt.subplots(figsize=(5.6, 3.9), layout="constrained")
+    for name, of in table.groupby("graph"):
+        ax.plot(of[x[0]], of[y[0]], "o", markersize=4, markerfacecolor="none", label=str(name))
+    ax.set(xlabel=x[1], ylabel=y[1])
+    if steps:
+        ax.set(xscale="log", yscale="log")
+    if len(table):
+        ax.legend()
+    plt.close(figure)
+    return ax
+
+
+GRAPH = ("graph_step", "step from which the graph is there")
+
+
+def plot_order(table: pd.DataFrame) -> Axes:
+    """Step of the graph against step of the loss."""
+    both = table[table.graph_step.notna() & table.loss_step.notna()]
+    ax = scatter(both, ("loss_step", "step from which the loss is there"), GRAPH)
+    ax.axline((1, 1), (10, 10), color="black", linewidth=0.8, linestyle=":")
+    return ax
+
+
+def plot_without(table: pd.DataFrame) -> Axes:
+    """Edges that are there at the end against the excess of the loss."""
+    excess, share = ("excess", "loss - edge posterior (nats)"), ("attention", "share of edges that are there")
+    ax = scatter(table, excess, share, steps=False)
+    ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
+    return ax
+
+
+def plot_steps(table: pd.DataFrame, x: str) -> Axes:
+    """Steps until the graph is there against g or n_ctx."""
+    label = {"g": "predicted g, mean over edges", "n_ctx": "context length n_ctx"}[x]
+    return scatter(table[table.graph_step.notna() & (table[x] > 0)], (x, label), GRAPH)
