@@ -16,7 +16,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
 from causal_circuits.arguments import check_arguments
@@ -55,6 +54,9 @@ class Attachment:
         return f"{self.kind} {preposition} {self.where}"
 
 
+_KINDS_OF_HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
+
+
 @cache
 def known_classes() -> frozenset[type[nn.Module]]:
     """Modules whose forward the fast forwards know: a HookedTransformer's, and what computes what they do."""
@@ -68,7 +70,7 @@ def foreign(model: HookedTransformer) -> Iterator[Attachment]:
     """Everything about a model that the fast forwards have to know of: hooks, native hooks, foreign modules, edits."""
     from causal_circuits.models.hooked import HookPoint
 
-    if _has_any_global_hook():  # type: ignore[no-untyped-call]
+    if any(getattr(nn.modules.module, f"_global_{kind}_hooks") for kind in _KINDS_OF_HOOKS):
         yield Attachment("native hook", "every module (torch.nn.modules.module)")
     for name, module in model.named_modules():
         if has_hooks(module):
