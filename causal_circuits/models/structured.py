@@ -82,8 +82,11 @@ def logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Floa
 Forward = Callable[[HookedTransformer, Int[Tensor, "batch n_ctx"]], Float[Tensor, "batch d_vocab"]]
 
 
-def choose_forward(model: HookedTransformer) -> Forward:
-    """The forward that `logits` takes for a model as it is now."""
+def choose_forward(model: HookedTransformer, every_position: bool = False) -> Forward:
+    """The forward that `logits` takes for a model as it is now; or one that answers at every position."""
+    if every_position:
+        is_structured = choose_forward(model) is structured_forward and layout_of(model).kind == "disentangled"
+        return structured_logits_everywhere if is_structured else plain_logits_everywhere
     if always_plain() or torch.is_autocast_enabled(model.W_U.device.type):
         return plain_logits
     if has_layout(model):
@@ -104,9 +107,20 @@ def plain_logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -
     return model(tokens, return_type="logits")[:, -1]
 
 
+def plain_logits_everywhere(
+    model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]
+) -> Float[Tensor, "batch n_ctx d_vocab"]:
+    """The model's output at every position by TransformerLens's own forward."""
+    return model(tokens, return_type="logits")
+
+
 @check_arguments
-def log_probs(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
-    """The log of the model's prediction at the last position: log softmax of logits, or log(f + 1e-9) if reduced.
+def log_probs(
+    model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], every_position: bool = False
+) -> Float[Tensor, "batch d_vocab"] | Float[Tensor, "batch n_ctx d_vocab"]:
+    """The log of the model's prediction: log softmax of logits, or log(f + 1e-9) if reduced.
+
+    At the last position, or at every one.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
@@ -115,11 +129,12 @@ def log_probs(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> F
     >>> bool(log_probs.exp().sum(dim=1).allclose(log_probs.new_ones(64)))
     True
     """
-    return as_log_probs(model, logits(model, tokens))
+    check_tokens(tokens, model.cfg.d_vocab)
+    return as_log_probs(model, choose_forward(model, every_position)(model, tokens))
 
 
-def as_log_probs(model: HookedTransformer, output: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, "batch d_vocab"]:
-    """What a forward gave at the last position as log-probabilities; a reduced model gives probabilities already."""
+def as_log_probs(model: HookedTransformer, output: Float[Tensor, "*row d_vocab"]) -> Float[Tensor, "*row d_vocab"]:
+    """What a forward gave as log-probabilities; a reduced model gives probabilities already."""
     if has_layout(model) and layout_of(model).kind == "reduced":
         return (output + PROBABILITY_FLOOR).log()
     return output.log_softmax(dim=-1)
@@ -179,19 +194,34 @@ def structured_logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx
     >>> bool((cc.models.structured_logits(model, batch.tokens) - plain).abs().max() < 1e-4)
     True
     """
-    layout = layout_of(model)
+    return _logits_of(model, tokens, slice(layout_of(model).n_ctx - 1, None))[:, 0]
+
+
+def structured_logits_everywhere(
+    model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]
+) -> Float[Tensor, "batch n_ctx d_vocab"]:
+    """Logits of a disentangled transformer at every position."""
+    return _logits_of(model, tokens, slice(None))
+
+
+def _logits_of(
+    model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], queries: slice
+) -> Float[Tensor, "batch query d_vocab"]:
+    """Logits at a range of positions: of the last layer no other row is formed."""
+    layout, n_queries = layout_of(model), len(range(*queries.indices(tokens.shape[1])))
     _check_tokens(layout, tokens)
     one_hot = torch.nn.functional.one_hot(tokens, layout.d_vocab).to(model.W_U.dtype)
     mixing: list[Tensor | None] = [None]  # one [batch, n_ctx, n_ctx] a block; None is the identity
-    last_rows = [_unit_row(layout, tokens, model.W_U.dtype)]
+    rows = [torch.eye(layout.n_ctx).to(one_hot)[queries].expand(len(tokens), -1, -1)]
     for layer in range(layout.n_layers):
-        pattern = _pattern(model, layer, tokens, one_hot, mixing)
+        is_last = layer == layout.n_layers - 1
+        pattern = _pattern(model, layer, tokens, one_hot, mixing, queries if is_last else slice(None))
         heads = pattern.unbind(dim=1)[: layout.n_heads[layer]]
-        last_rows += [_compose_row(head[:, -1:], mix) for head in heads for mix in mixing]
-        if layer < layout.n_layers - 1:
-            mixing += [head if mix is None else head @ mix for head in heads for mix in mixing]
-    residual = torch.cat([half for row in last_rows for half in (row @ one_hot, row)], dim=-1)
-    return residual[:, 0] @ model.unembed.W_U + model.unembed.b_U
+        rows += [_compose(head[:, -n_queries:], mix) for head in heads for mix in mixing]
+        if not is_last:
+            mixing += [_compose(head, mix) for head in heads for mix in mixing]
+    residual = torch.cat([half for row in rows for half in (row @ one_hot, row)], dim=-1)
+    return residual @ model.unembed.W_U + model.unembed.b_U
 
 
 def reduced_probs(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
@@ -234,13 +264,12 @@ def has_only_a1_and_a2(model: HookedTransformer) -> bool:
 
 
 def _pattern(
-    model: HookedTransformer, layer: int, tokens: Tensor, one_hot: Tensor, mixing: list[Tensor | None]
+    model: HookedTransformer, layer: int, tokens: Tensor, one_hot: Tensor, mixing: list[Tensor | None], queries: slice
 ) -> Float[Tensor, "batch head_index query_pos key_pos"]:
-    """The attention pattern of a layer, through its HookPoint; of the last layer, if nobody looks, one row only."""
+    """The attention pattern of a layer, through its HookPoint; of the given queries only, unless somebody looks."""
     layout, attn = layout_of(model), model.blocks[layer].attn
     watched = has_hooks(attn.hook_pattern)
-    last_only = layer == layout.n_layers - 1 and not watched
-    queries = slice(layout.n_ctx - 1, None) if last_only else slice(None)
+    queries = slice(None) if watched else queries
     scores = [
         _scores(layout, attn.W_Q[head, : layout.width(layer), : layout.width(layer)], tokens, one_hot, mixing, queries)
         for head in range(layout.n_heads[layer])
@@ -278,15 +307,8 @@ def _mask(scores: Float[Tensor, "batch head_index query_pos key_pos"]) -> Tensor
     return scores.masked_fill(future, -torch.inf)
 
 
-def _compose_row(row: Float[Tensor, "batch 1 n_ctx"], mix: Tensor | None) -> Float[Tensor, "batch 1 n_ctx"]:
-    return row if mix is None else row @ mix
-
-
-def _unit_row(layout: Layout, tokens: Tensor, dtype: torch.dtype) -> Float[Tensor, "batch 1 n_ctx"]:
-    """The last row of the identity, for every sequence."""
-    row = torch.zeros(len(tokens), 1, layout.n_ctx, dtype=dtype, device=tokens.device)
-    row[:, :, -1] = 1.0
-    return row
+def _compose(rows: Float[Tensor, "batch query n_ctx"], mix: Tensor | None) -> Float[Tensor, "batch query n_ctx"]:
+    return rows if mix is None else rows @ mix
 
 
 def _check_tokens(layout: Layout, tokens: Tensor) -> None:

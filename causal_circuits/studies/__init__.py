@@ -20,6 +20,7 @@ NAMES = (
     "reproduce_paper",
     "structure_learning",
     "sample_complexity",
+    "statistical_induction",
     "two_stage",
     "unlearned_edges",
     "zoo",

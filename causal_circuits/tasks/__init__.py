@@ -4,6 +4,8 @@ from causal_circuits.tasks.base import Task
 from causal_circuits.tasks.batch import Batch
 from causal_circuits.tasks.batch_task import BatchTask
 from causal_circuits.tasks.families import MATRIX_FAMILIES, bounded_below, matrix_family
+from causal_circuits.tasks.intervention import InterventionTask
+from causal_circuits.tasks.markov import MarkovTask, next_token_predictors
 from causal_circuits.tasks.posterior import cross_entropy
 from causal_circuits.tasks.predictors import (
     ExactBayes,
@@ -23,6 +25,8 @@ __all__ = [
     "BatchTask",
     "ExactBayes",
     "InContextTask",
+    "InterventionTask",
+    "MarkovTask",
     "ReferenceLosses",
     "Task",
     "best_unigram_loss",
@@ -31,6 +35,7 @@ __all__ = [
     "edge_posterior",
     "exact_bayes",
     "matrix_family",
+    "next_token_predictors",
     "reference_losses",
     "subset_loss",
     "subset_losses",

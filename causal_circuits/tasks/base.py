@@ -31,6 +31,8 @@ class Task(ABC):
     Attributes:
         graph: the causal graph behind the sequences, or None if it is not known; then `n_ctx` has to be overridden.
         d_vocab: number of tokens.
+        every_position: whether `draws` gives targets after every position, over which the loss is averaged; False:
+            after the last alone.
 
     >>> import torch
     >>> from causal_circuits import Batch, Task, chain_graph
@@ -43,6 +45,7 @@ class Task(ABC):
     """
 
     graph: nx.DiGraph | None = None
+    every_position: bool = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -142,7 +145,7 @@ def checked_draws(task: Task, seed: Seed, first: int, n: int) -> Batch:
     if len(batch) != n:
         raise ValueError(f"{what}: got {len(batch)}")
     try:
-        batch.check(task.d_vocab, task.n_ctx)
+        batch.check(task.d_vocab, task.n_ctx, every_position=task.every_position)
     except ValueError as error:
         raise ValueError(f"{what}, d_vocab {task.d_vocab}, n_ctx {task.n_ctx}: {error}") from error
     return batch

@@ -19,13 +19,15 @@ class Batch:
     Args:
         tokens: integers of any width [batch, n_ctx], as a tensor, a numpy array or lists.
         target_probs: probabilities [batch, d_vocab], the law of the target given its parents' tokens; or labels
-            [batch], the targets themselves, which stand for the probabilities 0 and 1.
+            [batch], the targets themselves, which stand for the probabilities 0 and 1. With an axis more,
+            [batch, n_ctx, d_vocab] or [batch, n_ctx], what comes after every position: the loss is then the mean over
+            positions.
         d_vocab: how many tokens there are, for labels; None takes as many as occur, the largest token or label plus
             one. Targets of probabilities say it themselves.
 
     Attributes:
         tokens: int64 [batch, n_ctx].
-        target_probs: float32, or float64 if given so, [batch, d_vocab]; without gradients.
+        target_probs: float32, or float64 if given so, [batch, d_vocab] or [batch, n_ctx, d_vocab]; without gradients.
 
     >>> from causal_circuits import InContextTask, chain_graph
     >>> batch = InContextTask(chain_graph(6), d_vocab=3).sample(100, seed=0)
@@ -37,22 +39,25 @@ class Batch:
     """
 
     tokens: Int[Tensor, "batch n_ctx"]
-    target_probs: Float[Tensor, "batch d_vocab"]
+    target_probs: Float[Tensor, "batch d_vocab"] | Float[Tensor, "batch n_ctx d_vocab"]
 
     def __init__(
         self,
         tokens: Int[Tensor, "batch n_ctx"],
-        target_probs: Float[Tensor, "batch d_vocab"] | Int[Tensor, "batch"],
+        target_probs: Float[Tensor, "batch d_vocab"]
+        | Float[Tensor, "batch n_ctx d_vocab"]
+        | Int[Tensor, "batch"]
+        | Int[Tensor, "batch n_ctx"],
         d_vocab: int | None = None,
     ) -> None:
         for name, values in (("tokens", tokens), ("target_probs", target_probs)):
             if values.layout != torch.strided:
                 raise ValueError(f"{name} must be a dense tensor: got {values.layout}; give {name}.to_dense()")
-        if target_probs.ndim == 1:
+        if not target_probs.is_floating_point():
             target_probs = _one_hot(tokens, target_probs, d_vocab)
-        elif d_vocab not in (None, target_probs.shape[1]):
+        elif d_vocab not in (None, target_probs.shape[-1]):
             raise ValueError(
-                f"d_vocab must be the width of target_probs, {target_probs.shape[1]}: got {d_vocab}; leave it out"
+                f"d_vocab must be the width of target_probs, {target_probs.shape[-1]}: got {d_vocab}; leave it out"
             )
         object.__setattr__(self, "tokens", tokens)
         object.__setattr__(self, "target_probs", target_probs.detach())
@@ -63,22 +68,50 @@ class Batch:
     def __getitem__(self, index: slice | Tensor) -> "Batch":
         return Batch(self.tokens[index], self.target_probs[index])
 
-    def check(self, d_vocab: int, n_ctx: int | None = None, *, d_vocab_out: int | None = None) -> None:
+    @property
+    def every_position(self) -> bool:
+        """Whether there is a target after every position, and not after the last alone."""
+        return self.target_probs.ndim == 3
+
+    @property
+    def last(self) -> "Batch":
+        """The same sequences with the target after the last position alone, which is what most tools look at."""
+        return Batch(self.tokens, self.target_probs[:, -1]) if self.every_position else self
+
+    def check(
+        self,
+        d_vocab: int,
+        n_ctx: int | None = None,
+        *,
+        d_vocab_out: int | None = None,
+        every_position: bool | None = False,
+    ) -> None:
         """Raise a ValueError unless tokens lie in the vocabulary and every target is a probability vector.
 
         Args:
             d_vocab: number of tokens.
             n_ctx: length of the sequences; None takes any.
             d_vocab_out: number of outputs that the targets are over; None takes d_vocab.
+            every_position: whether targets stand after every position; None takes both.
         """
         check_tokens(self.tokens, d_vocab, n_ctx)
+        if every_position is False:
+            self.check_last_only()
         width, name = (d_vocab, "d_vocab") if d_vocab_out in (None, d_vocab) else (d_vocab_out, "d_vocab_out")
-        if self.target_probs.shape != (len(self.tokens), width):
-            raise ValueError(
-                f"target_probs must be [batch, {name}] = {[len(self.tokens), width]}: "
-                f"got {list(self.target_probs.shape)}"
-            )
+        positions = self.every_position if every_position is None else every_position
+        expected = (*self.tokens.shape, width) if positions else (len(self.tokens), width)
+        if self.target_probs.shape != expected:
+            axes = f"batch, n_ctx, {name}" if positions else f"batch, {name}"
+            raise ValueError(f"target_probs must be [{axes}] = {list(expected)}: got {list(self.target_probs.shape)}")
         check_probabilities("target_probs", self.target_probs, 1e-3)
+
+    def check_last_only(self) -> None:
+        """Raise a ValueError if there is a target after every position, for tools that look at the last."""
+        if self.every_position:
+            raise ValueError(
+                "this looks at the target after the last position: got a batch with targets after every position; "
+                "give batch.last"
+            )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
         """The same batch on another device; `dtype` applies to the probabilities."""
@@ -86,8 +119,8 @@ class Batch:
 
 
 def _one_hot(
-    tokens: Int[Tensor, "batch n_ctx"], labels: Int[Tensor, "batch"], d_vocab: int | None
-) -> Float[Tensor, "batch d_vocab"]:
+    tokens: Int[Tensor, "batch n_ctx"], labels: Int[Tensor, "*label"], d_vocab: int | None
+) -> Float[Tensor, "*label d_vocab"]:
     """Labels as the probabilities 0 and 1, among `d_vocab` tokens or as many as occur."""
     if tokens.numel() == 0:
         raise ValueError(f"tokens must be [batch, n_ctx] with a batch of 1 or more: got {list(tokens.shape)}")
@@ -100,9 +133,9 @@ def _one_hot(
             f"labels must be integers in 0 .. {d_vocab - 1}: got some in [{labels.min()}, {labels.max()}]; "
             "give d_vocab if there are more tokens"
         )
-    if len(labels) * d_vocab > MOST_NUMBERS:
+    if labels.numel() * d_vocab > MOST_NUMBERS:
         raise ValueError(
-            f"labels over a vocabulary of {d_vocab:,} make {len(labels) * d_vocab:,} numbers, more than "
+            f"labels over a vocabulary of {d_vocab:,} make {labels.numel() * d_vocab:,} numbers, more than "
             f"{MOST_NUMBERS:,}: number the tokens that occur from 0, or take fewer sequences"
         )
     return torch.nn.functional.one_hot(labels, d_vocab).float()
@@ -118,7 +151,7 @@ def check_probabilities(name: str, rows: Float[Tensor, "*rows d_vocab"], toleran
         )
 
 
-def check_offset(tokens: Int[Tensor, "batch n_ctx"], labels: Int[Tensor, "batch"]) -> None:
+def check_offset(tokens: Int[Tensor, "batch n_ctx"], labels: Int[Tensor, "*label"]) -> None:
     """Raise a ValueError if tokens seem to be counted from 1 and labels from 0."""
     lowest, highest = int(tokens.min()), int(tokens.max())
     if lowest == 1 and int(labels.min()) == 0 and int(labels.max()) == highest - 1:

@@ -44,8 +44,9 @@ class BatchTask(Task):
         raise TypeError(f"BatchTask is final, and {cls.__name__} subclasses it: subclass cc.Task and override draws")
 
     def __init__(self, batch: Batch, graph: nx.DiGraph | None = None, *, has_query: bool = True) -> None:
-        self.batch, self.d_vocab = batch, batch.target_probs.shape[1]
-        batch.check(self.d_vocab)
+        self.batch, self.d_vocab = batch, batch.target_probs.shape[-1]
+        self.every_position = batch.every_position
+        batch.check(self.d_vocab, every_position=None)
         if graph is None:
             self.has_query = bool(has_query)
             return

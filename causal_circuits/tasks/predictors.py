@@ -195,6 +195,7 @@ def best_unigram_loss(batch: Batch) -> float:
     >>> 0 < cc.tasks.best_unigram_loss(batch) < 1.2
     True
     """
+    batch.check_last_only()
     check_probabilities("target_probs", batch.target_probs, ROUNDED)
     n_ctx, d_vocab = batch.tokens.shape[1], batch.target_probs.shape[-1]
     counts = _token_counts(batch.tokens, d_vocab).long().flatten()

@@ -48,6 +48,7 @@ def subset_loss(task: Task, batch: Batch, which: Sequence[int]) -> float:
     >>> cc.tasks.subset_loss(task, batch, [0, 1]) < cc.tasks.subset_loss(task, batch, [])
     True
     """
+    batch.check_last_only()
     counts = _checked_counts(task, batch.tokens, which)
     losses = [cross_entropy(smoothed(counts, pseudo), batch.target_probs).mean() for pseudo in PSEUDO_COUNTS]
     return float(min(losses))

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
+from types import MappingProxyType
 from typing import Any, Literal, NoReturn, final
 
 import networkx as nx
@@ -39,6 +40,7 @@ Filler = Callable[[int, np.ndarray, np.ndarray], None]
 PIECE = 512
 # Threads that draw the pieces of a large batch.
 THREADS = 2
+_NOTHING: Mapping[int, int | str] = MappingProxyType({})  # is set by an intervention
 # Of one kernel. A piece holds PIECE kernels and their cumulative sums in float32: 0.5 GiB at this limit, a thread.
 MAX_KERNEL_ENTRIES = 2**17
 
@@ -198,6 +200,18 @@ class InContextTask(Task):
         constants, first_row, parents, degrees, roots = self._sampling_plan
         return native.core().Sampler(constants, first_row, parents, degrees, self.d_vocab, roots)
 
+    def fill_with(
+        self, do: Mapping[int, int | str], seed: Seed, first: int, tokens: np.ndarray, target_probs: np.ndarray
+    ) -> None:
+        """Sequences of `draws` in which the positions of `do` are set (`tasks.intervention`)."""
+        sequence = seed_sequence(seed)
+        if not self.counts:
+            self._fill_from_stream(sequence, first, tokens, target_probs, do)
+            return
+        for start in range(0, len(tokens), PIECE):
+            piece = slice(start, start + PIECE)
+            self._fill_by_counting(_draws.key_of(sequence), first + start, tokens[piece], target_probs[piece], do)
+
     def identity(self) -> Mapping[str, Any]:
         """Graph, vocabulary and prior."""
         kernels = self.given_kernels
@@ -263,7 +277,14 @@ class InContextTask(Task):
         """Whether stationary laws hang on odds that only logs can tell."""
         return min(float(alpha.min()) for alpha in self.alphas.values()) < _matrices.LOG_SPACE_BELOW
 
-    def _fill_by_counting(self, key: _draws.Key, first: int, tokens: np.ndarray, target_probs: np.ndarray) -> None:
+    def _fill_by_counting(
+        self,
+        key: _draws.Key,
+        first: int,
+        tokens: np.ndarray,
+        target_probs: np.ndarray,
+        do: Mapping[int, int | str] = _NOTHING,
+    ) -> None:
         """Sequences `first`, `first` + 1, ... of a stream in numpy: what `src/native/sampler.cpp` does."""
         sequences = np.arange(first, first + len(tokens))
         logs = _draws.log_gammas(self._sampling_plan[0], sequences, key).reshape(len(sequences), -1, self.d_vocab)
@@ -281,10 +302,15 @@ class InContextTask(Task):
         }
         numbers, query_numbers = _draws.token_numbers(self.n_ctx, sequences, key)
         queries = np.minimum((query_numbers * np.float32(self.d_vocab)).astype(np.int64), self.d_vocab - 1)
-        self._fill(kernels, laws[self.root_law](), numbers, queries, tokens, target_probs)
+        self._fill(kernels, laws[self.root_law](), numbers, queries, tokens, target_probs, do)
 
     def _fill_from_stream(
-        self, seed: np.random.SeedSequence, first: int, tokens: np.ndarray, target_probs: np.ndarray
+        self,
+        seed: np.random.SeedSequence,
+        first: int,
+        tokens: np.ndarray,
+        target_probs: np.ndarray,
+        do: Mapping[int, int | str] = _NOTHING,
     ) -> None:
         """Sequences from a random stream for each piece: matrices of the user's."""
         for start in range(0, len(tokens), PIECE):
@@ -294,7 +320,7 @@ class InContextTask(Task):
             kernels, law = self.draw_kernels(n, generator)
             uniforms = generator.random(size=(n, self.n_ctx), dtype=np.float32)
             queries = generator.integers(self.d_vocab, size=n)
-            self._fill(kernels, law, uniforms, queries, tokens[piece], target_probs[piece])
+            self._fill(kernels, law, uniforms, queries, tokens[piece], target_probs[piece], do)
 
     def _fill(
         self,
@@ -304,6 +330,7 @@ class InContextTask(Task):
         queries: np.ndarray,
         tokens: np.ndarray,
         target_probs: np.ndarray,
+        do: Mapping[int, int | str],
     ) -> None:
         """Tokens and targets from matrices, root laws, a uniform number for each token, and the queries' tokens."""
         cumulative = {k: _matrices.cumulative_rows(kernel) for k, kernel in kernels.items()}
@@ -313,7 +340,12 @@ class InContextTask(Task):
             tokens[:, root] = _matrices.inverse_cdf(root_law, uniforms[:, root])
         if self.has_query:
             tokens[:, -1] = queries
+        for position, token in do.items():
+            every = (uniforms[:, position] * self.d_vocab).astype(tokens.dtype).clip(max=self.d_vocab - 1)
+            tokens[:, position] = every if token == "random" else token
         for child, parents in self._children:
+            if child in do:
+                continue
             row = self.kernel_row(tokens[:, parents]) + sequence * self.d_vocab ** len(parents)
             tokens[:, child] = _matrices.inverse_cdf(cumulative[len(parents)].take(row, axis=0), uniforms[:, child])
         target_row = self.kernel_row(tokens[:, self.target_parents])

@@ -45,6 +45,8 @@ def check_members(models: Sequence[HookedTransformer], tasks: Sequence[Task], co
             _warn_of_missing_heads(model, task)
         if config.warm_start is not None and not has_layout(model):
             raise ValueError("an ordinary transformer has no blocks to warm up: give TrainConfig warm_start=None")
+        if config.relative_positions and not (has_layout(model) and layout_of(model).kind == "disentangled"):
+            raise ValueError("relative_positions is for disentangled models: give TrainConfig relative_positions=False")
         known = trainable_parameters(model)
         _check_parameters(known)
         if not attachments(model):

@@ -64,7 +64,8 @@ def train_ensemble(
         for model, config in zip(models, configs, strict=True):
             if config.warm_start is not None:
                 warm_start(model, config.warm_start)
-        if all(can_fuse(model) for model in models):
+        special = any(task.every_position for task in tasks) or any(config.relative_positions for config in configs)
+        if all(can_fuse(model) for model in models) and not special:
             return _run(list(models), list(tasks), list(configs), record, progress, on_record, checkpoints, fused=True)
         found, began = [], time.perf_counter()
         for i, (model, task, config) in enumerate(zip(models, tasks, configs, strict=True)):

@@ -96,6 +96,8 @@ class TrainConfig:
             None, leaves the model as it comes: zero if new, or as an earlier training left it.
         seed: of the data: one long stream of sequences, kept apart from whatever `Task.sample` is asked
             for; step s trains on its sequences s batch_size, ..., whatever the path and the number of threads.
+        relative_positions: whether a disentangled model learns of positions their distance alone
+            (`training.relative_positions`).
 
     >>> [stage.steps for stage in TrainConfig().stages]
     [3000, 1500]
@@ -107,6 +109,7 @@ class TrainConfig:
     batch_size: int = 1024
     warm_start: float | None = None
     seed: int = 0
+    relative_positions: bool = False
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -127,7 +130,8 @@ class TrainConfig:
 
         ``TrainConfig.joint(steps, 1.0, optimizer="sgd")`` is the paper's own training.
         """
-        of_config = {key: kwargs.pop(key) for key in ("batch_size", "warm_start", "seed") if key in kwargs}
+        own = ("batch_size", "warm_start", "seed", "relative_positions")
+        of_config = {key: kwargs.pop(key) for key in own if key in kwargs}
         stage = Stage(steps=steps, learning_rate=learning_rate, **{"schedule": "cosine", **kwargs})  # type: ignore[arg-type]
         return cls(stages=(stage,), **of_config)  # type: ignore[arg-type]
 

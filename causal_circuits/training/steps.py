@@ -30,14 +30,16 @@ def gradient_step(model: HookedTransformer, batch: Batch) -> float:
     >>> abs(loss - float(cc.evaluate(model, batch).mean())) < 1e-5, model.W_U.grad.shape == model.W_U.shape
     (True, True)
     """
-    if can_fuse(model):
+    if can_fuse(model) and not batch.every_position:
         return fused_step(model, batch.tokens, batch.target_probs).loss
-    return autograd_step(model, batch, choose_forward(model))
+    return autograd_step(model, batch, choose_forward(model, batch.every_position))
 
 
 @check_arguments
 def mean_loss(model: HookedTransformer, batch: Batch) -> Tensor:
-    """Mean soft-label cross-entropy at the last position, nats; a scalar that can be differentiated.
+    """Mean soft-label cross-entropy, nats; a scalar that can be differentiated.
+
+    At the last position, or over all positions where the batch has targets after every one.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
@@ -46,13 +48,15 @@ def mean_loss(model: HookedTransformer, batch: Batch) -> Tensor:
     >>> abs(float(mean.detach()) - float(cc.evaluate(model, batch).mean())) < 1e-5
     True
     """
-    return -(batch.target_probs * log_probs(model, batch.tokens)).sum(dim=-1).mean()
+    return -(batch.target_probs * log_probs(model, batch.tokens, batch.every_position)).sum(dim=-1).mean()
 
 
 @check_arguments
 @torch.no_grad()
 def evaluate(model: HookedTransformer, batch: Batch, chunk: int = 2048) -> Tensor:
     """The loss of every sequence of a batch, float64 [batch], nats; `chunk` sequences at a time.
+
+    Of the last position, or the mean over positions where the batch has targets after every one.
 
     Raises:
         ValueError: tokens or targets that are none of the model's vocabulary, or no probabilities.
@@ -64,13 +68,14 @@ def evaluate(model: HookedTransformer, batch: Batch, chunk: int = 2048) -> Tenso
     >>> losses.dtype, len(losses), float(losses.mean()) < cc.tasks.best_unigram_loss(batch)
     (torch.float64, 64, True)
     """
-    batch.check(model.cfg.d_vocab, d_vocab_out=model.cfg.d_vocab_out)
+    batch.check(model.cfg.d_vocab, d_vocab_out=model.cfg.d_vocab_out, every_position=None)
     batch = batch.to(model.W_U.device, model.W_U.dtype)
     check_forward(model, batch.tokens, each_alone=len(batch) > chunk)
     pieces = [batch[start : start + chunk] for start in range(0, len(batch), chunk)]
-    return torch.cat(
-        [-(piece.target_probs * log_probs(model, piece.tokens)).sum(dim=-1).double() for piece in pieces]
-    ).cpu()
+    losses = [
+        -(piece.target_probs * log_probs(model, piece.tokens, piece.every_position)).sum(dim=-1) for piece in pieces
+    ]
+    return torch.cat([loss.double().reshape(len(loss), -1).mean(dim=1) for loss in losses]).cpu()
 
 
 @check_arguments

@@ -16,6 +16,7 @@ from causal_circuits.tasks import Batch, Task
 from causal_circuits.tasks.base import checked_draws
 from causal_circuits.training.checkpoints import CheckpointError, State
 from causal_circuits.training.recipe import OPTIMIZERS, Stage, TrainConfig
+from causal_circuits.training.relative_positions import share_by_distance
 from causal_circuits.training.steps import stage_at, take_snapshot, trainable_parameters, training_seed
 
 
@@ -28,7 +29,7 @@ class StructuredRun:
         self._model, self._task, self._config = model, task, config
         self._pool = ThreadPoolExecutor(1)
         self._step = start.step if start else 0
-        self._forward = choose_forward(model)
+        self._forward = choose_forward(model, task.every_position)
         self._optimizer = StagedOptimizer(trainable_parameters(model), config.stages, start)
         self._ahead = [self._pool.submit(self._draw_batch, self._step + ahead) for ahead in range(2)]
 
@@ -44,6 +45,8 @@ class StructuredRun:
     def gradients(self) -> np.ndarray:
         """Set the gradients of this step; its loss, [1]."""
         loss = autograd_step(self._model, self._ahead.pop(0).result(), self._forward)
+        if self._config.relative_positions:
+            share_by_distance(self._model)
         self._step += 1
         self._ahead.append(self._pool.submit(self._draw_batch, self._step + 1))
         return np.array([loss])
@@ -58,7 +61,7 @@ class StructuredRun:
 
     def read_back(self) -> None:
         """Look at the model again, after somebody else had it in hand: its forward may have to be another one."""
-        self._forward = choose_forward(self._model)
+        self._forward = choose_forward(self._model, self._task.every_position)
 
     def update(self) -> None:
         """One step of the optimiser."""
