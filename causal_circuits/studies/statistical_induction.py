@@ -15,12 +15,11 @@ from causal_circuits.pages import Check, Section
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
 
 Row = dict[str, Any]
-WHAT = ("predictors", "attention")
 SHOWN = (
     *("prior", "d_vocab", "seed", "phases", "uniform from", "unigram from", "bigram from", "L0H0", "L1H0", "truth"),
     *("truth with unigram", "without L0H0", "without L1H0", "gradient first at"),
 )
-N_TEST = 512
+N_TEST = 256
 PRIORS = ("dirichlet", "doubly stochastic", "independent")
 
 
@@ -74,13 +73,18 @@ class Config(Study):
         """Phases, heads and references of all trainings."""
         table = pd.DataFrame([{key: row[key] for key in SHOWN} for row in rows.values()])
         of = {prior: table[table.prior == prior] for prior in self.prior}
-        curves = {f"{prior}: {what}": plot_distances(rows, prior, what) for prior in self.prior for what in WHAT}
+        phases = {f"phases {prior}".replace(" ", "_"): plot_phases(rows, prior) for prior in self.prior}
         return Report(
             title="Statistical induction heads",
             checks=[check for prior in self.prior for check in checks(prior, of[prior])],
             results={"trainings": list(rows.values())},
             sections=[
-                Section("Phases", "Which line is lowest is what the model predicts like.", figures=curves),
+                Section("Phases", "The lowest line is the predictor that the model is most like.", figures=phases),
+                Section(
+                    "The previous-token head",
+                    "It forms where the bigram phase begins, and not at all where the token before tells nothing.",
+                    figures={"previous_token": plot_attention(rows)},
+                ),
                 Section("All trainings", "Steps are those at which a predictor became the nearest.", table=table),
             ],
             summary=[(prior, phases_of(of[prior])) for prior in self.prior],
@@ -111,7 +115,7 @@ def measure_training(
 
     recipe = {"optimizer": "sgd", "schedule": "constant", "batch_size": batch_size, "seed": seed}
     config = cc.TrainConfig.joint(steps, learning_rate, relative_positions=True, **recipe)
-    at = cc.RecordAt(steps=(*range(0, 40, 4), *range(40, steps, 20), steps), layers=(0,), score_gradients=False)
+    at = cc.RecordAt(steps=(*range(0, 40, 4), *range(50, steps, 50), steps), layers=(0,), score_gradients=False)
     record = cc.train(model, task, config, record=at, on_record=look, progress=progress)
     assert record.attention is not None
     for state, attention in zip(seen, record.attention, strict=True):
@@ -198,21 +202,35 @@ def phases_of(of: pd.DataFrame) -> str:
     return f"{counts} of {len(of)} trainings{when}"
 
 
-def plot_distances(rows: Mapping[str, Row], prior: str, what: str) -> Any:
-    """Means over the seeds of a prior: divergence from each predictor, or layer 0's attention to the token before."""
-    states = pd.DataFrame(
-        [
-            {"d_vocab": row["d_vocab"], **state}
-            for row in rows.values()
-            if row["prior"] == prior
-            for state in row["states"]
-        ]
-    )
-    names = ("uniform", "unigram", "bigram") if what == "predictors" else ("previous",)
+def states_of(rows: Mapping[str, Row]) -> pd.DataFrame:
+    """Every recorded state of every training; means over seeds."""
+    states = [
+        {"prior": row["prior"], "d_vocab": row["d_vocab"], **state} for row in rows.values() for state in row["states"]
+    ]
+    return pd.DataFrame(states).groupby(["prior", "d_vocab", "step"]).mean()
+
+
+def plot_phases(rows: Mapping[str, Row], prior: str) -> Any:
+    """The divergence of three predictors from the model, over training."""
+    means = states_of(rows).loc[prior]
+    sizes = means.index.unique("d_vocab")
     curves = {
-        f"{name}, d_vocab {d_vocab}": list(zip(mean.index + 1, mean[name], strict=True))
-        for d_vocab, of in states.groupby("d_vocab")
-        for name, mean in ((name, of.groupby("step").mean()) for name in names)
+        f"{name}, d_vocab {size}": list(zip(means.loc[size].index + 1, means.loc[size][name], strict=True))
+        for name in ("uniform", "unigram", "bigram")
+        for size in sizes
     }
-    label = "KL(predictor || model), nats" if what == "predictors" else "layer 0's attention to the token before"
-    return figures.plot_curves(curves, xlabel="step + 1", ylabel=label, title=prior, group_size=len(names))
+    label = "KL(predictor || model), nats"
+    return figures.plot_curves(curves, xlabel="step + 1", ylabel=label, title=prior, group_size=len(sizes))
+
+
+def plot_attention(rows: Mapping[str, Row]) -> Any:
+    """Layer 0's attention to the token before, over training."""
+    means = states_of(rows).previous
+    sizes = means.index.unique("d_vocab")
+    curves = {
+        f"{prior}, d_vocab {size}": list(zip(means[prior, size].index + 1, means[prior, size], strict=True))
+        for prior in means.index.unique("prior")
+        for size in sizes
+    }
+    label = "layer 0's attention to the token before"
+    return figures.plot_curves(curves, xlabel="step + 1", ylabel=label, group_size=len(sizes))
