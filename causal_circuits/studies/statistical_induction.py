@@ -31,9 +31,9 @@ class Config(Study):
     "Statistical induction heads" (Edelman et al. 2024, arXiv 2402.11004) in the paper's disentangled transformer: two
     layers of one head, relative positions, the loss at every position, plain SGD from zero. The predictor that the
     model is clearly nearest to (Kullback-Leibler, below two thirds of any other's) goes from uniform to unigram to
-    bigram, and bigram comes with a previous-token head and an induction head. Two other priors test the cause: where counting tokens tells nothing
-    (doubly stochastic matrices) the unigram phase is missing, where the token before tells nothing (independent tokens)
-    no head forms.
+    bigram, and bigram comes with a previous-token head and an induction head. Two other priors test the cause: where
+    counting tokens tells nothing (doubly stochastic matrices) the unigram phase is missing, where the token before
+    tells nothing (independent tokens) no head forms.
 
         python analyses/statistical_induction.py            # ten minutes on two cores
         python analyses/statistical_induction.py --quick    # one minute: shorter sequences, one seed
