@@ -1,6 +1,6 @@
 """Claim: trained on Markov chains, a model predicts like all tokens alike, then like counts, then in context.
 
-    python analyses/statistical_induction.py            # ten minutes on two cores
+    python analyses/statistical_induction.py            # eight minutes on two cores
     python analyses/statistical_induction.py --quick    # a minute: shorter sequences, one seed
 
 The study is `causal_circuits/studies/statistical_induction.py`. Killed at any moment, the same command goes on where it

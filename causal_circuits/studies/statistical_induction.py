@@ -35,7 +35,7 @@ class Config(Study):
     counting tokens tells nothing (doubly stochastic matrices) the unigram phase is missing, where the token before
     tells nothing (independent tokens) no head forms.
 
-        python analyses/statistical_induction.py            # ten minutes on two cores
+        python analyses/statistical_induction.py            # eight minutes on two cores
         python analyses/statistical_induction.py --quick    # one minute: shorter sequences, one seed
     """
 
@@ -83,7 +83,7 @@ class Config(Study):
                 Section("Phases", "The lowest line is the predictor that the model is most like.", figures=phases),
                 Section(
                     "The previous-token head",
-                    "It forms where the bigram phase begins, and not at all where the token before tells nothing.",
+                    "Compare with the step at which the bigram line falls; a flat line is no such head.",
                     figures={"previous_token": plot_attention(rows)},
                 ),
                 Section("All trainings", "Steps are those at which a predictor became the nearest.", table=table),
