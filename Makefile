@@ -17,8 +17,8 @@ test: # the README's own command, which makes .venv
 
 .venv-3.9: constraints-3.9.txt # TransformerLens 3.9 over the packages of .venv
 	python3 -m venv $@
-	echo "import site; site.addsitedir('$$($(PYTHON) -c "$(PURELIB)")')" > "$$($@/bin/python -c "$(PURELIB)")/shared.pth"
 	$@/bin/pip install -q --no-deps -r constraints-3.9.txt
+	echo "import site; site.addsitedir('$$($(PYTHON) -c "$(PURELIB)")')" > "$$($@/bin/python -c "$(PURELIB)")/shared.pth"
 	touch $@
 
 test-3.9: .venv-3.9 # what works on models, with the other line of TransformerLens
