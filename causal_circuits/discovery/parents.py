@@ -15,6 +15,7 @@ import networkx as nx
 import numpy as np
 import torch
 
+from causal_circuits.discovery.user_data import WRONG_WITH
 from causal_circuits.discovery.verdicts import MIN_SEQUENCES, Position, Verdict
 from causal_circuits.information.matches import Gains, MatchSums, match_sums, most_above, most_below, p_independent
 from causal_circuits.information.target_search import Candidate, candidates, p_of_rival
@@ -145,7 +146,7 @@ def _not_uniform(test: MatchTest) -> dict[int, str]:
     for i in range(data.n_ctx):
         frequency = torch.bincount(data.tokens[:, i], minlength=data.d_vocab).double() / len(data)
         p_value = data.n_ctx * _p_of_uniform(frequency, len(data)) ** test.worth
-        if p_value < test.level:
+        if p_value < WRONG_WITH:
             why[i] = f"its tokens are not uniform over sequences (p = {p_value:.2g}), as is assumed"
     return why
 
@@ -168,7 +169,7 @@ def _tied_to_target(test: MatchTest, positions: Collection[Position]) -> str:
         apart = ~data.match(parents, test.first.target) if parents else torch.ones(len(data), dtype=torch.bool)
         off = abs(float(data.at[apart, i].sum())) - (1 - FULL) * float(data.full[apart].sum())
         p_value = 2 * data.n_ctx * float(most_below(off, float(data.chance[apart].sum()), data.d_vocab)) ** test.worth
-        if p_value < test.level:
+        if p_value < WRONG_WITH:
             return (
                 f"position {i} depends on the target's law without a match of its parents (p = {p_value:.2g}): roots "
                 "that follow the transition matrix, or laws that prefer a token?"
