@@ -1,6 +1,6 @@
 """Claim: the first gradient has the graph wherever training finds it; the loss can be reached without it.
 
-    python analyses/learnability.py --processes 2       # 324 settings, ten minutes on two cores
+    python analyses/learnability.py --processes 2       # 324 settings
     python analyses/learnability.py --full --ray auto   # 20,000 settings, on a cluster (docs/CLUSTER.md)
     python analyses/learnability.py --quick             # seconds
 

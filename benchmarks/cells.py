@@ -2,6 +2,7 @@
 
     python benchmarks/cells.py tiny --nodes 2 --cells 10000         # cells that take no time: what the driver can take
     python benchmarks/cells.py tiny --nodes 2 --cells 500 --ms 50   # cells that sleep: the overhead
+    python benchmarks/cells.py wait                                 # a look at thousands of waiting tasks
     python benchmarks/cells.py ensemble                             # sequences a CPU second, two processes beside one
 
 Nodes are Ray's on this machine, one core each (`ray.cluster_utils.Cluster`); --nodes 0 measures in this process.
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray.cluster_utils import Cluster
 
@@ -83,6 +85,19 @@ def tiny(nodes: int, n_cells: int, milliseconds: float) -> dict[str, Any]:
     }
 
 
+def wait() -> dict[str, Any]:
+    """Milliseconds of this process for one look at so many tasks that wait for room."""
+    ray.init("local", num_cpus=0, include_dashboard=False, log_to_driver=False, logging_level="error")
+    remote, tasks, found = ray.remote(num_cpus=1)(sleep), list[Any](), dict[str, Any]()
+    for n in (1000, 4000, 16_000):
+        tasks += [remote.remote(0, 0.0) for _ in range(n - len(tasks))]
+        began = time.process_time()
+        for _ in range(5):
+            ray.wait(tasks, num_returns=n, timeout=0)
+        found[f"{n} tasks"] = round((time.process_time() - began) / 5 * 1000, 2)
+    return found | {"peak_driver_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+
+
 def ensemble(members: int = 24) -> dict[str, Any]:
     """Sequences a CPU second of one ensemble with two threads, and of the study's cells in two processes of one."""
     same = {"graph": ("chain", "forest"), "d_vocab": (3,), "n_ctx": (16,), "alpha": (0.1, 1.0)}
@@ -110,9 +125,10 @@ def cpu_seconds(whose: int) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("tiny", "ensemble"))
+    parser.add_argument("what", choices=("tiny", "wait", "ensemble"))
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--cells", type=int, default=10_000)
     parser.add_argument("--ms", type=float, default=0.0, help="that a cell sleeps")
     given = parser.parse_args()
-    print(json.dumps(tiny(given.nodes, given.cells, given.ms) if given.what == "tiny" else ensemble()))
+    others = {"wait": wait, "ensemble": ensemble}
+    print(json.dumps(others[given.what]() if given.what in others else tiny(given.nodes, given.cells, given.ms)))

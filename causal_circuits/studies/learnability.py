@@ -42,7 +42,7 @@ class Config(Study):
     finds an edge when the parent is the largest entry of its row, at the start, from 4,096 sequences. g is the limit
     of that gradient in long contexts (`predicted_gradient`), its mean over the edges.
 
-        python analyses/learnability.py --processes 2               # 324 settings, ten minutes on two cores
+        python analyses/learnability.py --processes 2               # 324 settings
         python analyses/learnability.py --full --ray auto           # 20,000, on a cluster (docs/CLUSTER.md)
     """
 
