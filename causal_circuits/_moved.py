@@ -8,9 +8,9 @@ ROOMS = {
     "graphs": "GraphRecovery graph_from_digraph graph_parents has_query parents_of validate_graph",
     "heads": "HeadScores HeadTable copying_score induction_mask parent_mask",
     "information": (
-        "ConditionalInformation GradientComparison Information InformationEstimate closest_rivals "
-        "conditional_information edge_formation estimate_gradient estimate_information "
-        "exact_conditional_information finite_context_gradient mutual_information score_gradient_of"
+        "GradientComparison Information InformationEstimate closest_rivals "
+        "edge_formation estimate_gradient estimate_information "
+        "finite_context_gradient mutual_information score_gradient_of"
     ),
     "interventions": "ABLATION_METHODS AblationResult KNOCK_OUT_METHODS KnockOut METRICS PatchingResult ablate_slots",
     "models": (
@@ -22,15 +22,13 @@ ROOMS = {
         "subset_losses subset_predictor unigram"
     ),
     "training": (
-        "CheckpointError DivergenceError PairGain TrainingHealth TrainingPaused Turn TurnConfig "
-        "default_stages pair_gain restore_checkpoint take_snapshot take_turn train_in_turns training_health"
+        "CheckpointError DivergenceError TrainingHealth TrainingPaused "
+        "default_stages restore_checkpoint take_snapshot training_health"
     ),
 }
 RENAMED = {
     "Formation": "information.EdgeFormation",
-    "FurtherParent": "discovery.UncarriedParent",
     "KERNEL_FAMILIES": "tasks.MATRIX_FAMILIES",
-    "Matches": "information.HeadKeys",
     "PredictorFilm": "films.PredictorRecorder",
     "Rival": "information.RivalPosition",
     "Scrubbed": "interventions.ScrubbingResult",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 # With --dist loadfile a worker takes whole files: the long ones first, so that none is left over for one worker alone.
-LONG = ["notebooks", "imports", "resume", "running", "turns", "circuits_proof", "study_circuit_proof"]
+LONG = ["notebooks", "imports", "resume", "running", "circuits_proof", "study_circuit_proof"]
 LONG += ["study_reproduce_paper", "docs", "circuits_methods"]
 FORK = [None, 0, 0, 1, None, 4]  # a root with two children, a grandchild, a second tree; n_ctx 7
 

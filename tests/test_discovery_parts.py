@@ -1,4 +1,4 @@
-"""The parts of graph discovery one by one: sums over sequences against loops, what heads match, where rules begin."""
+"""The parts of graph discovery one by one: sums over sequences against loops, where rules begin."""
 
 import numpy as np
 import pytest
@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 import causal_circuits as cc
 from causal_circuits.discovery.assumptions import unusable_positions
 from causal_circuits.discovery.edge_scores import EdgeScores
-from causal_circuits.discovery.head_keys import (
-    further_parents,
-    needed,
-)
-from causal_circuits.discovery.row_shares import RowTest, judge_row
 from causal_circuits.discovery.user_data import read_data
-from causal_circuits.information import HeadKeys
 from causal_circuits.statistics import holm
 
 
@@ -102,41 +96,6 @@ def test_fewer_sequences_than_rows_count_where_some_are_copies(data):
     few, all_of_them = EdgeScores(*data, 30).against_edge(), EdgeScores(*data, 60).against_edge()
     np.testing.assert_allclose(few.variance / (30 / 29), all_of_them.variance / (60 / 59))
     assert few.n == 30
-
-
-@pytest.fixture(scope="module")
-def one_child():
-    """Position 2 has parents 0 and 1, the target 1 and 3; sequences, and the test of their rows."""
-    task = cc.InContextTask(cc.graph_from_parents([[], [], [0, 1], [], [1, 3]]), d_vocab=3)
-    batch = task.sample(20_000, seed=1)
-    return batch, RowTest(batch.tokens, batch.target_probs)
-
-
-def test_a_head_without_which_rows_tell_as_much_is_not_needed(one_child):
-    _, test = one_child
-    slots = {1: HeadKeys(1, (-1, -1, 0, -1)), 3: HeadKeys(3, (-1, -1, 1, -1)), 2: HeadKeys(2, (-1, -1, -1, -1))}
-    assert needed(slots, test) == {t: slots[t] for t in (1, 3)}
-
-
-def test_the_parent_that_no_head_carries_is_named_with_its_edges_and_none_into_the_last_row():
-    task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
-    batch = task.sample(20_000, seed=2)
-    head = HeadKeys(7, (-1, -1, 1, 2, 3, 4, 5, -1))
-    test = RowTest(batch.tokens, batch.target_probs)
-    (found,) = further_parents({7: head}, test, batch.tokens, batch.target_probs)
-    assert found.last_key == 6
-    before_it = {edge for edge in found.edges if edge[1] < 6}  # the row of position 6 is compared with itself
-    assert before_it == {(row - 2, row) for row in range(2, 6)}
-    assert max(child for _, child in found.edges) < 7
-    assert found.share > 1
-
-
-def test_a_row_with_one_key_missing_reports_the_share_of_the_event_that_settled_it(one_child):
-    _, test = one_child
-    verdict, whole = judge_row(test, 2, {1: 0}, (1, 3), {}), test.share(2, {1: 0, 3: 1})
-    assert verdict.keys == {1: 0}
-    assert (verdict.share, verdict.reason) == (whole, "")
-    assert test.share(2, {1: 0}).value < 0.8  # the key alone would not have
 
 
 def rejected_stepping_down(p_values: list[float], level: float) -> set[int]:

@@ -13,7 +13,7 @@ from assertions import assert_given_back
 import causal_circuits as cc
 
 ROOMS = ("heads", "films", "models", "recording", "training", "interventions", "discovery")
-BY_DESIGN = {"restore_checkpoint", "take_turn", "train", "train_in_turns", "warm_start", "warm_readout"}
+BY_DESIGN = {"restore_checkpoint", "start_from_matches", "train", "warm_start", "warm_readout"}
 BY_DESIGN |= {"gradient_step", "mean_loss", "match_blocks", "trainable_parameters"}  # gradients, and what is trained
 CHECKS = {"check_forward", "check_head", "check_model"}
 METRICS = {"ablate_heads", "ablate_slots", "knock_out_edges", "patch_activations", "patch_paths", "scrub_hypothesis"}
@@ -60,7 +60,7 @@ CALLS = {
     "logits": lambda model: cc.models.logits(model, BATCH.tokens),
     "make_cost": lambda model: cc.interventions.make_cost("kl_to_model", BATCH, model=model),
     "mean_attention": lambda model: cc.mean_attention(model, BATCH.tokens),
-    "pair_gain": lambda model: cc.training.pair_gain(model, BATCH),
+    "measured_match_gradient": lambda model: cc.training.measured_match_gradient(model, BATCH, (2, 3)),
     "patch_activations": lambda model, metric=margin: cc.patch_activations(
         model, BATCH.tokens, OTHER.tokens, lambda logits: metric(logits).mean()
     ),

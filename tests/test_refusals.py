@@ -60,7 +60,7 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "negative seed of a graph": (lambda: cc.random_forest(6, seed=-1), ("non-negative integer", "-1")),
     "rivals of several parents": (
         lambda: cc.information.closest_rivals(torch.zeros(3, 3), TWO_IN_DEGREES),
-        ("at most one parent", "conditional_information"),
+        ("at most one parent", "match_gradient"),
     ),
     "upper half of a matrix": (lambda: cc.classical.chow_liu_tree(UPPER), ("symmetric", "transpose")),
     "asymmetric matrix": (lambda: cc.classical.chow_liu_tree(UPPER + 2 * UPPER.T), ("symmetric",)),
@@ -110,9 +110,6 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "nan": (lambda: cc.tasks.cross_entropy(Y * NAN, Y), ("probs", "nan")),
     "targets": (lambda: cc.tasks.cross_entropy(Y, Y - 1), ("target_probs", "sum to 1")),
     "smoothing": (lambda: cc.information.estimate_gradient(X, Y, smoothing=-5.0), ("smoothing", "-5")),
-    "zero weights": (lambda: cc.information.conditional_information(X, Y, weights=torch.zeros(64)), ("weights", "0")),
-    "negative weight": (lambda: cc.information.conditional_information(X, Y, weights=NEGATIVE), ("weights", "-1")),
-    "nan weight": (lambda: cc.information.conditional_information(X, Y, weights=NEGATIVE.sqrt()), ("weights", "nan")),
     "n_exact": (lambda: cc.reference_losses(TASK, BATCH, n_exact=-1), ("n_exact=-1", "at least 2")),
     "one exact": (lambda: cc.reference_losses(TASK, BATCH, n_exact=1), ("n_exact=1", "at least 2")),
     "one sequence": (lambda: cc.reference_losses(TASK, BATCH[:1]), ("batch of 1", "at least 2")),
@@ -148,13 +145,11 @@ def test_a_mistake_is_named(case: str) -> None:
 
 @pytest.mark.parametrize("chunk", [0, -1])
 def test_a_chunk_is_at_least_one(chunk: int) -> None:
-    model, two_heads = cc.disentangled_transformer(4, 6), cc.disentangled_transformer(4, 6, (2, 1))
+    model = cc.disentangled_transformer(4, 6)
     for call in (
         lambda: cc.mean_attention(model, X, chunk=chunk),
         lambda: cc.evaluate(model, BATCH, chunk=chunk),
-        lambda: cc.training.pair_gain(two_heads, BATCH, chunk=chunk),
         lambda: cc.classical.pooled_mutual_information(X, 4, chunk=chunk),
-        lambda: cc.information.conditional_information(X, Y, chunk=chunk),
     ):
         assert_refused(call, "chunk must be at least 1", str(chunk))
 

@@ -4,7 +4,6 @@ import random
 import signal
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -82,21 +81,15 @@ def test_the_members_of_an_ensemble_go_on_together_or_one_by_one(tmp_path, path)
         assert_same_weights(again[i], whole[i])
 
 
-def test_turns_go_on_in_the_turn_that_was_cut(tmp_path):
-    task = cc.InContextTask(cc.ngram_graph(8, order=2), d_vocab=3)
-    config = cc.training.TurnConfig(steps=40, settle=10, batch_size=32, n_sequences=512)
-    whole, again = cc.disentangled_transformer(3, 8, (2, 1)), cc.disentangled_transformer(3, 8, (2, 1))
-    expected, turns = cc.training.train_in_turns(whole, task, config)
-    for calls in (1, 1, 1, 0):
-        kept = cc.Checkpoints(tmp_path, 3, 1e-9 if calls else None)  # a step a call
-        with pytest.raises(cc.training.TrainingPaused) if calls else nullcontext():
-            found, same_turns = cc.training.train_in_turns(again, task, config, checkpoints=kept)
-        for _ in range(8 * calls):
-            with pytest.raises(cc.training.TrainingPaused):
-                cc.training.train_in_turns(again, task, config, checkpoints=kept)
+def test_a_start_from_matches_goes_on(tmp_path):
+    task, config = cc.InContextTask(cc.ngram_graph(8, order=2), d_vocab=3), cc.TrainConfig.matched(20, batch_size=8)
+    whole, again = (cc.disentangled_transformer(3, 8, (2, 1)) for _ in range(2))
+    expected = cc.train(whole, task, config)
+    with pytest.raises(cc.training.TrainingPaused):
+        cc.train(cc.disentangled_transformer(3, 8, (2, 1)), task, config, checkpoints=cc.Checkpoints(tmp_path, 3, 1e-9))
+    found = cc.train(again, task, config, checkpoints=cc.Checkpoints(tmp_path, 3))
     assert_same_end(found, expected)
     assert_same_weights(again, whole)
-    assert [turn.last_key for turn in same_turns] == [turn.last_key for turn in turns]
 
 
 def test_a_finished_run_is_read_back_and_trains_no_more(chain_task, tmp_path):

@@ -1,92 +1,46 @@
-"""What judging heads must get right: planted heads, swapped rows, a last row that looks elsewhere."""
-
-import itertools
+"""Reading heads: planted heads against the graph, swapped rows, roots and decoys; predictors that know some parents."""
 
 import oracles
 import pytest
 import torch
 
 import causal_circuits as cc
-from causal_circuits.discovery.several_heads import judge_heads
 
 MIXED = [[], [], [0, 1], [0], [1, 2], [0, 2, 3], [3, 4], [], [2, 6], [5, 6], [4, 8]]
 
 
-def planted_attention(task: cc.InContextTask) -> torch.Tensor:
-    """[head, query, key]: head h on parent number h where a row has as many as the target; uniform elsewhere."""
-    n_ctx, target = task.n_ctx, task.target_parents
-    attention = torch.ones(len(target), n_ctx, n_ctx).tril()
-    attention /= attention.sum(dim=-1, keepdim=True)
-    for row in [*range(n_ctx - 1), n_ctx]:
-        above = cc.graphs.parents_of(task.graph, row)
-        for head, parent in enumerate(above if len(above) == len(target) else ()):
-            attention[head, min(row, n_ctx - 1)] = 0.0
-            attention[head, min(row, n_ctx - 1), parent] = 1.0
-    return attention
-
-
-def judged(task: cc.InContextTask, attention: torch.Tensor) -> tuple[set[tuple[int, int]], list]:
-    """The accepted edges and the heads' reports."""
-    batch = task.sample(8192, seed=3)
-    found, reports, _ = judge_heads(attention, batch.tokens, batch.target_probs, range(len(attention)), 0.5, 0.01)
-    return {(c.parent, c.child) for c in found if c.accepted}, reports
-
-
-def trigram() -> cc.InContextTask:
-    return cc.InContextTask(cc.ngram_graph(12, 2), d_vocab=4)
-
-
-def test_swapped_rows_keep_their_edges() -> None:
-    task = trigram()
-    straight = planted_attention(task)
-    swapped = straight.clone()
-    swapped[:, [4, 7]] = straight.flip(0)[:, [4, 7]]
-    edges, _ = judged(task, straight)
-    assert judged(task, swapped)[0] == edges
-    assert {(2, 4), (3, 4), (5, 7), (6, 7)} <= edges <= set(task.graph.edges)
-
-
-def test_a_head_stands_for_what_its_rows_go_with_when_its_last_row_looks_elsewhere() -> None:
-    task = trigram()
-    attention = planted_attention(task)
-    everything, _ = judged(task, attention)
-    attention[1, -1] = 0.0
-    attention[1, -1, 6] = 1.0
-    edges, reports = judged(task, attention)
-    assert reports[1].last_key == 11
-    assert reports[1].last_weight == 0
-    assert edges == everything - {(11, 12)}
-
-
-def test_rows_of_roots_and_of_other_kernels_are_no_edges_wherever_they_look() -> None:
-    task = cc.InContextTask(cc.graph_from_parents(MIXED), d_vocab=5)
-    attention = planted_attention(task)
-    others = [row for row in range(1, task.n_ctx - 1) if len(MIXED[row]) != 2]
-    for row, key in itertools.product(others, range(3)):
-        hard = attention.clone()
-        hard[:, row] = 0.0
-        hard[:, row, min(key, row - 1)] = 1.0
-        assert judged(task, hard)[0] <= set(task.graph.edges)
-
-
-PAPER = [[], [], *([(i - 1) // 2, i - 1] for i in range(2, 33))]
+def planted(task: cc.InContextTask, rows: dict[int, tuple[int, ...]]) -> cc.models.HookedTransformer:
+    """The planted circuit with some rows of layer 0 put elsewhere: row -> what each head attends to."""
+    model = cc.plant_circuit(task.graph, task.d_vocab, n_heads=(max(task.in_degrees), 1))
+    position = cc.models.slots(model)["position"].slice
+    with torch.no_grad():
+        for row, keys in rows.items():
+            for head, key in enumerate(keys):
+                model.blocks[0].attn.W_Q[head, position, position][row] = 20.0 * torch.eye(task.n_ctx)[key]
+    return model
 
 
 @pytest.mark.parametrize(
-    ("row", "keys", "lost"),
+    ("rows", "inferred"),
     [
-        (16, {7: 1.0}, (31,)),  # x_7 = x_15 and x_7 = x_31 single out the sequences of both parents, 7 and 15
-        (-1, {31: 0.55, 30: 0.45}, ()),  # half free, it carries the parents of the last position too
-        (20, {12: 1.0}, (20, 31)),  # a wrong key rejects the row it is in and no other
+        ({4: (3, 2), 1: (0, 0)}, {(5, 7)}),  # a row may be swapped, and a root's attend anywhere
+        ({5: (0, 1)}, {(3, 5), (4, 5), (5, 7)}),  # a row that attends elsewhere carries nothing
+        ({7: (6, 6)}, {(5, 7), (7, 8)}),  # the last row has the target's parents to copy
     ],
 )
-def test_a_row_that_looks_elsewhere_loses_what_no_equal_event_settles(row, keys, lost) -> None:
-    task = cc.InContextTask(cc.graph_from_parents(PAPER), d_vocab=5)
-    attention = planted_attention(task)
-    attention[1, row] = 0.0
-    for key, weight in keys.items():
-        attention[1, row, key] = weight
-    assert judged(task, attention)[0] == {(p, c) for p, c in task.graph.edges if c not in lost}
+def test_edges_are_what_heads_attend_to_and_the_sequences_confirm(rows, inferred) -> None:
+    task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
+    found = cc.extract_graph(planted(task, rows), task, n_sequences=8000)
+    true = set(task.graph.edges)
+    assert set(found.edges) == true - inferred
+    assert set(found.inferred) == inferred
+
+
+def test_rows_of_another_matrix_are_no_edges_and_attention_alone_cannot_tell() -> None:
+    task = cc.InContextTask(cc.graph_from_parents(MIXED), d_vocab=3)
+    found = cc.extract_graph(planted(task, {7: (2, 3, 7), 3: (1, 2, 3)}), task, n_sequences=8000)
+    assert set(found.edges) <= {(p, c) for p, c in task.graph.edges if len([*task.graph.predecessors(c)]) == 2}
+    assert {(2, 7), (3, 7)} <= set(found.from_attention.edges)
 
 
 def test_subset_predictors_equal_plain_counting() -> None:

@@ -1,9 +1,8 @@
 """Read causal graphs back out: from layer 0's attention, or from sequences alone, with a confidence for each edge."""
 
 from causal_circuits.discovery.attention import edge_auroc, extract_graph, mean_attention
-from causal_circuits.discovery.extracted import CandidateEdge, ExtractedGraph, HeadReport, UncarriedParent
+from causal_circuits.discovery.extracted import CandidateEdge, ExtractedGraph, HeadReport
 from causal_circuits.discovery.recover import RecoveredGraph, recover_graph
-from causal_circuits.discovery.several_heads import judge_heads
 from causal_circuits.discovery.verdicts import Position
 from causal_circuits.statistics import holm
 
@@ -13,11 +12,9 @@ __all__ = [
     "HeadReport",
     "Position",
     "RecoveredGraph",
-    "UncarriedParent",
     "edge_auroc",
     "extract_graph",
     "holm",
-    "judge_heads",
     "mean_attention",
     "recover_graph",
 ]

@@ -16,7 +16,6 @@ Two questions, answered by two kinds of evidence:
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import networkx as nx
 import torch
@@ -24,8 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.discovery.extracted import CandidateEdge, DecidedBy, ExtractedGraph
-from causal_circuits.discovery.several_heads import judge_heads
+from causal_circuits.discovery.extracted import CandidateEdge, DecidedBy, ExtractedGraph, Proposal
+from causal_circuits.discovery.recover import recover_graph
+from causal_circuits.discovery.several_heads import head_reports, inferred_edges, judge_heads
 from causal_circuits.graphs import edge_entries, n_ctx_of
 from causal_circuits.information import Information, estimate_gradient
 from causal_circuits.models import HookedTransformer, attachments, check_forward, check_model, live_heads, log_probs
@@ -103,10 +103,10 @@ def extract_graph(
         words what decided. Without task and batch, uniform random tokens are used and roots cannot be told apart:
         attention alone decides, and ``roots_tested`` is False.
 
-        Of a task without a query, whose last row stands for the target's parents, the graph is the union over heads
-        (`causal_circuits.discovery.several_heads`); an edge that several heads carry has the strongest one as "head",
-        and ``carriers`` names all of them. ``heads`` says what each head carries (`HeadReport`), and
-        ``further_parents`` what none does (`UncarriedParent`): more parents than heads, for one.
+        Of a task without a query, whose last row stands for the target's parents, the graph is the union over heads of
+        the entries that `recover_graph` confirms on the sequences; an edge that several heads carry has the strongest
+        one as "head", and ``carriers`` names all of them. ``heads`` says what each head carries (`HeadReport`), and
+        ``inferred`` what the sequences show and none does: more parents than heads, for one.
 
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
@@ -136,15 +136,14 @@ def extract_graph(
     used = [head for head in heads if head not in unused]
     proposals = _proposals(attention, heads, has_query)
     graph = ExtractedGraph(target=n_ctx, roots_tested=batch is not None, evidence=_evidence(batch))
-    graph.heads, graph.further_parents, graph.attached = (), (), attachments(model)
+    graph.heads, graph.inferred, graph.attached = (), (), attachments(model)
     if batch is None or has_query:
         candidates = _judge(proposals, gradient, min_weight, level)
     else:
         candidates = _judge([p for p in proposals if p.head in unused], None, min_weight, level)
-        if used:
-            data, last = (batch.tokens, batch.target_probs), _last_attention(model, tokens)
-            judged, reports, further = judge_heads(attention[used], *data, used, min_weight, level, last_layer=last)
-            candidates, graph.heads, graph.further_parents = judged + candidates, tuple(reports), tuple(further)
+        data = recover_graph(batch, max_parents=max(2, len(used)), level=level)
+        candidates += judge_heads([p for p in proposals if p.head in used], data, min_weight, n_ctx)
+        graph.heads, graph.inferred = head_reports(candidates, attention, used), inferred_edges(candidates, data)
     graph.candidates = tuple(_of_unused_head(c) if c.head in unused else c for c in candidates)
     graph.from_attention = nx.DiGraph(target=n_ctx)
     for either in (graph, graph.from_attention):
@@ -170,20 +169,6 @@ def _of_unused_head(candidate: CandidateEdge) -> CandidateEdge:
 
 
 @torch.no_grad()
-def _last_attention(
-    model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], chunk: int = 2048
-) -> Float[Tensor, "batch key_pos"]:
-    """Every sequence's attention from the last position in the last layer, averaged over its heads."""
-    last, heads = model.cfg.n_layers - 1, [head for layer, head in live_heads(model) if layer == model.cfg.n_layers - 1]
-    rows = []
-    for start in range(0, len(tokens), chunk):
-        with watch_attention(model, layers=[last]) as watched:
-            log_probs(model, tokens[start : start + chunk].to(model.W_U.device))
-        rows.append(watched.patterns[last][:, heads, -1].mean(dim=1).float().cpu())
-    return torch.cat(rows)
-
-
-@torch.no_grad()
 def _unused_heads(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], heads: Sequence[int]) -> list[int]:
     """The heads of layer 0 whose attention no prediction depends on: uniform attention in its place changes none."""
     tokens, uniform = tokens.to(model.W_U.device), torch.ones(tokens.shape[1], tokens.shape[1]).tril()
@@ -203,23 +188,9 @@ def _unused_heads(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], 
     return [head for head in heads if float((predict(head) - untouched).abs().max()) <= _NO_CHANGE]
 
 
-class _Proposal(NamedTuple):
-    """A head's largest entry in a row, as an edge; `margin` is what it has above the rest of the row, itself too."""
-
-    parent: int
-    child: int
-    head: int
-    weight: float
-    margin: float
-
-    def is_clear(self, min_weight: float) -> bool:
-        """Whether attention alone makes it an edge."""
-        return self.weight >= min_weight and self.margin > 0
-
-
 def _proposals(
     attention: Float[Tensor, "head_index query_pos key_pos"], heads: Sequence[int], has_query: bool
-) -> list[_Proposal]:
+) -> list[Proposal]:
     """Every head's largest entry in every row that can be an edge.
 
     Without a query the last row copies the target's parents, and may attend to itself.
@@ -236,12 +207,12 @@ def _proposals(
             rest = torch.cat([pattern[row, :parent], pattern[row, parent + 1 : row + 1]])
             weight = float(pattern[row, parent])
             margin = weight - float(rest.max()) if len(rest) else weight
-            proposals.append(_Proposal(parent, child, head, weight, margin))
+            proposals.append(Proposal(parent, child, head, weight, margin))
     return proposals
 
 
 def _judge(
-    proposals: list[_Proposal], gradient: Information | None, min_weight: float, level: float
+    proposals: list[Proposal], gradient: Information | None, min_weight: float, level: float
 ) -> list[CandidateEdge]:
     """Accept proposals whose attention is clear and, where it could be estimated, whose information is an edge's."""
     if gradient is None:
@@ -255,10 +226,8 @@ def _judge(
     for proposal, g, p in zip(proposals, information, p_values, strict=True):
         weight, share = proposal.weight, g / largest if largest > 0 else float("nan")
         by: DecidedBy = "attention"
-        if weight < min_weight:
-            accepted, reason = False, f"attention {weight:.2f} is below {min_weight:g}"
-        elif not proposal.is_clear(min_weight):
-            accepted, reason = False, f"attention {weight:.2f} is not its row's largest"
+        if not proposal.is_clear(min_weight):
+            accepted, reason = False, proposal.why_unclear(min_weight)
         elif gradient is None:
             accepted, reason = True, f"attention {weight:.2f}; roots were not tested"
         elif p >= level:

@@ -1,13 +1,32 @@
-"""A graph read out of a model, with the evidence that it rests on: proposals, heads, parents that no head carries."""
+"""A graph read out of a model, with the evidence that it rests on: proposals, heads, edges that no head attends to."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import networkx as nx
 
 from causal_circuits.arguments import check_arguments
 
 DecidedBy = Literal["attention", "information", "unused head"]
+
+
+class Proposal(NamedTuple):
+    """A head's largest entry in a row, as an edge; `margin` is what it has above the rest of the row, itself too."""
+
+    parent: int
+    child: int
+    head: int
+    weight: float
+    margin: float
+
+    def is_clear(self, min_weight: float) -> bool:
+        """Whether attention alone makes it an edge."""
+        return self.weight >= min_weight and self.margin > 0
+
+    def why_unclear(self, min_weight: float) -> str:
+        """Why it does not."""
+        below = f"below {min_weight:g}" if self.weight < min_weight else "not its row's largest"
+        return f"attention {self.weight:.2f} is {below}"
 
 
 @check_arguments
@@ -21,8 +40,10 @@ class CandidateEdge:
         weight: attention from child to parent, averaged over sequences.
         margin: weight minus the row's next largest entry.
         information: the estimated g at this entry; NaN where it was not estimated.
-        information_share: information divided by the largest among all candidates.
-        p_value: one-sided, against "no information"; Holm-corrected over candidates.
+        information_share: information divided by the largest among all candidates; with several parents, how much of
+            a full match the row's parents have (`recover_graph`).
+        p_value: one-sided, against "no information"; Holm-corrected over candidates. With several parents that of
+            `recover_graph`.
         accepted: whether it is an edge of the extracted graph.
         reason: why, in words.
         decided_by: the evidence that decided. "attention": the model's own, because the entry is below `min_weight` or
@@ -58,15 +79,15 @@ class HeadReport:
 
     Attributes:
         head: of layer 0.
-        last_key: the position t that its rows go with: what they copy is of use where it equals the token of t.
-        last_weight: the last row's attention to t; small where layer 1 reads the last position's token directly.
+        last_key: the position that its last row attends to most.
+        last_weight: the last row's attention to it.
         edges: (parent, child) of every edge it carries; child n_ctx is the target.
         role: in words; "carries nothing" if it has no edge.
 
     >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=2)
-    >>> model = cc.plant_circuit(task.graph, d_vocab=2)
-    >>> reports = cc.extract_graph(model, task, n_sequences=2000).heads
+    >>> task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
+    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
+    >>> reports = cc.extract_graph(model, task, n_sequences=4000).heads
     >>> [(report.head, report.last_key) for report in reports]
     [(0, 6), (1, 7)]
     """
@@ -76,25 +97,6 @@ class HeadReport:
     last_weight: float
     edges: tuple[tuple[int, int], ...]
     role: str
-
-
-@check_arguments
-@dataclass(frozen=True)
-class UncarriedParent:
-    """Evidence of a parent of the target that no head carries, with the parents it goes with in other rows.
-
-    Attributes:
-        last_key: the position t, a parent of the target by the data.
-        edges: (parent, child) in the rows where t explains something that the heads do not.
-        share: how many times more the rows tell with t than without, d_vocab times if tokens were independent.
-
-    >>> UncarriedParent(last_key=5, edges=((2, 4),), share=1.8).edges
-    ((2, 4),)
-    """
-
-    last_key: int
-    edges: tuple[tuple[int, int], ...]
-    share: float
 
 
 @check_arguments
@@ -109,7 +111,8 @@ class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is A
         from_attention: the graph that attention alone gives: of every row and head the largest entry, if it reaches
             `min_weight`. It holds the rows of roots that attend somewhere, which only information tells from edges.
         heads: what each head carries (`HeadReport`), of a task without a query.
-        further_parents: parents of the target that no head carries (`UncarriedParent`): more parents than heads.
+        inferred: (parent, child) of the edges that the sequences show and no head attends to, of a task without a
+            query; they are no part of the graph.
         attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words.
 
     >>> import causal_circuits as cc
@@ -124,7 +127,7 @@ class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is A
     candidates: tuple[CandidateEdge, ...]
     from_attention: nx.DiGraph
     heads: tuple[HeadReport, ...]
-    further_parents: tuple[UncarriedParent, ...]
+    inferred: tuple[tuple[int, int], ...]
     attached: tuple[str, ...]
 
     @property
@@ -144,7 +147,7 @@ class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is A
     def copy(self, as_view: bool = False) -> "ExtractedGraph":
         """The graph and its evidence; networkx.DiGraph.copy says what a view is."""
         copied: ExtractedGraph = super().copy(as_view=as_view)
-        fields = ("candidates", "heads", "further_parents", "attached")
+        fields = ("candidates", "heads", "inferred", "attached")
         copied.__dict__.update({name: vars(self)[name] for name in fields if name in vars(self)})
         if "from_attention" in vars(self):
             copied.from_attention = self.from_attention.copy()

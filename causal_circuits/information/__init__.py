@@ -9,12 +9,6 @@ from causal_circuits.information.comparison import (
     edge_formation,
     through_softmax,
 )
-from causal_circuits.information.conditional import (
-    ConditionalInformation,
-    HeadKeys,
-    conditional_information,
-    exact_conditional_information,
-)
 from causal_circuits.information.estimate import InformationEstimate, estimate_gradient, estimate_information
 from causal_circuits.information.exact import (
     Information,
@@ -23,24 +17,24 @@ from causal_circuits.information.exact import (
 )
 from causal_circuits.information.finite_context import finite_context_gradient, measured_gradient
 from causal_circuits.information.gradient import predicted_gradient, score_gradient_of
+from causal_circuits.information.match_gradient import match_gradient
+from causal_circuits.information.matches import key_sets
 
 __all__ = [
-    "ConditionalInformation",
     "EdgeFormation",
     "GradientComparison",
-    "HeadKeys",
     "Information",
     "InformationEstimate",
     "RivalPosition",
     "chi_squared_information",
     "closest_rivals",
     "compare_gradient",
-    "conditional_information",
     "edge_formation",
     "estimate_gradient",
     "estimate_information",
-    "exact_conditional_information",
     "finite_context_gradient",
+    "key_sets",
+    "match_gradient",
     "measured_gradient",
     "mutual_information",
     "predicted_gradient",

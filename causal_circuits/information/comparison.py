@@ -280,7 +280,7 @@ def closest_rivals(value: Matrix, graph: nx.DiGraph, standard_error: Matrix | No
     if max(degree for _, degree in graph.in_degree) > 1:
         raise ValueError(
             "the data processing check needs at most one parent a position: information of several parents is joint; "
-            "see conditional_information"
+            "see match_gradient"
         )
     n_ctx = n_ctx_of(graph)
     if len(value) != n_ctx:

@@ -96,11 +96,6 @@ class Layout:
         """Number of attention layers."""
         return len(self.n_heads)
 
-    @property
-    def can_take_turns(self) -> bool:
-        """Whether heads of layer 0 can be trained one after the other: a disentangled model of two layers."""
-        return self.kind == "disentangled" and self.n_layers == 2
-
     def slots(self) -> dict[str, Slot]:
         """Every slot of the final residual stream by name, in order."""
         if self.kind == "reduced":

@@ -7,34 +7,32 @@ structured forward with autograd everywhere else. Both give the same gradients.
 from causal_circuits.training.checkpoints import CheckpointError, Checkpoints, restore_checkpoint
 from causal_circuits.training.health import DivergenceError, TrainingHealth, training_health
 from causal_circuits.training.loop import train_ensemble
+from causal_circuits.training.match_derivative import measured_match_gradient
+from causal_circuits.training.match_start import MatchStart, start_from_matches
 from causal_circuits.training.progress import TrainingPaused
 from causal_circuits.training.recipe import Stage, TrainConfig, default_stages
 from causal_circuits.training.steps import evaluate, gradient_step, mean_loss, take_snapshot, trainable_parameters
 from causal_circuits.training.train import train
-from causal_circuits.training.turns import PairGain, Turn, TurnConfig, pair_gain, take_turn, train_in_turns
 
 __all__ = [
     "CheckpointError",
     "Checkpoints",
     "DivergenceError",
-    "PairGain",
+    "MatchStart",
     "Stage",
     "TrainConfig",
     "TrainingHealth",
     "TrainingPaused",
-    "Turn",
-    "TurnConfig",
     "default_stages",
     "evaluate",
     "gradient_step",
     "mean_loss",
-    "pair_gain",
+    "measured_match_gradient",
     "restore_checkpoint",
+    "start_from_matches",
     "take_snapshot",
-    "take_turn",
     "train",
     "train_ensemble",
-    "train_in_turns",
     "trainable_parameters",
     "training_health",
 ]

@@ -8,6 +8,7 @@ import torch
 from causal_circuits.models import HookedTransformer, attachments, check_forward, has_layout, layout_of
 from causal_circuits.models.layout import weights_from
 from causal_circuits.tasks import Task
+from causal_circuits.training.match_start import check_match_start
 from causal_circuits.training.recipe import TrainConfig
 from causal_circuits.training.steps import trainable_parameters
 
@@ -42,9 +43,14 @@ def check_members(models: Sequence[HookedTransformer], tasks: Sequence[Task], co
                 check_untrained(
                     model, f"the warm start (scale {config.warm_start:g})", "TrainConfig(..., warm_start=None)"
                 )
+            if config.match_start is not None:
+                check_match_start(model)
+                check_untrained(model, "the start from matches", "TrainConfig(..., match_start=None)")
             _warn_of_missing_heads(model, task)
-        if config.warm_start is not None and not has_layout(model):
-            raise ValueError("an ordinary transformer has no blocks to warm up: give TrainConfig warm_start=None")
+        if not has_layout(model) and (config.warm_start is not None or config.match_start is not None):
+            raise ValueError(
+                "an ordinary transformer has no blocks to warm up: give TrainConfig warm_start=None, match_start=None"
+            )
         if config.relative_positions and not (has_layout(model) and layout_of(model).kind == "disentangled"):
             raise ValueError("relative_positions is for disentangled models: give TrainConfig relative_positions=False")
         known = trainable_parameters(model)

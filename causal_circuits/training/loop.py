@@ -1,6 +1,7 @@
 """One training loop: tasks, models and configurations in; a TrainingRecord for each out."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -20,8 +21,10 @@ from causal_circuits.tasks import Task
 from causal_circuits.training.checkpoints import Checkpoints
 from causal_circuits.training.checks import check_members
 from causal_circuits.training.fused_run import FusedRun
+from causal_circuits.training.match_start import start_from_matches
 from causal_circuits.training.progress import Progress, parents_found
 from causal_circuits.training.recipe import TrainConfig
+from causal_circuits.training.steps import MATCH_STREAM
 from causal_circuits.training.structured_run import StructuredRun
 
 OnRecord = Callable[[int, HookedTransformer], None]
@@ -61,9 +64,11 @@ def train_ensemble(
     check_members(models, tasks, configs)
     native.warn_if_missing(len(models) * configs[0].steps * configs[0].batch_size)
     with _locked_folders(record, checkpoints), torch.inference_mode(False), torch.enable_grad():
-        for model, config in zip(models, configs, strict=True):
+        for model, task, config in zip(models, tasks, configs, strict=True):
             if config.warm_start is not None:
                 warm_start(model, config.warm_start)
+            if config.match_start is not None:
+                _start_from_matches(model, task, config.match_start, config.seed)
         special = any(task.every_position for task in tasks) or any(config.relative_positions for config in configs)
         if all(can_fuse(model) for model in models) and not special:
             return _run(list(models), list(tasks), list(configs), record, progress, on_record, checkpoints, fused=True)
@@ -76,6 +81,15 @@ def train_ensemble(
                 own = None if checkpoints is None else checkpoints.within(name, began)
             found += _run([model], [task], [config], there, progress, on_record, own, fused=False)
         return found
+
+
+def _start_from_matches(model: HookedTransformer, task: Task, n_sequences: int, seed: int) -> None:
+    if not start_from_matches(model, task.sample_at_most(n_sequences, seed=(seed, MATCH_STREAM))).target_parents:
+        warnings.warn(
+            f"no position of {n_sequences:,} sequences matches any target's parents, and nothing was written in: heads "
+            "that start alike stay alike; give match_start more sequences, or start from small random weights",
+            stacklevel=4,
+        )
 
 
 @contextmanager

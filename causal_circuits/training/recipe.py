@@ -94,6 +94,8 @@ class TrainConfig:
             Algorithm 1): it writes in that layer 1 looks for the query's token among the copied ones and that W_U
             reads the attended token, so only layer 0 is left to be found. It overwrites those blocks. The default,
             None, leaves the model as it comes: zero if new, or as an earlier training left it.
+        match_start: for several parents; from how many sequences to find where the gradient of order k points, which is
+            written in before the first step (`start_from_matches` says what); None, the default, does not.
         seed: of the data: one long stream of sequences, kept apart from whatever `Task.sample` is asked
             for; step s trains on its sequences s batch_size, ..., whatever the path and the number of threads.
         relative_positions: whether a disentangled model learns of positions their distance alone
@@ -108,6 +110,7 @@ class TrainConfig:
     stages: tuple[Stage, ...] = field(default_factory=default_stages)
     batch_size: int = 1024
     warm_start: float | None = None
+    match_start: int | None = None
     seed: int = 0
     relative_positions: bool = False
 
@@ -116,6 +119,10 @@ class TrainConfig:
             raise ValueError("training needs at least one stage: got none")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1: got {self.batch_size}")
+        if self.match_start is not None and self.match_start < 1:
+            raise ValueError(f"match_start must be at least 1 sequence, or None: got {self.match_start}")
+        if self.match_start is not None and self.warm_start is not None:
+            raise ValueError("warm_start and match_start both write into the model: give one of them")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more: got {self.seed}")
 
@@ -130,7 +137,7 @@ class TrainConfig:
 
         ``TrainConfig.joint(steps, 1.0, optimizer="sgd")`` is the paper's own training.
         """
-        own = ("batch_size", "warm_start", "seed", "relative_positions")
+        own = ("batch_size", "warm_start", "match_start", "seed", "relative_positions")
         of_config = {key: kwargs.pop(key) for key in own if key in kwargs}
         stage = Stage(steps=steps, learning_rate=learning_rate, **{"schedule": "cosine", **kwargs})  # type: ignore[arg-type]
         return cls(stages=(stage,), **of_config)  # type: ignore[arg-type]
@@ -151,6 +158,22 @@ class TrainConfig:
         first = max(1, min(100, steps // 5))
         stages = (Stage(first, 0.3, train=("W_Q.0",)), Stage(steps - first, 0.1, schedule="cosine"))
         return cls(stages=stages, **{"warm_start": scale, **kwargs})  # type: ignore[arg-type]
+
+    @classmethod
+    def matched(cls, steps: int = 4500, **kwargs: object) -> "TrainConfig":
+        """For several parents: started where the gradient of order k points (`start_from_matches`).
+
+        Layer 0's attention is then trained alone (at most 120 steps), and everything together afterwards. Without the
+        first stage a row can leave its parents for a decoy (docs/SEVERAL_PARENTS.md).
+
+        >>> [stage.steps for stage in TrainConfig.matched().stages], TrainConfig.matched().match_start
+        ([120, 4380], 20000)
+        """
+        if steps < 2:
+            raise ValueError(f"the recipe has two stages and needs at least 2 steps: got {steps}")
+        first = max(1, min(120, steps // 10))
+        stages = (Stage(first, 0.03, train=("W_Q.0",)), Stage(steps - first, 0.05, schedule="cosine"))
+        return cls(stages=stages, **{"match_start": 20_000, **kwargs})  # type: ignore[arg-type]
 
     @classmethod
     def two_stage(cls, first: int = 100, second: int = 1400, **kwargs: object) -> "TrainConfig":

@@ -17,6 +17,7 @@ from causal_circuits.training.recipe import SCHEDULES, Stage, TrainConfig
 
 # Ends the seed of every training stream: a test set drawn with sample(seed=0) is not the first batch of a run.
 TRAINING_STREAM = 2402_14735
+MATCH_STREAM = 2402_14736  # and of the sequences that `match_start` looks at
 
 
 @check_arguments

@@ -1,7 +1,5 @@
 """`train`: the recipe that fits model and task where none is given, and the loop for one model."""
 
-from typing import Any
-
 from causal_circuits.arguments import check_arguments
 from causal_circuits.models import HookedTransformer, has_layout, layout_of
 from causal_circuits.recording import RecordAt, TrainingRecord
@@ -9,7 +7,6 @@ from causal_circuits.tasks import Task
 from causal_circuits.training.checkpoints import Checkpoints
 from causal_circuits.training.loop import OnRecord, train_ensemble
 from causal_circuits.training.recipe import TrainConfig
-from causal_circuits.training.turns import train_in_turns
 
 
 @check_arguments
@@ -32,8 +29,9 @@ def train(
             data of your own.
         config: stages, batch size, warm start and seed; the default is the recipe of `default_stages`, which writes
             nothing in. For a reduced model it is `TrainConfig.warm`, which writes in A2 as Algorithm 1 does, and for a
-            target with several parents `train_in_turns`, which writes in each head's match and the read-out; both
-            refuse a model whose weights are from a training, a file or `plant_circuit`.
+            model with several copying heads and a target that is no query's `TrainConfig.matched`, which writes in the
+            parents that the gradient of order k favours, each head's match and the read-out (`start_from_matches`);
+            both refuse a model whose weights are from a training, a file or `plant_circuit`.
         record: which steps to record; the default is twelve, dense at the start.
         progress: show a bar; None shows it on a terminal only.
         on_record: called with (step, model) at every recorded step, to measure the model or keep its weights; a run
@@ -55,18 +53,20 @@ def train(
     >>> len(record.losses), record.steps
     (20, (0, 10, 20))
     """
-    options: dict[str, Any] = {
-        "record": record,
-        "progress": progress,
-        "on_record": on_record,
-        "checkpoints": checkpoints,
-    }
-    if config is None and len(task.target_parents) > 1 and layout_of(model).can_take_turns:
-        return train_in_turns(model, task, **options)[0]
     if config is None and not has_layout(model):
         raise ValueError(
             "an ordinary transformer has no default recipe: give a config, TrainConfig.joint(4096, 0.01) for one"
         )
-    if config is None and layout_of(model).kind == "reduced":
-        config = TrainConfig.warm()
-    return train_ensemble([model], [task], [config or TrainConfig()], **options)[0]
+    config = config or _default_config(model, task)
+    (trained,) = train_ensemble(
+        [model], [task], [config], record=record, progress=progress, on_record=on_record, checkpoints=checkpoints
+    )
+    return trained
+
+
+def _default_config(model: HookedTransformer, task: Task) -> TrainConfig:
+    layout = layout_of(model)
+    if layout.kind == "reduced":
+        return TrainConfig.warm()
+    several = layout.n_layers == 2 and layout.n_heads[0] > 1 and not (task.has_query or task.every_position)
+    return TrainConfig.matched() if several else TrainConfig()

@@ -25,7 +25,7 @@ class Config(Study):
     no method can see it. Effects that differ by less than a millionth of a nat are ties. Every edge between heads is
     scored too, and held to the best circuit of every size, found by trying all of them.
 
-    *Planted*: the circuit is written by hand. *Trained*: from a warm start (several parents: heads take turns).
+    *Planted*: the circuit is written by hand. *Trained*: from a warm start (several parents: from matches).
     *Adam*: at 0.1 on everything, from zero; some of these models learn the graph. *Decoy*: the planted circuit
     displaced (`plant_decoy`: a later row does what the child's row should do), then trained to the end. No model is
     chosen by what it turned out to be: all are counted. `is_decoy` tells which have a loss within 0.05 nats of the

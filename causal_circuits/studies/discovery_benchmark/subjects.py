@@ -55,7 +55,7 @@ def make_subject(kind: str, task: cc.InContextTask, steps: int, seed: int) -> Su
     """The model of a kind."""
     recipes: dict[str, Callable[[cc.InContextTask, int, int], HookedTransformer]] = {
         "planted": planted,
-        "trained": trained_in_turns if max(task.in_degrees) > 1 else trained,
+        "trained": trained_from_matches if max(task.in_degrees) > 1 else trained,
         "adam": adam_from_zero,
         "decoy": displaced,
     }
@@ -74,12 +74,10 @@ def trained(task: cc.InContextTask, steps: int, seed: int) -> HookedTransformer:
     return fit(model, task, cc.TrainConfig.warm(steps, seed=seed))
 
 
-def trained_in_turns(task: cc.InContextTask, steps: int, seed: int) -> HookedTransformer:
-    """A head for each parent, one after the other."""
+def trained_from_matches(task: cc.InContextTask, steps: int, seed: int) -> HookedTransformer:
+    """A head for each parent, started where the gradient of order k points."""
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, (max(task.in_degrees), 1))
-    config = cc.training.TurnConfig(steps=steps, settle=min(60, steps // 8), seed=seed)
-    cc.training.train_in_turns(model, task, config, record=cc.RecordAt(steps=()), progress=False)
-    return model
+    return fit(model, task, cc.TrainConfig.matched(steps, seed=seed))
 
 
 def adam_from_zero(task: cc.InContextTask, steps: int, seed: int) -> HookedTransformer:

@@ -1,4 +1,4 @@
-"""Heads that are trained one after the other, read, proved, and asked why an edge is missing."""
+"""Heads that start from matches, are trained, read, proved, and asked why an edge is missing."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,6 @@ from causal_circuits.statistics import auroc
 
 NOISE = 2.0  # standard errors
 Row = Mapping[str, Any]
-Lift = cc.information.ConditionalInformation
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,6 @@ class Setting:
     alpha: float
     n_heads: Sequence[int]
     steps: int
-    settle: int
     seed: int
     quick: bool
     read: bool
@@ -37,16 +35,20 @@ class Setting:
         """The sequences of the graph."""
         return cc.InContextTask(cc.graph_from_parents(self.parents), d_vocab=self.d_vocab, alpha=self.alpha)
 
-    def train(
-        self, scratch: Path | None, **options: Any
-    ) -> tuple[cc.models.HookedTransformer, cc.TrainingRecord, tuple[cc.training.Turn, ...]]:
-        """A new model whose heads are put on duty one after the other; fewer heads than parents are wanted here."""
+    @property
+    def config(self) -> cc.TrainConfig:
+        """Several heads start where matches point; a single head, which has no full match to start from, from zero."""
+        if self.n_heads[0] > 1:
+            return cc.TrainConfig.matched(self.steps, seed=self.seed)
+        return cc.TrainConfig(stages=cc.training.default_stages(self.steps), seed=self.seed)
+
+    def train(self, scratch: Path | None, **options: Any) -> tuple[cc.models.HookedTransformer, cc.TrainingRecord]:
+        """A new model, trained; fewer heads than parents are wanted here."""
         model = cc.disentangled_transformer(self.d_vocab, self.task.n_ctx, tuple(self.n_heads))
-        config = cc.training.TurnConfig(steps=self.steps, settle=self.settle, seed=self.seed)
         checkpoints = None if scratch is None else cc.Checkpoints(scratch)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*the graph cannot be learned whole")
-            return model, *cc.training.train_in_turns(model, self.task, config, checkpoints=checkpoints, **options)
+            return model, cc.train(model, self.task, self.config, checkpoints=checkpoints, **options)
 
     @property
     def test(self) -> cc.Batch:
@@ -56,60 +58,84 @@ class Setting:
     @property
     def data(self) -> cc.Batch:
         """The sequences that the heads are read on."""
-        return self.task.sample(8192, seed=(self.seed, 4))
+        return self.task.sample(8192 if self.quick else 20_000, seed=(self.seed, 4))
 
 
 def measure_training(scratch: Path | None, progress: bool | None, **settings: Any) -> Row:
     """The test loss of one training; also the graph in its heads, if it is to be read."""
     setting = Setting(**settings)
-    model, _, turns = setting.train(scratch, record=cc.RecordAt(steps=()), progress=progress)
+    model, _ = setting.train(scratch, record=cc.RecordAt(steps=()), progress=progress)
     loss = float(cc.evaluate(model, setting.test).mean())
     row: dict[str, Any] = {"loss": loss, "excess": loss - setting.task.bayes_loss(setting.test)}
-    if setting.read:
-        row |= {"found": cc.extract_graph(model, setting.task, batch=setting.data), "turn": turns[0]}
-    return row
+    return row | ({"found": cc.extract_graph(model, setting.task, batch=setting.data)} if setting.read else {})
 
 
 def measure_heads(scratch: Path | None, progress: bool | None, **settings: Any) -> Row:
     """Train, read, explain, prove."""
     setting = Setting(**settings)
     task, test, n_heads = setting.task, setting.test, setting.n_heads[0]
-    model, record, turns = setting.train(scratch, progress=progress)
+    model, record = setting.train(scratch, progress=progress)
     found = cc.extract_graph(model, task, batch=setting.data)
     attention = cc.mean_attention(model, test.tokens[:4096])[0, :n_heads]
-    alone, given = information_of_true_parents(task, setting.data)
     proof = task.sample(256 if setting.quick else 1024, seed=(setting.seed, 3))
     # Cutting an entry with less than 1% of its row's attention cannot cost much.
     in_use = (cc.mean_attention(model, proof.tokens)[0, :n_heads] >= 0.01).nonzero().tolist()
     references = cc.reference_losses(task, test, seed=setting.seed)
     loss = float(cc.evaluate(model, test).mean())
     cut = cc.knock_out_edges(model, proof, entries=[(h, q, k) for h, q, k in in_use]).effect
-    recovery, n_edges = cc.compare_graphs(task.graph, found), task.graph.number_of_edges()
     return {
         "model": model,
         "record": record,
-        "turns": turns,
         "references": references,
         "parents_known": cc.tasks.subset_losses(task, test),
+        "without_graph": without_graph(task, test),
         "loss": loss,
         "excess": loss - references.edge_posterior,
         "found": found,
-        "edges": {
-            "edges": n_edges,
-            "recovered": n_edges - len(recovery.missing),
-            "exact": recovery.exact,
-            "false_edges": len(recovery.false),
-        },
+        "edges": count_edges(task, found),
         "attention": attention,
-        "missing": explain_missing(task, model, found, attention, alone, given, test[:4096]),
+        "missing": explain_missing(task, model, found, attention, test[:4096]),
         "cut": cut,
         "knock_out": [knock_out_row(head, cut[head.head]) for head in found.heads],
         "ablated": {
             f"L{layer}H{head}": cc.ablate_heads(model, proof, [(layer, head)], "mean")
             for layer, head in cc.models.live_heads(model)
         },
-        "information": information_rows(task, alone, given),
+        "information": information_rows(task, setting.data),
     }
+
+
+def count_edges(task: cc.InContextTask, found: cc.discovery.ExtractedGraph) -> Row:
+    """Edges attended to and confirmed, inferred from the sequences only, and those of attention without any test."""
+    true, alone = set(task.graph.edges), cc.compare_graphs(task.graph, found.from_attention)
+    attended, inferred = set(found.edges), set(found.inferred)
+    return {
+        "edges": len(true),
+        "recovered": len(true & (attended | inferred)),
+        "exact": attended | inferred == true,
+        "false_edges": len((attended | inferred) - true),
+        "attended": len(true & attended),
+        "inferred": len(true & inferred),
+        "attention_alone": {"recovered": len(true) - len(alone.missing), "false_edges": len(alone.false)},
+    }
+
+
+def without_graph(task: cc.InContextTask, batch: cc.Batch) -> Row:
+    """The best loss without any edge: the tokens of positions, counted; those with the target's parents are its draws.
+
+    Such a position is a draw from the target's law itself, whatever the tokens: where there are some, a model needs no
+    graph to predict. Pseudo-counts are calibrated, as in `cc.tasks.subset_loss`.
+    """
+    draws = [i for i in range(task.n_ctx) if cc.graphs.parents_of(task.graph, i) == task.target_parents]
+    losses = [cc.tasks.subset_loss(task, batch, []), cc.tasks.best_unigram_loss(batch)]
+    if draws:
+        counts = torch.nn.functional.one_hot(batch.tokens[:, draws], task.d_vocab).sum(dim=1).double()
+        smooth = [counts + pseudo for pseudo in cc.tasks.predictors.PSEUDO_COUNTS]
+        losses += [
+            float(cc.tasks.cross_entropy(c / c.sum(dim=1, keepdim=True), batch.target_probs).mean()) for c in smooth
+        ]
+    loss, posterior = min(losses), task.bayes_loss(batch)
+    return {"loss": loss, "graph_is_worth": loss - posterior, "direct_draws": draws}
 
 
 def knock_out_row(head: cc.discovery.HeadReport, cut: torch.Tensor) -> Row:
@@ -135,26 +161,23 @@ def children(task: cc.InContextTask) -> dict[int, tuple[int, ...]]:
     return {child: parents for child, parents in above.items() if len(parents) == len(task.target_parents)}
 
 
-def information_of_true_parents(task: cc.InContextTask, data: cc.Batch) -> tuple[Lift, list[Lift]]:
-    """The lift of every pair alone, and for each parent number given the true parents of all others."""
-    matches = []
-    for number, t in enumerate(task.target_parents):  # what a head would copy that carries this number everywhere
-        keys = {child: parents[number] for child, parents in children(task).items()}
-        matches.append(cc.information.HeadKeys(t, tuple(keys.get(child, -1) for child in range(task.n_ctx))))
-    others = [[], *([*matches[:number], *matches[number + 1 :]] for number in range(len(matches)))]
-    alone, *given = (cc.information.conditional_information(data.tokens, data.target_probs, on) for on in others)
-    return alone, given
+def information_rows(task: cc.InContextTask, data: cc.Batch) -> list[Row]:
+    """For each parent number, how much of a draw from the target's law its match alone shows, and all matches do."""
+    gains = task.d_vocab * torch.gather(data.target_probs, 1, data.tokens).double() - 1
+    full = task.d_vocab * data.target_probs.square().sum(dim=1).double() - 1
 
+    def share(child: int, keys: Sequence[int], target: Sequence[int]) -> float:
+        held = (data.tokens[:, list(keys)] == data.tokens[:, list(target)]).all(dim=1)
+        return float(gains[held, child].sum() / full[held].sum())
 
-def information_rows(task: cc.InContextTask, alone: Lift, given: Sequence[Lift]) -> list[Row]:
-    """For each parent number, the mean lift over its edges: alone, and given the others."""
     rows: list[Row] = []
     for number, t in enumerate(task.target_parents):
-        edges = [(child, parents[number]) for child, parents in children(task).items()]
-        row: dict[str, Any] = {"parent number": number + 1, "of the target": t, "edges": len(edges)}
-        for name, lift in (("lift alone", alone), ("lift given the others", given[number])):
-            row[name] = fmean(float(lift.value[i, j, t]) for i, j in edges) if edges else float("nan")
-        rows.append(row)
+        own = children(task)
+        alone = [share(child, parents[number : number + 1], [t]) for child, parents in own.items()]
+        whole = [share(child, parents, task.target_parents) for child, parents in own.items()]
+        row = {"parent number": number + 1, "of the target": t, "edges": len(own)}
+        nan = float("nan")
+        rows.append(row | {"share alone": fmean(alone or [nan]), "share of all matches": fmean(whole or [nan])})
     return rows
 
 
@@ -163,48 +186,41 @@ def explain_missing(
     model: cc.models.HookedTransformer,
     found: cc.discovery.ExtractedGraph,
     attention: torch.Tensor,
-    alone: Lift,
-    given: Sequence[Lift],
     batch: cc.Batch,
 ) -> list[Row]:
-    """Why each true edge that no head carries is missing; explained if it tells nothing, or is of no use here."""
+    """Why no head attends to a true edge; explained if the row is not needed for it, or has other work."""
     k, target = len(task.target_parents), task.n_ctx
     rows: list[Row] = []
     for parent, child in sorted(set(task.graph.edges) - set(found.edges)):
         above = cc.graphs.parents_of(task.graph, child)
-        number = above.index(parent)
-        t = task.target_parents[min(number, k - 1)]
-        weight = float(attention[:, min(child, target - 1), parent].max())
-        lift, error, change, change_error, explained = *(float("nan"),) * 4, True
-        if child != target:
-            information = given[number] if len(above) == k else alone
-            lift, error = (float(part[child, parent, t]) for part in (information.value, information.standard_error))
+        pattern = attention[:, min(child, target - 1)]
+        change, error, kind = float("nan"), float("nan"), "not learned"
         if child == target:
-            explained, reason = False, f"no row goes with position {parent}: see the rows of that parent number"
+            reason = "no head's last row attends to it"
         elif len(above) != k:
-            reason = (
-                f"its child has {len(above)} parents, the target {k}: their transition matrices are independent, and "
-                f"the lift that it has ({lift:.2f} +- {error:.2f}) is inherited"
-            )
-        elif parent == t:
-            reason = "it is the target's parent too: its match always holds and tells nothing"
-        elif lift < NOISE * error:
-            reason = f"it tells nothing: lift {lift:.3f} +- {error:.3f}"
+            kind = "another matrix"
+            reason = f"its child has {len(above)} parents, the target {k}: their transition matrices are independent"
         elif child == target - 1:
-            reason = "its child is the last position, whose row has the target's parents to copy"
+            kind, reason = "no row", "its child is the last position, whose row has the target's parents to copy"
+        elif parent == task.target_parents[above.index(parent)]:
+            kind, reason = "not needed", "it is the target's parent too: its match always holds and tells nothing"
         else:
-            change, change_error = loss_if_carried(task, model, found, child, batch)
-            explained = change > -NOISE * change_error
-            use = "is of no use to the model as it is" if explained else "was not learned"
-            reason = (
-                f"attention {weight:.2f}; the row {use}: carrying its parents changes the loss by {change:+.5f} +- "
-                f"{change_error:.5f} nats"
-            )
-        row = {"parent": parent, "child": child, "lift": lift, "lift_error": error, "attention": weight}
-        rows.append(
-            row | {"loss_if_carried": change, "loss_error": change_error, "explained": explained, "reason": reason}
-        )
+            change, error = loss_if_carried(task, model, found, child, batch)
+            kind = kind_of_row(change, error, pattern, above)
+            reason = f"attending to its row's parents changes the loss by {change:+.5f} +- {error:.5f} nats"
+        row = {"parent": parent, "child": child, "attention": float(pattern[:, parent].max()), "kind": kind}
+        row |= {"inferred": (parent, child) in found.inferred, "explained": kind != "not learned"}
+        rows.append(row | {"loss_if_carried": change, "loss_error": error, "reason": f"{kind}: {reason}"})
     return rows
+
+
+def kind_of_row(change: float, error: float, pattern: torch.Tensor, above: Sequence[int]) -> str:
+    """What a row does that does not attend to its parents: a decoy attends elsewhere, and better for this model."""
+    if change < -NOISE * error:
+        return "not learned"
+    weights, keys = pattern.max(dim=1)
+    elsewhere = any(w >= 0.5 and key not in above for w, key in zip(weights.tolist(), keys.tolist(), strict=True))
+    return "decoy" if elsewhere and change > NOISE * error else "not needed"
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """What the heads carry, what breaks without it, and where a single head stops."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -21,6 +22,7 @@ def make_report(task: cc.InContextTask, heads: Row, single: Row, repeats: Sequen
     """Everything, from the heads that were read, a single head's loss and graph, and the seeds."""
     checks = make_checks(task, heads, repeats)
     labels = ("graph", "loss", "heads", "ablated", "cut", "seeds")
+    known = about_the_graph(task, heads)
     missing = [f"{row['parent']} -> {row['child']}: {row['reason']}" for row in heads["missing"]]
     if len(missing) > 6:
         missing[6:] = [f"and {len(missing) - 6} more, in results.json"]
@@ -31,8 +33,8 @@ def make_report(task: cc.InContextTask, heads: Row, single: Row, repeats: Sequen
         sections=make_sections(task, heads, single),
         summary=[
             *((label, check.evidence) for label, check in zip(labels, checks, strict=True)),
+            ("graph worth", known),
             *(("missing", sentence) for sentence in missing),
-            *(("no head", sentence) for sentence in further_sentences(heads["found"])),
             ("one head", about_single(task, single)),
         ],
         about={"task": repr(task)},
@@ -42,7 +44,7 @@ def make_report(task: cc.InContextTask, heads: Row, single: Row, repeats: Sequen
 
 def make_results(task: cc.InContextTask, heads: Row, single: Row, repeats: Sequence[Row]) -> Row:
     """Every number of the table and of the page."""
-    found, turn, record = heads["found"], single["turn"], heads["record"]
+    found, record = heads["found"], heads["record"]
     return {
         "config": {
             "n_ctx": task.n_ctx,
@@ -53,18 +55,19 @@ def make_results(task: cc.InContextTask, heads: Row, single: Row, repeats: Seque
             "test": heads["loss"],
             "excess_over_edge_posterior": heads["excess"],
             **asdict(heads["references"]),
+            "without_graph": heads["without_graph"],
             "parents_known": {name_of(which): loss for which, loss in heads["parents_known"].items()},
         },
         "graph": {
             "parents": parents_lists(task.graph),
             "found_parents": parents_lists(found),
+            "inferred": [list(edge) for edge in found.inferred],
             **heads["edges"],
             "head_of_edge": {f"{p}->{c}": found.carriers(p, c) for p, c in sorted(found.edges)},
             "missing": heads["missing"],
             "candidates": [asdict(candidate) for candidate in found.candidates],
         },
         **heads_of(found),
-        "turns": [{"head": t.head, "last_key": t.last_key, "support": t.support.tolist()} for t in heads["turns"]],
         "information": heads["information"],
         "knock_out": heads["knock_out"],
         "ablation": [
@@ -76,8 +79,6 @@ def make_results(task: cc.InContextTask, heads: Row, single: Row, repeats: Seque
             "excess_over_edge_posterior": single["excess"],
             "repeats": repeats,
             **heads_of(single["found"]),
-            "given": turn.last_key,
-            "gain_alone": {str(t): float(turn.support[t]) for t in task.target_parents},
         },
         "timing": {
             "train_s": record.seconds,
@@ -89,8 +90,8 @@ def make_results(task: cc.InContextTask, heads: Row, single: Row, repeats: Seque
 
 
 def heads_of(found: cc.discovery.ExtractedGraph) -> dict[str, Any]:
-    """What each head carries, and the parents that none does."""
-    further = [asdict(further) for further in found.further_parents]
+    """What each head carries, and the target's parents that none does."""
+    further = [parent for parent, child in found.inferred if child == found.graph["target"]]
     return {"heads": [asdict(head) for head in found.heads], "further_parents": further}
 
 
@@ -105,22 +106,20 @@ def name_of(which: tuple[int, ...]) -> str:
 
 
 def about_single(task: cc.InContextTask, single: Row) -> str:
-    """What a single head carries, what it leaves, and which parent of the target it was given."""
-    turn, found = single["turn"], single["found"]
-    gains = ", ".join(f"{float(turn.support[t]):.2f} for {t}" for t in task.target_parents)
-    why = f"one copy holds one token; it was given position {turn.last_key}, which alone gains most ({gains})"
-    if turn.last_key is None:
-        why = "no position gained enough to put the head on duty"
-    return "; ".join([*(head.role for head in found.heads), *further_sentences(found), f"why: {why}"])
+    """What a single head carries, and the target's parents that it leaves."""
+    left = heads_of(single["found"])["further_parents"]
+    lacking = [f"no last row attends to the target's parents {left}, which the sequences show"] if left else []
+    return "; ".join([*(head.role for head in single["found"].heads), *lacking, "one copy holds one token"])
 
 
-def further_sentences(graph: cc.discovery.ExtractedGraph) -> list[str]:
-    """What the data show and no head carries."""
-    return [
-        f"position {further.last_key} is another parent of the target, with parents in {len(further.edges)} rows, "
-        f"that no head carries (its rows tell {further.share:.1f} times as much with it)"
-        for further in graph.further_parents
-    ]
+def about_the_graph(task: cc.InContextTask, heads: Row) -> str:
+    """How much of the loss the graph is worth: whether a model that predicts well must have learned it."""
+    without = heads["without_graph"]
+    n = len(without["direct_draws"])
+    return (
+        f"without any edge {without['loss']:.4f}, so the graph is worth {without['graph_is_worth']:.4f} nats; {n} "
+        f"position{'s are draws' if n != 1 else ' is a draw'} from the target's law itself"
+    )
 
 
 def make_checks(task: cc.InContextTask, heads: Row, repeats: Sequence[Row]) -> list[Check]:
@@ -133,8 +132,10 @@ def make_checks(task: cc.InContextTask, heads: Row, repeats: Sequence[Row]) -> l
         Check(
             not edges["false_edges"] and not unexplained,
             "The union of what the heads carry is the true graph, but for edges that tell nothing or are of no use",
-            f"{edges['recovered']} of {edges['edges']} edges, {edges['false_edges']} false, {len(heads['missing'])} "
-            f"missing, {unexplained} of them without a reason",
+            f"{edges['recovered']} of {edges['edges']} edges ({edges['attended']} attended, {edges['inferred']} "
+            f"inferred), {edges['false_edges']} false; attention alone: "
+            f"{edges['attention_alone']['recovered']}, {edges['attention_alone']['false_edges']} false; not attended: "
+            f"{kinds(heads['missing'])}",
         ),
         Check(
             heads["excess"] <= MARGIN,
@@ -172,6 +173,12 @@ def make_checks(task: cc.InContextTask, heads: Row, repeats: Sequence[Row]) -> l
     ]
 
 
+def kinds(missing: Sequence[Row]) -> str:
+    """How many edges are not attended to, by kind."""
+    counts = Counter(row["kind"] for row in missing)
+    return ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "none"
+
+
 def make_sections(task: cc.InContextTask, heads: Row, single: Row) -> list[Section]:
     """The evidence, picture by picture."""
     edges, found, graph = heads["edges"], heads["found"], task.graph
@@ -193,34 +200,28 @@ def make_sections(task: cc.InContextTask, heads: Row, single: Row) -> list[Secti
         ),
         Section(
             "The union graph",
-            f"{edges['recovered']} of {edges['edges']} edges were found and {edges['false_edges']} false ones drawn. "
-            "Where several choices of keys single out the same sequences, the one that can be parents is named.",
+            f"{edges['attended']} of {edges['edges']} edges are attended to and confirmed by the sequences, and drawn "
+            f"beside the true graph; {edges['inferred']} more are inferred from the sequences alone.",
             figures={"graph": figures.plot_graph_comparison(graph, found)},
             table=edge_rows(task, found),
         ),
         Section(
             "Missing edges",
-            f"{len(heads['missing'])} true edges are carried by no head; each with the reason.",
+            f"{len(heads['missing'])} true edges are attended to by no head ({kinds(heads['missing'])}): *not learned* "
+            "if attending to its row's parents would lower the loss, *not needed* if it would change nothing, *decoy* "
+            "if the row attends elsewhere and the loss would rise.",
             table=heads["missing"],
         ),
         Section(
             "The loss in training",
-            "Each line is the best that can be predicted with so many parents known and the others not.",
+            "Each line is the best that can be predicted with so many parents known and the others not; without the "
+            f"graph: {about_the_graph(task, heads)}.",
             figures={"loss": figures.plot_loss(heads["record"], loss_lines(task, heads), test_loss=heads["loss"])},
         ),
         Section(
-            "What each head was given",
-            "Minus the mixed second derivative of the loss: what it gains where the head attends from child to parent, "
-            "given what the heads before it carry. In the table: the lift of the target probability of a child's token "
-            "when one more parent matches, alone and given all other parents.",
-            figures={
-                f"turn_L0H{turn.head}": nats(
-                    turn.gain,
-                    title=f"L0H{turn.head}: gain with its last row on {turn.last_key}",
-                    label="nats a unit of score",
-                )
-                for turn in heads["turns"]
-            },
+            "What matches show",
+            "How much of a draw from the target's law a child's token is where one of its parents matches the "
+            "target's, and where all do: 1 is a draw from it.",
             table=heads["information"],
         ),
         Section(
@@ -260,9 +261,8 @@ def edge_rows(task: cc.InContextTask, found: cc.discovery.ExtractedGraph) -> lis
             "child": "target" if child == task.n_ctx else child,
             "heads": ", ".join(f"L0H{head}" for head in found.carriers(parent, child)),
             "attention": facts["weight"],
-            "lift": facts["information"],
-            "share of a child": facts["information_share"],
-            "p (Holm)": p_text(facts["p_value"]),
+            "share of a full match": facts["information_share"],
+            "p": p_text(facts["p_value"]),
             "how": said[parent, child],
             "truth": "edge" if task.graph.has_edge(parent, child) else "no edge",
         }

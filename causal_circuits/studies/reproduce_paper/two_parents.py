@@ -42,7 +42,7 @@ def measure(**settings: Any) -> Row:
     task, scale = make_task(job), INIT_SCALE if job.faithful else 0.0
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, N_HEADS, init_scale=scale, seed=job.seed)
     test = job.test(task)
-    losses, run = train_as_the_paper(model, task, test, job) if job.faithful else (by_turns(model, task, job), {})
+    losses, run = train_as_the_paper(model, task, test, job) if job.faithful else (matched(model, task, job), {})
     spaced = sorted({max(1, round(len(losses) * k / 200)) for k in range(1, 201)})
     curve = [[step, float(losses[step - 1])] for step in spaced]
     attention = cc.mean_attention(model, test.tokens[:4096])[0]
@@ -63,13 +63,12 @@ def train_as_the_paper(
     return losses[0], {"run": run}
 
 
-def by_turns(model: cc.models.HookedTransformer, task: cc.InContextTask, job: Job) -> torch.Tensor:
-    """Our recipe: heads take turns (`cc.training.train_in_turns`)."""
-    config = cc.training.TurnConfig(seed=job.seed)
+def matched(model: cc.models.HookedTransformer, task: cc.InContextTask, job: Job) -> torch.Tensor:
+    """Our recipe: started where the gradient of order 2 points (`cc.TrainConfig.matched`)."""
+    config = cc.TrainConfig.matched(seed=job.seed)
     if job.quick:
-        config = cc.training.TurnConfig(steps=40, settle=10, batch_size=128, n_sequences=2048, seed=job.seed)
-    quiet = cc.RecordAt(steps=())
-    return cc.training.train_in_turns(model, task, config, record=quiet, progress=job.progress)[0].losses
+        config = cc.TrainConfig.matched(40, batch_size=128, match_start=2048, seed=job.seed)
+    return cc.train(model, task, config, record=cc.RecordAt(steps=()), progress=job.progress).losses
 
 
 def numbers(

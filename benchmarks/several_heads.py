@@ -1,0 +1,95 @@
+"""Training from matches on graphs with several parents: the edges that heads attend to, the excess, the time.
+
+The paper's two-parent graph, 3-grams, random pairs, and random graphs with roots (k 2 and 3, n_ctx 12 to 28, d_vocab 3
+to 5): `cc.train(model, task)` as it is. *Telling* edges are those of the target's parents and of positions with as many
+parents, but for a parent that is the target's own of that number, whose match always holds. Attention alone, at .5 or
+more: false edges in rows of children and, apart, in rows of roots, which are under no pressure. *Draws*: positions with
+the target's own parents, whose tokens are draws from its law and need no graph.
+
+    python benchmarks/several_heads.py --graphs 100 130
+"""
+
+import argparse
+import time
+
+import numpy as np
+import pandas as pd
+
+import causal_circuits as cc
+
+
+def named_graphs() -> dict[str, cc.InContextTask]:
+    """By name."""
+    paper = cc.graph_from_parents([[], [], *([(i - 1) // 2, i - 1] for i in range(2, 33))])
+    generator = np.random.default_rng(0)
+    pairs = [[] if i < 2 else sorted(generator.choice(i, 2, replace=False).tolist()) for i in range(33)]
+    graphs = {"paper": paper, "3-gram": cc.ngram_graph(32, 2), "pairs": cc.graph_from_parents(pairs)}
+    return {name: cc.InContextTask(graph, d_vocab=5, alpha=0.1) for name, graph in graphs.items()}
+
+
+def random_task(seed: int) -> cc.InContextTask:
+    """K 2 or 3, three tenths of the positions roots."""
+    generator = np.random.default_rng(seed)
+    k = int(generator.integers(2, 4))
+    n_ctx, d_vocab = int(generator.integers(12, 29 if k == 2 else 21)), int(generator.integers(3, 6 if k == 2 else 5))
+    parents: list[list[int]] = []
+    for i in range(n_ctx):
+        root = i < k or generator.random() < 0.3
+        parents.append([] if root else sorted(generator.choice(i, k, replace=False).tolist()))
+    target = sorted(generator.choice(n_ctx, k, replace=False).tolist())
+    return cc.InContextTask(cc.graph_from_parents([*parents, target]), d_vocab=d_vocab, alpha=0.1)
+
+
+def edges_of(task: cc.InContextTask) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
+    """(query, key) of all edges that attention can show, and of the telling ones."""
+    target, last = task.target_parents, task.n_ctx - 1
+    above = {i: cc.graphs.parents_of(task.graph, i) for i in range(last)}
+    full = {i: parents for i, parents in above.items() if len(parents) == len(target)}
+    of_target = {(last, t) for t in target}
+    telling = {(i, p) for i, parents in full.items() for t, p in zip(target, parents, strict=True) if p != t}
+    return {(i, p) for i, parents in full.items() for p in parents} | of_target, telling | of_target
+
+
+def measure(name: str, task: cc.InContextTask) -> dict[str, object]:
+    """Train once and look at the attention."""
+    k, n_ctx = len(task.target_parents), task.n_ctx
+    model, began = cc.disentangled_transformer(task.d_vocab, n_ctx, (k, 1)), time.process_time()
+    cc.train(model, task, record=cc.RecordAt(steps=()), progress=False)
+    seconds, test = time.process_time() - began, task.sample(16_384, seed=(0, 2))
+    attention = cc.mean_attention(model, test.tokens[:2048])[0, :k]
+    clear = {(i, int(head[i].argmax())) for head in attention for i in range(1, n_ctx) if float(head[i].max()) >= 0.5}
+    edges, telling = edges_of(task)
+    false = {entry for entry in clear - edges if entry[0] != entry[1]}  # no position is its own parent
+    children = {i for i, _ in edges}
+    return {
+        "graph": name,
+        "k": k,
+        "n_ctx": n_ctx,
+        "d_vocab": task.d_vocab,
+        "excess": float(cc.evaluate(model, test).mean()) - task.bayes_loss(test),
+        "telling": len(telling),
+        "attended": len(telling & clear),
+        "false": sum(i in children for i, _ in false),
+        "in roots": sum(i not in children for i, _ in false),
+        "draws": sum(cc.graphs.parents_of(task.graph, i) == task.target_parents for i in range(n_ctx)),
+        "CPU s": seconds,
+    }
+
+
+def main() -> None:
+    """One line a graph, and the totals."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--graphs", type=int, nargs=2, default=(100, 130), help="first and last + 1 seed")
+    parser.add_argument("--named", action=argparse.BooleanOptionalAction, default=True)
+    arguments = parser.parse_args()
+    tasks = named_graphs() if arguments.named else {}
+    rows = []
+    for name, task in {**tasks, **{str(seed): random_task(seed) for seed in range(*arguments.graphs)}}.items():
+        rows.append(measure(name, task))
+        print(pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1), flush=True)
+    table = pd.DataFrame(rows)
+    print(table[["telling", "attended", "false", "in roots"]].sum().to_dict(), table["excess"].describe().to_dict())
+
+
+if __name__ == "__main__":
+    main()
