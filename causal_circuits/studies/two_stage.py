@@ -382,10 +382,13 @@ def show_one(runs: pd.DataFrame) -> Section:
     left, right = figure.subplots(1, 2)
     attention = {"attention to the parent": [(step, 1 - missed) for step, missed in one.trajectory if step]}
     figures.plot_curves(attention, xlabel="step of stage 1", ylabel="attention to the parent", legend=False, ax=left)
-    right.plot(range(1, len(one.losses) + 1), one.losses)
+    losses = pd.Series(one.losses, index=range(1, len(one.losses) + 1))
+    right.plot(losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="each batch")
+    right.plot(losses.rolling(15, min_periods=1).mean(), color="tab:blue", label="mean of the last 15")
+    right.legend(frameon=False)
     right.axvline(end, color="black", linewidth=0.8)
-    right.annotate(" stage 2", (end, 0.98), xycoords=("data", "axes fraction"), va="top")
-    right.set(xlabel="step of both stages", ylabel="loss of the batch (nats)")
+    right.annotate(" stage 2", (end, 0.08), xycoords=("data", "axes fraction"), va="top")
+    right.set(xlabel="step of both stages", ylabel="loss (nats)")
     return Section(
         "One run through the two stages",
         f"{GRADIENT_DESCENT.name}, n_ctx {one.n_ctx}, seed {one.seed}. Stage 1 moves layer 0's attention alone: it is "

@@ -94,7 +94,7 @@ class Config(Study):
 
     def report(self, rows: Mapping[str, Any]) -> Report:
         """Rates with intervals, excesses by family."""
-        names = ("families", "worst", "restricted")
+        names = ("families", "worst", "restricted", "examples")
         found = {name: [row for cell in rows.values() for row in cell.get(name, ())] for name in names}
         bound = f"Entries >= {self.gamma:g} / {self.d_vocab}; errors on 4,096 fresh sequences."
         return make_report(**found, seed=self.seed, d_vocab=self.d_vocab, bound=bound)

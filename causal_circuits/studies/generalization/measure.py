@@ -60,7 +60,8 @@ def measure_model(variant: str, n_ctx: int, seed: int, sizes: Mapping[str, Any])
         own = shared.task(n_ctx, **({"alpha": float(alpha)} if name == "dirichlet" else {"kernels": matrices}))
         families.append({**labels, "family": family, **measure_family(model, task, own, matrices, shared, index)})
     labels["match_strength"] = algorithm_1.match_strength(model) if how.reduced else float("nan")
-    return {"families": families, "worst": [labels | row for row in measure_worst(model, task, shared, seed)]}
+    worst = [labels | row for row in measure_worst(model, task, shared, seed)]
+    return {"families": families, "worst": worst, "examples": [labels | example(model, task, shared)]}
 
 
 def measure_restricted(variant: str, n_ctx: int, family: str, sizes: Mapping[str, Any]) -> dict[str, list[Row]]:
@@ -151,6 +152,21 @@ def uniform_errors(
         "uniform_error_of_edge_posterior": largest("edge_posterior"),
         "uniform_error_of_frequencies": largest("frequencies"),
         "uniform_error_from_frequencies": largest("model", known["frequencies"]),
+    }
+
+
+def example(model: HookedTransformer, task: cc.InContextTask, sizes: Sizes, family: str = "sticky") -> Row:
+    """Of 64 sequences of another family the one with the query's token most often: its row, and what each predicts."""
+    own = sizes.task(task.n_ctx, kernels=sizes.family(family, seed=0))
+    batch = own.sample(64, seed=(sizes.seed, 8))
+    seen = (batch.tokens == batch.tokens[:, -1:]).sum(dim=1)
+    batch = batch[[int(seen.argmax())]]
+    predicted = {name: predict(batch.tokens)[0].tolist() for name, predict in predictors(model, task).items()}
+    return {
+        "family": family,
+        "query": int(batch.tokens[0, -1]),
+        "truth": batch.target_probs[0].tolist(),
+        "predicted": predicted,
     }
 
 

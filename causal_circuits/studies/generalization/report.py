@@ -34,7 +34,9 @@ THEOREM = (
 )
 
 
-def make_report(families: Rows, worst: Rows, restricted: Rows, *, seed: int, d_vocab: int, bound: str) -> Report:
+def make_report(
+    families: Rows, worst: Rows, restricted: Rows, examples: Rows, *, seed: int, d_vocab: int, bound: str
+) -> Report:
     """Fits, checks, results and sections."""
     found = pd.DataFrame(worst)
     groups = by_training(families, restricted)
@@ -53,6 +55,7 @@ def make_report(families: Rows, worst: Rows, restricted: Rows, *, seed: int, d_v
             "parting": sentences,
         },
         sections=[
+            show_example(longest_of(pd.DataFrame(examples)).iloc[0]),
             Section(
                 "The uniform error against length",
                 f"Theorem 2: {THEOREM}; the distance to pi~ includes the noise of counting, of order n_ctx^(-1/2) "
@@ -67,6 +70,25 @@ def make_report(families: Rows, worst: Rows, restricted: Rows, *, seed: int, d_v
             ),
             Section("The worst matrices found", bound, table=[show_matrix(row) for row in worst]),
         ],
+    )
+
+
+def show_example(one: pd.Series) -> Section:
+    """One row of an unseen matrix: the truth, what the sequence shows of it, what the model says."""
+    names = {
+        "truth": "the row of the matrix",
+        "frequencies": "frequencies along the edges of this sequence",
+        "model": "the model",
+        "edge_posterior": "the edge posterior with the training prior",
+    }
+    laws = {"truth": one.truth, **one.predicted}
+    values = {words: {f"next token {k}": p for k, p in enumerate(laws[name])} for name, words in names.items()}
+    return Section(
+        "One row of an unseen matrix",
+        f"After token {one.query}, in a sequence of n_ctx {one.n_ctx} whose matrix is of the family {one.family!r}, "
+        "another than that of training; of 64 the one in which this token occurs most often. A model that has learned "
+        "to count along the edges is near the frequencies.",
+        figures={"example": figures.plot_groups(values, xlabel="probability")},
     )
 
 
