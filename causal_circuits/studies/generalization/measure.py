@@ -160,7 +160,7 @@ def example(model: HookedTransformer, task: cc.InContextTask, sizes: Sizes, fami
     own = sizes.task(task.n_ctx, kernels=sizes.family(family, seed=0))
     batch = own.sample(64, seed=(sizes.seed, 8))
     seen = (batch.tokens == batch.tokens[:, -1:]).sum(dim=1)
-    batch = batch[[int(seen.argmax())]]
+    batch = batch[seen.argmax()[None]]
     predicted = {name: predict(batch.tokens)[0].tolist() for name, predict in predictors(model, task).items()}
     return {
         "family": family,

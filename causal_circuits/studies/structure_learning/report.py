@@ -1,10 +1,10 @@
 """What the rows of `structure_learning` add up to: totals over graphs, checks, curves."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
@@ -159,21 +159,22 @@ def check_noise(noise: pd.DataFrame) -> Check:
 def show_setting(totals: pd.DataFrame, setting: str) -> Section:
     """The rows of a setting, and but for noise curves over the number of sequences, a line a method."""
     values = {
-        "parents": ("share of parents proposed", totals.parents_proposed / totals.edges),
-        "found": ("share of parents accepted", totals.edges_found / totals.edges),
-        "false_edges": ("false edges a graph", totals.false_edges / totals.graphs),
-        "shd": ("structural Hamming distance, mean", totals.mean_shd),
+        "share of parents proposed": totals.parents_proposed / totals.edges,
+        "share of parents accepted": totals.edges_found / totals.edges,
+        "false edges a graph": totals.false_edges / totals.graphs,
+        "structural Hamming distance, mean": totals.mean_shd,
     }
-    drawn = {
-        f"{name}_{setting.replace(' ', '_')}": plot_methods(totals.assign(value=value), label, CLAIMED[setting])
-        for name, (label, value) in values.items()
-        if setting != NOISE
-    }
+    drawn = {} if setting == NOISE else {setting.replace(" ", "_"): plot_methods(totals, values)}
     return Section(CLAIMED[setting].capitalize(), ABOUT[setting], figures=drawn, table=totals)
 
 
-def plot_methods(totals: pd.DataFrame, label: str, title: str) -> Axes:
-    """A value over the number of sequences, a line a method."""
-    groups = totals.set_index("sequences").groupby("method").value
-    curves = {name: list(groups.get_group(name).items()) for name in DRAWN if name in groups.groups}
-    return figures.plot_curves(curves, xlabel="sequences", ylabel=label, title=title)
+def plot_methods(totals: pd.DataFrame, values: Mapping[str, pd.Series]) -> Figure:
+    """Values over the number of sequences, a panel each, a line a method; one legend for all."""
+    figure = Figure(figsize=(10.5, 8.0), layout="constrained")
+    for ax, (label, value) in zip(figure.subplots(2, 2).flat, values.items(), strict=True):
+        groups = totals.assign(value=value).set_index("sequences").groupby("method").value
+        curves = {name: list(groups.get_group(name).items()) for name in DRAWN if name in groups.groups}
+        figures.plot_curves(curves, xlabel="sequences", ylabel=label, legend=False, ax=ax)
+    lines, names = ax.get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=3, frameon=False)
+    return figure
