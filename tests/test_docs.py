@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WITH_CODE = [
     page
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    if not page.is_symlink() and "```python" in page.read_text()
+    if not page.is_symlink() and "```text" in page.read_text()
 ]
 
 

@@ -50,8 +50,8 @@ def shown(outputs: Shown, kind: str) -> list[str]:
     return [output[kind] for output in outputs if kind in output]
 
 
-def test_there_are_five_and_they_are_stripped() -> None:
-    assert [path.stem[0] for path in NOTEBOOKS] == list("12345")
+def test_there_are_six_and_they_are_stripped() -> None:
+    assert [path.stem[0] for path in NOTEBOOKS] == list("123456")
     for path in NOTEBOOKS:
         cells = json.loads(path.read_text())["cells"]
         assert cells[0]["cell_type"] == "markdown"
