@@ -54,6 +54,7 @@ def ours(model: cc.models.HookedTransformer, batch: cc.Batch, entries: Entries) 
 
 def theirs(model: cc.models.HookedTransformer, batch: cc.Batch, entries: Entries) -> tuple[float, torch.Tensor]:
     """The same from TransformerLens: the metric with each entry cut, less the metric of the untouched model."""
+    model.eval()  # which TransformerLens 4's patching asks for
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(2)]
     _, cache = model.run_with_cache(batch.tokens, names_filter=names)
     nothing = {name: torch.zeros_like(cache[name]) for name in names}

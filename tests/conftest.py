@@ -25,8 +25,9 @@ LONG = ["notebooks", "imports", "resume", "running", "circuits_proof", "study_ci
 LONG += ["study_reproduce_paper", "docs", "circuits_methods"]
 FORK = [None, 0, 0, 1, None, 4]  # a root with two children, a grandchild, a second tree; n_ctx 7
 
+collect_ignore = ["cluster"]  # needs Ray: make cluster
 if importlib.metadata.version("transformer-lens") < "4":
-    collect_ignore = ["test_bridges.py"]  # TransformerLens 3.9's bridges are refused: test_imports
+    collect_ignore += ["test_bridges.py"]  # TransformerLens 3.9's bridges are refused: test_imports
 
 settings.register_profile("causal_circuits", deadline=None, derandomize=True, max_examples=25, database=None)
 settings.load_profile("causal_circuits")

@@ -108,7 +108,10 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
         ("default_stages: steps must be an integer", "True"),
     ),
     "a negative seed": (lambda: cc.predicted_gradient(TASK, seed=-1), ("seed", "non-negative integer", "-1")),
-    "labels [N, n]": (lambda: cc.Batch(BATCH.tokens, BATCH.tokens), ("[batch, d_vocab]", "[batch]", "[64, 6]")),
+    "labels [N, n - 1]": (
+        lambda: cc.Batch(BATCH.tokens, BATCH.tokens[:, 1:]),
+        ("[batch, n_ctx]", "[batch]", "[64, 5]"),
+    ),
     "one sequence for a batch": (lambda: cc.Batch(BATCH.tokens[0], BATCH.target_probs), ("[batch, n_ctx]", "[6]")),
     "ragged tokens": (lambda: cc.Batch([[0, 1], [1]], [0, 1]), ("Batch: tokens", "[[0, 1], [1]]")),
     "tokens that are no integers": (lambda: cc.Batch(BATCH.tokens / 2, BATCH.target_probs), ("float32 tensor",)),

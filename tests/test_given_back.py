@@ -74,7 +74,7 @@ CALLS = {
     "training_health": lambda model: cc.training.training_health(RECORD, TASK, model),
     "take_snapshot": lambda model: cc.training.take_snapshot(model, BATCH),
 }
-BUILDS_OR_WRITES = {"disentangle", "entangle", "save_model", "watch_attention"}
+BUILDS_OR_WRITES = {"as_bridge", "disentangle", "entangle", "save_model", "watch_attention"}
 
 
 def used_model() -> cc.models.HookedTransformer:

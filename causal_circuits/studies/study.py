@@ -40,7 +40,7 @@ class Cell:
     scratch: bool = False
     progress: bool = False
     cores: int = 2
-    gpus: float = 0
+    gpus: float = 0.0
     memory: int | None = None
 
 

@@ -7,9 +7,9 @@ computes it for every choice of keys. Here its largest entries become attention 
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
@@ -18,6 +18,9 @@ from causal_circuits.information.matches import Gains, match_sums
 from causal_circuits.information.target_search import candidates
 from causal_circuits.models import HookedTransformer, layout_of, match_blocks, warm_readout
 from causal_circuits.tasks import Batch
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCORE, MATCH, READOUT = 6.0, 3.0, 3.0
 
@@ -48,8 +51,10 @@ class MatchStart:
     def __repr__(self) -> str:
         return f"MatchStart(target_parents={self.target_parents}, {int((self.shares > 0).sum())} rows)"
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pd.DataFrame":
         """One row for each position whose attention was written in."""
+        import pandas as pd  # half a second, for tables alone
+
         rows = np.flatnonzero(self.shares > 0)
         keys = {f"L0H{head}": own[rows] for head, own in enumerate(self.keys)}
         return pd.DataFrame({"position": rows, **keys, "share": self.shares[rows]})

@@ -69,7 +69,7 @@ def make_checks(e: Evidence) -> list[Check]:
             "The tools obey their own laws on this model",
             "; ".join(f"{check.law}: off by {check.error:.1e}" for check in e.checks),
         ),
-        *(Check(c.passed, CRITERIA[c.name], c.reason) for c in e.proof.criteria),
+        *(Check(c.passed if c.testable else "undecided", CRITERIA[c.name], c.reason) for c in e.proof.criteria),
         Check(
             e.encodes_graph,
             "In nine rows with parents of ten the parents are the entries that matter most",
