@@ -15,7 +15,7 @@ import warnings
 
 import lazy_loader
 
-from causal_circuits._moved import MOVED
+from causal_circuits._moved import GONE, MOVED, missing
 
 _front, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = "0.1.0"
@@ -23,6 +23,8 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> object:
     """A name of the front door; one that moved to its room warns until the next release."""
+    if name in GONE:
+        raise missing(__name__, name)
     if name not in MOVED:
         return _front(name)
     room, _, new = MOVED[name].partition(".")

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from causal_circuits.storage import first_difference, plain_values, read_checked
 from causal_circuits.studies.study import Cell, Report, Study
 
 __all__ = ["CellError", "Run", "results", "run", "study_of", "versions"]
+KILLED_IN_A_ROW = 3  # processes of single cells, after which no other cell is tried: an unguarded script, say
 NAMED = 5  # cells that raised, in a message; all are in cells/errors.txt
 
 
@@ -151,15 +153,48 @@ def _measured(
         for cell in cells:
             yield cell, measure(cell, scratch_of(cell, folder), quiet=quiet, limit_s=limit_s)
         return
+    yield from _in_processes(cells, folder, min(processes, len(cells)), limit_s)
+
+
+def _in_processes(
+    cells: list[Cell], folder: Path | None, processes: int, limit_s: float | None
+) -> Iterator[tuple[Cell, Measured | Failure]]:
+    """Each cell as it is done. A killed process ends its pool: the cells left get a second one, then a process each."""
+    left: list[Cell] = cells
+    for _ in range(2):
+        lost = []
+        for cell, outcome in _in_pool(left, folder, processes, limit_s):
+            if isinstance(outcome, BrokenProcessPool):
+                lost.append(cell)
+            else:
+                yield cell, outcome
+        left = lost
+    killed = list[BrokenProcessPool]()  # in a row
+    for cell in left:
+        if len(killed) < KILLED_IN_A_ROW:
+            ((_, outcome),) = _in_pool([cell], folder, 1, limit_s)
+            if not isinstance(outcome, BrokenProcessPool):
+                killed.clear()
+                yield cell, outcome
+                continue
+            killed.append(outcome)
+        yield cell, Failure.of(killed[-1])
+
+
+def _in_pool(
+    cells: list[Cell], folder: Path | None, processes: int, limit_s: float | None
+) -> Iterator[tuple[Cell, Measured | Failure | BrokenProcessPool]]:
+    """Each cell as it is done; a BrokenProcessPool for those that were not when a process was killed."""
     context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
-    with ProcessPoolExecutor(
-        min(processes, len(cells)), context, signal.signal, (signal.SIGINT, signal.SIG_IGN)
-    ) as pool:
+    with ProcessPoolExecutor(processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         running = {pool.submit(measure, cell, scratch_of(cell, folder), limit_s=limit_s): cell for cell in cells}
         try:
             for done in as_completed(running):
                 error, cell = done.exception(), running.pop(done)
-                yield cell, done.result() if error is None else Failure.of(error)
+                if isinstance(error, BrokenProcessPool):
+                    yield cell, error
+                else:
+                    yield cell, done.result() if error is None else Failure.of(error)
         except BaseException:  # Ctrl-C: the cells that are being measured are not waited for
             for process in set(multiprocessing.active_children()) - set(others):
                 process.terminate()

@@ -96,6 +96,25 @@ def test_a_comparison_names_the_edges_that_differ_and_few_of_many() -> None:
     )
 
 
+def test_a_recovered_graph_counts_edges_and_has_a_row_for_each_position() -> None:
+    batch = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=0.3).sample(5000, seed=0)
+    found, few = cc.recover_graph(batch), cc.recover_graph(batch[:40])
+    assert repr(found) == "RecoveredGraph(4 edges, 0 undecided; 5,000 sequences)"
+    assert repr(few) == "RecoveredGraph(0 edges, 4 undecided (1, 2, 3, 4); 40 sequences)"
+    header, *rows = cells_of(found._repr_html_())
+    frame = found.to_frame()
+    assert header == list(frame.columns)
+    assert [row[1] for row in rows] == frame.verdict.tolist() == ["root"] + ["child"] * 4
+    assert frame.candidate.tolist()[1:] == [0, 1, 2, 3]
+    assert few.to_frame().reason[1] in repr(few.positions[1])
+
+
+def test_a_batch_tells_its_size_and_where_its_targets_stand() -> None:
+    assert repr(cc.Batch([[0, 1, 2]] * 3, [0, 1, 3])) == "Batch(3 sequences, n_ctx 3, d_vocab 4)"
+    shown = repr(cc.Batch([[0, 1]], [[1, 2]]))
+    assert shown == "Batch(1 sequences, n_ctx 2, d_vocab 3, targets after every position)"
+
+
 def test_detected_heads_are_a_list_and_a_table() -> None:
     task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     heads = cc.detect_induction_heads(cc.plant_circuit(task.graph, d_vocab=3), task, n_sequences=64)

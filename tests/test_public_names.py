@@ -7,13 +7,14 @@ import importlib
 import inspect
 import json
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import causal_circuits as cc
-from causal_circuits._moved import MOVED
+from causal_circuits._moved import GONE, MOVED
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -97,3 +98,21 @@ def test_a_name_that_moved_warns_and_is_still_there(name: str) -> None:
     room, _, new = MOVED[name].partition(".")
     with pytest.warns(DeprecationWarning, match=rf"causal_circuits\.{name} is causal_circuits\.{MOVED[name]} now"):
         assert getattr(cc, name) is getattr(getattr(cc, room), new)
+
+
+@pytest.mark.parametrize("module", [cc, cc.training, cc.information, cc.discovery], ids=lambda module: module.__name__)
+def test_a_name_that_is_gone_says_what_to_use_instead_and_that_exists(module: Any):
+    for name, instead in GONE.items():
+        with pytest.raises(AttributeError) as caught:
+            getattr(module, name)
+        assert f"{module.__name__}.{name} went with heads in turns: {instead}" in str(caught.value)
+        assert [used for used in USED.findall(instead) if not resolves(used)] == []
+    assert not hasattr(module, "no_such_name")
+
+
+def test_every_page_of_the_site_is_reached_from_its_index():
+    docs = ROOT / "docs"
+    pages = {page.stem for page in docs.glob("*.md")}
+    trees = re.findall(r"```{toctree}\n(.*?)```", (docs / "index.md").read_text(), flags=re.DOTALL)
+    patterns = [line for tree in trees for line in tree.split("\n") if line and not line.startswith(":")]
+    assert {page for page in pages if not any(fnmatchcase(page, pattern) for pattern in patterns)} == {"index"}

@@ -56,7 +56,7 @@ def test_a_run_writes_everything_and_leaves_nothing_behind(tmp_path):
     assert results["nothing"] is None
     assert results["config"] == {
         **{"seed": 0, "quick": False, "numbers": [1, 2, 3, 4], "size": 1000, "bad": None, "wait": 0.0},
-        **{"deaf": None, "log": None, "out": str(tmp_path), "quiet": True, "n_cells": 4},
+        **{"deaf": None, "deadly": None, "log": None, "out": str(tmp_path), "quiet": True, "n_cells": 4},
     }
     assert results["versions"]["torch"] == torch.__version__
     assert list(results["timing"]["cells"]) == [f"number {n}" for n in (1, 2, 3, 4)]
@@ -224,6 +224,12 @@ def test_a_cell_that_raises_is_named_with_its_settings_and_the_others_are_kept(t
     measured.clear()
     run(tmp_path)
     assert measured == ["number 2"]
+
+
+def test_a_cell_that_kills_its_process_fails_alone(tmp_path, measured):
+    with pytest.raises(CellError, match=r"^1 of 5 cells raised: number 2 .* BrokenProcessPool"):
+        run(tmp_path, 2, numbers=(1, 2, 3, 4, 5), deadly=2)
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 4
 
 
 def test_without_a_folder_the_error_holds_the_traceback():

@@ -61,8 +61,8 @@ def test_the_checks_follow_the_rows(rows):
     both = pd.concat([rows, rows[rows.model == "decoy"].assign(model="trained")], ignore_index=True)
     checks = report.make_checks(both)
     assert len(checks) == 4
-    assert not checks[-1].passed, "models as like as these are not told apart"
+    assert checks[-1].state == "refuted", "models as like as these are not told apart"
     wrong = report.make_checks(rows.assign(auroc=0.6, optimum_found=False))
-    assert [check.passed for check in wrong] == [False, False, False]
+    assert [check.state for check in wrong] == ["failed", "refuted", "failed"]
     (line,) = report.loss_lines(both)
     assert line.startswith("decoy: 1 models, none left out; their loss is +0.000 to +0.000 nats")

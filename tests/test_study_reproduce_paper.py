@@ -39,6 +39,7 @@ def test_every_figure_leaves_numbers_pictures_models_and_a_row(quick, look_at_re
         assert found["row"]["verdict"] in text
         assert f"Figure {n}, our recipe, at toy size - " in page
         assert found["row"]["verdict"] in page
+    assert "sd nan" not in text
     look_at_report(quick / "report.html")
 
 

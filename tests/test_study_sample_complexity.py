@@ -34,3 +34,8 @@ def test_the_predicted_number_is_enough_in_95_tables_of_100_and_a_sixteenth_in_f
 def test_the_check_can_fail(needed, enough):
     tables = pd.DataFrame({"needed": needed, "predicted": [100.0, 210.0]}, dtype=float)
     assert sample_complexity.compare(tables)[0] == enough
+
+
+def test_equal_tables_have_no_rank_correlation():
+    equal = pd.DataFrame({"needed": [90.0, 90.0], "predicted": [100.0, 210.0]})
+    assert "no rank correlation" in sample_complexity.compare(equal)[1]

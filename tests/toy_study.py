@@ -1,5 +1,6 @@
 """A study of sums, for the tests of the runner and of the command line: each cell is measured in no time."""
 
+import os
 import signal
 import time
 from collections.abc import Mapping
@@ -52,6 +53,8 @@ class Config(Study):
     """seconds that a cell takes"""
     deaf: int | None = None
     """the number whose cell never ends, and does not react to a time limit"""
+    deadly: int | None = None
+    """the number whose cell kills its process"""
     log: Path | None = None
     """file to which each cell appends its number when it is done"""
 
@@ -62,7 +65,8 @@ class Config(Study):
     def cells(self) -> list[Cell]:
         """One a number."""
         same = {"size": self.size, "seed": self.seed, "wait": self.wait, "log": self.log and str(self.log)}
-        settings = [{"number": n, "bad": n == self.bad, "deaf": n == self.deaf, **same} for n in self.numbers]
+        odd = {"bad": self.bad, "deaf": self.deaf, "deadly": self.deadly}
+        settings = [{"number": n, **{name: n == at for name, at in odd.items()}, **same} for n in self.numbers]
         return [Cell(f"number {own['number']}", measure, own, scratch=True, cores=1) for own in settings]
 
     def report(self, rows: Mapping[str, Sum]) -> Report:
@@ -79,10 +83,20 @@ class Config(Study):
 
 
 def measure(
-    number: int, size: int, seed: int, wait: float, bad: bool, deaf: bool, log: str | None, scratch: Path | None
+    number: int,
+    size: int,
+    seed: int,
+    wait: float,
+    bad: bool,
+    deaf: bool,
+    deadly: bool,
+    log: str | None,
+    scratch: Path | None,
 ) -> Sum:
     """A sum of random numbers; the first half of the waiting is kept in scratch."""
     MEASURED.append(f"number {number}")
+    if deadly:
+        os.kill(os.getpid(), signal.SIGKILL)
     if deaf:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
         time.sleep(1000)

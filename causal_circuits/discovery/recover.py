@@ -12,6 +12,7 @@ With `max_parents` above 1 the target and every position may have that many, and
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
+from typing import TYPE_CHECKING
 
 import networkx as nx
 import numpy as np
@@ -26,16 +27,21 @@ from causal_circuits.discovery.parents import SeveralParents, find_parents
 from causal_circuits.discovery.significance import EdgeTest, edge_tests
 from causal_circuits.discovery.user_data import UserData, read_data
 from causal_circuits.discovery.verdicts import MIN_SEQUENCES, Position, judge_position
-from causal_circuits.graphs import graph_from_parents
+from causal_circuits.display import short_list, table_html
+from causal_circuits.graphs import graph_from_parents, latent_edges
 from causal_circuits.tasks.batch import Batch
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MIN_SHARE = 0.5  # of an edge's score that an edge must have, and a root's row must not; every edge has the same score
 MOST_MATCHES = 2**24  # of parents and a child, each of some 50 bytes
+SHOWN = ("position", "verdict", "candidate", "rival", "weight", "p_value", "p_root", "sequences_needed", "reason")
 _SEVERAL = 3  # edges, from which on more may be said of all of them
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RecoveredGraph:
     """A causal graph read from sequences, with what is known of every position.
 
@@ -56,8 +62,8 @@ class RecoveredGraph:
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> batch = task.sample(3000, seed=0)
     >>> found = cc.recover_graph(batch.tokens, batch.target_probs)
-    >>> cc.compare_graphs(task.graph, found.graph).exact, found.n_sequences
-    (True, 3000)
+    >>> found, cc.compare_graphs(task.graph, found.graph).exact
+    (RecoveredGraph(4 edges, 0 undecided; 3,000 sequences), True)
     """
 
     graph: nx.DiGraph
@@ -91,6 +97,33 @@ class RecoveredGraph:
     def conclusive(self) -> bool:
         """Whether every position is decided."""
         return not self.undecided
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A row for each position: verdict, candidate, rival, and the numbers and words that decide, as in `Position`.
+
+        >>> import causal_circuits as cc
+        >>> found = cc.recover_graph(cc.InContextTask(cc.chain_graph(4), d_vocab=3).sample(3000, seed=0))
+        >>> found.to_frame()[["position", "verdict", "candidate"]]
+           position verdict  candidate
+        0         0    root        NaN
+        1         1   child        0.0
+        2         2   child        1.0
+        """
+        import pandas as pd  # half a second, for tables alone
+
+        return pd.DataFrame(self._rows(), columns=list(SHOWN))
+
+    def __repr__(self) -> str:
+        edges, open_ = len(latent_edges(self.graph)), self.undecided
+        named = f" ({short_list(open_)})" if open_ else ""
+        doubts = f", {len(self.warnings)} warnings" if self.warnings else ""
+        return f"RecoveredGraph({edges} edges, {len(open_)} undecided{named}; {self.n_sequences:,} sequences{doubts})"
+
+    def _repr_html_(self) -> str:
+        return table_html(self._rows(), "; ".join([repr(self), *self.warnings]))
+
+    def _rows(self) -> list[dict[str, object]]:
+        return [{name: getattr(position, name) for name in SHOWN} for position in self.positions]
 
 
 @check_arguments

@@ -17,7 +17,7 @@ _FORESEEABLE = 3  # times the sequences given: a number further off rests on a d
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Position:
     """The verdict on one position.
 
@@ -44,9 +44,8 @@ class Position:
     >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> found = cc.recover_graph(task.sample(3000, seed=0))
-    >>> child = found.positions[1]
-    >>> child.verdict, child.parent, child.p_value < 0.01
-    ('child', 0, True)
+    >>> found.positions[0], found.positions[1].parent, found.positions[1].p_value < 0.01
+    (Position(0, root: no earlier position to be a parent), 0, True)
     """
 
     position: int
@@ -62,6 +61,9 @@ class Position:
     sequences_needed: float
     reason: str
     parents: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Position({self.position}, {self.verdict}: {self.reason})"
 
 
 def judge_position(i: int, test: EdgeTest, why_not: dict[int, str]) -> Position:

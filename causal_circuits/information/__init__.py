@@ -1,5 +1,8 @@
 """Information between positions and the gradient it predicts: exact, at finite context, estimated, compared."""
 
+from typing import TYPE_CHECKING
+
+from causal_circuits._moved import missing
 from causal_circuits.information.comparison import (
     EdgeFormation,
     GradientComparison,
@@ -41,3 +44,9 @@ __all__ = [
     "score_gradient_of",
     "through_softmax",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """No name is added; one that is gone says what to use instead."""
+        raise missing(__name__, name)

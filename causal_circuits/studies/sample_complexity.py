@@ -128,11 +128,12 @@ def compare(tables: pd.DataFrame) -> tuple[float, str]:
     """The share of tables in which the predicted number is enough, and how far it is from the needed one."""
     enough = float((tables.needed <= tables.predicted).mean())
     ratio = (tables.needed / tables.predicted).dropna()
-    rank = tables.needed.astype(float).corr(tables.predicted, method="spearman")
+    known, said = tables.dropna(subset="needed"), "no rank correlation (too few different numbers)"
+    if known[["needed", "predicted"]].nunique().min() > 1:
+        said = f"rank correlation {known.needed.astype(float).corr(known.predicted, method='spearman'):.2f}"
     return enough, (
         f"enough in {enough:.0%} of {len(tables)} tables; needed / predicted {ratio.min():.2f} to {ratio.max():.2f}, "
-        f"median {ratio.median():.2f}; rank correlation {rank:.2f}; no size tried was enough in "
-        f"{tables.needed.isna().sum()}"
+        f"median {ratio.median():.2f}; {said}; no size tried was enough in {tables.needed.isna().sum()}"
     )
 
 

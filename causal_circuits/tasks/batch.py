@@ -12,7 +12,7 @@ MOST_NUMBERS = 2**28  # of labels as probabilities, which take 1 GiB
 
 
 @check_arguments
-@dataclass(frozen=True, init=False, eq=False)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class Batch:
     """Sequences and what to predict after them.
 
@@ -31,8 +31,8 @@ class Batch:
 
     >>> from causal_circuits import InContextTask, chain_graph
     >>> batch = InContextTask(chain_graph(6), d_vocab=3).sample(100, seed=0)
-    >>> batch.tokens.shape, batch.target_probs.shape, len(batch[:10].tokens)
-    (torch.Size([100, 6]), torch.Size([100, 3]), 10)
+    >>> batch, batch[:10].tokens.shape
+    (Batch(100 sequences, n_ctx 6, d_vocab 3), torch.Size([10, 6]))
     >>> Batch([[0, 1, 2], [2, 2, 1]], [1, 0]).target_probs
     tensor([[0., 1., 0.],
             [1., 0., 0.]])
@@ -61,6 +61,11 @@ class Batch:
             )
         object.__setattr__(self, "tokens", tokens)
         object.__setattr__(self, "target_probs", target_probs.detach())
+
+    def __repr__(self) -> str:
+        n_ctx, d_vocab = self.tokens.shape[-1], self.target_probs.shape[-1]
+        where = ", targets after every position" if self.every_position else ""
+        return f"Batch({len(self):,} sequences, n_ctx {n_ctx}, d_vocab {d_vocab}{where})"
 
     def __len__(self) -> int:
         return len(self.tokens)

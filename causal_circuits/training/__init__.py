@@ -4,6 +4,9 @@ The step is computed by the native core where it applies (two layers, float32, C
 structured forward with autograd everywhere else. Both give the same gradients.
 """
 
+from typing import TYPE_CHECKING
+
+from causal_circuits._moved import missing
 from causal_circuits.training.checkpoints import CheckpointError, Checkpoints, restore_checkpoint
 from causal_circuits.training.health import DivergenceError, TrainingHealth, training_health
 from causal_circuits.training.loop import train_ensemble
@@ -36,3 +39,9 @@ __all__ = [
     "trainable_parameters",
     "training_health",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """No name is added; one that is gone says what to use instead."""
+        raise missing(__name__, name)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
+from causal_circuits.pages.report import State
 from causal_circuits.studies.discovery_benchmark.subjects import BLIND, LOW_LOSS
 from causal_circuits.studies.study import Report
 
@@ -141,7 +142,8 @@ def check_planted_first(planted: pd.DataFrame) -> Iterator[Check]:
         least, other = asked(judged, method).auroc.min(), asked(planted[several], method).auroc.min()
         more = f"; with two parents {other:.3f}" if other == other else ""
         if least == least:
-            yield Check(bool(least == 1.0), claim, f"AUROC {least:.3f} at least{more}")
+            otherwise: State = "failed" if method == "exact" else "refuted"  # the reference, and what is asked about
+            yield Check(bool(least == 1.0) or otherwise, claim, f"AUROC {least:.3f} at least{more}")
 
 
 def check_blind(planted: pd.DataFrame) -> Iterator[Check]:
@@ -149,7 +151,7 @@ def check_blind(planted: pd.DataFrame) -> Iterator[Check]:
     blind = planted[planted.counterfactual.isin(ON_TOKENS)]
     if len(blind):
         yield Check(
-            bool((blind.auroc == 0.5).all()),
+            bool((blind.auroc == 0.5).all()) or "refuted",
             "Against other tokens, or the mean over sequences, no method sees planted attention between positions",
             f"AUROC {blind.auroc.min():.3f} to {blind.auroc.max():.3f} ({', '.join(sorted(set(blind.method)))})",
         )
@@ -173,7 +175,7 @@ def check_decoys(rows: pd.DataFrame) -> Iterator[Check]:
     if len(trained) and len(decoys):
         more = f"; Adam from zero: {adam.min():.0%} to {adam.max():.0%}" if len(adam) else ""
         yield Check(
-            bool(trained.min() > decoys.max()),
+            bool(trained.min() > decoys.max()) or "refuted",
             "Exact knock-out tells models trained by the recipe from those that began with the graph in other rows",
             f"parents are the entries that cost most in {trained.min():.0%} of rows or more (trained), "
             f"{decoys.max():.0%} or less (all {len(decoys)} decoys, none selected){more}",

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from importlib.resources import files
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
@@ -121,11 +122,16 @@ def unlearned(rows: Sequence[Row], metric: str) -> list[dict[str, Any]]:
 def counts(p: Row) -> str:
     """What was found and reached on some graphs."""
     return (
-        f"{edges_found(p)}; attention {p['mean_parent_attention']:.4f} (sd {p['sd_parent_attention']:.4f}), block "
-        f"{p['mean_block_attention']:.4f} (sd {p['sd_block_attention']:.4f}); above .5: {p['above_half_attention']} in "
-        f"attention, {p['above_half_block']} in the block; loss {p['loss']:.4f}, edge posterior "
-        f"{p['edge_posterior']:.4f}"
+        f"{edges_found(p)}; attention {spread(p, 'parent_attention')}, block {spread(p, 'block_attention')}; "
+        f"above .5: {p['above_half_attention']} in attention, {p['above_half_block']} in the block; "
+        f"loss {p['loss']:.4f}, edge posterior {p['edge_posterior']:.4f}"
     )
+
+
+def spread(p: Row, name: str) -> str:
+    """A mean over graphs and its standard deviation, which one graph has not."""
+    deviation = p[f"sd_{name}"]
+    return f"{p[f'mean_{name}']:.4f} " + (f"(sd {deviation:.4f})" if isfinite(deviation) else "(one graph)")
 
 
 def compared(rows: Sequence[Row], level: str, above: str, below: str) -> str:
