@@ -56,6 +56,15 @@ def test_labels_after_every_position_are_one_hot_targets():
     assert record.losses[0] == pytest.approx(np.log(3), abs=1e-6)
 
 
+def test_one_hot_integers_are_not_taken_for_labels_after_every_position():
+    tokens, one_hot = torch.tensor([[0, 1, 2], [2, 2, 1]]), torch.tensor([[0, 0, 1], [0, 1, 0]])
+    with pytest.raises(ValueError, match="give probabilities as floats"):
+        cc.Batch(tokens, one_hot)
+    assert not cc.Batch(tokens, one_hot.float()).every_position
+    with pytest.raises(ValueError, match="pseudo_count must be positive"):
+        next_token_predictors(tokens, 3, alpha=0.0)
+
+
 TOOLS = {
     "ablate_heads": lambda model, batch: cc.ablate_heads(model, batch, [(0, 0)]),
     "knock_out_edges": cc.knock_out_edges,
@@ -66,6 +75,9 @@ TOOLS = {
     "measured_gradient": lambda model, batch: cc.measured_gradient(batch.tokens, batch.target_probs),
     "circuits": lambda model, batch: cc.circuits.circuit_model(model, batch),
     "best_unigram_loss": lambda model, batch: cc.tasks.best_unigram_loss(batch),
+    "match_gradient": lambda model, batch: cc.information.match_gradient(batch, (6,)),
+    "measured_match_gradient": lambda model, batch: cc.training.measured_match_gradient(model, batch, (6,)),
+    "make_cost": lambda model, batch: cc.interventions.make_cost("loss", batch),
     "subset_loss": lambda model, batch: cc.tasks.subset_loss(TASK, batch, [0]),
 }
 

@@ -80,6 +80,19 @@ def test_nothing_is_written_in_where_nothing_depends_on_anything() -> None:
     assert cc.training.start_from_matches(model, task.sample(4096)).target_parents == ()
 
 
+def test_a_table_without_a_graph_is_trained_from_matches_and_frozen_weights_are_overwritten_too() -> None:
+    table = cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2).sample(500)
+    config = cc.TrainConfig.matched(2, batch_size=8)
+    frozen, model = (cc.disentangled_transformer(2, 6, (2, 1), init_scale=scale) for scale in (1.0, 0.0))
+    cc.train(model, cc.BatchTask(table, has_query=False), config, progress=False)
+    frozen.blocks[0].attn.W_Q.requires_grad_(False)
+    frozen.unembed.W_U.requires_grad_(False)
+    fresh = cc.disentangled_transformer(2, 6, (2, 1))
+    for own in (frozen, fresh):
+        cc.training.start_from_matches(own, table)
+    assert all(torch.equal(own, other) for own, other in zip(frozen.parameters(), fresh.parameters(), strict=True))
+
+
 def test_bad_starts_are_refused() -> None:
     assert_refused(lambda: cc.TrainConfig(match_start=0), "match_start must be at least 1", "0")
     assert_refused(lambda: cc.TrainConfig(match_start=9, warm_start=1.0), "give one of them", "both write")
@@ -88,5 +101,8 @@ def test_bad_starts_are_refused() -> None:
     assert_refused(lambda: cc.train(cc.reduced_transformer(2, 6, (2, 1)), task, config), "disentangled", "reduced")
     planted = cc.plant_circuit(task.graph, 2)
     assert_refused(lambda: cc.train(planted, task, config), "would overwrite", "plant_circuit")
+    everywhere, model = cc.tasks.MarkovTask(n_ctx=6, d_vocab=2), cc.disentangled_transformer(2, 6, (2, 1))
+    assert_refused(lambda: cc.train(model, everywhere, config), "after the last position", "match_start=None")
+    assert_refused(lambda: cc.TrainConfig.matched(2, relative_positions=True), "positions, not distances")
     assert_refused(lambda: match_gradient(task.sample(9), (5, 4)), "in order", "(5, 4)")
     assert_refused(lambda: cc.training.measured_match_gradient(planted, task.sample(9), (5,)), "a head for each", "2")

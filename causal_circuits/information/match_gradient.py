@@ -43,6 +43,7 @@ def match_gradient(batch: Batch, target_parents: Sequence[int]) -> Float[np.ndar
     >>> cc.information.key_sets(5, 2)[gradient[:, 3].argmax()].tolist()  # the parents of position 3
     [1, 2]
     """
+    batch.check_last_only()
     n_ctx, k, d_vocab = batch.tokens.shape[1], len(target_parents), batch.target_probs.shape[1]
     if (
         not target_parents

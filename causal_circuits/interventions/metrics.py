@@ -79,6 +79,7 @@ def make_cost(
     >>> make_cost("loss", batch)(torch.tensor([[0.5, 0.5]]).log()).item()
     0.6931471824645996
     """
+    batch.check_last_only()
     target = batch.target_probs
     if callable(metric):
         return Cost(getattr(metric, "__name__", "metric"), 1, metric)

@@ -115,7 +115,7 @@ class Batch:
         if self.every_position:
             raise ValueError(
                 "this looks at the target after the last position: got a batch with targets after every position; "
-                "give batch.last"
+                "give batch.last, of a task task.sample(n).last"
             )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
@@ -133,6 +133,11 @@ def _one_hot(
         check_offset(tokens, labels)
         d_vocab = int(max(tokens.max(), labels.max())) + 1
     check_tokens(tokens, d_vocab)
+    if labels.ndim == 2 and labels.shape[1] == d_vocab and bool(((labels >= 0) & (labels.sum(1, True) == 1)).all()):
+        raise ValueError(
+            f"integers [batch, n_ctx] are labels after every position: got rows of zeros and a 1, {d_vocab} wide as "
+            "the vocabulary; give probabilities as floats, or these labels as one_hot(labels, d_vocab).float()"
+        )
     if labels.min() < 0 or labels.max() >= d_vocab:
         raise ValueError(
             f"labels must be integers in 0 .. {d_vocab - 1}: got some in [{labels.min()}, {labels.max()}]; "

@@ -1,7 +1,7 @@
 """Interventions on data: sequences in which some tokens are set, whatever their parents are (Pearl's do)."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from copy import copy
 from typing import Any, Literal, final
 
 import networkx as nx
@@ -70,4 +70,6 @@ class InterventionTask(Task):
 
     def bayes_predictor(self, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
         """The edge posterior: a token that was set tells nothing about the row of its parents."""
-        return posterior(replace(self.task, graph=self.graph), tokens)
+        seen = copy(self.task)  # with a matrix for every in-degree, also for one that no position has any more
+        object.__setattr__(seen, "graph", self.graph)
+        return posterior(seen, tokens)

@@ -22,6 +22,7 @@ from causal_circuits.graphs import ngram_graph
 from causal_circuits.tasks import transition_matrices as _matrices
 from causal_circuits.tasks.base import Seed, Task, check_places, seed_sequence
 from causal_circuits.tasks.batch import Batch, check_tokens
+from causal_circuits.tasks.predictors import smoothed
 
 Prior = Literal["dirichlet", "doubly stochastic", "independent"]
 
@@ -117,6 +118,4 @@ def next_token_predictors(
     same = torch.tril(tokens[:, :, None] == tokens[:, None, :-1], diagonal=-1)  # [batch, now, before]
     followed = same.double() @ one_hot[:, 1:]
     counts = {"uniform": torch.zeros_like(seen), "unigram": seen, "bigram": followed}
-    return {
-        name: (alpha + count) / (alpha * d_vocab + count.sum(dim=2, keepdim=True)) for name, count in counts.items()
-    }
+    return {name: smoothed(count, alpha) for name, count in counts.items()}

@@ -178,7 +178,7 @@ def _token_counts(tokens: Tensor, d_vocab: int) -> Float[Tensor, "batch d_vocab"
     return counts.scatter_add_(1, tokens.cpu(), torch.ones(tokens.shape, dtype=torch.float64))
 
 
-def smoothed(counts: Float[Tensor, "batch d_vocab"], pseudo_count: float) -> Float[Tensor, "batch d_vocab"]:
+def smoothed(counts: Float[Tensor, "*row d_vocab"], pseudo_count: float) -> Float[Tensor, "*row d_vocab"]:
     """(pseudo_count + counts), each row divided by its sum."""
     if not 0 < pseudo_count < float("inf"):
         raise ValueError(f"pseudo_count must be positive and finite: got {pseudo_count}; 1.0 is Laplace's rule")

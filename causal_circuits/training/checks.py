@@ -45,6 +45,7 @@ def check_members(models: Sequence[HookedTransformer], tasks: Sequence[Task], co
                 )
             if config.match_start is not None:
                 check_match_start(model)
+                _check_last_position(task)
                 check_untrained(model, "the start from matches", "TrainConfig(..., match_start=None)")
             _warn_of_missing_heads(model, task)
         if not has_layout(model) and (config.warm_start is not None or config.match_start is not None):
@@ -102,7 +103,18 @@ def check_untrained(model: HookedTransformer, what: str, remedy: str) -> None:
         )
 
 
+def _check_last_position(task: Task) -> None:
+    """Refuse a start from matches for targets after every position."""
+    if task.every_position:
+        raise ValueError(
+            f"a start from matches is for targets after the last position, and {type(task).__name__} has them after "
+            "every one: give TrainConfig match_start=None"
+        )
+
+
 def _warn_of_missing_heads(model: HookedTransformer, task: Task) -> None:
+    if task.graph is None:  # then nobody knows
+        return
     n_heads, needed = layout_of(model).n_heads[0], len(task.target_parents)
     if n_heads < needed:
         warnings.warn(

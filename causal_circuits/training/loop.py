@@ -84,9 +84,10 @@ def train_ensemble(
 
 
 def _start_from_matches(model: HookedTransformer, task: Task, n_sequences: int, seed: int) -> None:
-    if not start_from_matches(model, task.sample_at_most(n_sequences, seed=(seed, MATCH_STREAM))).target_parents:
+    batch = task.sample_at_most(n_sequences, seed=(seed, MATCH_STREAM))
+    if not start_from_matches(model, batch).target_parents:
         warnings.warn(
-            f"no position of {n_sequences:,} sequences matches any target's parents, and nothing was written in: heads "
+            f"no position of {len(batch):,} sequences matches any target's parents, and nothing was written in: heads "
             "that start alike stay alike; give match_start more sequences, or start from small random weights",
             stacklevel=4,
         )

@@ -42,6 +42,7 @@ def measured_match_gradient(
     >>> round(float(measured[0, 2] / predicted[0, 2]), 2)
     1.0
     """
+    batch.check_last_only()
     n_ctx, k = batch.tokens.shape[1], len(target_parents)
     if layout_of(model).n_heads[0] != k:
         raise ValueError(

@@ -26,7 +26,7 @@ SCORE, MATCH, READOUT = 6.0, 3.0, 3.0
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MatchStart:
     """What was written into a model before its first step.
 
@@ -85,9 +85,8 @@ def start_from_matches(model: HookedTransformer, batch: Batch) -> MatchStart:
     batch.check(layout.d_vocab, layout.n_ctx)
     start = _best_matches(batch, layout.n_heads[0])
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.zero_()
+        for parameter in (*(block.attn.W_Q for block in model.blocks), model.unembed.W_U):
+            parameter.zero_()
         warm_readout(model, READOUT)
         _write(model, start)
     return start

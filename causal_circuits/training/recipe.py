@@ -123,6 +123,8 @@ class TrainConfig:
             raise ValueError(f"match_start must be at least 1 sequence, or None: got {self.match_start}")
         if self.match_start is not None and self.warm_start is not None:
             raise ValueError("warm_start and match_start both write into the model: give one of them")
+        if self.match_start is not None and self.relative_positions:
+            raise ValueError("match_start writes in positions, not distances: give relative_positions=False")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more: got {self.seed}")
 
