@@ -41,7 +41,7 @@ class Config(Study):
     """context length; None: 32, or what the parents file says"""
     alpha: float = 0.1
     """Dirichlet concentration of the transition matrices"""
-    steps: int = 3000
+    steps: int = 4500
     """training steps of 1,024 fresh sequences"""
     ngram: int | None = None
     """K-grams: K - 1 parents, the positions just before"""
