@@ -33,6 +33,7 @@ from causal_circuits.storage import first_difference, plain_values, read_checked
 from causal_circuits.studies.study import Cell, Report, Study
 
 __all__ = ["CellError", "Run", "results", "run", "study_of", "versions"]
+LONGEST_LIMIT = 1e9  # seconds, which a timer can still count
 KILLED_IN_A_ROW = 3  # processes of single cells, after which no other cell is tried: an unguarded script, say
 NAMED = 5  # cells that raised, in a message; all are in cells/errors.txt
 
@@ -100,8 +101,8 @@ def run(
         raise ValueError(f"--processes must be at least 1: got {processes}")
     if ray is not None and processes > 1:
         raise ValueError(f"--ray and --processes exclude each other: got {ray!r} and {processes}")
-    if limit_s is not None and not limit_s > 0:
-        raise ValueError(f"--limit-s must be positive: got {limit_s}")
+    if limit_s is not None and not 0 < limit_s <= LONGEST_LIMIT:
+        raise ValueError(f"--limit-s must be positive, at most {LONGEST_LIMIT:g}: got {limit_s}; None is no limit")
     output = {"out": folder, "quiet": quiet, "command": command or f"run({study!r})"}
     how = {"processes": processes, "address": ray, "limit_s": limit_s and float(limit_s), "quiet": quiet}
     if folder is None:

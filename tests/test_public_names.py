@@ -3,6 +3,7 @@
 The examples themselves run as doctests (`--doctest-modules` in pyproject.toml).
 """
 
+import dataclasses
 import importlib
 import inspect
 import json
@@ -116,3 +117,11 @@ def test_every_page_of_the_site_is_reached_from_its_index():
     trees = re.findall(r"```{toctree}\n(.*?)```", (docs / "index.md").read_text(), flags=re.DOTALL)
     patterns = [line for tree in trees for line in tree.split("\n") if line and not line.startswith(":")]
     assert {page for page in pages if not any(fnmatchcase(page, pattern) for pattern in patterns)} == {"index"}
+
+
+def test_results_that_hold_arrays_are_compared_as_objects() -> None:
+    """`==` of two arrays is no truth value."""
+    for name, thing in public().items():
+        if dataclasses.is_dataclass(thing) and "__eq__" in vars(thing):
+            types = [str(field.type) for field in dataclasses.fields(thing)]
+            assert not any(re.match(r"(?!.*Callable).*(Tensor|ndarray)", kind) for kind in types), name

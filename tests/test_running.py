@@ -352,7 +352,8 @@ def test_ray_is_named_where_it_is_missing_and_excludes_processes(tmp_path, monke
     monkeypatch.setitem(sys.modules, "ray", None)
     assert_refused(lambda: cc.run(Config(), tmp_path, ray="local"), "--ray needs Ray: pip install", "[ray]")
     assert_refused(lambda: cc.run(Config(), tmp_path, ray="local", processes=2), "exclude each other")
-    assert_refused(lambda: cc.run(Config(), tmp_path, limit_s=0), "--limit-s must be positive")
+    for limit in (0, float("nan"), float("inf")):
+        assert_refused(lambda limit=limit: cc.run(Config(), tmp_path, limit_s=limit), "--limit-s must be positive")
 
 
 def test_cells_that_would_share_a_file_are_refused(monkeypatch):

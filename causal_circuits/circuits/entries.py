@@ -34,7 +34,7 @@ ENTRY_COUNTERFACTUALS: tuple[EntryCounterfactual, ...] = get_args(EntryCounterfa
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EntryModel(Parts):
     """A model as a function of which attention entries of one layer it keeps; made by `entry_model`.
 

@@ -29,7 +29,7 @@ COPIES = 2**19  # circuits times sequences that are evaluated at once
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CircuitModel(Parts):
     """A model as a function of its circuit, on a fixed batch; made by `circuit_model`.
 

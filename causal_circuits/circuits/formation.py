@@ -37,7 +37,7 @@ from causal_circuits.training import TrainConfig, train_ensemble
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CircuitFormation:
     """What every edge did at every recorded step.
 

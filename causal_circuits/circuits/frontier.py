@@ -34,7 +34,7 @@ CODES = 2**18  # circuits that are written out as bits at once
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Frontier:
     """The least cost of every size of circuit.
 

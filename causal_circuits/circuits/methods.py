@@ -43,7 +43,7 @@ METHODS: tuple[MethodName, ...] = get_args(MethodName)
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Discovery:
     """What one method says about the parts of one model.
 

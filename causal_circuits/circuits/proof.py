@@ -78,7 +78,7 @@ class Criterion:
 
 
 @check_arguments
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class CircuitProof:
     """The verdict on a circuit.
 

@@ -13,7 +13,7 @@ from causal_circuits.circuits.methods import Discovery
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ranking:
     """The circuits that a method builds up from its highest score down, one for every size.
 

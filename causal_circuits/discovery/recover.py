@@ -41,7 +41,7 @@ _SEVERAL = 3  # edges, from which on more may be said of all of them
 
 
 @check_arguments
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class RecoveredGraph:
     """A causal graph read from sequences, with what is known of every position.
 

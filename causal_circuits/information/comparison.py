@@ -150,7 +150,7 @@ def _parent_ranks(measured: Matrix, graph: nx.DiGraph) -> dict[int, dict[int, in
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EdgeFormation:
     """How the agreement evolves over training, and in which order edges form.
 

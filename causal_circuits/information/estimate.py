@@ -20,7 +20,7 @@ _BLOCKS = 200  # groups of sequences that the bootstrap resamples
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InformationEstimate:
     """g_ij estimated from sequences, with bias correction and bootstrap intervals.
 

@@ -47,7 +47,7 @@ def edge_posterior(task: InContextTask, tokens: Int[Tensor, "batch n_ctx"]) -> F
 
 
 @check_arguments
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExactBayes:
     """The importance-sampled exact posterior mean.
 
