@@ -198,7 +198,9 @@ def _explain(name: str, hint: Any, given: Mapping[str, Any]) -> str:
     said = f"{name} must be {_words(hint)}: got {shown(given[name])}"
     others = [f"{other} is {list(array.shape)}" for other, array in given.items()
               if other != name and isinstance(array, Tensor | np.ndarray)]  # fmt: skip
-    if isinstance(given[name], Tensor | np.ndarray) and others:
+    with jaxtyped("context"):  # without the other arguments
+        fits_alone = _convert(given[name], hint) is not _MISFIT
+    if fits_alone and isinstance(given[name], Tensor | np.ndarray) and others:
         said += f", where {', '.join(others)}: axes of one name must be equally long"
     keys = [name, *(getattr(kind, "__name__", "") for kind in (hint, *get_args(hint)))]
     made = [_MAKE[key] for key in keys if key in _MAKE]

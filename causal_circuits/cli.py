@@ -56,9 +56,11 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
         if not given or given[0] in ("-h", "--help", "--version"):
             print(cc.__version__ if given[:1] == ["--version"] else listing())
             return 0
-        name = given.pop(0).replace("-", "_")
+        shown = given.pop(0)
+        name = shown.replace("-", "_")
         if name not in (*studies.NAMES, "replay"):
-            _tell("causal-circuits", f"error: there is no study {name!r}: choose one of {', '.join(studies.NAMES)}")
+            known = [study.replace("_", "-") for study in sorted(studies.NAMES)]
+            _tell("causal-circuits", f"error: there is no study {shown!r}: choose one of {', '.join(known)}")
             return 2
     try:
         with warnings.catch_warnings():

@@ -80,6 +80,15 @@ def format_value(value: object) -> str:
     return str(value)
 
 
+def short_repr(result: object) -> str:
+    """A result's own fields in one line, with the shape in place of an array's numbers."""
+    fields = ", ".join(
+        f"{name}={list(value.shape)}" if isinstance(value, Tensor) and value.ndim else f"{name}={value!r}"
+        for name, value in vars(result).items()
+    )
+    return f"{type(result).__name__}({fields})"
+
+
 def sparkline_html(values: Sequence[float] | np.ndarray, label: str) -> str:
     """A small curve over a logarithmic step axis, as an inline SVG with a label for those who do not see it.
 

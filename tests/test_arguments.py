@@ -283,6 +283,7 @@ def test_axes_of_one_name_agree_within_a_call_and_with_no_other_call_s() -> None
     message = refusal(lambda: example(left=torch.zeros(4, 3), right=np.zeros(2, int)))
     assert "right must be integers [rows]" in message
     assert "left is [4, 3]" in message
+    assert "equally long" not in refusal(lambda: example(left=torch.zeros(4, 3), right=np.zeros(4)))  # of another kind
 
 
 @given(place=st.integers(0, 199), wrong=st.sampled_from([0.5, "x", None, (1,), (1, 2), (1.0, "a")]))

@@ -198,9 +198,10 @@ def test_the_list_names_every_study_with_its_claim(capsys):
 def test_version_and_unknown_studies(capsys):
     assert cli.main(None, ["--version"]) == 0
     assert capsys.readouterr().out == f"{cc.__version__}\n"
-    assert cli.main(None, ["nothing"]) == 2
+    assert cli.main(None, ["no-thing"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("causal-circuits: error: there is no study 'nothing': choose one of ")
+    assert error.startswith("causal-circuits: error: there is no study 'no-thing': choose one of ")
+    assert "causal-graph, circuit-proof, " in error
     assert error.count("\n") == 1
 
 

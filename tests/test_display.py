@@ -151,3 +151,9 @@ def test_a_proof_shows_its_verdict_its_criteria_and_every_edge() -> None:
     shown = cells_of(proof._repr_html_())
     assert [row[0] for row in shown[1:5]] == [criterion.name for criterion in proof.criteria]
     assert [row[0] for row in shown[6:]] == ["position -> L0H0.q", "L1H0 -> logits"]
+
+
+def test_results_of_many_numbers_say_their_shapes_in_one_line() -> None:
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    cuts = cc.knock_out_edges(cc.plant_circuit(task.graph, d_vocab=3), task.sample(8))
+    assert repr(cuts).startswith("KnockOut(layer=0, effect=[1, 6, 6], standard_error=[1, 6, 6], ")

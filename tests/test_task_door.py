@@ -84,7 +84,7 @@ def test_every_member_of_an_ensemble_has_its_own_draws() -> None:
 
 
 def test_a_second_door_is_refused_when_the_class_is_made() -> None:
-    with pytest.raises(TypeError, match=r"one door: Second overrides sample.*override draws"):
+    with pytest.raises(TypeError, match=r"draws alone: Second overrides sample.*override draws"):
         type("Second", (cc.Task,), {"sample": lambda self, n, seed=0: None})
     for ours in (cc.InContextTask, cc.BatchTask):
         with pytest.raises(TypeError, match=r"final.*subclass cc.Task and override draws"):

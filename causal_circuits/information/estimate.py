@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.display import short_repr
 from causal_circuits.information.exact import Information
 from causal_circuits.tasks import Batch
 
@@ -46,6 +47,8 @@ class InformationEstimate:
     uncorrected: Float[Tensor, "n_ctx n_ctx"]
     level: float
     n_samples: int
+
+    __repr__ = short_repr
 
 
 @check_arguments

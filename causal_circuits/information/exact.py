@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.display import short_repr
 from causal_circuits.information import pair_laws
 from causal_circuits.tasks import InContextTask
 
@@ -50,6 +51,8 @@ class Information:
     standard_error: Float[Tensor, "n_ctx n_ctx"]
     n_samples: int
     method: Method = "propagation"
+
+    __repr__ = short_repr
 
 
 @check_arguments

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.display import short_repr
 from causal_circuits.interventions.closed_form import ChangedRows, has_closed_form
 from causal_circuits.interventions.measure import (
     CHUNK,
@@ -63,6 +64,8 @@ class KnockOut:
     metric: str = "loss"
     path: str = "hooks"
     attached: tuple[str, ...] = ()
+
+    __repr__ = short_repr
 
 
 @check_arguments

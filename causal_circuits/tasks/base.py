@@ -34,14 +34,16 @@ class Task(ABC):
         every_position: whether `draws` gives targets after every position, over which the loss is averaged; False:
             after the last alone.
 
-    >>> import torch
-    >>> from causal_circuits import Batch, Task, chain_graph
-    >>> class Constant(Task):
-    ...     graph, d_vocab = chain_graph(4), 2
+    >>> import numpy as np
+    >>> from causal_circuits import Batch, Task
+    >>> class SecondToLast(Task):
+    ...     n_ctx, d_vocab = 4, 3
     ...     def draws(self, seed, first, n):
-    ...         return Batch(torch.zeros(n, 4, dtype=torch.int64), torch.full((n, 2), 0.5))
-    >>> Constant().sample(2, seed=0).tokens.tolist()
-    [[0, 0, 0, 0], [0, 0, 0, 0]]
+    ...         tokens = np.random.default_rng([seed, first]).integers(3, size=(n, 4))
+    ...         return Batch(tokens, tokens[:, -2], d_vocab=3)
+    >>> batch = SecondToLast().sample(5, seed=0)
+    >>> batch.target_probs.argmax(1).equal(batch.tokens[:, 2])
+    True
     """
 
     graph: nx.DiGraph | None = None
@@ -51,7 +53,8 @@ class Task(ABC):
         super().__init_subclass__()
         if "sample" in cls.__dict__:
             raise TypeError(
-                f"sequences have one door: {cls.__name__} overrides sample, and training calls draws; override draws"
+                f"sequences come from draws alone: {cls.__name__} overrides sample, which training never calls; "
+                "override draws"
             )
         draws = cls.__dict__.get("draws")
         if inspect.isfunction(draws):
@@ -68,7 +71,8 @@ class Task(ABC):
         """`n` sequences of a seed's stream, from its place `first` on.
 
         The same arguments must give the same sequences, at any time and in any thread (a training that goes on from a
-        checkpoint asks for the places it has not seen): keep no generator between calls, make one from (seed, first).
+        checkpoint asks for the places it has not seen): keep no generator between calls, make one from seed and first,
+        as in ``np.random.default_rng([seed, first])``. The seed is an integer or, in training, a tuple of integers.
         """
 
     def identity(self) -> Mapping[str, Any]:
