@@ -73,7 +73,7 @@ def imported_names(source: str) -> list[str]:
 
 
 def module_of(path: Path) -> str:
-    """graphs.py and models/build.py belong to the modules graphs and models."""
+    """heads.py and models/build.py belong to the modules heads and models."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
