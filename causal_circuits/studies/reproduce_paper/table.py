@@ -15,14 +15,14 @@ Every number below was measured by the command in its row; this file is written 
     python analyses/reproduce_paper.py --table docs/REPRODUCTION.md --out {out}
 
 from the `results.json` of each run. "Theirs" is what the authors' code records (or, where it only draws, a re-run of
-their algorithm). *Default* is this package's recipe (one parent: from zero, SGD 3, then Adam .03, nothing written
-in; two parents: parents, match and read-out written in from sequences); *faithful* is the paper's own optimiser,
+their algorithm). *Default* is this package's recipe (one parent: from zero, SGD 3, then Adam .03, nothing written in;
+two parents: parents, match and read-out written in from sequences); *faithful* is the paper's own optimiser,
 schedule, start and number of steps. Attention is the real pattern averaged over test sequences; "block" is the
-paper's metric, the softmax of the position block of layer 0's weights (its A1). A verdict compares in pairs - the same graphs, the same
-sequences - and gives the mean difference with its 95% interval (Student's t) where the record allows it; else it says
-that nothing is paired. Losses in nats; (d_vocab, n_ctx) in brackets. Minutes are wall time on a shared machine, CPU
-seconds say what the work cost, both since the last kill, if there was one. Figure 9's record beside three seeds, edge
-by edge: [FIGURE_9_SEEDS.md](FIGURE_9_SEEDS.md).
+paper's metric, the softmax of the position block of layer 0's weights (its A1). A verdict compares in pairs - the
+same graphs, the same sequences - and gives the mean difference with its 95% interval (Student's t) where the record
+allows it; else it says that nothing is paired. Losses in nats; (d_vocab, n_ctx) in brackets. Minutes are wall time on
+a shared machine, CPU seconds say what the work cost, both since the last kill, if there was one. Figure 9's record
+beside three seeds, edge by edge: [FIGURE_9_SEEDS.md](FIGURE_9_SEEDS.md).
 
 """
 
