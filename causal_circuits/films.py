@@ -154,8 +154,10 @@ class PredictorRecorder:
     """KL from named predictors at every recorded step: ``train(model, task, on_record=film)``, then `result`.
 
     Args:
-        batch: the sequences on which model and predictors are compared; a thousand will do.
-        predictors: name -> probabilities [batch, d_vocab]; `named_predictors(task, batch)` makes the usual ones.
+        batch: the sequences on which model and predictors are compared; a thousand will do. With targets after every
+            position the divergence is the mean over positions, too.
+        predictors: name -> probabilities, of the shape of the targets; `named_predictors(task, batch)` makes the usual
+            ones, `tasks.next_token_predictors` those after every position.
         folder: where to keep what is seen; this film's own.
 
     >>> import causal_circuits as cc
@@ -171,7 +173,7 @@ class PredictorRecorder:
     def __init__(
         self,
         batch: Batch,
-        predictors: Mapping[str, Float[Tensor, "batch d_vocab"]],
+        predictors: Mapping[str, Float[Tensor, "batch *positions d_vocab"]],
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
         if not predictors:
@@ -188,7 +190,8 @@ class PredictorRecorder:
     @torch.no_grad()
     def __call__(self, step: int, model: HookedTransformer) -> None:
         """Measure the model."""
-        predicted = log_probs(model, self._batch.tokens.to(model.W_U.device)).double().cpu()
+        tokens = self._batch.tokens.to(model.W_U.device)
+        predicted = log_probs(model, tokens, self._batch.every_position).double().cpu()
         divergence = torch.stack([_mean_divergence(probs, predicted) for probs in self._predictors.values()])
         self._frames.keep(step, {"divergence": divergence})
 
@@ -218,7 +221,7 @@ def named_predictors(task: InContextTask, batch: Batch) -> dict[str, Float[Tenso
 
 
 def _mean_divergence(probs: Tensor, log_predicted: Tensor) -> Tensor:
-    """Mean KL(probs || predicted) over sequences; 0 log 0 is 0."""
+    """Mean KL(probs || predicted) over sequences and positions; 0 log 0 is 0."""
     return (torch.special.xlogy(probs, probs) - probs * log_predicted).sum(dim=-1).mean()
 
 

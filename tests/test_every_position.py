@@ -166,3 +166,15 @@ def test_predictors_are_counts_and_bigram_is_exact_bayes():
     for name, probs in next_token_predictors(batch.tokens, 2).items():
         kl = torch.xlogy(truth, truth).sum(-1) - (truth * probs[:, -1].log()).sum(-1)
         assert abs(float(kl.mean()) - published[name]) < 4 * float(kl.std()) / 4000**0.5
+
+
+def test_the_recorder_of_predictors_averages_over_positions():
+    model, batch = a_model(), TASK.sample(6, seed=4)
+    predicted = next_token_predictors(batch.tokens, 3)
+    film = cc.films.PredictorRecorder(batch, predicted)
+    film(0, model)
+    own = model(batch.tokens).detach().double().log_softmax(-1)
+    every = [(probs * (probs.log() - own)).sum(-1).mean() for probs in predicted.values()]
+    torch.testing.assert_close(film.result().divergence[0], torch.stack(every), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="must give one row"):
+        cc.films.PredictorRecorder(batch.last, predicted)

@@ -46,7 +46,7 @@ def drawn(task: cc.InContextTask, n: int, seed: int = 0, first: int = 0) -> tupl
 
 def drawn_in_numpy(task: cc.InContextTask, n: int, seed: int = 0, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
     tokens, targets = np.empty((n, task.n_ctx), np.int32), np.empty((n, task.d_vocab), np.float32)
-    task._fill_by_counting(draws.key_of(seed_sequence(seed)), first, tokens, targets)
+    task._fill_by_counting(draws.key_of(seed_sequence(seed)), {}, first, tokens, targets)
     return tokens, targets
 
 

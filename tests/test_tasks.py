@@ -133,7 +133,7 @@ def test_threads_draw_what_one_call_draws(n: int, seed: int) -> None:
     for kernels_given in (None, np.full((3, 3), 1 / 3)):
         task = cc.InContextTask(cc.chain_graph(4), d_vocab=3, kernels=kernels_given)
         tokens, target_probs = np.empty((n, 4), np.int32), np.empty((n, 3), np.float32)
-        task._filler(seed)(0, tokens, target_probs)
+        task._filler(seed, {})(0, tokens, target_probs)
         batch = task.sample(n, seed=seed)
         assert np.array_equal(batch.tokens, tokens)
         assert np.array_equal(batch.target_probs, target_probs)

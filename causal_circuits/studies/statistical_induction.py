@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 import causal_circuits as cc
@@ -106,19 +105,13 @@ def measure_training(
     task = cc.tasks.MarkovTask(n_ctx=n_ctx, d_vocab=d_vocab, prior=prior)
     test, model = task.sample(N_TEST, seed=(seed, 7)), cc.disentangled_transformer(d_vocab, n_ctx)
     predicted = cc.tasks.next_token_predictors(test.tokens, d_vocab)
-    seen: list[Row] = []
-
-    def look(step: int, model: cc.models.HookedTransformer) -> None:
-        with torch.no_grad():
-            own = cc.log_probs(model, test.tokens, every_position=True).double()
-        distances = {name: divergence(probs, own) for name, probs in predicted.items()}
-        seen.append({"step": step, **distances, "truth": divergence(test.target_probs.double(), own)})
-
+    film = cc.films.PredictorRecorder(test, {**predicted, "truth": test.target_probs})
     recipe = {"optimizer": "sgd", "schedule": "constant", "batch_size": batch_size, "seed": seed}
     config = cc.TrainConfig.joint(steps, learning_rate, relative_positions=True, **recipe)
     at = cc.RecordAt(steps=(*range(0, 40, 4), *range(50, steps, 50), steps), layers=(0,), score_gradients=False)
-    record = cc.train(model, task, config, record=at, on_record=look, progress=progress)
+    record = cc.train(model, task, config, record=at, on_record=film, progress=progress)
     assert record.attention is not None
+    seen = film.result().to_frame().to_dict("records")
     for state, attention in zip(seen, record.attention, strict=True):
         state["previous"] = float(attention[0, 0].diagonal(-1).mean())
     nearest = [nearest_of({name: state[name] for name in predicted}) for state in seen]
@@ -136,19 +129,17 @@ def measure_training(
     }
 
 
-def divergence(of: Tensor, log_probs: Tensor) -> float:
-    """KL(of || model), nats, the mean over sequences and positions."""
-    return float((torch.xlogy(of, of) - of * log_probs).sum(dim=-1).mean())
-
-
 def at_the_end(model: cc.models.HookedTransformer, test: cc.Batch, predicted: Mapping[str, Tensor]) -> Row:
     """KL(truth || ...) after the last token: of the model, of predictors, of the model without either head."""
-    truth = test.target_probs.double()
-    entropy = -float(torch.xlogy(truth, truth).sum(dim=-1).mean())
+    truth = test.target_probs
+    entropy = float(cc.tasks.cross_entropy(truth, truth).mean())
     cut = {f"without L{layer}H0": cc.ablate_heads(model, test, [(layer, 0)]) for layer in (0, 1)}
     return {
         "truth": float(cc.evaluate(model, test).mean()) - entropy,
-        **{f"truth with {name}": divergence(truth, probs.log()) for name, probs in predicted.items()},
+        **{
+            f"truth with {name}": float(cc.tasks.cross_entropy(probs, truth).mean()) - entropy
+            for name, probs in predicted.items()
+        },
         **{name: result.loss - entropy for name, result in cut.items()},
     }
 

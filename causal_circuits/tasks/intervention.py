@@ -5,13 +5,11 @@ from copy import copy
 from typing import Any, Literal, final
 
 import networkx as nx
-import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.tasks.base import Seed, Task, check_places
+from causal_circuits.tasks.base import Seed, Task
 from causal_circuits.tasks.batch import Batch
 from causal_circuits.tasks.posterior import posterior
 from causal_circuits.tasks.task import InContextTask
@@ -58,11 +56,7 @@ class InterventionTask(Task):
 
     def draws(self, seed: Seed, first: int, n: int) -> Batch:
         """`n` sequences of a seed's stream, twins of the task's own."""
-        check_places(first, n)
-        tokens = np.empty((n, self.n_ctx), dtype=np.int32)
-        target_probs = np.empty((n, self.d_vocab), dtype=np.float32)
-        self.task.fill_with(self.do, seed, first, tokens, target_probs)
-        return Batch(torch.from_numpy(tokens).long(), torch.from_numpy(target_probs))
+        return self.task.intervened_draws(self.do, seed, first, n)
 
     def identity(self) -> Mapping[str, Any]:
         """That of the task, and what is set."""

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
-from types import MappingProxyType
 from typing import Any, Literal, NoReturn, final
 
 import networkx as nx
@@ -40,7 +39,7 @@ Filler = Callable[[int, np.ndarray, np.ndarray], None]
 PIECE = 512
 # Threads that draw the pieces of a large batch.
 THREADS = 2
-_NOTHING: Mapping[int, int | str] = MappingProxyType({})  # is set by an intervention
+Do = Mapping[int, int | str]  # positions that are set: to a token, or "random"
 # Of one kernel. A piece holds PIECE kernels and their cumulative sums in float32: 0.5 GiB at this limit, a thread.
 MAX_KERNEL_ENTRIES = 2**17
 
@@ -168,12 +167,16 @@ class InContextTask(Task):
         every `PIECE` sequences from `first` on have a random stream of their own, so that overlapping calls agree only
         if they start at the same place; sequences of different places are independent all the same.
         """
-        check_places(first, n)
         native.warn_if_missing(n)
+        return self.intervened_draws({}, seed, first, n)
+
+    def intervened_draws(self, do: Do, seed: Seed, first: int, n: int) -> Batch:
+        """The sequences of `draws`, in which the positions of `do` are set (`tasks.intervention`)."""
+        check_places(first, n)
         tokens = np.empty((n, self.n_ctx), dtype=np.int32)
         target_probs = np.empty((n, self.d_vocab), dtype=np.float32)
-        size = max(PIECE, -(-n // (4 * THREADS))) if self.counts and native.available() else PIECE
-        fill, pieces = self._filler(seed), [slice(start, min(start + size, n)) for start in range(0, n, size)]
+        size = max(PIECE, -(-n // (4 * THREADS))) if self._is_native(do) else PIECE
+        fill, pieces = self._filler(seed, do), [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
         def draw(piece: slice) -> None:
             fill(first + piece.start, tokens[piece], target_probs[piece])
@@ -185,32 +188,24 @@ class InContextTask(Task):
             list(_threads(THREADS, os.getpid()).map(draw, pieces))
         return Batch(torch.from_numpy(tokens).long(), torch.from_numpy(target_probs))
 
-    def _filler(self, seed: Seed) -> Filler:
-        """How `draws` gets its sequences: from the native core, from numpy the same, or from streams of pieces."""
+    def _is_native(self, do: Do) -> bool:
+        """Whether the native core draws the sequences: it counts its random numbers, and sets nothing."""
+        return self.counts and native.available() and not do
+
+    def _filler(self, seed: Seed, do: Do) -> Filler:
+        """How sequences are drawn: by the native core, by numpy the same, or from a random stream for each piece."""
         sequence = seed_sequence(seed)
         if not self.counts:
-            return partial(self._fill_from_stream, sequence)
+            return partial(self._fill_from_stream, sequence, do)
         key = _draws.key_of(sequence)
-        if native.available():
+        if self._is_native(do):
             return partial(self.native_sampler().draw, key)
-        return partial(self._fill_by_counting, key)
+        return partial(self._fill_by_counting, key, do)
 
     def native_sampler(self) -> Any:
         """The task as the native core samples it, a `_native.Sampler`; where `counts` holds and the core is there."""
         constants, first_row, parents, degrees, roots = self._sampling_plan
         return native.core().Sampler(constants, first_row, parents, degrees, self.d_vocab, roots)
-
-    def fill_with(
-        self, do: Mapping[int, int | str], seed: Seed, first: int, tokens: np.ndarray, target_probs: np.ndarray
-    ) -> None:
-        """Sequences of `draws` in which the positions of `do` are set (`tasks.intervention`)."""
-        sequence = seed_sequence(seed)
-        if not self.counts:
-            self._fill_from_stream(sequence, first, tokens, target_probs, do)
-            return
-        for start in range(0, len(tokens), PIECE):
-            piece = slice(start, start + PIECE)
-            self._fill_by_counting(_draws.key_of(sequence), first + start, tokens[piece], target_probs[piece], do)
 
     def identity(self) -> Mapping[str, Any]:
         """Graph, vocabulary and prior."""
@@ -278,12 +273,7 @@ class InContextTask(Task):
         return min(float(alpha.min()) for alpha in self.alphas.values()) < _matrices.LOG_SPACE_BELOW
 
     def _fill_by_counting(
-        self,
-        key: _draws.Key,
-        first: int,
-        tokens: np.ndarray,
-        target_probs: np.ndarray,
-        do: Mapping[int, int | str] = _NOTHING,
+        self, key: _draws.Key, do: Do, first: int, tokens: np.ndarray, target_probs: np.ndarray
     ) -> None:
         """Sequences `first`, `first` + 1, ... of a stream in numpy: what `src/native/sampler.cpp` does."""
         sequences = np.arange(first, first + len(tokens))
@@ -302,15 +292,10 @@ class InContextTask(Task):
         }
         numbers, query_numbers = _draws.token_numbers(self.n_ctx, sequences, key)
         queries = np.minimum((query_numbers * np.float32(self.d_vocab)).astype(np.int64), self.d_vocab - 1)
-        self._fill(kernels, laws[self.root_law](), numbers, queries, tokens, target_probs, do)
+        self._fill(do, kernels, laws[self.root_law](), numbers, queries, tokens, target_probs)
 
     def _fill_from_stream(
-        self,
-        seed: np.random.SeedSequence,
-        first: int,
-        tokens: np.ndarray,
-        target_probs: np.ndarray,
-        do: Mapping[int, int | str] = _NOTHING,
+        self, seed: np.random.SeedSequence, do: Do, first: int, tokens: np.ndarray, target_probs: np.ndarray
     ) -> None:
         """Sequences from a random stream for each piece: matrices of the user's."""
         for start in range(0, len(tokens), PIECE):
@@ -320,17 +305,17 @@ class InContextTask(Task):
             kernels, law = self.draw_kernels(n, generator)
             uniforms = generator.random(size=(n, self.n_ctx), dtype=np.float32)
             queries = generator.integers(self.d_vocab, size=n)
-            self._fill(kernels, law, uniforms, queries, tokens[piece], target_probs[piece], do)
+            self._fill(do, kernels, law, uniforms, queries, tokens[piece], target_probs[piece])
 
     def _fill(
         self,
+        do: Do,
         kernels: dict[int, np.ndarray],
         law: np.ndarray,
         uniforms: np.ndarray,
         queries: np.ndarray,
         tokens: np.ndarray,
         target_probs: np.ndarray,
-        do: Mapping[int, int | str],
     ) -> None:
         """Tokens and targets from matrices, root laws, a uniform number for each token, and the queries' tokens."""
         cumulative = {k: _matrices.cumulative_rows(kernel) for k, kernel in kernels.items()}

@@ -56,15 +56,15 @@ def measured_match_gradient(
     batch = batch.to(model.W_U.device, model.W_U.dtype)
     with model.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", put)]):
         loss = mean_loss(model, batch)
-    found = np.zeros((comb(n_ctx - 1, k), n_ctx))
+    found, first = np.zeros((comb(n_ctx - 1, k), n_ctx)), _gradient(loss, heads[0])
     for i in range(k, n_ctx):
-        derivative: dict[tuple[int, ...], Tensor] = {(): loss}
-        for head in heads:
+        derivative: dict[tuple[int, ...], Tensor] = {(j,): entry for j, entry in enumerate(first[i, :i])}
+        for head in heads[1:]:
             derivative = {
                 (*keys, j): entry
                 for keys, value in derivative.items()
                 for j, entry in enumerate(_gradient(value, head)[i, :i])
-                if not keys or j > keys[-1]
+                if j > keys[-1]
             }
         sets = key_sets(n_ctx - 1, k)[: comb(i, k)]
         found[: len(sets), i] = [-float(derivative[tuple(keys)].detach()) for keys in sets.tolist()]
