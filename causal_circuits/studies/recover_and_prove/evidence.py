@@ -111,14 +111,17 @@ def show_gradient(f: Findings) -> Section:
     largest = float(predicted.abs().max())
     matrix = partial(figures.plot_matrix, graph=graph, label="in the unit of g", diverging=True, largest=largest)
     r = correlation(measured, predicted)
+    query = torch.tensor([len(measured) - 1])
+    shown, expected = (values.index_fill(0, query, torch.nan) for values in (measured, predicted))
     return Section(
         "The gradient and the mutual information",
         "Before training, in the paper's reduced model: minus the gradient of layer 0's attention scores beside the "
         "chi-squared information between positions, put through the softmax, to which it tends in long contexts. One "
-        f"scale for both; a dot off the dashed line is what this context length changes. Correlation {r:.3f}.",
+        f"scale for both; a dot off the dashed line is what this context length changes. Correlation {r:.3f}. The "
+        "query's row, which has no parent, is left blank.",
         figures={
-            "gradient_matrix": matrix(measured, title="Minus the gradient, before training"),
-            "information_matrix": matrix(predicted, title="Predicted from chi-squared information"),
+            "gradient_matrix": matrix(shown, title="Minus the gradient, before training"),
+            "information_matrix": matrix(expected, title="Predicted from chi-squared information"),
             "gradient": figures.plot_gradient_vs_information(measured, predicted, graph, title=f"correlation {r:.3f}"),
         },
     )
