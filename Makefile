@@ -23,6 +23,11 @@ test: # the README's own command, which makes .venv
 
 test-3.9: .venv-3.9 # what works on models, with the other line of TransformerLens
 	.venv-3.9/bin/python -m pytest -q -n auto --dist loadfile $(ANY_MODEL)
+	rm -rf out/versions
+	$(PYTHON) tests/packaging/check_versions.py write out/versions/4
+	.venv-3.9/bin/python tests/packaging/check_versions.py read out/versions/4
+	.venv-3.9/bin/python tests/packaging/check_versions.py write out/versions/3.9
+	$(PYTHON) tests/packaging/check_versions.py read out/versions/3.9
 
 instructions: # the compiled core as machines without AVX-512, and without AVX2, run it
 	CAUSAL_CIRCUITS_KERNELS=avx2 $(PYTHON) -m pytest -q $(NATIVE)
