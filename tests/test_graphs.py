@@ -15,9 +15,9 @@ import causal_circuits as cc
 
 
 @st.composite
-def forest_parents(draw: st.DrawFn) -> list[int | None]:
-    """The parents list of a forest with a query, up to 12 positions before it."""
-    n = draw(st.integers(1, 12))
+def forest_parents(draw: st.DrawFn, most: int = 12) -> list[int | None]:
+    """The parents list of a forest with a query and some positions before it."""
+    n = draw(st.integers(1, most))
     return [draw(st.one_of(st.none(), st.integers(0, i - 1))) if i else None for i in range(n)]
 
 

@@ -9,6 +9,7 @@ import torch
 from assertions import assert_refused, assert_within_sampling_error
 from hypothesis import given
 from hypothesis import strategies as st
+from test_graphs import forest_parents
 
 import causal_circuits as cc
 from causal_circuits.information import finite_context, pair_laws
@@ -97,6 +98,16 @@ def test_mutual_information_is_positive_where_chi_squared_is_and_at_most_its_log
             assert -1e-12 < mutual[i, j] <= chi_squared[i, j].log1p() + 1e-12
     for parent, child in cc.latent_edges(graph):  # data processing: through the parent only
         assert mutual[child, :child].max() <= mutual[child, parent] + 1e-9
+
+
+@given(parents=forest_parents(39), d_vocab=st.integers(2, 12), log_alpha=st.floats(-3, 1))
+def test_nothing_informs_more_than_the_parent_at_any_size(parents, d_vocab, log_alpha):
+    task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=d_vocab, alpha=10**log_alpha)
+    for quantity in (cc.chi_squared_information, cc.predicted_gradient):
+        value = quantity(task, n_kernels=16).value
+        assert value.isfinite().all()
+        for parent, child in cc.latent_edges(task.graph):
+            assert value[child, :child].max() <= value[child, parent] * (1 + 1e-6) + 1e-9
 
 
 def test_information_in_a_dag_equals_enumeration_and_says_so():

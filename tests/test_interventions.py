@@ -1,9 +1,13 @@
 """Ablation, knock-out and patching: against loops, against TransformerLens, and always giving the model back."""
 
+import numpy as np
 import oracles
 import pytest
 import torch
-from assertions import assert_given_back, assert_refused
+from assertions import assert_close, assert_given_back, assert_refused
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_fused import draw
 from torch import Tensor
 
 import causal_circuits as cc
@@ -121,6 +125,38 @@ def test_chosen_entries_alone_are_cut_each_once() -> None:
     assert int((~found.isnan()).sum()) == 3
 
 
+@settings(max_examples=12)
+@given(
+    d_vocab=st.integers(2, 20),
+    n_ctx=st.integers(2, 10),
+    n_heads=st.tuples(st.integers(1, 3), st.integers(1, 2)),
+    n=st.integers(1, 4),
+    layer=st.integers(0, 1),
+    method=st.sampled_from(["zero", "renormalize"]),
+    seed=st.integers(0, 10_000),
+)
+def test_a_cut_entry_of_a_model_of_any_size_costs_what_a_loop_says(d_vocab, n_ctx, n_heads, n, layer, method, seed):
+    model = cc.disentangled_transformer(d_vocab, n_ctx, n_heads, init_scale=0.3, seed=seed)
+    batch = cc.Batch(*draw(d_vocab, n_ctx, n, seed))
+    generator = np.random.default_rng(seed)
+    head, query = int(generator.integers(n_heads[layer])), int(generator.integers(n_ctx))
+    key = int(generator.integers(query + 1))
+    with assert_given_back(model):
+        found = cc.knock_out_edges(model, batch, layer=layer, method=method, entries=[(head, query, key)])
+    weights = oracles.weights_of(model, d_vocab, n_ctx, n_heads)
+    run = oracles.disentangled_forward(*weights, batch.tokens, d_vocab)
+    before = oracles.cross_entropies(run.logits, batch.target_probs)
+    after = oracles.losses_with_entry_cut(
+        *weights, batch.tokens, batch.target_probs, d_vocab, layer, head, query, key, method == "renormalize"
+    )
+    harm = (after - before).detach()
+    assert float(found.effect[head, query, key]) == pytest.approx(float(harm.mean()), abs=1e-5, rel=1e-4)
+    error = float(harm.std()) / n**0.5 if n > 1 else np.inf
+    assert float(found.standard_error[head, query, key]) == pytest.approx(error, abs=1e-5, rel=1e-3)
+    assert found.baseline_loss == pytest.approx(float(before.detach().mean()), rel=1e-5)
+    assert_close(found.attention[head], run.patterns[layer, head].detach().mean(dim=0), 1e-5)
+
+
 # ---- patching
 
 
@@ -165,9 +201,6 @@ def test_patching_equals_loops_over_token_replacements() -> None:
         logits = oracles.disentangled_forward(*weights, mixed, 3).logits
         expected = float(first_token_log_prob(logits.detach().log_softmax(dim=-1)))
         assert float(result.metric[0, position]) == pytest.approx(expected, rel=1e-5)
-
-
-# ---- the model comes back
 
 
 # ---- more counterfactuals, metrics and slots

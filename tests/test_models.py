@@ -8,7 +8,7 @@ import oracles
 import pytest
 import torch
 from assertions import assert_close, assert_refused
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from test_graphs import dag_parents
@@ -75,13 +75,22 @@ def test_all_forwards_give_the_same_gradients(n_heads: tuple[int, int], dtype: t
             assert not rest.any(), "what pads a head or a layer must stay untrained"
 
 
-@pytest.mark.parametrize("n_heads", [(2,), (1, 2, 1)], ids=str)
-def test_any_depth(n_heads: tuple[int, ...]) -> None:
-    model = cc.disentangled_transformer(2, 3, n_heads, init_scale=0.4, seed=5, dtype=torch.float64)
-    tokens = torch.randint(2, (5, 3), generator=torch.Generator().manual_seed(0))
-    expected = oracles.disentangled_forward(*oracles.weights_of(model, 2, 3, n_heads), tokens, 2).logits
-    assert_close(models.structured_logits(model, tokens), expected, 1e-10)
-    assert_close(plain_logits(model, tokens), expected, 1e-10)
+@settings(max_examples=12)
+@given(
+    d_vocab=st.integers(2, 20),
+    n_ctx=st.integers(2, 24),
+    n_heads=st.lists(st.integers(1, 2), min_size=1, max_size=3),
+    batch=st.integers(1, 4),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 10_000),
+)
+def test_any_size_and_depth(d_vocab, n_ctx, n_heads, batch, dtype, seed) -> None:
+    model = cc.disentangled_transformer(d_vocab, n_ctx, tuple(n_heads), init_scale=0.3, seed=seed, dtype=dtype)
+    tokens = torch.randint(d_vocab, (batch, n_ctx), generator=torch.Generator().manual_seed(seed))
+    expected = oracles.disentangled_forward(*oracles.weights_of(model, d_vocab, n_ctx, n_heads), tokens, d_vocab).logits
+    for found in (models.structured_logits(model, tokens), plain_logits(model, tokens)):
+        assert found.dtype == dtype
+        assert_close(found, expected, 2 * TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("n_heads", HEADS, ids=str)

@@ -127,6 +127,27 @@ def test_inverse_cdf_never_draws_a_token_of_probability_zero(absent: list[int]) 
 # ---- sampling
 
 
+any_parents = st.one_of(forest_parents(39), dag_parents())
+
+
+def any_task(parents: list, d_vocab: int, alpha: float) -> cc.InContextTask:
+    """With at most 5 tokens where a position has several parents: a matrix has a row for every tuple of them."""
+    graph = cc.graph_from_parents(parents)
+    several = max(degree for _, degree in graph.in_degree) > 1
+    return cc.InContextTask(graph, d_vocab=min(d_vocab, 5) if several else d_vocab, alpha=alpha)
+
+
+@given(any_parents, st.integers(2, 20), st.floats(-3, 1), st.integers(1, 40), st.integers(0, 99))
+def test_sequences_are_well_formed_and_a_longer_batch_begins_with_the_shorter(parents, d_vocab, log_alpha, n, seed):
+    task = any_task(parents, d_vocab, 10**log_alpha)
+    batch, longer = task.sample(n, seed=seed), task.sample(n + 9, seed=seed)
+    batch.check(task.d_vocab, task.n_ctx)
+    assert torch.allclose(batch.target_probs.sum(dim=1), torch.ones(n), atol=1e-5)
+    if task.counts:  # every number a function of (seed, place)
+        assert torch.equal(longer.tokens[:n], batch.tokens)
+        assert torch.equal(longer.target_probs[:n], batch.target_probs)
+
+
 @given(n=st.integers(1, 1300), seed=st.integers(0, 2**40))
 def test_threads_draw_what_one_call_draws(n: int, seed: int) -> None:
     """Also of kernels of the user's, which are drawn piece by piece."""
@@ -287,10 +308,11 @@ def test_a_calibrated_loss_is_the_lowest_of_its_predictors() -> None:
 # ---- predictors
 
 
-@given(dag_parents(), st.integers(2, 3), st.floats(0.01, 5), st.integers(0, 1000))
-def test_edge_posterior_of_dags_counts_edges(parents: list, d_vocab: int, alpha: float, seed: int) -> None:
-    task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=d_vocab, alpha=alpha)
-    assert_posterior_equals_loops(task, np.full((d_vocab,) * (len(parents[-1]) + 1), alpha), seed)
+@given(any_parents, st.integers(2, 20), st.floats(-3, 1), st.integers(0, 1000))
+def test_edge_posterior_counts_edges(parents: list, d_vocab: int, log_alpha: float, seed: int) -> None:
+    task = any_task(parents, d_vocab, 10**log_alpha)
+    alpha = np.full((task.d_vocab,) * (len(task.target_parents) + 1), 10**log_alpha)
+    assert_posterior_equals_loops(task, alpha, seed)
 
 
 @given(forest_parents(), st.integers(0, 1000))
