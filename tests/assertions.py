@@ -23,10 +23,11 @@ def unchecked_types() -> Iterator[None]:
 
 
 def assert_refused(call: Callable[[], object], *words: str) -> None:
-    """The call raises a ValueError whose one message holds every one of `words` (rule, value, remedy)."""
+    """The call raises a ValueError whose one line holds every one of `words` (rule, value, remedy)."""
     with unchecked_types(), pytest.raises(ValueError) as caught:  # noqa: PT011  # words are matched below
         call()
     message = str(caught.value)
+    assert "\n" not in message, message
     missing = [word for word in words if word not in message]
     assert not missing, f"{missing} not in {message!r}"
 

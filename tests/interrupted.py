@@ -10,7 +10,10 @@ import torch
 
 import causal_circuits as cc
 
-STAGES = (cc.Stage(12, 0.1, train=("W_Q.0",)), cc.Stage(18, 0.05, optimizer="adamw", schedule="cosine"))
+STAGES = (
+    cc.Stage(12, 0.1, train=("W_Q.0",), optimizer="sgd"),
+    cc.Stage(18, 0.05, optimizer="adamw", schedule="cosine"),
+)
 CONFIG = cc.TrainConfig(STAGES, batch_size=16, seed=2)
 EVERY_STEP = cc.RecordAt.every(4, 30)
 

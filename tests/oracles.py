@@ -321,37 +321,6 @@ def embedding_of(tokens: Tensor, d_vocab: int) -> Tensor:
     return embedding
 
 
-def lift(
-    parents: Parents,
-    kernel: np.ndarray,
-    child: int,
-    key: int,
-    last_key: int,
-    held: Sequence[tuple[int, int]] = (),
-) -> float:
-    """E[w | x_key = x_last_key and all of `held`] - E[w | all of `held`], w = d_vocab y(x_child), by summing sequences.
-
-    Roots are uniform, all others follow `kernel`; the last entry of `parents` is the target's.
-    """
-    *context, target = parents
-    d_vocab = kernel.shape[-1]
-    sums = {True: [0.0, 0.0], False: [0.0, 0.0]}
-    for tokens in product(range(d_vocab), repeat=len(context)):
-        probability = 1.0
-        for position, above in enumerate(context):
-            row = kernel[tuple(tokens[i] for i in above)] if above else np.full(d_vocab, 1 / d_vocab)
-            probability *= row[tokens[position]]
-        if all(tokens[a] == tokens[b] for a, b in held):
-            w = d_vocab * kernel[tuple(tokens[i] for i in target)][tokens[child]]
-            total = sums[tokens[key] == tokens[last_key]]
-            total[0] += probability
-            total[1] += probability * w
-    both = [sums[True][i] + sums[False][i] for i in range(2)]
-    if sums[True][0] == 0.0:
-        return 0.0
-    return sums[True][1] / sums[True][0] - both[1] / both[0]
-
-
 def subset_counts(
     parents: Parents, d_vocab: int, tokens: Sequence[int], which: Sequence[int], pseudo_count: float
 ) -> list[float]:
@@ -417,13 +386,3 @@ def gradient_by_autograd(
         loss = loss - probability * (y[seen] * f[seen].log()).sum()
     loss.backward()
     return -a1.grad.numpy() * d_vocab * n / beta0
-
-
-def row_share(tokens: list[list[int]], targets: list[list[float]], child: int, keys: dict[int, int]) -> float:
-    """The child's mean of d_vocab y(x) - 1 over sequences in which all keys match, over that of the target itself."""
-    own, most = 0.0, 0.0
-    for x, y in zip(tokens, targets, strict=True):
-        if all(x[key] == x[t] for t, key in keys.items()):
-            own += len(y) * y[x[child]] - 1
-            most += len(y) * sum(p * p for p in y) - 1
-    return own / most

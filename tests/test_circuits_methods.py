@@ -25,7 +25,7 @@ GRAPHS = {
 @cache
 def planted(name: str) -> tuple[cc.InContextTask, circuits.EntryModel, circuits.CircuitModel]:
     task = cc.InContextTask(GRAPHS[name], d_vocab=3, alpha=0.1)
-    model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(300, seed=1)
+    model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(150, seed=1)
     return task, circuits.entry_model(model, batch), circuits.circuit_model(model, batch)
 
 
@@ -117,7 +117,7 @@ def test_integrated_gradients_of_entries_add_up_to_the_whole_change(metric: str)
     model, batch = case((2, 1))
     parts = circuits.entry_model(model, batch, metric=metric)
     change = float((parts.costs(~parts.full[None]) - parts.costs(parts.full[None])).mean())
-    errors = [abs(float(circuits.discover(parts, "eap_ig", steps=n).score.sum()) - change) for n in (4, 16, 64)]
+    errors = [abs(float(circuits.discover(parts, "eap_ig", steps=n).score.sum()) - change) for n in (2, 8, 32)]
     assert abs(change) > 1e-3
     assert errors[1] < errors[0] / 3
     assert errors[2] < errors[1] / 3
@@ -257,41 +257,6 @@ def test_exact_knock_out_finds_the_planted_circuit(name: str) -> None:
         score = circuits.discover(whole, method, **({"threshold": 1e-5} if method == "acdc" else {})).score
         assert (score[used] > 1e-4).all()
         assert score[~used].abs().max() < 1e-6
-
-
-def pairs_of_field(seed: int) -> tuple[Tensor, cc.Batch]:
-    """256 pairs of uniform tokens (4 tokens, 6 positions) in which the query has a successor, and the likeliest one."""
-    tokens = torch.randint(4, (4000, 6), generator=torch.Generator().manual_seed(seed))
-    follows = torch.zeros(len(tokens), 4).scatter_add_(1, tokens[:, 1:5], (tokens[:, :4] == tokens[:, -1:]).float())
-    usable = follows.sum(dim=-1) > 0
-    answer = torch.nn.functional.one_hot(follows[usable][:256].argmax(dim=-1), 4).float()
-    return tokens[usable][256:512], cc.Batch(tokens[usable][:256], answer)
-
-
-def test_the_numbers_of_the_field_on_the_ideal_circuit() -> None:
-    """Known numbers on a hand-built chain circuit: exact -1.46 for the key edge, EAP-IG -0.18 (5 steps), -0.28 (30).
-
-    EAP's own value there, +0.018, is the mean of a quantity that scatters by a third of a nat from draw to draw: its
-    sign is that of the draw. (A saturated softmax has next to no derivative.) Signs are those of effects, so positive.
-    """
-    model, values = cc.plant_circuit(cc.chain_graph(6), d_vocab=4), []
-    for seed in range(8):
-        corrupted, batch = pairs_of_field(seed)
-        whole = circuits.circuit_model(model, batch, counterfactual=corrupted, metric="logit_difference")
-        where, row = whole.edges.index(("L0H0", "L1H0.k")), []
-        for method, steps in (("exact", 5), ("eap", 5), ("eap_ig", 5), ("eap_ig", 30))[: 4 if seed < 3 else 3]:
-            found = circuits.discover(whole, method, steps=steps, difference="counterfactual")
-            row.append(float(found.score[where]))
-            if method != "exact":
-                assert abs(float(found.score[whole.edges.index(("position", "L0H0.k"))])) < 1e-6
-        values.append(row)
-    exact, eap, five = torch.tensor([row[:3] for row in values]).T
-    thirty = torch.tensor([row[3] for row in values if len(row) > 3])  # the slow one, on three draws
-    assert exact.mean().item() == pytest.approx(1.46, abs=0.3)
-    assert five.mean().item() == pytest.approx(0.18, abs=0.15)
-    assert thirty.mean().item() == pytest.approx(0.28, abs=0.15)
-    assert eap.mean().abs() < 0.25 * exact.mean()
-    assert 0 < int((eap < 0).sum()) < 8, "EAP's sign on this edge is a toss-up"
 
 
 def test_a_method_that_needs_a_gradient_says_so() -> None:

@@ -25,14 +25,14 @@ def digest(value):
     return hashlib.sha256(repr(plain_values(value)).encode()).hexdigest()[:8]
 for graph in (cc.chain_graph(8), cc.random_forest(10, seed=3), cc.ngram_graph(7, 2)):
     task = cc.InContextTask(graph, d_vocab=3, alpha=0.3)
-    batch = task.sample(128, seed=0)
+    batch = task.sample(40, seed=0)
     decoy, model = cc.models.plant_decoy(graph, 3), cc.plant_circuit(graph, 3)
     print('numbers', [digest(p) for p in decoy.parameters()], digest(cc.knock_out_edges(model, batch)))
     found = cc.extract_graph(model, task, n_sequences=500)
     print('numbers', digest(found.candidates), list(found.edges))
     whole = circuits.circuit_model(model, batch)
     print('numbers', [digest(circuits.discover(whole, method).score) for method in circuits.METHODS], whole.edges)
-    print('numbers', digest(circuits.oracle_frontier(whole, max_edges=8).masks))
+    print('numbers', digest(circuits.oracle_frontier(whole, max_edges=5).masks))
     if cc.graphs.has_query(graph):
         rivals = cc.information.closest_rivals(cc.predicted_gradient(task).value, graph)
         print('numbers', digest(cc.recover_graph(batch).positions), digest(rivals))
@@ -89,6 +89,7 @@ def test_a_figure_is_two_files_whatever_ending_is_given(given: str, stem: str, t
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(path.name for path in saved)
     assert saved[0].read_bytes()[:4] == b"\x89PNG"
     assert "<svg" in pages.figure_html(tmp_path / "new" / given, alt="a bar")
+    assert saved[1].read_text() == pages.save_figure(drawn(), tmp_path / "again")[1].read_text()
 
 
 def test_a_figure_of_another_format_is_refused_and_an_interrupted_one_leaves_the_earlier(

@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 from collections.abc import Callable
+from functools import cache
 from io import BytesIO
 
 import networkx as nx
@@ -12,17 +13,20 @@ import pytest
 import causal_circuits as cc
 
 
+@cache
 def forest() -> cc.discovery.ExtractedGraph:
     graph = cc.graph_from_parents([None, 0, 0, None, 3])
     task = cc.InContextTask(graph, d_vocab=3)
     return cc.extract_graph(cc.plant_circuit(graph, d_vocab=3), task, n_sequences=2000)
 
 
+@cache
 def two_parents() -> cc.discovery.ExtractedGraph:
     task = cc.InContextTask(cc.ngram_graph(7, order=2), d_vocab=3)
     return cc.extract_graph(cc.plant_circuit(task.graph, d_vocab=3), task, n_sequences=8000)
 
 
+@cache
 def recovered() -> nx.DiGraph:
     batch = cc.InContextTask(cc.chain_graph(6), d_vocab=3).sample(3000, seed=0)
     return cc.recover_graph(batch.tokens, batch.target_probs).graph

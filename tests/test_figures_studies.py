@@ -123,3 +123,26 @@ def test_a_long_legend_takes_nothing_from_the_axes():
     widths = [ax.get_window_extent().width for ax in (short, long)]
     assert widths[1] > 0.95 * widths[0]
     assert not long.get_legend().get_window_extent().overlaps(long.xaxis.get_tightbbox())
+
+
+def test_figures_of_a_recovery_show_every_position():
+    parents = [None, 0, 1, None, 3, 0, None]
+    batch = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=3, alpha=0.1).sample(400, seed=0)
+    found = cc.recover_graph(batch, level=1e-4)
+    assert found.undecided
+    ax = figures.plot_recovery(found)
+    drawn = np.concatenate([line.get_xdata() for line in ax.lines[2:]])
+    assert sorted(drawn) == list(range(1, 7))
+    arcs = figures.plot_recovered_graph(found)
+    question_marks = [text for text in arcs.texts if text.get_text() == "?"]
+    assert len(question_marks) == len(found.undecided)
+
+
+def test_agreement_lines_in_a_group_share_their_colour():
+    series = {
+        name: ([10, 100], [0.5, value]) for name, value in (("a g", 0.8), ("a G", 1.0), ("b g", 0.7), ("b G", 1.1))
+    }
+    ax = figures.plot_agreement(series, "n_ctx", "slope", group_size=2)
+    colours = [line.get_color() for line in ax.lines[:4]]
+    assert colours[0] == colours[1] != colours[2] == colours[3]
+    assert_refused(lambda: figures.plot_agreement({}, "x", "y"), "at least one point")

@@ -11,9 +11,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-import torch
 from assertions import assert_refused
-from interrupted import CONFIG, FORK, assert_same_weights, ended, new_model, started
+from interrupted import FORK, assert_same_weights, ended, new_model, started
 
 import causal_circuits as cc
 from causal_circuits import locks
@@ -110,19 +109,3 @@ def test_a_training_in_a_taken_folder_is_refused_and_the_model_left_as_it_was(ch
     assert_same_weights(model, untouched)
     assert not list(tmp_path.rglob("*.json"))
     cc.train(model, chain_task, config, **options)
-
-
-def train_there(folder: Path) -> None:
-    task = cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.3)
-    cc.train(new_model(), task, CONFIG, checkpoints=cc.Checkpoints(folder, every=1))
-
-
-def test_of_trainings_that_race_for_a_folder_one_ends_as_if_alone(tmp_path):
-    """Four race for a folder; those that come too late are refused (status 1)."""
-    racing = [started(train_there, tmp_path / "raced") for _ in range(4)]
-    codes = [ended(process) for process in racing]
-    assert 0 in codes
-    assert set(codes) <= {0, 1}
-    train_there(tmp_path / "alone")
-    weights = [cc.storage.read_tensors(tmp_path / name / "step_000000030.safetensors") for name in ("raced", "alone")]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])

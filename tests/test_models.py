@@ -111,63 +111,6 @@ def test_patterns_are_causal_rows_that_sum_to_one(n_heads: tuple[int, int]) -> N
 # ---- hooks
 
 
-@pytest.mark.parametrize("layer", [0, 1])
-@pytest.mark.parametrize("n_heads", HEADS, ids=str)
-def test_the_structured_forward_shows_hooks_the_plain_pattern(n_heads: tuple[int, int], layer: int) -> None:
-    model, name, seen = random_model(n_heads), f"blocks.{layer}.attn.hook_pattern", []
-    with model.hooks(fwd_hooks=[(name, lambda pattern, hook: seen.append(pattern))]):
-        models.structured_logits(model, TOKENS)
-        plain_logits(model, TOKENS)
-    structured, plain = seen
-    assert structured.shape == (7, max(n_heads), N_CTX, N_CTX)
-    assert_close(structured, plain, 1e-5)
-
-
-@pytest.mark.parametrize("layer", [0, 1])
-@pytest.mark.parametrize("n_heads", HEADS, ids=str)
-def test_edits_of_a_pattern_take_effect_in_every_forward(n_heads: tuple[int, int], layer: int) -> None:
-    model, head = random_model(n_heads, torch.float64), n_heads[layer] - 1
-    untouched = models.structured_logits(model, TOKENS)
-
-    def edited(pattern: Tensor) -> Tensor:
-        pattern = pattern.clone()
-        pattern[..., 2:, 0] = 0.9
-        pattern[..., -1, 1] = 0.0
-        return pattern
-
-    def hook(pattern: Tensor, hook: object) -> Tensor:
-        pattern = pattern.clone()
-        pattern[:, head] = edited(pattern[:, head])
-        return pattern
-
-    expected = oracles.disentangled_forward(
-        *oracles.weights_of(model, D_VOCAB, N_CTX, n_heads),
-        TOKENS,
-        D_VOCAB,
-        edit_pattern=lambda at, which, pattern: edited(pattern) if (at, which) == (layer, head) else pattern,
-    ).logits
-    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", hook)]):
-        for forward in (plain_logits, models.structured_logits, models.logits):
-            assert_close(forward(model, TOKENS), expected, 1e-10)
-    assert float((untouched - expected).detach().abs().max()) > 1e-3
-    assert torch.equal(models.structured_logits(model, TOKENS), untouched)
-
-
-@pytest.mark.parametrize("n_heads", HEADS, ids=str)
-def test_backward_hooks_receive_the_same_pattern_gradients(n_heads: tuple[int, int]) -> None:
-    model = random_model(n_heads, torch.float64)
-    for layer in range(2):
-        seen: list[Tensor] = []
-        with model.hooks(
-            bwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", lambda gradient, hook, seen=seen: seen.append(gradient))]
-        ):
-            for forward in (models.structured_logits, plain_logits):
-                gradients(model, forward(model, TOKENS))
-        structured, plain = seen
-        live = n_heads[layer]
-        assert_close(structured[:, :live], plain[:, :live], 1e-10)
-
-
 def test_a_backward_hook_elsewhere_falls_back_to_the_plain_forward() -> None:
     model, fired = random_model((1, 1)), []
     with model.hooks(bwd_hooks=[("blocks.1.hook_resid_pre", lambda gradient, hook: fired.append(gradient.shape))]):

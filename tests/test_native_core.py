@@ -241,15 +241,18 @@ def test_a_fork_after_a_training_trains_and_so_does_one_in_the_midst_of_it() -> 
 
 
 def interrupt_a_training(n_ctx: int, n_heads: tuple[int, int], batch_size: int) -> None:
-    """In a process of its own: Ctrl-C half a second into a training of hours."""
+    """In a process of its own: Ctrl-C half a second into a training of hours; how long it takes to end.
+
+    In seconds of the processor, which do not pass while other programs have it; and no half a minute by the clock.
+    """
     task = cc.InContextTask(cc.chain_graph(n_ctx), d_vocab=10)
     model = cc.disentangled_transformer(10, n_ctx, n_heads)
-    pressed = []
+    pressed: list[float] = []
 
     def press(step: int, model: object) -> None:
         def later() -> None:
             time.sleep(0.5)
-            pressed.append(time.perf_counter())
+            pressed[:] = time.process_time(), time.perf_counter()
             os.kill(os.getpid(), signal.SIGINT)
 
         threading.Thread(target=later, daemon=True).start()
@@ -264,11 +267,11 @@ def interrupt_a_training(n_ctx: int, n_heads: tuple[int, int], batch_size: int) 
             on_record=press,
         )
     except KeyboardInterrupt:
-        took = time.perf_counter() - pressed[0]
-        sys.exit(0 if took < 1.0 else 7)
+        took = time.process_time() - pressed[0], time.perf_counter() - pressed[1]
+        sys.exit(0 if took[0] < 1.0 and took[1] < 30 else 7)
 
 
-@pytest.mark.parametrize(("n_ctx", "n_heads", "batch_size"), [(20, (1, 1), 4096), (600, (1, 1), 4096)], ids=str)
+@pytest.mark.parametrize(("n_ctx", "n_heads", "batch_size"), [(20, (1, 1), 4096), (600, (1, 1), 8192)], ids=str)
 def test_ctrl_c_ends_a_training_within_a_second(n_ctx: int, n_heads: tuple[int, int], batch_size: int) -> None:
     """Also where a step takes seconds."""
     assert ended(started(interrupt_a_training, n_ctx, n_heads, batch_size)) == 0
@@ -333,19 +336,6 @@ def test_weights_edited_in_on_record_are_trained_on_as_autograd_does() -> None:
     torch.testing.assert_close(records[0].losses, records[1].losses, rtol=1e-5, atol=0.0, check_dtype=False)
     for found, expected in zip(live_weights(models[0]), live_weights(models[1]), strict=True):
         assert_close(found, expected, 1e-5)
-
-
-def test_a_run_of_every_optimiser_goes_on_bit_for_bit(tmp_path) -> None:
-    def fail(step: int, model: HookedTransformer) -> None:
-        if step == at:
-            raise OSError("a disk is full")
-
-    expected = trained()
-    for at in (3, 4, 7, 11):
-        kept = cc.Checkpoints(tmp_path / str(at), every=1)
-        with pytest.raises(OSError, match="a disk is full"):
-            trained(record=cc.RecordAt((at,)), on_record=fail, checkpoints=kept)
-        assert_same_weights(trained(record=cc.RecordAt((at,)), checkpoints=kept), expected)
 
 
 # ---- memory

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -94,15 +93,6 @@ def test_stationary_laws_are_exact(d_vocab: int, alpha: float) -> None:
     assert set(task.root_positions) == set(range(599))
     differ = drawn(task, 700)[0] != drawn_in_numpy(task, 700)[0]
     assert differ.mean() < 1e-5
-
-
-def test_threads_draw_different_tasks_at_the_same_time() -> None:
-    expected = {name: drawn(task, 300) for name, task in TASKS.items()}
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda name: (name, drawn(TASKS[name], 300)), 4 * list(TASKS)))
-    for name, (tokens, targets) in found:
-        assert np.array_equal(tokens, expected[name][0])
-        assert np.array_equal(targets, expected[name][1])
 
 
 # ---- other instructions

@@ -249,28 +249,15 @@ def test_the_bundle_stands_once_on_a_page_with_views_and_never_without(tmp_path:
     assert bundle not in page_of(tmp_path, pages.Section("None", "No view.", "<p></p>"))
 
 
-def assert_loads_nothing(html: str) -> None:
-    """No element names an outside address, and the page forbids what a script might ask for."""
-    page = Page(html)
-    for tag, attributes in page.elements:
-        for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
-            value = str(attributes.get(name) or "")
-            assert value.startswith(("data:", "#")) or not value, f"<{tag} {name}={value[:60]}>"
-    styles = re.findall(r"<style>(.*?)</style>", html, flags=re.DOTALL) + re.findall(r'style="([^"]*)"', html)
-    assert not any("url(http" in style or "@import" in style for style in styles)
-    policy = [meta["content"] for meta in page.named("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
-    assert len(policy) == 1
-    assert str(policy[0]).startswith("default-src 'none'")
-
-
 def test_a_page_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
     html = page_of(
         tmp_path,
         pages.Section("Matrix", "It shows.", matrix_html()),
         pages.Section("View", "It shows.", pattern_view().part),
     )
-    assert_loads_nothing(html)
     page = Page(html)
+    (policy,) = (meta["content"] for meta in page.named("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
     assert page.open == []
     assert html.startswith("<!DOCTYPE html>")
     assert page.named("html") == [{"lang": "en"}]
@@ -293,16 +280,6 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
         pages.write_report(path, **{**arguments, "title": "other"})  # type: ignore[arg-type]
     assert path.read_text() == old
     assert list(path.parent.iterdir()) == [path]
-
-
-def test_saved_figures_are_png_and_svg_and_do_not_change(tmp_path: Path) -> None:
-    ax = figures.plot_matrix(uniform_attention(6))
-    png, svg = pages.save_figure(ax, tmp_path / "figures" / "v1.0")
-    assert (png.name, svg.name) == ("v1.0.png", "v1.0.svg")
-    assert png.read_bytes()[:4] == b"\x89PNG"
-    again = pages.save_figure(figures.plot_matrix(uniform_attention(6)), tmp_path / "again")
-    assert svg.read_text() == again[1].read_text()
-    assert not list(tmp_path.glob("**/*.part"))
 
 
 def test_a_saved_figure_is_shown_as_the_figure_itself(tmp_path):

@@ -10,9 +10,10 @@ import pytest
 import torch
 from assertions import assert_refused
 from interrupted import CONFIG, new_model
+from users import users_model
 
 import causal_circuits as cc
-from causal_circuits import figures, pages
+from causal_circuits import circuits, figures, pages
 from causal_circuits.display import table_text
 from causal_circuits.interventions.measure import other_positions
 from causal_circuits.tasks import subset_loss
@@ -21,9 +22,12 @@ GRAPH = cc.chain_graph(6)
 TASK = cc.InContextTask(GRAPH, d_vocab=4, alpha=0.3)
 BATCH = TASK.sample(64, seed=0)
 X, Y = BATCH.tokens, BATCH.target_probs
+THREE = cc.InContextTask(GRAPH, d_vocab=3).sample(64, seed=0)
+PLANTED = cc.plant_circuit(GRAPH, d_vocab=3)
 TWO_IN_DEGREES = cc.graph_from_parents([None, 0, (0, 1), (1, 2)])
 NAN = float("nan")
-NEGATIVE = torch.ones(64).index_fill(0, torch.tensor(3), -1.0)
+
+
 UPPER = np.triu(np.random.default_rng(0).random((4, 4)), 1)
 
 
@@ -113,6 +117,49 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "n_exact": (lambda: cc.reference_losses(TASK, BATCH, n_exact=-1), ("n_exact=-1", "at least 2")),
     "one exact": (lambda: cc.reference_losses(TASK, BATCH, n_exact=1), ("n_exact=1", "at least 2")),
     "one sequence": (lambda: cc.reference_losses(TASK, BATCH[:1]), ("batch of 1", "at least 2")),
+    "a metric of all sequences": (
+        lambda: cc.ablate_heads(PLANTED, THREE, [(0, 0)], metric=lambda log_probs: log_probs.mean()),
+        ("metric", "one number a sequence", "[64]", "float32 tensor []"),
+    ),
+    "a metric that is a plain number": (
+        lambda: cc.knock_out_edges(PLANTED, THREE, metric=lambda log_probs: 0.5),
+        ("metric", "one number a sequence", "0.5"),
+    ),
+    "a number a sequence where one is wanted": (
+        lambda: cc.patch_activations(PLANTED, THREE.tokens, THREE.tokens.flip(0), lambda log_probs: log_probs[:, 0]),
+        ("metric", "one number for all", "[64]"),
+    ),
+    "tokens out of the vocabulary": (
+        lambda: cc.films.sequence_attention(PLANTED, torch.tensor([0, 1, 2, 3, 9, 0])),
+        ("0 .. 2", "[0, 9]"),
+    ),
+    "tokens out of a model's vocabulary": (lambda: cc.log_probs(PLANTED, THREE.tokens + 2), ("0 .. 2", "[2, 4]")),
+    "negative tokens": (lambda: cc.mean_attention(PLANTED, THREE.tokens - 1), ("0 .. 2", "[-1, 1]")),
+    "rivals by a smaller matrix": (
+        lambda: cc.information.closest_rivals(torch.zeros(3, 3), GRAPH),
+        ("n_ctx, 6", "[3, 3]"),
+    ),
+    "counterfactual tokens out of the vocabulary": (
+        lambda: circuits.circuit_model(PLANTED, THREE, counterfactual=THREE.tokens + 5),
+        ("0 .. 2", "[5, 7]"),
+    ),
+    "onsets at fewer steps": (lambda: circuits.onset((0,), torch.rand(3, 2)), ("steps", "got 1", "[3, 2]")),
+    "no alpha": (lambda: cc.InContextTask(GRAPH, 3, alpha=[]), ("alpha", "[]")),
+    "tokens from 1, labels from 0": (
+        lambda: cc.Batch([[1, 2, 3, 4]] * 2, [0, 3]),
+        ("1 .. 4", "0 .. 3", "subtract 1", "d_vocab=5"),
+    ),
+    "tokens from 1": (lambda: cc.Batch([[1, 2, 3, 4]], [1], d_vocab=4), ("0 .. 3", "[1, 4]", "counted from 1")),
+    "labels beyond d_vocab": (lambda: cc.Batch([[0, 1]], [5], d_vocab=3), ("labels", "0 .. 2", "5")),
+    "d_vocab that is not the width": (lambda: cc.Batch(THREE.tokens, THREE.target_probs, 5), ("3", "got 5")),
+    "an ordinary model for a circuit": (
+        lambda: circuits.circuit_graph(users_model()),
+        ("disentangle", "ablate_heads", "knock_out_edges", "patch_activations", "extract_graph"),
+    ),
+    "targets of another width than the outputs": (
+        lambda: cc.evaluate(users_model(d_vocab_out=5), THREE),
+        ("target_probs", "d_vocab_out", "[64, 5]", "[64, 3]"),
+    ),
     # models and training
     "negative seed of a training": (lambda: cc.TrainConfig(CONFIG.stages, seed=-1), ("seed", "-1")),
     "recipe of one step": (lambda: cc.training.default_stages(1), ("at least 2 steps", "got 1")),

@@ -23,7 +23,7 @@ from interrupted import (
 import causal_circuits as cc
 
 DTYPES = {"fused": torch.float32, "structured": torch.float64}
-RECORDS = (EVERY_STEP, cc.RecordAt.every(4, 30, layers=(0,)), cc.RecordAt(steps=(30,)))
+RECORDS = ((EVERY_STEP, 7), (cc.RecordAt.every(4, 30, layers=(0,)), 1), (cc.RecordAt(steps=(30,)), 7))
 
 
 def assert_goes_on(
@@ -44,8 +44,7 @@ def assert_goes_on(
     assert_same_weights(again, whole)
 
 
-@pytest.mark.parametrize("every", [1, 7])
-@pytest.mark.parametrize("record", RECORDS, ids=range(3))
+@pytest.mark.parametrize(("record", "every"), RECORDS, ids=range(3))
 @pytest.mark.parametrize("path", DTYPES)
 def test_a_run_that_failed_half_way_ends_where_an_uninterrupted_one_does(chain_task, tmp_path, path, record, every):
     assert_goes_on(chain_task, cc.Checkpoints(tmp_path / "kept", every=every), record, path=path)
@@ -142,14 +141,14 @@ def saved(folder: Path) -> bytes:
     ).read_bytes()
 
 
-@pytest.mark.parametrize(("path", "every"), [("fused", 20), ("fused", 1), ("structured", 3)])
+@pytest.mark.parametrize(("path", "every"), [("fused", 1), ("structured", 3)])
 def test_killed_at_random_moments_it_ends_bit_for_bit_where_an_unkilled_run_does(tmp_path, path, every):
     began = time.monotonic()
     assert ended(started(train_and_save, tmp_path / "whole", path, every)) == 0
     seconds, chance, reached = time.monotonic() - began, random.Random(every), []
-    while len(reached) < 5 or reached[-1] == "":  # on a busy machine five may all come before the first checkpoint
+    while len(reached) < 3 or reached[-1] == "":  # on a busy machine all may come before the first checkpoint
         process = started(train_and_save, tmp_path / "cut", path, every)
-        time.sleep(chance.uniform(0.05, 0.3) * seconds * 1.2 ** len(reached))
+        time.sleep(chance.uniform(0.05, 0.5) * seconds * 1.2 ** len(reached))
         process.kill()
         assert ended(process) in (-signal.SIGKILL, 0)
         reached.append(max((path.name for path in (tmp_path / "cut" / "kept").glob("*.json")), default=""))

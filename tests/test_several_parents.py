@@ -13,7 +13,7 @@ from causal_circuits.discovery import RecoveredGraph
 from causal_circuits.information import matches, target_search
 
 # What the paper's two-parent experiment is about: parents (i - 1) // 2 and i - 1.
-PAPER = [[], *[sorted({(i - 1) // 2, i - 1}) for i in range(1, 25)]]
+PAPER = [[], *[sorted({(i - 1) // 2, i - 1}) for i in range(1, 17)]]
 
 
 def task_of(parents: list[list[int]], d_vocab: int = 3, alpha: float = 0.1) -> cc.InContextTask:
@@ -110,10 +110,10 @@ def test_bounds_are_chernoffs_and_lie_above_exact_tails(p, n):
     ("parents", "d_vocab"),
     [
         (PAPER, 5),
-        (cc.graphs.graph_parents(cc.ngram_graph(16, 2)), 3),
-        (cc.graphs.graph_parents(cc.ngram_graph(12, 3)), 3),
-        (random_parents(2, 16, seed=4), 4),
-        (random_parents(3, 14, seed=5), 3),
+        (cc.graphs.graph_parents(cc.ngram_graph(12, 2)), 3),
+        (cc.graphs.graph_parents(cc.ngram_graph(10, 3)), 3),
+        (random_parents(2, 12, seed=4), 4),
+        (random_parents(3, 11, seed=5), 3),
     ],
 )
 def test_every_edge_is_found_and_none_false(parents, d_vocab, labels):

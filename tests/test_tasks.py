@@ -148,18 +148,6 @@ def test_sequences_are_well_formed_and_a_longer_batch_begins_with_the_shorter(pa
         assert torch.equal(longer.target_probs[:n], batch.target_probs)
 
 
-@given(n=st.integers(1, 1300), seed=st.integers(0, 2**40))
-def test_threads_draw_what_one_call_draws(n: int, seed: int) -> None:
-    """Also of kernels of the user's, which are drawn piece by piece."""
-    for kernels_given in (None, np.full((3, 3), 1 / 3)):
-        task = cc.InContextTask(cc.chain_graph(4), d_vocab=3, kernels=kernels_given)
-        tokens, target_probs = np.empty((n, 4), np.int32), np.empty((n, 3), np.float32)
-        task._filler(seed, {})(0, tokens, target_probs)
-        batch = task.sample(n, seed=seed)
-        assert np.array_equal(batch.tokens, tokens)
-        assert np.array_equal(batch.target_probs, target_probs)
-
-
 def test_philox_gives_the_published_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """kat_vectors of Random123 (Salmon et al. 2011), philox4x32 with 7 and with 10 rounds."""
     ones = (0xFFFFFFFF,) * 4
