@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -188,7 +188,12 @@ def _in_pool(
     """Each cell as it is done; a BrokenProcessPool for those that were not when a process was killed."""
     context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
     with ProcessPoolExecutor(processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        running = {pool.submit(measure, cell, scratch_of(cell, folder), limit_s=limit_s): cell for cell in cells}
+        running, late = dict[Future[Measured | Failure], Cell](), list[Cell]()
+        for cell in cells:
+            try:
+                running[pool.submit(measure, cell, scratch_of(cell, folder), limit_s=limit_s)] = cell
+            except BrokenProcessPool:  # a process was killed before all were handed out
+                late.append(cell)
         try:
             for done in as_completed(running):
                 error, cell = done.exception(), running.pop(done)
@@ -196,6 +201,8 @@ def _in_pool(
                     yield cell, error
                 else:
                     yield cell, done.result() if error is None else Failure.of(error)
+            for cell in late:
+                yield cell, BrokenProcessPool("a process was killed")
         except BaseException:  # Ctrl-C: the cells that are being measured are not waited for
             for process in set(multiprocessing.active_children()) - set(others):
                 process.terminate()

@@ -232,6 +232,20 @@ def test_a_cell_that_kills_its_process_fails_alone(tmp_path, measured):
     assert len(list((tmp_path / "cells").glob("*.json"))) == 4
 
 
+def test_a_process_killed_while_cells_are_handed_out_loses_none(tmp_path, monkeypatch):
+    submit, handed_out = running.ProcessPoolExecutor.submit, []
+
+    def breaking(pool: running.ProcessPoolExecutor, *given: object, **more: object) -> object:
+        handed_out.append(given)
+        if len(handed_out) == 3:
+            raise running.BrokenProcessPool("a process was killed")
+        return submit(pool, *given, **more)
+
+    monkeypatch.setattr(running.ProcessPoolExecutor, "submit", breaking)
+    assert run(tmp_path, 2).results["total"] == run(None).results["total"]
+    assert len(handed_out) == 5
+
+
 def test_without_a_folder_the_error_holds_the_traceback():
     with pytest.raises(CellError, match="in measure"):
         run(None, bad=2)
