@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,18 @@ STAGES = (
 )
 CONFIG = cc.TrainConfig(STAGES, batch_size=16, seed=2)
 EVERY_STEP = cc.RecordAt.every(4, 30)
+TASK = cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.3)
 
 
 def new_model(dtype: torch.dtype = torch.float32) -> cc.models.HookedTransformer:
     return cc.disentangled_transformer(4, 6, (2, 1), init_scale=0.1, seed=7, dtype=dtype)
+
+
+@cache
+def uninterrupted() -> tuple[cc.models.HookedTransformer, cc.TrainingRecord]:
+    """The model and the record of a whole run on TASK."""
+    model = new_model()
+    return model, cc.train(model, TASK, CONFIG, record=EVERY_STEP)
 
 
 def stop_at(step: int):
@@ -32,11 +41,11 @@ def stop_at(step: int):
     return look
 
 
-def cut_short(task: cc.InContextTask, folder: object, every: int) -> None:
+def cut_short(folder: object, every: int) -> None:
     """Leave the checkpoints of a run that failed at step 28 of 30."""
     kept = cc.Checkpoints(folder, every=every)
     with pytest.raises(RuntimeError):
-        cc.train(new_model(), task, CONFIG, record=EVERY_STEP, on_record=stop_at(28), checkpoints=kept)
+        cc.train(new_model(), TASK, CONFIG, record=EVERY_STEP, on_record=stop_at(28), checkpoints=kept)
 
 
 def assert_same_end(found: cc.TrainingRecord, expected: cc.TrainingRecord) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from assertions import assert_close, assert_refused
+from assertions import assert_close, assert_refused, unchecked_types
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -238,7 +238,8 @@ def hold(model: HookedTransformer) -> list[str]:
     for check in CHECKS:
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         try:
-            check(model)
+            with unchecked_types():  # a third faster; the numbers are compared here
+                check(model)
         except ValueError as error:
             refused[check.__name__.removeprefix("check_")] = str(error)
         with torch.no_grad():
@@ -465,10 +466,11 @@ def test_every_config_field_is_honoured_or_refused(fields):
         assert cannot_run or hooked.LibraryTransformer is None
         return
     with quiet():
-        hold(model)
+        refused = set(hold(model))
+    assert refused <= {"disentangle", "patch_paths"} or not is_bridge(model)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     fields=st.lists(st.sampled_from([fields for every in VALUES.values() for fields in every]), max_size=3),
     attached=st.lists(st.sampled_from(sorted(ATTACH)), max_size=2),

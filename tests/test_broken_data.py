@@ -22,16 +22,12 @@ def labels_of(batch: cc.Batch, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("n_original", "times"), [(100, 10), (1000, 3), (2500, 2)])
 @pytest.mark.parametrize("n_single", [0, 1, 40])
-@pytest.mark.parametrize("form", ["labels", "laws", "half"])
+@pytest.mark.parametrize("form", ["labels", "half"])
 def test_copies_are_found_beside_rows_that_occur_once(n_original: int, times: int, n_single: int, form: str) -> None:
     batch = TASK.sample(n_original + n_single, seed=1)
     rows = np.concatenate([np.tile(np.arange(n_original), times), n_original + np.arange(n_single)])
-    targets = {
-        "labels": torch.from_numpy(labels_of(batch, 0)),
-        "laws": batch.target_probs,
-        "half": batch.target_probs.half(),
-    }
-    found = cc.recover_graph(batch.tokens[rows], targets[form][rows])
+    targets = torch.from_numpy(labels_of(batch, 0)) if form == "labels" else batch.target_probs.half()
+    found = cc.recover_graph(batch.tokens[rows], targets[rows])
     assert found.n_independent <= n_original + n_single
     assert any("copies" in warning for warning in found.warnings)
 
@@ -55,7 +51,7 @@ def test_means_with_one_row_copied_often_are_worth_few_rows() -> None:
 @pytest.mark.parametrize("n", [200, 5000])
 def test_fresh_sequences_are_no_copies(n_ctx: int, d_vocab: int, alpha: float, n: int) -> None:
     task = cc.InContextTask(cc.chain_graph(n_ctx - 1), d_vocab=d_vocab, alpha=alpha)
-    for seed in range(5):
+    for seed in range(2):
         batch = task.sample(n, seed=seed)
         for targets in (labels_of(batch, seed), batch.target_probs, batch.target_probs.half()):
             vocabulary = d_vocab if targets.ndim == 1 else None
@@ -84,6 +80,3 @@ def test_probabilities_in_bfloat16_are_probabilities() -> None:
 def test_a_tree_is_the_same_from_half_of_the_matrix() -> None:
     below = np.tril(np.random.default_rng(1).random((5, 5)), -1)
     assert set(cc.classical.chow_liu_tree(below).edges) == set(cc.classical.chow_liu_tree(below + below.T).edges)
-
-
-# ---- what became of a training

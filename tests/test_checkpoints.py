@@ -12,12 +12,14 @@ from interrupted import (
     CONFIG,
     EVERY_STEP,
     STAGES,
+    TASK,
     alter,
     assert_same_end,
     assert_same_weights,
     cut_short,
     new_model,
     truncate,
+    uninterrupted,
 )
 
 import causal_circuits as cc
@@ -26,9 +28,9 @@ from causal_circuits.training.checkpoints import FORMAT, State, load_state, save
 
 
 @pytest.fixture
-def kept(chain_task, tmp_path) -> Path:
+def kept(tmp_path) -> Path:
     """Checkpoints of steps 16 and 24 of a run that failed later."""
-    cut_short(chain_task, tmp_path, every=8)
+    cut_short(tmp_path, every=8)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"step_{step:09d}.{kind}" for step in (16, 24) for kind in ("json", "safetensors")
     ]
@@ -40,26 +42,25 @@ DAMAGE = interrupted.DAMAGE | {"emptied": lambda path: os.truncate(path, 0)}
 
 @pytest.mark.parametrize("kind", ["json", "safetensors"])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(chain_task, kept, damage, kind):
-    whole, again, steps = new_model(), new_model(), []
-    expected = cc.train(whole, chain_task, CONFIG, record=EVERY_STEP)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(kept, damage, kind):
+    (whole, expected), again, steps = uninterrupted(), new_model(), []
     newest = kept / f"step_000000024.{kind}"
     DAMAGE[damage](newest)
     quiet = damage == "deleted" and kind == "json"  # a checkpoint is there when its JSON is
     with nullcontext() if quiet else pytest.warns(UserWarning, match=rf"{newest} is damaged.*the checkpoint before it"):
         call = {"record": EVERY_STEP, "checkpoints": cc.Checkpoints(kept, every=8)}
-        found = cc.train(again, chain_task, CONFIG, **call, on_record=lambda step, _: steps.append(step))
+        found = cc.train(again, TASK, CONFIG, **call, on_record=lambda step, _: steps.append(step))
     assert steps[0] == 16
     assert_same_end(found, expected)
     assert_same_weights(again, whole)
 
 
-def test_with_every_checkpoint_damaged_training_starts_anew_and_says_so(chain_task, kept):
+def test_with_every_checkpoint_damaged_training_starts_anew_and_says_so(kept):
     for path in kept.glob("*.safetensors"):
         alter(path)
     call, steps = {"record": EVERY_STEP, "checkpoints": cc.Checkpoints(kept, every=8)}, []
     with pytest.warns(UserWarning, match="is damaged"):
-        cc.train(new_model(), chain_task, CONFIG, **call, on_record=lambda step, _: steps.append(step))
+        cc.train(new_model(), TASK, CONFIG, **call, on_record=lambda step, _: steps.append(step))
     assert steps[0] == 0
 
 
@@ -76,8 +77,8 @@ def test_with_every_checkpoint_damaged_training_starts_anew_and_says_so(chain_ta
         ({"model": new_model(torch.float64)}, ("path is fused there, structured here",)),
     ],
 )
-def test_a_checkpoint_of_another_run_is_refused(chain_task, kept, change, words):
-    call = {"model": new_model(), "task": chain_task, "config": CONFIG, "record": EVERY_STEP} | change
+def test_a_checkpoint_of_another_run_is_refused(kept, change, words):
+    call = {"model": new_model(), "task": TASK, "config": CONFIG, "record": EVERY_STEP} | change
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
     assert_refused(
         lambda: cc.train(**call, checkpoints=cc.Checkpoints(kept)), "of another run", "name another folder", *words
@@ -101,10 +102,10 @@ def test_a_checkpoint_of_another_format_is_named(kept):
 
 
 @pytest.mark.parametrize("moment", [torch.zeros(3), torch.zeros(1, 2, 20, 20, dtype=torch.int64)], ids=str)
-def test_moments_of_other_sizes_are_refused(chain_task, kept, moment):
+def test_moments_of_other_sizes_are_refused(kept, moment):
     rewritten(kept, **{"optimizer.W_Q.0.mean": moment})
     call = {"record": EVERY_STEP, "checkpoints": cc.Checkpoints(kept)}
-    assert_refused(lambda: cc.train(new_model(), chain_task, CONFIG, **call), "optimiser", "mean", "does not fit")
+    assert_refused(lambda: cc.train(new_model(), TASK, CONFIG, **call), "optimiser", "mean", "does not fit")
 
 
 def test_a_checkpoint_that_was_skipped_takes_no_place_of_a_whole_one(tmp_path):

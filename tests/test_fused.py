@@ -59,12 +59,11 @@ def test_fused_gradients_equal_autograd(n_heads: tuple[int, int], d_vocab: int, 
     assert_fused_equals_autograd(model, *draw(d_vocab, n_ctx, batch))
 
 
-@pytest.mark.parametrize(("n_heads", "sharpness"), [((1, 2), 1.0), ((1, 1), 8.0)], ids=str)
-def test_long_contexts(n_heads: tuple[int, int], sharpness: float) -> None:
+def test_long_contexts() -> None:
     """More sequences than a chunk; sharp scores of layer 1."""
-    model = cc.disentangled_transformer(3, 300, n_heads, init_scale=0.3, seed=1)
-    model.blocks[1].attn.W_Q.data *= sharpness
-    assert_fused_equals_autograd(model, *draw(3, 300, CHUNK + 1))
+    model = cc.disentangled_transformer(3, 200, (1, 2), init_scale=0.3, seed=1)
+    model.blocks[1].attn.W_Q.data *= 8.0
+    assert_fused_equals_autograd(model, *draw(3, 200, CHUNK + 1))
 
 
 def reduced(d_vocab: int, n_ctx: int, scale: float = 0.5) -> HookedTransformer:

@@ -133,7 +133,6 @@ SMALL = {
     "pairs": cc.pairs_graph(6),
     "forest": cc.random_forest(6, 0.3, seed=9),
     "two parents": cc.ngram_graph(6, 2),
-    "long chain": cc.chain_graph(20),
     "long forest": cc.random_forest(20, 0.3, seed=5),
 }
 

@@ -34,12 +34,3 @@ def test_it_equals_the_plain_forward_in_logits_and_gradients(sizes):
     assert_close(logits(model, TOKENS), model(TOKENS)[:, -1], 1e-12)  # None: the softmax forgets the last layer's b_K
     for name, gradient in gradients[1].items():
         assert float((gradients[0][name] - gradient).abs().max()) <= 1e-11 * max(1.0, float(gradient.abs().max())), name
-
-
-def test_models_with_other_parts_take_the_plain_forward():
-    from causal_circuits.models.last_position import can_skip_positions
-
-    model = model_with_biases()
-    assert can_skip_positions(model)
-    model.cfg.parallel_attn_mlp = True
-    assert not can_skip_positions(model)

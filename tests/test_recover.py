@@ -108,7 +108,7 @@ def test_the_stated_number_of_sequences_is_about_enough():
 @pytest.mark.parametrize("n", [1, 10, 100, 1000])
 @pytest.mark.parametrize("d_vocab", [2, 10])
 def test_few_sequences_never_give_a_confident_wrong_graph(n, d_vocab):
-    for seed in range(10):
+    for seed in range(5):
         parents = cc.graphs.graph_parents(cc.random_forest(12, 0.5, seed=seed))
         batch = drawn(parents, n, d_vocab, alpha=0.3, seed=seed)
         for targets in (batch.target_probs, labels_of(batch)):
@@ -120,7 +120,7 @@ def test_few_sequences_never_give_a_confident_wrong_graph(n, d_vocab):
 
 @pytest.mark.parametrize("kind", ["roots", "uniform tokens", "uniform targets"])
 def test_independent_tokens_have_no_edges(kind):
-    for seed in range(12):
+    for seed in range(6):
         batch = drawn([None] * 14, 3000, 3 + seed % 5, alpha=0.2, seed=seed)
         tokens, targets = batch.tokens, batch.target_probs
         generator = torch.Generator().manual_seed(seed)
@@ -181,7 +181,7 @@ MIXTURES: dict[str, list[Mixture]] = {
 def test_a_position_with_more_than_one_parent_is_neither_root_nor_child(name, d_vocab, alpha):
     parents = MIXTURES[name]
     child = next(i for i, weights in enumerate(parents) if isinstance(weights, dict))
-    for seed in range(5):
+    for seed in range(2):
         found = cc.recover_graph(*mixed(parents, 20_000, d_vocab, alpha, seed))
         assert found.undecided == (child,)
         assert not found.conclusive
@@ -194,7 +194,7 @@ def test_a_position_with_more_than_one_parent_is_neither_root_nor_child(name, d_
 def test_labels_show_a_position_with_several_parents_too(name):
     parents = MIXTURES[name]
     child = next(i for i, weights in enumerate(parents) if isinstance(weights, dict))
-    for seed in range(5):
+    for seed in range(2):
         tokens, laws = mixed(parents, 40_000, 3, 0.1, seed)
         found = cc.recover_graph(tokens, labels_of(cc.Batch(torch.from_numpy(tokens), torch.from_numpy(laws).float())))
         assert child in found.undecided
@@ -337,7 +337,7 @@ def test_a_number_of_sequences_is_given_where_more_of_them_are_what_is_lacking()
 
 
 def test_tied_parents_are_called_tied_and_no_number_would_part_them():
-    for seed in range(5):
+    for seed in range(3):
         tokens, laws = mixed([None, None, 0, None], 20_000, 3, 0.1, seed)
         tokens[:, 1] = tokens[:, 0]
         found = cc.recover_graph(tokens, laws).positions[2]
@@ -374,21 +374,14 @@ def test_recovery_commutes_with_renaming_tokens_and_ignores_the_order_of_sequenc
         torch.testing.assert_close(other.weights, found.weights)
 
 
-def test_lists_arrays_and_tensors_are_one_to_it():
+def test_a_batch_rows_and_lists_are_one_to_it():
     batch = drawn([None, 0, 1], 200)
-    found = cc.recover_graph(batch.tokens, batch.target_probs)
-    for convert in (lambda t: t.tolist(), lambda t: t.numpy()):
-        other = cc.recover_graph(convert(batch.tokens), convert(batch.target_probs))
-        torch.testing.assert_close(other.p_values, found.p_values)
-    small = cc.recover_graph(batch.tokens.to(torch.int32), batch.target_probs.half())
-    assert small.n_sequences == 200
+    found, labels = cc.recover_graph(batch.tokens, batch.target_probs), labels_of(batch)
     rows = cc.recover_graph([*batch.tokens.to(torch.uint8)], [*batch.target_probs.numpy()])
-    torch.testing.assert_close(rows.p_values, found.p_values)
-    torch.testing.assert_close(cc.recover_graph(batch).p_values, found.p_values)
-    labels = labels_of(batch)
-    torch.testing.assert_close(
-        cc.recover_graph(batch, labels).p_values, cc.recover_graph(batch.tokens, labels.tolist()).p_values
-    )
+    for other in (rows, cc.recover_graph(batch)):
+        torch.testing.assert_close(other.p_values, found.p_values)
+    of_labels = [cc.recover_graph(batch, labels), cc.recover_graph(batch.tokens, labels.tolist())]
+    torch.testing.assert_close(of_labels[0].p_values, of_labels[1].p_values)
 
 
 LAWS = [[0.5, 0.5], [0.4, 0.6]]

@@ -12,12 +12,14 @@ from interrupted import (
     CONFIG,
     EVERY_STEP,
     STAGES,
+    TASK,
     assert_same_end,
     assert_same_weights,
     ended,
     new_model,
     started,
     stop_at,
+    uninterrupted,
 )
 
 import causal_circuits as cc
@@ -126,11 +128,10 @@ LONG = (cc.Stage(50, 0.1, train=("W_Q.0",)), cc.Stage(150, 0.05, optimizer="adam
 
 def train_and_save(folder: Path, path: str, every: int) -> None:
     """A run of 200 steps whose model and record are written at the end."""
-    task = cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.3)
-    model = new_model(torch.float32 if path == "fused" else torch.float64)
+    model = new_model(DTYPES[path])
     record, config = cc.RecordAt.every(25, 200), cc.TrainConfig(LONG, batch_size=24)
     kept = cc.Checkpoints(folder / "kept", every=every)
-    cc.train(model, task, config, checkpoints=kept, record=record, progress=False).save(folder / "record")
+    cc.train(model, TASK, config, checkpoints=kept, record=record, progress=False).save(folder / "record")
     cc.save_model(model, folder / "model")
 
 
@@ -165,22 +166,18 @@ def interrupt_yourself(folder: Path) -> None:
         if step == 20:
             signal.raise_signal(signal.SIGINT)
 
-    task = cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.3)
     try:
-        cc.train(new_model(), task, CONFIG, record=EVERY_STEP, on_record=press, checkpoints=cc.Checkpoints(folder))
+        cc.train(new_model(), TASK, CONFIG, record=EVERY_STEP, on_record=press, checkpoints=cc.Checkpoints(folder))
     except KeyboardInterrupt as stopped:
         said = str(stopped) == f"interrupted at step 21 of 30, saved in {folder}"
         sys.exit(7 if said else 8)
 
 
-def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(chain_task, tmp_path):
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path):
     assert ended(started(interrupt_yourself, tmp_path)) == 7
     assert [path.name for path in tmp_path.glob("*.json")] == ["step_000000021.json"]
-    whole, again = new_model(), new_model()
-    expected = cc.train(whole, chain_task, CONFIG, record=EVERY_STEP)
-    assert_same_end(
-        cc.train(again, chain_task, CONFIG, record=EVERY_STEP, checkpoints=cc.Checkpoints(tmp_path)), expected
-    )
+    (whole, expected), again = uninterrupted(), new_model()
+    assert_same_end(cc.train(again, TASK, CONFIG, record=EVERY_STEP, checkpoints=cc.Checkpoints(tmp_path)), expected)
     assert_same_weights(again, whole)
 
 

@@ -1,7 +1,6 @@
 """The study of one circuit: a planted one is proved, a trained one watched over seeds."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -72,20 +71,3 @@ def test_heads_may_copy_parents_in_another_order():
     kept = [cc.scrub_hypothesis(model, batch, task, "copy", heads=order).recovered for order in (heads, None)]
     assert kept[0] == pytest.approx(1.0, abs=1e-4)
     assert kept[1] < 0.9
-
-
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        ({"steps": 1}, "--steps must be at least 2"),
-        ({"sequences": 7}, "--sequences must be at least 64"),
-        ({"formation_seeds": 0}, "--formation-seeds must be at least 1"),
-        ({"decoy": True, "model": Path("somewhere")}, "choose one of them"),
-        ({"graph": "circle"}, "chain, pairs, forest"),
-        ({"graph": "3-gram", "decoy": True}, "recipes for one parent a position"),
-        ({"model": Path("nowhere")}, "nowhere"),
-    ],
-)
-def test_refuses_bad_flags(flags, reason):
-    with pytest.raises(ValueError, match=reason):
-        Config(**flags)

@@ -1,7 +1,6 @@
 """The study of several heads: its numbers and page, missing edges, what a graph is worth, bad graphs."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -67,26 +66,6 @@ def test_a_graph_is_worth_little_where_positions_are_draws_from_the_targets_law(
     assert worth[0]["direct_draws"] == list(range(2, 14))
     assert worth[1]["direct_draws"] == []
     assert worth[0]["graph_is_worth"] < 0.02 < 0.2 < worth[1]["graph_is_worth"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        ({"ngram": 1}, "--ngram must be at least 2"),
-        ({"ngram": 3, "parents": Path("x.json")}, "both name a graph"),
-        ({"n_ctx": 2}, "--n-ctx must be at least 3"),
-        ({"heads": "0,1"}, "at least one head in each layer"),
-        ({"heads": "two"}, "two integers such as 2,1"),
-        ({"seed": -1}, "--seed must be 0 or more"),
-        ({"seeds": 0}, "--seeds must be at least 1"),
-        ({"steps": 1}, "--steps must be at least 2"),
-        ({"parents": Path("missing.json")}, "readable file"),
-        ({"parents": Path("/dev/zero")}, "/dev/zero is not a file"),
-    ],
-)
-def test_bad_flags_are_refused(flags, reason):
-    with pytest.raises(ValueError, match=reason):
-        Config(**flags)
 
 
 @pytest.mark.parametrize(

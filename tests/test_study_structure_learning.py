@@ -159,18 +159,3 @@ def test_pc_finds_the_skeleton_of_one_matrix_where_it_is_installed() -> None:
     graph = cc.graph_from_parents([None, 0, 0, 1, None, 4])
     task = cc.InContextTask(graph, 3, kernels=cc.tasks.matrix_family("dirichlet 1", 1, 3, gamma=0.1, seed=3)[0])
     assert pc is None or pc(task.sample(5000, seed=1).tokens[:, :-1].numpy(), 0.01) == cc.latent_edges(graph)
-
-
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        ({"sizes": (5,)}, "--sizes must be at least 10"),
-        ({"level": 0.0}, "--level must lie between 0 and 1"),
-        ({"graphs": 0}, "--graphs must be at least 1"),
-        ({"parents": 4}, "--parents must lie in 1 .. 3"),
-        ({"d_vocab": 1}, "d_vocab must be an integer of at least 2"),
-    ],
-)
-def test_refuses_bad_flags(flags, reason) -> None:
-    with pytest.raises(ValueError, match=reason):
-        Config(**flags)

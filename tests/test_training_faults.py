@@ -12,6 +12,7 @@ import torch
 from assertions import assert_refused
 from interrupted import (
     CONFIG,
+    TASK,
     ended,
     new_model,
     started,
@@ -72,10 +73,9 @@ def fill_the_disk(folder: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
 
-    task = cc.InContextTask(cc.chain_graph(6), d_vocab=4, alpha=0.3)
     kept = cc.Checkpoints(folder, every=8)
     try:
-        cc.train(new_model(), task, CONFIG, record=cc.RecordAt(steps=(20,)), on_record=fill, checkpoints=kept)
+        cc.train(new_model(), TASK, CONFIG, record=cc.RecordAt(steps=(20,)), on_record=fill, checkpoints=kept)
     except OSError as error:
         sys.exit(7 if error.errno == errno.EFBIG else 8)
 
