@@ -63,16 +63,11 @@ class Config(Study):
     def cells(self) -> list[Cell]:
         """A graph or a table each."""
         same = {"n": self.sequences, "labels": self.labels}
-        names = NAMED if self.graphs[1] else ()
-        named = [Cell(name, recover_named, {"name": name, **same}) for name in names]
-        graphs = [Cell(f"graph {seed}", recover_random, {"seed": seed, **same}) for seed in range(*self.graphs)]
-        nulls = [Cell(f"null {seed}", measure_null, {"seed": seed}) for seed in range(*self.nulls)]
-        return [
-            *named,
-            *graphs,
-            *nulls,
-            *(Cell(f"broken {s}", measure_broken, {"seed": s}) for s in range(*self.broken)),
-        ]
+        cells = {name: (recover_named, {"name": name, **same}) for name in (NAMED if self.graphs[1] else ())}
+        cells |= {f"graph {seed}": (recover_random, {"seed": seed, **same}) for seed in range(*self.graphs)}
+        cells |= {f"null {seed}": (measure_null, {"seed": seed}) for seed in range(*self.nulls)}
+        cells |= {f"broken {seed}": (measure_broken, {"seed": seed}) for seed in range(*self.broken)}
+        return [Cell(name, measure, settings, cores=1) for name, (measure, settings) in cells.items()]
 
     def report(self, rows: Mapping[str, Row]) -> Report:
         """Edges found, and tables with a false one."""

@@ -171,6 +171,21 @@ def test_children_of_another_number_of_parents_are_no_roots():
     assert found.found_parents[5:] == parents[5:-1]
 
 
+def test_the_only_child_of_another_number_of_parents_is_said_to_look_like_a_root():
+    parents = random_parents(2, 10, seed=4)
+    parents[3] = [1]
+    found = cc.recover_graph(task_of(parents, 4).sample(20_000), max_parents=2)
+    assert found.positions[3].verdict == "root"
+    assert "the only child of another number of parents would look the same" in found.positions[3].reason
+
+
+def test_two_tokens_drawn_before_a_child_may_tie_it_to_the_target_without_a_match():
+    """With two tokens, x_1 != x_0 and x_4 != x_3 each tell of both rows of the matrix."""
+    forest = [[], [0], [1], [], [3], [1], [4], [4]]
+    found = cc.recover_graph(task_of(forest, 2, alpha=0.2).sample(20_000), max_parents=2)
+    assert (found.target_parents, found.found_parents) == ((4,), forest[:-1])
+
+
 def broken(kind: str) -> cc.Batch:
     """Sequences that contradict an assumption."""
     parents = random_parents(2, 10, seed=4)

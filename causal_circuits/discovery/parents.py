@@ -23,6 +23,7 @@ from causal_circuits.information.target_search import Candidate, candidates, p_o
 FULL = 0.97  # of a full match, below which a share must lie significantly to contradict it
 _OFF = 0.1  # of 1 / d_vocab, by which a token's frequency must differ significantly to count as not uniform
 _TOLD = 4  # rivals that a reason names
+_LONE = "the only child of another number of parents would look the same"
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,10 @@ def _not_uniform(test: MatchTest) -> dict[int, str]:
 
 
 def _tied_to_target(test: MatchTest, positions: Collection[Position]) -> str:
-    """Whether a token depends on the target's law where its parents do not match; not asked where some ancestor may.
+    """Whether a token depends on the target's law where its parents do not match; asked only where it must not.
 
-    Such an ancestor is one of the target's too: a token that tells of the target's parents tells of its law.
+    It may where it shares an ancestor with the target: a token that tells of the target's parents tells of its law. A
+    child may also where two tokens before it or the target were drawn: these tell of its row and of the target's.
     """
     data, graph = test.data, nx.DiGraph((parent, p.position) for p in positions for parent in p.parents)
     graph.add_nodes_from(range(data.n_ctx))
@@ -162,10 +164,11 @@ def _tied_to_target(test: MatchTest, positions: Collection[Position]) -> str:
     undecided = {p.position for p in positions if p.verdict == "undecided"}
     of_target = nx.ancestors(graph, data.n_ctx)
     of_target |= undecided | {*range(max(of_target & undecided, default=0))}  # any earlier position may be an ancestor
+    drawn = {p.position for p in positions if p.verdict != "root"}
     for i in range(data.n_ctx):
-        if not of_target.isdisjoint({i, *nx.ancestors(graph, i)}):
+        above, parents = nx.ancestors(graph, i), sorted(graph.predecessors(i))
+        if not of_target.isdisjoint({i, *above}) or (parents and len(drawn & (of_target | above)) > 1):
             continue
-        parents = sorted(graph.predecessors(i))
         apart = ~data.match(parents, test.first.target) if parents else torch.ones(len(data), dtype=torch.bool)
         off = abs(float(data.at[apart, i].sum())) - (1 - FULL) * float(data.full[apart].sum())
         p_value = 2 * data.n_ctx * float(most_below(off, float(data.chance[apart].sum()), data.d_vocab)) ** test.worth
@@ -284,6 +287,7 @@ def _without_match(i: int, test: MatchTest) -> Position:
     else:
         verdict = "root"
         reason = f"{none} (p = {p_root:.2g}), and nothing contradicts independence" if i >= k else none
+        reason += f"; {_LONE}" if i else ""
     nan, inf = float("nan"), float("inf")
     needed = _needed(p_root, test) if p_root >= test.level else inf
     return Position(i, verdict, None, None, None, nan, 1.0, p_root, contradicted, (), needed, reason)
