@@ -14,6 +14,8 @@ from math import comb, log
 import networkx as nx
 import numpy as np
 import torch
+from scipy.stats import binom
+from torch.nn.functional import one_hot
 
 from causal_circuits.discovery.user_data import WRONG_WITH
 from causal_circuits.discovery.verdicts import MIN_SEQUENCES, Position, Verdict
@@ -83,13 +85,18 @@ def find_parents(
         return _nothing(tokens.shape[1], doubt)
     positions = tuple(_position(i, test, why_not.get(i)) for i in range(data.n_ctx))
     positions = tuple(_confirmed(p, test, positions) if p.position in found[0].target else p for p in positions)
-    uneven, children = _not_uniform(test), {p.position for p in positions if p.verdict == "child"}
     short = _fall_short_together(test, positions) or _tied_to_target(test, positions)
-    if not short and len(children & {*uneven}) > len(children) / 2:
-        short = f"children's tokens are not uniform over sequences: {sorted(children & {*uneven})}; one matrix for all?"
+    doubts = [_not_uniform(test)]
+    if data.of_labels and len(found[0].target) == max_parents:
+        doubts.append(_one_more_parent(test, positions))
+    children = {p.position for p in positions if p.verdict == "child"}
+    for why in doubts:
+        doubted = sorted(children & {*why})
+        if not short and len(doubted) > len(children) / 2:
+            short = f"most children found are in doubt, {_named(tuple(doubted))}: of the first, {why[doubted[0]]}"
+        positions = tuple(_with_doubt(p, why.get(p.position, "")) for p in positions)
     if short:
         return _nothing(data.n_ctx, short)
-    positions = tuple(_with_doubt(p, uneven.get(p.position, "")) for p in positions)
     return SeveralParents(found[0].target, positions, tuple(f"position {i}: {why_not[i]}" for i in sorted(why_not)))
 
 
@@ -205,6 +212,26 @@ def _fall_short_together(test: MatchTest, positions: Collection[Position]) -> st
         f"the children of the target's parents {_named(test.first.target)} have {gain / full:.0%} of a full match, "
         f"significantly less (p = {p_value:.2g}): more parents than were allowed, or targets that are not the laws?"
     )
+
+
+def _one_more_parent(test: MatchTest, positions: Collection[Position]) -> dict[int, str]:
+    """Child -> that its label is hit by chance where not also x_j = x_t, for some j and t.
+
+    What a full match gains is estimated from labels, so that matches of some of the parents pass for matches of all.
+    """
+    data, why = test.data, dict[int, str]()
+    for p in (p for p in positions if p.verdict == "child"):
+        held, i = data.match(p.parents, test.first.target), p.position
+        tokens = one_hot(data.tokens[held], data.d_vocab).float()
+        n, hits = (
+            len(part) - torch.einsum("njs,nts->jt", part[:, :i], part).numpy()
+            for part in (tokens, tokens[data.at[held, i] > 0])
+        )
+        p_values = np.where(n > 0, binom.sf(hits - 1, n, 1 / data.d_vocab), 0.0)  # n = 0: implied by the match
+        p_value = float(np.delete(p_values, i, axis=1).max()) ** test.worth
+        if p_value >= test.level:
+            why[i] = f"the target may have one more parent (p = {p_value:.2g}): more than were allowed, or few labels?"
+    return why
 
 
 def _position(i: int, test: MatchTest, why_not: str | None) -> Position:

@@ -81,6 +81,11 @@ class Gains:
         return self.values.shape[1]
 
     @property
+    def of_labels(self) -> bool:
+        """Whether every law is one token."""
+        return bool((self.values.amax(dim=1) >= self.d_vocab - 1).all())
+
+    @property
     def uniform(self) -> Tensor:
         """The law of a token that nothing is known of, [sequence, token]."""
         return torch.full_like(self.values, 1 / self.d_vocab)

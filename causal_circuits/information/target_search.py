@@ -57,7 +57,7 @@ class Candidate:
 def candidates(data: Gains, allowed: Sequence[int], max_parents: int) -> tuple[Gains, list[Candidate]]:
     """The best choices, the most likely first, with `data` as given; of labels with the rate of hits that they show."""
     finalists = [target for size in _coarse(data, allowed, max_parents) for target in size]
-    if bool((data.spread == 0).all()):  # labels
+    if data.of_labels:
         data = data.with_labels_hit(max(_guidance_and_hits(data, target) for target in finalists)[1])
     ranked = [_candidate(target, match_sums(data, target)) for target in finalists]
     return data, _best_first(data, sorted(ranked, key=lambda candidate: -candidate.score))
