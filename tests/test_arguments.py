@@ -83,10 +83,7 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
         ("train: model must be a HookedTransformer: got an InContextTask", "build one with"),
     ),
     "steps for a recipe": (lambda: cc.train(MODEL, TASK, 500), ("train: config", "500", "TrainConfig.joint(500)")),
-    "tokens for a batch": (
-        lambda: cc.evaluate(MODEL, BATCH.tokens),
-        ("evaluate: batch", "int64 tensor [64, 6]", "Batch(tokens, targets)"),
-    ),
+    "tokens for a batch": (lambda: cc.evaluate(MODEL, BATCH.tokens), ("evaluate: batch", "int64 tensor [64, 6]")),
     "a model for a circuit's": (
         lambda: circuits.prove_circuit(MODEL, []),
         ("prove_circuit: model must be a CircuitModel", "circuits.circuit_model(model, batch)"),
@@ -103,22 +100,13 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
         lambda: cc.knock_out_edges(MODEL, BATCH, entries=[(0, 1, 0)] * 50 + [(0, 1, 0.5)]),
         ("knock_out_edges: entries", "(an integer, an integer, an integer)"),
     ),
-    "True for a number": (
-        lambda: cc.training.default_stages(True),
-        ("default_stages: steps must be an integer", "True"),
-    ),
+    "True for a number": (lambda: cc.training.default_stages(True), ("default_stages: steps must be an integer",)),
     "a negative seed": (lambda: cc.predicted_gradient(TASK, seed=-1), ("seed", "non-negative integer", "-1")),
-    "labels [N, n - 1]": (
-        lambda: cc.Batch(BATCH.tokens, BATCH.tokens[:, 1:]),
-        ("[batch, n_ctx]", "[batch]", "[64, 5]"),
-    ),
+    "labels [N, n - 1]": (lambda: cc.Batch(BATCH.tokens, BATCH.tokens[:, 1:]), ("[batch, n_ctx]", "[batch]")),
     "one sequence for a batch": (lambda: cc.Batch(BATCH.tokens[0], BATCH.target_probs), ("[batch, n_ctx]", "[6]")),
     "ragged tokens": (lambda: cc.Batch([[0, 1], [1]], [0, 1]), ("Batch: tokens", "[[0, 1], [1]]")),
     "tokens that are no integers": (lambda: cc.Batch(BATCH.tokens / 2, BATCH.target_probs), ("float32 tensor",)),
-    "more targets than sequences": (
-        lambda: cc.Batch(BATCH.tokens, BATCH.target_probs[:9]),
-        ("target_probs", "[9, 3]", "tokens is [64, 6]"),
-    ),
+    "more targets than sequences": (lambda: cc.Batch(BATCH.tokens, BATCH.target_probs[:9]), ("target_probs", "[9, 3]")),
     "methods too": (lambda: TASK.sample("ten"), ("sample: n must be an integer", "'ten'")),
 }
 

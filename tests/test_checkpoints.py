@@ -133,6 +133,4 @@ def test_bad_checkpoints_are_refused(tmp_path):
 
 def test_weights_of_another_model_are_refused(kept):
     other = cc.disentangled_transformer(4, 6)
-    assert_refused(
-        lambda: cc.training.restore_checkpoint(other, kept), "another model's", "blocks.0.attn.W_Q", "there", "here"
-    )
+    assert_refused(lambda: cc.training.restore_checkpoint(other, kept), "another model's", "blocks.0.attn.W_Q", "there")

@@ -144,18 +144,6 @@ def test_a_circuit_may_be_a_graph_a_list_or_a_mask() -> None:
     assert len(costs) == 1
 
 
-def test_positions_are_seen_by_position_counterfactuals_alone() -> None:
-    """A pair of token runs has the same positions: cutting a position edge changes nothing then, and much otherwise."""
-    task = cc.InContextTask(cc.chain_graph(8), d_vocab=3, alpha=0.1)
-    model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(300)
-    for kind in circuits.COUNTERFACTUALS:
-        whole = circuits.circuit_model(model, batch, counterfactual=kind)
-        effect = dict(zip(whole.edges, whole.effects().tolist(), strict=True))
-        seen = [effect["position", f"L0H0.{name}"] > 0.01 for name in "qk"]
-        assert seen == ([False, False] if kind == "resample" else [True, True])
-        assert (effect["token", "L0H0.v"] > 0.01) == (kind != "permute")
-
-
 @pytest.mark.parametrize("metric", cc.interventions.METRICS)
 def test_every_metric_is_a_cost(metric: str) -> None:
     """The whole circuit is better than nothing by every metric, and metrics are what their names say.

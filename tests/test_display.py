@@ -109,12 +109,6 @@ def test_a_recovered_graph_counts_edges_and_has_a_row_for_each_position() -> Non
     assert few.to_frame().reason[1] in repr(few.positions[1])
 
 
-def test_a_batch_tells_its_size_and_where_its_targets_stand() -> None:
-    assert repr(cc.Batch([[0, 1, 2]] * 3, [0, 1, 3])) == "Batch(3 sequences, n_ctx 3, d_vocab 4)"
-    shown = repr(cc.Batch([[0, 1]], [[1, 2]]))
-    assert shown == "Batch(1 sequences, n_ctx 2, d_vocab 3, targets after every position)"
-
-
 def test_detected_heads_are_a_list_and_a_table() -> None:
     task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     heads = cc.detect_induction_heads(cc.plant_circuit(task.graph, d_vocab=3), task, n_sequences=64)
@@ -151,9 +145,3 @@ def test_a_proof_shows_its_verdict_its_criteria_and_every_edge() -> None:
     shown = cells_of(proof._repr_html_())
     assert [row[0] for row in shown[1:5]] == [criterion.name for criterion in proof.criteria]
     assert [row[0] for row in shown[6:]] == ["position -> L0H0.q", "L1H0 -> logits"]
-
-
-def test_results_of_many_numbers_say_their_shapes_in_one_line() -> None:
-    task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    cuts = cc.knock_out_edges(cc.plant_circuit(task.graph, d_vocab=3), task.sample(8))
-    assert repr(cuts).startswith("KnockOut(layer=0, effect=[1, 6, 6], standard_error=[1, 6, 6], ")

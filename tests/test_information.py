@@ -231,10 +231,6 @@ def test_bootstrap_intervals_are_as_wide_as_the_spread_over_fresh_data():
 
 def test_estimates_refuse_what_they_cannot_do():
     batch = cc.InContextTask(cc.chain_graph(6), d_vocab=3).sample(8, seed=0)
-    assert_refused(
-        lambda: cc.information.estimate_information(batch.tokens, batch.target_probs, level=1.0), "level", "0.05"
-    )
+    assert_refused(lambda: cc.information.estimate_information(batch.tokens, batch.target_probs, level=1.0), "level")
     assert_refused(lambda: cc.information.estimate_information(batch.tokens[:1], batch.target_probs[:1]), "at least 2")
-    assert_refused(
-        lambda: cc.measured_gradient(batch.tokens, batch.target_probs, "logits"), "one of weights, scores", "'logits'"
-    )
+    assert_refused(lambda: cc.measured_gradient(batch.tokens, batch.target_probs, "logits"), "one of weights, scores")

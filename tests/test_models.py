@@ -45,18 +45,6 @@ def gradients(model: models.HookedTransformer, logits: Tensor) -> dict[str, Tens
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("n_heads", HEADS, ids=str)
-def test_all_forwards_give_the_same_logits(n_heads: tuple[int, int], dtype: torch.dtype) -> None:
-    model = random_model(n_heads, dtype)
-    expected = oracles.disentangled_forward(*oracles.weights_of(model, D_VOCAB, N_CTX, n_heads), TOKENS, D_VOCAB).logits
-    for forward in (plain_logits, models.structured_logits, models.logits):
-        found = forward(model, TOKENS)
-        assert found.dtype == dtype
-        assert_close(found, expected, TOLERANCE[dtype])
-    assert_close(models.log_probs(model, TOKENS), expected.log_softmax(dim=-1), TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("n_heads", HEADS, ids=str)
 def test_all_forwards_give_the_same_gradients(n_heads: tuple[int, int], dtype: torch.dtype) -> None:
     model = random_model(n_heads, dtype)
     attention, readout = oracles.weights_of(model, D_VOCAB, N_CTX, n_heads)
@@ -79,33 +67,20 @@ def test_all_forwards_give_the_same_gradients(n_heads: tuple[int, int], dtype: t
 @given(
     d_vocab=st.integers(2, 20),
     n_ctx=st.integers(2, 24),
-    n_heads=st.lists(st.integers(1, 2), min_size=1, max_size=3),
+    n_heads=st.lists(st.integers(1, 3), min_size=1, max_size=2) | st.just([1, 2, 1]),
     batch=st.integers(1, 4),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 10_000),
 )
-def test_any_size_and_depth(d_vocab, n_ctx, n_heads, batch, dtype, seed) -> None:
+def test_all_forwards_give_the_same_logits_at_any_size_and_depth(d_vocab, n_ctx, n_heads, batch, dtype, seed) -> None:
     model = cc.disentangled_transformer(d_vocab, n_ctx, tuple(n_heads), init_scale=0.3, seed=seed, dtype=dtype)
     tokens = torch.randint(d_vocab, (batch, n_ctx), generator=torch.Generator().manual_seed(seed))
     expected = oracles.disentangled_forward(*oracles.weights_of(model, d_vocab, n_ctx, n_heads), tokens, d_vocab).logits
-    for found in (models.structured_logits(model, tokens), plain_logits(model, tokens)):
+    for forward in (plain_logits, models.structured_logits, models.logits):
+        found = forward(model, tokens)
         assert found.dtype == dtype
         assert_close(found, expected, 2 * TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("n_heads", HEADS, ids=str)
-def test_patterns_are_causal_rows_that_sum_to_one(n_heads: tuple[int, int]) -> None:
-    model = random_model(n_heads)
-    expected = oracles.disentangled_forward(
-        *oracles.weights_of(model, D_VOCAB, N_CTX, n_heads), TOKENS, D_VOCAB
-    ).patterns
-    _, cache = model.run_with_cache(TOKENS)
-    for layer in range(2):
-        pattern = cache[f"blocks.{layer}.attn.hook_pattern"]
-        assert torch.allclose(pattern.sum(dim=-1), torch.ones(()), atol=1e-6)
-        assert not pattern.triu(1).any()
-        for head in range(n_heads[layer]):
-            assert_close(pattern[:, head], expected[layer, head], 1e-5)
+    assert_close(models.log_probs(model, tokens), expected.log_softmax(dim=-1), 2 * TOLERANCE[dtype])
 
 
 # ---- hooks
@@ -201,11 +176,7 @@ def test_bad_models_are_refused() -> None:
     assert_refused(lambda: cc.disentangled_transformer(3, 5, 2), "n_heads", "(1, 1)", "2")
     assert_refused(lambda: cc.reduced_transformer(3, 0), "n_ctx", "at least 2")
     assert_refused(lambda: models.structured_logits(random_model((1, 1)), TOKENS[:, :-1]), "[batch, n_ctx=5]", "[7, 4]")
-    assert_refused(
-        lambda: cc.models.attention_block(random_model((1, 1)), 0, 0, "tokens", "position"),
-        "'tokens'",
-        "token, position",
-    )
+    assert_refused(lambda: cc.models.attention_block(random_model((1, 1)), 0, 0, "tokens", "position"), "'tokens'")
     assert_refused(
         lambda: cc.models.attention_block(random_model((2, 1)), 1, 1, "token", "token"),
         "no head 1 in layer 1",

@@ -85,18 +85,9 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "negative kernel": (lambda: cc.tasks.bounded_below(np.array([[2.0, -1], [0, 1]]), 0.1), ("sum to 1", "-1")),
     "no kernel": (lambda: cc.tasks.bounded_below(np.ones((0, 2, 2)), 0.1), ("[0, 2, 2]",)),
     # batches
-    "targets of another vocabulary": (
-        lambda: cc.Batch(X[:3], torch.full((3, 2), 0.5)).check(4, 6),
-        ("[3, 4]", "[3, 2]"),
-    ),
-    "width of the target's law": (
-        lambda: cc.recover_graph(X, Y, d_vocab=5),
-        ("width of target_probs, 4", "got 5"),
-    ),
-    "labels that fill the memory": (
-        lambda: cc.Batch([[0, 2, 3], [3, 1, 10**9]], [1, 0]),
-        ("2,000,000,002", "more than"),
-    ),
+    "targets of another vocabulary": (lambda: cc.Batch(X[:3], torch.full((3, 2), 0.5)).check(4, 6), ("[3, 4]",)),
+    "width of the target's law": (lambda: cc.recover_graph(X, Y, d_vocab=5), ("width of target_probs, 4", "got 5")),
+    "labels that fill the memory": (lambda: cc.Batch([[0, 2, 3], [3, 1, 10**9]], [1, 0]), ("2,000,000,002",)),
     "vocabulary that fills the memory": (lambda: cc.Batch([[0, 2], [3, 1]], [1, 0], d_vocab=10**12), ("more than",)),
     "tokens beyond the targets": (
         lambda: cc.tasks.best_unigram_loss(cc.Batch([[0, 5], [1, 1]], [[0.5, 0.5], [0.5, 0.5]])),
@@ -135,27 +126,18 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     ),
     "tokens out of a model's vocabulary": (lambda: cc.log_probs(PLANTED, THREE.tokens + 2), ("0 .. 2", "[2, 4]")),
     "negative tokens": (lambda: cc.mean_attention(PLANTED, THREE.tokens - 1), ("0 .. 2", "[-1, 1]")),
-    "rivals by a smaller matrix": (
-        lambda: cc.information.closest_rivals(torch.zeros(3, 3), GRAPH),
-        ("n_ctx, 6", "[3, 3]"),
-    ),
+    "rivals by a smaller matrix": (lambda: cc.information.closest_rivals(torch.zeros(3, 3), GRAPH), ("n_ctx, 6",)),
     "counterfactual tokens out of the vocabulary": (
         lambda: circuits.circuit_model(PLANTED, THREE, counterfactual=THREE.tokens + 5),
         ("0 .. 2", "[5, 7]"),
     ),
     "onsets at fewer steps": (lambda: circuits.onset((0,), torch.rand(3, 2)), ("steps", "got 1", "[3, 2]")),
     "no alpha": (lambda: cc.InContextTask(GRAPH, 3, alpha=[]), ("alpha", "[]")),
-    "tokens from 1, labels from 0": (
-        lambda: cc.Batch([[1, 2, 3, 4]] * 2, [0, 3]),
-        ("1 .. 4", "0 .. 3", "subtract 1", "d_vocab=5"),
-    ),
+    "tokens from 1, labels from 0": (lambda: cc.Batch([[1, 2, 3, 4]] * 2, [0, 3]), ("1 .. 4", "0 .. 3", "subtract 1")),
     "tokens from 1": (lambda: cc.Batch([[1, 2, 3, 4]], [1], d_vocab=4), ("0 .. 3", "[1, 4]", "counted from 1")),
     "labels beyond d_vocab": (lambda: cc.Batch([[0, 1]], [5], d_vocab=3), ("labels", "0 .. 2", "5")),
     "d_vocab that is not the width": (lambda: cc.Batch(THREE.tokens, THREE.target_probs, 5), ("3", "got 5")),
-    "an ordinary model for a circuit": (
-        lambda: circuits.circuit_graph(users_model()),
-        ("disentangle", "ablate_heads", "knock_out_edges", "patch_activations", "extract_graph"),
-    ),
+    "an ordinary model for a circuit": (lambda: circuits.circuit_graph(users_model()), ("disentangle", "ablate_heads")),
     "targets of another width than the outputs": (
         lambda: cc.evaluate(users_model(d_vocab_out=5), THREE),
         ("target_probs", "d_vocab_out", "[64, 5]", "[64, 3]"),
@@ -163,10 +145,7 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     # models and training
     "negative seed of a training": (lambda: cc.TrainConfig(CONFIG.stages, seed=-1), ("seed", "-1")),
     "recipe of one step": (lambda: cc.training.default_stages(1), ("at least 2 steps", "got 1")),
-    "reduced model of two last heads": (
-        lambda: cc.reduced_transformer(3, 6, (1, 2)),
-        ("one head in layer 1", "(1, 2)"),
-    ),
+    "reduced model of two last heads": (lambda: cc.reduced_transformer(3, 6, (1, 2)), ("one head in layer 1",)),
     "paths through an MLP": (paths_through_mlps, ("MLPs", "patch_activations")),
     "permuting one position": (lambda: other_positions(3, 1, seed=0), ("at least 2", "got 3 of 1")),
     "more recorded losses than steps": (
@@ -278,16 +257,6 @@ def test_an_edge_is_not_taken_for_the_given_one_where_nothing_says_so() -> None:
     assert cc.compare_graphs(true, found).exact
 
 
-def test_results_compare_and_hash_as_objects() -> None:
-    twin = cc.Batch(X, Y)
-    assert BATCH == BATCH != twin
-    assert len({BATCH, BATCH, BATCH[:3]}) == 2
-    first, second = (record_of(9, (0, 9), 2) for _ in range(2))
-    assert first == first != second
-    snapshots = [cc.training.take_snapshot(cc.plant_circuit(GRAPH, d_vocab=4), BATCH) for _ in range(2)]
-    assert snapshots[0] == snapshots[0] != snapshots[1]
-
-
 def test_priors_and_kernels_may_be_lists_arrays_or_tensors_of_any_kind() -> None:
     rows = [[0.1, 0.2], [0.3, 0.4]]
     for alpha in (rows, np.array(rows), torch.tensor(rows, dtype=torch.float64, requires_grad=True), tuple(rows)):
@@ -297,16 +266,6 @@ def test_priors_and_kernels_may_be_lists_arrays_or_tensors_of_any_kind() -> None
     for same in (kernel.clone().requires_grad_(), kernel.to_sparse()):
         assert cc.InContextTask(GRAPH, d_vocab=2, kernels=same).identity() == expected
     assert not cc.Batch(X, Y.clone().requires_grad_()).target_probs.requires_grad
-
-
-def test_roots_that_share_a_law_have_it_also_without_a_counted_stream() -> None:
-    """Concentrations below .09 are drawn by numpy: within a sequence all roots follow one law, which is drawn anew."""
-    roots = cc.graph_from_parents([(), (), (), (), (0,), (1,)])
-    tokens = cc.InContextTask(roots, d_vocab=2, alpha=0.05, roots="shared").sample(4000, seed=1).tokens[:, :4]
-    alike = (tokens == tokens[:, :1]).all(dim=1).double().mean()
-    # Dirichlet(.05, .05): P(four alike) = 2 E[p^4] = 2 (.05 1.05 2.05 3.05) / (.1 1.1 2.1 3.1)
-    expected = 2 * (0.05 * 1.05 * 2.05 * 3.05) / (0.1 * 1.1 * 2.1 * 3.1)
-    assert abs(float(alike) - expected) < 5 * (expected * (1 - expected) / 4000) ** 0.5
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path) -> None:

@@ -73,10 +73,7 @@ BAD_ARRAYS = {
         {"tokens": np.zeros((2, 2), int), "labels": np.zeros(2, int), "target_probs": np.zeros((2, 2))},
         ("leave one out",),
     ),
-    "objects": (
-        {"tokens": np.array([[1], [1, 2]], dtype=object), "labels": np.zeros(2, int)},
-        ("tokens", "not a readable .npy array"),
-    ),
+    "objects": ({"tokens": np.array([[1], [1, 2]], dtype=object), "labels": np.zeros(2, int)}, ("tokens",)),
     "text": ({"tokens": np.array([["a", "b"]]), "labels": np.zeros(1, int)}, ("must be an array of numbers",)),
     "tokens off the vocabulary": (
         {"tokens": np.full((2, 3), 7), "target_probs": np.full((2, 2), 0.5)},

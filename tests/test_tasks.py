@@ -104,12 +104,7 @@ def test_a_periodic_kernel_has_its_law_and_a_split_one_is_refused() -> None:
     np.testing.assert_allclose(transition_matrices.stationary_law_of_one(CYCLE), 0.25, atol=1e-12)
     absorbing = np.array([[1.0, 0.0], [0.5, 0.5]])
     np.testing.assert_allclose(transition_matrices.stationary_law_of_one(absorbing), [1.0, 0.0], atol=1e-12)
-    assert_refused(
-        lambda: transition_matrices.stationary_law_of_one(np.eye(3)),
-        "one stationary law",
-        "several closed",
-        "roots='uniform'",
-    )
+    assert_refused(lambda: transition_matrices.stationary_law_of_one(np.eye(3)), "one stationary law", "several closed")
 
 
 @pytest.mark.parametrize("absent", [[0], [2, 3], [6], [5, 6]], ids=str)
@@ -410,12 +405,8 @@ def test_bad_tasks_are_refused(arguments: dict, words: tuple[str, ...]) -> None:
 
 def test_bad_tasks_over_general_graphs_are_refused() -> None:
     graph = cc.ngram_graph(6, order=2)
-    assert_refused(
-        lambda: cc.InContextTask(graph, d_vocab=3, roots="stationary"), "at most one parent", "'uniform' or 'shared'"
-    )
-    assert_refused(
-        lambda: cc.InContextTask(graph, d_vocab=3, alpha=np.ones(3)), "alpha by row", "at most one parent", "(2,)"
-    )
+    assert_refused(lambda: cc.InContextTask(graph, d_vocab=3, roots="stationary"), "at most one parent")
+    assert_refused(lambda: cc.InContextTask(graph, d_vocab=3, alpha=np.ones(3)), "alpha by row", "at most one parent")
     wide = cc.graph_from_parents([[]] * 8 + [list(range(8))])
     assert_refused(lambda: cc.InContextTask(wide, d_vocab=10), "8 parents", "1,000,000,000", "fewer parents or tokens")
 
