@@ -30,6 +30,11 @@ def planted() -> circuits.CircuitModel:
     return circuits.circuit_model(model, task.sample(800, seed=1))
 
 
+@cache
+def proof_of_the_planted() -> circuits.CircuitProof:
+    return circuits.prove_circuit(planted(), ~circuits.inert_edges(planted()), n_random=99)
+
+
 # ---- the frontier
 
 
@@ -122,7 +127,7 @@ def test_regret_is_zero_for_the_best_and_never_negative() -> None:
 def test_the_true_circuit_is_proved_and_false_ones_are_not() -> None:
     whole = planted()
     true = ~circuits.inert_edges(whole)
-    proof = circuits.prove_circuit(whole, true, n_random=99)
+    proof = proof_of_the_planted()
     assert proof.proved, proof.verdict
     assert proof.interval[0] <= proof.faithfulness <= proof.interval[1]
     assert len(proof.circuit) == 9
@@ -194,8 +199,7 @@ def test_rivals_are_drawn_without_repetition() -> None:
 
 def test_a_circuit_that_fails_nothing_but_what_cannot_be_tested_is_undecided() -> None:
     """A level so strict that 18 rivals, or none, cannot reach it: neither proved nor refuted."""
-    whole = planted()
-    proof = circuits.prove_circuit(whole, ~circuits.inert_edges(whole), n_random=99)
+    proof = proof_of_the_planted()
     assert proof.proved
     untested = replace(proof.criteria[-1], passed=False, testable=False, reason="sufficiency cannot be tested")
     undecided = replace(proof, criteria=(*proof.criteria[:-1], untested))
@@ -379,7 +383,7 @@ def test_onsets_are_half_way() -> None:
 def test_exports_hold_the_same_circuit(tmp_path: Path) -> None:
     whole, true = planted(), ~circuits.inert_edges(planted())
     found = [circuits.discover(whole, method) for method in ("exact", "eap")]
-    proof = circuits.prove_circuit(whole, true, n_random=99)
+    proof = proof_of_the_planted()
     paths = circuits.export_circuit(tmp_path / "out", whole, true, found, proof)
     assert sorted(path.name for path in paths) == ["circuit.csv", "circuit.graphml", "circuit.json"]
     kept = {edge for edge, keep in zip(whole.edges, true.tolist(), strict=True) if keep}
@@ -406,7 +410,7 @@ def test_figures_draw_what_they_are_given() -> None:
     lines = figures.plot_frontier(frontier, [ranking]).lines
     assert np.allclose(lines[0].get_ydata(), frontier.cost)
     assert np.allclose(lines[1].get_ydata(), ranking.cost)
-    proof = circuits.prove_circuit(whole, true, n_random=99)
+    proof = proof_of_the_planted()
     assert len(figures.plot_needed_edges(proof).get_yticklabels()) == 9
     rows = [
         {"method": method, "model": "planted", "auroc": auroc}

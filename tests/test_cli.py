@@ -168,10 +168,10 @@ def test_a_defect_of_a_report_keeps_its_traceback(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_ctrl_c_ends_all_processes_with_130_and_the_same_command_goes_on(tmp_path, capfd, processes):
-    """The cells take ten seconds each: they are not waited for."""
+    """The cells take twenty seconds each: they are not waited for."""
     flags = ("--numbers", 1, 2, 3, "--out", tmp_path, "--processes", processes)
     process = started(lambda: sys.exit(command(*flags, "--wait", 20)))
-    while not list(tmp_path.glob("cells/*.scratch/half")) and process.is_alive():
+    while not list(tmp_path.glob("cells/*.scratch/begun")) and process.is_alive():
         time.sleep(0.05)
     began = time.monotonic()
     os.kill(process.pid, signal.SIGINT)

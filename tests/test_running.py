@@ -259,7 +259,7 @@ def test_scratch_survives_a_failure_and_goes_when_its_cell_is_done(tmp_path, mon
     """A cell finds its own scratch again, never that of other settings."""
     with pytest.raises(CellError):
         run(tmp_path, bad=2, seed=7)
-    left = list(tmp_path.glob("cells/*.scratch/half"))
+    left = list(tmp_path.glob("cells/*.scratch/begun"))
     assert [path.read_text() for path in left] == ["2 7"]
     run(tmp_path, seed=8)
     assert list(tmp_path.glob("cells/*.scratch")) == []
