@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 # With --dist loadfile a worker takes whole files: the long ones first, so that none is left over for one worker alone.
-LONG = ["notebooks", "imports", "resume", "running", "circuits_proof", "study_circuit_proof"]
-LONG += ["study_reproduce_paper", "docs", "circuits_methods"]
+LONG = ["attachments", "notebooks", "environments", "several_parents", "resume", "recover", "circuits_proof", "running"]
+LONG += ["study_reproduce_paper", "study_structure_learning", "study_circuit_proof", "interventions", "docs", "imports"]
 FORK = [None, 0, 0, 1, None, 4]  # a root with two children, a grandchild, a second tree; n_ctx 7
 
 collect_ignore = ["cluster"]  # needs Ray: make cluster

@@ -16,7 +16,7 @@ import pytest
 import torch
 import toy_study
 from assertions import assert_refused
-from interrupted import DAMAGE, ended, started
+from interrupted import DAMAGE, FORK, ended, started
 from toy_study import MEASURED, Config
 
 import causal_circuits as cc
@@ -29,9 +29,10 @@ from causal_circuits.studies.study import Cell, Report
 
 
 @pytest.fixture(autouse=True)
-def measured() -> list[str]:
-    """The cells that a test measures in this process."""
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The cells that a test measures in this process; others are forked, which imports torch no second time."""
     MEASURED.clear()
+    monkeypatch.setattr(running.multiprocessing, "get_context", lambda kind: FORK)
     return MEASURED
 
 
@@ -295,7 +296,8 @@ def test_killed_at_random_moments_it_ends_where_an_unkilled_run_does(tmp_path):
     assert list(tmp_path.glob("cut/cells/*.scratch")) == []
 
 
-def test_several_processes_give_the_results_of_one(tmp_path, measured):
+def test_several_processes_give_the_results_of_one(tmp_path, measured, monkeypatch):
+    monkeypatch.undo()  # spawned, as they are for users
     run(tmp_path / "one")
     measured.clear()
     run(tmp_path / "two", 2)
