@@ -8,7 +8,7 @@
 
 The study is `causal_circuits/studies/circuit_proof/`. Killed at any moment, the same command goes on where it was. The
 folder out/circuit_proof (or --out DIR) gets report.html (look at this), results.json, figures/, circuit.json,
-circuit.graphml, circuit.csv, cells/, and model/ if it was trained here.
+cells/, and model/ if it was trained here.
 """
 
 import sys

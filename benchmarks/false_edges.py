@@ -135,7 +135,7 @@ def draw_one(name: str, seed: int) -> tuple[Draw, int]:
     d_vocab, alpha, n_ctx, n = (rng.choice(options) for options in (D_VOCABS, ALPHAS, CONTEXTS, SEQUENCES))
     graph = cc.random_forest(int(n_ctx), root_probability, seed=rng)
     own = kernels(kind, int(d_vocab), float(alpha), rng)
-    task = cc.InContextTask(graph, d_vocab=int(d_vocab), alpha=float(alpha), kernels=own, roots=roots)
+    task = cc.InContextTask(graph, d_vocab=int(d_vocab), alpha=float(alpha), transition_matrices=own, roots=roots)
     batch = task.sample(int(n), seed=int(rng.integers(2**31)))
     return change(Draw(task, batch.tokens.numpy(), batch.target_probs.numpy(), rng)), int(n)
 

@@ -216,7 +216,7 @@ def broken_table(kind: str, generator: np.random.Generator, n: int, seed: int) -
     if kind in ("one matrix", "preferred token"):
         preference = np.where(np.arange(d_vocab) == 0, 3.0, 1.0) if kind == "preferred token" else np.ones(d_vocab)
         shape = (d_vocab, d_vocab) if kind == "one matrix" else (n, d_vocab, d_vocab)
-        more = {"kernels": {2: generator.dirichlet(alpha * preference, size=shape)}, "roots": "uniform"}
+        more = {"transition_matrices": {2: generator.dirichlet(alpha * preference, size=shape)}, "roots": "uniform"}
     if kind == "degrees":
         parents = [own[:1] if generator.random() < 0.4 else own for own in cc.graphs.graph_parents(graph)[:-1]]
         graph = cc.graph_from_parents([*parents, list(task.target_parents)])

@@ -8,6 +8,12 @@ ICML 2024). In the order in which data flows::
 What a notebook needs daily stands in front (`__init__.pyi`, imported with the first use of each name); everything else
 is in its room: `cc.information`, `cc.training`, `cc.circuits`, ... TransformerLens, whose import takes seconds, comes
 with the first model.
+
+Examples take for granted `import causal_circuits as cc`, numpy as `np`, `torch`, `tempfile.TemporaryDirectory` and,
+where they make no other, a chain and its planted circuit::
+
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
+    model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
 """
 
 import importlib
@@ -15,7 +21,7 @@ import warnings
 
 import lazy_loader
 
-from causal_circuits._moved import GONE, MOVED, missing
+from causal_circuits._moved import MOVED
 
 _front, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = "0.1.0"
@@ -23,8 +29,6 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> object:
     """A name of the front door; one that moved to its room warns until the next release."""
-    if name in GONE:
-        raise missing(__name__, name)
     if name not in MOVED:
         return _front(name)
     room, _, new = MOVED[name].partition(".")

@@ -11,6 +11,7 @@ import inspect
 import os
 import reprlib
 import typing
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache, wraps
 from types import NoneType, UnionType
@@ -49,6 +50,9 @@ _MAKE = {  # how to come by an argument, by its name or its class
     "DiGraph": "make one with graph_from_parents, random_forest or graph_from_digraph; task.graph is one",
     "CircuitModel": "make one with circuits.circuit_model(model, batch)",
 }
+
+
+RENAMED = {"kernels": "transition_matrices", "n_kernels": "n_matrices"}  # keywords until 0.1; they warn until 0.2
 
 
 class ArgumentError(TypeError, ValueError):
@@ -91,6 +95,9 @@ def _checked(function: Any, label: str) -> Any:
     @wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
+        for old in RENAMED.keys() & kwargs.keys():
+            warnings.warn(f"{label}: {old} is {RENAMED[old]} now", DeprecationWarning, stacklevel=2)
+            kwargs[RENAMED[old]] = kwargs.pop(old)
         given = dict(zip(names, args, strict=False))
         if len(given) < len(args) or not given.keys().isdisjoint(kwargs):
             return function(*args, **kwargs)  # Python itself says which argument is one too many

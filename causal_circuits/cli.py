@@ -33,23 +33,18 @@ if TYPE_CHECKING:
 class Output:
     """Where results go, and how."""
 
-    out: Path | None = None
-    """folder of cells, results.json, figures/ and report.html; None: out/NAME"""
-    processes: int = 1
-    """cells measured at once, each in a process of its own"""
+    out: Path | None = None  #: folder of cells, results.json, figures/ and report.html; None: out/NAME
+    processes: int = 1  #: cells measured at once, each in a process of its own
     ray: str | None = None
-    """measure on a Ray cluster: ADDRESS, auto (the one this machine belongs to) or local (this machine alone)"""
-    limit_s: float | None = None
-    """seconds after which a cell is given up, as if it had raised; None: no limit"""
-    quiet: bool = False
-    """no progress, only the closing table"""
-    open: bool = False
-    """show report.html in the browser"""
+    """measure on a Ray cluster: ADDRESS, auto (that of this machine) or local (this machine alone)"""
+    limit_s: float | None = None  #: seconds after which a cell is given up, as if it had raised; None: no limit
+    quiet: bool = False  #: no progress, only the closing table
+    open: bool = False  #: show report.html in the browser
 
 
 def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int:
     """Run the study of a name; without one the first argument names it, and no argument lists all."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given, program = list(sys.argv[1:] if arguments is None else arguments), f"{name}.py"
     if sys.stdout.errors == "strict":  # a path may hold what this terminal's encoding does not
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if name is None:
@@ -57,7 +52,7 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
             print(cc.__version__ if given[:1] == ["--version"] else listing())
             return 0
         shown = given.pop(0)
-        name = shown.replace("-", "_")
+        name, program = shown.replace("-", "_"), f"causal-circuits {shown}"
         if name not in (*studies.NAMES, "replay"):
             known = [study.replace("_", "-") for study in sorted(studies.NAMES)]
             _tell("causal-circuits", f"error: there is no study {shown!r}: choose one of {', '.join(known)}")
@@ -65,7 +60,7 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *where, **more: _tell(name, str(message))
-            return _run(name, given)
+            return _run(name, given, program)
     except KeyboardInterrupt as stopped:
         _tell(name, f"{str(stopped) or 'interrupted'}; the same command goes on from here")
         return 130
@@ -79,10 +74,10 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int
         return 1
 
 
-def _run(name: str, given: Sequence[str]) -> int:
+def _run(name: str, given: Sequence[str], program: str) -> int:
     if name == "replay":
         return _replay(given)
-    study, output = parse(name, given)
+    study, output = parse(name, given, program)
     command = shlex.join(["python", f"analyses/{name}.py", *given])
     return _write(study, output, output.out or Path("out") / name, command)
 
@@ -108,26 +103,18 @@ def _write(study: "Study", output: Output, folder: Path, command: str) -> int:
     return 0
 
 
-def parse(name: str, arguments: Sequence[str]) -> "tuple[Study, Output]":
-    """The study and the output flags.
-
-    Raises:
-        ValueError: a flag is unknown or bad; in one line.
-
-    >>> parse("two_stage", ["--lengths", "8", "16", "--seed", "3"])[0].lengths
-    (8, 16)
-    """
+def parse(name: str, arguments: Sequence[str], program: str | None = None) -> "tuple[Study, Output]":
+    """The study and the output flags (`program`: what --help calls itself); a ValueError in one line for bad ones."""
     config: type[Study] = importlib.import_module(f"causal_circuits.studies.{name}").Config
     quick = bool(config.QUICK) and "--quick" in arguments
     study: tuple[Any, ...] = ("study", config, field(default=config.quickly())) if quick else ("study", config)
     command: Any = make_dataclass("Command", [study, ("output", Output, field(default=Output()))])
     flags = [argument for argument in arguments if not (quick and argument == "--quick")]
-    given = _parsed(command, f"{name}.py", flags)
+    given = _parsed(command, program or f"{name}.py", flags)
     return given.study, given.output
 
 
 def _parsed(kind: Any, program: str, arguments: Sequence[str]) -> Any:
-    """What the flags say; a ValueError in one line for bad ones."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), _wide(not {"-h", "--help"} & set(arguments)):
@@ -166,7 +153,7 @@ def listing() -> str:
 
 
 def _claim(name: str) -> str:
-    """The docstring of a study's Config, read and not imported: that would take seconds."""
+    """The docstring of a Config, read and not imported: that would take seconds."""
     module = importlib.util.find_spec(f"causal_circuits.studies.{name}")
     assert module
     assert module.origin

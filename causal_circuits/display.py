@@ -89,26 +89,6 @@ def short_repr(result: object) -> str:
     return f"{type(result).__name__}({fields})"
 
 
-def sparkline_html(values: Sequence[float] | np.ndarray, label: str) -> str:
-    """A small curve over a logarithmic step axis, as an inline SVG with a label for those who do not see it.
-
-    At most 120 points are drawn: the mean over each stretch of steps. Values that are not finite are left out.
-    """
-    finite = np.asarray(values, dtype=np.float64)
-    ends = np.unique(np.geomspace(1, max(len(finite), 1), 121).round().astype(int))
-    stretches = [(end, finite[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-    means = [(end, chunk[np.isfinite(chunk)].mean()) for end, chunk in stretches if np.isfinite(chunk).any()]
-    if not means:
-        return ""
-    low, high = min(y for _, y in means), max(y for _, y in means)
-    width, height = np.log(max(len(finite), 2)), high - low or 1.0
-    points = " ".join(f"{2 + 236 * np.log(x) / width:.1f},{42 - 36 * (y - low) / height:.1f}" for x, y in means)
-    return (
-        f'<svg viewBox="0 0 240 46" width="240" height="46" role="img" aria-label="{escape(label)}">'
-        f'<polyline points="{points}" fill="none" stroke="#0072B2" stroke-width="1.5"/></svg>'
-    )
-
-
 def short_list(values: Sequence[object], at_most: int = 6) -> str:
     """The first values, and how many more there are.
 

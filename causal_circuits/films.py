@@ -39,9 +39,6 @@ class SequenceAttention:
         attention: [state, head, query_pos, key_pos].
         attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
     >>> seen = cc.films.sequence_attention(model, task.sample(1, seed=0).tokens[0])
     >>> seen.heads, tuple(seen.attention.shape)
     (((0, 0), (1, 0)), (1, 2, 6, 6))
@@ -59,8 +56,7 @@ class SequenceAttention:
 def sequence_attention(model: HookedTransformer, tokens: Int[Tensor, " n_ctx"], step: int = 0) -> SequenceAttention:
     """The attention of every live head of any HookedTransformer on one sequence; float32, on the CPU.
 
-    >>> from causal_circuits import chain_graph, plant_circuit
-    >>> seen = sequence_attention(plant_circuit(chain_graph(4), d_vocab=3), torch.tensor([0, 1, 2, 1]))
+    >>> seen = sequence_attention(cc.plant_circuit(cc.chain_graph(4), d_vocab=3), torch.tensor([0, 1, 2, 1]))
     >>> seen.heads, seen.attention[0, 0, 2].round().tolist()          # position 2 attends to its parent, 1
     (((0, 0), (1, 0)), [0.0, 1.0, 0.0, 0.0])
     """
@@ -82,10 +78,10 @@ class SequenceRecorder:
         tokens: [n_ctx], the sequence.
         folder: where to keep what is seen; this film's own.
 
-    >>> from causal_circuits import InContextTask, TrainConfig, chain_graph, disentangled_transformer, train
-    >>> task = InContextTask(chain_graph(4), d_vocab=3)
+    >>> task = cc.InContextTask(cc.chain_graph(4), d_vocab=3)
     >>> film = SequenceRecorder(task.sample(1, seed=1).tokens[0])
-    >>> record = train(disentangled_transformer(3, 4), task, TrainConfig.joint(8, batch_size=4), on_record=film)
+    >>> model, config = cc.disentangled_transformer(3, 4), cc.TrainConfig.joint(8, batch_size=4)
+    >>> record = cc.train(model, task, config, on_record=film)
     >>> film.result().steps == record.steps
     True
     """
@@ -116,9 +112,6 @@ class PredictorDistances:
         names: of the predictors.
         divergence: float64 [state, predictor]; mean KL(predictor || model) over sequences, nats.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> batch = task.sample(64, seed=0)
     >>> film = cc.films.PredictorRecorder(batch, cc.films.named_predictors(task, batch))
     >>> film(0, cc.disentangled_transformer(3, 6))
     >>> found = film.result()
@@ -160,9 +153,6 @@ class PredictorRecorder:
             ones, `tasks.next_token_predictors` those after every position.
         folder: where to keep what is seen; this film's own.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> batch = task.sample(64, seed=0)
     >>> film = cc.films.PredictorRecorder(batch, cc.films.named_predictors(task, batch))
     >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=16)
     >>> record = cc.train(model, task, config, on_record=film)
@@ -205,8 +195,7 @@ class PredictorRecorder:
 def named_predictors(task: InContextTask, batch: Batch) -> dict[str, Float[Tensor, "batch d_vocab"]]:
     """Uniform, the best smoothed unigram of the context, and the edge posterior: the phases of the usual training.
 
-    >>> from causal_circuits import chain_graph
-    >>> task = InContextTask(chain_graph(5), d_vocab=3)
+    >>> task = cc.InContextTask(cc.chain_graph(5), d_vocab=3)
     >>> list(named_predictors(task, task.sample(8)))
     ['uniform', 'best unigram', 'edge posterior']
     """

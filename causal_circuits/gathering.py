@@ -26,8 +26,6 @@ def results(folder: str | os.PathLike[str]) -> Any:
     Raises:
         ValueError: there is no kept cell.
 
-    >>> import causal_circuits as cc
-    >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     for seed in (0, 1):
     ...         study = cc.studies.two_stage.Config.quickly(figure_9=0, steps=(2, 2), seed=seed)
@@ -57,7 +55,6 @@ def study_of(folder: str | os.PathLike[str]) -> tuple[Study, str]:
 
 
 def _rows(path: Path, folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a kept cell."""
     try:
         values, _ = read_checked(path, FORMAT, "cell")
     except (ValueError, OSError) as error:

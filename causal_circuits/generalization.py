@@ -29,17 +29,17 @@ class WorstMatrix:
     """What a search over transition matrices found.
 
     Attributes:
-        kernel: float64 [d_vocab, d_vocab], entries at least gamma / d_vocab.
+        matrix: float64 [d_vocab, d_vocab], entries at least gamma / d_vocab.
         error: its score, the largest seen.
         start_error: the largest score among the random matrices that the search started from.
         history: the best score after every round; it never falls.
 
-    >>> found = worst_matrix(lambda kernel: float(kernel[0, 0]), d_vocab=3, n_start=8, n_rounds=8)
-    >>> found.error >= found.start_error, len(found.history), found.kernel.shape
+    >>> found = worst_matrix(lambda matrix: float(matrix[0, 0]), d_vocab=3, n_start=8, n_rounds=8)
+    >>> found.error >= found.start_error, len(found.history), found.matrix.shape
     (True, 9, (3, 3))
     """
 
-    kernel: Float[np.ndarray, "d_vocab d_vocab"]
+    matrix: Float[np.ndarray, "d_vocab d_vocab"]
     error: float
     start_error: float
     history: tuple[float, ...]
@@ -49,7 +49,7 @@ class WorstMatrix:
 def prediction_errors(
     predictor: Predictor,
     graph: nx.DiGraph,
-    kernel: Float[np.ndarray, "d_vocab d_vocab"],
+    matrix: Float[np.ndarray, "d_vocab d_vocab"],
     *,
     n_sequences: int = 1024,
     seed: int = 0,
@@ -60,19 +60,18 @@ def prediction_errors(
     Args:
         predictor: tokens to probabilities: a model's ``log_probs(model, tokens).exp()``, an edge posterior, ...
         graph: a forest with a query.
-        kernel: the transition matrix of every sequence.
+        matrix: the transition matrix of every sequence.
         n_sequences, seed: of the sequences; one seed compares matrices on common random numbers.
         reference: measure the distance to this predictor in place of the matrix's own row.
 
     Returns:
         float64 [d_vocab]; NaN for a token that no sequence asks for.
 
-    >>> from causal_circuits import chain_graph
     >>> uniform = lambda tokens: torch.full((len(tokens), 2), 0.5)
-    >>> prediction_errors(uniform, chain_graph(8), np.array([[0.9, 0.1], [0.3, 0.7]])).round(2).tolist()
+    >>> prediction_errors(uniform, cc.chain_graph(8), np.array([[0.9, 0.1], [0.3, 0.7]])).round(2).tolist()
     [0.4, 0.2]
     """
-    task = InContextTask(graph, d_vocab=len(kernel), kernels=kernel)
+    task = InContextTask(graph, d_vocab=len(matrix), transition_matrices=matrix)
     if not task.has_query:
         raise ValueError("prediction errors are per query token: the graph must be a forest with a query")
     batch = task.sample(n_sequences, seed=seed)
@@ -81,7 +80,7 @@ def prediction_errors(
         error = (predictor(batch.tokens).double() - truth.double()).abs().amax(dim=-1).numpy()
     query = batch.tokens[:, -1].numpy()
     with np.errstate(invalid="ignore"):
-        return np.bincount(query, error, minlength=len(kernel)) / np.bincount(query, minlength=len(kernel))
+        return np.bincount(query, error, minlength=len(matrix)) / np.bincount(query, minlength=len(matrix))
 
 
 @check_arguments
@@ -102,7 +101,7 @@ def worst_matrix(
     the best of parents and children stay. So the result is never worse than the best start. Gradient-free: the sampling
     of tokens has no gradient.
 
-    >>> worst = worst_matrix(lambda kernel: float(kernel[0, 0]), d_vocab=3, gamma=0.3, seed=0)
+    >>> worst = worst_matrix(lambda matrix: float(matrix[0, 0]), d_vocab=3, gamma=0.3, seed=0)
     >>> bool(0.7 < worst.error <= 0.8)          # at most (1 - gamma) + gamma / d_vocab
     True
     """
@@ -117,7 +116,7 @@ def worst_matrix(
     elite = sorted(((score(bounded_below(k, gamma)), i, k) for i, k in enumerate(starts)), reverse=True)[:n_elite]
     start_error, history, serial = elite[0][0], [elite[0][0]], n_start
     for _ in range(n_rounds):
-        children = [_mutated(kernel, generator) for _, _, kernel in elite]
+        children = [_mutated(matrix, generator) for _, _, matrix in elite]
         elite += [(score(bounded_below(k, gamma)), serial + i, k) for i, k in enumerate(children)]
         serial += len(children)
         elite = sorted(elite, reverse=True)[:n_elite]  # the serial number settles ties
@@ -125,9 +124,9 @@ def worst_matrix(
     return WorstMatrix(bounded_below(elite[0][2], gamma), elite[0][0], start_error, tuple(history))
 
 
-def _mutated(kernel: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _mutated(matrix: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """A row redrawn, two rows swapped, or every entry scaled; still a stochastic matrix."""
-    child, n_states, kind = kernel.copy(), len(kernel), generator.integers(4)
+    child, n_states, kind = matrix.copy(), len(matrix), generator.integers(4)
     if kind == 0:
         child[generator.integers(n_states)] = generator.dirichlet(np.full(n_states, 10.0 ** generator.uniform(-2, 1)))
     elif kind == 1:

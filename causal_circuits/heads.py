@@ -64,9 +64,6 @@ class HeadScores:
         copies_read_by: "keys" (a later head matches what this one copies) for heads before the last layer that do no
             induction, or "logits" (the unembedding).
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
     >>> previous, induction = cc.detect_induction_heads(model, task, n_sequences=64)
     >>> previous.role, round(previous.parent_score, 2), induction.role
     ('previous-token', 1.0, 'induction')
@@ -142,9 +139,6 @@ def detect_induction_heads(
         tokens: two different sequences or more.
         n_sequences, seed: of the sequences drawn.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
     >>> [head.role for head in cc.detect_induction_heads(model, task, n_sequences=64)]
     ['previous-token', 'induction']
     """
@@ -262,8 +256,7 @@ def _role(task: Task, head: HeadScores, is_read: bool) -> str:
 def parent_mask(task: Task) -> Bool[Tensor, "n_ctx n_ctx"]:
     """True at the cells where attention to parents belongs: see `graphs.attention_cells`.
 
-    >>> from causal_circuits import InContextTask, chain_graph
-    >>> parent_mask(InContextTask(chain_graph(4), d_vocab=2)).nonzero().tolist()
+    >>> parent_mask(cc.InContextTask(cc.chain_graph(4), d_vocab=2)).nonzero().tolist()
     [[1, 0], [2, 1]]
     """
     return torch.from_numpy(edge_entries(graph_of(task))[0])
@@ -276,10 +269,7 @@ def induction_mask(task: Task, tokens: Int[Tensor, "batch n_ctx"]) -> Bool[Tenso
     With one parent that is token(parent(j)) = token(i), for every row i. With several it is defined for the last
     row alone: the tokens of j's parents are those of the target's parents.
 
-    >>> import torch
-    >>> from causal_circuits import InContextTask, chain_graph
-    >>> from causal_circuits.heads import induction_mask
-    >>> mask = induction_mask(InContextTask(chain_graph(4), d_vocab=2), torch.tensor([[0, 1, 1, 0]]))
+    >>> mask = cc.heads.induction_mask(cc.InContextTask(cc.chain_graph(4), d_vocab=2), torch.tensor([[0, 1, 1, 0]]))
     >>> mask[0, 3].tolist()  # the token before position 1 is that of position 3
     [False, True, False, False]
     """
@@ -344,12 +334,10 @@ def copying_score(model: HookedTransformer, layer: int, head: int, *, read_by: R
 
     By the weights alone: normalisation, biases, rotations and MLPs between the two are left out.
 
-    >>> from causal_circuits import chain_graph, plant_circuit
-    >>> from causal_circuits.heads import copying_score
-    >>> model = plant_circuit(chain_graph(6), d_vocab=3)
-    >>> round(copying_score(model, 1, 0), 3), round(copying_score(model, 0, 0, read_by="keys"), 3)
+    >>> model = cc.plant_circuit(cc.chain_graph(6), d_vocab=3)
+    >>> round(cc.heads.copying_score(model, 1, 0), 3), round(cc.heads.copying_score(model, 0, 0, read_by="keys"), 3)
     (1.0, 1.0)
-    >>> copying_score(model, 0, 0)                      # no logit reads what the first layer writes
+    >>> cc.heads.copying_score(model, 0, 0)                      # no logit reads what the first layer writes
     0.0
     """
     check_head(model, layer, head)

@@ -31,7 +31,6 @@ def exclusive_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
         ValueError: another process holds the lock; it names its number and host.
         OSError: the folder cannot be made.
 
-    >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     with exclusive_lock(folder):
     ...         print([path.name for path in Path(folder).iterdir()])

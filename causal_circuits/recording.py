@@ -20,13 +20,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.display import sparkline_html, table_html
+from causal_circuits.display import table_html
 from causal_circuits.models import HookedTransformer
 from causal_circuits.record_at import RecordAt
 from causal_circuits.storage import read_checked, read_json, read_rows, read_tensors, tensor_bytes, write_files
@@ -57,9 +56,6 @@ class Snapshot:
         weight_gradients: the same of -d(loss) / d(attention weights).
         layers: the numbers of the layers, in order; by default from 0 on.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
     >>> snapshot = cc.training.take_snapshot(model, batch)
     >>> tuple(snapshot.attention.shape), snapshot.score_gradients.shape == snapshot.attention.shape
     ((2, 1, 6, 6), True)
@@ -93,8 +89,6 @@ class TrainingRecord:
         path: "fused" or "structured", the way most steps were computed.
         layers: the numbers of the recorded layers, in order; by default from 0 on.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=512)
     >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
     >>> len(record.losses), record.steps, record.attention.shape == (2, 2, 1, 6, 6)
@@ -138,7 +132,6 @@ class TrainingRecord:
         Raises:
             ValueError: it was not recorded, or holds NaN.
 
-        >>> import torch
         >>> seen = torch.rand(2, 1, 1, 6, 6)                   # two states of one layer
         >>> record = TrainingRecord(torch.rand(9), (0, 9), torch.rand(2), seen, None, layers=(1,))
         >>> bool((record.of_layer("attention", 1) == seen[:, 0]).all())
@@ -183,11 +176,9 @@ class TrainingRecord:
         return pd.DataFrame({"step": self.steps, "loss": self.recorded_losses.tolist()})
 
     def _repr_html_(self) -> str:
-        """The loss as a small curve, and a row for every recorded state."""
-        curve = sparkline_html(self.losses.numpy(), f"Training loss over {len(self.losses)} steps, logarithmic axis")
         states = zip(self.steps, self.recorded_losses.tolist(), strict=True)
         rows = [{"step": step, "loss (nats)": loss} for step, loss in states]
-        return curve + table_html(rows, f"TrainingRecord: {self._summary()}")
+        return table_html(rows, f"TrainingRecord: {self._summary()}")
 
     def _summary(self) -> str:
         """Steps, the loss from first to last, and the time, in words."""
@@ -272,10 +263,9 @@ def watch_attention(model: HookedTransformer, layers: Sequence[int] | None = Non
     Works with the plain and the structured forward. The hooks are gone afterwards, also after an exception; hooks
     that were there before stay.
 
-    >>> from causal_circuits import disentangled_transformer, models
-    >>> model = disentangled_transformer(d_vocab=3, n_ctx=4)
+    >>> model = cc.disentangled_transformer(d_vocab=3, n_ctx=4)
     >>> with watch_attention(model) as watched:
-    ...     models.logits(model, torch.tensor([[0, 1, 2, 0]])).sum().backward()
+    ...     cc.models.logits(model, torch.tensor([[0, 1, 2, 0]])).sum().backward()
     >>> watched.score_gradients().shape
     torch.Size([2, 1, 4, 4])
     """
@@ -323,28 +313,3 @@ def _all_layers(states: Snapshot | TrainingRecord, axis: int) -> tuple[int, ...]
     """The numbers of as many layers as are recorded."""
     matrices = [value for name in MATRICES if (value := getattr(states, name)) is not None]
     return tuple(range(matrices[0].shape[axis])) if matrices else ()
-
-
-def join_records(records: Sequence[TrainingRecord], config: object) -> TrainingRecord:
-    """The record of runs that followed one another, steps counted through; `config` is what was asked for in all."""
-    if not records:
-        raise ValueError("joining records needs at least one: got none")
-    layers = {record.layers for record in records if record.layers}
-    if len(layers) > 1:
-        raise ValueError(f"records to be joined must be of the same layers: got {sorted(layers)}")
-    starts = np.cumsum([0, *(len(record.losses) for record in records[:-1])]).tolist()
-    tensors: dict[str, Any] = {}
-    for name in records[0]._tensors():
-        parts = [value for record in records if (value := getattr(record, name)) is not None]
-        tensors[name] = torch.cat(parts) if parts else None
-    seconds = sum(record.seconds for record in records)
-    drawn = sum(record.sequences_per_s * record.seconds for record in records)
-    return TrainingRecord(
-        steps=tuple(start + step for start, record in zip(starts, records, strict=True) for step in record.steps),
-        config=to_plain(config),
-        seconds=seconds,
-        sequences_per_s=drawn / seconds,
-        path=records[-1].path,
-        layers=next(iter(layers), ()),
-        **tensors,
-    )

@@ -92,7 +92,6 @@ def run(
         CellError: cells raised; it names each with its settings. The others are kept, and the tracebacks are in
             cells/errors.txt.
 
-    >>> import causal_circuits as cc
     >>> done = cc.run(cc.studies.two_stage.Config.quickly(figure_9=0, steps=(2, 2)), quiet=True)
     >>> done.rows["n_ctx 8, seed 0, variant full, Adam"]["n_ctx"]
     8

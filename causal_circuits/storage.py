@@ -38,7 +38,6 @@ def write_files(folder: str | os.PathLike[str], contents: Mapping[str, bytes | s
     Raises:
         OSError: the disk is full, or the folder cannot be written to; every file that was there is unharmed.
 
-    >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     [path.name for path in write_files(folder, {"numbers.json": "[1, 2]"}).iterdir()]
     ['numbers.json']
@@ -66,8 +65,7 @@ def write_files(folder: str | os.PathLike[str], contents: Mapping[str, bytes | s
 def plain_values(result: object) -> Any:
     """A result of this package as JSON values: dataclasses as objects, tensors as lists, NaN and infinity as null.
 
-    >>> from causal_circuits.circuits import OnsetInterval
-    >>> plain_values(OnsetInterval(mean=20.0, low=10.0, high=30.0, never=float("nan")))
+    >>> plain_values(cc.circuits.OnsetInterval(mean=20.0, low=10.0, high=30.0, never=float("nan")))
     {'mean': 20.0, 'low': 10.0, 'high': 30.0, 'never': None}
     """
     if is_dataclass(result) and not isinstance(result, type):
@@ -94,7 +92,6 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         ValueError: it is something else, or longer than any file of ours.
         OSError: there is no such file.
 
-    >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     read_json(write_files(folder, {"numbers.json": "[1, 2]"}) / "numbers.json")
     [1, 2]
@@ -127,8 +124,6 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         ValueError: the file is truncated, is something else, or is larger than this machine's memory.
 
-    >>> import torch
-    >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     path = write_files(folder, {"a.safetensors": tensor_bytes({"weights": torch.ones(2)})}) / "a.safetensors"
     ...     read_tensors(path)["weights"]
@@ -158,7 +153,6 @@ def write_checked(
         head: JSON values; "format" names their schema.
         tensors: None writes no second file.
 
-    >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     path = write_checked(folder, "unit", {"format": "example/1", "loss": 0.25})
     ...     read_checked(path, "example/1")[0]["loss"]
@@ -227,7 +221,6 @@ def read_rows(path: str | os.PathLike[str], checksums: Sequence[int], for_writin
     Raises:
         ValueError: the file is missing, truncated, or one of these rows was altered.
 
-    >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     np.save(f"{folder}/a.npy", rows := np.eye(3))
     ...     read_rows(f"{folder}/a.npy", [row_checksum(row) for row in rows[:2]]).shape

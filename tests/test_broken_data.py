@@ -60,7 +60,7 @@ def test_fresh_sequences_are_no_copies(n_ctx: int, d_vocab: int, alpha: float, n
 
 def test_fresh_sequences_of_one_deterministic_kernel_in_order_of_the_query_are_no_copies() -> None:
     cycle = np.roll(np.eye(3), 1, axis=1)
-    batch = cc.InContextTask(CHAIN, d_vocab=3, kernels=cycle[None]).sample(3000, seed=0)
+    batch = cc.InContextTask(CHAIN, d_vocab=3, transition_matrices=cycle[None]).sample(3000, seed=0)
     order = batch.tokens[:, -1].argsort()
     for targets in (batch.target_probs, torch.from_numpy(labels_of(batch, 0))):
         assert read_data(batch.tokens[order], targets[order], 3).n_independent == 3000

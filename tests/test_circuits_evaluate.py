@@ -138,7 +138,7 @@ def test_a_circuit_may_be_a_graph_a_list_or_a_mask() -> None:
     model, batch = case((1, 1))
     whole = circuits.circuit_model(model, batch)
     edges = [("token", "L0H0.v"), ("L0H0", "logits"), ("L1H0", "logits")]
-    graph = circuits.circuit_subgraph(whole.graph, edges)
+    graph = whole.graph.edge_subgraph(edges)
     assert sorted(circuits.circuit_edges(graph)) == sorted(edges)
     costs = {whole.mean_cost(circuit) for circuit in (edges, graph, whole.mask(edges))}
     assert len(costs) == 1

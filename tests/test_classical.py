@@ -62,7 +62,9 @@ def test_chow_liu_refuses_what_is_no_matrix_of_numbers() -> None:
 def test_with_one_kernel_the_classics_find_the_tree_and_pooled_prompts_hide_it() -> None:
     graph = cc.graph_from_parents([None, 0, 0, 1, 1, 2, 5])
     true = cc.latent_edges(graph)
-    fixed = cc.InContextTask(graph, 3, kernels=cc.tasks.matrix_family("dirichlet 1", 1, 3, gamma=0.1, seed=3)[0])
+    fixed = cc.InContextTask(
+        graph, 3, transition_matrices=cc.tasks.matrix_family("dirichlet 1", 1, 3, gamma=0.1, seed=3)[0]
+    )
     pooled = cc.InContextTask(graph, 3, alpha=0.1)
     found = {}
     for name, task in (("fixed", fixed), ("pooled", pooled)):

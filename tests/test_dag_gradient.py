@@ -14,7 +14,7 @@ from causal_circuits.information import pair_laws
 Context = list[tuple[int, ...]]
 
 
-def own_kernels(graph, d_vocab: int, seed: int) -> dict[int, np.ndarray]:
+def own_matrices(graph, d_vocab: int, seed: int) -> dict[int, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {
         k: rng.dirichlet(np.ones(d_vocab), size=(d_vocab,) * k)
@@ -48,9 +48,9 @@ def lower(matrix: np.ndarray, last_key: int | None, diagonal: int) -> np.ndarray
 @given(seed=st.integers(0, 10_000), last_key=st.sampled_from([None, 0, 3, 4]))
 def test_the_limit_equals_brute_force_over_all_sequences(seed, last_key):
     graph = random_dag(seed)
-    kernels = own_kernels(graph, 2, seed)
-    task = cc.InContextTask(graph, d_vocab=2, kernels=kernels, roots="uniform")
-    found = cc.predicted_gradient(task, n_kernels=2, last_key=last_key)
+    kernels = own_matrices(graph, 2, seed)
+    task = cc.InContextTask(graph, d_vocab=2, transition_matrices=kernels, roots="uniform")
+    found = cc.predicted_gradient(task, n_matrices=2, last_key=last_key)
     key = 4 if last_key is None else last_key
     expected = oracles.limit_gradient(parents_and_target(graph), kernels, np.full(2, 0.5), key)
     assert found.method == "enumeration"
@@ -61,9 +61,9 @@ def test_the_limit_equals_brute_force_over_all_sequences(seed, last_key):
 @pytest.mark.parametrize("last_key", [None, 1, 3])
 def test_the_finite_context_gradient_is_autograds_on_the_reduced_model(seed, last_key):
     graph = random_dag(seed)
-    kernels = own_kernels(graph, 2, seed)
-    task = cc.InContextTask(graph, d_vocab=2, kernels=kernels, roots="uniform")
-    found = cc.information.finite_context_gradient(task, n_kernels=2, last_key=last_key).value
+    kernels = own_matrices(graph, 2, seed)
+    task = cc.InContextTask(graph, d_vocab=2, transition_matrices=kernels, roots="uniform")
+    found = cc.information.finite_context_gradient(task, n_matrices=2, last_key=last_key).value
     scores = cc.information.score_gradient_of(found).numpy()  # autograd differentiates scores
     differences = []
     for beta0 in (1e-3, 1e-4):
@@ -79,9 +79,9 @@ def test_the_finite_context_gradient_is_autograds_on_the_reduced_model(seed, las
 @given(seed=st.integers(0, 10_000), n_tokens=st.integers(2, 3))
 def test_forests_with_other_roots_equal_brute_force(seed, n_tokens):
     graph = cc.random_forest(6, 0.4, seed=seed)
-    kernels = own_kernels(graph, n_tokens, seed)
-    task = cc.InContextTask(graph, d_vocab=n_tokens, kernels=kernels, roots="uniform")
-    found = cc.predicted_gradient(task, n_kernels=2)
+    kernels = own_matrices(graph, n_tokens, seed)
+    task = cc.InContextTask(graph, d_vocab=n_tokens, transition_matrices=kernels, roots="uniform")
+    found = cc.predicted_gradient(task, n_matrices=2)
     assert found.method == "propagation"
     context, law = [cc.graphs.parents_of(graph, i) for i in range(5)], np.full(n_tokens, 1 / n_tokens)
     joint = oracles.pair_laws(context, kernels, law)
@@ -90,7 +90,7 @@ def test_forests_with_other_roots_equal_brute_force(seed, n_tokens):
         for j in range(i):
             expected = (kernels[1].T / share[:, None] * joint[i, j]).sum() - 1
             assert found.value[i, j].item() == pytest.approx(expected, abs=3e-6)
-    finite = cc.information.finite_context_gradient(task, n_kernels=2).value
+    finite = cc.information.finite_context_gradient(task, n_matrices=2).value
     np.testing.assert_allclose(finite, oracles.expected_first_order_gradient(context, kernels[1], law), atol=1e-5)
 
 
@@ -128,7 +128,7 @@ def test_the_gradient_at_a_finite_context_tends_to_the_limit_like_one_over_n_ctx
     kernel, scaled = np.array([[[0.8, 0.2], [0.5, 0.5]], [[0.3, 0.7], [0.4, 0.6]]]), []
     for n_ctx in (7, 10, 13):
         graph = cc.graph_from_parents([[], [], [0, 1], *[[] for _ in range(n_ctx - 3)], [n_ctx - 2, n_ctx - 1]])
-        task = cc.InContextTask(graph, d_vocab=2, kernels={2: kernel})
+        task = cc.InContextTask(graph, d_vocab=2, transition_matrices={2: kernel})
         both = (
             predict(task, 2, last_key=n_ctx - 2)
             for predict in (cc.predicted_gradient, cc.information.finite_context_gradient)

@@ -8,6 +8,7 @@ import causal_circuits as cc
 from causal_circuits.models.structured import structured_logits_everywhere
 from causal_circuits.tasks import MarkovTask, next_token_predictors
 from causal_circuits.training.relative_positions import share_by_distance
+from causal_circuits.training.steps import TRAINING_STREAM
 
 TASK = MarkovTask(n_ctx=7, d_vocab=3)
 
@@ -42,7 +43,7 @@ def test_a_training_step_is_a_step_on_that_loss():
     config = cc.TrainConfig.joint(1, 0.5, optimizer="sgd", schedule="constant", batch_size=16)
     cc.train(model, TASK, config)
     other.zero_grad()
-    batch = TASK.draws((0, cc.training.steps.TRAINING_STREAM), 0, 16)
+    batch = TASK.draws((0, TRAINING_STREAM), 0, 16)
     cc.training.mean_loss(other, batch).backward()
     torch.testing.assert_close(model.W_U, other.W_U - 0.5 * other.unembed.W_U.grad, rtol=1e-5, atol=1e-6)
 

@@ -53,7 +53,7 @@ def test_prediction_errors_are_the_mean_distance_of_each_query_token(fork) -> No
         return torch.softmax(torch.nn.functional.one_hot(tokens[:, :3], 3).sum(dim=1).double(), dim=-1)
 
     found = cc.generalization.prediction_errors(predictor, fork, KERNEL, n_sequences=200, seed=5)
-    batch = cc.InContextTask(fork, 3, kernels=KERNEL).sample(200, seed=5)
+    batch = cc.InContextTask(fork, 3, transition_matrices=KERNEL).sample(200, seed=5)
     distances: list[list[float]] = [[], [], []]
     for tokens, predicted in zip(batch.tokens.tolist(), predictor(batch.tokens).tolist(), strict=True):
         row = KERNEL[tokens[-1]]
@@ -91,9 +91,9 @@ def test_the_search_is_never_worse_than_its_random_start(seed: int) -> None:
     assert worst.error >= worst.start_error
     assert list(worst.history) == sorted(worst.history)
     assert len(worst.history) == 11
-    assert worst.error == worst.history[-1] == -np.abs(worst.kernel - target).max()
-    assert np.allclose(worst.kernel.sum(axis=1), 1.0)
-    assert worst.kernel.min() >= 0.1 / 4 - 1e-12
+    assert worst.error == worst.history[-1] == -np.abs(worst.matrix - target).max()
+    assert np.allclose(worst.matrix.sum(axis=1), 1.0)
+    assert worst.matrix.min() >= 0.1 / 4 - 1e-12
 
 
 def test_the_search_finds_a_known_worst_kernel() -> None:
@@ -103,7 +103,7 @@ def test_the_search_finds_a_known_worst_kernel() -> None:
         for _ in range(2)
     )
     assert 2 * 0.79 < worst.error <= 2 * 0.8 + 1e-12
-    assert np.array_equal(worst.kernel, again.kernel)
+    assert np.array_equal(worst.matrix, again.matrix)
 
 
 def test_the_search_refuses_to_start_from_nothing() -> None:

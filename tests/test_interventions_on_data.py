@@ -48,7 +48,9 @@ def test_the_edge_posterior_counts_no_edge_into_a_set_token():
 def test_the_edge_posterior_of_one_given_pair_of_matrices_is_the_truth_whatever_is_set():
     generator = torch.Generator().manual_seed(0)
     kernels = {k: torch.rand((1, *[3] * (k + 1)), generator=generator).softmax(-1).double().numpy() for k in (1, 2)}
-    task = cc.InContextTask(cc.graph_from_parents([[], [0], [0, 1], [2], [2, 3]]), d_vocab=3, kernels=kernels)
+    task = cc.InContextTask(
+        cc.graph_from_parents([[], [0], [0, 1], [2], [2, 3]]), d_vocab=3, transition_matrices=kernels
+    )
     for do in ({2: 0}, {1: 0, 3: "random"}):  # the second leaves no position with one parent
         batch = InterventionTask(task, do).sample(50)
         assert torch.allclose(InterventionTask(task, do).bayes_predictor(batch.tokens).float(), batch.target_probs)

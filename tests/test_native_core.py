@@ -190,7 +190,7 @@ def test_out_of_memory_names_what_was_asked_and_memory_may_come_back() -> None:
 @pytest.mark.parametrize("kernels", [None, np.full((4, 4), 0.1) + 0.6 * np.eye(4)], ids=["prior", "given"])
 def test_any_number_of_threads_gives_the_same_bits(kernels: np.ndarray | None) -> None:
     """Given matrices are drawn in Python, piece by piece."""
-    task, ends = cc.InContextTask(cc.chain_graph(5), d_vocab=4, kernels=kernels), []
+    task, ends = cc.InContextTask(cc.chain_graph(5), d_vocab=4, transition_matrices=kernels), []
     for n_threads in (1, 2, 3, 5):
         models = [new_model(seed) for seed in range(3)]
         run = FusedRun(models, [task] * 3, [CONFIG] * 3, n_threads)

@@ -12,10 +12,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import causal_circuits as cc
-from causal_circuits._moved import GONE, MOVED
+from causal_circuits._moved import MOVED
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -101,14 +102,11 @@ def test_a_name_that_moved_warns_and_is_still_there(name: str) -> None:
         assert getattr(cc, name) is getattr(getattr(cc, room), new)
 
 
-@pytest.mark.parametrize("module", [cc, cc.training, cc.information, cc.discovery], ids=lambda module: module.__name__)
-def test_a_name_that_is_gone_says_what_to_use_instead_and_that_exists(module: Any):
-    for name, instead in GONE.items():
-        with pytest.raises(AttributeError) as caught:
-            getattr(module, name)
-        assert f"{module.__name__}.{name} went with heads in turns: {instead}" in str(caught.value)
-        assert [used for used in USED.findall(instead) if not resolves(used)] == []
-    assert not hasattr(module, "no_such_name")
+def test_keywords_of_before_warn_and_are_still_taken() -> None:
+    matrices = np.array([[0.5, 0.5], [0.2, 0.8]])
+    with pytest.warns(DeprecationWarning, match="InContextTask: kernels is transition_matrices now"):
+        task = cc.InContextTask(cc.chain_graph(4), d_vocab=2, kernels=matrices)
+    assert task.given_matrices[1].tolist() == [matrices.tolist()]
 
 
 def test_every_page_of_the_site_is_reached_from_its_index():

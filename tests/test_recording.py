@@ -249,9 +249,6 @@ def test_records_whose_parts_do_not_fit_are_refused(record: cc.TrainingRecord) -
     fewer = {**NO_MATRICES, "score_gradients": record.score_gradients[:, 1:]}
     assert_refused(lambda: replace(record, **fewer), "score_gradients", "layers (0, 1)", "[3, 1,")
     assert_refused(lambda: replace(record, attention=record.attention[1:]), "attention")
-    first, second = (replace(record, layers=layers) for layers in ((0, 1), (1, 2)))
-    assert_refused(lambda: cc.recording.join_records([first, second], cc.TrainConfig()), "same layers", "(1, 2)")
-    assert cc.recording.join_records([second, second], cc.TrainConfig()).layers == (1, 2)
 
 
 def test_records_of_before_are_not_mixed_with_these(record: cc.TrainingRecord, tmp_path: Path) -> None:

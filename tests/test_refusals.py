@@ -37,7 +37,7 @@ def halves(n: int, in_degree: int) -> np.ndarray:
 
 def unequal_kernels() -> object:
     kernels = {1: halves(3, 1), 2: halves(4, 2)}
-    return cc.InContextTask(TWO_IN_DEGREES, d_vocab=2, kernels=kernels).sample(5)
+    return cc.InContextTask(TWO_IN_DEGREES, d_vocab=2, transition_matrices=kernels).sample(5)
 
 
 def paths_through_mlps() -> object:
@@ -262,9 +262,9 @@ def test_priors_and_kernels_may_be_lists_arrays_or_tensors_of_any_kind() -> None
     for alpha in (rows, np.array(rows), torch.tensor(rows, dtype=torch.float64, requires_grad=True), tuple(rows)):
         np.testing.assert_array_equal(cc.InContextTask(GRAPH, d_vocab=2, alpha=alpha).alphas[1], rows)
     kernel = torch.tensor([[0.2, 0.8], [0.7, 0.3]])
-    expected = cc.InContextTask(GRAPH, d_vocab=2, kernels=kernel).identity()
+    expected = cc.InContextTask(GRAPH, d_vocab=2, transition_matrices=kernel).identity()
     for same in (kernel.clone().requires_grad_(), kernel.to_sparse()):
-        assert cc.InContextTask(GRAPH, d_vocab=2, kernels=same).identity() == expected
+        assert cc.InContextTask(GRAPH, d_vocab=2, transition_matrices=same).identity() == expected
     assert not cc.Batch(X, Y.clone().requires_grad_()).target_probs.requires_grad
 
 

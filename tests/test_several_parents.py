@@ -195,7 +195,9 @@ def broken(kind: str) -> cc.Batch:
         return cc.InContextTask(cc.graph_from_parents(forest), d_vocab=3, alpha=0.3).sample(8000, seed=1)
     if kind == "one matrix":
         matrix = rng.dirichlet([2.0, 0.5, 0.5], size=(3, 3))
-        return cc.InContextTask(cc.graph_from_parents(parents), d_vocab=3, kernels={2: matrix}).sample(8000, seed=1)
+        return cc.InContextTask(cc.graph_from_parents(parents), d_vocab=3, transition_matrices={2: matrix}).sample(
+            8000, seed=1
+        )
     if kind == "a trace of the law":  # in a first position, whatever the others are
         trace, noise = labels_of(batch, seed=5), torch.randint(3, (8000,), generator=torch.Generator().manual_seed(6))
         first = torch.where(torch.from_numpy(rng.random(8000)) < 0.08, trace, noise)

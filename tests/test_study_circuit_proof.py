@@ -20,7 +20,7 @@ def test_a_saved_planted_model_is_proved_and_written_down(tmp_path, look_at_repo
     assert all(check["passed"] for check in results["self_checks"])
     assert results["methods"][0]["method"] == "exact"
     assert results["methods"][0]["entries"]["auroc"] == 1.0
-    for name in ("report.html", "circuit.json", "circuit.graphml", "circuit.csv", "figures/circuit.png"):
+    for name in ("report.html", "circuit.json", "figures/circuit.png"):
         assert (tmp_path / "out" / name).exists()
     look_at_report(tmp_path / "out" / "report.html")
     with pytest.raises(ValueError, match=r"it was built for \(3, 10\)"):

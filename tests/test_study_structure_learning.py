@@ -157,5 +157,7 @@ def test_pc_finds_the_skeleton_of_one_matrix_where_it_is_installed() -> None:
     pc = methods.load_pc()
     assert (pc is None) == (importlib.util.find_spec("causallearn") is None)  # an optional extra
     graph = cc.graph_from_parents([None, 0, 0, 1, None, 4])
-    task = cc.InContextTask(graph, 3, kernels=cc.tasks.matrix_family("dirichlet 1", 1, 3, gamma=0.1, seed=3)[0])
+    task = cc.InContextTask(
+        graph, 3, transition_matrices=cc.tasks.matrix_family("dirichlet 1", 1, 3, gamma=0.1, seed=3)[0]
+    )
     assert pc is None or pc(task.sample(5000, seed=1).tokens[:, :-1].numpy(), 0.01) == cc.latent_edges(graph)

@@ -17,7 +17,7 @@ KINDS = {
     "chain": cc.InContextTask(cc.chain_graph(6), 3),
     "forest": cc.InContextTask(cc.random_forest(6, seed=3), 3, alpha=0.5),
     "two parents": cc.InContextTask(cc.ngram_graph(6, 2), 3, roots="shared"),
-    "kernels": cc.InContextTask(cc.chain_graph(6), 3, kernels=KERNELS),
+    "kernels": cc.InContextTask(cc.chain_graph(6), 3, transition_matrices=KERNELS),
     "tiny alpha": cc.InContextTask(cc.chain_graph(6), 3, alpha=1e-3),
 }
 

@@ -36,7 +36,7 @@ def rows_before_query(graph: object) -> list[tuple[int, ...]]:
 
 
 @given(d_vocab=st.integers(2, 20), log_alpha=st.floats(-3, 1), n=st.integers(1, 16), seed=st.integers(0, 1000))
-def test_drawn_kernels_are_stochastic_and_keep_their_laws(d_vocab: int, log_alpha: float, n: int, seed: int) -> None:
+def test_drawn_matrices_are_stochastic_and_keep_their_laws(d_vocab: int, log_alpha: float, n: int, seed: int) -> None:
     alpha = np.full((d_vocab, d_vocab), 10**log_alpha)
     drawn, laws = transition_matrices.draw_with_laws(np.random.default_rng(seed), alpha, n)
     assert drawn.shape == (n, d_vocab, d_vocab)
@@ -138,7 +138,7 @@ def test_sequences_are_well_formed_and_a_longer_batch_begins_with_the_shorter(pa
     batch, longer = task.sample(n, seed=seed), task.sample(n + 9, seed=seed)
     batch.check(task.d_vocab, task.n_ctx)
     assert torch.allclose(batch.target_probs.sum(dim=1), torch.ones(n), atol=1e-5)
-    if task.counts:  # every number a function of (seed, place)
+    if task.is_counter_based:  # every number a function of (seed, place)
         assert torch.equal(longer.tokens[:n], batch.tokens)
         assert torch.equal(longer.target_probs[:n], batch.target_probs)
 
@@ -183,7 +183,11 @@ def test_sequences_have_the_law_of_plain_loops() -> None:
 
 def transition_error(n: int, seed: int) -> float:
     """Mean squared difference between KERNEL and the transition frequencies of n short chains."""
-    tokens = cc.InContextTask(cc.chain_graph(6), d_vocab=3, kernels=KERNEL).sample(n, seed=(seed, n)).tokens.numpy()
+    tokens = (
+        cc.InContextTask(cc.chain_graph(6), d_vocab=3, transition_matrices=KERNEL)
+        .sample(n, seed=(seed, n))
+        .tokens.numpy()
+    )
     counts = np.zeros((3, 3))
     np.add.at(counts, (tokens[:, :4], tokens[:, 1:5]), 1)
     return float(((counts / counts.sum(axis=1, keepdims=True) - KERNEL) ** 2).mean())
@@ -201,7 +205,7 @@ def test_roots_follow_the_law_that_was_asked_for() -> None:
     sampling_error = torch.full((3,), 0.5 / n**0.5)
     law = torch.from_numpy(oracles.stationary_law(KERNEL)).float()
     for roots, expected in (("stationary", law), ("uniform", torch.full((3,), 1 / 3))):
-        tokens = cc.InContextTask(graph, d_vocab=3, kernels=KERNEL, roots=roots).sample(n, seed=2).tokens
+        tokens = cc.InContextTask(graph, d_vocab=3, transition_matrices=KERNEL, roots=roots).sample(n, seed=2).tokens
         for position in range(3):
             frequencies = tokens[:, position].bincount(minlength=3) / n
             assert_within_sampling_error(frequencies, expected, sampling_error)
@@ -223,7 +227,7 @@ def test_parents_enter_a_kernel_in_order_of_position() -> None:
     kernel = np.zeros((3, 3, 3))
     for a, b in product(range(3), range(3)):
         kernel[a, b, (2 * a + b) % 3] = 1.0
-    task = cc.InContextTask(cc.ngram_graph(7, order=2), d_vocab=3, kernels={2: kernel})
+    task = cc.InContextTask(cc.ngram_graph(7, order=2), d_vocab=3, transition_matrices={2: kernel})
     batch = task.sample(300, seed=0)
     x = batch.tokens
     assert torch.equal(x[:, 2:], (2 * x[:, :-2] + x[:, 1:-1]) % 3)
@@ -236,7 +240,7 @@ def test_in_degrees_have_kernels_of_their_own() -> None:
     for a, b in product(range(2), range(2)):
         swap[a, b, a ^ b] = 1.0
     graph = cc.graph_from_parents([[], [0], [0, 1], [], [2, 3]])
-    batch = cc.InContextTask(graph, d_vocab=2, kernels={1: copy, 2: swap}).sample(100, seed=0)
+    batch = cc.InContextTask(graph, d_vocab=2, transition_matrices={1: copy, 2: swap}).sample(100, seed=0)
     x = batch.tokens
     assert torch.equal(x[:, 1], x[:, 0])
     assert torch.equal(x[:, 2], x[:, 0] ^ x[:, 1])
@@ -312,15 +316,15 @@ def assert_posterior_equals_loops(task: cc.InContextTask, alpha: np.ndarray, see
         np.testing.assert_allclose(row, oracles.edge_posterior(above[:-1], above[-1], alpha, tokens), rtol=1e-12)
 
 
-def test_given_kernels_are_mixed_by_their_likelihood(fork: object) -> None:
-    given_kernels = np.random.default_rng(0).dirichlet(np.ones(3), size=(4, 3))
-    laws = np.stack([oracles.stationary_law(kernel) for kernel in given_kernels])
-    task = cc.InContextTask(fork, d_vocab=3, kernels=given_kernels)
+def test_given_matrices_are_mixed_by_their_likelihood(fork: object) -> None:
+    given_matrices = np.random.default_rng(0).dirichlet(np.ones(3), size=(4, 3))
+    laws = np.stack([oracles.stationary_law(kernel) for kernel in given_matrices])
+    task = cc.InContextTask(fork, d_vocab=3, transition_matrices=given_matrices)
     tokens = task.sample(20, seed=0).tokens
     posterior, exact = cc.tasks.edge_posterior(task, tokens), cc.tasks.exact_bayes(task, tokens).probs
     for index, sequence in enumerate(tokens.tolist()):
-        by_edges = oracles.kernel_mixture(given_kernels, rows_before_query(fork), sequence)
-        with_roots = oracles.kernel_mixture(given_kernels, rows_before_query(fork), sequence, laws)
+        by_edges = oracles.kernel_mixture(given_matrices, rows_before_query(fork), sequence)
+        with_roots = oracles.kernel_mixture(given_matrices, rows_before_query(fork), sequence, laws)
         np.testing.assert_allclose(posterior[index].numpy(), by_edges, rtol=1e-9)
         np.testing.assert_allclose(exact[index].numpy(), with_roots, rtol=1e-6)
 
@@ -388,14 +392,14 @@ def test_edge_posterior_losses_of_the_papers_graphs(graph: object, expected: flo
         ({"alpha": 1e-9}, ("alpha", "[1e-4, 1e6]", "1e-09")),
         ({"alpha": np.ones(4)}, ("alpha", "[d_vocab]", "d_vocab 3", "[4]")),
         ({"roots": "fair"}, ("roots", "one of stationary, uniform, shared", "'fair'")),
-        ({"kernels": np.full((3, 3), 0.3)}, ("sum to 1", "0.9", "divide by the row sums")),
-        ({"kernels": np.diag([1, 0.7, 1])}, ("sum to 1", "[0.7, 1]")),
-        ({"kernels": np.full((2, 2), 0.5)}, ("[3, 3]", "[2, 2]")),
-        ({"kernels": np.array([[1.5, -0.5, 0.0]] * 3)}, ("probabilities", "-0.5")),
-        ({"kernels": np.full((3, 3), np.nan)}, ("probabilities", "nan")),
-        ({"kernels": np.zeros((0, 3, 3))}, ("[3, 3]", "[0, 3, 3]")),
-        ({"kernels": np.eye(3)}, ("one stationary law", "closed", "roots='uniform'")),
-        ({"kernels": {2: np.full((3, 3, 3), 1 / 3)}}, ("in-degrees", "(1,)", "(2,)")),
+        ({"transition_matrices": np.full((3, 3), 0.3)}, ("sum to 1", "0.9", "divide by the row sums")),
+        ({"transition_matrices": np.diag([1, 0.7, 1])}, ("sum to 1", "[0.7, 1]")),
+        ({"transition_matrices": np.full((2, 2), 0.5)}, ("[3, 3]", "[2, 2]")),
+        ({"transition_matrices": np.array([[1.5, -0.5, 0.0]] * 3)}, ("probabilities", "-0.5")),
+        ({"transition_matrices": np.full((3, 3), np.nan)}, ("probabilities", "nan")),
+        ({"transition_matrices": np.zeros((0, 3, 3))}, ("[3, 3]", "[0, 3, 3]")),
+        ({"transition_matrices": np.eye(3)}, ("one stationary law", "closed", "roots='uniform'")),
+        ({"transition_matrices": {2: np.full((3, 3, 3), 1 / 3)}}, ("in-degrees", "(1,)", "(2,)")),
     ],
     ids=lambda value: str(value)[:40].replace("\n", " ") if isinstance(value, dict) else "",
 )
@@ -424,5 +428,5 @@ def test_bad_requests_are_refused(chain_task: cc.InContextTask) -> None:
 
 def test_tokens_impossible_under_every_given_kernel_are_refused() -> None:
     """Its posterior is 0 / 0: a number would be an invention."""
-    task = cc.InContextTask(cc.chain_graph(5), d_vocab=4, kernels=CYCLE)
-    assert_refused(lambda: task.bayes_predictor(torch.zeros(1, 5, dtype=torch.int64)), "kernel")
+    task = cc.InContextTask(cc.chain_graph(5), d_vocab=4, transition_matrices=CYCLE)
+    assert_refused(lambda: task.bayes_predictor(torch.zeros(1, 5, dtype=torch.int64)), "transition matrices")

@@ -183,7 +183,7 @@ def test_a_run_that_stays_at_the_unigram_line_is_told_so():
 
 
 def test_a_loss_as_low_as_the_edge_posteriors_without_a_graph_is_told():
-    task = cc.InContextTask(FOREST.graph, d_vocab=3, kernels=ONE_MATRIX)
+    task = cc.InContextTask(FOREST.graph, d_vocab=3, transition_matrices=ONE_MATRIX)
     record, model = trained(task, cc.TrainConfig.joint(400, 0.1, warm_start=None))
     test = task.sample(4096, seed=1)
     posterior = cc.tasks.cross_entropy(cc.tasks.edge_posterior(task, test.tokens), test.target_probs).mean()

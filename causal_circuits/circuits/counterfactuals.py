@@ -22,11 +22,7 @@ Slots = dict[str, Float[Tensor, "_sequence pos _width"]]
 
 
 def embed(tokens: Int[Tensor, "batch n_ctx"], d_vocab: int, dtype: torch.dtype) -> Slots:
-    """The two embeddings of a run: one-hot tokens, and every position's own name.
-
-    >>> embed(torch.tensor([[1, 0]]), d_vocab=2, dtype=torch.float32)["token"].tolist()
-    [[[0.0, 1.0], [1.0, 0.0]]]
-    """
+    """The two embeddings of a run: one-hot tokens, and every position's own name."""
     names = torch.eye(tokens.shape[1], dtype=dtype, device=tokens.device)
     return {
         "token": torch.nn.functional.one_hot(tokens, d_vocab).to(dtype),

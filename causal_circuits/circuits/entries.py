@@ -44,9 +44,7 @@ class EntryModel(Parts):
         layer: whose entries.
         counterfactual: what is put in place of an entry that is cut; every method that cuts or compares uses it.
 
-    >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
-    >>> task = InContextTask(chain_graph(6), d_vocab=3)
-    >>> entries = entry_model(plant_circuit(task.graph, d_vocab=3), task.sample(64))
+    >>> entries = entry_model(model, batch)
     >>> entries.edges[:3], len(entries)
     (((0, 0, 0), (0, 1, 0), (0, 1, 1)), 21)
     """
@@ -122,7 +120,6 @@ class EntryModel(Parts):
         return self._stacked(gradients(whole.forward, whole.cost, whole.inputs, whole.clean, placed).attention)
 
     def _stacked(self, by_head: dict[str, Tensor]) -> Float[Tensor, "head_index batch query_pos key_pos"]:
-        """The layer's heads in order."""
         return torch.stack([found for head, found in by_head.items() if head.startswith(f"L{self.layer}H")])
 
     def matrices(self, values: Float[Tensor, " edge"]) -> Float[Tensor, "head_index query_pos key_pos"]:
@@ -150,7 +147,6 @@ def _patterns(whole: CircuitModel, layer: int, inputs: Slots) -> Float[Tensor, "
 def _replacements(
     whole: CircuitModel, layer: int, clean: Tensor, counterfactual: EntryCounterfactual, seed: int
 ) -> Float[Tensor, "head_index batch query_pos key_pos"]:
-    """What is put in place of each entry."""
     if counterfactual == "zero":
         return torch.zeros_like(clean)
     if counterfactual == "mean":
@@ -182,9 +178,8 @@ def entry_model(
         metric, task: as in `circuit_model`.
         seed: of resampling and permuting.
 
-    >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
-    >>> task = InContextTask(chain_graph(4), d_vocab=3, alpha=0.1)
-    >>> entries = entry_model(plant_circuit(task.graph, d_vocab=3), task.sample(200))
+    >>> task = cc.InContextTask(cc.chain_graph(4), d_vocab=3, alpha=0.1)
+    >>> entries = entry_model(cc.plant_circuit(task.graph, d_vocab=3), task.sample(200))
     >>> effect = entries.matrices(entries.effects())[0]
     >>> [(i, j) for _, i, j in entries.edges if effect[i, j] > 1e-3]
     [(1, 0), (2, 1)]

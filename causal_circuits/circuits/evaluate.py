@@ -46,9 +46,7 @@ class CircuitModel(Parts):
         pairs: every slot's value in a run on other tokens, for the methods that compare pairs of runs.
         forward: the model's weights and the pass through them.
 
-    >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
-    >>> task = InContextTask(chain_graph(6), d_vocab=3)
-    >>> whole = circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(64))
+    >>> whole = circuit_model(model, batch)
     >>> whole.edges[:2], len(whole)
     ((('token', 'L0H0.q'), ('position', 'L0H0.q')), 19)
     >>> whole.mean_cost(whole.full) < whole.mean_cost(whole.empty)
@@ -180,9 +178,8 @@ def circuit_model(
         task: what the metric "kl_to_posterior" needs.
         seed: of resampling and permuting.
 
-    >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
-    >>> task = InContextTask(chain_graph(6), d_vocab=3, alpha=0.1)
-    >>> model = circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(200))
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=0.1)
+    >>> model = circuit_model(cc.plant_circuit(task.graph, d_vocab=3), task.sample(200))
     >>> induction = [("position", "L0H0.q"), ("position", "L0H0.k"), ("token", "L0H0.v"), ("L1H0", "logits"),
     ...              ("token", "L1H0.q"), ("position", "L1H0.q"), ("L0H0", "L1H0.k"), ("position", "L1H0.k"),
     ...              ("token", "L1H0.v")]
@@ -218,7 +215,6 @@ def circuit_model(
 
 
 def _corrupted(forward: Forward, tokens: Tensor, clean: Slots, counterfactual: str | Tensor, seed: int) -> Slots:
-    """Every slot's counterfactual value."""
     dtype, d_vocab = forward.bias.dtype, forward.layout.d_vocab
     if isinstance(counterfactual, Tensor):
         if counterfactual.shape != tokens.shape:

@@ -28,7 +28,7 @@ from causal_circuits.circuits.ground_truth import GraphScores, score_against_gra
 from causal_circuits.circuits.onsets import onset
 from causal_circuits.graphs import attention_cells
 from causal_circuits.information import chi_squared_information, score_gradient_of
-from causal_circuits.interventions import KnockOut, Metric, knock_out_edges
+from causal_circuits.interventions import KnockOut, knock_out_edges
 from causal_circuits.models import HookedTransformer
 from causal_circuits.recording import RecordAt, TrainingRecord
 from causal_circuits.statistics import rank_correlation
@@ -48,19 +48,17 @@ class CircuitFormation:
             attention weights; in a stationary forest the same for all edges.
         pull: [cell]; that through the softmax of uniform attention: the gradient by the score, large in short rows.
         attention: [step, cell]; mean weight on it, the largest over heads.
-        effect: [step, cell]; by how much the metric rises when it is cut, the largest over heads.
+        effect: [step, cell]; how far the prediction moves when it is cut (KL, nats), the largest over heads.
         standard_error: [step, cell]; of that effect.
         share: [step, cell]; that effect as a share of the effects of all entries of its row and head, each cut alone.
-        metric: of the effects; "kl_to_model" (nats): how far the prediction moves.
         circuit_edges: the edges between heads, and `circuit_effect`, [step, edge], the exact effect of cutting each.
             (loss, nats).
         scores: the knock-out effects held to the graph, at each step.
         loss: [step]; on the batch that all this is measured on, nats.
         record: what training left.
 
-    >>> from causal_circuits import InContextTask, RecordAt, TrainConfig, chain_graph, disentangled_transformer
-    >>> task, config = InContextTask(chain_graph(6), d_vocab=3), TrainConfig.joint(4, batch_size=64)
-    >>> found = watch_formation(disentangled_transformer(3, 6), task, config, record=RecordAt(steps=(0, 4)))
+    >>> task, config = cc.InContextTask(cc.chain_graph(6), d_vocab=3), cc.TrainConfig.joint(4, batch_size=64)
+    >>> found = watch_formation(cc.disentangled_transformer(3, 6), task, config, record=cc.RecordAt(steps=(0, 4)))
     >>> found.cells, tuple(found.attention.shape)
     (((1, 0), (2, 1), (3, 2), (4, 3)), (2, 4))
     """
@@ -73,7 +71,6 @@ class CircuitFormation:
     effect: Float[Tensor, "step cell"]
     standard_error: Float[Tensor, "step cell"]
     share: Float[Tensor, "step cell"]
-    metric: str
     circuit_edges: tuple[Edge, ...]
     circuit_effect: Float[Tensor, "step edge"]
     scores: tuple[GraphScores, ...]
@@ -115,7 +112,6 @@ def watch_formation(
     *,
     record: RecordAt | None = None,
     batch: Batch | None = None,
-    metric: Metric = "kl_to_model",
     counterfactual: Counterfactual = "mean",
     seed: int = 0,
     progress: bool | None = None,
@@ -128,13 +124,11 @@ def watch_formation(
         config, progress: as in `train`.
         record: when; the default is twelve steps, dense at the start.
         batch: what to measure on; the default is 1,024 sequences drawn from (seed, 4).
-        metric: of the effects of attention entries.
         counterfactual: of the edges between heads.
         seed: of that batch and of the counterfactual.
 
-    >>> from causal_circuits import InContextTask, RecordAt, TrainConfig, chain_graph, disentangled_transformer
-    >>> task, config = InContextTask(chain_graph(6), d_vocab=3), TrainConfig.joint(4, batch_size=64)
-    >>> found = watch_formation(disentangled_transformer(3, 6), task, config, record=RecordAt(steps=(0, 4)))
+    >>> task, config = cc.InContextTask(cc.chain_graph(6), d_vocab=3), cc.TrainConfig.joint(4, batch_size=64)
+    >>> found = watch_formation(cc.disentangled_transformer(3, 6), task, config, record=cc.RecordAt(steps=(0, 4)))
     >>> found.steps, bool((found.effect[-1] >= 0).all())
     ((0, 4), True)
     """
@@ -145,7 +139,7 @@ def watch_formation(
     states: list[dict[str, Any]] = []
 
     def measure(step: int, model: HookedTransformer) -> None:
-        cut = knock_out_edges(model, batch, metric=metric, task=task)
+        cut = knock_out_edges(model, batch, metric="kl_to_model")
         whole = circuit_model(model, batch, counterfactual=counterfactual, seed=seed)
         states.append({"steps": step, **_of_entries(cut, task), **_of_circuits(whole)})
 
@@ -175,18 +169,15 @@ def _of_entries(cut: KnockOut, task: InContextTask) -> dict[str, Any]:
         "effect": effect,
         "standard_error": cut.standard_error[best, query, key],
         "share": effect.clamp(min=0) / rows.clamp(min=1e-12),
-        "metric": cut.metric,
         "scores": score_against_graph(cut.effect, task.graph),
     }
 
 
 def _of_circuits(whole: CircuitModel) -> dict[str, Any]:
-    """What one step's circuits say of each edge between heads, and the loss."""
     return {"circuit_effect": whole.effects(), "loss": torch.tensor(whole.mean_cost(whole.full))}
 
 
 def _joined(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Tensors of all steps stacked, anything else as a tuple."""
     columns = {name: [state[name] for state in states] for name in states[0]}
-    joined = {name: torch.stack(of) if isinstance(of[0], Tensor) else tuple(of) for name, of in columns.items()}
-    return joined | {"metric": columns["metric"][0]}
+    return {name: torch.stack(of) if isinstance(of[0], Tensor) else tuple(of) for name, of in columns.items()}

@@ -48,23 +48,14 @@ def read_everything(slot: str, edge: int, value: Variants, circuits: Int[Tensor,
 
 @dataclass(frozen=True)
 class Forward:
-    """A model's weights, cut into blocks between slots, and the forward pass through them.
+    """A model's weights, cut into blocks between slots, and the forward pass through them."""
 
-    Attributes:
-        layout: of the model.
-        attention: head -> slot of the query -> its rows of W_Q W_K^T.
-        columns: slot -> its columns there.
-        readout: slot -> its rows of W_U.
-        bias: of the read-out.
-        reads: reader -> (slot, index of the edge) of everything it may read.
-    """
-
-    layout: Layout
-    attention: dict[str, dict[str, Tensor]]
-    columns: dict[str, slice]
-    readout: dict[str, Tensor]
-    bias: Tensor
-    reads: dict[str, list[tuple[str, int]]]
+    layout: Layout  # of the model
+    attention: dict[str, dict[str, Tensor]]  # head -> slot of the query -> its rows of W_Q W_K^T
+    columns: dict[str, slice]  # slot -> its columns there
+    readout: dict[str, Tensor]  # slot -> its rows of W_U
+    bias: Tensor  # of the read-out
+    reads: dict[str, list[tuple[str, int]]]  # reader -> (slot, index of the edge) of everything it may read
 
     @classmethod
     def of(cls, model: HookedTransformer, edges: Sequence[Edge], granularity: Granularity) -> "Forward":
@@ -166,7 +157,6 @@ class Forward:
     def _copied(
         self, head: str, pattern: Tensor, attends: Tensor, masks: Masks, values: dict[str, Variants], read: Read
     ) -> dict[str, Variants]:
-        """What a head writes, slot by slot."""
         written = {}
         for slot, edge in self.reads[f"{head}.v"]:
             if f"{head}.{slot}" in self.columns:

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.evaluate import CircuitModel
@@ -82,19 +81,16 @@ class Frontier:
 
 
 @check_arguments
-def oracle_frontier(model: CircuitModel, *, max_edges: int = MAX_EDGES, progress: bool = False) -> Frontier:
+def oracle_frontier(model: CircuitModel, *, max_edges: int = MAX_EDGES) -> Frontier:
     """The best circuit of every size: exact, by enumeration, where that is possible.
 
     Args:
         model: what to find circuits of. A few hundred sequences are enough to rank circuits.
         max_edges: how many edges are enumerated at most, 1 to 30. 19 covers two layers of one head each; 26 the same
             with the slots of head outputs apart (then take few sequences).
-        progress: show a bar on stderr.
 
-    >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
-    >>> from causal_circuits.circuits import circuit_model
-    >>> task = InContextTask(chain_graph(5), d_vocab=3, alpha=0.1)
-    >>> model = circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(20), granularity="slot")
+    >>> task = cc.InContextTask(cc.chain_graph(5), d_vocab=3, alpha=0.1)
+    >>> model = cc.circuits.circuit_model(cc.plant_circuit(task.graph, d_vocab=3), task.sample(20), granularity="slot")
     >>> frontier = oracle_frontier(model)
     >>> frontier.exact, frontier.n_evaluated < 2**9, ("token", "L0H0.v") in frontier.circuit(frontier.best_size)
     (True, True, True)
@@ -106,11 +102,9 @@ def oracle_frontier(model: CircuitModel, *, max_edges: int = MAX_EDGES, progress
     cost = torch.full((len(model) + 1,), torch.inf, dtype=torch.float64)
     masks = torch.zeros(len(cost), len(model), dtype=torch.bool)
     n_evaluated = 0
-    with tqdm(total=2 ** len(free), desc="circuits", unit_scale=True, disable=not progress) as bar:
-        for covered, circuits in _different_circuits(model, free):
-            _take_in(cost, masks, circuits, model.mean_costs(circuits))
-            n_evaluated += len(circuits)
-            bar.update(covered)
+    for circuits in _different_circuits(model, free):
+        _take_in(cost, masks, circuits, model.mean_costs(circuits))
+        n_evaluated += len(circuits)
     if not exact:
         greedy = greedy_circuits(model)
         _take_in(cost, masks, greedy, model.mean_costs(greedy))
@@ -158,9 +152,7 @@ def inert_edges(model: CircuitModel) -> Bool[Tensor, " edge"]:
 
     Backwards from the logits: a slot is of use if a reader of use has a weight on it that is not zero.
 
-    >>> from causal_circuits import InContextTask, chain_graph, circuits, plant_circuit
-    >>> task = InContextTask(chain_graph(6), d_vocab=3)
-    >>> whole = circuits.circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(64))
+    >>> whole = cc.circuits.circuit_model(model, batch)
     >>> int(inert_edges(whole).sum()), len(whole)  # a planted circuit uses 9 of 19
     (10, 19)
     """
@@ -221,18 +213,17 @@ def _edges_to_enumerate(model: CircuitModel, max_edges: int) -> tuple[list[int],
     return sorted(sorted(free, key=effect.__getitem__, reverse=True)[:max_edges]), False
 
 
-def _different_circuits(model: CircuitModel, free: Sequence[int]) -> Iterator[tuple[int, Bool[Tensor, "circuit edge"]]]:
-    """All circuits over some edges in batches: how many a batch covers, and those among them without dead edges."""
+def _different_circuits(model: CircuitModel, free: Sequence[int]) -> Iterator[Bool[Tensor, "circuit edge"]]:
+    """All circuits over some edges that have no dead ones, in batches."""
     n = len(free)
     for start in range(0, 2**n, CODES):
         codes = np.arange(start, min(start + CODES, 2**n))
         masks = np.zeros((len(codes), len(model)), dtype=bool)
         masks[:, list(free)] = (codes[:, None] >> np.arange(n - 1, -1, -1)) & 1  # early edges change least often
-        yield len(codes), torch.from_numpy(masks[(is_alive(model, masks) == masks).all(axis=1)])
+        yield torch.from_numpy(masks[(is_alive(model, masks) == masks).all(axis=1)])
 
 
 def _floor(model: CircuitModel) -> float:
-    """The least cost that the metric allows."""
     target = model.batch.target_probs.double()
     entropy = -float(torch.special.xlogy(target, target).sum(dim=-1).mean())
     floors = {"loss": entropy, "kl_to_model": 0.0, "kl_to_posterior": 0.0, "accuracy": -1.0}

@@ -14,15 +14,10 @@ from causal_circuits.interventions import Cost
 
 @dataclass(frozen=True)
 class Gradients:
-    """Derivatives of the mean cost of the whole model at some inputs.
+    """Derivatives of the mean cost of the whole model at some inputs."""
 
-    Attributes:
-        edges: [edge]; along the nudge of each edge's sender, at the edge's reader.
-        attention: head -> [batch, query_pos, key_pos]; by each head's pattern.
-    """
-
-    edges: Float[Tensor, " edge"]
-    attention: dict[str, Tensor]
+    edges: Float[Tensor, " edge"]  # [edge]; along the nudge of each edge's sender, at the edge's reader
+    attention: dict[str, Tensor]  # head -> [batch, query_pos, key_pos]; by each head's pattern
 
 
 @torch.inference_mode(False)

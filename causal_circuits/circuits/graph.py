@@ -34,9 +34,7 @@ LOGITS = "logits"
 class CircuitGraph(nx.DiGraph):  # type: ignore[misc]  # networkx is untyped here
     """A `networkx.DiGraph` of senders and readers that shows itself as a table: who reads whom.
 
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import circuits
-    >>> graph = circuits.circuit_graph(cc.disentangled_transformer(3, 6))
+    >>> graph = cc.circuits.circuit_graph(cc.disentangled_transformer(3, 6))
     >>> sorted(graph.predecessors("L0H0.q"))
     ['position', 'token']
     """
@@ -63,8 +61,7 @@ def circuit_graph(model: HookedTransformer, granularity: Granularity = "head") -
         model: any model of ours.
         granularity: "head" (a head's output is one sender) or "slot" (each slot of it is one).
 
-    >>> from causal_circuits import disentangled_transformer
-    >>> model = disentangled_transformer(d_vocab=3, n_ctx=4, n_heads=(1, 1))
+    >>> model = cc.disentangled_transformer(d_vocab=3, n_ctx=4, n_heads=(1, 1))
     >>> len(circuit_edges(circuit_graph(model))), len(circuit_edges(circuit_graph(model, "slot")))
     (19, 26)
     >>> [sender for sender, reader in circuit_edges(circuit_graph(model)) if reader == "L1H0.k"]
@@ -89,9 +86,7 @@ def circuit_graph(model: HookedTransformer, granularity: Granularity = "head") -
 def circuit_edges(graph: nx.DiGraph) -> list[Edge]:
     """The edges that a circuit may have or not, reader by reader in the order of a forward pass.
 
-    >>> from causal_circuits import disentangled_transformer
-    >>> from causal_circuits.circuits import circuit_graph
-    >>> edges = circuit_edges(circuit_graph(disentangled_transformer(3, 6)))
+    >>> edges = circuit_edges(cc.circuits.circuit_graph(cc.disentangled_transformer(3, 6)))
     >>> edges[0], len(edges)
     (('token', 'L0H0.q'), 19)
     """
@@ -131,28 +126,6 @@ def circuit_mask(edges: Sequence[Edge], circuit: Circuit) -> Bool[Tensor, " edge
             )
         mask[index[edge]] = True
     return mask
-
-
-@check_arguments
-def circuit_subgraph(graph: nx.DiGraph, circuit: Circuit) -> CircuitGraph:
-    """The circuit as a graph: its edges, what is inside the heads it passes, and nothing else.
-
-    >>> from causal_circuits import disentangled_transformer
-    >>> graph = circuit_graph(disentangled_transformer(d_vocab=3, n_ctx=4))
-    >>> circuit_subgraph(graph, [("position", "L0H0.k"), ("position", "L0H0.q"), ("L0H0", "logits")])
-    3 edges
-    reader  reads
-    L0H0.q  position
-    L0H0.k  position
-    logits  L0H0
-    """
-    edges = circuit_edges(graph)
-    mask = circuit_mask(edges, circuit).tolist()
-    kept = {edge for edge, keep in zip(edges, mask, strict=True) if keep}
-    part = CircuitGraph(graph)
-    part.remove_edges_from(set(edges) - kept)
-    part.remove_nodes_from(set(graph) - {node for edge in kept for node in edge})
-    return part
 
 
 def heads_of(layout: Layout) -> list[tuple[int, int]]:

@@ -32,8 +32,7 @@ class GraphScores:
             no edges, because a root's token tells about the transition matrix too.
         n_edges: edges.
 
-    >>> from causal_circuits import chain_graph
-    >>> score_against_graph(torch.ones(4, 4), chain_graph(4)).auroc  # all the same: a toss-up
+    >>> score_against_graph(torch.ones(4, 4), cc.chain_graph(4)).auroc  # all the same: a toss-up
     0.5
     """
 
@@ -63,8 +62,7 @@ def score_against_graph(
     Raises:
         ValueError: scores over other positions than the graph's, or NaN among them.
 
-    >>> from causal_circuits import chain_graph
-    >>> score_against_graph(torch.diag(torch.ones(3), -1), chain_graph(4))
+    >>> score_against_graph(torch.diag(torch.ones(3), -1), cc.chain_graph(4))
     GraphScores(auroc=1.0, auprc=1.0, shd=0.0, exact_parent_rate=1.0, auroc_children=1.0, n_edges=2)
     """
     best = score.amax(dim=0) if score.ndim == 3 else score

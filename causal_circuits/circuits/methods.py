@@ -95,10 +95,8 @@ def discover(
             is cut; or "pairs", as published, a run on other tokens, whatever `model` does when it cuts.
         seed: of "random".
 
-    >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
-    >>> from causal_circuits.circuits import circuit_model
-    >>> task = InContextTask(chain_graph(6), d_vocab=3, alpha=0.1)
-    >>> model = circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(500))
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=0.1)
+    >>> model = cc.circuits.circuit_model(cc.plant_circuit(task.graph, d_vocab=3), task.sample(500))
     >>> where = model.edges.index(("position", "L0H0.k"))  # with this edge cut every position has the same key
     >>> [discover(model, method).score[where].item() > 0.01 for method in ("exact", "eap_ig")]
     [True, True]

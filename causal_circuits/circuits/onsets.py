@@ -38,7 +38,6 @@ class OnsetInterval:
         low, high: 95% bootstrap interval over seeds (with three seeds or fewer, little more than their range).
         never: the share of edges, over all seeds, without an onset.
 
-    >>> import torch
     >>> found = onset_interval([torch.tensor([10.0, 20.0, 90.0]), torch.tensor([30.0, 40.0, float("nan")])])
     >>> found.mean, round(found.never, 3)
     (30.0, 0.167)

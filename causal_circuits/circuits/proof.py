@@ -95,10 +95,8 @@ class CircuitProof:
         p_floor: the least p-value that so many rivals allow, 1 / (1 + their number).
         criteria: the four, in order.
 
-    >>> from causal_circuits import InContextTask, chain_graph, circuits, plant_circuit
-    >>> task = InContextTask(chain_graph(6), d_vocab=3)
-    >>> whole = circuits.circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(64))
-    >>> proof = circuits.prove_circuit(whole, ~circuits.inert_edges(whole), n_random=99, n_bootstrap=20)
+    >>> whole = cc.circuits.circuit_model(model, batch)
+    >>> proof = cc.circuits.prove_circuit(whole, ~cc.circuits.inert_edges(whole), n_random=99, n_bootstrap=20)
     >>> len(proof.circuit), [criterion.name for criterion in proof.criteria]
     (9, ['faithful', 'complete', 'minimal', 'sufficient'])
     """
@@ -170,11 +168,9 @@ def prove_circuit(
         ValueError: an empty circuit, an edge that the model has not, or nothing at stake (the whole model is no better
             than nothing).
 
-    >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
-    >>> from causal_circuits.circuits import circuit_model, inert_edges
-    >>> task = InContextTask(chain_graph(8), d_vocab=3, alpha=0.1)
-    >>> model = circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(1000))
-    >>> prove_circuit(model, ~inert_edges(model)).verdict
+    >>> task = cc.InContextTask(cc.chain_graph(8), d_vocab=3, alpha=0.1)
+    >>> model = cc.circuits.circuit_model(cc.plant_circuit(task.graph, d_vocab=3), task.sample(1000))
+    >>> prove_circuit(model, ~cc.circuits.inert_edges(model)).verdict
     'proved: these 9 edges meet all four criteria'
     """
     mask, generator = model.mask(circuit), torch.Generator().manual_seed(seed)

@@ -58,12 +58,10 @@ def rank(model: CircuitModel, discovery: Discovery, frontier: Frontier) -> Ranki
         discovery: a method's scores of the same edges.
         frontier: from `oracle_frontier`.
 
-    >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
-    >>> from causal_circuits.circuits import circuit_model, discover, oracle_frontier
-    >>> task = InContextTask(chain_graph(5), d_vocab=3, alpha=0.1)
-    >>> model = circuit_model(plant_circuit(task.graph, d_vocab=3), task.sample(100))
-    >>> frontier = oracle_frontier(model)
-    >>> exact, eap = (rank(model, discover(model, name), frontier) for name in ("exact", "eap"))
+    >>> task = cc.InContextTask(cc.chain_graph(5), d_vocab=3, alpha=0.1)
+    >>> model = cc.circuits.circuit_model(cc.plant_circuit(task.graph, d_vocab=3), task.sample(100))
+    >>> frontier = cc.circuits.oracle_frontier(model)
+    >>> exact, eap = (rank(model, cc.circuits.discover(model, name), frontier) for name in ("exact", "eap"))
     >>> exact.mean_regret < eap.mean_regret
     True
     """

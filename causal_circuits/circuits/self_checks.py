@@ -45,9 +45,7 @@ def self_checks(
 ) -> tuple[SelfCheck, ...]:
     """Five laws, each checked against the plain TransformerLens forward; errors are of log-probabilities.
 
-    >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
-    >>> task = InContextTask(chain_graph(6), d_vocab=3)
-    >>> [check.passed for check in self_checks(plant_circuit(task.graph, d_vocab=3), task.sample(50))]
+    >>> [check.passed for check in self_checks(model, task.sample(50))]
     [True, True, True, True, True]
     """
     n_hooks = _n_hooks(model)

@@ -52,9 +52,6 @@ def mean_attention(
 ) -> Float[Tensor, "layer head_index query_pos key_pos"]:
     """The real attention patterns of every layer, averaged over sequences; float32, on the CPU.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
     >>> attention = cc.mean_attention(model, batch.tokens)
     >>> attention[0, 0, 3, 2] > 0.999  # layer 0, head 0, from position 3 to its parent
     tensor(True)
@@ -108,9 +105,6 @@ def extract_graph(
         one as "head", and ``carriers`` names all of them. ``heads`` says what each head carries (`HeadReport`), and
         ``inferred`` what the sequences show and none does: more parents than heads, for one.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
     >>> found = cc.extract_graph(model, task, n_sequences=2000)
     >>> cc.compare_graphs(task.graph, found).exact
     True
@@ -250,8 +244,7 @@ def edge_auroc(score: Float[Tensor, "query_pos key_pos"], true: nx.DiGraph, *, c
     With `children_only` the rows of roots are left out: there, a trained model may make use of entries that are no
     edges, because a root's token tells about the transition matrix too.
 
-    >>> from causal_circuits import chain_graph
-    >>> edge_auroc(torch.diag(torch.ones(3), -1), chain_graph(4))
+    >>> edge_auroc(torch.diag(torch.ones(3), -1), cc.chain_graph(4))
     1.0
     """
     n_ctx = n_ctx_of(true)

@@ -51,9 +51,6 @@ class CandidateEdge:
             the sequences and their targets, computed without the model; an accepted edge passed this test after
             attention proposed it. "unused head": no prediction depends on what its head attends to.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
     >>> edge = cc.extract_graph(model, task, n_sequences=2000).candidates[0]
     >>> edge.parent, edge.child, edge.accepted, round(edge.weight, 3), edge.decided_by
     (0, 1, True, 1.0, 'information')
@@ -84,7 +81,6 @@ class HeadReport:
         edges: (parent, child) of every edge it carries; child n_ctx is the target.
         role: in words; "carries nothing" if it has no edge.
 
-    >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
     >>> model = cc.plant_circuit(task.graph, d_vocab=3)
     >>> reports = cc.extract_graph(model, task, n_sequences=4000).heads
@@ -115,9 +111,7 @@ class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is A
             query; they are no part of the graph.
         attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> found = cc.extract_graph(cc.plant_circuit(task.graph, d_vocab=3), task, n_sequences=2000)
+    >>> found = cc.extract_graph(model, task, n_sequences=2000)
     >>> found.evidence
     'attention, and information in 2,000 sequences (computed without the model)'
     >>> cc.compare_graphs(task.graph, found.from_attention).exact, found.carriers(0, 1)

@@ -72,7 +72,6 @@ def _two_sided(contrasts: Contrasts) -> Float[np.ndarray, "row key"]:
 def _flat(
     scores: EdgeScores, earlier: Bool[np.ndarray, "position position"], parent: Int[np.ndarray, " position"]
 ) -> Float[np.ndarray, " position"]:
-    """Unadjusted p-values of "the row is flat"."""
     count = earlier.sum(axis=1)
     smallest = np.where(earlier, _two_sided(scores.against_row(earlier)), 1.0).min(axis=1)
     return np.where((parent < 0) & (count > 1), np.minimum(1.0, count * smallest), np.nan)

@@ -28,7 +28,7 @@ from causal_circuits.discovery.significance import EdgeTest, edge_tests
 from causal_circuits.discovery.user_data import UserData, read_data
 from causal_circuits.discovery.verdicts import MIN_SEQUENCES, Position, judge_position
 from causal_circuits.display import short_list, table_html
-from causal_circuits.graphs import graph_from_parents, latent_edges
+from causal_circuits.graphs import latent_edges
 from causal_circuits.tasks.batch import Batch
 
 if TYPE_CHECKING:
@@ -58,8 +58,6 @@ class RecoveredGraph:
         warnings: what in the data contradicts the assumptions.
         target_parents: of a forest the query; None if `max_parents` is above 1 and they could not be told.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> batch = task.sample(3000, seed=0)
     >>> found = cc.recover_graph(batch.tokens, batch.target_probs)
     >>> found, cc.compare_graphs(task.graph, found.graph).exact
@@ -101,7 +99,6 @@ class RecoveredGraph:
     def to_frame(self) -> "pd.DataFrame":
         """A row for each position: verdict, candidate, rival, and the numbers and words that decide, as in `Position`.
 
-        >>> import causal_circuits as cc
         >>> found = cc.recover_graph(cc.InContextTask(cc.chain_graph(4), d_vocab=3).sample(3000, seed=0))
         >>> found.to_frame()[["position", "verdict", "candidate"]]
            position verdict  candidate
@@ -170,14 +167,12 @@ def recover_graph(
         ValueError: arrays that are empty, ragged or do not fit each other, tokens outside the vocabulary, targets
             that are no probabilities.
 
-    >>> from causal_circuits import InContextTask, chain_graph
-    >>> batch = InContextTask(chain_graph(6), d_vocab=3, alpha=0.3).sample(5000, seed=0)
+    >>> batch = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=0.3).sample(5000, seed=0)
     >>> recover_graph(batch.tokens, batch.target_probs).found_parents
     [None, 0, 1, 2, 3]
     >>> recover_graph(batch[:40]).undecided       # too few: it says so
     (1, 2, 3, 4)
-    >>> from causal_circuits import ngram_graph
-    >>> found = recover_graph(InContextTask(ngram_graph(9, 2), d_vocab=3).sample(10_000), max_parents=2)
+    >>> found = recover_graph(cc.InContextTask(cc.ngram_graph(9, 2), d_vocab=3).sample(10_000), max_parents=2)
     >>> found.target_parents, found.found_parents[:5]
     ((7, 8), [[], [], [0, 1], [1, 2], [2, 3]])
     """
@@ -209,7 +204,7 @@ def _forest(data: UserData, level: float, min_share: float) -> RecoveredGraph:
     test = edge_tests(scores, usable, hidden, level, min_share, data.probabilities)
     positions = tuple(judge_position(position, test, why_not) for position in range(data.n_ctx - 1))
     return RecoveredGraph(
-        graph=_graph(positions),
+        graph=_graph(data.n_ctx, positions, (data.n_ctx - 1,)),
         positions=positions,
         weights=torch.from_numpy(np.pad(test.weight, (0, 1))),
         p_values=torch.from_numpy(np.pad(test.p_value, (0, 1), constant_values=1.0)),
@@ -238,21 +233,15 @@ def _several_parents(data: UserData, max_parents: int, level: float) -> SeveralP
 
 
 def _with_several_parents(found: SeveralParents, data: UserData, level: float) -> RecoveredGraph:
-    """As a graph, with weights and p-values at the keys of every candidate."""
-    graph = nx.DiGraph(target=data.n_ctx)
-    graph.add_nodes_from(range(data.n_ctx + 1))
-    graph.add_edges_from((t, data.n_ctx) for t in found.target_parents or ())
     weights = torch.zeros(data.n_ctx, data.n_ctx, dtype=torch.float64)
     p_values = torch.ones_like(weights)
     for p in found.positions:
-        facts = {"weight": p.weight, "p_value": p.p_value, "sequences_needed": p.sequences_needed}
-        graph.add_edges_from(((parent, p.position) for parent in p.parents), **facts)
         if isinstance(p.candidate, tuple):
             weights[p.position, list(p.candidate)] = p.weight
             p_values[p.position, list(p.candidate)] = p.p_value
     needed = [p.sequences_needed for p in found.positions if p.verdict == "child"]
     return RecoveredGraph(
-        graph=graph,
+        graph=_graph(data.n_ctx, found.positions, found.target_parents or ()),
         positions=found.positions,
         weights=weights,
         p_values=p_values,
@@ -284,12 +273,12 @@ def _doubts_about_targets(test: EdgeTest, data: UserData) -> list[str]:
     return doubts
 
 
-def _graph(positions: Sequence[Position]) -> nx.DiGraph:
+def _graph(n_ctx: int, positions: Sequence[Position], target_parents: Sequence[int]) -> nx.DiGraph:
     """The graph of the children found; an undecided position has no parent in it, and need not be a root."""
-    parents = [position.parent for position in positions]
-    graph = graph_from_parents(parents) if parents else nx.DiGraph([(0, 1)], target=1)
+    graph = nx.DiGraph(target=n_ctx)
+    graph.add_nodes_from(range(n_ctx + 1))
     for p in positions:
-        if p.parent is not None:
-            facts = {"weight": p.weight, "p_value": p.p_value, "sequences_needed": p.sequences_needed}
-            graph.edges[p.parent, p.position].update(facts)
+        facts = {"weight": p.weight, "p_value": p.p_value, "sequences_needed": p.sequences_needed}
+        graph.add_edges_from(((parent, p.position) for parent in p.parents), **facts)
+    graph.add_edges_from((t, n_ctx) for t in target_parents)
     return graph

@@ -17,19 +17,12 @@ _LEAST_EXPECTED = 2  # of each query in a context: rarer contexts are left to th
 
 @dataclass(frozen=True)
 class UserData:
-    """Sequences that passed every check.
+    """Sequences that passed every check."""
 
-    Attributes:
-        tokens: [sequence, n_ctx].
-        targets: [sequence, d_vocab], rows with sum one; labels as one-hots.
-        probabilities: whether targets are probabilities; rows that are all equally sharp are taken for labels.
-        n_independent: sequences that the means are worth: copies are no evidence, and make means noisier.
-    """
-
-    tokens: Int[np.ndarray, "sequence n_ctx"]
-    targets: Float[np.ndarray, "sequence d_vocab"]
-    probabilities: bool
-    n_independent: int
+    tokens: Int[np.ndarray, "sequence n_ctx"]  # [sequence, n_ctx]
+    targets: Float[np.ndarray, "sequence d_vocab"]  # [sequence, d_vocab], rows with sum one; labels as one-hots
+    probabilities: bool  # whether targets are probabilities; rows that are all equally sharp are taken for labels
+    n_independent: int  # sequences that the means are worth: copies are no evidence, and make means noisier
 
     @property
     def n_ctx(self) -> int:

@@ -41,8 +41,6 @@ class Position:
         reason: why, in words.
         parents: of a child, in order; else empty.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> found = cc.recover_graph(task.sample(3000, seed=0))
     >>> found.positions[0], found.positions[1].parent, found.positions[1].p_value < 0.01
     (Position(0, root: no earlier position to be a parent), 0, True)

@@ -28,8 +28,7 @@ def plot_graph_comparison(true: nx.DiGraph, found: nx.DiGraph, ax: Axes | None =
     Raises:
         ValueError: they cover different positions.
 
-    >>> from causal_circuits import chain_graph, pairs_graph
-    >>> ax = plot_graph_comparison(chain_graph(6), pairs_graph(6))
+    >>> ax = plot_graph_comparison(cc.chain_graph(6), cc.pairs_graph(6))
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['found and true (2)', 'missing (2)', 'false (0)', 'given (1)', 'root (1)']
     """

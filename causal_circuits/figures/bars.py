@@ -23,11 +23,7 @@ def plot_head_scores(scores: Sequence[HeadScores], ax: Axes | None = None) -> Ax
 
     0 is what uniform attention scores (no copying), 1 is perfect; copying is judged by what reads the copies.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
-    >>> from causal_circuits import figures
-    >>> ax = figures.plot_head_scores(cc.detect_induction_heads(model, task, n_sequences=64))
+    >>> ax = cc.figures.plot_head_scores(cc.detect_induction_heads(model, task, n_sequences=64))
     >>> len(ax.patches)  # two heads, four scores
     8
     """

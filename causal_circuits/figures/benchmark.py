@@ -42,7 +42,6 @@ def plot_benchmark(panels: Mapping[str, Rows]) -> Figure:
 
 
 def _draw(ax: Axes, rows: Rows, methods: Sequence[str], models: Sequence[str]) -> AxesImage:
-    """One heat map, every cell with its numbers."""
     means = np.full((len(methods), len(models)), np.nan)
     for at in np.ndindex(means.shape):
         of = (methods[at[0]], models[at[1]])

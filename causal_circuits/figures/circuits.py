@@ -34,8 +34,7 @@ def plot_circuit(
         effects: (sender, reader) -> what cutting the edge costs (`NeededEdge.effect`, `CircuitModel.effects`);
             written on the edges of the circuit, which are as thick as they are worth.
 
-    >>> from causal_circuits import circuits, disentangled_transformer
-    >>> graph = circuits.circuit_graph(disentangled_transformer(3, 6))
+    >>> graph = cc.circuits.circuit_graph(cc.disentangled_transformer(3, 6))
     >>> plot_circuit(graph, [("position", "L0H0.q"), ("token", "L0H0.v")], title="two edges").get_title()
     'two edges'
     """
@@ -80,15 +79,12 @@ def plot_frontier(frontier: Frontier, rankings: Sequence[Ranking] = (), ax: Axes
         frontier: from `oracle_frontier`; drawn as a thick line.
         rankings: from `rank`; drawn each with a marker of its own, and named with its mean regret.
 
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import circuits
     >>> task = cc.InContextTask(cc.chain_graph(5), d_vocab=3)
     >>> model = cc.plant_circuit(task.graph, d_vocab=3)
-    >>> whole = circuits.circuit_model(model, task.sample(20, seed=0))
-    >>> frontier = circuits.oracle_frontier(whole)
-    >>> from causal_circuits import figures
-    >>> ranking = circuits.rank(whole, circuits.discover(whole, "exact"), frontier)
-    >>> len(figures.plot_frontier(frontier, [ranking]).lines) >= 2
+    >>> whole = cc.circuits.circuit_model(model, task.sample(20, seed=0))
+    >>> frontier = cc.circuits.oracle_frontier(whole)
+    >>> ranking = cc.circuits.rank(whole, cc.circuits.discover(whole, "exact"), frontier)
+    >>> len(cc.figures.plot_frontier(frontier, [ranking]).lines) >= 2
     True
     """
     ax = new_axes(ax, 7.2, 4.4)
@@ -110,14 +106,9 @@ def plot_frontier(frontier: Frontier, rankings: Sequence[Ranking] = (), ax: Axes
 def plot_needed_edges(proof: CircuitProof, ax: Axes | None = None) -> Axes:
     """What the circuit loses with each of its edges cut, with two standard errors; hollow: not shown to be needed.
 
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import circuits
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
-    >>> whole = circuits.circuit_model(model, task.sample(64, seed=0))
-    >>> from causal_circuits import figures
-    >>> proof = circuits.prove_circuit(whole, ~circuits.inert_edges(whole), n_random=99, n_bootstrap=20)
-    >>> len(figures.plot_needed_edges(proof).get_yticklabels())
+    >>> whole = cc.circuits.circuit_model(model, batch)
+    >>> proof = cc.circuits.prove_circuit(whole, ~cc.circuits.inert_edges(whole), n_random=99, n_bootstrap=20)
+    >>> len(cc.figures.plot_needed_edges(proof).get_yticklabels())
     9
     """
     ax = new_axes(ax, 6.4, 0.34 * len(proof.edges) + 1.3)

@@ -88,31 +88,6 @@ def plot_curves(
 
 
 @check_arguments
-def plot_agreement(
-    series: Mapping[str, tuple[Sequence[int | float], Sequence[int | float]]],
-    xlabel: str,
-    ylabel: str,
-    ax: Axes | None = None,
-    title: str | None = None,
-    group_size: int = 1,
-) -> Axes:
-    """A line for each series over a logarithmic axis, beside the horizontal line at 1 that all should reach.
-
-    Args:
-        series: name -> (x values, y values), such as context lengths and slopes.
-        xlabel, ylabel: with units.
-        group_size: so many series in a row share a colour and a marker and differ in line style.
-
-    >>> ax = plot_agreement({"chain": ([20, 100], [0.9, 0.98])}, xlabel="context length", ylabel="slope")
-    >>> ax.get_xscale()
-    'log'
-    """
-    curves = {name: list(zip(x, y, strict=True)) for name, (x, y) in series.items()}
-    more = {"levels": {"": 1.0}, "title": title, "group_size": group_size, "ax": ax}
-    return plot_curves(curves, xlabel=xlabel, ylabel=ylabel, **more)  # type: ignore[arg-type]
-
-
-@check_arguments
 def plot_scaling(
     points: Mapping[str, Points],
     fits: Mapping[str, tuple[Number, Number]],
@@ -161,7 +136,6 @@ def plot_groups(
     *,
     xlabel: str,
     levels: Mapping[str, Number] | None = None,
-    log_x: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
     """Dots on one row a group, one marker a series: values of several methods for each graph, family, ...
@@ -170,7 +144,6 @@ def plot_groups(
         values: series -> group -> value; the groups of the first series come first, from the top. NaN is left out.
         xlabel: with units.
         levels: name -> x of vertical lines.
-        log_x: a logarithmic x axis.
 
     >>> shares = {"ours": {"chain": 1.0, "pairs": 0.9}, "theirs": {"chain": 0.8, "pairs": 0.7}}
     >>> ax = plot_groups(shares, xlabel="attention")
@@ -185,8 +158,6 @@ def plot_groups(
         shift = 0.7 * ((k + 0.5) / len(values) - 0.5)
         rows = [groups.index(group) + shift for group in of_group]
         ax.plot(list(of_group.values()), rows, markersize=5, label=name, alpha=0.85, **look_of(k, line=False))
-    if log_x:
-        ax.set_xscale("log")
     for name, level in (levels or {}).items():
         ax.axvline(level, color=GREY, linewidth=0.9, linestyle=":", zorder=0)
         ax.annotate(name, (level, 1.0), (2, 2), ("data", "axes fraction"), "offset points", fontsize=SMALL, color=GREY)

@@ -45,13 +45,10 @@ def graph_film_html(
         layer, head: whose attention; None takes the largest over the layer's heads.
         beside: axes over training steps (`plot_loss`, `plot_phases`), in each of which a line moves with the slider.
 
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import figures
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
     >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
-    >>> loss = figures.plot_loss(record, {"uniform": 1.0986})
-    >>> str(figures.graph_film_html(record, task.graph, beside=[loss])).count('type="range"')
+    >>> loss = cc.figures.plot_loss(record, {"uniform": 1.0986})
+    >>> str(cc.figures.graph_film_html(record, task.graph, beside=[loss])).count('type="range"')
     1
     """
     attention = _attention(record, graph, layer, head)

@@ -44,10 +44,8 @@ def plot_gradient_vs_information(
         title: say the correlation here; nothing is computed.
         label: of the horizontal axis.
 
-    >>> import torch
-    >>> from causal_circuits import chain_graph
     >>> g = torch.diag(torch.ones(3), -1)
-    >>> plot_gradient_vs_information(0.9 * g, g, chain_graph(4), standard_error=0.01 * g).get_xlabel()
+    >>> plot_gradient_vs_information(0.9 * g, g, cc.chain_graph(4), standard_error=0.01 * g).get_xlabel()
     'predicted g (a pure number)'
     """
     ax = new_axes(ax, 5.4, 4.6)

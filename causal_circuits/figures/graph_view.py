@@ -26,8 +26,7 @@ def interactive_graph(
         facts: (parent, child) -> name -> value, told when an edge is hovered, focused or tapped: attention,
             information, effect, p-value.
 
-    >>> from causal_circuits import chain_graph
-    >>> html = interactive_graph(chain_graph(4), chain_graph(4), {(0, 1): {"attention": 0.98}})
+    >>> html = interactive_graph(cc.chain_graph(4), cc.chain_graph(4), {(0, 1): {"attention": 0.98}})
     >>> 'aria-label="0 → 1, found and true: attention 0.98"' in html
     True
     """
@@ -58,7 +57,6 @@ def interactive_graph(
 
 
 def _edge(frame: Frame, edge: tuple[int, int], kind: str, facts: Facts) -> dict[str, str]:
-    """An arc and its numbers in words."""
     told = "; ".join(f"{name} {format_value(value)}" for name, value in facts.items())
     colour, dashes = _LOOKS[kind]
     return {

@@ -41,12 +41,9 @@ def plot_loss(
             that are not finite are left out.
         test_loss: of the trained model, nats; a diamond at the last step.
 
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import figures
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
     >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
-    >>> ax = figures.plot_loss(record, {"uniform": 1.0986, "edge posterior": 0.65})
+    >>> ax = cc.figures.plot_loss(record, {"uniform": 1.0986, "edge posterior": 0.65})
     >>> ax.get_xscale()
     'log'
     """

@@ -34,9 +34,7 @@ def plot_attention_and_graph(
         graph: the true graph, over the same positions.
         ax: where to draw; None makes a figure (`ax.figure`).
 
-    >>> import numpy as np
-    >>> from causal_circuits import chain_graph
-    >>> plot_attention_and_graph(np.tril(np.ones((4, 4))) / 4, chain_graph(4), title="uniform").get_title()
+    >>> plot_attention_and_graph(np.tril(np.ones((4, 4))) / 4, cc.chain_graph(4), title="uniform").get_title()
     'uniform'
     """
     return _heat_map(to_numpy(attention), graph, new_axes(ax, 5.6, 4.6), title, "attention weight", (0.0, 1.0))
@@ -50,10 +48,8 @@ def plot_attentions(attentions: Mapping[str, Matrix], graph: nx.DiGraph) -> Figu
         attentions: title -> [query_pos, key_pos].
         graph: whose edges to outline.
 
-    >>> import numpy as np
-    >>> from causal_circuits import chain_graph
     >>> uniform = np.tril(np.ones((4, 4))) / np.arange(1, 5)[:, None]
-    >>> len(plot_attentions({"head 0": uniform, "head 1": uniform}, chain_graph(4)).axes) >= 2
+    >>> len(plot_attentions({"head 0": uniform, "head 1": uniform}, cc.chain_graph(4)).axes) >= 2
     True
     """
     if not attentions:
@@ -83,9 +79,7 @@ def plot_matrix(
         diverging: a scale symmetric about 0, white at 0 (for signed quantities); otherwise smallest to largest.
         largest: end of a diverging scale, for matrices that are to be compared; None: the largest that is drawn.
 
-    >>> import numpy as np
-    >>> from causal_circuits import chain_graph
-    >>> plot_matrix(np.eye(4, k=-1), chain_graph(4), title="edges", label="nats").get_title()
+    >>> plot_matrix(np.eye(4, k=-1), cc.chain_graph(4), title="edges", label="nats").get_title()
     'edges'
     """
     values = to_numpy(matrix)
@@ -108,11 +102,7 @@ def plot_knock_out(knock_out: KnockOut, graph: nx.DiGraph, head: int | None = No
         graph: the true graph.
         head: of the layer; None takes for each entry the head whose cut costs most.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
-    >>> from causal_circuits import figures
-    >>> ax = figures.plot_knock_out(cc.knock_out_edges(model, batch), task.graph)
+    >>> ax = cc.figures.plot_knock_out(cc.knock_out_edges(model, batch), task.graph)
     >>> len(ax.images) + len(ax.collections) > 0
     True
     """
@@ -145,12 +135,9 @@ def plot_film_strip(
         quantity: "attention" on one scale 0 .. 1; "score_gradients": minus the gradient, each frame on the scale of its
             own largest entry, which its title gives (nats per unit of score), the query's row blank.
 
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import figures
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
     >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
-    >>> len(figures.plot_film_strip(record, task.graph).axes) >= 2  # a frame for each recorded step
+    >>> len(cc.figures.plot_film_strip(record, task.graph).axes) >= 2  # a frame for each recorded step
     True
     """
     frames = _frames(record, layer, head, n_frames, quantity)
@@ -171,10 +158,8 @@ def plot_attention_grid(panels: Mapping[str, tuple[Matrix, nx.DiGraph]]) -> Figu
     Args:
         panels: title -> attention [query_pos, key_pos] and graph.
 
-    >>> import numpy as np
-    >>> from causal_circuits import chain_graph
     >>> uniform = np.tril(np.ones((4, 4))) / np.arange(1, 5)[:, None]
-    >>> [ax.get_title() for ax in plot_attention_grid({"graph 0": (uniform, chain_graph(4))}).axes][:1]
+    >>> [ax.get_title() for ax in plot_attention_grid({"graph 0": (uniform, cc.chain_graph(4))}).axes][:1]
     ['graph 0']
     """
     if not panels:

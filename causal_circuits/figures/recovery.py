@@ -24,12 +24,9 @@ def plot_recovered_graph(recovered: RecoveredGraph, ax: Axes | None = None) -> A
     Args:
         recovered: what `recover_graph` returns.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> batch = task.sample(3000, seed=0)
     >>> found = cc.recover_graph(batch.tokens, batch.target_probs)
-    >>> from causal_circuits import figures
-    >>> [text.get_text() for text in figures.plot_recovered_graph(found).get_legend().get_texts()]
+    >>> [text.get_text() for text in cc.figures.plot_recovered_graph(found).get_legend().get_texts()]
     ['edge found (4)', 'given (1)', 'root (1)']
     """
     graph, undecided = recovered.graph, recovered.undecided
@@ -56,12 +53,9 @@ def plot_recovery(recovered: RecoveredGraph, ax: Axes | None = None) -> Axes:
     Args:
         recovered: what `recover_graph` returns. Positions without a known weight are drawn at 0.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> batch = task.sample(3000, seed=0)
     >>> found = cc.recover_graph(batch.tokens, batch.target_probs)
-    >>> from causal_circuits import figures
-    >>> figures.plot_recovery(found).get_xlabel() != ""
+    >>> cc.figures.plot_recovery(found).get_xlabel() != ""
     True
     """
     positions = [p for p in recovered.positions if p.candidate is not None]

@@ -32,7 +32,6 @@ def attention_view(
         sequence: which one, from 0.
         graph, names, roles, title: as in `sequence_view`.
 
-    >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.chain_graph(4), d_vocab=3)
     >>> view = attention_view(cc.plant_circuit(task.graph, d_vocab=3), task.sample(8, seed=0), graph=task.graph)
     >>> view
@@ -61,10 +60,8 @@ def sequence_view(
         roles: of the heads ("induction"), in the order of `seen.heads`.
         title: above the view; None writes the sequence.
 
-    >>> import torch
-    >>> from causal_circuits import chain_graph, plant_circuit
-    >>> model = plant_circuit(chain_graph(4), d_vocab=3)
-    >>> sequence_view(sequence_attention(model, torch.tensor([0, 1, 2, 1])), chain_graph(4)).labels
+    >>> model = cc.plant_circuit(cc.chain_graph(4), d_vocab=3)
+    >>> sequence_view(sequence_attention(model, torch.tensor([0, 1, 2, 1])), cc.chain_graph(4)).labels
     ('0', '1', '2', 'query 1')
     """
     if roles is not None and len(roles) != len(seen.heads):

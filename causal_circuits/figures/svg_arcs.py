@@ -21,14 +21,7 @@ class Mark:
 
 
 class Frame:
-    """Where things are in a drawing of arcs above and below a line; no arc is higher than it is wide.
-
-    Attributes:
-        size: width and height, pixels.
-        line: the height at which the positions stand, pixels from the top.
-        marks: the positions.
-        n_roots: how many of them have no parent.
-    """
+    """Where things are in a drawing of arcs above and below a line; no arc is higher than it is wide."""
 
     def __init__(self, graph: nx.DiGraph, above: Iterable[tuple[int, int]], below: Iterable[tuple[int, int]]) -> None:
         tops = [max([1.0, *(arc_height(*edge) for edge in edges)]) for edges in (above, below)]

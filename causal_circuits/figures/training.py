@@ -36,14 +36,10 @@ def plot_phases(distances: PredictorDistances, ax: Axes | None = None) -> Axes:
     Args:
         distances: what a `PredictorRecorder` gives.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> from causal_circuits import figures
-    >>> batch = task.sample(64, seed=0)
     >>> film = cc.films.PredictorRecorder(batch, cc.films.named_predictors(task, batch))
     >>> config = cc.TrainConfig.joint(4, batch_size=64)
     >>> record = cc.train(cc.disentangled_transformer(3, 6), task, config, on_record=film)
-    >>> len(figures.plot_phases(film.result()).lines) >= 3  # one a predictor
+    >>> len(cc.figures.plot_phases(film.result()).lines) >= 3  # one a predictor
     True
     """
     ax = new_axes(ax, 5.6, 4.2)
@@ -72,13 +68,10 @@ def plot_edge_formation(formation: information.EdgeFormation, ax: Axes | None = 
     Args:
         formation: what `edge_formation` returns.
 
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import figures
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
     >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
     >>> formation = cc.information.edge_formation(record, cc.predicted_gradient(task).value.float(), task.graph)
-    >>> len(figures.plot_edge_formation(formation).lines) >= 4  # an edge each
+    >>> len(cc.figures.plot_edge_formation(formation).lines) >= 4  # an edge each
     True
     """
     ax = new_axes(ax, 6.6, 4.2)
@@ -100,30 +93,23 @@ def plot_edge_formation(formation: information.EdgeFormation, ax: Axes | None = 
 
 
 @check_arguments
-def plot_formation(formation: circuits.CircuitFormation, axes: Sequence[Axes] | None = None) -> Figure:
+def plot_formation(formation: circuits.CircuitFormation) -> Figure:
     """Attention on each edge of the latent graph and the effect of cutting it, at every recorded step; means thick.
 
     Args:
         formation: from `watch_formation`.
-        axes: three axes to draw in - attention, the effect's share of its row, the effect - or None for a new figure.
 
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import circuits
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
-    >>> when, batch = cc.RecordAt(steps=(0, 4)), task.sample(64, seed=0)
-    >>> formation = circuits.watch_formation(model, task, config, record=when, batch=batch)
-    >>> from causal_circuits import figures
-    >>> len(figures.plot_formation(formation).axes)
+    >>> when = cc.RecordAt(steps=(0, 4))
+    >>> formation = cc.circuits.watch_formation(model, task, config, record=when, batch=batch)
+    >>> len(cc.figures.plot_formation(formation).axes)
     3
     """
-    panels = new_grid(3, 3, 4.2, 3.8)[1] if axes is None else axes
-    if len(panels) != 3:
-        raise ValueError(f"axes must be three, for attention, share and effect: got {len(panels)}")
+    figure, panels = new_grid(3, 3, 4.2, 3.8)
     measured = {
         "mean attention on the edge": (formation.attention, formation.attention_onset),
         "its share of its row's effects": (formation.share, formation.causal_onset),
-        _effect_label(formation.metric): (formation.effect, None),
+        "effect of cutting it (KL, nats)": (formation.effect, None),
     }
     for ax, (label, (curves, onsets)) in zip(panels, measured.items(), strict=True):
         steps, values = np.array(formation.steps) + 1, to_numpy(curves)
@@ -137,13 +123,7 @@ def plot_formation(formation: circuits.CircuitFormation, axes: Sequence[Axes] | 
         log_steps(ax, "training step + 1 (log scale)")
         ax.set_ylabel(label)
         ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False, fontsize=SMALL)
-    figure = panels[0].get_figure(root=True)
-    assert isinstance(figure, Figure)
     return figure
-
-
-def _effect_label(metric: str) -> str:
-    return "effect of cutting it (KL, nats)" if metric == "kl_to_model" else f"cutting it raises {metric} by"
 
 
 @check_arguments
@@ -154,14 +134,10 @@ def plot_onsets(formations: Sequence[circuits.CircuitFormation], ax: Axes | None
         formations: from `watch_formation`, one for each seed: a dot at the mean over seeds, a bar from least to most.
         ax: axes to draw in, or None for a new figure.
 
-    >>> import causal_circuits as cc
-    >>> from causal_circuits import circuits
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
-    >>> when, batch = cc.RecordAt(steps=(0, 4)), task.sample(64, seed=0)
-    >>> formation = circuits.watch_formation(model, task, config, record=when, batch=batch)
-    >>> from causal_circuits import figures
-    >>> ax = figures.plot_onsets([formation])
+    >>> when = cc.RecordAt(steps=(0, 4))
+    >>> formation = cc.circuits.watch_formation(model, task, config, record=when, batch=batch)
+    >>> ax = cc.figures.plot_onsets([formation])
     >>> ax.get_ylabel() != ""
     True
     """

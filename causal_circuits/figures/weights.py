@@ -28,7 +28,6 @@ class WeightBlocks:
         rows, columns: (slot, size) in order; the sizes add up to the matrix's.
         row_label, column_label: what the two axes are: "query", "key", ...
 
-    >>> import numpy as np
     >>> slots = [("token", 2), ("position", 3)]
     >>> WeightBlocks("A1", np.zeros((5, 5)), rows=slots, columns=slots).title
     'A1'
@@ -46,7 +45,6 @@ class WeightBlocks:
 def plot_weight_panels(panels: Sequence[WeightBlocks], n_columns: int = 2) -> Figure:
     """Weight matrices side by side, each on its own scale, white at zero, with lines between slots.
 
-    >>> import numpy as np
     >>> slots = [("token", 2), ("position", 3)]
     >>> panels = [WeightBlocks(name, np.eye(5), rows=slots, columns=slots) for name in ("A1", "A2")]
     >>> [ax.get_title() for ax in plot_weight_panels(panels).axes][:2]

@@ -19,8 +19,7 @@ class GraphRecovery:
     `precision` is 1 when nothing was found and `recall` is 1 when there was nothing to find. The structural
     Hamming distance counts missing and false edges (order is fixed by position, so no edge can be reversed).
 
-    >>> from causal_circuits import chain_graph, pairs_graph
-    >>> compare_graphs(chain_graph(5), pairs_graph(5))
+    >>> compare_graphs(cc.chain_graph(5), cc.pairs_graph(5))
     GraphRecovery(1 missing: 1 -> 2; 0 false; precision 1.000, recall 0.667, F1 0.800)
     """
 
@@ -33,7 +32,6 @@ class GraphRecovery:
     false: tuple[tuple[int, int], ...]
 
     def _differences(self) -> dict[str, str]:
-        """Missing and false edges in words."""
         listed = {"missing": self.missing, "false": self.false}
         return {what: short_list([f"{a} -> {b}" for a, b in edges]) for what, edges in listed.items()}
 
@@ -44,7 +42,6 @@ class GraphRecovery:
         return f"GraphRecovery({said}; precision {self.precision:.3f}, recall {self.recall:.3f}, F1 {self.f1:.3f})"
 
     def _repr_html_(self) -> str:
-        """A table of the scores and of every edge that differs."""
         row = {
             "precision": self.precision,
             "recall": self.recall,
@@ -62,10 +59,9 @@ def compare_graphs(true: nx.DiGraph, found: nx.DiGraph) -> GraphRecovery:
     The edge query -> target of the true graph is given and not compared. If neither graph says that its last node is
     the target, and `found` lacks that edge, it may be an edge like any other: it counts as missing, with a warning.
 
-    >>> from causal_circuits import chain_graph, pairs_graph
-    >>> compare_graphs(chain_graph(6), chain_graph(6)).exact
+    >>> compare_graphs(cc.chain_graph(6), cc.chain_graph(6)).exact
     True
-    >>> compare_graphs(chain_graph(6), pairs_graph(6)).missing
+    >>> compare_graphs(cc.chain_graph(6), cc.pairs_graph(6)).missing
     ((1, 2), (3, 4))
     """
     for graph in (true, found):

@@ -13,10 +13,9 @@ from causal_circuits.graphs.validate import check_digraph, has_query, n_ctx_of, 
 def graph_parents(graph: nx.DiGraph) -> list[int | None] | list[list[int]]:
     """The list that `graph_from_parents` turns back into this graph.
 
-    >>> from causal_circuits import chain_graph, ngram_graph
-    >>> graph_parents(chain_graph(5))
+    >>> graph_parents(cc.chain_graph(5))
     [None, 0, 1, 2]
-    >>> graph_parents(ngram_graph(3, order=2))
+    >>> graph_parents(cc.ngram_graph(3, order=2))
     [[], [], [0, 1], [1, 2]]
     """
     check_digraph(graph)
@@ -30,8 +29,7 @@ def graph_parents(graph: nx.DiGraph) -> list[int | None] | list[list[int]]:
 def latent_edges(graph: nx.DiGraph) -> set[tuple[int, int]]:
     """The edges that a model has to learn: all, except query -> target where the query is given.
 
-    >>> from causal_circuits import chain_graph
-    >>> sorted(latent_edges(chain_graph(4)))
+    >>> sorted(latent_edges(cc.chain_graph(4)))
     [(0, 1), (1, 2)]
     """
     given, edges = has_query(graph), edges_of(graph)
@@ -47,8 +45,7 @@ def attention_cells(graph: nx.DiGraph) -> list[tuple[int, int]]:
     prediction is read from: it stands for the target's parents, which layer 0 must copy there, so that the parents of
     the last position itself cannot be.
 
-    >>> from causal_circuits import chain_graph, ngram_graph
-    >>> attention_cells(chain_graph(4)), attention_cells(ngram_graph(3, order=2))
+    >>> attention_cells(cc.chain_graph(4)), attention_cells(cc.ngram_graph(3, order=2))
     ([(1, 0), (2, 1)], [(2, 1), (2, 2)])
     """
     last = n_ctx_of(graph) - 1
@@ -64,8 +61,7 @@ def edges_of(graph: nx.DiGraph) -> set[tuple[int, int]]:
 def edge_entries(graph: nx.DiGraph) -> tuple[np.ndarray, np.ndarray]:
     """Which entries [query, key] of a pattern are edges, and which could be: causal ones, but none of a query's row.
 
-    >>> from causal_circuits import chain_graph
-    >>> is_edge, possible = edge_entries(chain_graph(4))
+    >>> is_edge, possible = edge_entries(cc.chain_graph(4))
     >>> np.argwhere(is_edge).tolist(), possible.sum(axis=1).tolist()
     ([[1, 0], [2, 1]], [1, 2, 3, 0])
     """
@@ -80,8 +76,7 @@ def edge_entries(graph: nx.DiGraph) -> tuple[np.ndarray, np.ndarray]:
 def parent_attention(pattern: Any, graph: nx.DiGraph) -> Any:
     """The entries of patterns [..., query, key], arrays or tensors, that are edges: [..., edge] (`attention_cells`).
 
-    >>> from causal_circuits import chain_graph
-    >>> parent_attention(np.eye(4, k=-1), chain_graph(4)).tolist()
+    >>> parent_attention(np.eye(4, k=-1), cc.chain_graph(4)).tolist()
     [1.0, 1.0]
     """
     cells = np.array(attention_cells(graph), dtype=int).reshape(-1, 2)

@@ -102,8 +102,7 @@ def n_ctx_of(graph: nx.DiGraph) -> int:
 def parents_of(graph: nx.DiGraph, node: int) -> tuple[int, ...]:
     """The parents of a node, in order of position.
 
-    >>> from causal_circuits import chain_graph
-    >>> parents_of(chain_graph(5), 2), parents_of(chain_graph(5), 0)
+    >>> parents_of(cc.chain_graph(5), 2), parents_of(cc.chain_graph(5), 0)
     ((1,), ())
     """
     check_type(graph)
@@ -116,8 +115,7 @@ def parents_of(graph: nx.DiGraph, node: int) -> tuple[int, ...]:
 def has_query(graph: nx.DiGraph) -> bool:
     """Whether the graph is a forest whose last position is a parentless query, the target's only parent.
 
-    >>> from causal_circuits import chain_graph, ngram_graph
-    >>> has_query(chain_graph(5)), has_query(ngram_graph(5, order=2))
+    >>> has_query(cc.chain_graph(5)), has_query(cc.ngram_graph(5, order=2))
     (True, False)
     """
     check_digraph(graph)

@@ -43,9 +43,6 @@ class GradientComparison:
         noise_share: mean squared standard error over the variance of the measured entries; NaN if no error was given.
             What a perfect prediction would leave unexplained.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> batch = task.sample(64, seed=0)
     >>> g = cc.predicted_gradient(task).value
     >>> measured = cc.measured_gradient(batch.tokens, batch.target_probs).value
     >>> comparison = cc.compare_gradient(measured, g, task.graph)
@@ -83,9 +80,8 @@ def compare_gradient(
         attention: the pattern at which a score gradient was taken; None is uniform causal attention.
         standard_error: of `measured`.
 
-    >>> from causal_circuits import InContextTask, chain_graph, predicted_gradient
-    >>> task = InContextTask(chain_graph(6), d_vocab=3, alpha=1.0)
-    >>> g = predicted_gradient(task).value
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=1.0)
+    >>> g = cc.predicted_gradient(task).value
     >>> round(compare_gradient(2 * g, g, task.graph).slope, 6)
     2.0
     """
@@ -123,7 +119,6 @@ def compare_gradient(
 def through_softmax(g: Matrix, attention: Matrix | None = None) -> Matrix:
     """The gradient of attention scores, P_ij (g_ij - sum_k P_ik g_ik); uniform causal attention if P is None.
 
-    >>> import torch
     >>> g = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
     >>> through_softmax(g)[1]  # half of it at the parent, minus half at the other position, each times the weight .5
     tensor([ 0.2500, -0.2500])
@@ -164,8 +159,6 @@ class EdgeFormation:
         order_agreement: Spearman's rank correlation of `information` and earliness; edges never formed come last; NaN
             with fewer than two edges or no differences.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model = cc.disentangled_transformer(3, 6)
     >>> config = cc.TrainConfig.joint(4, batch_size=512, warm_start=4.0)
     >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
@@ -195,8 +188,6 @@ def edge_formation(
         graph: the true graph.
         layer, head: whose.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model = cc.disentangled_transformer(3, 6)
     >>> config = cc.TrainConfig.joint(4, batch_size=512, warm_start=4.0)
     >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
@@ -245,11 +236,8 @@ class RivalPosition:
         child, parent, position: the edge and its rival.
         relation: what the rival is to the child.
         excess: the parent's value less the rival's; negative if data processing is violated.
-        standard_errors: excess over the root of both squared standard errors; NaN without errors.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> rival = cc.information.closest_rivals(cc.chi_squared_information(task, n_kernels=64).value, task.graph)[0]
+    >>> rival = cc.information.closest_rivals(cc.chi_squared_information(task, n_matrices=64).value, task.graph)[0]
     >>> rival.child, rival.parent, rival.position, rival.relation, rival.excess > 0
     (2, 1, 0, 'ancestor', True)
     """
@@ -259,11 +247,10 @@ class RivalPosition:
     position: int
     relation: Relation
     excess: float
-    standard_errors: float
 
 
 @check_arguments
-def closest_rivals(value: Matrix, graph: nx.DiGraph, standard_error: Matrix | None = None) -> tuple[RivalPosition, ...]:
+def closest_rivals(value: Matrix, graph: nx.DiGraph) -> tuple[RivalPosition, ...]:
     """For every child with two earlier positions or more: the position other than its parent with the largest value.
 
     The data processing check: information about a child cannot be larger at an ancestor, a sibling or an uncle than at
@@ -272,9 +259,8 @@ def closest_rivals(value: Matrix, graph: nx.DiGraph, standard_error: Matrix | No
     Raises:
         ValueError: some position has several parents: no one of them has to tell more than another position.
 
-    >>> from causal_circuits import InContextTask, graph_from_parents, predicted_gradient
-    >>> task = InContextTask(graph_from_parents([None, 0, 0, 1]), d_vocab=3, alpha=1.0)
-    >>> [(rival.child, rival.relation) for rival in closest_rivals(predicted_gradient(task).value, task.graph)]
+    >>> task = cc.InContextTask(cc.graph_from_parents([None, 0, 0, 1]), d_vocab=3, alpha=1.0)
+    >>> [(rival.child, rival.relation) for rival in closest_rivals(cc.predicted_gradient(task).value, task.graph)]
     [(2, 'sibling'), (3, 'uncle')]
     """
     if max(degree for _, degree in graph.in_degree) > 1:
@@ -295,16 +281,12 @@ def closest_rivals(value: Matrix, graph: nx.DiGraph, standard_error: Matrix | No
             raise ValueError(f"rivals need a value for every earlier position: row {child} holds NaN")
         row[parent] = -torch.inf
         position = int(row.argmax())
-        excess, error = float(value[child, parent] - row[position]), float("nan")
-        if standard_error is not None:
-            spread = standard_error[child, [parent, position]].square().sum().sqrt()
-            error = float(torch.tensor(excess) / spread)  # infinite where nothing varies
-        rivals.append(RivalPosition(child, parent, position, _relation(graph, child, position), excess, error))
+        excess = float(value[child, parent] - row[position])
+        rivals.append(RivalPosition(child, parent, position, _relation(graph, child, position), excess))
     return tuple(rivals)
 
 
 def _relation(graph: nx.DiGraph, child: int, other: int) -> Relation:
-    """What `other` is to a child of a forest."""
     common = nx.lowest_common_ancestor(graph, child, other)
     if common is None:
         return "unrelated"

@@ -17,7 +17,7 @@ from causal_circuits.information import pair_laws
 from causal_circuits.information.exact import Information, Method
 from causal_circuits.tasks import InContextTask
 
-MOST_SAMPLED_KERNELS = 1024
+MOST_SAMPLED_MATRICES = 1024
 SAMPLED_SEQUENCES = 1024  # from each matrix
 
 
@@ -39,21 +39,21 @@ def last_key_or_last(last_key: int | None, n_ctx: int) -> int:
 
 
 def enumerated_gradient(
-    task: InContextTask, n_kernels: int, seed: int, last_key: int | None, *, own_frequencies: bool = False
+    task: InContextTask, n_matrices: int, seed: int, last_key: int | None, *, own_frequencies: bool = False
 ) -> Information:
     """The limit g, or G with `own_frequencies`, by summing over every sequence; Monte Carlo over matrices only."""
-    kernels, law = pair_laws.draw(task, n_kernels, seed)
+    matrices, law = pair_laws.draw(task, n_matrices, seed)
     tokens, d_vocab = pair_laws.every_sequence(task), task.d_vocab
     counts = np.eye(d_vocab)[tokens].sum(axis=1)  # [sequence, token]
     own = task.n_ctx / np.take_along_axis(counts, tokens, axis=1)
-    row = task.kernel_row(tokens[:, list(task.target_parents)])
+    row = task.matrix_row(tokens[:, list(task.target_parents)])
     hit = (tokens == tokens[:, [last_key_or_last(last_key, task.n_ctx)]]).astype(float)
     values = []
-    for some, probability in pair_laws.sequence_laws(task, kernels, law, tokens):
-        kernel = some[len(task.target_parents)]
-        at_child = kernel[:, row[:, None], tokens]  # y(x_i), [kernel, sequence, child]
+    for some, probability in pair_laws.sequence_laws(task, matrices, law, tokens):
+        matrix = some[len(task.target_parents)]
+        at_child = matrix[:, row[:, None], tokens]  # y(x_i), [matrix, sequence, child]
         if own_frequencies:
-            occurs = np.einsum("ksa,sa->ks", kernel[:, row], (counts > 0).astype(float))
+            occurs = np.einsum("ksa,sa->ks", matrix[:, row], (counts > 0).astype(float))
             child = at_child * own - occurs[:, :, None]
         else:
             share = probability @ counts / task.n_ctx
@@ -63,16 +63,16 @@ def enumerated_gradient(
     return _averaged(np.concatenate(values), last_key, "enumeration", diagonal=own_frequencies)
 
 
-def sampled_gradient(task: InContextTask, n_kernels: int, seed: int, last_key: int | None) -> Information:
+def sampled_gradient(task: InContextTask, n_matrices: int, seed: int, last_key: int | None) -> Information:
     """The limit g from 1,024 sequences of each of at most 1,024 matrices."""
-    n_kernels = min(n_kernels, MOST_SAMPLED_KERNELS)
-    kernels, law = pair_laws.draw(task, n_kernels, seed)
+    n_matrices = min(n_matrices, MOST_SAMPLED_MATRICES)
+    matrices, law = pair_laws.draw(task, n_matrices, seed)
     generator = np.random.default_rng((seed, 2))
-    values = np.empty((n_kernels, task.n_ctx, task.n_ctx))
-    for index in range(n_kernels):
-        one = {k: kernel[index] for k, kernel in kernels.items()}
+    values = np.empty((n_matrices, task.n_ctx, task.n_ctx))
+    for index in range(n_matrices):
+        one = {k: matrix[index] for k, matrix in matrices.items()}
         tokens, laws = pair_laws.sample_sequences(task, one, law[index], generator, SAMPLED_SEQUENCES)
-        row = task.kernel_row(tokens[:, list(task.target_parents)])
+        row = task.matrix_row(tokens[:, list(task.target_parents)])
         at_child = one[len(task.target_parents)][row[:, None], tokens]
         hit = (tokens == tokens[:, [last_key_or_last(last_key, task.n_ctx)]]).astype(float)
         values[index] = task.d_vocab * (_excess(at_child, laws.mean(axis=0)[tokens]).T @ hit) / len(tokens)
@@ -85,7 +85,7 @@ def _excess(law: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def _averaged(
-    values: Float[np.ndarray, "kernel n_ctx n_ctx"], last_key: int | None, method: Method, *, diagonal: bool
+    values: Float[np.ndarray, "matrix n_ctx n_ctx"], last_key: int | None, method: Method, *, diagonal: bool
 ) -> Information:
     """Mean and standard error over matrices, of the entries that mean something."""
     n = len(values)

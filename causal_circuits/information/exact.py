@@ -41,8 +41,7 @@ class Information:
         method: "propagation" along paths of a forest, "enumeration" of every sequence, "sampling" of sequences from
             each matrix (all three average over drawn matrices), or "sequences": estimated from data.
 
-    >>> from causal_circuits import InContextTask, chain_graph, chi_squared_information
-    >>> information = chi_squared_information(InContextTask(chain_graph(6), d_vocab=3), n_kernels=64)
+    >>> information = cc.chi_squared_information(cc.InContextTask(cc.chain_graph(6), d_vocab=3), n_matrices=64)
     >>> information.method, information.n_samples, bool(information.value[1, 0] > information.value[2, 0] > 0)
     ('propagation', 64, True)
     """
@@ -56,65 +55,62 @@ class Information:
 
 
 @check_arguments
-def chi_squared_information(task: InContextTask, n_kernels: int = 4096, seed: int = 0) -> Information:
+def chi_squared_information(task: InContextTask, n_matrices: int = 4096, seed: int = 0) -> Information:
     """The chi-squared mutual information of every pair of positions (a pure number), averaged over transition matrices.
 
     It is 0 if and only if the two tokens are independent given the matrix. By propagation for any graph with at most
     one parent a position, else by enumeration or sampling: `Information.method` says which.
 
-    >>> from causal_circuits import pairs_graph
-    >>> information = chi_squared_information(InContextTask(pairs_graph(6), d_vocab=3, alpha=1.0))
+    >>> information = chi_squared_information(cc.InContextTask(cc.pairs_graph(6), d_vocab=3, alpha=1.0))
     >>> information.value[2, 1].item()      # 1 and 2 share no ancestor
     0.0
     """
     bias = float(task.d_vocab - 1) ** 2  # of the plug-in estimate from n sequences, times n
-    return _average(task, n_kernels, seed, _chi_squared, bias)
+    return _average(task, n_matrices, seed, _chi_squared, bias)
 
 
 @check_arguments
-def mutual_information(task: InContextTask, n_kernels: int = 4096, seed: int = 0) -> Information:
+def mutual_information(task: InContextTask, n_matrices: int = 4096, seed: int = 0) -> Information:
     """Shannon's mutual information of every pair of positions in nats, averaged over transition matrices.
 
     At most log(1 + chi-squared) for each matrix, and 0 for the same pairs. Methods as in `chi_squared_information`.
 
-    >>> from causal_circuits import chain_graph
-    >>> information = mutual_information(InContextTask(chain_graph(5), d_vocab=2, kernels=np.full((2, 2), 0.5)))
-    >>> information.value.abs().max().item() < 1e-12
+    >>> task = cc.InContextTask(cc.chain_graph(5), d_vocab=2, transition_matrices=np.full((2, 2), 0.5))
+    >>> mutual_information(task).value.abs().max().item() < 1e-12
     True
     """
-    return _average(task, n_kernels, seed, _mutual, (task.d_vocab - 1) ** 2 / 2)
+    return _average(task, n_matrices, seed, _mutual, (task.d_vocab - 1) ** 2 / 2)
 
 
-def _average(task: InContextTask, n_kernels: int, seed: int, value: PairValue, bias: float) -> Information:
-    """The mean and standard error over matrices of `value(joint[kernel, s', s])` for every pair of positions."""
+def _average(task: InContextTask, n_matrices: int, seed: int, value: PairValue, bias: float) -> Information:
+    """The mean and standard error over matrices of `value(joint[matrix, s', s])` for every pair of positions."""
     mean, error = np.zeros((2, task.n_ctx, task.n_ctx))
     if max(task.in_degrees, default=1) <= 1:
-        kernels, law = pair_laws.draw(task, n_kernels, seed)
-        for cells, joint in pair_laws.propagated(task, kernels, law):
+        matrices, law = pair_laws.draw(task, n_matrices, seed)
+        for cells, joint in pair_laws.propagated(task, matrices, law):
             fill_cells(mean, error, cells, value(joint))
-        return Information(torch.from_numpy(mean), torch.from_numpy(error), n_kernels)
+        return Information(torch.from_numpy(mean), torch.from_numpy(error), n_matrices)
     if pair_laws.can_enumerate(task):
         laws, offset, method = pair_laws.enumerated, 0.0, "enumeration"
     else:
         laws, offset, method = pair_laws.sampled, bias / pair_laws.SAMPLED_SEQUENCES, "sampling"
-        n_kernels = min(n_kernels, pair_laws.MOST_SAMPLED_KERNELS)
-    kernels, law = pair_laws.draw(task, n_kernels, seed)
-    values = np.concatenate([value(joint) for joint in laws(task, kernels, law, seed)]) - offset
+        n_matrices = min(n_matrices, pair_laws.MOST_SAMPLED_MATRICES)
+    matrices, law = pair_laws.draw(task, n_matrices, seed)
+    values = np.concatenate([value(joint) for joint in laws(task, matrices, law, seed)]) - offset
     below = np.tril_indices(task.n_ctx, -1)
     mean[below] = values.mean(axis=0)
-    error[below] = values.std(axis=0) / max(n_kernels - 1, 1) ** 0.5
-    return Information(torch.from_numpy(mean), torch.from_numpy(error), n_kernels, method)  # type: ignore[arg-type]
+    error[below] = values.std(axis=0) / max(n_matrices - 1, 1) ** 0.5
+    return Information(torch.from_numpy(mean), torch.from_numpy(error), n_matrices, method)  # type: ignore[arg-type]
 
 
 def fill_cells(mean: np.ndarray, error: np.ndarray, cells: list[tuple[int, int]], values: np.ndarray) -> None:
-    """Put the mean of `values` over kernels, and its standard error, into the cells (row, column)."""
+    """Put the mean of `values` over matrices, and its standard error, into the cells (row, column)."""
     rows, columns = zip(*cells, strict=True)
     mean[rows, columns] = values.mean()
     error[rows, columns] = values.std() / max(len(values) - 1, 1) ** 0.5
 
 
 def _marginals(joint: np.ndarray) -> np.ndarray:
-    """P_i(s') P_j(s) for joints [..., s', s]."""
     return joint.sum(axis=-1)[..., :, None] * joint.sum(axis=-2)[..., None, :]
 
 

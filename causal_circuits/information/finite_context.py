@@ -32,73 +32,72 @@ from causal_circuits.information import pair_laws
 from causal_circuits.information.dag_gradient import check_last_key, enumerated_gradient, last_key_or_last
 from causal_circuits.information.estimate import from_moments, moments
 from causal_circuits.information.exact import Information
-from causal_circuits.information.gradient import gradient_of_kernels, predicted_gradient
+from causal_circuits.information.gradient import gradient_of_matrices, predicted_gradient
 from causal_circuits.information.tilted_forest import tilt
 from causal_circuits.tasks import Batch, InContextTask
 
 _CHUNK = 4096  # sequences
-_CONTROL_KERNELS = 2**15
-_LIMIT_KERNELS = 2**13
+_CONTROL_MATRICES = 2**15
+_LIMIT_MATRICES = 2**13
 _STEEPEST = 2.0  # G follows g, damped: a steeper regression is an accident of few matrices
 _MOST_NUMBERS = 2**18  # of one position and token that are held at once: they stay in the cache
-_SEQUENCES_A_KERNEL = 1024  # where G can only be sampled
+_SEQUENCES_A_MATRIX = 1024  # where G can only be sampled
 _SAMPLE_STREAM = 5  # of the seed
 
 
 @check_arguments
 def finite_context_gradient(
-    task: InContextTask, n_kernels: int = 512, seed: int = 0, *, last_key: int | None = None
+    task: InContextTask, n_matrices: int = 512, seed: int = 0, *, last_key: int | None = None
 ) -> Information:
     """G_ij of the module's text: minus the gradient of layer 0's attention weights, times d_vocab n_ctx / beta0.
 
     `score_gradient_of(G)` times beta0 / (d_vocab n_ctx) is minus the gradient of the reduced model's attention scores
     for beta0 -> 0, diagonal and query row included, at any context length. Tends to `predicted_gradient` as n_ctx
     grows. Graphs with a query: exact given the matrices. Others: exact given them where sequences are few enough to
-    be summed over, else from 1,024 sequences for each of `n_kernels`, each with a matrix of its own.
+    be summed over, else from 1,024 sequences for each of `n_matrices`, each with a matrix of its own.
 
     Args:
         task: whose gradient.
-        n_kernels: transition matrices drawn from the prior.
+        n_matrices: transition matrices drawn from the prior.
         seed: of matrices and samples.
         last_key: as in `predicted_gradient`.
 
-    >>> from causal_circuits import chain_graph, predicted_gradient
-    >>> task = InContextTask(chain_graph(8), d_vocab=3, alpha=0.1)        # a short context
-    >>> ratio = finite_context_gradient(task).value[2, 1] / predicted_gradient(task).value[2, 1]
+    >>> task = cc.InContextTask(cc.chain_graph(8), d_vocab=3, alpha=0.1)        # a short context
+    >>> ratio = finite_context_gradient(task).value[2, 1] / cc.predicted_gradient(task).value[2, 1]
     >>> 0.3 < ratio.item() < 0.9
     True
     """
     check_last_key(task, last_key)
     if task.has_query:
-        return _of_forest(task, n_kernels, seed)
+        return _of_forest(task, n_matrices, seed)
     if pair_laws.can_enumerate(task):
-        return enumerated_gradient(task, n_kernels, seed, last_key, own_frequencies=True)
-    batch = task.sample(_SEQUENCES_A_KERNEL * n_kernels, seed=(seed, _SAMPLE_STREAM))
+        return enumerated_gradient(task, n_matrices, seed, last_key, own_frequencies=True)
+    batch = task.sample(_SEQUENCES_A_MATRIX * n_matrices, seed=(seed, _SAMPLE_STREAM))
     return replace(measured_gradient(batch.tokens, batch.target_probs, last_key=last_key), method="sampling")
 
 
-def _of_forest(task: InContextTask, n_kernels: int, seed: int) -> Information:
-    kernels, law = pair_laws.draw(task, n_kernels, seed)
+def _of_forest(task: InContextTask, n_matrices: int, seed: int) -> Information:
+    matrices, law = pair_laws.draw(task, n_matrices, seed)
     size = task.n_ctx * task.d_vocab * (len(quadrature(task.n_ctx)[0]) + 1)
     chunk = max(1, _MOST_NUMBERS // size)
     pieces = [
-        _of_kernels(task, kernels[1][start : start + chunk], law[start : start + chunk])
-        for start in range(0, n_kernels, chunk)
+        _of_matrices(task, matrices[1][start : start + chunk], law[start : start + chunk])
+        for start in range(0, n_matrices, chunk)
     ]
     values = np.concatenate(pieces)
     limit = np.zeros_like(values)
-    for cells, of_kernels in gradient_of_kernels(task, kernels, law):
+    for cells, of_matrices in gradient_of_matrices(task, matrices, law):
         rows, columns = zip(*cells, strict=True)
-        limit[:, rows, columns] = of_kernels[:, None]
-    many, many_laws = pair_laws.draw(task, _CONTROL_KERNELS, seed + 1)
-    few = _edge_informations(kernels[1], law, task.n_ctx)
+        limit[:, rows, columns] = of_matrices[:, None]
+    many, many_laws = pair_laws.draw(task, _CONTROL_MATRICES, seed + 1)
+    few = _edge_informations(matrices[1], law, task.n_ctx)
     controls = few - _edge_informations(many[1], many_laws, task.n_ctx).mean(axis=0)
-    return _controlled(values, limit, controls, predicted_gradient(task, _LIMIT_KERNELS, seed + 2))
+    return _controlled(values, limit, controls, predicted_gradient(task, _LIMIT_MATRICES, seed + 2))
 
 
 def _edge_informations(
-    pi: Float[np.ndarray, "kernel token token"], law: Float[np.ndarray, "kernel token"], n_ctx: int
-) -> Float[np.ndarray, "kernel control"]:
+    pi: Float[np.ndarray, "matrix token token"], law: Float[np.ndarray, "matrix token"], n_ctx: int
+) -> Float[np.ndarray, "matrix control"]:
     """How informative parent and child are: sum mu(s) (pi(a | s) - mu(a))^2 / (mu(a) + d) for d = 1/T, 1 and 1/100 T.
 
     Small d gives the chi-squared, large d the Euclidean information; a context of T tokens sees something between.
@@ -108,9 +107,9 @@ def _edge_informations(
 
 
 def _controlled(
-    values: Float[np.ndarray, "kernel n_ctx n_ctx"],
-    limit: Float[np.ndarray, "kernel n_ctx n_ctx"],
-    controls: Float[np.ndarray, "kernel control"],
+    values: Float[np.ndarray, "matrix n_ctx n_ctx"],
+    limit: Float[np.ndarray, "matrix n_ctx n_ctx"],
+    controls: Float[np.ndarray, "matrix control"],
     exact: Information,
 ) -> Information:
     """The mean over matrices of `values`, made precise by what is known better: informations of edges, and g itself.
@@ -160,8 +159,6 @@ def measured_gradient(
         beta0: leaves that factor out: in nats, what a `Snapshot` of the reduced model holds at so small a beta0; by
             default the unit is that of `predicted_gradient`.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> batch = task.sample(4000, seed=0)
     >>> cc.measured_gradient(batch.tokens, batch.target_probs).value[1:5].argmax(dim=1).tolist()
     [0, 1, 2, 3]
@@ -206,9 +203,9 @@ def quadrature(n_ctx: int, tolerance: float = 1e-7) -> tuple[np.ndarray, np.ndar
     return nodes, weights
 
 
-def _of_kernels(
-    task: InContextTask, pi: Float[np.ndarray, "kernel token token"], law: Float[np.ndarray, "kernel token"]
-) -> Float[np.ndarray, "kernel n_ctx n_ctx"]:
+def _of_matrices(
+    task: InContextTask, pi: Float[np.ndarray, "matrix token token"], law: Float[np.ndarray, "matrix token"]
+) -> Float[np.ndarray, "matrix n_ctx n_ctx"]:
     """G of every matrix: for each token a, the sequences in which x_i = a, by the number of their a's."""
     n_ctx, d_vocab, last = task.n_ctx, task.d_vocab, task.n_ctx - 1
     parents = [next(iter(parents_of(task.graph, position)), -1) for position in range(last)]
@@ -222,7 +219,7 @@ def _of_kernels(
         reach = np.zeros((len(pi), len(nodes) + 1, d_vocab))  # nothing at t = 0
         reach[:, 1:] = n_ctx * np.einsum("kq,sq,ks->kqs", total, power, pi[:, :, a])
         found[:, :last, :last] += forest.expectations(reach)
-        marginal = forest.marginals  # [kernel, node, position, token]
+        marginal = forest.marginals  # [matrix, node, position, token]
         found[:, last, :last] += n_ctx * pi[:, a, a, None] * np.einsum("kq,kqj->kj", total, marginal[:, 1:, :, a])
         found[:, last, last] += n_ctx * pi[:, a, a] * total.sum(axis=1)
         others = np.where(queries, 0.0, pi[:, :, a])  # pi(a | s) for queries s that are not a

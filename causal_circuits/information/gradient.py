@@ -33,12 +33,12 @@ from causal_circuits.information.dag_gradient import check_last_key, enumerated_
 from causal_circuits.information.exact import Information, fill_cells
 from causal_circuits.tasks import InContextTask
 
-OfKernels = Iterator[tuple[list[tuple[int, int]], Float[np.ndarray, " kernel"]]]
+OfMatrices = Iterator[tuple[list[tuple[int, int]], Float[np.ndarray, " matrix"]]]
 
 
 @check_arguments
 def predicted_gradient(
-    task: InContextTask, n_kernels: int = 4096, seed: int = 0, *, last_key: int | None = None
+    task: InContextTask, n_matrices: int = 4096, seed: int = 0, *, last_key: int | None = None
 ) -> Information:
     """g_ij of the module's text, to which minus the gradient of layer 0's attention weights is proportional.
 
@@ -53,41 +53,40 @@ def predicted_gradient(
 
     Args:
         task: whose gradient.
-        n_kernels: transition matrices drawn from the prior.
+        n_matrices: transition matrices drawn from the prior.
         seed: of matrices and samples.
         last_key: graphs without a query only: the position t whose token a head's last row copies; the last row of g is
             then zero, since it is fixed. By default x_T, the last token itself, as in the reduced model of one head.
 
-    >>> from causal_circuits import ngram_graph
-    >>> task = InContextTask(ngram_graph(8, order=2), d_vocab=2, alpha=0.3)      # p(i) = (i - 2, i - 1)
+    >>> task = cc.InContextTask(cc.ngram_graph(8, order=2), d_vocab=2, alpha=0.3)      # p(i) = (i - 2, i - 1)
     >>> [predicted_gradient(task, 256, last_key=t).value[5, :5].argmax().item() for t in (6, 7)]
     [3, 4]
     """
     check_last_key(task, last_key)
     if not task.has_query:
         by = enumerated_gradient if pair_laws.can_enumerate(task) else sampled_gradient
-        return by(task, n_kernels, seed, last_key)
+        return by(task, n_matrices, seed, last_key)
     mean, error = np.zeros((2, task.n_ctx, task.n_ctx))
-    for cells, values in gradient_of_kernels(task, *pair_laws.draw(task, n_kernels, seed)):
+    for cells, values in gradient_of_matrices(task, *pair_laws.draw(task, n_matrices, seed)):
         fill_cells(mean, error, cells, values)
-    return Information(torch.from_numpy(mean), torch.from_numpy(error), n_kernels)
+    return Information(torch.from_numpy(mean), torch.from_numpy(error), n_matrices)
 
 
-def gradient_of_kernels(task: InContextTask, kernels: pair_laws.Kernels, law: pair_laws.Laws) -> OfKernels:
+def gradient_of_matrices(task: InContextTask, matrices: pair_laws.Matrices, law: pair_laws.Laws) -> OfMatrices:
     """(pairs i > j that share a value of g, that value for every matrix); other pairs have zero. For a query."""
     if task.root_law != "stationary":
-        yield from _with_other_roots(task, kernels, law)
+        yield from _with_other_roots(task, matrices, law)
         return
-    pi = kernels[1]
+    pi = matrices[1]
     ratio = np.divide(pi, law[:, None, :], out=np.zeros_like(pi), where=law[:, None, :] > 0)
     independent = law[:, :, None] * law[:, None, :]
-    for cells, joint in pair_laws.propagated(task, kernels, law):
+    for cells, joint in pair_laws.propagated(task, matrices, law):
         yield cells, np.einsum("nst,nts->n", ratio, joint - independent)
 
 
-def _with_other_roots(task: InContextTask, kernels: pair_laws.Kernels, law: pair_laws.Laws) -> OfKernels:
+def _with_other_roots(task: InContextTask, matrices: pair_laws.Matrices, law: pair_laws.Laws) -> OfMatrices:
     """Where a token's law depends on its depth, unrelated pairs have a value too: one for each pair of depths."""
-    pi, last = kernels[1], task.n_ctx - 1
+    pi, last = matrices[1], task.n_ctx - 1
     depths: list[int] = []
     for position in range(last):
         depths.append(max((depths[parent] + 1 for parent in parents_of(task.graph, position)), default=0))
@@ -97,7 +96,7 @@ def _with_other_roots(task: InContextTask, kernels: pair_laws.Kernels, law: pair
     share = np.mean([laws[depth] for depth in depths], axis=0)
     ratio = np.divide(pi, share[:, None, :], out=np.zeros_like(pi), where=share[:, None, :] > 0)
     related = pair_laws.path_lengths(task.graph, last)
-    for cells, joint in pair_laws.propagated(task, kernels, law):
+    for cells, joint in pair_laws.propagated(task, matrices, law):
         yield cells, np.einsum("nst,nts->n", ratio, joint) - 1.0
     unrelated: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for i, j in itertools.combinations(range(last - 1, -1, -1), 2):

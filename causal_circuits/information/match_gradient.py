@@ -37,7 +37,6 @@ def match_gradient(batch: Batch, target_parents: Sequence[int]) -> Float[np.ndar
     Raises:
         ValueError: positions that are no k different ones of the context, in order.
 
-    >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=3)
     >>> gradient = cc.information.match_gradient(task.sample(20_000), (4, 5))
     >>> cc.information.key_sets(5, 2)[gradient[:, 3].argmax()].tolist()  # the parents of position 3

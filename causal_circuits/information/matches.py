@@ -156,7 +156,6 @@ class MatchSums:
 def match_sums(data: Gains, target: Sequence[int]) -> MatchSums:
     """The sums for every choice of keys and every position.
 
-    >>> import causal_circuits as cc
     >>> batch = cc.InContextTask(cc.ngram_graph(5, 2), d_vocab=3).sample(20_000)
     >>> sums = match_sums(Gains.of(batch.tokens, batch.target_probs), (3, 4))
     >>> sums.keys[(sums.gain / sums.full[:, None])[:, 4].argmax()].tolist()

@@ -1,6 +1,6 @@
 """Joint laws of two positions given the transition matrices: along paths, by enumeration, or by sampling.
 
-Axes: ``kernel`` (a transition matrix for each in-degree), then the tokens of the later position i (s') and of the
+Axes: ``matrix`` (a transition matrix for each in-degree), then the tokens of the later position i (s') and of the
 earlier position j (s).
 """
 
@@ -15,32 +15,32 @@ from causal_circuits.graphs import parents_of
 from causal_circuits.tasks import InContextTask
 
 MOST_ENUMERATED = 2**13  # sequences, d_vocab ** n_ctx, that are summed over one by one
-MOST_SAMPLED_KERNELS = 256
+MOST_SAMPLED_MATRICES = 256
 SAMPLED_SEQUENCES = 4096  # from each matrix
 _MOST_NUMBERS = 2**24  # held at once
 
-Kernels = dict[int, Float[np.ndarray, "kernel row token"]]
-Laws = Float[np.ndarray, "kernel token"]
+Matrices = dict[int, Float[np.ndarray, "matrix row token"]]
+Laws = Float[np.ndarray, "matrix token"]
 
 
-def draw(task: InContextTask, n_kernels: int, seed: int) -> tuple[Kernels, Laws]:
+def draw(task: InContextTask, n_matrices: int, seed: int) -> tuple[Matrices, Laws]:
     """Transition matrices of the task's prior and the laws of root tokens, float64, rows with sum one."""
-    if n_kernels < 2:
-        raise ValueError(f"an average over kernels needs at least 2 of them: got n_kernels={n_kernels}")
-    kernels, law = task.draw_kernels(n_kernels, np.random.default_rng(seed))
-    exact = {k: kernel.astype(np.float64) for k, kernel in kernels.items()}
-    return {k: kernel / kernel.sum(axis=-1, keepdims=True) for k, kernel in exact.items()}, law.astype(np.float64)
+    if n_matrices < 2:
+        raise ValueError(f"an average over transition matrices needs at least 2 of them: got n_matrices={n_matrices}")
+    matrices, law = task.draw_matrices(n_matrices, np.random.default_rng(seed))
+    exact = {k: matrix.astype(np.float64) for k, matrix in matrices.items()}
+    return {k: matrix / matrix.sum(axis=-1, keepdims=True) for k, matrix in exact.items()}, law.astype(np.float64)
 
 
 def propagated(
-    task: InContextTask, kernels: Kernels, law: Laws
-) -> Iterator[tuple[list[tuple[int, int]], Float[np.ndarray, "kernel token token"]]]:
+    task: InContextTask, matrices: Matrices, law: Laws
+) -> Iterator[tuple[list[tuple[int, int]], Float[np.ndarray, "matrix token token"]]]:
     """(pairs i > j that share a joint law, that law), for the pairs of a forest with a common ancestor.
 
     The law depends on three numbers only: how deep the lowest common ancestor lies (irrelevant if roots are
     stationary) and how far i and j lie below it.
     """
-    pi = kernels.get(1)
+    pi = matrices.get(1)
     if pi is None:
         return
     same: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
@@ -61,8 +61,7 @@ def path_lengths(graph: nx.DiGraph, n_ctx: int) -> dict[tuple[int, int], tuple[i
 
     Other pairs are independent given the matrix.
 
-    >>> from causal_circuits import chain_graph
-    >>> path_lengths(chain_graph(5), 5)[3, 1]
+    >>> path_lengths(cc.chain_graph(5), 5)[3, 1]
     (1, 2, 0)
     """
     lines: list[dict[int, int]] = []  # for each position, its ancestors (itself included) and the steps up to them
@@ -93,12 +92,12 @@ def every_sequence(task: InContextTask) -> Int[np.ndarray, "sequence n_ctx"]:
 
 
 def sequence_laws(
-    task: InContextTask, kernels: Kernels, law: Laws, tokens: Int[np.ndarray, "sequence n_ctx"]
-) -> Iterator[tuple[Kernels, Float[np.ndarray, "kernel sequence"]]]:
+    task: InContextTask, matrices: Matrices, law: Laws, tokens: Int[np.ndarray, "sequence n_ctx"]
+) -> Iterator[tuple[Matrices, Float[np.ndarray, "matrix sequence"]]]:
     """(some of the matrices, the probability of every sequence under each of them), piece by piece."""
     chunk = max(1, _MOST_NUMBERS // tokens.size)
     for start in range(0, len(law), chunk):
-        piece = {k: kernel[start : start + chunk] for k, kernel in kernels.items()}
+        piece = {k: matrix[start : start + chunk] for k, matrix in matrices.items()}
         probability = np.ones((len(law[start : start + chunk]), len(tokens)))
         for position in range(task.n_ctx):
             probability *= _conditional(task, piece, law[start : start + chunk], tokens, position)
@@ -106,11 +105,11 @@ def sequence_laws(
 
 
 def enumerated(
-    task: InContextTask, kernels: Kernels, law: Laws, seed: int
-) -> Iterator[Float[np.ndarray, "kernel pair token token"]]:
+    task: InContextTask, matrices: Matrices, law: Laws, seed: int
+) -> Iterator[Float[np.ndarray, "matrix pair token token"]]:
     """Joint laws of all pairs (in the order of `numpy.tril_indices`), by summing over every sequence of tokens."""
     n_ctx, d_vocab = task.n_ctx, task.d_vocab
-    for _, probability in sequence_laws(task, kernels, law, every_sequence(task)):
+    for _, probability in sequence_laws(task, matrices, law, every_sequence(task)):
         cube = probability.reshape(-1, *(d_vocab,) * n_ctx)
         pairs = []
         for i, j in zip(*np.tril_indices(n_ctx, -1), strict=True):
@@ -120,25 +119,25 @@ def enumerated(
 
 
 def _conditional(
-    task: InContextTask, kernels: Kernels, law: Laws, tokens: np.ndarray, position: int
-) -> Float[np.ndarray, "kernel sequence"]:
+    task: InContextTask, matrices: Matrices, law: Laws, tokens: np.ndarray, position: int
+) -> Float[np.ndarray, "matrix sequence"]:
     """P(the token at `position` | its parents' tokens) for every matrix and sequence."""
     parents = parents_of(task.graph, position)
     if task.has_query and position == task.n_ctx - 1:
         return np.full((len(law), len(tokens)), 1.0 / task.d_vocab)
     if not parents:
         return law[:, tokens[:, position]]
-    return kernels[len(parents)][:, task.kernel_row(tokens[:, parents]), tokens[:, position]]
+    return matrices[len(parents)][:, task.matrix_row(tokens[:, parents]), tokens[:, position]]
 
 
 def sampled(
-    task: InContextTask, kernels: Kernels, law: Laws, seed: int
-) -> Iterator[Float[np.ndarray, "kernel pair token token"]]:
+    task: InContextTask, matrices: Matrices, law: Laws, seed: int
+) -> Iterator[Float[np.ndarray, "matrix pair token token"]]:
     """Relative frequencies of all pairs of tokens in `SAMPLED_SEQUENCES` sequences drawn from each matrix."""
     generator = np.random.default_rng((seed, 1))
     below = np.tril_indices(task.n_ctx, -1)
     for index in range(len(law)):
-        one = {k: kernel[index] for k, kernel in kernels.items()}
+        one = {k: matrix[index] for k, matrix in matrices.items()}
         tokens, _ = sample_sequences(task, one, law[index], generator, SAMPLED_SEQUENCES)
         one_hot = rearrange(np.eye(task.d_vocab, dtype=np.float32)[tokens], "sequence i a -> sequence (i a)")
         counts = rearrange(one_hot.T @ one_hot, "(i a) (j b) -> i j a b", a=task.d_vocab, b=task.d_vocab)
@@ -147,7 +146,7 @@ def sampled(
 
 def sample_sequences(
     task: InContextTask,
-    kernels: dict[int, Float[np.ndarray, "row token"]],
+    matrices: dict[int, Float[np.ndarray, "row token"]],
     law: Float[np.ndarray, " token"],
     generator: np.random.Generator,
     n: int,
@@ -162,7 +161,7 @@ def sample_sequences(
         elif not parents:
             rows = law[None]
         else:
-            rows = kernels[len(parents)][task.kernel_row(tokens[:, parents])]
+            rows = matrices[len(parents)][task.matrix_row(tokens[:, parents])]
         laws[position] = rows.mean(axis=0)
         uniforms = generator.random((n, 1))
         tokens[:, position] = np.minimum((uniforms > rows.cumsum(axis=1)).sum(axis=1), task.d_vocab - 1)

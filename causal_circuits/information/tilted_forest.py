@@ -5,7 +5,7 @@
 is again a Markov forest, with transition matrices of its own at every position: messages from the leaves give them
 (belief propagation). Its pair laws are what moments of token counts are made of: see `finite_context`.
 
-Axes: ``kernel``, ``node`` (the values of t), positions, tokens.
+Axes: ``matrix``, ``node`` (the values of t), positions, tokens.
 """
 
 import itertools
@@ -28,18 +28,18 @@ class TiltedForest:
         token: a.
         total: E[t^(number of a's)].
         marginals: P~(x_k = s).
-        kernels: P~(x_k = s' | x_parent = s) for every position with a parent.
+        matrices: P~(x_k = s' | x_parent = s) for every position with a parent.
     """
 
     parents: tuple[int, ...]
     token: int
-    total: Float[np.ndarray, "kernel node"]
-    marginals: Float[np.ndarray, "kernel node position token"]
-    kernels: dict[int, Float[np.ndarray, "kernel node token token"]]
+    total: Float[np.ndarray, "matrix node"]
+    marginals: Float[np.ndarray, "matrix node position token"]
+    matrices: dict[int, Float[np.ndarray, "matrix node token token"]]
 
     def expectations(
-        self, reach: Float[np.ndarray, "kernel node token"]
-    ) -> Float[np.ndarray, "kernel position position"]:
+        self, reach: Float[np.ndarray, "matrix node token"]
+    ) -> Float[np.ndarray, "matrix position position"]:
         """The sum over nodes of E~[1(x_i = a) reach(x_j)] for every j <= i; zero elsewhere.
 
         From the leaves upwards every position l gathers what is known of those below it, given its own token:
@@ -48,7 +48,7 @@ class TiltedForest:
         """
         n, own = len(self.parents), self.marginals[..., self.token]
         alone = np.einsum("kqjs,kqs->kqj", self.marginals, reach)
-        found = own.transpose(0, 2, 1) @ alone  # [kernel, i, j], summed over nodes
+        found = own.transpose(0, 2, 1) @ alone  # [matrix, i, j], summed over nodes
         below: dict[int, list[_Below]] = {}
         for position in range(n - 1, -1, -1):
             at = np.zeros((*self.total.shape, 1, reach.shape[-1]))
@@ -65,13 +65,13 @@ class TiltedForest:
 
     def _carried_up(self, position: int, parts: list["_Below"]) -> "_Below":
         """What is known of `position` and all below it, given its parent's token in place of its own."""
-        kernel, parent = self.kernels[position], self.parents[position]
-        joint = self.marginals[:, :, parent, :, None] * kernel  # [x_parent, x_position]
+        matrix, parent = self.matrices[position], self.parents[position]
+        joint = self.marginals[:, :, parent, :, None] * matrix  # [x_parent, x_position]
         back = joint / np.maximum(self.marginals[:, :, position, None, :], _TINY)
         up = np.concatenate([part.up for part in parts], axis=2) @ back.swapaxes(-1, -2)
         down = up[:, :, :0]
         if self._is_below_a_fork(position):
-            down = np.concatenate([part.down for part in parts], axis=2) @ kernel.swapaxes(-1, -2)
+            down = np.concatenate([part.down for part in parts], axis=2) @ matrix.swapaxes(-1, -2)
         return _Below([i for part in parts for i in part.positions], up, down)
 
     def _is_below_a_fork(self, position: int) -> bool:
@@ -89,22 +89,22 @@ class _Below:
     """Some positions below one: U_i and, below a fork, D_j of `TiltedForest.expectations`."""
 
     positions: list[int]
-    up: Float[np.ndarray, "kernel node position token"]
-    down: Float[np.ndarray, "kernel node later_read token"]
+    up: Float[np.ndarray, "matrix node position token"]
+    down: Float[np.ndarray, "matrix node later_read token"]
 
-    def together(self, other: "_Below") -> Float[np.ndarray, "kernel later earlier"]:
+    def together(self, other: "_Below") -> Float[np.ndarray, "matrix later earlier"]:
         """The sum over nodes and tokens of U_i D_j, i of these and j of the others."""
         if len(other.positions) == 1:  # without copies: the usual case
             return np.asarray((self.up @ other.down.swapaxes(-1, -2)).sum(axis=1))
-        axes = "kernel node position token -> kernel position (node token)"
+        axes = "matrix node position token -> matrix position (node token)"
         up, down = rearrange(self.up, axes), rearrange(other.down, axes)
         return np.asarray(up @ down.swapaxes(-1, -2))
 
 
 def tilt(
     parents: Sequence[int],
-    pi: Float[np.ndarray, "kernel token token"],
-    law: Float[np.ndarray, "kernel token"],
+    pi: Float[np.ndarray, "matrix token token"],
+    law: Float[np.ndarray, "matrix token"],
     token: int,
     nodes: Float[np.ndarray, " node"],
 ) -> TiltedForest:
@@ -116,15 +116,15 @@ def tilt(
     """
     n, d_vocab = len(parents), law.shape[-1]
     weight = np.where(np.arange(d_vocab) == token, nodes[:, None], 1.0)  # [node, token]
-    kernel = pi[:, None]
+    matrix = pi[:, None]
     messages = [np.broadcast_to(weight, (len(pi), *weight.shape)).copy() for _ in range(n)]
     total = np.ones((len(pi), len(nodes)))
-    kernels, roots = {}, {}
+    matrices, roots = {}, {}
     for k in range(n - 1, -1, -1):
         if parents[k] >= 0:
-            sent = (kernel @ messages[k][..., None])[..., 0]
+            sent = (matrix @ messages[k][..., None])[..., 0]
             messages[parents[k]] *= sent
-            kernels[k] = kernel * messages[k][..., None, :] / np.maximum(sent, _TINY)[..., None]
+            matrices[k] = matrix * messages[k][..., None, :] / np.maximum(sent, _TINY)[..., None]
         else:
             joint = law[:, None] * messages[k]
             mass = joint.sum(axis=-1)
@@ -133,5 +133,5 @@ def tilt(
     marginals = np.zeros((*total.shape, n, d_vocab))
     for k in range(n):
         parent = parents[k]
-        marginals[:, :, k] = roots[k] if parent < 0 else (marginals[:, :, parent, None] @ kernels[k])[..., 0, :]
-    return TiltedForest(tuple(parents), token, total, marginals, kernels)
+        marginals[:, :, k] = roots[k] if parent < 0 else (marginals[:, :, parent, None] @ matrices[k])[..., 0, :]
+    return TiltedForest(tuple(parents), token, total, marginals, matrices)

@@ -89,9 +89,6 @@ def ablate_heads(
         task: what the metric "kl_to_posterior" needs.
         seed: of resampling and permuting.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
     >>> result = cc.ablate_heads(model, batch, [(0, 0)], method="resample")
     >>> result.loss - result.baseline_loss > 2 * result.standard_error
     True
@@ -132,9 +129,6 @@ def ablate_slots(
         layer: 0 .. n_layers; n_layers is the final residual stream, which the read-out reads.
         metric, task, seed: as in `ablate_heads`.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
     >>> result = cc.interventions.ablate_slots(model, batch, ["position"], "permute")
     >>> result.slots, result.loss > result.baseline_loss
     (('position',), True)
@@ -166,7 +160,6 @@ def _ablated(
     heads: tuple[tuple[int, int], ...] = (),
     slots: tuple[str, ...] = (),
 ) -> AblationResult:
-    """The metric with and without the replacement."""
     check_hooks(model, list(sites))
     cost = make_cost(metric, batch, model=model, task=task)
     source = _source(model, batch.tokens, sites, method, seed)
@@ -217,7 +210,6 @@ def _source(model: HookedTransformer, tokens: Tensor, sites: _Sites, method: Abl
 
 
 def _activations(model: HookedTransformer, tokens: Tensor, sites: _Sites) -> dict[str, Tensor]:
-    """The untouched activations of all sequences."""
     caches = [model.run_with_cache(tokens[rows], names_filter=list(sites))[1] for rows in chunks(len(tokens))]
     return {name: torch.cat([cache[name] for cache in caches]) for name in sites}
 

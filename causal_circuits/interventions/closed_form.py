@@ -29,12 +29,7 @@ def has_closed_form(model: HookedTransformer) -> bool:
 
 
 class ChangedRows:
-    """A two-layer disentangled model on some sequences, ready to answer for changed rows of attention.
-
-    Args:
-        model: one for which `has_closed_form` holds.
-        tokens: the sequences.
-    """
+    """A model for which `has_closed_form` holds, on some sequences, ready to answer for changed rows of attention."""
 
     def __init__(self, model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> None:
         self.layout, width = layout_of(model), layout_of(model).width(1)
@@ -90,7 +85,6 @@ class ChangedRows:
         return logits
 
     def _through(self, change: Tensor, weights: Float[Tensor, "d_block width"]) -> Float[Tensor, "entry batch width"]:
-        """U W for every change."""
         return torch.einsum("ebk,bkw->ebw", change, self.embedding @ weights)
 
     def _along(self, change: Tensor, query: Float[Tensor, "*entry batch d_block"]) -> Float[Tensor, "entry batch"]:

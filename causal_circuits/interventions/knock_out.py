@@ -28,6 +28,7 @@ from causal_circuits.tasks import Batch, Task
 KnockOutMethod = Literal["zero", "renormalize", "mean", "resample", "permute"]
 KNOCK_OUT_METHODS: tuple[KnockOutMethod, ...] = get_args(KnockOutMethod)
 KnockOutPath = Literal["auto", "closed_form", "hooks"]
+COPIES = 8192  # sequences times entries that are run at once
 _Row = tuple[int, int, list[int]]  # head, query_pos, the key positions to cut
 
 
@@ -48,9 +49,6 @@ class KnockOut:
         attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words: it was
             analysed with it.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
     >>> cuts = cc.knock_out_edges(model, batch)
     >>> cuts.path, bool(cuts.effect[0, 1, 0] > 0), bool(cuts.effect[0, 0, 1].isnan())
     ('closed_form', True, True)
@@ -80,7 +78,6 @@ def knock_out_edges(
     metric: Metric = "loss",
     task: Task | None = None,
     path: KnockOutPath = "auto",
-    copies: int = 8192,
     seed: int = 0,
 ) -> KnockOut:
     """Cut single attention entries, one at a time, and measure the loss.
@@ -99,18 +96,12 @@ def knock_out_edges(
         metric: "loss" (nats), another of `METRICS`, or a function of log-probabilities, one number a sequence.
         task: what the metric "kl_to_posterior" needs.
         path: "auto", or one of the two ways by name.
-        copies: sequences times entries that are run at once (memory grows with it).
         seed: of resampling and permuting.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
     >>> cuts = cc.knock_out_edges(model, batch, metric="kl_to_model")
     >>> cc.edge_auroc(cuts.effect[0], task.graph)
     1.0
     """
-    if copies < 1:
-        raise ValueError(f"copies must be at least 1: got {copies}; 8192 is the default")
     check_input(model, batch)
     rows = _rows(model, layer, entries, batch.tokens.shape[1])
     check_hooks(model, [f"blocks.{layer}.attn.hook_pattern"])
@@ -121,7 +112,7 @@ def knock_out_edges(
     change_of_row = _changes(patterns, method, seed)
     heads = max(head for at, head in live_heads(model) if at == layer) + 1
     effect, error = (torch.full((heads, *patterns.shape[2:]), torch.nan, dtype=torch.float64) for _ in range(2))
-    per_pass = max(1, copies // min(len(batch), CHUNK))
+    per_pass = max(1, COPIES // min(len(batch), CHUNK))
     for head, query, keys in rows:
         for some in (keys[first : first + per_pass] for first in range(0, len(keys), per_pass)):
             harm = cost(predict(head, query, change_of_row(head, query, some))) - baseline

@@ -65,7 +65,6 @@ def other_positions(n: int, n_ctx: int, seed: int) -> Int[Tensor, "batch pos"]:
 def standard_error(values: Tensor) -> float:
     """Of the mean of paired values; infinite for a single one.
 
-    >>> import torch
     >>> round(standard_error(torch.tensor([1.0, 2.0, 3.0])), 4)  # the standard deviation is 1, the root of three 1.7321
     0.5774
     """

@@ -32,7 +32,6 @@ class Cost:
         sign: 1 where the metric itself is better when lower, -1 where it is better when higher.
         metric: log-probabilities [..., batch, d_vocab] -> one number a sequence.
 
-    >>> import torch
     >>> cost = Cost("share right", -1, lambda log_probs: log_probs.exp()[..., 0])
     >>> cost(torch.tensor([[0.25, 0.75]]).log())
     tensor([-0.2500], dtype=torch.float64)

@@ -70,9 +70,6 @@ def patch_activations(
             attention output ``hook_z`` of every layer.
         by_position: patch one position at a time; otherwise all at once.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model = cc.plant_circuit(task.graph, d_vocab=3)
     >>> clean, corrupted = task.sample(32, seed=0), task.sample(32, seed=1)
     >>> def of_use(log_probs):
     ...     return (clean.target_probs * log_probs).sum(dim=1).mean()

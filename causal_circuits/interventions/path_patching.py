@@ -46,8 +46,7 @@ def patch_paths(
         One row a path, named with arrows ("embed -> L0H0.v -> L1H0.k -> logits"). The model's settings for separate
         query, key and value inputs, which this needs, are given back as they were.
 
-    >>> from causal_circuits import chain_graph, plant_circuit
-    >>> model, generator = plant_circuit(chain_graph(6), d_vocab=3), torch.Generator().manual_seed(0)
+    >>> model, generator = cc.plant_circuit(cc.chain_graph(6), d_vocab=3), torch.Generator().manual_seed(0)
     >>> clean, corrupted = torch.randint(3, (2, 64, 6), generator=generator)
     >>> paths = [("embed", "L0H0.v", "L1H0.k", "logits"), ("embed", "L0H0.k", "L1H0.k", "logits")]
     >>> result = patch_paths(model, clean, corrupted, lambda log_probs: log_probs[:, 0].mean(), paths=paths)

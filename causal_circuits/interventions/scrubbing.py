@@ -110,9 +110,8 @@ def scrub_hypothesis(
         heads: the heads of layer 0 that copy parent 0, 1, ..., where a trained model has them in another order.
         seed: of the donors.
 
-    >>> from causal_circuits import InContextTask, chain_graph, plant_circuit
-    >>> task = InContextTask(chain_graph(6), d_vocab=3, alpha=0.1)
-    >>> scrubbed = scrub_hypothesis(plant_circuit(task.graph, d_vocab=3), task.sample(500), task)
+    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=0.1)
+    >>> scrubbed = scrub_hypothesis(cc.plant_circuit(task.graph, d_vocab=3), task.sample(500), task)
     >>> round(scrubbed.recovered, 3)
     1.0
     """

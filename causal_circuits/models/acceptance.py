@@ -40,11 +40,7 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Attachment:
-    """Something about a model that a fast forward does not know: what it is, and where.
-
-    >>> print(Attachment("hook", "blocks.0.attn.hook_z"))
-    hook on blocks.0.attn.hook_z
-    """
+    """Something about a model that a fast forward does not know: what it is, and where."""
 
     kind: Kind
     where: str
@@ -103,8 +99,7 @@ def attachments(model: HookedTransformer) -> tuple[str, ...]:
     Hooks of TransformerLens and of torch, parametrizations and, in a model of ours, frozen weights and config fields
     that are no longer what the model was built with.
 
-    >>> from causal_circuits import disentangled_transformer
-    >>> model = disentangled_transformer(d_vocab=3, n_ctx=4)
+    >>> model = cc.disentangled_transformer(d_vocab=3, n_ctx=4)
     >>> attachments(model)
     ()
     >>> model.add_hook("blocks.0.attn.hook_z", lambda z, hook: z * 0)
@@ -172,12 +167,7 @@ def edited_weights(model: HookedTransformer) -> list[str]:
 
 
 def takes_fast_forward(model: HookedTransformer, served: Callable[[str], bool] = lambda name: False) -> bool:
-    """Whether there is nothing about a model that a fast forward does not know.
-
-    Args:
-        model: any HookedTransformer.
-        served: which HookPoints, by name, the fast forward calls itself.
-    """
+    """Whether there is nothing about a model but hooks that a fast forward calls itself (`served`, by name)."""
     return all(found.kind == "hook" and served(found.where) for found in foreign(model))
 
 

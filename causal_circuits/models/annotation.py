@@ -17,8 +17,7 @@ else:
 
         The bridges of 3.9 are none: they call `hook_pattern` after the pattern has been used, so that no edit works.
 
-        >>> from causal_circuits import disentangled_transformer
-        >>> isinstance(disentangled_transformer(d_vocab=3, n_ctx=4), HookedTransformer)
+        >>> isinstance(cc.disentangled_transformer(d_vocab=3, n_ctx=4), HookedTransformer)
         True
         """
 

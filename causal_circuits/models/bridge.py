@@ -26,8 +26,7 @@ def as_bridge(model: HookedTransformer) -> Any:
         ValueError: the model is a bridge already, has something attached or a config field that a bridge has not, or
             (TransformerLens 4.3) a bias in its read-out.
 
-    >>> from causal_circuits import chain_graph, plant_circuit
-    >>> model, tokens = plant_circuit(chain_graph(4), d_vocab=3), torch.tensor([[0, 1, 2, 0]])
+    >>> model, tokens = cc.plant_circuit(cc.chain_graph(4), d_vocab=3), torch.tensor([[0, 1, 2, 0]])
     >>> torch.allclose(as_bridge(model)(tokens), model(tokens), atol=1e-4)
     True
     """
@@ -67,7 +66,6 @@ def as_bridge(model: HookedTransformer) -> Any:
 
 
 def _copy(component: Any, weight: Tensor, bias: Tensor | None = None) -> None:
-    """Fill one of a bridge's linear maps or embeddings."""
     own = component.original_component
     own.weight.copy_(weight)
     if bias is not None and getattr(own, "bias", None) is not None:

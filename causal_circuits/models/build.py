@@ -94,10 +94,7 @@ def warm_start(model: HookedTransformer, scale: float = 2.0) -> HookedTransforme
     several heads: head by head, between the copies on both sides), and W_U gets it from the last layer's attended
     token. In the reduced model it is A2 = scale I (beta0 of Algorithm 1).
 
-    >>> import torch
-    >>> from causal_circuits import reduced_transformer
-    >>> from causal_circuits.models import warm_start
-    >>> model = warm_start(reduced_transformer(d_vocab=3, n_ctx=6), scale=2.0)
+    >>> model = cc.models.warm_start(cc.reduced_transformer(d_vocab=3, n_ctx=6), scale=2.0)
     >>> int((model.W_Q[1] == 2.0).sum())  # A2 = 2 I
     3
     """
@@ -121,8 +118,7 @@ def match_blocks(model: HookedTransformer, copier: int, *, by_copy: bool | None 
     token is compared, as in the paper; with several it is the copy, because the last row holds the target's parents.
     `by_copy` decides otherwise.
 
-    >>> from causal_circuits import disentangled_transformer
-    >>> [tuple(block.shape) for block in match_blocks(disentangled_transformer(3, 6), copier=0, by_copy=False)]
+    >>> [tuple(block.shape) for block in match_blocks(cc.disentangled_transformer(3, 6), copier=0, by_copy=False)]
     [(3, 3)]
     """
     layout, named = layout_of(model), layout_of(model).slots()
@@ -138,8 +134,7 @@ def match_blocks(model: HookedTransformer, copier: int, *, by_copy: bool | None 
 def warm_readout(model: HookedTransformer, scale: float) -> HookedTransformer:
     """Let W_U read the token that the last layer attends to, `scale` logits in all, in place; returns the model.
 
-    >>> from causal_circuits import disentangled_transformer
-    >>> model = warm_readout(disentangled_transformer(3, 6), scale=2.0)
+    >>> model = warm_readout(cc.disentangled_transformer(3, 6), scale=2.0)
     >>> float(model.W_U.detach().sum())  # 2 logits for each of 3 tokens
     6.0
     """
@@ -159,7 +154,6 @@ def plant_circuit(
     match_scale: float = 20.0,
     readout_scale: float = 3.0,
     n_heads: Sequence[int] | None = None,
-    dtype: torch.dtype = torch.float32,
 ) -> HookedTransformer:
     """A model whose circuit is written by hand: the answer every analysis is tested against.
 
@@ -176,10 +170,8 @@ def plant_circuit(
         readout_scale: logits a unit of attended token frequency.
         n_heads: more heads than needed may be asked for; the others stay empty.
 
-    >>> import torch
-    >>> from causal_circuits import mean_attention, pairs_graph, plant_circuit
-    >>> model = plant_circuit(pairs_graph(6), d_vocab=3)
-    >>> mean_attention(model, torch.zeros(1, 6, dtype=torch.int64))[0, 0, 3, 2] > 0.999
+    >>> model = cc.plant_circuit(cc.pairs_graph(6), d_vocab=3)
+    >>> cc.mean_attention(model, torch.zeros(1, 6, dtype=torch.int64))[0, 0, 3, 2] > 0.999
     tensor(True)
     """
     validate_graph(graph)
@@ -188,14 +180,14 @@ def plant_circuit(
     heads = tuple(n_heads) if n_heads is not None else (needed, 1)
     if len(heads) != 2 or heads[0] < needed or heads[1] < 1:
         raise ValueError(f"this graph's circuit needs n_heads of at least ({needed}, 1): got {heads}")
-    model = disentangled_transformer(d_vocab, n_ctx, heads, dtype=dtype)
+    model = disentangled_transformer(d_vocab, n_ctx, heads)
     named, (first, second) = layout_of(model).slots(), (model.blocks[0].attn.W_Q.data, model.blocks[1].attn.W_Q.data)
     position = named["position"].slice
     for head in range(needed):
         rows = [parents_of(graph, i) for i in range(n_ctx - 1)] + [target_parents]
         looked_at = [parents[head] if head < len(parents) else i for i, parents in enumerate(rows)]
         first[head, position, position][torch.arange(n_ctx), torch.tensor(looked_at)] = attention_scale
-    identity = torch.eye(d_vocab, dtype=dtype)
+    identity = torch.eye(d_vocab)
     for head in range(len(target_parents)):
         asked = named["token"] if has_query(graph) else named[f"L0H{head}.token"]
         second[0, asked.slice, named[f"L0H{head}.token"].slice] = match_scale * identity
@@ -232,9 +224,7 @@ def attention_block(model: HookedTransformer, layer: int, head: int, query_slot:
 def live_heads(model: HookedTransformer) -> list[tuple[int, int]]:
     """(layer, head) of every head, the dead ones that only pad a layer left out.
 
-    >>> from causal_circuits import disentangled_transformer
-    >>> from causal_circuits.models import live_heads
-    >>> live_heads(disentangled_transformer(3, 6, n_heads=(2, 1)))
+    >>> cc.models.live_heads(cc.disentangled_transformer(3, 6, n_heads=(2, 1)))
     [(0, 0), (0, 1), (1, 0)]
     """
     n_heads = getattr(getattr(model, "causal_circuits_layout", None), "n_heads", None)
@@ -247,8 +237,7 @@ def live_heads(model: HookedTransformer) -> list[tuple[int, int]]:
 def check_head(model: HookedTransformer, layer: int, head: int) -> None:
     """Raise a ValueError unless the model has this head.
 
-    >>> from causal_circuits import disentangled_transformer
-    >>> check_head(disentangled_transformer(3, 6), 0, 0)
+    >>> check_head(cc.disentangled_transformer(3, 6), 0, 0)
     """
     if (layer, head) not in live_heads(model):
         raise ValueError(
@@ -260,8 +249,7 @@ def check_head(model: HookedTransformer, layer: int, head: int) -> None:
 def check_model(model: HookedTransformer, d_vocab: int, n_ctx: int) -> None:
     """Raise a ValueError unless sequences of this kind fit the model and its weights are numbers.
 
-    >>> from causal_circuits import disentangled_transformer
-    >>> check_model(disentangled_transformer(3, 6), d_vocab=3, n_ctx=6)
+    >>> check_model(cc.disentangled_transformer(3, 6), d_vocab=3, n_ctx=6)
     """
     fits = n_ctx == model.cfg.n_ctx if has_layout(model) else n_ctx <= model.cfg.n_ctx
     if d_vocab != model.cfg.d_vocab or not fits:

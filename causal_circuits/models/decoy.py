@@ -23,7 +23,6 @@ def plant_decoy(
     attention_scale: float = 20.0,
     match_scale: float = 20.0,
     readout_scale: float = 3.0,
-    dtype: torch.dtype = torch.float32,
 ) -> HookedTransformer:
     """A model with the circuit of a graph displaced: the same predictions, no more attention to a parent than uniform.
 
@@ -35,13 +34,11 @@ def plant_decoy(
         graph: any causal graph; k parents take k + 1 heads in layer 0.
         d_vocab: tokens.
         attention_scale, match_scale, readout_scale: as in `plant_circuit`.
-        dtype: of the parameters.
 
     Raises:
         ValueError: no child has a row that could carry it.
 
-    >>> from causal_circuits.graphs import pairs_graph
-    >>> model = plant_decoy(pairs_graph(6), d_vocab=2)
+    >>> model = plant_decoy(cc.graphs.pairs_graph(6), d_vocab=2)
     >>> [head.softmax(dim=-1).argmax(dim=-1)[2].item() for head in model.blocks[0].attn.W_Q[:, 2:8, 2:8]]  # row 2: 0, 1
     [0, 1]
     """
@@ -54,14 +51,14 @@ def plant_decoy(
         )
     asked = parents_of(graph, n_ctx)
     k = len(asked)
-    model = disentangled_transformer(d_vocab, n_ctx, (k + 1, 1), dtype=dtype)
+    model = disentangled_transformer(d_vocab, n_ctx, (k + 1, 1))
     read = {row: (*parents_of(graph, child), child) for child, row in carried.items()}
     if not has_query(graph):
         read[n_ctx - 1] = asked
     for row, positions in read.items():
         for head, position in enumerate(positions):
             attention_block(model, 0, head, "position", "position").data[row, position] = attention_scale
-    identity = torch.eye(d_vocab, dtype=dtype)
+    identity = torch.eye(d_vocab)
     for head in range(k):
         for block in match_blocks(model, head, by_copy=not has_query(graph)):
             block.copy_(match_scale * identity)
@@ -78,8 +75,7 @@ def carriers(graph: nx.DiGraph) -> dict[int, int]:
 
     Only children with as many parents as the target count: layer 1 matches no others. A maximum matching.
 
-    >>> from causal_circuits.graphs import chain_graph, pairs_graph
-    >>> carriers(pairs_graph(6)), len(carriers(chain_graph(20)))
+    >>> carriers(cc.graphs.pairs_graph(6)), len(carriers(cc.graphs.chain_graph(20)))
     ({1: 2, 3: 4}, 17)
     """
     n_ctx, n_parents = n_ctx_of(graph), len(parents_of(graph, n_ctx_of(graph)))

@@ -42,8 +42,7 @@ def disentangle(model: HookedTransformer) -> HookedTransformer:
         ValueError: the model has something that a disentangled transformer has not (a config field, a hook, a
             parametrization), or is too large.
 
-    >>> from causal_circuits.models import ordinary_transformer
-    >>> ordinary, tokens = ordinary_transformer(d_vocab=3, n_ctx=4, d_model=6, d_mlp=0), torch.tensor([[0, 1, 2, 0]])
+    >>> ordinary, tokens = cc.models.ordinary_transformer(3, 4, d_model=6, d_mlp=0), torch.tensor([[0, 1, 2, 0]])
     >>> torch.allclose(disentangle(ordinary)(tokens), ordinary(tokens), atol=1e-4)
     True
     """
@@ -77,7 +76,7 @@ def disentangle(model: HookedTransformer) -> HookedTransformer:
 def entangle(model: HookedTransformer, *, seed: int = 0) -> HookedTransformer:
     """An ordinary attention-only transformer with the same logits as a disentangled one, its slots rotated away.
 
-    Every weight that reads or writes the residual stream is turned by one random orthogonal matrix: W_E, W_pos and W_O
+    Every weight that reads or writes the residual stream is rotated by one random orthogonal matrix: W_E, W_pos and W_O
     from the right, W_Q, W_K, W_V and W_U from the left by its transpose. No coordinate of the result has a name.
 
     Args:
@@ -87,8 +86,7 @@ def entangle(model: HookedTransformer, *, seed: int = 0) -> HookedTransformer:
     Raises:
         ValueError: the model is not disentangled.
 
-    >>> from causal_circuits import plant_circuit, chain_graph
-    >>> planted, tokens = plant_circuit(chain_graph(4), d_vocab=3), torch.tensor([[0, 1, 2, 0]])
+    >>> planted, tokens = cc.plant_circuit(cc.chain_graph(4), d_vocab=3), torch.tensor([[0, 1, 2, 0]])
     >>> torch.allclose(entangle(planted)(tokens), planted(tokens), atol=1e-5)
     True
     """
@@ -101,19 +99,19 @@ def entangle(model: HookedTransformer, *, seed: int = 0) -> HookedTransformer:
     ordinary = build_transformer(model.cfg)
     generator = torch.Generator().manual_seed(seed)
     square = torch.randn(model.cfg.d_model, model.cfg.d_model, generator=generator, dtype=torch.float64)
-    turn = torch.linalg.qr(square)[0].to(model.W_U.device)
+    rotation = torch.linalg.qr(square)[0].to(model.W_U.device)
 
-    def turned(weight: Tensor, *, written: bool) -> Tensor:
+    def rotated(weight: Tensor, *, written: bool) -> Tensor:
         whole = weight.to(torch.float64)
-        return (whole @ turn if written else turn.T @ whole).to(weight.dtype)
+        return (whole @ rotation if written else rotation.T @ whole).to(weight.dtype)
 
-    ordinary.embed.W_E.copy_(turned(model.W_E, written=True))
-    ordinary.pos_embed.W_pos.copy_(turned(model.W_pos, written=True))
+    ordinary.embed.W_E.copy_(rotated(model.W_E, written=True))
+    ordinary.pos_embed.W_pos.copy_(rotated(model.W_pos, written=True))
     for own, other in zip(ordinary.blocks, model.blocks, strict=True):
         for name in ("W_Q", "W_K", "W_V"):
-            getattr(own.attn, name).copy_(turned(getattr(other.attn, name), written=False))
-        own.attn.W_O.copy_(turned(other.attn.W_O, written=True))
-    ordinary.unembed.W_U.copy_(turned(model.W_U, written=False))
+            getattr(own.attn, name).copy_(rotated(getattr(other.attn, name), written=False))
+        own.attn.W_O.copy_(rotated(other.attn.W_O, written=True))
+    ordinary.unembed.W_U.copy_(rotated(model.W_U, written=False))
     ordinary.unembed.b_U.copy_(model.b_U)
     _check_same_logits("entangle", model, ordinary)
     return ordinary

@@ -37,10 +37,9 @@ def save_model(model: HookedTransformer, folder: str | os.PathLike[str]) -> Path
         ValueError: the model is not what its sizes say (an edited frozen weight, a parametrization, a changed config
             field), so that the file would hold another one; or its dtype is not one of `DTYPES`.
 
-    >>> from tempfile import TemporaryDirectory
-    >>> from causal_circuits import chain_graph, plant_circuit, save_model
     >>> with TemporaryDirectory() as folder:
-    ...     sorted(path.name for path in save_model(plant_circuit(chain_graph(6), d_vocab=3), folder).iterdir())
+    ...     folder = cc.save_model(cc.plant_circuit(cc.chain_graph(6), d_vocab=3), folder)
+    ...     sorted(path.name for path in folder.iterdir())
     ['model.json', 'model.safetensors']
     """
     config, weights = model_parts(model)
@@ -76,11 +75,9 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
     Raises:
         ValueError: a file is missing or is not what `save_model` writes.
 
-    >>> from tempfile import TemporaryDirectory
-    >>> from causal_circuits import chain_graph, load_model, plant_circuit, save_model
-    >>> model = plant_circuit(chain_graph(6), d_vocab=3)
+    >>> model = cc.plant_circuit(cc.chain_graph(6), d_vocab=3)
     >>> with TemporaryDirectory() as folder:
-    ...     again = load_model(save_model(model, folder))
+    ...     again = cc.load_model(cc.save_model(model, folder))
     >>> bool((again.W_Q == model.W_Q).all())
     True
     """

@@ -66,11 +66,6 @@ def can_fuse(model: HookedTransformer) -> bool:
     )
 
 
-def _is_mask(hook: object) -> bool:
-    """Whether a hook on a parameter is a reduced model's own."""
-    return isinstance(hook, partial) and hook.func is masked
-
-
 def _trained(model: HookedTransformer) -> tuple[tuple[torch.nn.Parameter, Block], ...]:
     """The core's weights: each one's parameter, and the entries of it that live heads use."""
     layout, first, second = layout_of(model), model.blocks[0].attn.W_Q, model.blocks[1].attn.W_Q

@@ -186,7 +186,6 @@ class Attention(nn.Module):
 
     @staticmethod
     def _project(residual: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """[batch, pos, head_index, d_head]."""
         if residual.ndim == 4:
             return torch.einsum("bphd,hde->bphe", residual, weight) + bias
         flat = nn.functional.linear(residual, weight.mT.flatten(0, 1), bias.flatten())
@@ -231,7 +230,6 @@ class TransformerBlock(nn.Module):
         return self.hook_resid_post(residual)
 
     def _inputs(self, resid_pre: Tensor) -> list[Tensor]:
-        """The inputs of queries, keys and values."""
         cfg, attn = self.cfg, self.attn
         if cfg.use_split_qkv_input:
             hooks = [(getattr(self, f"hook_{kind}_input"), getattr(attn, f"hook_{kind}_input")) for kind in "qkv"]
@@ -362,12 +360,7 @@ HookedTransformer: Any = LibraryTransformer or Transformer
 
 
 def build_transformer(config: Any, cls: type[nn.Module] | None = None) -> Any:
-    """A HookedTransformer with every parameter zero; TransformerLens's notice of its end is not repeated.
-
-    Args:
-        config: the config of another one, or the fields as a dict.
-        cls: a subclass to make one of.
-    """
+    """A HookedTransformer (or `cls`) of a config, or of its fields, with every parameter zero."""
     made_by = cls or HookedTransformer
     if issubclass(made_by, Transformer) and isinstance(config, Mapping):
         config = TransformerConfig.of(config)

@@ -26,13 +26,7 @@ def can_skip_positions(model: HookedTransformer) -> bool:
 def last_position_logits(
     model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]
 ) -> Float[Tensor, "batch d_vocab"]:
-    """Logits of the last position of a model for which `can_skip_positions` holds.
-
-    >>> from causal_circuits.models import ordinary_transformer
-    >>> model, tokens = ordinary_transformer(d_vocab=3, n_ctx=4), torch.tensor([[0, 1, 2, 0], [2, 2, 1, 1]])
-    >>> torch.allclose(last_position_logits(model, tokens), model(tokens)[:, -1], atol=1e-5)
-    True
-    """
+    """Logits of the last position of a model for which `can_skip_positions` holds."""
     block = model.blocks[-1]
     attn, residual = block.attn, model(tokens, stop_at_layer=model.cfg.n_layers - 1)
     query = torch.einsum("bd,hde->bhe", residual[:, -1], attn.W_Q) + attn.b_Q

@@ -30,18 +30,14 @@ class Slot:
     Attributes:
         name: ``"token"``, ``"position"``, ``"L0H1.token"``, ``"L1H0.L0H1.token"``, ...
         start, stop: the half-open range of coordinates.
-        description: the name in words.
 
-    >>> from causal_circuits import disentangled_transformer
-    >>> from causal_circuits.models import slots
-    >>> slots(disentangled_transformer(3, 6))["position"].stop
+    >>> cc.models.slots(cc.disentangled_transformer(3, 6))["position"].stop
     9
     """
 
     name: str
     start: int
     stop: int
-    description: str
 
     @property
     def slice(self) -> "slice":
@@ -107,7 +103,7 @@ class Layout:
         for index, block in enumerate(blocks):
             start = index * self.d_block
             for half, begin, end in (("token", 0, self.d_vocab), ("position", self.d_vocab, self.d_block)):
-                slots[block + half] = Slot(block + half, start + begin, start + end, _describe(block, half))
+                slots[block + half] = Slot(block + half, start + begin, start + end)
         return slots
 
     def _reduced_slots(self) -> dict[str, Slot]:
@@ -115,8 +111,7 @@ class Layout:
         sizes = {"token": self.d_vocab, "position": self.n_ctx, **dict.fromkeys(copies, self.d_vocab)}
         slots, start = {}, 0
         for name, size in sizes.items():
-            block, _, half = name.rpartition(".")
-            slots[name] = Slot(name, start, start + size, _describe(block + "." if block else "", half))
+            slots[name] = Slot(name, start, start + size)
             start += size
         return slots
 
@@ -126,12 +121,7 @@ Block = tuple[int | slice, ...]
 
 @cache
 def frozen_identities(layout: Layout) -> dict[str, list[Block]]:
-    """Where the frozen weights of a layout hold identity blocks, parameter by parameter; all else in them is zero.
-
-    >>> identities = frozen_identities(Layout("disentangled", d_vocab=3, n_ctx=4, n_heads=(1,)))
-    >>> identities["embed.W_E"], identities["unembed.b_U"]
-    ([(slice(None, None, None), slice(0, 3, None))], [])
-    """
+    """Where the frozen weights of a layout hold identity blocks, parameter by parameter; all else in them is zero."""
     d_vocab, n_ctx = layout.d_vocab, layout.n_ctx
     everything = slice(None)
     frozen: dict[str, list[Block]] = {
@@ -165,15 +155,6 @@ def frozen_identities(layout: Layout) -> dict[str, list[Block]]:
     return frozen
 
 
-def _describe(block: str, half: str) -> str:
-    """The block L1H0.L0H1. and its token half in words: the outermost copy is named last."""
-    hops = [name for name in block.split(".") if name]
-    copies = [
-        f"copied by head {hop[hop.index('H') + 1 :]} of layer {hop[1 : hop.index('H')]}" for hop in reversed(hops)
-    ]
-    return " ".join([half, ", then ".join(copies)]).strip()
-
-
 @check_arguments
 def layout_of(model: HookedTransformer) -> Layout:
     """The layout that a model of ours was built with.
@@ -181,8 +162,7 @@ def layout_of(model: HookedTransformer) -> Layout:
     Raises:
         ValueError: the model was not built by `causal_circuits`.
 
-    >>> from causal_circuits import disentangled_transformer
-    >>> layout_of(disentangled_transformer(3, 6, n_heads=(2, 1))).n_heads
+    >>> layout_of(cc.disentangled_transformer(3, 6, n_heads=(2, 1))).n_heads
     (2, 1)
     """
     layout = getattr(model, "causal_circuits_layout", None)
@@ -199,8 +179,7 @@ def layout_of(model: HookedTransformer) -> Layout:
 def has_layout(model: HookedTransformer) -> bool:
     """Whether the model was built by `causal_circuits`.
 
-    >>> from causal_circuits import disentangled_transformer
-    >>> has_layout(disentangled_transformer(3, 6))
+    >>> has_layout(cc.disentangled_transformer(3, 6))
     True
     """
     return isinstance(getattr(model, "causal_circuits_layout", None), Layout)
@@ -223,9 +202,8 @@ def weights_from(model: HookedTransformer) -> str | None:
 def slots(model: HookedTransformer) -> dict[str, Slot]:
     """The named slots of a model's residual stream.
 
-    >>> from causal_circuits import disentangled_transformer
-    >>> slots(disentangled_transformer(d_vocab=10, n_ctx=20))["L0H0.token"]
-    Slot(name='L0H0.token', start=30, stop=40, description='token copied by head 0 of layer 0')
+    >>> slots(cc.disentangled_transformer(d_vocab=10, n_ctx=20))["L0H0.token"]
+    Slot(name='L0H0.token', start=30, stop=40)
     """
     return layout_of(model).slots()
 

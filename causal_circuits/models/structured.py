@@ -40,9 +40,6 @@ _always_plain: ContextVar[bool] = ContextVar("always_plain", default=False)
 def plain_forward() -> Iterator[None]:
     """Within the context every analysis and training takes TransformerLens's own forward, whatever the model.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
     >>> with cc.models.plain_forward():
     ...     slow = cc.evaluate(model, batch)
     >>> bool((slow - cc.evaluate(model, batch)).abs().max() < 1e-4)
@@ -69,9 +66,6 @@ def logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Floa
     call, a parametrization, an edited frozen weight, another config field), the plain forward is taken. For the reduced
     model the output is a probability vector: see `log_probs`.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
     >>> tuple(cc.models.logits(model, batch.tokens).shape)
     (64, 3)
     """
@@ -122,9 +116,6 @@ def log_probs(
 
     At the last position, or at every one.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
     >>> log_probs = cc.log_probs(model, batch.tokens)
     >>> bool(log_probs.exp().sum(dim=1).allclose(log_probs.new_ones(64)))
     True
@@ -147,9 +138,7 @@ def check_forward(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], 
     Every analysis of a model calls this at its entrance. It also finds a model that answers differently each time, one
     that is compiled (torch then skips hooks) and, with `each_alone`, one whose hooks mix the sequences of a batch.
 
-    >>> import torch
-    >>> from causal_circuits import disentangled_transformer
-    >>> model, tokens = disentangled_transformer(d_vocab=3, n_ctx=4, init_scale=1.0), torch.tensor([[0, 1, 2, 0]])
+    >>> model, tokens = cc.disentangled_transformer(d_vocab=3, n_ctx=4, init_scale=1.0), torch.tensor([[0, 1, 2, 0]])
     >>> model.add_hook("blocks.0.attn.hook_z", lambda z, hook: z + torch.rand_like(z))
     >>> check_forward(model, tokens)
     Traceback (most recent call last):
@@ -187,9 +176,6 @@ def usable_for_gradients(batch: Batch) -> Batch:
 def structured_logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
     """Logits of a disentangled transformer at the last position (see the module's text for the method).
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
     >>> plain = model(batch.tokens)[:, -1]
     >>> bool((cc.models.structured_logits(model, batch.tokens) - plain).abs().max() < 1e-4)
     True

@@ -36,9 +36,7 @@ class AttentionView:
         head_names: one a head.
         part: the view without the JavaScript, for a page that carries it once, as `write_report` does.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> view = cc.figures.attention_view(cc.plant_circuit(task.graph, d_vocab=3), task.sample(1), graph=task.graph)
+    >>> view = cc.figures.attention_view(model, task.sample(1), graph=task.graph)
     >>> view.head_names, "AttentionPattern" in str(view)
     (('L0H0', 'L1H0'), True)
     """

@@ -38,10 +38,8 @@ def save_figure(figure_or_axes: Figure | Axes, path_stem: str | os.PathLike[str]
     Raises:
         ValueError: the path has the ending of another format.
 
-    >>> from tempfile import TemporaryDirectory
-    >>> from causal_circuits import figures, pages
     >>> with TemporaryDirectory() as folder:
-    ...     saved = pages.save_figure(figures.plot_ablation([("L0H0", "mean", 0.98)]), folder + "/ablation")
+    ...     saved = cc.pages.save_figure(cc.figures.plot_ablation([("L0H0", "mean", 0.98)]), folder + "/ablation")
     ...     [path.name for path in saved]
     ['ablation.png', 'ablation.svg']
     """
@@ -63,8 +61,7 @@ def figure_html(figure_or_axes: Figure | Axes | Path, alt: str) -> str:
         figure_or_axes: what to show; a path takes what `save_figure` wrote to that stem, which saves drawing it again.
         alt: what the figure shows, in words, for those who do not see it.
 
-    >>> from causal_circuits import figures, pages
-    >>> page = pages.figure_html(figures.plot_ablation([("L0H0", "mean", 0.98)]), alt="98% of the gain is lost")
+    >>> page = cc.pages.figure_html(cc.figures.plot_ablation([("L0H0", "mean", 0.98)]), alt="98% of the gain is lost")
     >>> "<svg" in page, "98% of the gain is lost" in page
     (True, True)
     """

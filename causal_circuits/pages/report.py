@@ -105,7 +105,6 @@ def write_report(
         command: what makes the page again, below the verdict; None: that of the sections, if they have one.
         quick: the run was too small to decide anything: a banner says so, and no claim counts as tested.
 
-    >>> from tempfile import TemporaryDirectory
     >>> checks = [Check(True, "The graph was found.", "18 of 18 parents")]
     >>> with TemporaryDirectory() as folder:
     ...     path = write_report(folder + "/page.html", title="A chain", verdict=checks, sections=[], meta={"seed": "0"})

@@ -1,7 +1,6 @@
 """Studies: a module a claim, with a `Config` whose fields are the flags. `running.run` runs one.
 
->>> from causal_circuits import studies
->>> studies.two_stage.Config(lengths=(8, 16)).lengths
+>>> cc.studies.two_stage.Config(lengths=(8, 16)).lengths
 (8, 16)
 """
 

@@ -16,19 +16,12 @@ SEED_STRIDE = 1_000_003  # stage 2 draws its batches with another seed than stag
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run Algorithm 1.
+    """One way to run Algorithm 1."""
 
-    Attributes:
-        name: as tables show it.
-        reduced: the paper's reduced model; else the full disentangled transformer, one head a layer.
-        optimizer: "sgd" is the paper's gradient descent.
-        beta0: layer 1 in stage 1 (and, in the full model, the read-out) is beta0 times the identity.
-    """
-
-    name: str
-    reduced: bool
-    optimizer: str
-    beta0: float
+    name: str  # as tables show it
+    reduced: bool  # the paper's reduced model; else the full disentangled transformer, one head a layer
+    optimizer: str  # "sgd" is the paper's gradient descent
+    beta0: float  # layer 1 in stage 1 (and, in the full model, the read-out) is beta0 times the identity
 
 
 GRADIENT_DESCENT = Variant("reduced, gradient descent", reduced=True, optimizer="sgd", beta0=1.0)
@@ -38,7 +31,6 @@ VARIANTS = (GRADIENT_DESCENT, REDUCED_ADAM, FULL_ADAM)
 
 
 def variant(name: str) -> Variant:
-    """The variant of a name."""
     return next(variant for variant in VARIANTS if variant.name == name)
 
 

@@ -1,15 +1,14 @@
 """On most forests layer 0's attention shows the parent of every position that has one."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import networkx as nx
 
-import causal_circuits as cc
 from causal_circuits.studies.parents_file import graph_of_file
 from causal_circuits.studies.recover_and_prove import RecoverAndProve
 from causal_circuits.studies.study import one_of
+from causal_circuits.studies.tables import GRAPHS, make_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,23 +30,14 @@ class Config(RecoverAndProve):
     (look at this), results.json, figures/, model/ and record/.
     """
 
-    n_ctx: int | None = None
-    """context length, query included; None: 20, or what the parents file says"""
-    graph: str = "forest"
-    """chain, pairs or forest"""
-    root_probability: float = 0.5
-    """of --graph forest"""
-    parents: Path | None = None
-    """a JSON list of parents, in place of --graph"""
+    n_ctx: int | None = None  #: context length, query included; None: 20, or what the parents file says
+    graph: str = "forest"  #: chain, pairs or forest
+    root_probability: float = 0.5  #: of --graph forest
+    parents: Path | None = None  #: a JSON list of parents, in place of --graph
 
     def make_graph(self) -> nx.DiGraph:
-        """The graph that the flags name."""
         if self.parents is not None:
             return graph_of_file(self.parents, self.n_ctx)
-        graphs: dict[str, Callable[[int], nx.DiGraph]] = {
-            "chain": cc.chain_graph,
-            "pairs": cc.pairs_graph,
-            "forest": lambda n_ctx: cc.random_forest(n_ctx, self.root_probability, seed=self.seed),
-        }
-        one_of(tuple(graphs), graph=self.graph)
-        return graphs[self.graph](20 if self.n_ctx is None else self.n_ctx)
+        one_of(GRAPHS, graph=self.graph)
+        n_ctx = 20 if self.n_ctx is None else self.n_ctx
+        return make_graph(self.graph, n_ctx, root_probability=self.root_probability, seed=self.seed)

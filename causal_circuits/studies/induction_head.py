@@ -25,11 +25,8 @@ class Config(RecoverAndProve):
     The folder gets report.html (look at this), results.json, figures/, model/ and record/.
     """
 
-    d_vocab: int = 10
-    """number of tokens"""
-    n_ctx: int = 20
-    """context length, query included"""
+    d_vocab: int = 10  #: number of tokens
+    n_ctx: int = 20  #: context length, query included
 
     def make_graph(self) -> nx.DiGraph:
-        """The chain."""
         return cc.chain_graph(self.n_ctx)

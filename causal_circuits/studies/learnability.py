@@ -1,7 +1,7 @@
 """A map of what is learned: by the first gradient, by attention, by the loss, over graph, sizes, alpha and seed."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,14 +17,10 @@ import causal_circuits as cc
 from causal_circuits.pages import Check, Section
 from causal_circuits.studies.power_laws import Exponent, fit_exponents
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
+from causal_circuits.studies.tables import GRAPHS, make_graph
 
 Row = dict[str, Any]
-FAMILIES: dict[str, Callable[[int, int], nx.DiGraph]] = {
-    "chain": lambda n_ctx, seed: cc.chain_graph(n_ctx),
-    "pairs": lambda n_ctx, seed: cc.pairs_graph(n_ctx),
-    "forest": lambda n_ctx, seed: cc.random_forest(n_ctx, seed=seed),
-    "star": lambda n_ctx, seed: cc.graph_from_parents([None] + [0] * (n_ctx - 2)),
-}
+FAMILIES = (*GRAPHS, "star")
 FULL = {"d_vocab": (2, 3, 5, 10, 20), "n_ctx": (8, 12, 20, 32, 50), "alpha": (0.03, 0.1, 0.3, 1.0, 3.0), "seeds": 40}
 SEQUENCES = 4096  # for the gradient, and, others, for the loss
 RECORDS = 60  # of attention, at steps in geometric progression
@@ -48,22 +44,14 @@ class Config(Study):
 
     QUICK: ClassVar = {"graph": ("chain", "star"), "d_vocab": (3,), "n_ctx": (6, 10), "seeds": 1, "steps": 1200}
 
-    graph: tuple[str, ...] = tuple(FAMILIES)
-    """any of chain, pairs, forest, star; a forest is another one with each seed"""
-    d_vocab: tuple[int, ...] = (2, 3, 10)
-    """numbers of tokens"""
-    n_ctx: tuple[int, ...] = (8, 16, 32)
-    """context lengths"""
-    alpha: tuple[float, ...] = (0.1, 0.3, 1.0)
-    """Dirichlet concentrations"""
-    seeds: int = 3
-    """runs of each setting"""
-    steps: int = 4500
-    """of the default recipe, two thirds of them by SGD"""
-    batch_size: int = 256
-    """sequences a step"""
-    full: bool = False
-    """20,000 settings: larger defaults of d_vocab, n_ctx, alpha and seeds, whatever these flags say"""
+    graph: tuple[str, ...] = FAMILIES  #: any of chain, pairs, forest, star; a forest is another one with each seed
+    d_vocab: tuple[int, ...] = (2, 3, 10)  #: numbers of tokens
+    n_ctx: tuple[int, ...] = (8, 16, 32)  #: context lengths
+    alpha: tuple[float, ...] = (0.1, 0.3, 1.0)  #: Dirichlet concentrations
+    seeds: int = 3  #: runs of each setting
+    steps: int = 4500  #: of the default recipe, two thirds of them by SGD
+    batch_size: int = 256  #: sequences a step
+    full: bool = False  #: 20,000 settings: larger defaults of d_vocab, n_ctx, alpha and seeds, whatever these flags say
 
     def __post_init__(self) -> None:
         """--full takes its axes."""
@@ -72,8 +60,7 @@ class Config(Study):
         super().__post_init__()
 
     def check(self) -> None:
-        """Known graphs, each with an edge to learn."""
-        one_of(tuple(FAMILIES), graph=self.graph)
+        one_of(FAMILIES, graph=self.graph)
         at_least(2, d_vocab=self.d_vocab)
         at_least(5, n_ctx=self.n_ctx)
         at_least(1, seeds=self.seeds, batch_size=self.batch_size)
@@ -87,7 +74,6 @@ class Config(Study):
         return grid(measure_sizes, axes, cores=1, **same)
 
     def report(self, rows: Mapping[str, Sequence[Row]]) -> Report:
-        """The map, and how steps scale."""
         table = pd.DataFrame([row for of_cell in rows.values() for row in of_cell])
         fits = fit_steps(table, self.seed)
         counts = count(table)
@@ -123,6 +109,11 @@ _SAYS_WITHOUT = (
 _SAYS_STEPS = "One mark a setting in which the graph was learned; the fit is over all of them at once."
 
 
+def graph_of(name: str, n_ctx: int, seed: int) -> nx.DiGraph:
+    """A star: all positions are children of the first."""
+    return cc.graph_from_parents([None] + [0] * (n_ctx - 2)) if name == "star" else make_graph(name, n_ctx, seed=seed)
+
+
 def measure_sizes(
     d_vocab: int, n_ctx: int, seed: int, graph: Sequence[str], alpha: Sequence[float], steps: int, batch_size: int
 ) -> list[Row]:
@@ -130,7 +121,7 @@ def measure_sizes(
     settings: list[Row] = [
         {"graph": g, "d_vocab": d_vocab, "n_ctx": n_ctx, "alpha": a, "seed": seed} for g in graph for a in alpha
     ]
-    tasks = [cc.InContextTask(FAMILIES[s["graph"]](n_ctx, seed), d_vocab=d_vocab, alpha=s["alpha"]) for s in settings]
+    tasks = [cc.InContextTask(graph_of(s["graph"], n_ctx, seed), d_vocab=d_vocab, alpha=s["alpha"]) for s in settings]
     models = [cc.disentangled_transformer(d_vocab, n_ctx) for _ in tasks]
     config = cc.TrainConfig(cc.training.default_stages(steps), batch_size=batch_size, seed=seed)
     record = cc.RecordAt(n_log_spaced=RECORDS, layers=(0,), score_gradients=False)
@@ -214,7 +205,6 @@ def fit_steps(table: pd.DataFrame, seed: int) -> dict[str, Exponent]:
 
 
 def count(table: pd.DataFrame) -> list[Row]:
-    """Settings by what was reached, for each family of graphs."""
     graph, loss = table.graph_step.notna(), table.loss_step.notna()
     kinds = {
         "settings": graph | ~graph,
@@ -231,12 +221,10 @@ def count(table: pd.DataFrame) -> list[Row]:
 
 
 def counted(table: pd.DataFrame) -> str:
-    """Settings of each family."""
     return ", ".join(f"{name} {len(of)}" for name, of in table.groupby("graph")) or "none"
 
 
 def make_checks(table: pd.DataFrame, fits: Mapping[str, Exponent]) -> list[Check]:
-    """The claims, each with its numbers."""
     learned, found = table[table.graph_step.notna()], table.gradient >= REACHED
     both = learned[learned.loss_step.notna()]
     without = table[table.loss_step.notna() & (table.attention < 0.5)]
@@ -269,18 +257,13 @@ def make_checks(table: pd.DataFrame, fits: Mapping[str, Exponent]) -> list[Check
 
 
 def told(low: float | None, high: float | None) -> Any:
-    """The state of a check by the interval of what should be above 0.
-
-    >>> told(0.1, 0.2), told(-0.1, 0.2), told(None, None), told(-0.2, -0.1)
-    ('passed', 'undecided', 'undecided', 'refuted')
-    """
+    """The state of a check by the interval of what should be above 0."""
     if low is None or high is None or low <= 0 <= high:
         return "undecided"
     return "passed" if low > 0 else "refuted"
 
 
 def summarize(table: pd.DataFrame) -> pd.DataFrame:
-    """Means by family, d_vocab and n_ctx."""
     values = ["gradient", "attention", "excess", "graph_step", "loss_step", "g", "order"]
     return table.groupby(["graph", "d_vocab", "n_ctx"])[values].mean().reset_index()
 
@@ -303,7 +286,6 @@ GRAPH = ("graph_step", "step from which the graph is there")
 
 
 def plot_order(table: pd.DataFrame) -> Axes:
-    """Step of the graph against step of the loss."""
     both = table[table.graph_step.notna() & table.loss_step.notna()]
     ax = scatter(both, ("loss_step", "step from which the loss is there"), GRAPH)
     ax.axline((1, 1), (10, 10), color="black", linewidth=0.8, linestyle=":")
@@ -311,7 +293,6 @@ def plot_order(table: pd.DataFrame) -> Axes:
 
 
 def plot_without(table: pd.DataFrame) -> Axes:
-    """Edges that are there at the end against the excess of the loss."""
     excess, share = ("excess", "loss - edge posterior (nats)"), ("attention", "share of edges that are there")
     ax = scatter(table, excess, share, steps=False)
     ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
@@ -319,6 +300,5 @@ def plot_without(table: pd.DataFrame) -> Axes:
 
 
 def plot_steps(table: pd.DataFrame, x: str) -> Axes:
-    """Steps until the graph is there against g or n_ctx."""
     label = {"g": "predicted g, mean over edges", "n_ctx": "context length n_ctx"}[x]
     return scatter(table[table.graph_step.notna() & (table[x] > 0)], (x, label), GRAPH)

@@ -9,16 +9,10 @@ from causal_circuits.storage import read_json
 
 
 def graph_of_file(path: Path, n_ctx: int | None, *, several: bool | None = False) -> nx.DiGraph:
-    """The graph of a file of parents, named after the file.
+    """The graph of a JSON file of parents (as `graph_from_parents` takes them), named after the file.
 
-    Args:
-        path: of a JSON list over the context positions, one parent a position, -1 or null for a root; with `several` of
-            a list of lists, the target's last, [] for a root.
-        n_ctx: what --n-ctx says; None: what the file says.
-        several: whether a position may have several parents; None: as the file has it.
-
-    Raises:
-        ValueError: the file cannot be read, holds something else, or disagrees with --n-ctx.
+    With `several` it must be a list of lists, with False one parent a position; None takes both. A ValueError says what
+    is wrong with the file, or that --n-ctx, given as `n_ctx`, disagrees with it.
     """
     forms = {True: "a list of lists of parents, [] for a root", False: "a list of one parent a position, -1 for a root"}
     form = " or ".join(forms.values()) if several is None else forms[several]

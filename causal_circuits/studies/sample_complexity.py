@@ -12,7 +12,7 @@ import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
-from causal_circuits.studies.tables import GRAPHS
+from causal_circuits.studies.tables import GRAPHS, make_graph
 
 Row = dict[str, Any]
 PILOT = 2_000  # sequences that tell the noise of an entry; none of them is used again
@@ -34,35 +34,26 @@ class Config(Study):
 
     QUICK: ClassVar = {"graph": ("forest",), "d_vocab": (3,), "n_ctx": (10, 20), "seeds": 1, "sizes": (100, 1000, 4000)}
 
-    graph: tuple[str, ...] = ("chain", "forest")
-    """any of chain, pairs, forest"""
-    d_vocab: tuple[int, ...] = (3, 10)
-    """numbers of tokens"""
-    n_ctx: tuple[int, ...] = (10, 20, 40)
-    """context lengths"""
-    alpha: tuple[float, ...] = (0.1, 1.0)
-    """Dirichlet concentrations"""
-    seeds: int = 3
-    """independent tables of each setting"""
-    sizes: tuple[int, ...] = (100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600)
-    """numbers of sequences"""
+    graph: tuple[str, ...] = ("chain", "forest")  #: any of chain, pairs, forest
+    d_vocab: tuple[int, ...] = (3, 10)  #: numbers of tokens
+    n_ctx: tuple[int, ...] = (10, 20, 40)  #: context lengths
+    alpha: tuple[float, ...] = (0.1, 1.0)  #: Dirichlet concentrations
+    seeds: int = 3  #: independent tables of each setting
+    sizes: tuple[int, ...] = (100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600)  #: numbers of sequences
 
     def check(self) -> None:
-        """Known graphs, sizes that have something to find."""
-        one_of(tuple(GRAPHS), graph=self.graph)
+        one_of(GRAPHS, graph=self.graph)
         at_least(2, d_vocab=self.d_vocab)
         at_least(5, n_ctx=self.n_ctx)
         at_least(10, sizes=self.sizes)
         at_least(1, seeds=self.seeds)
 
     def cells(self) -> list[Cell]:
-        """A table of sequences each."""
         tables = {"graph": self.graph, "d_vocab": self.d_vocab, "n_ctx": self.n_ctx, "alpha": self.alpha}
         seeds = range(self.seed, self.seed + self.seeds)
         return grid(measure_table, {**tables, "seed": seeds}, sizes=self.sizes)
 
     def report(self, rows: Mapping[str, Row]) -> Report:
-        """Measured numbers beside predicted ones."""
         tables = pd.DataFrame(rows.values()).drop(columns="points")
         points = pd.DataFrame([point for row in rows.values() for point in row["points"]])
         enough, evidence = compare(tables)
@@ -95,7 +86,7 @@ class Config(Study):
 
 def measure_table(graph: str, d_vocab: int, n_ctx: int, alpha: float, seed: int, sizes: Sequence[int]) -> Row:
     """Parents that are first, found, and false edges, from growing parts of one table."""
-    task = cc.InContextTask(GRAPHS[graph](n_ctx), d_vocab=d_vocab, alpha=alpha)
+    task = cc.InContextTask(make_graph(graph, n_ctx), d_vocab=d_vocab, alpha=alpha)
     edges, table = cc.latent_edges(task.graph), task.sample(max(sizes), seed=(seed, 11))
     setting = {"graph": graph, "d_vocab": d_vocab, "n_ctx": n_ctx, "alpha": alpha, "seed": seed}
     points: list[Row] = []
@@ -114,7 +105,7 @@ def predict(task: cc.InContextTask, seed: int) -> float:
     """The least n at which sum over rivals of P(noise > gap) <= 1 - SURE, with normal noise of variance s^2 / n."""
     pilot = task.sample(PILOT, seed=(seed, 12))
     noise = cc.measured_gradient(pilot.tokens, pilot.target_probs).standard_error.double() * PILOT**0.5
-    expected = cc.information.finite_context_gradient(task, n_kernels=256, seed=seed).value.double()
+    expected = cc.information.finite_context_gradient(task, n_matrices=256, seed=seed).value.double()
     ratios = []  # gap over noise, of every parent and every other earlier position
     for parent, child in cc.latent_edges(task.graph):
         gap, spread = expected[child, parent] - expected[child], (noise[child, parent] ** 2 + noise[child] ** 2).sqrt()
@@ -138,7 +129,6 @@ def compare(tables: pd.DataFrame) -> tuple[float, str]:
 
 
 def plot_needed(tables: pd.DataFrame) -> Any:
-    """Needed against predicted number, a series for each graph and alpha."""
     known = tables[tables.needed.notna()]
     series = {
         f"{graph}, alpha {alpha:g}": list(zip(of.predicted, of.needed, strict=True))
@@ -149,7 +139,6 @@ def plot_needed(tables: pd.DataFrame) -> Any:
 
 
 def plot_found(points: pd.DataFrame, what: str) -> Any:
-    """The share of parents against sequences, the mean over tables of a setting."""
     means = points.groupby(["graph", "d_vocab", "alpha", "n"])[what].mean()
     curves = {
         f"{graph}, d_vocab {d_vocab}, alpha {alpha:g}": [(n, float(share)) for (*_, n), share in of.items()]

@@ -40,37 +40,27 @@ class Config(Study):
 
     QUICK: ClassVar = {"d_vocab": (3,), "n_ctx": 30, "seeds": 1, "steps": 1000}
 
-    d_vocab: tuple[int, ...] = (2, 3)
-    """numbers of tokens"""
-    n_ctx: int = 50
-    """length of the sequences"""
-    prior: tuple[str, ...] = PRIORS
-    """any of dirichlet, doubly stochastic, independent"""
-    seeds: int = 5
-    """independent trainings of each setting"""
-    steps: int = 1500
-    """of SGD"""
-    learning_rate: float = 2.0
-    """of SGD"""
-    batch_size: int = 64
-    """sequences a step"""
+    d_vocab: tuple[int, ...] = (2, 3)  #: numbers of tokens
+    n_ctx: int = 50  #: length of the sequences
+    prior: tuple[str, ...] = PRIORS  #: any of dirichlet, doubly stochastic, independent
+    seeds: int = 5  #: independent trainings of each setting
+    steps: int = 1500  #: of SGD
+    learning_rate: float = 2.0  #: of SGD
+    batch_size: int = 64  #: sequences a step
 
     def check(self) -> None:
-        """Known priors, sizes that have something to learn."""
         one_of(PRIORS, prior=self.prior)
         at_least(2, d_vocab=self.d_vocab)
         at_least(5, n_ctx=self.n_ctx)
         at_least(1, seeds=self.seeds, steps=self.steps, batch_size=self.batch_size)
 
     def cells(self) -> list[Cell]:
-        """A training each."""
         axes = {"prior": self.prior, "d_vocab": self.d_vocab, "seed": range(self.seed, self.seed + self.seeds)}
         fixed = ("n_ctx", "steps", "learning_rate", "batch_size")
         cells = grid(measure_training, axes, **{name: getattr(self, name) for name in fixed})
         return [replace(cell, progress=True) for cell in cells]
 
     def report(self, rows: Mapping[str, Row]) -> Report:
-        """Phases, heads and references of all trainings."""
         table = pd.DataFrame([{key: row[key] for key in SHOWN} for row in rows.values()])
         of = {prior: table[table.prior == prior] for prior in self.prior}
         phases = {f"phases {prior}".replace(" ", "_"): plot_phases(rows, prior) for prior in self.prior}
@@ -209,7 +199,6 @@ def states_of(rows: Mapping[str, Row]) -> pd.DataFrame:
 
 
 def plot_phases(rows: Mapping[str, Row], prior: str) -> Any:
-    """The divergence of three predictors from the model, over training."""
     means = states_of(rows).loc[prior]
     sizes = means.index.unique("d_vocab")
     curves = {
@@ -222,7 +211,6 @@ def plot_phases(rows: Mapping[str, Row], prior: str) -> Any:
 
 
 def plot_attention(rows: Mapping[str, Row]) -> Any:
-    """Layer 0's attention to the token before, over training."""
     means = states_of(rows).previous
     sizes = means.index.unique("d_vocab")
     curves = {

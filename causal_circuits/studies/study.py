@@ -92,10 +92,8 @@ class Study(ABC):
 
     QUICK: ClassVar[Mapping[str, Any]] = {}  # smaller defaults, for a look in seconds; empty: there is no --quick
 
-    seed: int = 0
-    """fixes data, evaluation and every number"""
-    quick: bool = False
-    """small defaults, for a look in seconds; flags given beside it still count"""
+    seed: int = 0  #: fixes data, evaluation and every number
+    quick: bool = False  #: small defaults, for a look in seconds; flags given beside it still count
 
     def __post_init__(self) -> None:
         if self.seed < 0:

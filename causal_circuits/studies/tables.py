@@ -1,9 +1,8 @@
-"""What reports of studies share: means over rows, graphs by name, the paper's 20 forests."""
+"""What reports of studies share: graphs by name, rows as text, the paper's 20 forests."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
-from statistics import fmean
 from typing import Any
 
 import networkx as nx
@@ -11,11 +10,14 @@ import networkx as nx
 import causal_circuits as cc
 
 Points = Sequence[tuple[int | float, int | float]]  # (x, y)
-GRAPHS: dict[str, Callable[[int], nx.DiGraph]] = {
-    "chain": lambda n_ctx: cc.chain_graph(n_ctx),
-    "pairs": lambda n_ctx: cc.pairs_graph(n_ctx),
-    "forest": lambda n_ctx: cc.random_forest(n_ctx, seed=0),
-}
+GRAPHS = ("chain", "pairs", "forest")
+
+
+def make_graph(name: str, n_ctx: int, *, root_probability: float = 0.5, seed: int = 0) -> nx.DiGraph:
+    """The graph of a name; `root_probability` and `seed` are a forest's."""
+    if name == "forest":
+        return cc.random_forest(n_ctx, root_probability, seed=seed)
+    return cc.chain_graph(n_ctx) if name == "chain" else cc.pairs_graph(n_ctx)
 
 
 def figure_9_parents() -> list[list[int]]:
@@ -40,42 +42,18 @@ def where(rows: Iterable[Mapping[str, Any]], **only: Any) -> list[Mapping[str, A
     return [row for row in rows if all(row[name] == wanted for name, wanted in only.items())]
 
 
-def means_by(rows: Iterable[Mapping[str, Any]], key: str, value: str) -> list[tuple[int | float, float]]:
-    """(key, mean of value) in order of key; NaNs are left out.
-
-    >>> means_by([{"n": 2, "loss": 1.0}, {"n": 2, "loss": 3.0}, {"n": 1, "loss": float("nan")}], "n", "loss")
-    [(2, 2.0)]
-    """
-    kept = [row for row in rows if row[value] == row[value]]
-    return [(at, fmean(float(row[value]) for row in where(kept, **{key: at}))) for at in sorted({r[key] for r in kept})]
-
-
 def listed(points: Points, digits: str = ".3g") -> str:
-    """Points as text.
-
-    >>> listed([(10, 0.25), (20, 0.125)])
-    '10: 0.25, 20: 0.125'
-    """
+    """Points as text: "10: 0.25, 20: 0.125"."""
     return ", ".join(f"{at:g}: {value:{digits}}" for at, value in points)
 
 
 def p_text(p_value: float) -> str:
-    """A p-value as text.
-
-    >>> p_text(0.00123), p_text(0.0)
-    ('1.2e-03', '< 1e-300')
-    """
+    """A p-value as text."""
     return f"{p_value:.1e}" if p_value > 1e-300 else "< 1e-300"
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a table of a .md file; nothing without a row.
-
-    >>> print(markdown([{"graph": "chain", "edges": 18}]), end="")
-    | graph | edges |
-    |---|---|
-    | chain | 18 |
-    """
+    """Rows as a table of a .md file; nothing without a row."""
     if not rows:
         return ""
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]

@@ -18,7 +18,7 @@ from causal_circuits.studies import algorithm_1
 from causal_circuits.studies.algorithm_1 import GRADIENT_DESCENT, VARIANTS
 from causal_circuits.studies.power_laws import PowerLaw, falls, fit_power_law
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
-from causal_circuits.studies.tables import GRAPHS, Points, check_lengths, figure_9_parents, listed, where
+from causal_circuits.studies.tables import GRAPHS, Points, check_lengths, figure_9_parents, listed, make_graph, where
 
 Row = Mapping[str, Any]
 Laws = Mapping[str, Mapping[str, PowerLaw | None]]
@@ -54,31 +54,21 @@ class Config(Study):
         "lengths": (8, 20), "seeds": 1, "steps": (60, 60), "batch_size": 128, "test": 1024, "figure_9": 1
     }  # fmt: skip
 
-    lengths: tuple[int, ...] = (10, 20, 40, 80, 160)
-    """context lengths"""
-    seeds: int = 3
-    """runs at each length"""
-    graph: str = "chain"
-    """chain, pairs or forest"""
-    d_vocab: int = 3
-    """number of tokens"""
-    alpha: float = 1.0
-    """Dirichlet concentration of the transition matrices (1: uniform rows)"""
-    steps: tuple[int, int] = (100, 200)
-    """of stage 1 and stage 2"""
-    batch_size: int = 512
-    """sequences a step"""
-    test: int = 4096
-    """test sequences"""
-    figure_9: int = 20
-    """graphs of Figure 9"""
+    lengths: tuple[int, ...] = (10, 20, 40, 80, 160)  #: context lengths
+    seeds: int = 3  #: runs at each length
+    graph: str = "chain"  #: chain, pairs or forest
+    d_vocab: int = 3  #: number of tokens
+    alpha: float = 1.0  #: Dirichlet concentration of the transition matrices (1: uniform rows)
+    steps: tuple[int, int] = (100, 200)  #: of stage 1 and stage 2
+    batch_size: int = 512  #: sequences a step
+    test: int = 4096  #: test sequences
+    figure_9: int = 20  #: graphs of Figure 9
 
     def check(self) -> None:
-        """Two different lengths or more, each with an edge to learn."""
         at_least(1, seeds=self.seeds, steps=self.steps, batch_size=self.batch_size)
         at_least(2, test=self.test)
         at_least(0, figure_9=self.figure_9)
-        one_of(tuple(GRAPHS), graph=self.graph)
+        one_of(GRAPHS, graph=self.graph)
         check_lengths(self.lengths)
         for n_ctx in self.lengths:
             if not cc.latent_edges(make_task(self.graph, n_ctx, self.d_vocab, self.alpha).graph):
@@ -94,7 +84,6 @@ class Config(Study):
         return [*grid(measure_forest, forests, seed=self.seed), *grid(measure_run, runs, **same)]
 
     def report(self, rows: Mapping[str, Row]) -> Report:
-        """Rates with intervals, beside the theorem's."""
         forests = [row for row in rows.values() if "parents_row_maximum" in row]
         measured = [row for row in rows.values() if "loss_gap" in row]
         runs = pd.DataFrame(measured)
@@ -119,8 +108,7 @@ class Config(Study):
 
 
 def make_task(graph: str, n_ctx: int, d_vocab: int, alpha: float) -> cc.InContextTask:
-    """Sequences of a graph by its name."""
-    return cc.InContextTask(GRAPHS[graph](n_ctx), d_vocab=d_vocab, alpha=alpha)
+    return cc.InContextTask(make_graph(graph, n_ctx), d_vocab=d_vocab, alpha=alpha)
 
 
 def measure_run(
@@ -203,7 +191,6 @@ def measure_forest(variant: str, graph: int, seed: int) -> Row:
 
 
 def fit(runs: pd.DataFrame, seed: int) -> Laws:
-    """A power law for each variant and quantity, and one for the edge posterior's loss gap."""
 
     def law(rows: pd.DataFrame, quantity: str) -> PowerLaw | None:
         return fit_power_law(rows.n_ctx.tolist(), rows[quantity].tolist(), seed=seed)
@@ -235,7 +222,6 @@ def summarize_forests(forests: Sequence[Row]) -> dict[Any, dict[str, Any]]:
 
 
 def means(runs: pd.DataFrame, quantity: str) -> list[tuple[int, float]]:
-    """(n_ctx, mean over seeds)."""
     return list(runs.groupby("n_ctx")[quantity].mean().items())  # type: ignore[arg-type]  # n_ctx is an int
 
 
@@ -299,7 +285,6 @@ def match_sentence(strengths: Points) -> str:
 
 
 def make_checks(runs: pd.DataFrame, laws: Laws, on_forests: Mapping[str, Row]) -> list[Check]:
-    """The claims, each with the numbers that decide it."""
     checks = [
         Check(
             of["graphs_at_least_99"] == of["graphs"],
@@ -337,7 +322,6 @@ def make_checks(runs: pd.DataFrame, laws: Laws, on_forests: Mapping[str, Row]) -
 
 
 def show_forests(forests: Sequence[Row]) -> list[Section]:
-    """Mean attention to the parent on every forest of Figure 9."""
     if not forests:
         return []
     attention = {
@@ -351,7 +335,6 @@ def show_forests(forests: Sequence[Row]) -> list[Section]:
 
 
 def show_runs(runs: pd.DataFrame, laws: Laws, sentences: Sequence[str]) -> list[Section]:
-    """Both quantities against length, the sentences, every run."""
     missed, gap = (plot_quantity(runs, quantity, laws) for quantity in QUANTITIES)
     return [
         Section(
@@ -374,7 +357,6 @@ def show_runs(runs: pd.DataFrame, laws: Laws, sentences: Sequence[str]) -> list[
 
 
 def show_one(runs: pd.DataFrame) -> Section:
-    """One run through both stages: the attention that stage 1 moves, and the loss."""
     descent = runs[runs.variant == GRADIENT_DESCENT.name]
     one = descent.iloc[descent.n_ctx.argmax()]
     end = one.trajectory[-1][0]
@@ -398,7 +380,6 @@ def show_one(runs: pd.DataFrame) -> Section:
 
 
 def plot_quantity(runs: pd.DataFrame, quantity: str, laws: Laws) -> Axes:
-    """A quantity against length for every variant, with its fitted power law."""
     groups = runs.groupby("variant", sort=False)
     points = {name: list(zip(of.n_ctx.tolist(), of[quantity].tolist(), strict=True)) for name, of in groups}
     bound = ("1 / n_ctx", 1.0, -1.0) if quantity == "missed_attention" else None
@@ -410,7 +391,6 @@ def plot_quantity(runs: pd.DataFrame, quantity: str, laws: Laws) -> Axes:
 
 
 def plot_stage_1(runs: pd.DataFrame) -> Axes:
-    """1 - attention step by step, one curve a length, for the first seed of gradient descent."""
     some = runs[(runs.variant == GRADIENT_DESCENT.name) & (runs.seed == runs.seed.iloc[0])]
     curves = {
         f"n_ctx {n_ctx}": [(step, missed) for step, missed in trajectory if step]
@@ -421,7 +401,6 @@ def plot_stage_1(runs: pd.DataFrame) -> Axes:
 
 
 def plot_match(runs: pd.DataFrame) -> Axes:
-    """How much more a matching token scores, against length."""
     strength = {v.name: means(runs[runs.variant == v.name], "match_strength") for v in VARIANTS if v.reduced}
     label = "A2: mean diagonal - mean off-diagonal"
     return figures.plot_curves(strength, xlabel="context length n_ctx", ylabel=label)

@@ -105,11 +105,10 @@ def load_zoo(folder: str | os.PathLike[str]) -> list[ZooModel]:
     Raises:
         ValueError: the folder holds none.
 
-    >>> from tempfile import TemporaryDirectory
-    >>> from causal_circuits.studies import zoo
     >>> with TemporaryDirectory() as folder:
-    ...     zoo.measure("chain", "planted", 0, d_vocab=2, n_ctx=6, alpha=0.1, steps=2).save(Path(folder) / "a")
-    ...     zoo.load_zoo(folder)[0].about["kind"]
+    ...     model = cc.studies.zoo.measure("chain", "planted", 0, d_vocab=2, n_ctx=6, alpha=0.1, steps=2)
+    ...     model.save(Path(folder) / "a")
+    ...     cc.studies.zoo.load_zoo(folder)[0].about["kind"]
     'planted'
     """
     found = [_load(path.parent) for path in sorted(Path(folder).glob("*/truth.json"))]
@@ -154,9 +153,9 @@ def score_method(method: Method, models: Iterable[ZooModel], *, sequences: int =
     Raises:
         ValueError: scores of another shape, or NaN among them.
 
-    >>> from causal_circuits.studies import zoo
-    >>> models = [zoo.measure("pairs", kind, 0, d_vocab=2, n_ctx=8, alpha=0.1, steps=2) for kind in zoo.MODELS[:2]]
-    >>> table = zoo.score_method(zoo.knock_out, models, sequences=64)
+    >>> sizes = {"d_vocab": 2, "n_ctx": 8, "alpha": 0.1, "steps": 2}
+    >>> models = [cc.studies.zoo.measure("pairs", kind, 0, **sizes) for kind in ("planted", "decoy")]
+    >>> table = cc.studies.zoo.score_method(cc.studies.zoo.knock_out, models, sequences=64)
     >>> table.auroc_used.tolist(), bool(table.auroc_graph[0] > table.auroc_graph[1])
     ([1.0, 1.0], True)
     """
@@ -178,7 +177,6 @@ def _score(method: Method, one: ZooModel, sequences: int, seed: int) -> dict[str
 
 
 def _largest(scores: Tensor) -> np.ndarray:
-    """[query, key], over heads."""
     return (scores.amax(dim=0) if scores.ndim == 3 else scores).double().numpy()
 
 
@@ -197,23 +195,15 @@ class Config(Study):
 
     QUICK: ClassVar = {"n_ctx": 8, "steps": 50, "seeds": 1}
 
-    graphs: tuple[str, ...] = GRAPHS
-    """of chain, pairs, forest, two-parent"""
-    models: tuple[str, ...] = MODELS
-    """of planted, decoy, trained, trained-decoy"""
-    seeds: int = 2
-    """models of each graph and kind"""
-    d_vocab: int = 3
-    """number of tokens"""
-    n_ctx: int = 20
-    """context length"""
-    alpha: float = 0.1
-    """Dirichlet concentration of the transition matrices"""
-    steps: int = 1000
-    """training steps of 1,024 sequences"""
+    graphs: tuple[str, ...] = GRAPHS  #: of chain, pairs, forest, two-parent
+    models: tuple[str, ...] = MODELS  #: of planted, decoy, trained, trained-decoy
+    seeds: int = 2  #: models of each graph and kind
+    d_vocab: int = 3  #: number of tokens
+    n_ctx: int = 20  #: context length
+    alpha: float = 0.1  #: Dirichlet concentration of the transition matrices
+    steps: int = 1000  #: training steps of 1,024 sequences
 
     def check(self) -> None:
-        """Known names, and sizes at which there is something to find."""
         one_of(GRAPHS, graphs=self.graphs)
         one_of(MODELS, models=self.models)
         at_least(1, seeds=self.seeds)
@@ -222,13 +212,11 @@ class Config(Study):
         cc.InContextTask(make_graph("chain", self.n_ctx, 0), d_vocab=self.d_vocab, alpha=self.alpha)
 
     def cells(self) -> list[Cell]:
-        """A graph, a kind of model and a seed each."""
         same = {name: getattr(self, name) for name in ("d_vocab", "n_ctx", "alpha", "steps")}
         seeds = range(self.seed, self.seed + self.seeds)
         return grid(measure, {"graph": self.graphs, "kind": self.models, "seed": seeds}, **same)
 
     def report(self, rows: Mapping[str, Any]) -> Report:
-        """The models as files, and what three simple methods score on them."""
         models = list(rows.values())
         scores = pd.concat([score_method(method, models).assign(method=name) for name, method in SIMPLE.items()])
         scores = scores[["method", *scores.columns[:-1]]]
@@ -293,7 +281,6 @@ def edges_written(model: HookedTransformer, batch: cc.Batch) -> list[tuple[str, 
 
 
 def make_checks(models: Sequence[ZooModel]) -> list[Check]:
-    """Whether what was written in is what cutting finds used."""
     by_hand = [one for one in models if one.used is not None]
     found = score_method(knock_out, by_hand, seed=1) if by_hand else pd.DataFrame()
     checks = []
@@ -305,14 +292,12 @@ def make_checks(models: Sequence[ZooModel]) -> list[Check]:
 
 
 def write_zoo(folder: Path, models: Sequence[ZooModel]) -> None:
-    """A folder for each model, and the card."""
     for one in models:
         one.save(folder / one.name)
     write_files(folder, {"README.md": CARD.format(command="causal-circuits zoo", folder=folder)})
 
 
 def means(scores: pd.DataFrame) -> pd.DataFrame:
-    """The means of each method on each kind of model."""
     return scores.groupby(["method", "kind"], sort=False).mean(numeric_only=True).round(3).reset_index()
 
 

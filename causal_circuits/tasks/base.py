@@ -34,13 +34,11 @@ class Task(ABC):
         every_position: whether `draws` gives targets after every position, over which the loss is averaged; False:
             after the last alone.
 
-    >>> import numpy as np
-    >>> from causal_circuits import Batch, Task
-    >>> class SecondToLast(Task):
+    >>> class SecondToLast(cc.Task):
     ...     n_ctx, d_vocab = 4, 3
     ...     def draws(self, seed, first, n):
     ...         tokens = np.random.default_rng([seed, first]).integers(3, size=(n, 4))
-    ...         return Batch(tokens, tokens[:, -2], d_vocab=3)
+    ...         return cc.Batch(tokens, tokens[:, -2], d_vocab=3)
     >>> batch = SecondToLast().sample(5, seed=0)
     >>> batch.target_probs.argmax(1).equal(batch.tokens[:, 2])
     True

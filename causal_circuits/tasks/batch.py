@@ -29,8 +29,7 @@ class Batch:
         tokens: int64 [batch, n_ctx].
         target_probs: float32, or float64 if given so, [batch, d_vocab] or [batch, n_ctx, d_vocab]; without gradients.
 
-    >>> from causal_circuits import InContextTask, chain_graph
-    >>> batch = InContextTask(chain_graph(6), d_vocab=3).sample(100, seed=0)
+    >>> batch = cc.InContextTask(cc.chain_graph(6), d_vocab=3).sample(100, seed=0)
     >>> batch, batch[:10].tokens.shape
     (Batch(100 sequences, n_ctx 6, d_vocab 3), torch.Size([10, 6]))
     >>> Batch([[0, 1, 2], [2, 2, 1]], [1, 0]).target_probs

@@ -32,8 +32,7 @@ class BatchTask(Task):
     Raises:
         ValueError: tokens outside the vocabulary, targets that are no probabilities, or a graph of another length.
 
-    >>> from causal_circuits import InContextTask, chain_graph
-    >>> table = InContextTask(chain_graph(6), d_vocab=3).sample(5, seed=0)
+    >>> table = cc.InContextTask(cc.chain_graph(6), d_vocab=3).sample(5, seed=0)
     >>> task = BatchTask(table)
     >>> epochs = task.draws(0, 0, 10).tokens.tolist()     # two epochs
     >>> sorted(epochs[:5]) == sorted(epochs[5:]) == sorted(table.tokens.tolist())
@@ -87,7 +86,6 @@ class BatchTask(Task):
 
 
 def _permutation(seed: Seed, epoch: int, size: int) -> np.ndarray:
-    """The order of the rows in an epoch."""
     sequence = seed_sequence(seed)
     child = np.random.SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, epoch))
     return np.random.default_rng(child).permutation(size)

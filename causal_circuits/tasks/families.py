@@ -66,8 +66,8 @@ MATRIX_FAMILIES = tuple(_FAMILIES)
 @check_arguments
 def matrix_family(
     name: str, n: int = 256, d_vocab: int = 3, *, gamma: float = 0.1, seed: int = 0
-) -> Float[np.ndarray, "kernel d_vocab d_vocab"]:
-    """`n` transition matrices of a family, entries at least gamma / d_vocab; `InContextTask(kernels=...)` takes them.
+) -> Float[np.ndarray, "matrix d_vocab d_vocab"]:
+    """`n` transition matrices of a family for an `InContextTask`, entries at least gamma / d_vocab.
 
     Args:
         name: one of `MATRIX_FAMILIES`.
@@ -79,7 +79,7 @@ def matrix_family(
     [[[0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.8, 0.1, 0.1]]]
     """
     if name not in _FAMILIES:
-        raise ValueError(f"a kernel family must be one of {', '.join(MATRIX_FAMILIES)}: got {name!r}")
+        raise ValueError(f"a family of matrices must be one of {', '.join(MATRIX_FAMILIES)}: got {name!r}")
     if n < 1 or d_vocab < 2:
         raise ValueError(f"n must be at least 1 and d_vocab at least 2: got {n} and {d_vocab}")
     return bounded_below(_FAMILIES[name](np.random.default_rng(seed), n, d_vocab), gamma)
@@ -87,8 +87,8 @@ def matrix_family(
 
 @check_arguments
 def bounded_below(
-    kernels: Float[np.ndarray, "*kernel d_vocab d_vocab"], gamma: float
-) -> Float[np.ndarray, "*kernel d_vocab d_vocab"]:
+    matrices: Float[np.ndarray, "*matrix d_vocab d_vocab"], gamma: float
+) -> Float[np.ndarray, "*matrix d_vocab d_vocab"]:
     """(1 - gamma) K + gamma / d_vocab: stochastic matrices with every entry at least gamma / d_vocab.
 
     >>> bounded_below(np.eye(2), 0.5).tolist()
@@ -96,7 +96,7 @@ def bounded_below(
     """
     if not 0 <= gamma < 1:
         raise ValueError(f"gamma must lie in [0, 1): got {gamma}; 0.1 keeps entries above 0.1 / d_vocab")
-    if kernels.size == 0:
-        raise ValueError(f"there must be a kernel to bound: got none, shape {list(kernels.shape)}")
-    check_probabilities("rows of a kernel", torch.from_numpy(kernels), 1e-3)
-    return (1.0 - gamma) * kernels + gamma / kernels.shape[-1]
+    if matrices.size == 0:
+        raise ValueError(f"there must be a matrix to bound: got none, shape {list(matrices.shape)}")
+    check_probabilities("rows of a transition matrix", torch.from_numpy(matrices), 1e-3)
+    return (1.0 - gamma) * matrices + gamma / matrices.shape[-1]

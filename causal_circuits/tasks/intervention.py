@@ -33,8 +33,6 @@ class InterventionTask(Task):
     Raises:
         ValueError: no position is set, or a position or token that the task has not.
 
-    >>> from causal_circuits import chain_graph
-    >>> task = InContextTask(chain_graph(6), d_vocab=3)
     >>> twin = InterventionTask(task, do={2: 0})
     >>> tokens, twins = task.sample(500, seed=0).tokens, twin.sample(500, seed=0).tokens
     >>> [bool((tokens[:, i] == twins[:, i]).all()) for i in range(6)], twins[:, 2].unique().tolist()

@@ -25,7 +25,6 @@ def cross_entropy(
 ) -> Float[Tensor, " batch"]:
     """-sum target log(probs) for every sequence, in nats; 0 log 0 is 0.
 
-    >>> import torch
     >>> cross_entropy(torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0]])).exp().tolist()
     [2.0]
     """
@@ -37,10 +36,10 @@ def cross_entropy(
 def posterior(task: Any, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
     """The posterior mean of the target's row given every edge of an InContextTask: see `predictors.edge_posterior`."""
     task.check_tokens(tokens)
-    if task.given_kernels is not None:
+    if task.given_matrices is not None:
         return mixture_of_given(task, tokens, include_roots=False)
     in_degree = len(task.target_parents)
-    row = task.kernel_row(tokens[:, list(task.target_parents)].cpu().numpy())
+    row = task.matrix_row(tokens[:, list(task.target_parents)].cpu().numpy())
     counts = following_counts(task, tokens, range(in_degree)) + torch.from_numpy(task.alphas[in_degree][row])
     return counts / counts.sum(dim=-1, keepdim=True)
 
@@ -66,24 +65,24 @@ def following_counts(task: Task, tokens: Tensor, which: Sequence[int]) -> Float[
 def mixture_of_given(task: Any, tokens: Tensor, include_roots: bool) -> Float[Tensor, "batch d_vocab"]:
     """Posterior mean over the user's finite set of transition matrices."""
     array = tokens.cpu().numpy()
-    n_kernels = len(next(iter(task.given_kernels.values())))
-    log_likelihood = np.zeros((len(array), n_kernels))
+    n_matrices = len(next(iter(task.given_matrices.values())))
+    log_likelihood = np.zeros((len(array), n_matrices))
     with np.errstate(divide="ignore"):
         for position in range(task.n_ctx):
             parents = parents_of(task.graph, position)
             if parents:
-                row = task.kernel_row(array[:, list(parents)])
-                log_likelihood += np.log(task.given_kernels[len(parents)][:, row, array[:, position]]).T
+                row = task.matrix_row(array[:, list(parents)])
+                log_likelihood += np.log(task.given_matrices[len(parents)][:, row, array[:, position]]).T
             elif include_roots and task.given_laws is not None and position in task.root_positions:
                 log_likelihood += np.log(task.given_laws[:, array[:, position]]).T
     best = log_likelihood.max(axis=1, keepdims=True)
     if np.isneginf(best).any():
         raise ValueError(
-            f"tokens must be possible under one of the kernels: sequence {int(np.isneginf(best).argmax())} is not; "
-            "check that the tokens were drawn from this task"
+            f"tokens must be possible under one of the transition matrices: sequence "
+            f"{int(np.isneginf(best).argmax())} is not; check that the tokens were drawn from this task"
         )
     weights = np.exp(log_likelihood - best)
     weights /= weights.sum(axis=1, keepdims=True)
-    target_row = task.kernel_row(array[:, list(task.target_parents)])
-    rows = task.given_kernels[len(task.target_parents)][:, target_row]
+    target_row = task.matrix_row(array[:, list(task.target_parents)])
+    rows = task.given_matrices[len(task.target_parents)][:, target_row]
     return torch.from_numpy(np.einsum("bk,kbt->bt", weights, rows))

@@ -36,11 +36,8 @@ def edge_posterior(task: InContextTask, tokens: Int[Tensor, "batch n_ctx"]) -> F
 
     Returns float64 probabilities [batch, d_vocab].
 
-    >>> import torch
-    >>> from causal_circuits import InContextTask, chain_graph
-    >>> from causal_circuits.tasks import edge_posterior
-    >>> task = InContextTask(chain_graph(4), d_vocab=2, alpha=1.0)
-    >>> edge_posterior(task, torch.tensor([[0, 1, 1, 0]]))  # 0 was followed by 1 once: (1 + [0, 1]) / (2 + 1)
+    >>> task = cc.InContextTask(cc.chain_graph(4), d_vocab=2, alpha=1.0)
+    >>> cc.tasks.edge_posterior(task, torch.tensor([[0, 1, 1, 0]]))  # 0 was followed by 1 once: (1 + [0, 1]) / (2 + 1)
     tensor([[0.3333, 0.6667]], dtype=torch.float64)
     """
     return posterior(task, tokens)
@@ -56,9 +53,6 @@ class ExactBayes:
         effective_draws: mean effective sample size of the importance weights; much below the number of
             draws means that roots are informative and more draws are needed.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> batch = task.sample(64, seed=0)
     >>> found = cc.tasks.exact_bayes(task, batch.tokens, n_draws=32)
     >>> tuple(found.probs.shape)
     (64, 3)
@@ -81,15 +75,12 @@ def exact_bayes(
     (+- .003) below the edge posterior. Where roots carry no information - they are uniform or shared - this equals the
     edge posterior and nothing is drawn.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> batch = task.sample(64, seed=0)
     >>> probs = cc.tasks.exact_bayes(task, batch.tokens, n_draws=64).probs
     >>> bool(probs.sum(dim=1).allclose(probs.new_ones(64)))
     True
     """
     task.check_tokens(tokens)
-    if task.given_kernels is not None:
+    if task.given_matrices is not None:
         return ExactBayes(mixture_of_given(task, tokens, include_roots=True), float("inf"))
     if n_draws < 1:
         raise ValueError(f"n_draws must be at least 1: got {n_draws}")
@@ -165,7 +156,6 @@ def _size_biased_laws(
 def unigram(tokens: Int[Tensor, "batch n_ctx"], d_vocab: int, pseudo_count: float) -> Float[Tensor, "batch d_vocab"]:
     """Token frequencies of the context, smoothed: (pseudo_count + counts) / (d_vocab pseudo_count + n_ctx).
 
-    >>> import torch
     >>> unigram(torch.tensor([[0, 0, 0, 1]]), d_vocab=2, pseudo_count=1.0)
     tensor([[0.6667, 0.3333]], dtype=torch.float64)
     """
@@ -189,9 +179,6 @@ def smoothed(counts: Float[Tensor, "*row d_vocab"], pseudo_count: float) -> Floa
 def best_unigram_loss(batch: Batch) -> float:
     """The lowest loss of a smoothed unigram on the batch, over pseudo-counts from 0.001 to 100 (log grid).
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> batch = task.sample(64, seed=0)
     >>> 0 < cc.tasks.best_unigram_loss(batch) < 1.2
     True
     """
@@ -213,9 +200,6 @@ class ReferenceLosses:
     `exact_bayes` is the edge posterior plus their paired difference on a sub-sample; `exact_bayes_error` is the
     standard error of that difference and `exact_bayes_effective_draws` tells whether the importance sampling held.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> batch = task.sample(64, seed=0)
     >>> lines = cc.reference_losses(task, batch)
     >>> lines.entropy < lines.edge_posterior < lines.uniform
     True
@@ -236,9 +220,6 @@ def reference_losses(
 ) -> ReferenceLosses:
     """All reference lines on one batch; exact Bayes on its first `n_exact` sequences.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> batch = task.sample(64, seed=0)
     >>> lines = cc.reference_losses(task, batch, n_draws=64)
     >>> lines.entropy < lines.exact_bayes < lines.best_unigram
     True

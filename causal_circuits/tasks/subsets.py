@@ -28,9 +28,7 @@ def subset_predictor(
     parents numbered `which` hold the tokens of the target's. All parents and pseudo_count alpha are the edge posterior;
     none gives frequencies of all children.
 
-    >>> import torch
-    >>> from causal_circuits import InContextTask, ngram_graph
-    >>> task = InContextTask(ngram_graph(6, order=2), d_vocab=2)
+    >>> task = cc.InContextTask(cc.ngram_graph(6, order=2), d_vocab=2)
     >>> tokens = torch.tensor([[0, 1, 1, 0, 1, 0]])             # target after (1, 0); after (., 0) came 1 once
     >>> subset_predictor(task, tokens, which=(1,), pseudo_count=1.0)
     tensor([[0.3333, 0.6667]], dtype=torch.float64)
@@ -42,7 +40,6 @@ def subset_predictor(
 def subset_loss(task: Task, batch: Batch, which: Sequence[int]) -> float:
     """The lowest loss of `subset_predictor` on a batch, over pseudo-counts from 0.001 to 100 (log grid); nats.
 
-    >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.ngram_graph(12, 2), d_vocab=2)
     >>> batch = task.sample(500, seed=0)
     >>> cc.tasks.subset_loss(task, batch, [0, 1]) < cc.tasks.subset_loss(task, batch, [])
@@ -60,7 +57,6 @@ def subset_losses(task: Task, batch: Batch) -> dict[tuple[int, ...], float]:
 
     With k parents there are 2^k lines; for an (m + 1)-gram inside a (k + 1)-gram take the last m numbers.
 
-    >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.ngram_graph(12, 2), d_vocab=2)
     >>> losses = cc.tasks.subset_losses(task, task.sample(500, seed=0))
     >>> sorted(losses), min(losses, key=losses.get)

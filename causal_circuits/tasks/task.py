@@ -40,8 +40,8 @@ PIECE = 512
 # Threads that draw the pieces of a large batch.
 THREADS = 2
 Do = Mapping[int, int | str]  # positions that are set: to a token, or "random"
-# Of one kernel. A piece holds PIECE kernels and their cumulative sums in float32: 0.5 GiB at this limit, a thread.
-MAX_KERNEL_ENTRIES = 2**17
+# Of one transition matrix. A piece holds PIECE of them and their cumulative sums: 0.5 GiB at this limit, a thread.
+MAX_MATRIX_ENTRIES = 2**17
 
 
 @check_arguments
@@ -59,7 +59,7 @@ class InContextTask(Task):
         d_vocab: number of tokens, at least 2.
         alpha: Dirichlet concentration of the matrix's rows: a number, or for graphs with at most one
             parent a position also [d_vocab] (one number a row) or [d_vocab, d_vocab] (row by row).
-        kernels: instead of Dirichlet draws, transition matrices of your own: [d_vocab, d_vocab] or, one drawn uniformly
+        transition_matrices: of your own, in place of Dirichlet draws: [d_vocab, d_vocab] or, one drawn uniformly
             for each sequence, [n, d_vocab, d_vocab]; for several in-degrees a dict {n_parents: array} whose
             arrays have n_parents + 1 (or + 2) axes.
         roots: the law of a root's token: ``"stationary"`` (of pi; the paper's trees, the default with at most
@@ -69,8 +69,7 @@ class InContextTask(Task):
     Raises:
         ValueError: naming the rule that is broken, the value, and the remedy.
 
-    >>> from causal_circuits import chain_graph
-    >>> task = InContextTask(chain_graph(20), d_vocab=10, alpha=0.1)
+    >>> task = cc.InContextTask(cc.chain_graph(20), d_vocab=10, alpha=0.1)
     >>> batch = task.sample(4, seed=0)
     >>> batch.tokens.shape, batch.target_probs.shape
     (torch.Size([4, 20]), torch.Size([4, 10]))
@@ -79,7 +78,7 @@ class InContextTask(Task):
     graph: nx.DiGraph = field()  # needed, though Task has None
     d_vocab: int = 10
     alpha: "float | Sequence[float] | Sequence[Sequence[float]] | np.ndarray | Tensor" = 0.1
-    kernels: "np.ndarray | Tensor | Mapping[int, np.ndarray | Tensor] | None" = None
+    transition_matrices: "np.ndarray | Tensor | Mapping[int, np.ndarray | Tensor] | None" = None
     roots: Roots | None = None
 
     def __init_subclass__(cls) -> NoReturn:
@@ -99,13 +98,13 @@ class InContextTask(Task):
         if self.root_law == "stationary" and max(self.in_degrees, default=1) > 1:
             raise ValueError("roots='stationary' needs at most one parent a position: use 'uniform' or 'shared'")
         for in_degree in self.in_degrees:
-            if self.d_vocab ** (in_degree + 1) > MAX_KERNEL_ENTRIES:
+            if self.d_vocab ** (in_degree + 1) > MAX_MATRIX_ENTRIES:
                 raise ValueError(
-                    f"a kernel with {in_degree} parents over {self.d_vocab} tokens has d_vocab ** (n_parents + 1) = "
+                    f"a matrix with {in_degree} parents over {self.d_vocab} tokens has d_vocab ** (n_parents + 1) = "
                     f"{self.d_vocab ** (in_degree + 1):,} entries, and {PIECE} sequences are drawn at once; "
-                    f"the limit is {MAX_KERNEL_ENTRIES:,}: use fewer parents or tokens"
+                    f"the limit is {MAX_MATRIX_ENTRIES:,}: use fewer parents or tokens"
                 )
-        _ = self.alphas, self.given_kernels, self.given_laws  # validated where they are made
+        _ = self.alphas, self.given_matrices, self.given_laws  # validated where they are made
 
     @cached_property
     def in_degrees(self) -> tuple[int, ...]:
@@ -141,24 +140,30 @@ class InContextTask(Task):
         return {k: np.broadcast_to(alpha, (self.d_vocab**k, self.d_vocab)).copy() for k in self.in_degrees}
 
     @cached_property
-    def given_kernels(self) -> dict[int, Float[np.ndarray, "kernel row token"]] | None:
+    def given_matrices(self) -> dict[int, Float[np.ndarray, "matrix row token"]] | None:
         """The user's transition matrices with parents' tokens flattened into rows, or None when they are drawn."""
-        if self.kernels is None:
+        if self.transition_matrices is None:
             return None
-        given = self.kernels if isinstance(self.kernels, Mapping) else {1: self.kernels}
+        given = (
+            self.transition_matrices if isinstance(self.transition_matrices, Mapping) else {1: self.transition_matrices}
+        )
         if set(given) != set(self.in_degrees):
-            raise ValueError(f"kernels must cover the graph's in-degrees {self.in_degrees}: got {tuple(given)}")
-        checked = {k: _checked_kernel(_numbers(kernel, "a kernel"), k, self.d_vocab) for k, kernel in given.items()}
-        if len({len(kernel) for kernel in checked.values()}) > 1:
-            raise ValueError("kernels of different in-degrees must be equally many: give one set of each")
+            raise ValueError(
+                f"transition_matrices must cover the graph's in-degrees {self.in_degrees}: got {tuple(given)}"
+            )
+        checked = {
+            k: _checked_matrix(_numbers(matrix, "a transition matrix"), k, self.d_vocab) for k, matrix in given.items()
+        }
+        if len({len(matrix) for matrix in checked.values()}) > 1:
+            raise ValueError("transition matrices of different in-degrees must be equally many: give one set of each")
         return checked
 
     @cached_property
-    def given_laws(self) -> Float[np.ndarray, "kernel token"] | None:
+    def given_laws(self) -> Float[np.ndarray, "matrix token"] | None:
         """The stationary laws of the user's transition matrices, where roots need them."""
-        if self.given_kernels is None or self.root_law != "stationary":
+        if self.given_matrices is None or self.root_law != "stationary":
             return None
-        return np.stack([_matrices.stationary_law_of_one(kernel) for kernel in self.given_kernels[1]])
+        return np.stack([_matrices.stationary_law_of_one(matrix) for matrix in self.given_matrices[1]])
 
     def draws(self, seed: Seed, first: int, n: int) -> Batch:
         """`n` sequences of a seed's stream from its place `first` on, the same for any number of threads.
@@ -190,12 +195,12 @@ class InContextTask(Task):
 
     def _is_native(self, do: Do) -> bool:
         """Whether the native core draws the sequences: it counts its random numbers, and sets nothing."""
-        return self.counts and native.available() and not do
+        return self.is_counter_based and native.available() and not do
 
     def _filler(self, seed: Seed, do: Do) -> Filler:
         """How sequences are drawn: by the native core, by numpy the same, or from a random stream for each piece."""
         sequence = seed_sequence(seed)
-        if not self.counts:
+        if not self.is_counter_based:
             return partial(self._fill_from_stream, sequence, do)
         key = _draws.key_of(sequence)
         if self._is_native(do):
@@ -203,13 +208,13 @@ class InContextTask(Task):
         return partial(self._fill_by_counting, key, do)
 
     def native_sampler(self) -> Any:
-        """The task as the native core samples it, a `_native.Sampler`; where `counts` holds and the core is there."""
+        """The task as the native core samples it, a `_native.Sampler`, where `is_counter_based`."""
         constants, first_row, parents, degrees, roots = self._sampling_plan
         return native.core().Sampler(constants, first_row, parents, degrees, self.d_vocab, roots)
 
     def identity(self) -> Mapping[str, Any]:
         """Graph, vocabulary and prior."""
-        kernels = self.given_kernels
+        matrices = self.given_matrices
         alphas = {str(k): alpha for k, alpha in self.alphas.items()}
         return {
             "n_ctx": self.n_ctx,
@@ -217,31 +222,31 @@ class InContextTask(Task):
             "d_vocab": int(self.d_vocab),
             "roots": self.root_law,
             "alpha": {k: float(a.flat[0]) if a.min() == a.max() else digest({k: a}) for k, a in alphas.items()},
-            "kernels": None if kernels is None else digest({str(k): kernel for k, kernel in kernels.items()}),
+            "kernels": None if matrices is None else digest({str(k): matrix for k, matrix in matrices.items()}),
         }
 
-    def draw_kernels(
+    def draw_matrices(
         self, n: int, generator: np.random.Generator
     ) -> tuple[dict[int, Float[np.ndarray, "batch row token"]], Float[np.ndarray, "batch token"]]:
         """`n` draws of the prior: a transition matrix for each in-degree, and the law of root tokens.
 
         The law is that of root tokens (`root_law`): the stationary law of the one-parent matrix by default.
         """
-        kernels: dict[int, np.ndarray] = {}
+        matrices: dict[int, np.ndarray] = {}
         law: np.ndarray | None = None
-        if self.given_kernels is not None:
-            which = generator.integers(len(next(iter(self.given_kernels.values()))), size=n)
-            kernels = {k: kernel[which].astype(np.float32) for k, kernel in self.given_kernels.items()}
+        if self.given_matrices is not None:
+            which = generator.integers(len(next(iter(self.given_matrices.values()))), size=n)
+            matrices = {k: matrix[which].astype(np.float32) for k, matrix in self.given_matrices.items()}
             law = None if self.given_laws is None else self.given_laws[which]
         else:
             for k, alpha in self.alphas.items():
                 if self.root_law == "stationary":
-                    kernels[k], law = _matrices.draw_with_laws(generator, alpha, n)
+                    matrices[k], law = _matrices.draw_with_laws(generator, alpha, n)
                 else:
-                    kernels[k] = _matrices.draw_dirichlet(generator, alpha, n)
+                    matrices[k] = _matrices.draw_dirichlet(generator, alpha, n)
         if law is None:
             law = self._rootless_law(n, generator)
-        return kernels, law
+        return matrices, law
 
     def _rootless_law(self, n: int, generator: np.random.Generator) -> Float[np.ndarray, "batch token"]:
         """The law of roots that does not come from the transition matrix."""
@@ -263,9 +268,9 @@ class InContextTask(Task):
         return [(child, above) for child, above in parents.items() if above]
 
     @cached_property
-    def counts(self) -> bool:
+    def is_counter_based(self) -> bool:
         """Whether every random number is a function of (seed, place): matrices that are drawn, not the user's."""
-        return self.kernels is None
+        return self.transition_matrices is None
 
     @cached_property
     def _has_tiny_alpha(self) -> bool:
@@ -280,19 +285,19 @@ class InContextTask(Task):
         logs = _draws.log_gammas(self._sampling_plan[0], sequences, key).reshape(len(sequences), -1, self.d_vocab)
         rows = _draws.rows_of(logs)
         bounds = np.cumsum([self.d_vocab**k for k in self.in_degrees])
-        kernels = dict(zip(self.in_degrees, np.split(rows, bounds, axis=1), strict=False))
+        matrices = dict(zip(self.in_degrees, np.split(rows, bounds, axis=1), strict=False))
         laws: dict[Roots, Callable[[], np.ndarray]] = {
             "stationary": lambda: (
                 _matrices.log_stationary_law(_draws.log_rows_of(logs))
                 if self._has_tiny_alpha
-                else _matrices.stationary_law(kernels[1])
+                else _matrices.stationary_law(matrices[1])
             ),
             "uniform": lambda: np.full((len(rows), self.d_vocab), 1.0 / self.d_vocab),
             "shared": lambda: rows[:, -1],
         }
         numbers, query_numbers = _draws.token_numbers(self.n_ctx, sequences, key)
         queries = np.minimum((query_numbers * np.float32(self.d_vocab)).astype(np.int64), self.d_vocab - 1)
-        self._fill(do, kernels, laws[self.root_law](), numbers, queries, tokens, target_probs)
+        self._fill(do, matrices, laws[self.root_law](), numbers, queries, tokens, target_probs)
 
     def _fill_from_stream(
         self, seed: np.random.SeedSequence, do: Do, first: int, tokens: np.ndarray, target_probs: np.ndarray
@@ -302,15 +307,15 @@ class InContextTask(Task):
             piece = slice(start, start + PIECE)
             stream = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, first + start))
             generator, n = np.random.Generator(np.random.SFC64(stream)), len(tokens[piece])
-            kernels, law = self.draw_kernels(n, generator)
+            matrices, law = self.draw_matrices(n, generator)
             uniforms = generator.random(size=(n, self.n_ctx), dtype=np.float32)
             queries = generator.integers(self.d_vocab, size=n)
-            self._fill(do, kernels, law, uniforms, queries, tokens[piece], target_probs[piece])
+            self._fill(do, matrices, law, uniforms, queries, tokens[piece], target_probs[piece])
 
     def _fill(
         self,
         do: Do,
-        kernels: dict[int, np.ndarray],
+        matrices: dict[int, np.ndarray],
         law: np.ndarray,
         uniforms: np.ndarray,
         queries: np.ndarray,
@@ -318,7 +323,7 @@ class InContextTask(Task):
         target_probs: np.ndarray,
     ) -> None:
         """Tokens and targets from matrices, root laws, a uniform number for each token, and the queries' tokens."""
-        cumulative = {k: _matrices.cumulative_rows(kernel) for k, kernel in kernels.items()}
+        cumulative = {k: _matrices.cumulative_rows(matrix) for k, matrix in matrices.items()}
         sequence = np.arange(len(tokens))
         root_law = _matrices.cumulative_rows(law.astype(np.float32)[:, None])
         for root in self.root_positions:
@@ -331,10 +336,10 @@ class InContextTask(Task):
         for child, parents in self._children:
             if child in do:
                 continue
-            row = self.kernel_row(tokens[:, parents]) + sequence * self.d_vocab ** len(parents)
+            row = self.matrix_row(tokens[:, parents]) + sequence * self.d_vocab ** len(parents)
             tokens[:, child] = _matrices.inverse_cdf(cumulative[len(parents)].take(row, axis=0), uniforms[:, child])
-        target_row = self.kernel_row(tokens[:, self.target_parents])
-        target_probs[:] = kernels[len(self.target_parents)][sequence, target_row]
+        target_row = self.matrix_row(tokens[:, self.target_parents])
+        target_probs[:] = matrices[len(self.target_parents)][sequence, target_row]
 
     @cached_property
     def _sampling_plan(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
@@ -355,7 +360,7 @@ class InContextTask(Task):
         roots = {"uniform": 0, "stationary": 3 if self._has_tiny_alpha else 1, "shared": 2}[self.root_law]
         return _draws.gamma_constants(np.concatenate(alphas)), first_row, parents, degrees, roots
 
-    def kernel_row(self, parent_tokens: np.ndarray) -> np.ndarray:
+    def matrix_row(self, parent_tokens: np.ndarray) -> np.ndarray:
         """The row of the flattened transition matrix that parents' tokens [..., n_parents] name."""
         row = parent_tokens[..., 0]
         for index in range(1, parent_tokens.shape[-1]):
@@ -372,7 +377,7 @@ class InContextTask(Task):
 
     def __repr__(self) -> str:
         name = self.graph.graph.get("name", "graph")
-        prior = "given kernels" if self.kernels is not None else f"alpha={self.alpha}"
+        prior = "given transition matrices" if self.transition_matrices is not None else f"alpha={self.alpha}"
         return f"InContextTask({name}, n_ctx={self.n_ctx}, d_vocab={self.d_vocab}, {prior})"
 
 
@@ -391,14 +396,14 @@ def _numbers(values: object, what: str) -> np.ndarray:
         raise ValueError(f"{what} must be a number or an array of numbers: got {shown(values)}") from error
 
 
-def _checked_kernel(kernel: np.ndarray, n_parents: int, d_vocab: int) -> Float[np.ndarray, "kernel row token"]:
+def _checked_matrix(matrix: np.ndarray, n_parents: int, d_vocab: int) -> Float[np.ndarray, "matrix row token"]:
     expected = (d_vocab,) * (n_parents + 1)
-    if kernel.shape == expected:
-        kernel = kernel[None]
-    if kernel.shape[1:] != expected or len(kernel) == 0:
+    if matrix.shape == expected:
+        matrix = matrix[None]
+    if matrix.shape[1:] != expected or len(matrix) == 0:
         raise ValueError(
-            f"a kernel with {n_parents} parent(s) over {d_vocab} tokens has shape {list(expected)}, or a leading axis "
-            f"of alternatives: got {list(kernel.shape)}"
+            f"a matrix with {n_parents} parent(s) over {d_vocab} tokens has shape {list(expected)}, or a leading axis "
+            f"of alternatives: got {list(matrix.shape)}"
         )
-    check_probabilities("rows of a kernel", torch.from_numpy(kernel), 1e-5)
-    return (kernel / kernel.sum(axis=-1, keepdims=True)).reshape(len(kernel), d_vocab**n_parents, d_vocab)
+    check_probabilities("rows of a transition matrix", torch.from_numpy(matrix), 1e-5)
+    return (matrix / matrix.sum(axis=-1, keepdims=True)).reshape(len(matrix), d_vocab**n_parents, d_vocab)

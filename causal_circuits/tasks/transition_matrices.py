@@ -80,6 +80,9 @@ def stationary_law(matrices: Float[np.ndarray, "batch token token"]) -> Float[np
 
     Grassmann, Taksar & Heyman (1985): eliminate states one at a time; no subtraction occurs, so the
     result has small *relative* error also for nearly reducible chains. Entries must be positive.
+
+    >>> stationary_law(np.array([[[0.5, 0.5], [0.25, 0.75]]])).round(3)
+    array([[0.333, 0.667]])
     """
     return laws_of_first_rows(matrices, matrices[None, :, 0])[0]
 

@@ -10,10 +10,9 @@ checkpoint does, number for number, what it would have done without the interrup
 import json
 import os
 import platform
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,9 +35,6 @@ KEPT = 2  # the newest checkpoint and, should that one be damaged, the one befor
 class CheckpointError(ValueError):
     """A checkpoint is of another run, or of a model of other sizes.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     try:
     ...         cc.training.restore_checkpoint(cc.disentangled_transformer(3, 6), folder)
@@ -59,53 +55,35 @@ class Checkpoints:
     Args:
         folder: of this run and no other; made if missing. The two newest checkpoints are kept.
         every: steps between checkpoints.
-        minutes: stop after so long (in this call) with a checkpoint and a `TrainingPaused`, one step done at least;
-            None trains to the end.
         exact: go on only where the result will be bit for bit what it would have been without the stop: versions of
             the libraries, vector width and, on the structured path, threads and device must be those of the
             checkpoint. False goes on all the same.
 
-    >>> from tempfile import TemporaryDirectory
     >>> from torch import equal
-    >>> from causal_circuits import InContextTask, TrainConfig, chain_graph, disentangled_transformer, train
-    >>> task, config = InContextTask(chain_graph(4), d_vocab=3), TrainConfig.joint(20, batch_size=8)
+    >>> task, config = cc.InContextTask(cc.chain_graph(4), d_vocab=3), cc.TrainConfig.joint(20, batch_size=8)
     >>> with TemporaryDirectory() as folder:
-    ...     first = train(disentangled_transformer(3, 4), task, config, checkpoints=Checkpoints(folder, every=10))
-    ...     again = train(disentangled_transformer(3, 4), task, config, checkpoints=Checkpoints(folder, every=10))
+    ...     first = cc.train(cc.disentangled_transformer(3, 4), task, config, checkpoints=Checkpoints(folder, every=10))
+    ...     again = cc.train(cc.disentangled_transformer(3, 4), task, config, checkpoints=Checkpoints(folder, every=10))
     >>> equal(first.losses, again.losses), first.seconds == again.seconds
     (True, True)
     """
 
     folder: str | os.PathLike[str]
     every: int = 500
-    minutes: float | None = None
     exact: bool = True
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"every must be at least 1 step between checkpoints: got {self.every}")
-        if self.minutes is not None and not 0 < self.minutes < float("inf"):
-            raise ValueError(f"minutes must be positive and finite: got {self.minutes}; None trains to the end")
-
-    def within(self, name: str, began: float) -> "Checkpoints":
-        """A subfolder for one of several runs in a row; what is left of the minutes since `began` (perf_counter)."""
-        left = None if self.minutes is None else max(self.minutes - (time.perf_counter() - began) / 60, 1e-9)
-        return replace(self, folder=Path(self.folder) / name, minutes=left)
 
 
 @dataclass(frozen=True)
 class State:
-    """A run between two steps.
+    """A run between two steps."""
 
-    Attributes:
-        step: steps done.
-        seconds: wall time spent on them, earlier calls included.
-        tensors: weights ("weights.0.W_U"), optimiser, losses and records.
-    """
-
-    step: int
-    seconds: float
-    tensors: dict[str, Tensor]
+    step: int  # steps done
+    seconds: float  # wall time spent on them, earlier calls included
+    tensors: dict[str, Tensor]  # weights ("weights.0.W_U"), optimiser, losses and records
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors under a name, the name taken off: of "weights", "0.W_U" for "weights.0.W_U"."""
@@ -196,9 +174,6 @@ def restore_checkpoint(model: HookedTransformer, folder: str | os.PathLike[str])
     Raises:
         CheckpointError: there is no whole checkpoint, or it is of a model of other sizes.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> from tempfile import TemporaryDirectory
     >>> model, again = cc.disentangled_transformer(3, 6), cc.disentangled_transformer(3, 6)
     >>> with TemporaryDirectory() as folder:
     ...     config, kept = cc.TrainConfig.joint(4, batch_size=8), cc.Checkpoints(folder, every=2)

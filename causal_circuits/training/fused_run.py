@@ -27,11 +27,7 @@ from causal_circuits.training.steps import stage_at, trainable_parameters, train
 
 
 class FusedRun:
-    """One or many models of the same sizes in the native core, which holds their weights, batches and moments.
-
-    Its threads compute a batch's gradients while they draw the next batch; members whose stages are equal are
-    updated together.
-    """
+    """Models of the same sizes in the native core, which computes gradients while it draws the next batch."""
 
     path = "fused"
 
@@ -80,7 +76,6 @@ class FusedRun:
             yield _Group(members[0], members[-1] + 1, self._configs[members[0]].stages, numbers)
 
     def _draw(self, step: int) -> None:
-        """Start drawing the batch of a step."""
         if self._pool is None:
             self._core.draw(step * self._batch)
         else:
@@ -233,16 +228,12 @@ class FusedRun:
 
 @dataclass(frozen=True)
 class _Group:
-    """Members first, ..., end - 1 of a run, whose stages are equal: they are updated together.
-
-    Attributes:
-        numbers: the core's number of every weight that can be trained, by name.
-    """
+    """Members first, ..., end - 1 of a run, whose stages are equal: they are updated together."""
 
     first: int
     end: int
     stages: tuple[Stage, ...]
-    numbers: dict[str, int]
+    numbers: dict[str, int]  # the core's number of every weight that can be trained, by name
 
     def update(self, core: Any, step: int) -> None:
         """The optimiser's step number `step` of the whole run; a stage begins with an optimiser of its own."""
@@ -270,5 +261,4 @@ def n_for_other_queries(batch_size: int, n_ctx: int) -> int:
 
 
 def _sampler(task: Task) -> Any:
-    """The task in the native core, if the core can draw its sequences."""
-    return task.native_sampler() if isinstance(task, InContextTask) and task.counts else None
+    return task.native_sampler() if isinstance(task, InContextTask) and task.is_counter_based else None

@@ -42,8 +42,6 @@ class DivergenceError(FloatingPointError):
         member: of the ensemble; 0 where one model is trained.
         checkpoint: the step of the last good checkpoint (`restore_checkpoint` gives its weights to a model), or None.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model = cc.disentangled_transformer(3, 6)
     >>> config = cc.TrainConfig.joint(20, learning_rate=1e30, batch_size=8)
     >>> try:
@@ -75,11 +73,9 @@ class TrainingHealth:
         first, lowest, last: mean loss of the first tenth, of the lowest and of the last, nats.
         advice: what to try; empty where nothing is wrong.
 
-    >>> import torch
-    >>> from causal_circuits import TrainingRecord
-    >>> from causal_circuits.training import training_health
     >>> falling = torch.linspace(2.0, 1.0, 200, dtype=torch.float64)
-    >>> training_health(TrainingRecord(falling, (), falling[:0], attention=None, score_gradients=None)).verdict
+    >>> record = cc.TrainingRecord(falling, (), falling[:0], attention=None, score_gradients=None)
+    >>> cc.training.training_health(record).verdict
     'falls'
     """
 
@@ -122,10 +118,9 @@ def training_health(
         task: what it was trained on; without it, no line is known that the loss could be read against.
         model: the trained one, for its attention; by default what was recorded of layer 0 at the last step counts.
 
-    >>> from causal_circuits import InContextTask, TrainConfig, chain_graph, disentangled_transformer, train
-    >>> task, model = InContextTask(chain_graph(6), d_vocab=3), disentangled_transformer(3, 6)
-    >>> idle = TrainConfig.joint(60, learning_rate=1e-9, batch_size=64, warm_start=None)
-    >>> training_health(train(model, task, idle), task).verdict
+    >>> task, model = cc.InContextTask(cc.chain_graph(6), d_vocab=3), cc.disentangled_transformer(3, 6)
+    >>> idle = cc.TrainConfig.joint(60, learning_rate=1e-9, batch_size=64, warm_start=None)
+    >>> training_health(cc.train(model, task, idle), task).verdict
     'plateau'
     """
     losses = record.losses.numpy()
@@ -152,7 +147,6 @@ def training_health(
 
 
 def _of_curve(losses: np.ndarray, tenths: Sequence[np.ndarray], means: np.ndarray) -> Verdict:
-    """What the loss alone tells."""
     if len(losses) < SHORTEST:
         return "too short"
     if _above(tenths, 9, 0):

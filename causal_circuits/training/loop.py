@@ -1,6 +1,5 @@
 """One training loop: tasks, models and configurations in; a TrainingRecord for each out."""
 
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -53,9 +52,8 @@ def train_ensemble(
         record, progress, on_record, checkpoints: as in `train`; on_record is called for one member after the other,
             and a checkpoint holds all of them.
 
-    >>> from causal_circuits import InContextTask, chain_graph, disentangled_transformer
-    >>> models = [disentangled_transformer(d_vocab=3, n_ctx=4) for _ in range(2)]
-    >>> tasks = [InContextTask(chain_graph(4), d_vocab=3)] * 2
+    >>> models = [cc.disentangled_transformer(d_vocab=3, n_ctx=4) for _ in range(2)]
+    >>> tasks = [cc.InContextTask(cc.chain_graph(4), d_vocab=3)] * 2
     >>> configs = [TrainConfig.joint(3, batch_size=8, seed=seed) for seed in range(2)]
     >>> [len(record.losses) for record in train_ensemble(models, tasks, configs)]
     [3, 3]
@@ -72,13 +70,13 @@ def train_ensemble(
         special = any(task.every_position for task in tasks) or any(config.relative_positions for config in configs)
         if all(can_fuse(model) for model in models) and not special:
             return _run(list(models), list(tasks), list(configs), record, progress, on_record, checkpoints, fused=True)
-        found, began = [], time.perf_counter()
+        found = []
         for i, (model, task, config) in enumerate(zip(models, tasks, configs, strict=True)):
             there, own = record, checkpoints
             if len(models) > 1:
                 name = f"member_{i:03d}"
                 there = replace(record, folder=None if record.folder is None else Path(record.folder) / name)
-                own = None if checkpoints is None else checkpoints.within(name, began)
+                own = None if checkpoints is None else replace(checkpoints, folder=Path(checkpoints.folder) / name)
             found += _run([model], [task], [config], there, progress, on_record, own, fused=False)
         return found
 

@@ -33,7 +33,6 @@ def measured_match_gradient(
     Raises:
         ValueError: layer 0 has another number of heads.
 
-    >>> import torch, causal_circuits as cc
     >>> task = cc.InContextTask(cc.ngram_graph(5, 2), d_vocab=2)
     >>> model = cc.models.warm_start(cc.disentangled_transformer(2, 5, (2, 1), dtype=torch.float64), 1e-3)
     >>> batch = task.sample(100)

@@ -36,7 +36,6 @@ class MatchStart:
         keys: the position that each head looks at from every other row; -1 where the row is left uniform.
         shares: of a full match, by position, at most 1; a row's keys get 6 times as much as their score.
 
-    >>> import causal_circuits as cc
     >>> task = cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3)
     >>> model = cc.disentangled_transformer(3, 8, (2, 1))
     >>> start = cc.training.start_from_matches(model, task.sample(5000))
@@ -75,7 +74,6 @@ def start_from_matches(model: HookedTransformer, batch: Batch) -> MatchStart:
     Raises:
         ValueError: the model is of another kind.
 
-    >>> import causal_circuits as cc
     >>> model = cc.disentangled_transformer(3, 8, (2, 1))
     >>> cc.training.start_from_matches(model, cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3).sample(5000))
     MatchStart(target_parents=(6, 7), 5 rows)

@@ -32,30 +32,6 @@ from causal_circuits.training.recorded import RecordedStates
 from causal_circuits.training.structured_run import StructuredRun
 
 
-class TrainingPaused(Exception):  # no error: it is what `minutes` asked for
-    """Training stopped because its time was up; the same call goes on.
-
-    Attributes:
-        step: steps done.
-        records: what a finished run would have returned, up to here.
-
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> from tempfile import TemporaryDirectory
-    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(9, batch_size=8)
-    >>> with TemporaryDirectory() as folder:
-    ...     try:
-    ...         cc.train(model, task, config, checkpoints=cc.Checkpoints(folder, minutes=1e-9))
-    ...     except cc.training.TrainingPaused as paused:
-    ...         print(paused.step < 9)
-    True
-    """
-
-    def __init__(self, message: str, step: int, records: list[TrainingRecord]) -> None:
-        super().__init__(message)
-        self.step, self.records = step, records
-
-
 class Progress:
     """Losses, recorded states and, where asked for, checkpoints of a run; made before its first step.
 
@@ -128,17 +104,12 @@ class Progress:
             if step == self._n_steps:
                 self._write_indices(step)
             return
-        minutes = self._checkpoints.minutes
-        late = minutes is not None and step > self.step and time.perf_counter() - self._began >= 60 * minutes
-        stop = (late or self._interrupted) and step < self._n_steps
+        stop = self._interrupted and step < self._n_steps
         if stop or step == self._n_steps or (step > self._saved and step % self._checkpoints.every == 0):
             self._save(step, run, self._checkpoints)
-        if not stop:
-            return
-        where = f"at step {step:,} of {self._n_steps:,}, saved in {self._checkpoints.folder}"
-        if self._interrupted:
+        if stop:
+            where = f"at step {step:,} of {self._n_steps:,}, saved in {self._checkpoints.folder}"
             raise KeyboardInterrupt(f"interrupted {where}")
-        raise TrainingPaused(f"paused {where}: the same call goes on", step, self.records(step))
 
     def _save(self, step: int, run: FusedRun | StructuredRun, checkpoints: Checkpoints) -> None:
         run.write_back()
@@ -202,10 +173,7 @@ class Progress:
 
 
 def parents_found(tasks: Sequence[Task], snapshots: Sequence[Snapshot], record: RecordAt) -> str:
-    """For the progress bar: "training, 7 of 18 parents", true edges that are the maximum of their row in some head.
-
-    Of layer 0, over all members of an ensemble; "training" where its attention is not recorded, or a graph not known.
-    """
+    """For the progress bar: "training, 7 of 18 parents", edges that are a row's maximum in a head of layer 0."""
     graphs = [task.graph for task in tasks if task.graph is not None]
     if not record.attention or (record.layers is not None and 0 not in record.layers) or len(graphs) < len(tasks):
         return "training"

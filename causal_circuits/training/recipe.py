@@ -176,10 +176,3 @@ class TrainConfig:
         first = max(1, min(120, steps // 10))
         stages = (Stage(first, 0.03, train=("W_Q.0",)), Stage(steps - first, 0.05, schedule="cosine"))
         return cls(stages=stages, **{"match_start": 20_000, **kwargs})  # type: ignore[arg-type]
-
-    @classmethod
-    def two_stage(cls, first: int = 100, second: int = 1400, **kwargs: object) -> "TrainConfig":
-        """Algorithm 1: layer 0's attention alone, then layer 1 (and W_U) alone; `warm_start` 1 writes in beta0 I."""
-        rest = ("W_Q.1", "W_U")
-        stages = (Stage(first, 0.3, train=("W_Q.0",)), Stage(second, 0.03, train=rest, schedule="cosine"))
-        return cls(stages=stages, **{"warm_start": 1.0, **kwargs})  # type: ignore[arg-type]

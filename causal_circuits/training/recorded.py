@@ -19,12 +19,7 @@ from causal_circuits.storage import read_rows, row_checksum, write_checked
 
 
 class RecordedStates:
-    """The recorded states of one model so far.
-
-    Args:
-        n_records: how many there will be.
-        folder: where their arrays grow; None keeps them in memory.
-    """
+    """The recorded states of one model so far, in memory or, with a folder, in arrays that grow there."""
 
     def __init__(self, n_records: int, folder: str | os.PathLike[str] | None) -> None:
         self._n, self._folder = n_records, None if folder is None else Path(folder)

@@ -24,9 +24,6 @@ MATCH_STREAM = 2402_14736  # and of the sequences that `match_start` looks at
 def gradient_step(model: HookedTransformer, batch: Batch) -> float:
     """Set the gradient of the mean loss on a batch, by the fastest path that honours every hook; return the loss.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
     >>> loss = cc.training.gradient_step(model, batch)
     >>> abs(loss - float(cc.evaluate(model, batch).mean())) < 1e-5, model.W_U.grad.shape == model.W_U.shape
     (True, True)
@@ -42,9 +39,6 @@ def mean_loss(model: HookedTransformer, batch: Batch) -> Tensor:
 
     At the last position, or over all positions where the batch has targets after every one.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
     >>> mean = cc.training.mean_loss(model, batch)
     >>> abs(float(mean.detach()) - float(cc.evaluate(model, batch).mean())) < 1e-5
     True
@@ -62,9 +56,6 @@ def evaluate(model: HookedTransformer, batch: Batch, chunk: int = 2048) -> Tenso
     Raises:
         ValueError: tokens or targets that are none of the model's vocabulary, or no probabilities.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
     >>> losses = cc.evaluate(model, batch)
     >>> losses.dtype, len(losses), float(losses.mean()) < cc.tasks.best_unigram_loss(batch)
     (torch.float64, 64, True)
@@ -85,9 +76,6 @@ def take_snapshot(model: HookedTransformer, batch: Batch, step: int = 0, record:
 
     The parameters' gradients, if they have any, stay as they are.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
-    >>> model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(64, seed=0)
     >>> cc.training.take_snapshot(model, batch, record=cc.RecordAt(score_gradients=False)).score_gradients is None
     True
     """
@@ -123,8 +111,7 @@ def trainable_parameters(model: HookedTransformer) -> dict[str, torch.nn.Paramet
 
     Of an ordinary transformer, every parameter under its own name.
 
-    >>> from causal_circuits import disentangled_transformer
-    >>> list(trainable_parameters(disentangled_transformer(3, 6)))
+    >>> list(trainable_parameters(cc.disentangled_transformer(3, 6)))
     ['W_Q.0', 'W_Q.1', 'W_U']
     """
     if not has_layout(model):

@@ -27,7 +27,7 @@ def models() -> Iterator[tuple[str, cc.models.HookedTransformer]]:
     """A planted, a random two-headed and a reduced model in both precisions."""
     for dtype in TOLERANCE:
         kind = str(dtype).removeprefix("torch.")
-        yield f"planted-{kind}", cc.plant_circuit(GRAPHS["two parents"], d_vocab=3, dtype=dtype)
+        yield f"planted-{kind}", cc.plant_circuit(GRAPHS["two parents"], d_vocab=3).to(dtype)
         yield f"heads-{kind}", randomized(cc.disentangled_transformer(3, 8, n_heads=(2, 1), dtype=dtype))
         yield f"reduced-{kind}", randomized(cc.reduced_transformer(3, 8, dtype=dtype))
 

@@ -40,23 +40,15 @@ class Config(causal_graph.Config):
 
     graph: str = "forest"
     """chain, pairs or forest; two-parents (the paper's: (i - 1) // 2 and i - 1), 3-gram or 4-gram"""
-    parents: Path | None = None
-    """a JSON list of parents, or of lists of them, the target's last; in place of --graph"""
-    steps: int = 2000
-    """training steps of 1,024 fresh sequences, with one parent a position"""
-    warm_start: bool = True
-    """write layer 1's match and the read-out in before training, so that only layer 0 is learned"""
-    model: Path | None = None
-    """prove the circuit of the model saved in this folder; train nothing"""
-    decoy: bool = False
-    """train by Adam at 0.1 from zero: often no graph"""
-    sequences: int = 1024
-    """to prove on; an eighth of them to search on"""
-    formation_seeds: int = 5
-    """trainings in which edges are seen to form"""
+    parents: Path | None = None  #: a JSON list of parents, or of lists of them, the target's last; in place of --graph
+    steps: int = 2000  #: training steps of 1,024 fresh sequences, with one parent a position
+    warm_start: bool = True  #: write in layer 1's match and the read-out first: only layer 0 is learned
+    model: Path | None = None  #: prove the circuit of the model saved in this folder; train nothing
+    decoy: bool = False  #: train by Adam at 0.1 from zero: often no graph
+    sequences: int = 1024  #: to prove on; an eighth of them to search on
+    formation_seeds: int = 5  #: trainings in which edges are seen to form
 
     def check(self) -> None:
-        """One model, and enough sequences to prove something of it."""
         at_least(64, sequences=self.sequences)
         at_least(1, formation_seeds=self.formation_seeds)
         if self.model is not None and self.decoy:
@@ -77,7 +69,6 @@ class Config(causal_graph.Config):
                 )
 
     def make_graph(self) -> nx.DiGraph:
-        """The graph that the flags name."""
         n_ctx = 20 if self.n_ctx is None else self.n_ctx
         if self.parents is not None:
             return graph_of_file(self.parents, self.n_ctx, several=None)
@@ -105,5 +96,4 @@ class Config(causal_graph.Config):
         ]
 
     def report(self, rows: Mapping[str, Any]) -> Report:
-        """Four criteria, seven methods, and the graph."""
         return make_report(self.task, list(rows.values()), trained=self.model is None)

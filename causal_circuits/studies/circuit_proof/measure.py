@@ -52,7 +52,6 @@ class Evidence:
 
 
 def make_task(parents: list, d_vocab: int, alpha: float) -> cc.InContextTask:
-    """The task of a cell's settings."""
     return cc.InContextTask(cc.graph_from_parents(parents), d_vocab=d_vocab, alpha=alpha)
 
 

@@ -53,14 +53,13 @@ def make_report(task: cc.InContextTask, rows: Sequence[dict[str, Any]], *, train
         ],
         about={"task": repr(task)},
         saved={
-            "circuit.json": lambda path: export(path.parent),
+            "circuit.json": export,
             **({"model": partial(cc.save_model, e.model)} if trained else {}),
         },
     )
 
 
 def make_checks(e: Evidence) -> list[Check]:
-    """The claims, each with the number that decides it."""
     scores = e.entries[0][1]
     kept = {(s.claim, s.where): s.recovered for s in e.scrubbed}
     return [
@@ -89,12 +88,11 @@ def make_checks(e: Evidence) -> list[Check]:
 
 
 def make_results(task: cc.InContextTask, e: Evidence, formations: Formations) -> dict[str, Any]:
-    """Every number of the table, and the evidence behind it."""
     return {
         "config": {"n_ctx": task.n_ctx, "parents": cc.graphs.graph_parents(task.graph)},
         "loss": {"whole": e.proof.full_cost, "edge_posterior": e.edge_posterior, "circuit": e.proof.cost},
         "self_checks": e.checks,
-        "proof": {**circuits.plain_values(e.proof), "proved": e.proof.proved, "verdict": e.proof.verdict},
+        "proof": {**cc.storage.plain_values(e.proof), "proved": e.proof.proved, "verdict": e.proof.verdict},
         "frontier": e.frontier,
         "methods": [
             {
@@ -108,7 +106,7 @@ def make_results(task: cc.InContextTask, e: Evidence, formations: Formations) ->
             for found, ranking, (_, scores) in zip(e.discoveries, e.rankings, e.entries, strict=True)
         ],
         "encodes_graph": e.encodes_graph,
-        "scrubbing": [{**circuits.plain_values(s), "recovered": s.recovered} for s in e.scrubbed],
+        "scrubbing": [{**cc.storage.plain_values(s), "recovered": s.recovered} for s in e.scrubbed],
         "formation": formation_results(formations) if formations else None,
         "timing": {"frontier_s": e.frontier.seconds, "circuits": e.frontier.n_circuits},
     }
@@ -158,7 +156,6 @@ def say_onsets(formations: Formations) -> str:
 
 
 def method_rows(e: Evidence) -> list[dict[str, object]]:
-    """One row for each method."""
     return [
         {
             "method": ranking.method,
@@ -178,7 +175,6 @@ def method_rows(e: Evidence) -> list[dict[str, object]]:
 def make_sections(
     task: cc.InContextTask, e: Evidence, whole: circuits.CircuitModel, methods: list[dict[str, object]]
 ) -> list[Section]:
-    """The evidence, picture by picture."""
     effects = {edge.edge: edge.effect for edge in e.proof.edges}
     scrubbed = pd.DataFrame(e.scrubbed)[["claim", "where", "loss", "baseline_loss", "random_loss"]]
     return [
@@ -224,7 +220,6 @@ def make_sections(
 
 
 def show_formation(formations: Formations) -> Section:
-    """Every clock of every edge, and the onsets over seeds."""
     onsets = pd.DataFrame([{"clock": name} | asdict(found) for name, found in onset_intervals(formations).items()])
     return Section(
         "When each edge began to matter",

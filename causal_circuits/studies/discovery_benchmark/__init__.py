@@ -39,31 +39,19 @@ class Config(Study):
         "n_ctx": 8, "steps": 200, "seeds": 1, "sequences": 256, "frontier_sequences": 16, "max_edges": 9
     }  # fmt: skip
 
-    graphs: tuple[str, ...] = GRAPHS
-    """of chain, pairs, forest, two-parent"""
-    models: tuple[str, ...] = MODELS
-    """of planted, trained, adam, decoy"""
-    methods: tuple[str, ...] = METHODS
-    """of exact, attention, gradient_x_attention, eap, eap_ig, acdc, random"""
-    seeds: int = 2
-    """runs of each graph and model"""
-    d_vocab: int = 3
-    """number of tokens"""
-    n_ctx: int = 20
-    """context length"""
-    alpha: float = 0.1
-    """Dirichlet concentration of the transition matrices"""
-    steps: int = 1000
-    """training steps of 1,024 sequences"""
-    sequences: int = 1024
-    """to score entries on"""
-    frontier_sequences: int = 64
-    """to try all circuits on"""
-    max_edges: int = 19
-    """edges to try all circuits of"""
+    graphs: tuple[str, ...] = GRAPHS  #: of chain, pairs, forest, two-parent
+    models: tuple[str, ...] = MODELS  #: of planted, trained, adam, decoy
+    methods: tuple[str, ...] = METHODS  #: of exact, attention, gradient_x_attention, eap, eap_ig, acdc, random
+    seeds: int = 2  #: runs of each graph and model
+    d_vocab: int = 3  #: number of tokens
+    n_ctx: int = 20  #: context length
+    alpha: float = 0.1  #: Dirichlet concentration of the transition matrices
+    steps: int = 1000  #: training steps of 1,024 sequences
+    sequences: int = 1024  #: to score entries on
+    frontier_sequences: int = 64  #: to try all circuits on
+    max_edges: int = 19  #: edges to try all circuits of
 
     def check(self) -> None:
-        """Known names, and sizes at which there is something to find."""
         one_of(GRAPHS, graphs=self.graphs)
         one_of(MODELS, models=self.models)
         one_of(METHODS, methods=self.methods)
@@ -76,12 +64,10 @@ class Config(Study):
         cc.InContextTask(make_graph("chain", self.n_ctx, 0), d_vocab=self.d_vocab, alpha=self.alpha)
 
     def cells(self) -> list[Cell]:
-        """A graph, a kind of model and a seed each."""
         names = ("methods", "d_vocab", "n_ctx", "alpha", "steps", "sequences", "frontier_sequences", "max_edges")
         same = {name: getattr(self, name) for name in names}
         seeds = range(self.seed, self.seed + self.seeds)
         return grid(measure, {"graph": self.graphs, "model": self.models, "seed": seeds}, **same)
 
     def report(self, rows: Mapping[str, Any]) -> Report:
-        """A line for each method and question."""
         return make_report([row for of_model in rows.values() for row in of_model])

@@ -29,7 +29,6 @@ SCORES = ["auroc", "auprc", "shd", "exact_parent_rate", "regret", "seconds"]
 
 
 def make_report(measured: Sequence[Mapping[str, Any]]) -> Report:
-    """Checks, results, sections, closing table."""
     rows = pd.DataFrame(measured)
     seconds = float(rows.drop_duplicates(MODEL).unit_cpu_seconds.sum())
     entries, regrets = mean_scores(rows, ["auroc", "exact_parent_rate"]), mean_scores(rows, ["regret"])
@@ -72,7 +71,6 @@ def asked(rows: pd.DataFrame, method: str, counterfactual: str = "zero", metric:
 
 
 def plot_questions(rows: pd.DataFrame) -> dict[str, Figure]:
-    """All methods asked the same question, a panel each."""
     panels = {}
     for counterfactual, metric in DRAWN:
         same = (rows.counterfactual == counterfactual) & (rows.metric == metric)

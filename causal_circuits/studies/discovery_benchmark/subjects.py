@@ -11,8 +11,9 @@ import networkx as nx
 
 import causal_circuits as cc
 from causal_circuits.models import HookedTransformer
+from causal_circuits.studies import tables
 
-GRAPHS = ("chain", "pairs", "forest", "two-parent")
+GRAPHS = (*tables.GRAPHS, "two-parent")
 MODELS = ("planted", "trained", "adam", "decoy")
 LOW_LOSS = 0.05  # nats above the edge posterior's loss ...
 BLIND = 0.5  # ... and this share of their rows' attention on the parents: with less of both a model is a decoy
@@ -22,8 +23,7 @@ def make_graph(name: str, n_ctx: int, seed: int) -> nx.DiGraph:
     """The graph of a name; two-parent: every position has the two before it as parents."""
     if name == "two-parent":
         return cc.ngram_graph(n_ctx, order=2)
-    graphs = {"chain": cc.chain_graph, "pairs": cc.pairs_graph}
-    return graphs[name](n_ctx) if name in graphs else cc.random_forest(n_ctx, 0.4, seed=seed + 1)
+    return tables.make_graph(name, n_ctx, root_probability=0.4, seed=seed + 1)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,6 @@ class Subject:
 
     @classmethod
     def of(cls, model: HookedTransformer, task: cc.InContextTask, recipe: str, seed: int) -> "Subject":
-        """Loss and attention on 8,192 sequences of their own."""
         test = task.sample(8192, seed=(seed, 2))
         loss = float(cc.evaluate(model, test).mean())
         seen = attention_to_parents(model, task, test[:1024])
@@ -52,7 +51,6 @@ class Subject:
 
 
 def make_subject(kind: str, task: cc.InContextTask, steps: int, seed: int) -> Subject:
-    """The model of a kind."""
     recipes: dict[str, Callable[[cc.InContextTask, int, int], HookedTransformer]] = {
         "planted": planted,
         "trained": trained_from_matches if max(task.in_degrees) > 1 else trained,
@@ -64,7 +62,6 @@ def make_subject(kind: str, task: cc.InContextTask, steps: int, seed: int) -> Su
 
 
 def planted(task: cc.InContextTask, steps: int, seed: int) -> HookedTransformer:
-    """The circuit written by hand."""
     return cc.plant_circuit(task.graph, task.d_vocab)
 
 

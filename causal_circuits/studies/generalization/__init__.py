@@ -9,7 +9,7 @@ from causal_circuits.studies.algorithm_1 import FULL_ADAM, GRADIENT_DESCENT
 from causal_circuits.studies.generalization.measure import Sizes, measure_model, measure_restricted
 from causal_circuits.studies.generalization.report import make_report
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
-from causal_circuits.studies.tables import GRAPHS, check_lengths
+from causal_circuits.studies.tables import GRAPHS, check_lengths, make_graph
 
 RESTRICTED = ("sticky", "sparse", "periodic", "near-deterministic")
 
@@ -42,43 +42,30 @@ class Config(Study):
         "kernels": 64, "test": 256, "starts": 6, "rounds": 2
     }  # fmt: skip
 
-    lengths: tuple[int, ...] = (10, 20, 40, 80, 160)
-    """context lengths"""
-    seeds: int = 2
-    """reduced models at each length"""
-    full_up_to: int = 40
-    """longest context of the full model"""
-    graph: str = "chain"
-    """chain, pairs or forest"""
-    d_vocab: int = 3
-    """number of tokens"""
-    alpha: float = 1.0
-    """Dirichlet concentration in training"""
+    lengths: tuple[int, ...] = (10, 20, 40, 80, 160)  #: context lengths
+    seeds: int = 2  #: reduced models at each length
+    full_up_to: int = 40  #: longest context of the full model
+    graph: str = "chain"  #: chain, pairs or forest
+    d_vocab: int = 3  #: number of tokens
+    alpha: float = 1.0  #: Dirichlet concentration in training
     restricted: tuple[str, ...] = ("sticky", "periodic")
-    """families to train on alone: sticky, sparse, periodic or near-deterministic"""
-    gamma: float = 0.1
-    """entries of a matrix are at least gamma / d_vocab"""
-    steps: tuple[int, int] = (100, 200)
-    """of stage 1 and stage 2"""
-    kernels: int = 512
-    """transition matrices that stand for a family"""
-    test: int = 1024
-    """test sequences a family"""
-    starts: int = 48
-    """random matrices that the search starts from"""
-    rounds: int = 40
-    """of the search for the worst matrix"""
+    """to train on alone: of sticky, sparse, periodic, near-deterministic"""
+    gamma: float = 0.1  #: entries of a matrix are at least gamma / d_vocab
+    steps: tuple[int, int] = (100, 200)  #: of stage 1 and stage 2
+    kernels: int = 512  #: transition matrices that stand for a family
+    test: int = 1024  #: test sequences a family
+    starts: int = 48  #: random matrices that the search starts from
+    rounds: int = 40  #: of the search for the worst matrix
 
     def check(self) -> None:
-        """Two lengths or more, families that can be trained on alone, a bound that leaves room."""
         at_least(1, seeds=self.seeds, steps=self.steps, starts=self.starts)
         at_least(16, kernels=self.kernels, test=self.test)
         at_least(0, rounds=self.rounds)
-        one_of(tuple(GRAPHS), graph=self.graph)
+        one_of(GRAPHS, graph=self.graph)
         one_of(RESTRICTED, restricted=self.restricted)
         check_lengths(self.lengths)
         cc.tasks.bounded_below(cc.tasks.matrix_family("sticky", 1, self.d_vocab), self.gamma)
-        cc.InContextTask(GRAPHS[self.graph](self.lengths[0]), self.d_vocab, self.alpha)
+        cc.InContextTask(make_graph(self.graph, self.lengths[0]), self.d_vocab, self.alpha)
 
     def cells(self) -> list[Cell]:
         """A model each: reduced at every length and seed, full at the short ones; then those of restricted training."""
@@ -93,7 +80,6 @@ class Config(Study):
         ]
 
     def report(self, rows: Mapping[str, Any]) -> Report:
-        """Rates with intervals, excesses by family."""
         names = ("families", "worst", "restricted", "examples")
         found = {name: [row for cell in rows.values() for row in cell.get(name, ())] for name in names}
         bound = f"Entries >= {self.gamma:g} / {self.d_vocab}; errors on 4,096 fresh sequences."

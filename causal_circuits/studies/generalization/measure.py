@@ -12,7 +12,7 @@ import causal_circuits as cc
 from causal_circuits.models import HookedTransformer
 from causal_circuits.studies import algorithm_1
 from causal_circuits.studies.algorithm_1 import Variant
-from causal_circuits.studies.tables import GRAPHS
+from causal_circuits.studies.tables import make_graph
 
 MARGIN = 0.2  # a matrix counts as excluded by training if it differs by so much from each training matrix
 Row = dict[str, Any]
@@ -39,8 +39,7 @@ class Sizes:
         return cc.tasks.matrix_family(name, self.kernels, self.d_vocab, gamma=self.gamma, seed=self.seed + seed)
 
     def task(self, n_ctx: int, **prior: Any) -> cc.InContextTask:
-        """Sequences of the graph under transition matrices of this prior."""
-        return cc.InContextTask(GRAPHS[self.graph](n_ctx), self.d_vocab, **prior)
+        return cc.InContextTask(make_graph(self.graph, n_ctx), self.d_vocab, **prior)
 
 
 def measure_model(variant: str, n_ctx: int, seed: int, sizes: Mapping[str, Any]) -> dict[str, list[Row]]:
@@ -57,7 +56,9 @@ def measure_model(variant: str, n_ctx: int, seed: int, sizes: Mapping[str, Any])
     for index, family in enumerate(cc.tasks.MATRIX_FAMILIES):
         matrices = shared.family(family, seed=index)
         name, _, alpha = family.partition(" ")
-        own = shared.task(n_ctx, **({"alpha": float(alpha)} if name == "dirichlet" else {"kernels": matrices}))
+        own = shared.task(
+            n_ctx, **({"alpha": float(alpha)} if name == "dirichlet" else {"transition_matrices": matrices})
+        )
         families.append({**labels, "family": family, **measure_family(model, task, own, matrices, shared, index)})
     labels["match_strength"] = algorithm_1.match_strength(model) if how.reduced else float("nan")
     worst = [labels | row for row in measure_worst(model, task, shared, seed)]
@@ -68,7 +69,7 @@ def measure_restricted(variant: str, n_ctx: int, family: str, sizes: Mapping[str
     """Train on one family alone; a row for each other family, on its matrices that training excludes."""
     shared, rows = Sizes(**sizes), []
     known = shared.family(family, seed=100)
-    task = shared.task(n_ctx, kernels=known)
+    task = shared.task(n_ctx, transition_matrices=known)
     model = train(algorithm_1.variant(variant), task, shared, shared.seed)
     pattern = cc.mean_attention(model, task.sample(128, seed=(shared.seed, 3)).tokens)[0, 0]
     attention = float(cc.graphs.parent_attention(pattern, task.graph).mean())
@@ -77,7 +78,7 @@ def measure_restricted(variant: str, n_ctx: int, family: str, sizes: Mapping[str
         excluded = outside(matrices, known)
         if other == family or len(excluded) < 2:
             continue
-        own = shared.task(n_ctx, kernels=excluded)
+        own = shared.task(n_ctx, transition_matrices=excluded)
         labels = {"model": variant, "n_ctx": n_ctx, "trained_on": family, "family": other}
         share = {"parent_attention": attention, "share_of_kernels_excluded": len(excluded) / len(matrices)}
         rows.append({**labels, **share, **measure_family(model, task, own, excluded, shared, index)})
@@ -157,7 +158,7 @@ def uniform_errors(
 
 def example(model: HookedTransformer, task: cc.InContextTask, sizes: Sizes, family: str = "sticky") -> Row:
     """Of 64 sequences of another family the one with the query's token most often: its row, and what each predicts."""
-    own = sizes.task(task.n_ctx, kernels=sizes.family(family, seed=0))
+    own = sizes.task(task.n_ctx, transition_matrices=sizes.family(family, seed=0))
     batch = own.sample(64, seed=(sizes.seed, 8))
     seen = (batch.tokens == batch.tokens[:, -1:]).sum(dim=1)
     batch = batch[seen.argmax()[None]]
@@ -183,15 +184,15 @@ def measure_worst(model: HookedTransformer, task: cc.InContextTask, sizes: Sizes
             n_rounds=sizes.rounds,
             seed=seed,
         )
-        law = cc.tasks.transition_matrices.stationary_law(worst.kernel[None])[0]
-        errors = errors_on(worst.kernel, n_sequences=4096, seed=seed + 1)
+        law = cc.tasks.stationary_law(worst.matrix[None])[0]
+        errors = errors_on(worst.matrix, n_sequences=4096, seed=seed + 1)
         yield {
             "against": against,
             "start_error": worst.start_error,
             "found_error": worst.error,
-            "kernel": worst.kernel.tolist(),
+            "kernel": worst.matrix.tolist(),
             "share_of_worst_query": float(law[np.nanargmax(errors)]),
-            **uniform_errors(model, task, worst.kernel[None], seed=seed + 1, n=4096),
+            **uniform_errors(model, task, worst.matrix[None], seed=seed + 1, n=4096),
         }
 
 

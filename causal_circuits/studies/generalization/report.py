@@ -37,7 +37,6 @@ THEOREM = (
 def make_report(
     families: Rows, worst: Rows, restricted: Rows, examples: Rows, *, seed: int, d_vocab: int, bound: str
 ) -> Report:
-    """Fits, checks, results and sections."""
     found = pd.DataFrame(worst)
     groups = by_training(families, restricted)
     points = error_points(pd.DataFrame(families), found)
@@ -222,7 +221,6 @@ def scaling(law: PowerLaw | None, exponent: float) -> str:
 
 
 def plot_errors(points: Mapping[str, Series], laws: Laws) -> Axes:
-    """The largest errors against length, each with its power law."""
     shown = {name: name.replace("kernel", "matrix") for name in points}
     fits = {shown[name]: (law.prefactor, law.exponent) for name, law in laws.items() if law is not None}
     bound = ("n_ctx^(-1/2)", 1.5, -0.5)
@@ -273,7 +271,6 @@ def plots_by_length(families: pd.DataFrame) -> Iterator[tuple[str, Axes]]:
 
 
 def show_matrix(row: Mapping[str, Any]) -> dict[str, object]:
-    """A worst matrix in a line of a table: its rows separated by slashes, none of it broken."""
     kernel = " / ".join(" ".join(f"{p:.2f}".removeprefix("0") for p in line) for line in row["kernel"])
     return {
         "model": row["model"].split(",")[0],

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from causal_circuits.studies.gradient_information import measure
 from causal_circuits.studies.gradient_information.report import make_report
 from causal_circuits.studies.study import Cell, Report, Study, at_least, one_of
+from causal_circuits.studies.tables import GRAPHS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,29 +30,21 @@ class Config(Study):
         "graph": ("chain", "forest"), "d_vocab": (3,), "n_ctx": (10, 20), "sequences": 10_000, "forests": 4
     }  # fmt: skip
 
-    graph: tuple[str, ...] = tuple(measure.GRAPHS)
-    """any of chain, pairs, forest"""
-    d_vocab: tuple[int, ...] = (3, 5)
-    """numbers of tokens"""
-    alpha: tuple[float, ...] = (0.1, 1.0)
-    """Dirichlet concentrations of the transition matrices"""
-    n_ctx: tuple[int, ...] = (20, 60, 100, 200)
-    """context lengths"""
-    sequences: int = 100_000
-    """sequences a setting"""
-    forests: int = 50
-    """random forests whose row maxima are checked"""
+    graph: tuple[str, ...] = GRAPHS  #: any of chain, pairs, forest
+    d_vocab: tuple[int, ...] = (3, 5)  #: numbers of tokens
+    alpha: tuple[float, ...] = (0.1, 1.0)  #: Dirichlet concentrations of the transition matrices
+    n_ctx: tuple[int, ...] = (20, 60, 100, 200)  #: context lengths
+    sequences: int = 100_000  #: sequences a setting
+    forests: int = 50  #: random forests whose row maxima are checked
 
     def check(self) -> None:
-        """Known graphs, and sizes at which a gradient has edges."""
-        one_of(tuple(measure.GRAPHS), graph=self.graph)
+        one_of(GRAPHS, graph=self.graph)
         at_least(4, n_ctx=self.n_ctx)
         at_least(2, d_vocab=self.d_vocab)
         at_least(100, sequences=self.sequences)
         at_least(0, forests=self.forests)
 
     def cells(self) -> list[Cell]:
-        """Every setting, every random forest, one training, and one check of the closed form."""
         settings = list(product(self.graph, self.d_vocab, self.alpha, self.n_ctx))
         # where theory and measurement are furthest apart: this one is shown pair by pair
         far = ("forest", min(self.alpha), min(self.n_ctx))
@@ -84,5 +77,4 @@ class Config(Study):
         ]
 
     def report(self, rows: Mapping[str, Any]) -> Report:
-        """Slopes and correlations, with errors."""
         return make_report(rows)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 import causal_circuits as cc
+from causal_circuits.studies.tables import make_graph
 
-GRAPHS = ("chain", "pairs", "forest")
 MATRIX_BUDGET = 8e8  # spent on G: fewer transition matrices for longer contexts and larger vocabularies
 PARTS = 8  # g, G and the sequences are taken in as many: how much the slopes of parts differ is the slope's error
 CHECK_BETA_0 = 1e-3  # layer 1's scale in the model whose backward pass is compared with the closed form
@@ -42,13 +42,6 @@ class Setting:
     n_rivals: int
 
 
-def make_graph(name: str, n_ctx: int, seed: int) -> nx.DiGraph:
-    """The graph of a name; forests have their own for every context length."""
-    if name == "forest":
-        return cc.random_forest(n_ctx, 0.5, seed=seed + n_ctx)
-    return cc.chain_graph(n_ctx) if name == "chain" else cc.pairs_graph(n_ctx)
-
-
 def measure_setting(
     graph: str,
     d_vocab: int,
@@ -60,7 +53,7 @@ def measure_setting(
     with_matrices: bool,
 ) -> dict[str, Any]:
     """The measured gradient of one task beside both predictions; no two settings share sequences or matrices."""
-    task = cc.InContextTask(make_graph(graph, n_ctx, seed[0]), d_vocab=d_vocab, alpha=alpha)
+    task = cc.InContextTask(make_graph(graph, n_ctx, seed=seed[0] + n_ctx), d_vocab=d_vocab, alpha=alpha)
     batch = task.sample(n_sequences, seed=tuple(seed))
     own_seeds = [3 * (PARTS * (1000 * seed[0] + seed[1]) + part) for part in range(PARTS)]  # G uses three from each
     limits = [cc.predicted_gradient(task, 16_384 // PARTS, seed=own) for own in own_seeds]
@@ -200,7 +193,7 @@ def backward_pass_difference(seed: int) -> float:
 
 def train_and_compare(seed: int, steps: int) -> cc.information.EdgeFormation:
     """Train the two-layer model on a forest, from a warm start, and compare every recorded gradient with g."""
-    task = cc.InContextTask(make_graph("forest", 20, seed), d_vocab=3, alpha=0.1)
+    task = cc.InContextTask(make_graph("forest", 20, seed=seed + 20), d_vocab=3, alpha=0.1)
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx)
     config = cc.TrainConfig.warm(steps, seed=seed)
     record = cc.train(model, task, config, record=cc.RecordAt.log_spaced(20), progress=False)

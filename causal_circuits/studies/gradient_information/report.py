@@ -20,7 +20,6 @@ LINE = ["graph", "d_vocab", "alpha"]  # the settings of a line differ in n_ctx a
 
 
 def make_report(rows: Mapping[str, Any]) -> Report:
-    """Checks, results and sections."""
     measured = [row for name, row in rows.items() if name.startswith("setting")]
     forests = [row for name, row in rows.items() if name.startswith("forest")]
     settings = [row["setting"] for row in measured]
@@ -165,7 +164,6 @@ def show_lengths(table: pd.DataFrame) -> Section:
 
 
 def show_sequences(sweep: pd.DataFrame) -> Section:
-    """Correlations against the number of sequences."""
     columns = {"g": "correlation_by_g", "G": "correlation_by_finite"}
     title = "Correlation of measured and predicted against the number of sequences, on g and on G"
     drawn = plot_lines(sweep, "n_sequences", columns, "sequences in one gradient", title)
@@ -177,13 +175,13 @@ def show_sequences(sweep: pd.DataFrame) -> Section:
 
 
 def plot_lines(table: pd.DataFrame, x: str, columns: Mapping[str, str], xlabel: str, title: str) -> Axes:
-    """A line for each graph, d_vocab, alpha and prediction."""
     lines = {
-        f"{graph}, d_vocab {d_vocab}, alpha {alpha:g}, on {prediction}": (of[x].tolist(), of[column].tolist())
+        f"{graph}, d_vocab {d_vocab}, alpha {alpha:g}, on {prediction}": list(zip(of[x], of[column], strict=True))
         for (graph, d_vocab, alpha), of in table.groupby(LINE, sort=False)
         for prediction, column in columns.items()
     }
-    return figures.plot_agreement(lines, xlabel, "measured on predicted", title=title, group_size=2)
+    more: dict[str, Any] = {"levels": {"": 1.0}, "title": title, "group_size": 2}
+    return figures.plot_curves(lines, xlabel=xlabel, ylabel="measured on predicted", **more)
 
 
 def show_matrices(graph: Any, measured: Any, g: Any, finite: Any) -> Section:

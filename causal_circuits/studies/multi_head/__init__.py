@@ -35,25 +35,16 @@ class Config(Study):
 
     QUICK: ClassVar = {"quick": True}  # a tenth of the steps, smaller samples
 
-    d_vocab: int = 5
-    """number of tokens"""
-    n_ctx: int | None = None
-    """context length; None: 32, or what the parents file says"""
-    alpha: float = 0.1
-    """Dirichlet concentration of the transition matrices"""
-    steps: int = 4500
-    """training steps of 1,024 fresh sequences"""
-    ngram: int | None = None
-    """K-grams: K - 1 parents, the positions just before"""
-    parents: Path | None = None
-    """a JSON list of lists of parents"""
-    heads: str | None = None
-    """heads of the two layers, such as 2,1; None: one a parent, and 1"""
-    seeds: int = 3
-    """how many seeds compare k heads with one"""
+    d_vocab: int = 5  #: number of tokens
+    n_ctx: int | None = None  #: context length; None: 32, or what the parents file says
+    alpha: float = 0.1  #: Dirichlet concentration of the transition matrices
+    steps: int = 4500  #: training steps of 1,024 fresh sequences
+    ngram: int | None = None  #: K-grams: K - 1 parents, the positions just before
+    parents: Path | None = None  #: a JSON list of lists of parents
+    heads: str | None = None  #: heads of the two layers, such as 2,1; None: one a parent, and 1
+    seeds: int = 3  #: how many seeds compare k heads with one
 
     def check(self) -> None:
-        """A graph in which positions have several parents, and heads."""
         at_least(1, seeds=self.seeds)
         if self.task.has_query:
             raise ValueError("this graph gives every position one parent at most, and a query: see causal_graph.py")
@@ -62,7 +53,6 @@ class Config(Study):
 
     @property
     def graph(self) -> nx.DiGraph:
-        """The graph that the flags name."""
         if self.ngram is not None and self.parents is not None:
             raise ValueError("--ngram and --parents both name a graph: give one of them")
         if self.parents is not None:
@@ -78,7 +68,6 @@ class Config(Study):
 
     @property
     def task(self) -> cc.InContextTask:
-        """Its sequences."""
         return cc.InContextTask(self.graph, d_vocab=self.d_vocab, alpha=self.alpha)
 
     @property
@@ -96,7 +85,6 @@ class Config(Study):
 
     @property
     def trained_steps(self) -> int:
-        """Steps of each training."""
         return max(self.steps // 10, 1) if self.quick else self.steps
 
     def cells(self) -> list[Cell]:
@@ -118,7 +106,6 @@ class Config(Study):
         return found
 
     def report(self, rows: Mapping[str, Any]) -> Report:
-        """What the heads carry, and where a single head stops."""
         repeats = [
             {
                 "seed": seed,

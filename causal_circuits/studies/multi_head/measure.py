@@ -32,7 +32,6 @@ class Setting:
 
     @property
     def task(self) -> cc.InContextTask:
-        """The sequences of the graph."""
         return cc.InContextTask(cc.graph_from_parents(self.parents), d_vocab=self.d_vocab, alpha=self.alpha)
 
     @property
@@ -52,12 +51,10 @@ class Setting:
 
     @property
     def test(self) -> cc.Batch:
-        """Test sequences."""
         return self.task.sample(4096 if self.quick else 16_384, seed=(self.seed, 2))
 
     @property
     def data(self) -> cc.Batch:
-        """The sequences that the heads are read on."""
         return self.task.sample(8192 if self.quick else 20_000, seed=(self.seed, 4))
 
 
@@ -130,7 +127,7 @@ def without_graph(task: cc.InContextTask, batch: cc.Batch) -> Row:
     losses = [cc.tasks.subset_loss(task, batch, []), cc.tasks.best_unigram_loss(batch)]
     if draws:
         counts = torch.nn.functional.one_hot(batch.tokens[:, draws], task.d_vocab).sum(dim=1).double()
-        smooth = [counts + pseudo for pseudo in cc.tasks.predictors.PSEUDO_COUNTS]
+        smooth = [counts + pseudo for pseudo in cc.tasks.PSEUDO_COUNTS]
         losses += [
             float(cc.tasks.cross_entropy(c / c.sum(dim=1, keepdim=True), batch.target_probs).mean()) for c in smooth
         ]

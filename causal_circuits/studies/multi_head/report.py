@@ -19,7 +19,6 @@ Row = Mapping[str, Any]
 
 
 def make_report(task: cc.InContextTask, heads: Row, single: Row, repeats: Sequence[Row]) -> Report:
-    """Everything, from the heads that were read, a single head's loss and graph, and the seeds."""
     checks = make_checks(task, heads, repeats)
     labels = ("graph", "loss", "heads", "ablated", "cut", "seeds")
     known = about_the_graph(task, heads)
@@ -43,7 +42,6 @@ def make_report(task: cc.InContextTask, heads: Row, single: Row, repeats: Sequen
 
 
 def make_results(task: cc.InContextTask, heads: Row, single: Row, repeats: Sequence[Row]) -> Row:
-    """Every number of the table and of the page."""
     found, record = heads["found"], heads["record"]
     return {
         "config": {
@@ -123,7 +121,6 @@ def about_the_graph(task: cc.InContextTask, heads: Row) -> str:
 
 
 def make_checks(task: cc.InContextTask, heads: Row, repeats: Sequence[Row]) -> list[Check]:
-    """The claims, each with the number that decides it."""
     edges, found = heads["edges"], heads["found"]
     unexplained = sum(not row["explained"] for row in heads["missing"])
     on_duty = {f"L0H{head.head}": head.last_key for head in found.heads if head.edges}
@@ -174,13 +171,11 @@ def make_checks(task: cc.InContextTask, heads: Row, repeats: Sequence[Row]) -> l
 
 
 def kinds(missing: Sequence[Row]) -> str:
-    """How many edges are not attended to, by kind."""
     counts = Counter(row["kind"] for row in missing)
     return ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "none"
 
 
 def make_sections(task: cc.InContextTask, heads: Row, single: Row) -> list[Section]:
-    """The evidence, picture by picture."""
     edges, found, graph = heads["edges"], heads["found"], task.graph
     names = {head.head: f"L0H{head.head}" for head in found.heads}
     cut = heads["cut"].clone()
@@ -253,7 +248,6 @@ def loss_lines(task: cc.InContextTask, heads: Row) -> dict[str, float]:
 
 
 def edge_rows(task: cc.InContextTask, found: cc.discovery.ExtractedGraph) -> list[Row]:
-    """One row for each edge found."""
     said = {(c.parent, c.child): c.reason for c in found.candidates if c.accepted}
     return [
         {

@@ -17,16 +17,11 @@ from causal_circuits.studies.study import Cell, Report, Study, at_least
 class RecoverAndProve(Study):
     """A two-layer disentangled transformer, trained on sequences of one graph and taken apart."""
 
-    d_vocab: int = 3
-    """number of tokens"""
-    n_ctx: int | None = 20
-    """context length, query included"""
-    alpha: float = 0.1
-    """Dirichlet concentration of the transition matrices"""
-    steps: int = 4500
-    """training steps of 1,024 fresh sequences"""
-    warm_start: bool = False
-    """write layer 1's match and the read-out in before training, so that only layer 0 is learned: 2,000 steps do"""
+    d_vocab: int = 3  #: number of tokens
+    n_ctx: int | None = 20  #: context length, query included
+    alpha: float = 0.1  #: Dirichlet concentration of the transition matrices
+    steps: int = 4500  #: training steps of 1,024 fresh sequences
+    warm_start: bool = False  #: write in layer 1's match and the read-out first: only layer 0 is learned
 
     @abstractmethod
     def make_graph(self) -> nx.DiGraph:
@@ -34,22 +29,18 @@ class RecoverAndProve(Study):
 
     @cached_property
     def task(self) -> cc.InContextTask:
-        """Its sequences."""
         return cc.InContextTask(self.make_graph(), d_vocab=self.d_vocab, alpha=self.alpha)
 
     def check(self) -> None:
-        """A graph with an edge to recover, and steps enough for a loss."""
         at_least(2, steps=self.steps)
         if not cc.latent_edges(self.task.graph):
             raise ValueError("the graph has no edge between context positions, so nothing to recover; name a parent")
 
     def cells(self) -> list[Cell]:
-        """One: the training, and everything that is read from the trained model."""
         graph, flags = self.task.graph, ("d_vocab", "alpha", "steps", "warm_start", "seed")
         settings = {name: getattr(self, name) for name in flags}
         settings |= {"parents": cc.graphs.graph_parents(graph), "name": graph.graph.get("name", "forest")}
         return [Cell("training", measure, settings, scratch=True, progress=True)]
 
     def report(self, rows: Mapping[str, Findings]) -> Report:
-        """Did it learn the graph, by which heads, and are they what does it?"""
         return make_report(rows["training"])

@@ -16,7 +16,6 @@ from causal_circuits.studies.tables import p_text
 
 
 def make_sections(f: Findings) -> list[Section]:
-    """The graph, how it formed, and what the heads do."""
     return [
         show_film(f),
         show_graph(f),
@@ -51,7 +50,6 @@ def show_film(f: Findings) -> Section:
 
 
 def film_strips(f: Findings) -> dict[str, Figure]:
-    """Attention and gradient of layer 0 at six steps."""
     return {
         "attention_film": figures.plot_film_strip(f.record, f.task.graph),
         "gradient_film": figures.plot_film_strip(f.record, f.task.graph, quantity="score_gradients"),
@@ -59,7 +57,6 @@ def film_strips(f: Findings) -> dict[str, Figure]:
 
 
 def show_graph(f: Findings) -> Section:
-    """The graph to explore, what each position proposed, and what became of it."""
     candidates = pd.DataFrame(f.found.candidates)
     shown = candidates[["child", "parent", "weight", "information_share", "p_value", "accepted", "reason"]]
     truth = [(row.parent, row.child) in f.edges for row in candidates.itertuples()]
@@ -92,7 +89,6 @@ def edge_facts(f: Findings) -> dict[tuple[int, int], dict[str, object]]:
 
 
 def show_sequences(f: Findings) -> Section:
-    """Every head on sequences, drawn by CircuitsVis."""
     roles = [head.role for head in f.heads]
     views = [figures.sequence_view(seen, f.task.graph, roles=roles) for seen in f.examples]
     return Section(
@@ -105,7 +101,6 @@ def show_sequences(f: Findings) -> Section:
 
 
 def show_gradient(f: Findings) -> Section:
-    """The gradient before training beside the information that is its limit."""
     measured, graph = f.first_gradient * (f.task.d_vocab * f.task.n_ctx / BETA_0), f.task.graph
     predicted = cc.information.score_gradient_of(f.information.value)
     largest = float(predicted.abs().max())
@@ -135,7 +130,6 @@ def correlation(measured: Tensor, predicted: Tensor) -> float:
 
 
 def show_heads(f: Findings) -> list[Section]:
-    """What each head does, and what breaks without it, or without one entry of its pattern."""
     scores = pd.DataFrame(f.heads, index=[f"L{head.layer}H{head.head}" for head in f.heads]).T
     shares = [(row["what"], row["method"], row["share_of_gain_lost"]) for row in f.ablation_rows]
     return [

@@ -41,21 +41,17 @@ class Findings:
 
     @cached_property
     def edges(self) -> list[tuple[int, int]]:
-        """True edges inside the context."""
         return sorted(cc.latent_edges(self.task.graph), key=lambda edge: edge[1])
 
     @cached_property
     def recovery(self) -> cc.graphs.GraphRecovery:
-        """By attention and the test for information."""
         return cc.compare_graphs(self.task.graph, self.found)
 
     @cached_property
     def by_attention(self) -> cc.graphs.GraphRecovery:
-        """By attention alone."""
         return cc.compare_graphs(self.task.graph, self.found.from_attention)
 
     def count(self, recovery: cc.graphs.GraphRecovery) -> int:
-        """True edges that were found."""
         return len(self.edges) - len(recovery.missing)
 
     @cached_property
@@ -77,7 +73,6 @@ class Findings:
 
     @property
     def excess(self) -> float:
-        """Test loss above the edge posterior's, nats."""
         return self.test_loss - self.references.edge_posterior
 
     @cached_property
@@ -97,7 +92,6 @@ class Findings:
 
     @property
     def start(self) -> str:
-        """What the model held before the first step."""
         if self.warm_start is None:
             return "from zero, nothing written in"
         written = "layer 1's match and the read-out were written in"

@@ -43,7 +43,6 @@ def make_report(f: Findings) -> Report:
 
 
 def make_checks(f: Findings) -> list[Check]:
-    """The claims, each with the number that decides it."""
     n_edges, roles = len(f.edges), [head.role for head in f.heads]
     one_each = sum(role in ("previous-token", "parent") for role in roles) == 1 == roles.count("induction")
     least = min(row["share_of_gain_lost"] for row in f.ablation_rows)
@@ -88,7 +87,6 @@ def make_checks(f: Findings) -> list[Check]:
 
 
 def make_results(f: Findings) -> dict[str, Any]:
-    """Every number, for results.json."""
     on_edges, elsewhere = f.effects
     return {
         "config": {"n_ctx": f.task.n_ctx, "training": f.record.config},

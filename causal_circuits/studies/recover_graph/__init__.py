@@ -43,35 +43,27 @@ class Config(Study):
     graph.target_parents holds those of what follows (null: undecided).
     """
 
-    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """an .npz or .safetensors file"""
-    d_vocab: int | None = None
-    """number of tokens; None: what the data show"""
-    level: float = 0.05
-    """the chance of any false edge"""
-    max_parents: int = 1
-    """parents that the target and each position may have; above 1 no position need be a query"""
+    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]  #: an .npz or .safetensors file
+    d_vocab: int | None = None  #: number of tokens; None: what the data show
+    level: float = 0.05  #: the chance of any false edge
+    max_parents: int = 1  #: parents that the target and each position may have; above 1 no position need be a query
 
     @cached_property
     def arrays(self) -> dict[str, Any]:
-        """`tokens` and one of `target_probs` and `labels`."""
         return read_arrays(self.data)
 
     def check(self) -> None:
-        """Readable, fitting arrays and a level between 0 and 1."""
         if not 0 < self.level < 1:
             raise ValueError(f"--level must lie in (0, 1): got {self.level}; 0.05 is usual")
         at_least(1, max_parents=self.max_parents)
         read_data(**with_targets(self.arrays), d_vocab=self.d_vocab)
 
     def cells(self) -> list[Cell]:
-        """One: a pass over the sequences for the scores, another for their errors."""
         content = hashlib.sha256(self.data.read_bytes()).hexdigest()
         settings = {"data": str(self.data), "sha256": content, "d_vocab": self.d_vocab, "level": self.level}
         return [Cell("recovery", measure, {**settings, "max_parents": self.max_parents})]
 
     def report(self, rows: Mapping[str, cc.discovery.RecoveredGraph]) -> Report:
-        """Which position has which parent, and what it rests on."""
         (targets,) = self.arrays.keys() - {"tokens"}
         return make_report(rows["recovery"], targets, str(self.data))
 

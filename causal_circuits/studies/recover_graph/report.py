@@ -13,7 +13,6 @@ from causal_circuits.studies.tables import p_text
 
 
 def make_report(found: cc.discovery.RecoveredGraph, targets: str, data: str) -> Report:
-    """The graph of a file whose targets are "target_probs" or "labels"."""
     checks = make_checks(found)
     rows = [
         {
@@ -56,9 +55,9 @@ def make_report(found: cc.discovery.RecoveredGraph, targets: str, data: str) -> 
 
 
 def make_checks(found: cc.discovery.RecoveredGraph) -> list[Check]:
-    """Whether all is decided, and whether the data contradict what is assumed."""
     n_edges = sum(len(p.parents) for p in found.positions if p.verdict == "child")
     n_roots = sum(p.verdict == "root" for p in found.positions)
+    counted = f"{n_edges} edge{'s' * (n_edges != 1)}, {n_roots} root{'s' * (n_roots != 1)}"
     undecided = f" ({', '.join(map(str, found.undecided))})" if found.undecided else ""
     mixed = [str(p.position) for p in found.positions if p.p_forest < found.level]
     contradictions = [*found.warnings, *([f"no forest explains positions: {', '.join(mixed)}"] if mixed else [])]
@@ -66,7 +65,7 @@ def make_checks(found: cc.discovery.RecoveredGraph) -> list[Check]:
         Check(
             found.conclusive,
             "Every position is decided: a child with its parent, or a root",
-            f"{n_edges} edges, {n_roots} roots, {len(found.undecided)} undecided{undecided}; "
+            f"{counted}, {len(found.undecided)} undecided{undecided}; "
             + (
                 say_needed(found)
                 if has_query(found)

@@ -47,16 +47,13 @@ class Config(Study):
 
     QUICK: ClassVar = {"quick": True}  # tiny sizes, to see that everything runs
 
-    figure: str | None = None
-    """2, 5, 6, 7, 8, 9 or all; 5 and 7 are two pictures of one training"""
-    faithful: bool = False
-    """the paper's own training in place of our recipe"""
+    figure: str | None = None  #: 2, 5, 6, 7, 8, 9 or all; 5 and 7 are two pictures of one training
+    faithful: bool = False  #: the paper's own training in place of our recipe
     table: Path | None = None
     """also write the table of every figure that lies in the folder of results to this file; given alone, nothing is
     measured, and the page shows no figure"""
 
     def check(self) -> None:
-        """A figure of the paper, and a file for the table."""
         if self.figure is not None:
             one_of((*FIGURES, "all"), figure=self.figure)
         if self.table is not None and self.table.is_dir():
@@ -64,7 +61,6 @@ class Config(Study):
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """The figures asked for."""
         if self.figure in ("5", "7"):
             return ("5", "7")
         return {None: (), "all": FIGURES}.get(self.figure, (str(self.figure),))
@@ -96,7 +92,6 @@ class Config(Study):
         return {others[number][0]: (others[number][1].measure, {})} if number in others else {}
 
     def report(self, rows: Mapping[str, Row]) -> Report:
-        """Every figure's verdict, pictures, numbers and models."""
         checks, sections, summary, results, saved = [], [], [], dict[str, Row](), dict[str, Any]()
         kind = ("the paper's training" if self.faithful else "our recipe") + (", at toy size" if self.quick else "")
         for number in self.numbers:
@@ -127,7 +122,6 @@ class Config(Study):
         )
 
     def results(self, number: str, made: PaperFigure, cells: list[Row]) -> dict[str, Any]:
-        """The content of a figure's results.json."""
         flags = f"{' --faithful' if self.faithful else ''}{' --quick' if self.quick else ''}"
         wall_s, cpu_s = (sum(cell[name] for cell in cells) for name in ("wall_s", "cpu_s"))
         content: dict[str, Any] = cc.storage.plain_values(
@@ -159,5 +153,4 @@ def state_of(verdict: str) -> State:
 
 
 def write_results(results: Row, path: Path) -> None:
-    """A figure's results.json."""
     cc.storage.write_files(path.parent, {path.name: json.dumps(results, indent=2, allow_nan=False) + "\n"})

@@ -43,7 +43,6 @@ def recorded_attention() -> list[float]:
 
 
 def report(number: str, cells: Sequence[Row]) -> PaperFigure:
-    """All graphs together, beside what the authors recorded."""
     graphs, recorded, run = [found for cell in cells for found in cell["graphs"]], recorded_attention(), cells[0]["run"]
     rows = [
         {"graph": found["name"], "recorded_block_attention": recorded[found["name"]], **found["numbers"]}

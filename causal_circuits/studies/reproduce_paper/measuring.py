@@ -48,7 +48,6 @@ def parent_weights(attention: torch.Tensor, graph: nx.DiGraph) -> dict[tuple[int
 
 
 def excess(model: cc.models.HookedTransformer, task: cc.InContextTask, test: cc.Batch) -> dict[str, float]:
-    """The loss beside the edge posterior's on the same sequences, with standard errors, nats."""
     losses = cc.evaluate(model, test)
     posterior = cc.tasks.cross_entropy(task.bayes_predictor(test.tokens), test.target_probs)
     return {
@@ -99,7 +98,6 @@ def weight_panels(model: cc.models.HookedTransformer, graph: nx.DiGraph) -> list
 
 
 def head_roles(model: cc.models.HookedTransformer, task: cc.InContextTask, seed: int) -> list[dict[str, Any]]:
-    """Role and scores of every head."""
     return [
         {"head": f"L{h.layer}H{h.head}", "role": h.role, "parent": h.parent_score, "induction": h.induction_score}
         for h in cc.detect_induction_heads(model, task, seed=seed)

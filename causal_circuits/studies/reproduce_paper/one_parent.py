@@ -20,7 +20,6 @@ QUICK = {str: (60, 256), int: (30, 128)}  # steps and batch of our recipe at toy
 
 
 def make_task(graph: Graph, job: Job) -> cc.InContextTask:
-    """The sequences of a graph."""
     n_ctx = 8 if job.quick else 20
     match graph:
         case "chain":

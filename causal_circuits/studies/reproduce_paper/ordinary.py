@@ -106,7 +106,6 @@ def against_the_lines(
 
 
 def report(number: str, cells: Sequence[Row]) -> PaperFigure:
-    """The model beside the lines."""
     cell = cells[0]
     return PaperFigure(
         cell["content"],
@@ -126,7 +125,6 @@ def save_ordinary(weights: dict[str, torch.Tensor], arguments: Row, folder: Path
 
 
 def draw(cell: Row) -> Section:
-    """Attention of both layers beside the chain, and the loss against the lines."""
     content, attention, graph = cell["content"], cell["attention"], cell["true"]
     levels = {name.replace("_", " "): line["loss"] for name, line in content["lines"].items()}
     curve = {"test loss": [(entry["step"], entry["test_loss"]) for entry in content["run"]["history"]]}
@@ -140,7 +138,6 @@ def draw(cell: Row) -> Section:
 
 
 def said(content: Row) -> str:
-    """The loss beside each line, and what layer 0 attends to."""
     words = [
         f"{beside(line)} the {name.replace('_', ' ')} {line['loss']:.4f} ({difference(line)}, paired on {line['n']:,} "
         f"sequences, on which the model's loss is {line['loss'] + line['model_minus_line']:.4f})"
@@ -159,7 +156,6 @@ def beside(line: Row) -> str:
 
 
 def difference(line: Row) -> str:
-    """The model's loss less the line."""
     return f"{line['model_minus_line']:+.4f} +- {line['standard_error']:.4f}"
 
 

@@ -22,7 +22,6 @@ RERUN = {"loss at step 8,000": 1.8135, "loss at the end": 1.8056, "mean block at
 
 
 def report(number: str, cells: Sequence[Row]) -> PaperFigure:
-    """Figure 2 or 6 from its graphs."""
     trained = [(found, cell["run"]) for cell in cells for found in cell["graphs"]]
     runs = [run for _, run in trained if run]
     graphs = {found["name"]: found["numbers"] | ({"run": run} if run else {}) for found, run in trained}
@@ -53,12 +52,10 @@ def merged_runs(runs: Sequence[Row]) -> dict[str, Any]:
 
 
 def stem(name: str) -> str:
-    """A graph's name, as files have it."""
     return name.replace(" ", "_")
 
 
 def said(name: str, graph: Row) -> str:
-    """What was found and reached on one graph."""
     return (
         f"{name}: {edges_found(graph)}; attention {graph['mean_parent_attention']:.3f} (block "
         f"{graph['mean_block_attention']:.3f}, least {graph['min_block_attention']:.3f}), "

@@ -28,11 +28,7 @@ beside three seeds, edge by edge: [FIGURE_9_SEEDS.md](FIGURE_9_SEEDS.md).
 
 
 def write_table(out: Path, path: Path) -> None:
-    """Write the table of what lies in a folder.
-
-    Raises:
-        ValueError: a results.json there is something else; it names the folder.
-    """
+    """Write the table of what lies in a folder; a ValueError for a results.json that is something else."""
     folders = [out / f"figure_{figure}{kind}" for figure in FIGURES for kind in ("", "_faithful")]
     try:
         found = [cc.storage.read_json(at / "results.json") for at in folders if (at / "results.json").is_file()]
@@ -45,7 +41,6 @@ def write_table(out: Path, path: Path) -> None:
 
 
 def row_of(result: Row) -> Row:
-    """The row of one figure."""
     row, kind = result["row"], "faithful" if result["faithful"] else "default"
     return {
         "figure": result["figure"],
@@ -87,7 +82,6 @@ def graph_by_graph(result: Row) -> str:
 
 
 def listed(edges: Sequence[Row]) -> str:
-    """Edges in words."""
     return "; ".join(
         f"graph {edge['graph']}: {edge['parent']} -> {edge['child']} (block {edge['block']:.2f}, attention "
         f"{edge['attention']:.2f}, {'root' if edge['parent_is_root'] else 'inner'} parent, earlier children "

@@ -16,7 +16,6 @@ Tasks = Sequence[cc.InContextTask]
 
 
 def clocks() -> tuple[float, float]:
-    """Wall and processor seconds."""
     return time.perf_counter(), time.process_time()
 
 
@@ -32,7 +31,6 @@ class Job:
     began: tuple[float, float] = field(default_factory=clocks)
 
     def test(self, task: cc.InContextTask, member: int = 0) -> cc.Batch:
-        """Test sequences."""
         return task.sample(512 if self.quick else 16_384, seed=(self.seed + member, 2))
 
     def train(
@@ -44,7 +42,6 @@ class Job:
         )
 
     def spent(self) -> dict[str, float]:
-        """Seconds so far."""
         wall_s, cpu_s = (now - began for now, began in zip(clocks(), self.began, strict=True))
         return {"wall_s": wall_s, "cpu_s": cpu_s}
 
@@ -60,12 +57,8 @@ def train_measured(
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Train models side by side; measure and save every so many steps, and at the end; one that was killed goes on.
 
-    Member m draws its data from the seed 1000 config.seed + m. `measure` looks at the models; what it returns is kept
-    in `scratch` beside the checkpoints. Returns the losses [member, step], and for results.json recipe, times (since
-    the last kill) and history.
-
-    Raises:
-        ValueError: what was measured before a kill is damaged: it cannot be had without training again.
+    Member m draws its data from the seed 1000 config.seed + m; what `measure` returns is kept beside the checkpoints.
+    Returns the losses [member, step], and for results.json recipe, times (since the last kill) and history.
     """
     (wall, cpu), measured = clocks(), dict[int, dict[str, float]]()
     if scratch is not None and (scratch / "measured.json").is_file():

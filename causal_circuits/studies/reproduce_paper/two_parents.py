@@ -94,7 +94,6 @@ def numbers(
 
 
 def report(number: str, cells: Sequence[Row]) -> PaperFigure:
-    """Figure 5 shows the heads beside the truth, Figure 7 the weights and the loss."""
     cell = cells[0]
     return PaperFigure(
         cell["content"],
@@ -108,7 +107,6 @@ def report(number: str, cells: Sequence[Row]) -> PaperFigure:
 
 
 def said(content: Row) -> str:
-    """What was found and reached."""
     heads = " ".join(
         "[" + " ".join(f"{weight:.2f}" for weight in head) + "]" for head in content["attention_by_head_and_parent"]
     )

@@ -43,27 +43,17 @@ class Config(Study):
 
     QUICK: ClassVar = {"sizes": (500, 2000), "graphs": 2, "pc_graphs": 1, "pc_size": 500, "steps": 40}
 
-    sizes: tuple[int, ...] = (100, 300, 1000, 3000, 20_000)
-    """numbers of sequences"""
-    graphs: int = 20
-    """of Figure 9, from the first"""
-    parents: int = 1
-    """of a position: 1 (the forests of Figure 9), or 2 or 3 (random graphs over 20 positions, some 30% roots)"""
-    d_vocab: int = 3
-    """number of tokens"""
-    alpha: float = 0.1
-    """Dirichlet concentration of the transition matrices"""
-    steps: int = 100
-    """of training layer 0's attention"""
-    level: float = 0.05
-    """family-wise error of every test"""
-    pc_graphs: int = 20
-    """graphs that PC is run on"""
-    pc_size: int = 20_000
-    """most sequences PC is given"""
+    sizes: tuple[int, ...] = (100, 300, 1000, 3000, 20_000)  #: numbers of sequences
+    graphs: int = 20  #: of Figure 9, from the first
+    parents: int = 1  #: of a position: 1 (the forests of Figure 9), 2 or 3 (random graphs over 20 positions, 30% roots)
+    d_vocab: int = 3  #: number of tokens
+    alpha: float = 0.1  #: Dirichlet concentration of the transition matrices
+    steps: int = 100  #: of training layer 0's attention
+    level: float = 0.05  #: family-wise error of every test
+    pc_graphs: int = 20  #: graphs that PC is run on
+    pc_size: int = 20_000  #: most sequences PC is given
 
     def check(self) -> None:
-        """Sizes with which a table can be made."""
         at_least(10, sizes=self.sizes, pc_size=self.pc_size)
         at_least(1, graphs=self.graphs, steps=self.steps)
         at_least(0, pc_graphs=self.pc_graphs)
@@ -74,7 +64,6 @@ class Config(Study):
         cc.InContextTask(cc.graph_from_parents(figure_9_parents()[0]), self.d_vocab, self.alpha)
 
     def cells(self) -> list[Cell]:
-        """A graph of Figure 9 each."""
         has_pc = methods.load_pc() is not None
         if not has_pc:
             sys.stderr.write(methods.MISSING + "\n")
@@ -87,7 +76,6 @@ class Config(Study):
         return cells
 
     def report(self, rows: Mapping[str, Any]) -> Report:
-        """Totals over graphs."""
         every = [row for of_graph in rows.values() for row in of_graph]
         return make_report(every, has_pc=methods.load_pc() is not None, k=self.parents)
 
@@ -136,10 +124,10 @@ def make_batches(
     """The sequences of the three settings; the fixed matrix has rows from Dirichlet(1), entries at least .1 / S."""
     if k == 1:
         matrix = cc.tasks.matrix_family("dirichlet 1", 1, d_vocab, gamma=0.1, seed=seed[0] + 100 + seed[1])[0]
-        fixed = cc.InContextTask(graph, d_vocab, kernels=matrix)
+        fixed = cc.InContextTask(graph, d_vocab, transition_matrices=matrix)
     else:
         rows = np.random.default_rng((seed[0], 10, seed[1])).dirichlet(np.ones(d_vocab), size=[d_vocab] * k)
-        fixed = cc.InContextTask(graph, d_vocab, kernels={k: 0.9 * rows + 0.1 / d_vocab})
+        fixed = cc.InContextTask(graph, d_vocab, transition_matrices={k: 0.9 * rows + 0.1 / d_vocab})
     tasks = {POOLED: cc.InContextTask(graph, d_vocab, alpha=alpha), FIXED: fixed}
     batches = {setting: task.sample(n, seed=(seed[0], 8, seed[1])) for setting, task in tasks.items()}
     generator = np.random.default_rng((seed[0], 9, seed[1]))

@@ -16,6 +16,7 @@ import torch
 from scipy import stats
 
 import causal_circuits as cc
+from causal_circuits.statistics import holm
 from causal_circuits.studies.algorithm_1 import FULL_ADAM, empty_model, first_stage, run_stage
 
 Edges = set[tuple[int, int]]
@@ -50,21 +51,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Table:
-    """What all methods are given.
+    """What all methods are given."""
 
-    Attributes:
-        laws: sequences with the law of the next token.
-        labels: the same sequences with one next token each, drawn from its law.
-        k: parents of a position; with one the last token is a query, with more it is a position like any other.
-    """
-
-    laws: cc.Batch
-    labels: cc.Batch
-    k: int = 1
+    laws: cc.Batch  # sequences with the law of the next token
+    labels: cc.Batch  # the same sequences with one next token each, drawn from its law
+    k: int = 1  # parents of a position; with one the last token is a query, with more it is a position like any other
 
     @classmethod
     def of(cls, batch: cc.Batch, seed: int, k: int = 1) -> "Table":
-        """The table of a batch."""
         generator = torch.Generator().manual_seed(seed)
         labels = torch.multinomial(batch.target_probs, 1, generator=generator)[:, 0]
         drawn = torch.nn.functional.one_hot(labels, batch.target_probs.shape[1]).float()
@@ -75,7 +69,6 @@ class Table:
 
     @property
     def d_vocab(self) -> int:
-        """Number of tokens."""
         return self.labels.target_probs.shape[1]
 
     @property
@@ -85,7 +78,6 @@ class Table:
 
     @property
     def label(self) -> torch.Tensor:
-        """[sequence]."""
         return self.labels.target_probs.argmax(dim=1)
 
     @property
@@ -101,7 +93,6 @@ class Table:
 
 
 def find_edges(method: str, table: Table, *, level: float, steps: int, seed: int) -> Found:
-    """Run one method on a table of sequences."""
     began = time.perf_counter()
     proposed, accepted = _run(method, table, level, steps, seed)
     n_ctx = table.labels.tokens.shape[1]
@@ -111,17 +102,13 @@ def find_edges(method: str, table: Table, *, level: float, steps: int, seed: int
 
 
 def _run(method: str, table: Table, level: float, steps: int, seed: int) -> tuple[Edges, Edges]:
-    """What a method proposes and accepts."""
-    if method in (MATCHES, MATCHES_LAWS):
-        return by_matches(table.labels if method == MATCHES else table.laws, level, table.k)
+    if method in (GRADIENT, GRADIENT_LAWS, MATCHES, MATCHES_LAWS):
+        return by_recover_graph(table.labels if method in (GRADIENT, MATCHES) else table.laws, level, table.k)
     if method == ONE_MATCH:
         return by_one_match(table, level)
-    if table.k > 1 and method in (ATTENTION, ATTENTION_LAWS):
-        return by_several_heads(table.labels if method == ATTENTION else table.laws, level, table.k)
-    if method in (GRADIENT, GRADIENT_LAWS):
-        return by_gradient(table.labels if method == GRADIENT else table.laws, level)
     if method in (ATTENTION, ATTENTION_LAWS):
-        return by_attention(table.labels if method == ATTENTION else table.laws, level, steps, seed)
+        data = table.labels if method == ATTENTION else table.laws
+        return by_attention(data, level, steps, seed) if table.k == 1 else by_several_heads(data, level, table.k)
     if method == COVARIANCE:
         return by_covariance(table, level)
     if method in (INFORMATION, INFORMATION_GIVEN, LABEL_GIVEN):
@@ -141,11 +128,11 @@ def _run(method: str, table: Table, level: float, steps: int, seed: int) -> tupl
     return edges, edges
 
 
-def by_gradient(data: cc.Batch, level: float) -> tuple[Edges, Edges]:
-    """What `recover_graph` makes of the table: every position's candidate, and the parents it is sure of."""
-    found = cc.recover_graph(data.tokens, data.target_probs, level=level).positions
-    proposed = {(p.candidate, p.position) for p in found if isinstance(p.candidate, int)}
-    return proposed, {(p.parent, p.position) for p in found if p.parent is not None}
+def by_recover_graph(data: cc.Batch, level: float, k: int) -> tuple[Edges, Edges]:
+    """What `recover_graph` makes of the table: every position's candidates, and the parents it is sure of."""
+    found = cc.recover_graph(data.tokens, data.target_probs, level=level, max_parents=k).positions
+    candidates = {p.position: (p.candidate,) if isinstance(p.candidate, int) else p.candidate or () for p in found}
+    return {(j, i) for i, own in candidates.items() for j in own}, {(j, p.position) for p in found for j in p.parents}
 
 
 def by_attention(data: cc.Batch, level: float, steps: int, seed: int) -> tuple[Edges, Edges]:
@@ -159,13 +146,6 @@ def by_attention(data: cc.Batch, level: float, steps: int, seed: int) -> tuple[E
     found = cc.extract_graph(model, batch=data, level=level)
     proposed = {(candidate.parent, candidate.child) for candidate in found.candidates}
     return proposed, set(found.edges) - {(task.n_ctx - 1, task.n_ctx)}
-
-
-def by_matches(data: cc.Batch, level: float, k: int) -> tuple[Edges, Edges]:
-    """What `recover_graph` makes of the table where positions may have k parents."""
-    found = cc.recover_graph(data.tokens, data.target_probs, level=level, max_parents=k).positions
-    proposed = {(j, p.position) for p in found if isinstance(p.candidate, tuple) for j in p.candidate}
-    return proposed, {(j, p.position) for p in found for j in p.parents}
 
 
 def by_several_heads(data: cc.Batch, level: float, k: int) -> tuple[Edges, Edges]:
@@ -248,7 +228,7 @@ def pairs(n_positions: int) -> list[tuple[int, int]]:
 def significant(p_values: np.ndarray, level: float) -> Edges:
     """The pairs whose p-value, Holm-adjusted over all pairs (maxima are picked from them), is below the level."""
     tested = pairs(len(p_values))
-    adjusted = cc.discovery.holm([p_values[i, j] for j, i in tested])
+    adjusted = holm([p_values[i, j] for j, i in tested])
     return {pair for pair, p in zip(tested, adjusted, strict=True) if p < level}
 
 

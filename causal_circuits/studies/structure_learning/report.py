@@ -60,14 +60,12 @@ def sum_over_graphs(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def make_checks(totals: pd.DataFrame) -> list[Check]:
-    """The claims, each with the numbers that decide it, from the largest number of sequences."""
     by = totals[totals.sequences == totals.sequences.max()].set_index(["setting", "method"])
     pooled = totals[totals.setting == POOLED]
     return [*check_pooled(by.loc[POOLED]), *check_pc(pooled), *check_fixed(by.loc[FIXED]), check_noise(by.loc[NOISE])]
 
 
 def proposals(of_setting: pd.DataFrame, names: Sequence[str]) -> str:
-    """How many parents each method proposes."""
     return "; ".join(f"{name} {of_setting.parents_proposed[name]}" for name in names)
 
 

@@ -56,17 +56,12 @@ class Config(Study):
 
     QUICK: ClassVar = {"steps": 20, "batch_size": 64, "targets": 1, "forests": 2}
 
-    steps: int = 2**14
-    """of gradient descent (the paper's: 16384)"""
-    batch_size: int = 256
-    """sequences a step (the paper's: 1024)"""
-    targets: int = len(TARGETS)
-    """edges to change"""
-    forests: int = 40
-    """new forests to predict"""
+    steps: int = 2**14  #: of gradient descent (the paper's: 16384)
+    batch_size: int = 256  #: sequences a step (the paper's: 1024)
+    targets: int = len(TARGETS)  #: edges to change
+    forests: int = 40  #: new forests to predict
 
     def check(self) -> None:
-        """Something to train, and forests to resample."""
         at_least(1, steps=self.steps, batch_size=self.batch_size, targets=self.targets)
         at_least(2, forests=self.forests)
 
@@ -75,7 +70,6 @@ class Config(Study):
         return [Cell("training", train_all, asdict(self), scratch=True), Cell("figure 9", measure_figure_9)]
 
     def report(self, rows: Mapping[str, Any]) -> Report:
-        """A sign test for every change, an AUROC for every explanation."""
         return make_report(**rows["training"], known=rows["figure 9"], study=self)
 
 
@@ -153,7 +147,7 @@ def with_causes(edges: Sequence[Row], graphs: Sequence[nx.DiGraph]) -> list[Row]
     """Each edge with what each explanation makes of it: larger means rather unlearned."""
     tasks = [cc.InContextTask(graph, d_vocab=D_VOCAB, alpha=ALPHA) for graph in graphs]
     pulls = [
-        cc.information.score_gradient_of(cc.information.finite_context_gradient(task, n_kernels=128).value)
+        cc.information.score_gradient_of(cc.information.finite_context_gradient(task, n_matrices=128).value)
         for task in tasks
     ]
     found = []

@@ -28,7 +28,6 @@ LEVEL = 0.05
 
 
 def make_report(rows: Rows, edges: Rows, known: Rows, study: Any) -> Report:
-    """Checks, results, sections, and the text for docs/REPRODUCTION.md as closing table."""
     by = by_variant(rows)
     predicted = predictions({"Figure 9": known, "new forests": edges}, seed=study.seed)
     causes = [Check(*judged(name, by)) for name in EXPLANATIONS if name in by]
@@ -68,7 +67,6 @@ def make_report(rows: Rows, edges: Rows, known: Rows, study: Any) -> Report:
 
 
 def by_variant(rows: Rows) -> dict[str, dict[str, Row]]:
-    """The rows by variant and edge."""
     by: dict[str, dict[str, Row]] = {}
     for row in rows:
         by.setdefault(row["variant"], {})[f"graph {row['graph']}: {row['parent']} -> {row['of_child']}"] = row
@@ -76,7 +74,6 @@ def by_variant(rows: Rows) -> dict[str, dict[str, Row]]:
 
 
 def learned(of_variant: Mapping[str, Row]) -> set[str]:
-    """The edges that were learned."""
     return {edge for edge, row in of_variant.items() if row["block_attention"] > 0.5}
 
 
@@ -125,7 +122,6 @@ def best_prediction(predicted: Rows) -> Check:
 
 
 def shown(row: Row) -> str:
-    """An AUROC with its interval."""
     if np.isnan(row["auroc"]):
         return "not defined"
     return f"{row['auroc']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
@@ -174,7 +170,6 @@ def table_of_variants(by: ByVariant) -> list[dict[str, str]]:
 
 
 def table_of_causes(predicted: Rows) -> list[dict[str, str]]:
-    """AUROC with its interval, a row for each cause."""
     causes = dict.fromkeys(row["cause"] for row in predicted)
     return [{"cause": c} | {row["forests"]: shown(row) for row in where(predicted, cause=c)} for c in causes]
 
@@ -191,7 +186,6 @@ def plot_changes(by: ByVariant) -> dict[str, Any]:
 
 
 def plot_predictions(predicted: Rows) -> dict[str, Any]:
-    """AUROC of every cause."""
     groups = dict.fromkeys(row["forests"] for row in predicted)
     told = {group: {row["cause"]: row["auroc"] for row in where(predicted, forests=group)} for group in groups}
     label = "AUROC: unlearned edges against learned ones"

@@ -25,7 +25,6 @@ def changed_tasks(n_targets: int) -> list[tuple[dict[str, Any], cc.InContextTask
 
 
 def new_tasks(n_forests: int, seed: int) -> list[cc.InContextTask]:
-    """Random forests of the law of Figure 9."""
     graphs = [cc.random_forest(N_CTX, seed=1000 + n_forests * seed + forest) for forest in range(n_forests)]
     return [cc.InContextTask(graph, d_vocab=D_VOCAB, alpha=ALPHA) for graph in graphs]
 

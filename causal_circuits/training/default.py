@@ -43,11 +43,8 @@ def train(
             folder of `checkpoints` or `record`.
         CheckpointError: the folder holds checkpoints of another run.
         DivergenceError: the loss or a gradient is non-finite; it names the step and what to try.
-        TrainingPaused: the minutes of `checkpoints` are over.
         OSError: a checkpoint cannot be written; those that were there are unharmed.
 
-    >>> import causal_circuits as cc
-    >>> task = cc.InContextTask(cc.chain_graph(6), d_vocab=3)
     >>> model = cc.disentangled_transformer(d_vocab=3, n_ctx=6)
     >>> record = cc.train(model, task, cc.TrainConfig.joint(20, batch_size=64), record=cc.RecordAt.every(10, until=20))
     >>> len(record.losses), record.steps

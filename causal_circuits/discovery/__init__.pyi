@@ -1,0 +1,9 @@
+from .attention import edge_auroc as edge_auroc
+from .attention import extract_graph as extract_graph
+from .attention import mean_attention as mean_attention
+from .extracted import CandidateEdge as CandidateEdge
+from .extracted import ExtractedGraph as ExtractedGraph
+from .extracted import HeadReport as HeadReport
+from .recover import RecoveredGraph as RecoveredGraph
+from .recover import recover_graph as recover_graph
+from .verdicts import Position as Position
