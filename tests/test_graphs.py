@@ -82,9 +82,9 @@ def test_root_probability_is_the_share_of_roots() -> None:
 
 
 def test_random_forest_parents_are_uniform_over_earlier_positions() -> None:
-    parents = [cc.graphs.parents_of(cc.random_forest(7, 0.0, seed), 5)[0] for seed in range(2000)]
+    parents = [cc.graphs.parents_of(cc.random_forest(7, 0.0, seed), 5)[0] for seed in range(1000)]
     for position in range(5):
-        assert abs(parents.count(position) / 2000 - 0.2) < 4.5 * (0.2 * 0.8 / 2000) ** 0.5
+        assert abs(parents.count(position) / 1000 - 0.2) < 4.5 * (0.2 * 0.8 / 1000) ** 0.5
 
 
 def test_a_query_and_a_target_are_added_behind_a_digraph() -> None:

@@ -213,30 +213,6 @@ def test_the_reduced_model_is_the_papers(d_vocab: int, n_ctx: int, dtype: torch.
     assert_close(model.blocks[1].attn.W_Q.grad[0, slots["token"].slice, :d_vocab], a2.grad, TOLERANCE[dtype])
 
 
-def test_hooks_fire_in_the_reduced_model_and_change_nothing() -> None:
-    model, tokens = (
-        cc.models.warm_start(cc.reduced_transformer(3, 6, dtype=torch.float64), 1.3),
-        torch.tensor([[0, 1, 2, 0, 1, 2], [2, 2, 1, 0, 0, 1]]),
-    )
-    model.blocks[0].attn.W_Q.data[0, 3:9, :6] = torch.randn(6, 6, generator=torch.Generator().manual_seed(1)).double()
-    fast = models.logits(model, tokens)
-    weight = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
-    (fast * weight).sum().backward()
-    gradients = [block.attn.W_Q.grad.clone() for block in model.blocks]
-    model.zero_grad()
-    with cc.recording.watch_attention(model) as watched:
-        slow = models.logits(model, tokens)
-        (slow * weight).sum().backward()
-    assert_close(slow, fast, 1e-12)
-    for block, gradient in zip(model.blocks, gradients, strict=True):
-        assert_close(block.attn.W_Q.grad, gradient, 1e-12)
-    with cc.recording.watch_attention(model) as plain:
-        (model(tokens)[:, -1] * weight).sum().backward()
-    assert_close(watched.attention(), plain.attention(), 1e-12)
-    assert_close(watched.score_gradients(), plain.score_gradients(), 1e-12)
-    assert_close(watched.score_gradients()[0, 0], -gradients[0][0, 3:9, :6], 1e-12)  # A1's gradient is the scores'
-
-
 @pytest.mark.parametrize("watched", [False, True])
 def test_only_the_two_blocks_of_the_reduced_model_are_trained(watched: bool) -> None:
     model = cc.models.warm_start(cc.reduced_transformer(3, 6), 1.0)
