@@ -176,7 +176,7 @@ def test_ctrl_c_ends_all_processes_with_130_and_the_same_command_goes_on(tmp_pat
     began = time.monotonic()
     os.kill(process.pid, signal.SIGINT)
     assert ended(process) == 130
-    assert time.monotonic() - began < 9
+    assert time.monotonic() - began < 15
     assert capfd.readouterr().err == "toy: interrupted; the same command goes on from here\n"
     assert not (tmp_path / ".lock").exists()
     assert command(*flags[:-2]) == 0
