@@ -52,9 +52,7 @@ def disentangle(model: HookedTransformer) -> HookedTransformer:
         cfg.d_vocab, cfg.n_ctx, (cfg.n_heads,) * cfg.n_layers, dtype=model.W_U.dtype, device=model.W_U.device
     )
     width = layout_of(disentangled).width
-    reader = torch.cat([model.embed.W_E, model.pos_embed.W_pos]).to(
-        double
-    )  # R: ordinary residual = disentangled residual times R
+    reader = torch.cat([model.embed.W_E, model.pos_embed.W_pos]).to(double)  # R: ordinary = disentangled residual R
     for layer, block in enumerate(model.blocks):
         attn = block.attn
         for head in range(cfg.n_heads):

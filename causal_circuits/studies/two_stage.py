@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -79,8 +79,7 @@ class Config(Study):
         variants, seeds = [variant.name for variant in VARIANTS], range(self.seed, self.seed + self.seeds)
         forests = {"graph": range(min(self.figure_9, 20)), "variant": variants}
         runs = {"n_ctx": self.lengths, "seed": seeds, "variant": variants}
-        names = ("graph", "d_vocab", "alpha", "steps", "batch_size", "test")
-        same = {name: getattr(self, name) for name in names}
+        same = {name: getattr(self, name) for name in ("graph", "d_vocab", "alpha", "steps", "batch_size", "test")}
         return [*grid(measure_forest, forests, seed=self.seed), *grid(measure_run, runs, **same)]
 
     def report(self, rows: Mapping[str, Row]) -> Report:
@@ -94,10 +93,7 @@ class Config(Study):
             checks=make_checks(runs, laws, on_forests),
             results={
                 "theorem": THEOREM,
-                "exponents": {
-                    name: {quantity: law and asdict(law) for quantity, law in of_variant.items()}
-                    for name, of_variant in laws.items()
-                },
+                "exponents": laws,
                 "parting": sentences,
                 "lengths": [{key: value for key, value in row.items() if key != "losses"} for row in measured],
                 "figure_9": forests,
@@ -191,7 +187,6 @@ def measure_forest(variant: str, graph: int, seed: int) -> Row:
 
 
 def fit(runs: pd.DataFrame, seed: int) -> Laws:
-
     def law(rows: pd.DataFrame, quantity: str) -> PowerLaw | None:
         return fit_power_law(rows.n_ctx.tolist(), rows[quantity].tolist(), seed=seed)
 
@@ -402,5 +397,4 @@ def plot_stage_1(runs: pd.DataFrame) -> Axes:
 
 def plot_match(runs: pd.DataFrame) -> Axes:
     strength = {v.name: means(runs[runs.variant == v.name], "match_strength") for v in VARIANTS if v.reduced}
-    label = "A2: mean diagonal - mean off-diagonal"
-    return figures.plot_curves(strength, xlabel="context length n_ctx", ylabel=label)
+    return figures.plot_curves(strength, xlabel="context length n_ctx", ylabel="A2: mean diagonal - mean off-diagonal")

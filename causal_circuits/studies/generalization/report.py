@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
@@ -47,7 +46,7 @@ def make_report(
         checks=[*check_rates(points, laws), *check_groups(groups), check_fooled(found)],
         results={
             "theorem": THEOREM,
-            "exponents": {name: law and asdict(law) for name, law in laws.items()},
+            "exponents": laws,
             "families": families,
             "worst_kernels": worst,
             "restricted": restricted,

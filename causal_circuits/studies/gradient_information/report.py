@@ -1,7 +1,6 @@
 """What the cells of `gradient_information` add up to: checks with errors, tables, figures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -39,7 +38,7 @@ def make_report(rows: Mapping[str, Any]) -> Report:
             ),
         ],
         results={
-            "settings": [asdict(setting) for setting in settings],
+            "settings": settings,
             "against_sequences": sweep,
             "forests": forests,
             "backward_pass_difference": difference,

@@ -63,7 +63,7 @@ def make_results(task: cc.InContextTask, heads: Row, single: Row, repeats: Seque
             **heads["edges"],
             "head_of_edge": {f"{p}->{c}": found.carriers(p, c) for p, c in sorted(found.edges)},
             "missing": heads["missing"],
-            "candidates": [asdict(candidate) for candidate in found.candidates],
+            "candidates": found.candidates,
         },
         **heads_of(found),
         "information": heads["information"],
@@ -90,7 +90,7 @@ def make_results(task: cc.InContextTask, heads: Row, single: Row, repeats: Seque
 def heads_of(found: cc.discovery.ExtractedGraph) -> dict[str, Any]:
     """What each head carries, and the target's parents that none does."""
     further = [parent for parent, child in found.inferred if child == found.graph["target"]]
-    return {"heads": [asdict(head) for head in found.heads], "further_parents": further}
+    return {"heads": found.heads, "further_parents": further}
 
 
 def parents_lists(graph: nx.DiGraph) -> list[list[int]]:

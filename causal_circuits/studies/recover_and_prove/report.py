@@ -106,9 +106,9 @@ def make_results(f: Findings) -> dict[str, Any]:
             },
             "mean_parent_attention": fmean(f.parent_attention),
             "min_parent_attention": min(f.parent_attention),
-            "candidates": [asdict(candidate) for candidate in f.found.candidates],
+            "candidates": f.found.candidates,
         },
-        "heads": [asdict(head) for head in f.heads],
+        "heads": f.heads,
         "ablation": f.ablation_rows,
         "knock_out": {
             "auroc": f.auroc(),

@@ -1,6 +1,5 @@
 """The verdict on every position, and what it rests on."""
 
-from dataclasses import asdict
 from math import inf
 from typing import Any
 
@@ -119,5 +118,5 @@ def make_results(found: cc.discovery.RecoveredGraph, targets: str) -> dict[str, 
         },
         "sequences_needed": found.sequences_needed,
         "warnings": found.warnings,
-        "positions": [asdict(p) for p in found.positions],
+        "positions": found.positions,
     }
