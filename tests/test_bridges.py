@@ -71,7 +71,7 @@ def test_what_a_bridge_cannot_do_is_refused_by_name(tmp_path):
     refused = {
         "bridge already": lambda: as_bridge(model),
         "no disentangled residual stream": lambda: cc.save_model(model, tmp_path),
-        "disentangle makes": lambda: cc.circuits.circuit_graph(model),
+        "disentangle makes": lambda: cc.circuits.circuit_graph(model, "slot"),
         "use_split_qkv_input": lambda: cc.patch_paths(model, BATCH.tokens, OTHER.tokens, of_use),
     }
     for words, call in refused.items():

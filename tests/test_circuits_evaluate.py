@@ -114,7 +114,7 @@ def test_the_order_and_the_company_of_circuits_do_not_matter(monkeypatch: pytest
     masks = torch.rand(40, len(whole), generator=torch.Generator().manual_seed(3)) < 0.5
     together, order = whole.costs(masks), torch.randperm(40, generator=torch.Generator().manual_seed(4))
     assert torch.allclose(whole.costs(masks[order]), together[order], atol=1e-12)
-    monkeypatch.setattr("causal_circuits.circuits.evaluate.COPIES", 7)
+    monkeypatch.setattr("causal_circuits.circuits.forward.Forward.copies", 7)
     assert torch.allclose(whole.costs(masks), together, atol=1e-12)
 
 
@@ -192,6 +192,3 @@ def test_hooks_are_refused_because_they_cannot_be_honoured() -> None:
     model, batch = case((1, 1))
     model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: pattern)
     assert_refused(lambda: circuits.circuit_model(model, batch), "blocks.0.attn.hook_pattern", "reset_hooks()")
-    plain = cc.disentangled_transformer(S, T)
-    del plain.causal_circuits_layout
-    assert_refused(lambda: circuits.circuit_model(plain, batch), "no disentangled residual stream")

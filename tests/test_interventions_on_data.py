@@ -43,6 +43,8 @@ def test_the_edge_posterior_counts_no_edge_into_a_set_token():
     aware = cross_entropy(twin.bayes_predictor(batch.tokens), batch.target_probs)
     naive = cross_entropy(task.bayes_predictor(batch.tokens), batch.target_probs)
     assert (naive - aware).mean() > 5 * (naive - aware).std() / 8000**0.5
+    cost = cc.interventions.make_cost("kl_to_posterior", batch, task=twin)
+    assert cost(twin.bayes_predictor(batch.tokens).log()).abs().max() < 1e-6
 
 
 def test_the_edge_posterior_of_one_given_pair_of_matrices_is_the_truth_whatever_is_set():

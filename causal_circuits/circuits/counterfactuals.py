@@ -10,36 +10,27 @@ over positions too.
 from typing import Literal, get_args
 
 import torch
-from einops import reduce, repeat
+from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_circuits.circuits.forward import Forward, Slots
 from causal_circuits.interventions import other_positions, other_sequences
 
 Counterfactual = Literal["zero", "mean", "resample", "permute", "resample_and_permute"]
 COUNTERFACTUALS: tuple[Counterfactual, ...] = get_args(Counterfactual)
-Slots = dict[str, Float[Tensor, "_sequence pos _width"]]
 
 
-def embed(tokens: Int[Tensor, "batch n_ctx"], d_vocab: int, dtype: torch.dtype) -> Slots:
-    """The two embeddings of a run: one-hot tokens, and every position's own name."""
-    names = torch.eye(tokens.shape[1], dtype=dtype, device=tokens.device)
-    return {
-        "token": torch.nn.functional.one_hot(tokens, d_vocab).to(dtype),
-        "position": repeat(names, "pos width -> batch pos width", batch=len(tokens)),
-    }
-
-
-def corrupted_inputs(
-    tokens: Int[Tensor, "batch n_ctx"], d_vocab: int, dtype: torch.dtype, kind: str, seed: int
-) -> Slots:
-    """The two embeddings of the run that a counterfactual of the second kind is taken from."""
+def corrupted_inputs(forward: Forward, tokens: Int[Tensor, "batch n_ctx"], kind: str, seed: int) -> Slots:
+    """The embeddings of the run that a counterfactual of the second kind is taken from."""
     if kind in ("resample", "resample_and_permute"):
         tokens = tokens[other_sequences(len(tokens), seed).to(tokens.device)]
-    inputs = embed(tokens, d_vocab, dtype)
+    inputs = forward.embed(tokens)
     if kind in ("permute", "resample_and_permute"):
+        if "position" not in inputs:
+            raise ValueError(f"{kind!r} exchanges embeddings of positions, and this model has none: take 'resample'")
         names = other_positions(len(tokens), tokens.shape[1], seed).to(tokens.device)
-        inputs["position"] = torch.nn.functional.one_hot(names, tokens.shape[1]).to(dtype)
+        inputs["position"] = inputs["position"].take_along_dim(names[..., None], dim=1)
     return inputs
 
 

@@ -19,8 +19,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.circuits.counterfactuals import Slots, corrupted_inputs
+from causal_circuits.circuits.counterfactuals import corrupted_inputs
 from causal_circuits.circuits.evaluate import CircuitModel, circuit_model
+from causal_circuits.circuits.forward import Slots
 from causal_circuits.circuits.gradients import gradients
 from causal_circuits.circuits.parts import Difference, Parts
 from causal_circuits.interventions import Metric, knock_out_edges
@@ -151,8 +152,7 @@ def _replacements(
         return torch.zeros_like(clean)
     if counterfactual == "mean":
         return clean.double().mean(dim=1, keepdim=True).to(clean.dtype).expand_as(clean)
-    d_vocab, dtype = whole.forward.layout.d_vocab, clean.dtype
-    return _patterns(whole, layer, corrupted_inputs(whole.batch.tokens, d_vocab, dtype, counterfactual, seed))
+    return _patterns(whole, layer, corrupted_inputs(whole.forward, whole.batch.tokens, counterfactual, seed))
 
 
 @check_arguments
@@ -167,10 +167,10 @@ def entry_model(
     task: Task | None = None,
     seed: int = 0,
 ) -> EntryModel:
-    """A model of ours as a function of which attention entries of a layer it keeps.
+    """A model as a function of which attention entries of a layer it keeps.
 
     Args:
-        model: one of ours, without hooks.
+        model: as `circuit_model` takes it.
         batch: sequences and targets.
         layer: 0, where the latent graph lives, or a later one before the last, of which only one row is read.
         counterfactual: what is put in place of an entry's weight: "zero"; its "mean" over sequences; "resample", its
@@ -186,15 +186,15 @@ def entry_model(
     """
     heads = [head for at, head in live_heads(model) if at == layer]
     whole = circuit_model(model, batch, metric=metric, task=task, seed=seed)
-    layout = whole.forward.layout
-    if not 0 <= layer < layout.n_layers - 1:
+    n_layers, n_ctx = model.cfg.n_layers, batch.tokens.shape[1]
+    if not 0 <= layer < n_layers - 1:
         raise ValueError(
-            f"layer must be one before the last, whose rows are all read: got {layer} of {layout.n_layers} layers"
+            f"layer must be one before the last, whose rows are all read: got {layer} of {n_layers} layers"
         )
     check_hooks(model, [f"blocks.{layer}.attn.hook_pattern"])
     clean = _patterns(whole, layer, whole.inputs)
     return EntryModel(
-        edges=tuple((head, i, j) for head in heads for i in range(layout.n_ctx) for j in range(i + 1)),
+        edges=tuple((head, i, j) for head in heads for i in range(n_ctx) for j in range(i + 1)),
         whole=whole,
         layer=layer,
         model=model,

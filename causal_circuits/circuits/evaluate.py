@@ -14,18 +14,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.circuits.counterfactuals import Counterfactual, Slots, constant, corrupted_inputs, embed
-from causal_circuits.circuits.forward import Forward, Masks, Read, Variants
+from causal_circuits.circuits.counterfactuals import Counterfactual, constant, corrupted_inputs
+from causal_circuits.circuits.forward import Forward, Masks, Read, SlotForward, Slots, Variants
 from causal_circuits.circuits.gradients import Gradients, between, gradients, mean_gradients
 from causal_circuits.circuits.graph import Circuit, Edge, Granularity, circuit_edges, circuit_graph, circuit_mask
+from causal_circuits.circuits.hooked_forward import HookedForward
 from causal_circuits.circuits.parts import Difference, Parts
 from causal_circuits.interventions import Cost, Metric, make_cost
-from causal_circuits.models import HookedTransformer, check_forward, check_model, layout_of
+from causal_circuits.interventions.measure import check_input
+from causal_circuits.models import HookedTransformer, has_layout
 from causal_circuits.models.acceptance import refuse_foreign
 from causal_circuits.tasks import Batch, Task
 from causal_circuits.tasks.batch import check_tokens
-
-COPIES = 2**19  # circuits times sequences that are evaluated at once
 
 
 @check_arguments
@@ -44,7 +44,7 @@ class CircuitModel(Parts):
         clean: every slot's value in the clean run (of the last layer's slots, that of the last row).
         corrupted: every slot's counterfactual value.
         pairs: every slot's value in a run on other tokens, for the methods that compare pairs of runs.
-        forward: the model's weights and the pass through them.
+        forward: the model's forward pass: from the weights of a disentangled model, with hooks on any other.
 
     >>> whole = circuit_model(model, batch)
     >>> whole.edges[:2], len(whole)
@@ -120,13 +120,13 @@ class CircuitModel(Parts):
         return torch.tensor([min((of_head[node] for node in pair if node in of_head), default=0.0) for pair in ends])
 
     def _predictions(self, masks: Masks) -> Iterator[Float[Tensor, "circuit batch d_vocab"]]:
-        """The predictions with circuits, `COPIES` copies of a sequence at a time."""
+        """The predictions with circuits, some at a time."""
         if masks.dtype != torch.bool or masks.ndim != 2 or masks.shape[1] != len(self.edges) or not len(masks):
             raise ValueError(
                 f"masks must be Boolean [circuit, edge={len(self.edges)}], one circuit or more: "
                 f"got {masks.dtype} {list(masks.shape)}"
             )
-        pieces = masks.split(max(1, COPIES // len(self.batch)))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        pieces = masks.split(max(1, self.forward.copies // len(self.batch)))  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return (self.forward.log_probs(piece, self.inputs, self._reader(piece)) for piece in pieces)
 
     def _reader(self, masks: Masks) -> Read:
@@ -165,10 +165,11 @@ def circuit_model(
     task: Task | None = None,
     seed: int = 0,
 ) -> CircuitModel:
-    """A model of ours as a function of its circuit, on a batch.
+    """A model as a function of its circuit, on a batch.
 
     Args:
-        model: one of ours, without hooks: circuits are computed from its weights.
+        model: any HookedTransformer or bridge; a disentangled one without hooks, as its circuits are computed from its
+            weights.
         batch: sequences and targets.
         counterfactual: what a reader gets in place of a sender that is cut off: "zero"; "mean" (over sequences and
             positions); "resample" (a run on another sequence's tokens); "permute" (a run whose positions bear each
@@ -186,18 +187,18 @@ def circuit_model(
     >>> abs(model.mean_cost(induction) - model.mean_cost(model.full)) < 1e-6 < model.mean_cost(model.empty)
     True
     """
-    layout = layout_of(model)
-    batch.check(layout.d_vocab)
-    check_model(model, layout.d_vocab, batch.tokens.shape[1])
+    check_input(model, batch)
+    if isinstance(counterfactual, Tensor):
+        check_tokens(counterfactual, model.cfg.d_vocab)
     if model.W_U.dtype.itemsize < 4:
         raise ValueError(f"circuits are evaluated in float32 or float64: got {model.W_U.dtype}; call model.float()")
-    refuse_foreign(model, "circuit_model", "call model.reset_hooks(), or build the model anew")
+    if has_layout(model):
+        refuse_foreign(model, "circuit_model", "call model.reset_hooks(), or build the model anew")
     batch = batch.to(model.W_U.device, model.W_U.dtype)
-    check_forward(model, batch.tokens)
     graph = circuit_graph(model, granularity)
     edges = tuple(circuit_edges(graph))
-    forward = Forward.of(model, edges, granularity)
-    inputs = embed(batch.tokens, layout.d_vocab, model.W_U.dtype)
+    forward = SlotForward.of(model, edges, granularity) if has_layout(model) else HookedForward.of(model, edges, batch)
+    inputs = forward.embed(batch.tokens)
     clean = forward.values(inputs)
     return CircuitModel(
         graph=graph,
@@ -215,15 +216,13 @@ def circuit_model(
 
 
 def _corrupted(forward: Forward, tokens: Tensor, clean: Slots, counterfactual: str | Tensor, seed: int) -> Slots:
-    dtype, d_vocab = forward.bias.dtype, forward.layout.d_vocab
     if isinstance(counterfactual, Tensor):
         if counterfactual.shape != tokens.shape:
             raise ValueError(
                 f"counterfactual tokens must be one sequence for each of the batch, {list(tokens.shape)}: "
                 f"got {list(counterfactual.shape)}"
             )
-        check_tokens(counterfactual, d_vocab)
-        return forward.values(embed(counterfactual, d_vocab, dtype))
+        return forward.values(forward.embed(counterfactual))
     if counterfactual in ("zero", "mean"):
         return {slot: constant(value, counterfactual) for slot, value in clean.items()}
-    return forward.values(corrupted_inputs(tokens, d_vocab, dtype, counterfactual, seed))
+    return forward.values(corrupted_inputs(forward, tokens, counterfactual, seed))

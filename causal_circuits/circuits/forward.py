@@ -1,11 +1,12 @@
-"""A model's forward pass, slot by slot, in any number of circuits at once.
+"""A model's forward pass with a say in what every edge brings; of a disentangled model slot by slot, from its weights.
 
-Circuits share most of their work. What a head attends to depends on the edges into its queries and keys and on those
-before them; so a batch of circuits is computed node by node, each node once for each *different* choice of the edges
-it depends on (`_distinct`), and the results are handed out by index. Enumerating all 2^19 circuits of a two-layer
-model computes 16 patterns in layer 0, not half a million.
+Any number of circuits is computed at once, and they share most of their work. What a head attends to depends on the
+edges into its queries and keys and on those before them; so a batch of circuits is computed node by node, each node
+once for each *different* choice of the edges it depends on (`_distinct`), and the results are handed out by index.
+Enumerating all 2^19 circuits of a two-layer model computes 16 patterns in layer 0, not half a million.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -13,15 +14,15 @@ from itertools import groupby
 
 import numpy as np
 import torch
-from einops import pack
+from einops import pack, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from causal_circuits.circuits.counterfactuals import Slots
-from causal_circuits.circuits.graph import LOGITS, Edge, Granularity, heads_of, readable_slots, readers, sender_of
-from causal_circuits.models import PROBABILITY_FLOOR, HookedTransformer, Layout, layout_of
+from causal_circuits.circuits.graph import LOGITS, Edge, Granularity, depth_of, readers, sender_of
+from causal_circuits.models import PROBABILITY_FLOOR, HookedTransformer, Layout, layout_of, live_heads
 
 Masks = Bool[Tensor, "circuit edge"]
+Slots = dict[str, Float[Tensor, "_sequence pos _width"]]
 NEGLIGIBLE = 1e-18  # less attention than this is none: its products are denormal numbers, a hundred times slower
 
 
@@ -46,9 +47,64 @@ def read_everything(slot: str, edge: int, value: Variants, circuits: Int[Tensor,
     return value.of(circuits)
 
 
+class Forward(ABC):
+    """A model's forward pass: every reader gets what `read` says of each slot (or sender) and edge.
+
+    Attributes:
+        reads: reader -> (slot, index of the edge) of everything it may read.
+        copies: circuits times sequences that are evaluated at once.
+    """
+
+    reads: dict[str, list[tuple[str, int]]]
+    copies: int = 2**19
+
+    @property
+    def uncut(self) -> Masks:
+        """The circuit that has every edge."""
+        n_edges = 1 + max(edge for readings in self.reads.values() for _, edge in readings)
+        return torch.ones(1, n_edges, dtype=torch.bool)
+
+    @abstractmethod
+    def embed(self, tokens: Int[Tensor, "batch n_ctx"]) -> Slots:
+        """The embeddings of a run."""
+
+    @abstractmethod
+    def log_probs(
+        self, masks: Masks, inputs: Slots, read: Read, attend: Attend | None = None
+    ) -> Float[Tensor, "circuit batch d_vocab"]:
+        """The prediction where `read(slot, edge, value, circuits)` says what arrives along an edge.
+
+        `attend(head, pattern)` may look at each head's pattern or put another in its place.
+        """
+
+    @abstractmethod
+    def values(self, inputs: Slots) -> Slots:
+        """Every slot's value in an uncut run on some inputs; of the last layer's, the last row at every position."""
+
+    @abstractmethod
+    def writes(self, reader: str, slot: str) -> list[str]:
+        """The slots that depend on what a reader finds in a slot."""
+
+    @abstractmethod
+    def has_weight(self, reader: str, slot: str) -> bool:
+        """Whether the block of the weights that a reader has on a slot may be other than zero."""
+
+    @torch.no_grad()
+    def patterns(self, inputs: Slots) -> dict[str, Float[Tensor, "batch query_pos key_pos"]]:
+        """Every head's pattern in an uncut run on some inputs."""
+        found: dict[str, Tensor] = {}
+
+        def look(head: str, pattern: Tensor) -> Tensor:
+            found[head] = pattern[0].expand(len(inputs["token"]), -1, -1)
+            return pattern
+
+        self.log_probs(self.uncut, inputs, read_everything, look)
+        return found
+
+
 @dataclass(frozen=True)
-class Forward:
-    """A model's weights, cut into blocks between slots, and the forward pass through them."""
+class SlotForward(Forward):
+    """A disentangled model's weights, cut into blocks between slots, and the forward pass through them."""
 
     layout: Layout  # of the model
     attention: dict[str, dict[str, Tensor]]  # head -> slot of the query -> its rows of W_Q W_K^T
@@ -58,12 +114,12 @@ class Forward:
     reads: dict[str, list[tuple[str, int]]]  # reader -> (slot, index of the edge) of everything it may read
 
     @classmethod
-    def of(cls, model: HookedTransformer, edges: Sequence[Edge], granularity: Granularity) -> "Forward":
+    def of(cls, model: HookedTransformer, edges: Sequence[Edge], granularity: Granularity) -> "SlotForward":
         """The blocks of a model's weights, detached."""
         layout, index = layout_of(model), {edge: place for place, edge in enumerate(edges)}
         columns = {name: slot.slice for name, slot in layout.slots().items()}
         attention = {}
-        for layer, head in heads_of(layout):
+        for layer, head in live_heads(model):
             attn = model.blocks[layer].attn
             product = (attn.W_Q[head] @ attn.W_K[head].mT).detach()
             attention[f"L{layer}H{head}"] = {slot: product[where] for slot, where in columns.items()}
@@ -74,24 +130,24 @@ class Forward:
             readout={slot: model.W_U.detach()[where] for slot, where in columns.items()},
             bias=model.b_U.detach(),
             reads={
-                reader: [(slot, index[sender_of(slot, granularity), reader]) for slot in readable_slots(layout, layer)]
-                for reader, layer in readers(layout).items()
+                reader: [
+                    (slot, index[sender_of(slot, granularity), reader]) for slot in columns if depth_of(slot) < depth
+                ]
+                for reader, depth in readers(model).items()
             },
         )
 
-    @property
-    def uncut(self) -> Masks:
-        """The circuit that has every edge."""
-        n_edges = 1 + max(edge for readings in self.reads.values() for _, edge in readings)
-        return torch.ones(1, n_edges, dtype=torch.bool)
+    def embed(self, tokens: Int[Tensor, "batch n_ctx"]) -> Slots:
+        """One-hot tokens, and every position's own name."""
+        dtype = self.bias.dtype
+        names = torch.eye(tokens.shape[1], dtype=dtype, device=tokens.device)
+        tokens = torch.nn.functional.one_hot(tokens, self.layout.d_vocab).to(dtype)
+        return {"token": tokens, "position": repeat(names, "pos width -> batch pos width", batch=len(tokens))}
 
     def log_probs(
         self, masks: Masks, inputs: Slots, read: Read, attend: Attend | None = None
     ) -> Float[Tensor, "circuit batch d_vocab"]:
-        """The prediction where `read(slot, edge, value, circuits)` says what arrives along an edge.
-
-        `attend(head, pattern)` may look at each head's pattern or put another in its place.
-        """
+        """Node by node, each once for every different choice of the edges that it depends on."""
         values = self.slots(masks, inputs, read, attend)
         logits: Tensor = self.bias.expand(len(masks), len(inputs["token"]), -1)
         for edge, arriving in groupby(self.reads[LOGITS], key=lambda reading: reading[1]):
@@ -121,16 +177,20 @@ class Forward:
         found = self.slots(self.uncut, inputs, read_everything)
         return {slot: value.values[0].expand(-1, self.layout.n_ctx, -1) for slot, value in found.items()}
 
-    def patterns(self, inputs: Slots) -> dict[str, Float[Tensor, "batch query_pos key_pos"]]:
-        """Every head's pattern in an uncut run on some inputs."""
-        found: dict[str, Tensor] = {}
+    def writes(self, reader: str, slot: str) -> list[str]:
+        """A query or key bears on all that its head writes, a value on its copy alone."""
+        head, _, name = reader.partition(".")
+        written = [found for found in self.columns if found.startswith(f"{head}.")]
+        return [found for found in written if name != "v" or found == f"{head}.{slot}"]
 
-        def look(head: str, pattern: Tensor) -> Tensor:
-            found[head] = pattern[0].expand(len(inputs["token"]), -1, -1)
-            return pattern
-
-        self.slots(self.uncut, inputs, read_everything, look)
-        return found
+    def has_weight(self, reader: str, slot: str) -> bool:
+        """Whether the block of W_Q W_K^T, or of the read-out, is other than zero."""
+        head, _, name = reader.partition(".")
+        if reader == LOGITS:
+            return bool(self.readout[slot].any())
+        if name == "q":
+            return bool(self.attention[head][slot].any())
+        return name == "v" or any(bool(block[:, self.columns[slot]].any()) for block in self.attention[head].values())
 
     def _pattern(
         self, head: str, layer: int, masks: Masks, values: dict[str, Variants], read: Read

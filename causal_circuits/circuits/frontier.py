@@ -25,7 +25,6 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.evaluate import CircuitModel
-from causal_circuits.circuits.forward import Forward
 from causal_circuits.circuits.graph import LOGITS, Edge
 
 MAX_EDGES = 19
@@ -182,26 +181,14 @@ def _influences(model: CircuitModel, by_weights: bool = False) -> nx.DiGraph:
     """Slots -> readers, along numbered edges, -> the slots that these write; without zero blocks of the weights."""
     forward, graph = model.forward, nx.DiGraph()
     for reader, readings in forward.reads.items():
-        head, _, name = reader.partition(".")
-        written = [slot for slot in forward.columns if slot.startswith(f"{head}.")]
         for slot, edge in readings:
-            if by_weights and not _has_weight(forward, head, name, slot):
+            if by_weights and not forward.has_weight(reader, slot):
                 continue
-            node = (reader, slot) if name == "v" else reader
+            node = (reader, slot) if reader.endswith(".v") else reader
             graph.add_edge(slot, node, edge=edge)
-            graph.add_edges_from((node, to) for to in written if name != "v" or to == f"{head}.{slot}")
+            graph.add_edges_from((node, to) for to in forward.writes(reader, slot))
     graph.add_node(LOGITS)
     return graph
-
-
-def _has_weight(forward: Forward, head: str, name: str, slot: str) -> bool:
-    """Whether the block of the weights that a head's query or key, or the read-out, has on a slot is not zero."""
-    if head == LOGITS:
-        return bool(forward.readout[slot].any())
-    if name == "q":
-        return bool(forward.attention[head][slot].any())
-    columns = forward.columns[slot]
-    return name == "v" or any(bool(block[:, columns].any()) for block in forward.attention[head].values())
 
 
 def _edges_to_enumerate(model: CircuitModel, max_edges: int) -> tuple[list[int], bool]:

@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_circuits.circuits.counterfactuals import Slots
-from causal_circuits.circuits.forward import Forward, Variants
+from causal_circuits.circuits.forward import Forward, Slots, Variants
 from causal_circuits.interventions import Cost
 
 
@@ -35,7 +34,7 @@ def gradients(
     Raises:
         ValueError: the metric has no gradient (accuracy).
     """
-    shares = torch.zeros(forward.uncut.shape[1], dtype=forward.bias.dtype, requires_grad=True)
+    shares = torch.zeros(forward.uncut.shape[1], dtype=inputs["token"].dtype, requires_grad=True)
     attended: dict[str, Tensor] = {}
 
     def read(slot: str, edge: int, value: Variants, circuits: Tensor) -> Tensor:
@@ -49,7 +48,7 @@ def gradients(
         return pattern
 
     with torch.enable_grad():
-        mean_cost = cost(forward.log_probs(forward.uncut, inputs, read, attend)).mean()
+        mean_cost = cost(forward.log_probs(~forward.uncut, inputs, read, attend)).mean()  # asks along every edge
     if not mean_cost.requires_grad:
         raise ValueError(
             f"the metric {cost.name!r} has no gradient, which this method needs: use 'loss' or 'logit_difference'"

@@ -1,16 +1,18 @@
 """A model as a graph of who reads whom: the graph whose subgraphs are circuits.
 
-In a disentangled residual stream every sender has slots of its own, so "reader r uses what sender s wrote" is a block
-of a weight matrix, and cutting it is exact. Nodes, in the order in which a forward pass visits them:
+What a reader finds in the residual stream is a sum of what senders wrote, so "reader r uses what sender s wrote" can be
+cut exactly, in any transformer. Nodes, in the order in which a forward pass visits them:
 
-* **senders**: ``token`` and ``position`` (the two embeddings), and each head's output, ``L0H0`` - or, at the finer
-  granularity, each slot of it: ``L0H0.token`` (the tokens it copied), ``L0H0.position``;
-* **readers**: each head's three inputs, ``L0H0.q``, ``L0H0.k``, ``L0H0.v``, and ``logits``.
+* **senders**: ``token`` and ``position`` (the embeddings), each head's output, ``L0H0``, and each MLP's, ``L0MLP``. In
+  a disentangled residual stream a head's output has slots of its own, each a sender at the finer granularity:
+  ``L0H0.token`` (the tokens it copied), ``L0H0.position``;
+* **readers**: each head's three inputs, ``L0H0.q``, ``L0H0.k``, ``L0H0.v``, each MLP's, ``L0MLP.in``, and ``logits``.
 
-An edge sender -> reader is there or cut. The edges reader -> sender inside a head are no choice: their attribute
-``kind`` is "inside", the others' is "read", and `circuit_edges` lists those.
+An edge sender -> reader is there or cut. The edges reader -> sender inside a head or an MLP are no choice: their
+attribute ``kind`` is "inside", the others' is "read", and `circuit_edges` lists those.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias
 
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.display import Row, table_html, table_text
-from causal_circuits.models import HookedTransformer, Layout, layout_of
+from causal_circuits.models import HookedTransformer, layout_of, live_heads
 
 Granularity = Literal["head", "slot"]
 Edge = tuple[str, str]
@@ -55,11 +57,11 @@ class CircuitGraph(nx.DiGraph):  # type: ignore[misc]  # networkx is untyped her
 
 @check_arguments
 def circuit_graph(model: HookedTransformer, granularity: Granularity = "head") -> CircuitGraph:
-    """The graph of everything that a model of ours could use: with one head in each of two layers, 19 edges.
+    """The graph of everything that a model could use: with one head in each of two layers and no MLP, 19 edges.
 
     Args:
-        model: any model of ours.
-        granularity: "head" (a head's output is one sender) or "slot" (each slot of it is one).
+        model: any HookedTransformer or bridge.
+        granularity: "head" (a head's output is one sender); of a disentangled model also "slot" (each slot of it is).
 
     >>> model = cc.disentangled_transformer(d_vocab=3, n_ctx=4, n_heads=(1, 1))
     >>> len(circuit_edges(circuit_graph(model))), len(circuit_edges(circuit_graph(model, "slot")))
@@ -67,18 +69,15 @@ def circuit_graph(model: HookedTransformer, granularity: Granularity = "head") -
     >>> [sender for sender, reader in circuit_edges(circuit_graph(model)) if reader == "L1H0.k"]
     ['token', 'position', 'L0H0']
     """
-    layout = layout_of(model)
-    graph = CircuitGraph(granularity=granularity, heads=" ".join(map(str, layout.n_heads)), kind=layout.kind)
-    for reader, layer in readers(layout).items():
-        graph.add_node(reader, kind="reader", layer=layer)
-    for reader, layer in readers(layout).items():
-        for slot in readable_slots(layout, layer):
-            sender = sender_of(slot, granularity)
-            graph.add_node(sender, kind="sender", layer=written_in(slot))
-            graph.add_edge(sender, reader, kind="read")
-    for sender in [node for node, kind in graph.nodes(data="kind") if kind == "sender" and node.startswith("L")]:
-        for name in INPUTS:
-            graph.add_edge(f"{sender.split('.')[0]}.{name}", sender, kind="inside")
+    graph, who_reads, who_writes = CircuitGraph(granularity=granularity), readers(model), senders(model, granularity)
+    graph.add_nodes_from((reader, {"kind": "reader", "layer": depth // 2}) for reader, depth in who_reads.items())
+    graph.add_nodes_from((sender, {"kind": "sender", "layer": depth_of(sender) // 2}) for sender in who_writes)
+    for reader, depth in who_reads.items():
+        for sender in who_writes:
+            if depth_of(sender) < depth:
+                graph.add_edge(sender, reader, kind="read")
+            elif sender.split(".")[0] == reader.split(".")[0]:
+                graph.add_edge(reader, sender, kind="inside")
     return graph
 
 
@@ -128,20 +127,22 @@ def circuit_mask(edges: Sequence[Edge], circuit: Circuit) -> Bool[Tensor, " edge
     return mask
 
 
-def heads_of(layout: Layout) -> list[tuple[int, int]]:
-    """(layer, head) of every head."""
-    return [(layer, head) for layer, n_heads in enumerate(layout.n_heads) for head in range(n_heads)]
+def readers(model: HookedTransformer) -> dict[str, int]:
+    """Every reader and its depth, in the order of a forward pass."""
+    named: dict[str, int] = {}
+    for layer in range(model.cfg.n_layers):
+        heads = [head for at, head in live_heads(model) if at == layer]
+        named |= {f"L{layer}H{head}.{name}": 2 * layer for head in heads for name in INPUTS}
+        named |= {} if model.cfg.attn_only else {f"L{layer}MLP.in": 2 * layer + 1}
+    return {**named, LOGITS: 2 * model.cfg.n_layers}
 
 
-def readers(layout: Layout) -> dict[str, int]:
-    """Every reader and its layer (logits: the number of layers), in the order of a forward pass."""
-    named = {f"L{layer}H{head}.{name}": layer for layer, head in heads_of(layout) for name in INPUTS}
-    return {**named, LOGITS: layout.n_layers}
-
-
-def readable_slots(layout: Layout, layer: int) -> list[str]:
-    """The slots that readers in a layer find in the residual stream: those written before it."""
-    return [slot for slot in layout.slots() if written_in(slot) < layer]
+def senders(model: HookedTransformer, granularity: Granularity) -> list[str]:
+    """Every sender, in the order in which they write."""
+    if granularity == "slot":
+        return list(layout_of(model).slots())
+    inside = dict.fromkeys(reader.split(".")[0] for reader in readers(model) if reader != LOGITS)
+    return ["token", *(["position"] if "hook_pos_embed" in model.hook_dict else []), *inside]
 
 
 def sender_of(slot: str, granularity: Granularity) -> str:
@@ -153,7 +154,11 @@ def sender_of(slot: str, granularity: Granularity) -> str:
     return slot.split(".")[0] if granularity == "head" else slot
 
 
-def written_in(slot: str) -> int:
-    """The layer that writes a slot; -1 for the embeddings."""
-    first = slot.split(".")[0]
-    return int(first[1 : first.index("H")]) if "." in slot else -1
+def depth_of(slot: str) -> int:
+    """Twice the layer that writes a slot, one more if its MLP does; -1 for the embeddings.
+
+    >>> depth_of("L1H0.token"), depth_of("L1MLP"), depth_of("token")
+    (2, 3, -1)
+    """
+    writer = re.match(r"L(\d+)(MLP)?", slot)
+    return -1 if writer is None else 2 * int(writer[1]) + (writer[2] is not None)

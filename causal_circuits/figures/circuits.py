@@ -126,12 +126,11 @@ def plot_needed_edges(proof: CircuitProof, ax: Axes | None = None) -> Axes:
 
 def _places(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
     """A column for each stage of the forward pass, its nodes spread from top to bottom."""
-    columns: dict[int, list[str]] = {}
+    columns: dict[tuple[int, bool, bool], list[str]] = {}
     for node, facts in graph.nodes(data=True):
-        column = 2 * facts["layer"] + (1 if facts["kind"] == "reader" else 2)
-        columns.setdefault(column, []).append(node)
+        columns.setdefault((facts["layer"], "MLP" in node, facts["kind"] == "sender"), []).append(node)
     places = {}
-    for column, nodes in columns.items():
+    for column, (_, nodes) in enumerate(sorted(columns.items())):
         for row, node in enumerate(nodes):
             places[node] = (float(column), 1 - (row + 0.5) / len(nodes))
     return places

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments, shown
 from causal_circuits.models import HookedTransformer, log_probs
-from causal_circuits.tasks import Batch, InContextTask, Task
+from causal_circuits.tasks import Batch, InContextTask, InterventionTask, Task
 
 MetricName = Literal["loss", "kl_to_model", "kl_to_posterior", "logit_difference", "accuracy"]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
@@ -99,7 +99,7 @@ def make_cost(
         return Cost(metric, 1, lambda predictions: (reference.exp() * (reference - predictions)).sum(dim=-1))
     if task is None:
         raise ValueError("metric 'kl_to_posterior' needs the task whose edge posterior it compares with: pass task=")
-    if not isinstance(task, InContextTask):
+    if not isinstance(task, InContextTask | InterventionTask):
         raise ValueError(
             f"metric 'kl_to_posterior' needs a task with a prior, an InContextTask: got {type(task).__name__}; take "
             "another metric, such as 'loss'"

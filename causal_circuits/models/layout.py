@@ -170,7 +170,7 @@ def layout_of(model: HookedTransformer) -> Layout:
         raise ValueError(
             "this model has no disentangled residual stream: disentangle makes an equal model that has "
             "one (attention-only, no LayerNorm), disentangled_transformer, plant_circuit and load_model build one; any "
-            "model is taken by ablate_heads, knock_out_edges, patch_activations, scrub_hypothesis and extract_graph"
+            "model is taken by ablate_heads, knock_out_edges, patch_activations, circuit_model and extract_graph"
         )
     return layout
 
