@@ -121,7 +121,7 @@ def test_labels_are_drawn_from_the_targets() -> None:
 
 def test_runs_without_pc_and_says_so(tmp_path, capsys, monkeypatch, look_at_report) -> None:
     monkeypatch.setattr("causal_circuits.studies.structure_learning.methods.load_pc", lambda: None)
-    results = cc.run(Config.quickly(), tmp_path, quiet=True).results
+    results = cc.run(Config.quickly(sizes=(2000,)), tmp_path, quiet=True).results
     assert "causal-learn is not installed" in capsys.readouterr().err
     assert "not installed" in results["pc"]
     assert {row["method"] for row in results["rows"]} == set(methods.METHODS) - {methods.PC, methods.PC_NODES}
