@@ -4,9 +4,11 @@ The paper's two-parent graph, 3-grams, random pairs, and random graphs with root
 to 5): `cc.train(model, task)` as it is. *Telling* edges are those of the target's parents and of positions with as many
 parents, but for a parent that is the target's own of that number, whose match always holds. Attention alone, at .5 or
 more: false edges in rows of children and, apart, in rows of roots, which are under no pressure. *Draws*: positions with
-the target's own parents, whose tokens are draws from its law and need no graph.
+the target's own parents, whose tokens are draws from its law and need no graph. `--planted` starts from the circuit
+of the true graph instead, with the same scores, match and read-out.
 
     python benchmarks/several_heads.py --graphs 100 130
+    python benchmarks/several_heads.py --graphs 200 203 --planted --steps 11000
 """
 
 import argparse
@@ -50,11 +52,22 @@ def edges_of(task: cc.InContextTask) -> tuple[set[tuple[int, int]], set[tuple[in
     return {(i, p) for i, parents in full.items() for p in parents} | of_target, telling | of_target
 
 
-def measure(name: str, task: cc.InContextTask) -> dict[str, object]:
+def trained(task: cc.InContextTask, steps: int, planted: bool) -> cc.models.HookedTransformer:
+    """From matches, or from the true parents."""
+    config = cc.TrainConfig.matched(steps)
+    if planted:
+        scales = {"attention_scale": 6.0, "match_scale": 3.0, "readout_scale": 3.0}
+        model, config = cc.plant_circuit(task.graph, task.d_vocab, **scales), cc.TrainConfig(config.stages)
+    else:
+        model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, (len(task.target_parents), 1))
+    cc.train(model, task, config, record=cc.RecordAt(steps=()), progress=False)
+    return model
+
+
+def measure(name: str, task: cc.InContextTask, steps: int, planted: bool) -> dict[str, object]:
     """Train once and look at the attention."""
-    k, n_ctx = len(task.target_parents), task.n_ctx
-    model, began = cc.disentangled_transformer(task.d_vocab, n_ctx, (k, 1)), time.process_time()
-    cc.train(model, task, record=cc.RecordAt(steps=()), progress=False)
+    k, n_ctx, began = len(task.target_parents), task.n_ctx, time.process_time()
+    model = trained(task, steps, planted)
     seconds, test = time.process_time() - began, task.sample(16_384, seed=(0, 2))
     attention = cc.mean_attention(model, test.tokens[:2048])[0, :k]
     clear = {(i, int(head[i].argmax())) for head in attention for i in range(1, n_ctx) if float(head[i].max()) >= 0.5}
@@ -81,11 +94,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--graphs", type=int, nargs=2, default=(100, 130), help="first and last + 1 seed")
     parser.add_argument("--named", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--planted", action="store_true", help="start at the true parents")
     arguments = parser.parse_args()
     tasks = named_graphs() if arguments.named else {}
     rows = []
     for name, task in {**tasks, **{str(seed): random_task(seed) for seed in range(*arguments.graphs)}}.items():
-        rows.append(measure(name, task))
+        rows.append(measure(name, task, arguments.steps, arguments.planted))
         print(pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1), flush=True)
     table = pd.DataFrame(rows)
     print(table[["telling", "attended", "false", "in roots"]].sum().to_dict(), table["excess"].describe().to_dict())

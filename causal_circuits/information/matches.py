@@ -14,7 +14,8 @@ Of labels (a draw from y in place of y) only the chance q of a full match to hit
 (`Gains.with_labels_hit`): a full match is then drawn from the law that gives q to the label and is uniform elsewhere.
 
 A match says something of x_i through the descendants of i among the target's parents. That makes shares of true parents
-larger than 1 (by 1 to 3% next to the target), hardly ever smaller, and fades with the distance.
+larger than 1 (by 1 to 3% next to the target), hardly ever smaller, and fades with the distance. Without a match, two
+tokens drawn before i or the target tell of its row and of the target's: E[g] is 0 only to the order 1 / d_vocab^k.
 """
 
 from collections.abc import Sequence
