@@ -17,6 +17,7 @@ NAMES = (
     "multi_head",
     "recover_graph",
     "reproduce_paper",
+    "selective_induction",
     "structure_learning",
     "sample_complexity",
     "statistical_induction",

@@ -5,6 +5,7 @@ from .families import MATRIX_FAMILIES as MATRIX_FAMILIES
 from .families import bounded_below as bounded_below
 from .families import matrix_family as matrix_family
 from .intervention import InterventionTask as InterventionTask
+from .lags import LagTask as LagTask
 from .markov import MarkovTask as MarkovTask
 from .markov import next_token_predictors as next_token_predictors
 from .posterior import cross_entropy as cross_entropy

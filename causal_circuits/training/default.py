@@ -1,5 +1,11 @@
 """`train`: the recipe that fits model and task where none is given, and the loop for one model."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
+from jaxtyping import Float
+from torch import Tensor
+
 from causal_circuits.arguments import check_arguments
 from causal_circuits.models import HookedTransformer, has_layout, layout_of
 from causal_circuits.recording import RecordAt, TrainingRecord
@@ -19,6 +25,7 @@ def train(
     progress: bool | None = None,
     on_record: OnRecord | None = None,
     checkpoints: Checkpoints | None = None,
+    attention: Mapping[int, Float[Tensor, "*head_index n_ctx n_ctx"]] | None = None,
 ) -> TrainingRecord:
     """Train a model of ours in place on the sequences that a task draws.
 
@@ -37,6 +44,9 @@ def train(
         on_record: called with (step, model) at every recorded step, to measure the model or keep its weights; a run
             that goes on from a checkpoint calls it again for the steps since.
         checkpoints: where to keep checkpoints; if some of this very run are there, it goes on from the newest.
+        attention: layer -> a pattern that it has while it trains, whatever its weights, which then do not move: rows
+            are queries, [n_ctx, n_ctx] or one for each head (`clamped_attention`). The record's config holds it.
+            Weights are frozen by leaving them out of a stage's `train`, or blocks of them by `TrainConfig.blocks`.
 
     Raises:
         ValueError: model and task do not fit, a stage names an unknown parameter, or another process trains in the
@@ -55,6 +65,8 @@ def train(
             "an ordinary transformer has no default recipe: give a config, TrainConfig.joint(4096, 0.01) for one"
         )
     config = config or _default_config(model, task)
+    if attention is not None:
+        config = replace(config, attention={layer: pattern.tolist() for layer, pattern in attention.items()})
     (trained,) = train_ensemble(
         [model], [task], [config], record=record, progress=progress, on_record=on_record, checkpoints=checkpoints
     )

@@ -19,6 +19,7 @@ from causal_circuits.recording import RecordAt, Snapshot, TrainingRecord
 from causal_circuits.tasks import Task
 from causal_circuits.training.checkpoints import Checkpoints
 from causal_circuits.training.checks import check_members
+from causal_circuits.training.clamps import clamped_attention
 from causal_circuits.training.fused_run import FusedRun
 from causal_circuits.training.match_start import start_from_matches
 from causal_circuits.training.progress import Progress, parents_found
@@ -61,13 +62,18 @@ def train_ensemble(
     record = record or RecordAt()
     check_members(models, tasks, configs)
     native.warn_if_missing(len(models) * configs[0].steps * configs[0].batch_size)
-    with _locked_folders(record, checkpoints), torch.inference_mode(False), torch.enable_grad():
+    with ExitStack() as stack:
+        stack.enter_context(_locked_folders(record, checkpoints))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
         for model, task, config in zip(models, tasks, configs, strict=True):
             if config.warm_start is not None:
                 warm_start(model, config.warm_start)
             if config.match_start is not None:
                 _start_from_matches(model, task, config.match_start, config.seed)
-        special = any(task.every_position for task in tasks) or any(config.relative_positions for config in configs)
+            given = {layer: torch.as_tensor(pattern) for layer, pattern in (config.attention or {}).items()}
+            stack.enter_context(clamped_attention(model, given))
+        special = any(task.every_position for task in tasks) or any(c.relative_positions or c.blocks for c in configs)
         if all(can_fuse(model) for model in models) and not special:
             return _run(list(models), list(tasks), list(configs), record, progress, on_record, checkpoints, fused=True)
         found = []

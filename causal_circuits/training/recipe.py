@@ -1,9 +1,9 @@
 """How to train: stages with their optimisers, and the recipes that the package knows."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -100,6 +100,11 @@ class TrainConfig:
             for; step s trains on its sequences s batch_size, ..., whatever the path and the number of threads.
         relative_positions: whether a disentangled model learns of positions their distance alone
             (`training.relative_positions`).
+        blocks: of a disentangled model, which blocks of a parameter are trained, by the names of their slots
+            (`models.slots`): ``{"W_Q.0": [("position", "position")], "W_U": [("L1H0.token",)]}``, query slot first. All
+            else in that parameter is frozen; one that is not named is trained whole.
+        attention: layer -> its pattern, given and not learned; what ``train(..., attention=...)`` wrote here, as rows
+            of numbers.
 
     >>> [stage.steps for stage in TrainConfig().stages]
     [3000, 1500]
@@ -113,6 +118,8 @@ class TrainConfig:
     match_start: int | None = None
     seed: int = 0
     relative_positions: bool = False
+    blocks: Mapping[str, Sequence[tuple[str, ...]]] | None = None
+    attention: Mapping[int, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -125,6 +132,10 @@ class TrainConfig:
             raise ValueError("warm_start and match_start both write into the model: give one of them")
         if self.match_start is not None and self.relative_positions:
             raise ValueError("match_start writes in positions, not distances: give relative_positions=False")
+        if self.blocks is not None and any(stage.weight_decay for stage in self.stages):
+            raise ValueError(
+                "weight decay would move the blocks that are frozen: give stages weight_decay=0, or blocks=None"
+            )
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more: got {self.seed}")
 
@@ -139,7 +150,7 @@ class TrainConfig:
 
         ``TrainConfig.joint(steps, 1.0, optimizer="sgd")`` is the paper's own training.
         """
-        own = ("batch_size", "warm_start", "match_start", "seed", "relative_positions")
+        own = ("batch_size", "warm_start", "match_start", "seed", "relative_positions", "blocks", "attention")
         of_config = {key: kwargs.pop(key) for key in own if key in kwargs}
         stage = Stage(steps=steps, learning_rate=learning_rate, **{"schedule": "cosine", **kwargs})  # type: ignore[arg-type]
         return cls(stages=(stage,), **of_config)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from causal_circuits.recording import RecordAt, Snapshot
 from causal_circuits.tasks import Batch, Task
 from causal_circuits.tasks.base import checked_draws
 from causal_circuits.training.checkpoints import CheckpointError, State
+from causal_circuits.training.clamps import freeze_other_blocks
 from causal_circuits.training.recipe import OPTIMIZERS, Stage, TrainConfig
 from causal_circuits.training.relative_positions import share_by_distance
 from causal_circuits.training.steps import stage_at, take_snapshot, trainable_parameters, training_seed
@@ -47,6 +48,7 @@ class StructuredRun:
         loss = autograd_step(self._model, self._ahead.pop(0).result(), self._forward)
         if self._config.relative_positions:
             share_by_distance(self._model)
+        freeze_other_blocks(self._model, self._config.blocks or {})
         self._step += 1
         self._ahead.append(self._pool.submit(self._draw_batch, self._step + 1))
         return np.array([loss])
