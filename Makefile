@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 PURELIB := import sysconfig; print(sysconfig.get_path('purelib'))
 ANY_MODEL := $(wildcard tests/test_hooked.py tests/test_models.py tests/test_attachments.py tests/test_heads.py \
 	tests/test_interventions.py tests/test_training.py tests/test_equivalence.py tests/test_study_induction_head.py \
-	tests/test_transformer_lens_tools.py)
+	tests/test_transformer_lens_tools.py tests/test_circuits_by_hooks.py)
 NATIVE := tests/test_native_sampler.py tests/test_fused.py tests/test_native_core.py
 
 .PHONY: check test test-3.9 instructions sanitizers symbols lint types docs pages cluster release

@@ -49,7 +49,7 @@ def test_hooks_and_slots_give_the_same_entries_with_several_heads() -> None:
 def architecture(seed: int) -> HookedTransformer:
     draw = random.Random(seed)
     fields: dict[str, object] = {
-        "n_layers": draw.randint(1, 3),
+        "n_layers": draw.choice([1, 2, 2, 3]),
         "n_heads": draw.randint(1, 3),
         "d_head": draw.choice([2, 4]),
         "d_model": draw.randint(5, 12),
@@ -57,7 +57,7 @@ def architecture(seed: int) -> HookedTransformer:
         "normalization_type": draw.choice([None, "LN", "RMS"]),
         "attn_only": draw.random() < 0.4,
         "d_mlp": draw.randint(3, 9),
-        "act_fn": draw.choice(["relu", "gelu"]),
+        "act_fn": draw.choice(["relu", "relu", "gelu"]),
     }
     rotary = {"positional_embedding_type": "rotary", "rotary_dim": 2} if draw.random() < 0.3 else {}
     return users_model(**fields, **rotary)
