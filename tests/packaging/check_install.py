@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SETS = {"newest": "", "oldest": "constraints-oldest.txt", "pure": "constraints.txt"}
 TESTS = "graphs tasks models fused training interventions information display checkpoints discovery figures graph_view"
 PURE_TESTS = "graphs models heads display packaging"  # need neither the compiled core nor a plot
-WHAT_IS_INSTALLED = ("--import-mode=append", "-o", "pythonpath=", "-p", "no:cacheprovider")  # not the sources beside
+WHAT_IS_INSTALLED = ("--confcutdir=tests", "-o", "pythonpath=", "-p", "no:cacheprovider")  # not the sources beside
 PURE_EXTRAS = ("pytest", "hypothesis")
 IMPORTS = """
 import sys
