@@ -3,16 +3,21 @@
 The classes of results call this from `__repr__` and `_repr_html_`; figures, which need matplotlib, are elsewhere.
 """
 
+import dataclasses
 import numbers
+import reprlib
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 
 Row = Mapping[str, object]
+MOST_ROWS = 100  # of a result in a notebook
 
 
 def table_text(rows: Sequence[Row]) -> str:
@@ -80,13 +85,52 @@ def format_value(value: object) -> str:
     return str(value)
 
 
-def short_repr(result: object) -> str:
-    """A result's own fields in one line, with the shape in place of an array's numbers."""
-    fields = ", ".join(
-        f"{name}={list(value.shape)}" if isinstance(value, Tensor) and value.ndim else f"{name}={value!r}"
-        for name, value in vars(result).items()
-    )
-    return f"{type(result).__name__}({fields})"
+class Result:
+    """How a frozen dataclass of results shows itself: its fields in a line, in a notebook its rows or its fields."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={text}' for name, text in self._shown().items())})"
+
+    def _repr_html_(self) -> str:
+        if not hasattr(self, "to_frame"):
+            rows = [{"field": name, "value": text} for name, text in self._shown().items()]
+            return table_html(rows, type(self).__name__)
+        frame = self.to_frame()
+        more = f"; the first {MOST_ROWS} of {len(frame):,} rows" if len(frame) > MOST_ROWS else ""
+        return table_html(frame.head(MOST_ROWS).to_dict("records"), repr(self) + more)
+
+    def _shown(self) -> dict[str, str]:
+        fields = [field.name for field in dataclasses.fields(self) if field.repr]  # type: ignore[arg-type]
+        return {name: _SHORT.repr(getattr(self, name)) for name in fields}
+
+
+class _Short(reprlib.Repr):
+    """Values in a few words: shapes for arrays, names for what is nested, numbers to four digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxdict, self.maxstring, self.maxother = 3, 40, 60
+
+    def repr1(self, x: Any, level: int) -> str:
+        if isinstance(x, Tensor | np.ndarray) and x.ndim:
+            return str(list(x.shape))
+        if isinstance(x, float | Tensor | np.ndarray | np.generic):
+            return str(float(f"{x:.4g}")) if isinstance(x, float) else str(x.item())
+        if vars(object)["__repr__"] == type(x).__repr__:  # which would tell an address
+            return type(x).__name__ if vars(object)["__str__"] == type(x).__str__ else str(x)
+        if dataclasses.is_dataclass(x) or isinstance(x, torch.nn.Module) or callable(x):
+            return f"{type(x).__name__}(...)"
+        return super().repr1(x, level)
+
+    def repr_tuple(self, x: tuple, level: int) -> str:
+        if len(x) <= 4:
+            return super().repr_tuple(x, level)
+        return f"({self.repr1(x[0], level - 1)}, ... {len(x)} in all)"
+
+
+_SHORT = _Short()
 
 
 def short_list(values: Sequence[object], at_most: int = 6) -> str:

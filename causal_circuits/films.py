@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.display import Result
 from causal_circuits.models import HookedTransformer, attachments, check_forward, live_heads, log_probs
 from causal_circuits.recording import watch_attention
 from causal_circuits.storage import read_tensors, tensor_bytes, write_files
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 
 @check_arguments
-@dataclass(frozen=True, eq=False)
-class SequenceAttention:
+@dataclass(frozen=True, repr=False, eq=False)
+class SequenceAttention(Result):
     """The attention of every head on one sequence, at one state of a model or at several.
 
     Attributes:
@@ -103,8 +104,8 @@ class SequenceRecorder:
 
 
 @check_arguments
-@dataclass(frozen=True, eq=False)
-class PredictorDistances:
+@dataclass(frozen=True, repr=False, eq=False)
+class PredictorDistances(Result):
     """How far a model was from named predictors at each recorded step.
 
     Attributes:

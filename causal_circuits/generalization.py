@@ -18,14 +18,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.display import Result
 from causal_circuits.tasks import InContextTask, bounded_below
 
 Predictor = Callable[[Tensor], Tensor]  # tokens [batch, n_ctx] -> probabilities [batch, d_vocab]
 
 
 @check_arguments
-@dataclass(frozen=True, eq=False)
-class WorstMatrix:
+@dataclass(frozen=True, repr=False, eq=False)
+class WorstMatrix(Result):
     """What a search over transition matrices found.
 
     Attributes:

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.display import Row, table_html, table_text
+from causal_circuits.display import Result, Row, table_html, table_text
 from causal_circuits.graphs import edge_entries, parents_of
 from causal_circuits.models import HookedTransformer, attachments, check_forward, check_head, check_model, live_heads
 from causal_circuits.recording import watch_attention
@@ -41,8 +41,8 @@ Reader = Literal["keys", "logits"]
 
 
 @check_arguments
-@dataclass(frozen=True)
-class HeadScores:
+@dataclass(frozen=True, repr=False)
+class HeadScores(Result):
     """The scores of one head; 0 is uniform attention (or no copying), 1 is perfect.
 
     Attributes:

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.display import table_html
+from causal_circuits.display import Result, table_html
 from causal_circuits.models import HookedTransformer
 from causal_circuits.record_at import RecordAt
 from causal_circuits.storage import read_checked, read_json, read_rows, read_tensors, tensor_bytes, write_files
@@ -43,8 +43,8 @@ INDEX, INDEX_FORMAT = "streamed", "causal_circuits.streamed/3"
 
 
 @check_arguments
-@dataclass(frozen=True, eq=False)
-class Snapshot:
+@dataclass(frozen=True, repr=False, eq=False)
+class Snapshot(Result):
     """One state of a model, measured on one batch.
 
     Attributes:

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from causal_circuits import pages, ray_cells
 from causal_circuits.arguments import check_arguments
+from causal_circuits.display import Result
 from causal_circuits.encoding import decode, encode
 from causal_circuits.gathering import CONFIG, CONFIG_FILE, results, study_of
 from causal_circuits.locks import exclusive_lock
@@ -42,8 +43,8 @@ class CellError(RuntimeError):
     """Cells of a study raised, each named with its settings; the others are measured and kept."""
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Result):
     """A study that has been run.
 
     Attributes:

@@ -17,7 +17,8 @@ from sphinx.writers.html5 import HTML5Translator
 import causal_circuits as cc
 
 sys.path.insert(0, str(Path(__file__).parent))
-from links import colab_link, links_to_pages
+from links import colab_link, links_to_pages, study_page
+from pictures import PICTURES, command
 
 project = "causal_circuits"
 author = "The causal_circuits authors"
@@ -27,13 +28,17 @@ templates_path = ["_templates"]
 default_role = "code"  # `name` in a docstring
 html_theme = "furo"
 html_title = "causal_circuits"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
 html_math_renderer = "mathml"  # browsers draw it themselves: no script, no network
 
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "substitution"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
+nb_output_stderr = "remove"  # tqdm's advice to install ipywidgets
 
 autodoc_member_order = "bysource"
 napoleon_use_ivar = True
@@ -41,6 +46,21 @@ napoleon_attr_annotations = False  # signatures hold the types
 suppress_warnings = ["ref.python"]  # names of axes in shapes are no names of ours
 
 REPOSITORY = os.environ.get("GITHUB_REPOSITORY", "")  # owner/name, which GitHub's runners set
+CLONE = f"`git clone https://github.com/{REPOSITORY}`; then, in the new folder:"
+myst_substitutions = {"clone": CLONE if REPOSITORY else "In the folder of the sources:"}
+DOCS = Path(__file__).parent
+
+
+def write_study_pages(app: Sphinx) -> None:
+    """A page for each study, from its class, its entry in CLAIMS.md and its picture."""
+    claims = (DOCS / "CLAIMS.md").read_text(encoding="utf-8")
+    (DOCS / "studies").mkdir(exist_ok=True)
+    for name in cc.studies.NAMES:
+        told = getattr(cc.studies, name).Config.__doc__.split("\n\n")[0]
+        picture = f"![{PICTURES[name][2]}](../pictures/{name}.png)\n\n*{PICTURES[name][2]} `{command(name)}`*"
+        page, text = DOCS / "studies" / f"{name}.md", study_page(name, told, claims, picture)
+        if not page.exists() or page.read_text(encoding="utf-8") != text:
+            page.write_text(text, encoding="utf-8")
 
 
 def add_colab_link(app: Sphinx, page: str, source: list[str]) -> None:
@@ -54,6 +74,9 @@ def add_colab_link(app: Sphinx, page: str, source: list[str]) -> None:
 def link_pages(app: Sphinx, page: str, source: list[str]) -> None:
     """Let links to files of the repository lead to their pages."""
     pages = {Path(app.env.doc2path(name)).resolve(): name for name in app.env.found_docs}
+    pages |= {DOCS.parent / "analyses" / f"{name}.py": f"studies/{name}" for name in cc.studies.NAMES}
+    if page == "studies":
+        source[0] += "\n```{toctree}\n:hidden:\n:glob:\nstudies/*\n```\n"
     source[0] = links_to_pages(source[0], Path(app.env.doc2path(page)).resolve().parent, pages, app.srcdir)
 
 
@@ -76,9 +99,19 @@ def keep_layout(app: Sphinx, what: str, name: str, thing: object, options: objec
         lines[:] = text.split("\n")
 
 
+def keep_colons(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Show `a: b` above an attribute as it stands; napoleon takes what is before the colon for a type."""
+    for at, line in enumerate(lines):
+        if what in ("attribute", "property") and line.startswith(":type: "):
+            lines[:] = [f"{line.removeprefix(':type: ')}: {lines[0]}", *lines[1:at]]
+            break
+
+
 def setup(app: Sphinx) -> None:
     """Register what stands above."""
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.connect("source-read", add_colab_link)
     app.connect("source-read", link_pages)
     app.connect("autodoc-process-docstring", keep_layout)
+    app.connect("autodoc-process-docstring", keep_colons, priority=600)  # after napoleon
+    app.connect("builder-inited", write_study_pages)

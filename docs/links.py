@@ -1,4 +1,4 @@
-"""Links of the documentation site that differ from those of the repository."""
+"""What the documentation site makes of the repository's texts: links that lead to pages, and a page for each study."""
 
 import re
 from collections.abc import Mapping
@@ -23,3 +23,30 @@ def links_to_pages(text: str, folder: Path, pages: Mapping[Path, str], site: Pat
         return f"[{link['text']}](/{pages[target]}{link['part'] or ''})" if target in pages else link["text"]
 
     return RELATIVE.sub(to_page, text)
+
+
+def study_page(name: str, summary: str, claims: str, picture: str) -> str:
+    """The page of a study, in docs/studies: its claim, its command, a picture, what was measured, and its flags."""
+    title, measured = re.search(
+        rf"^## ([^\n]*): `analyses/{name}\.py`\n(.*?)(?=^## |\Z)", claims, flags=re.DOTALL | re.MULTILINE
+    ).groups()  # type: ignore[union-attr]  # tests/test_claims.py: each has an entry
+    program, links = name.replace("_", "-"), RELATIVE.sub(lambda link: link[0].replace("](", "](../"), measured)
+    return f"""# {title}
+
+{summary}
+
+    causal-circuits {program}            # --quick for a look, --help for every flag
+
+{picture}
+
+## What is claimed, and what would refute it
+{links}
+## The study and its flags
+
+```{{eval-rst}}
+.. autoclass:: causal_circuits.studies.{name}.Config
+   :members:
+   :exclude-members: cells, check, report
+   :member-order: bysource
+```
+"""

@@ -26,7 +26,7 @@ def entry(script: str) -> str:
 def test_every_analysis_has_an_entry_with_all_its_parts() -> None:
     scripts = [path.name for path in sorted((ROOT / "analyses").glob("*.py"))]
     table = (ROOT / "analyses" / "README.md").read_text()
-    assert sorted(re.findall(r"^\| `(\w+\.py)", table, flags=re.MULTILINE)) == scripts
+    assert sorted(re.findall(r"^\| \[`(\w+\.py)", table, flags=re.MULTILINE)) == scripts
     for script in scripts:
         for part in PARTS:
             assert f"* **{part}.**" in entry(f"analyses/{script}"), f"{script} has no {part!r}"

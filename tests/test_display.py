@@ -2,17 +2,22 @@
 
 import dataclasses
 import html
+import inspect
 import re
+import typing
+from typing import Any, Literal
 
 import networkx as nx
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_public_names import public
 
 import causal_circuits as cc
 from causal_circuits import circuits
-from causal_circuits.display import table_html, table_text
+from causal_circuits.display import Result, table_html, table_text
 
 BAD = "<script>alert('x')</script>&\""
 
@@ -127,3 +132,54 @@ def test_a_proof_shows_its_verdict_its_criteria_and_every_edge() -> None:
     shown = cells_of(proof._repr_html_())
     assert [row[0] for row in shown[1:5]] == [criterion.name for criterion in proof.criteria]
     assert [row[0] for row in shown[6:]] == ["position -> L0H0.q", "L1H0 -> logits"]
+
+
+def large(kind: Any) -> Any:
+    """A value of an annotated type, as large as they come."""
+    if hasattr(kind, "array_type"):
+        zeros = torch.zeros([30] * len(kind.dims))
+        return zeros.numpy() if kind.array_type is np.ndarray else zeros
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        return tuple(large(arg) for arg in args) if args[-1] is not ... else (large(args[0]),) * 500
+    if origin is dict:
+        return {f"{key}": large(args[1]) for key in range(50)}
+    if args and not isinstance(args[0], list):  # the arguments of a function
+        return args[0] if origin is Literal else large(args[0])
+    made = {int: 10**6, float: 1 / 3, bool: False, str: "a word " * 500, torch.Tensor: torch.zeros(30, 30)}
+    if kind in made or not dataclasses.is_dataclass(kind) or inspect.isabstract(kind):
+        return made.get(kind)
+    return filled(kind)
+
+
+def filled(kind: Any) -> Any:
+    one = object.__new__(kind)
+    for field in dataclasses.fields(kind):
+        object.__setattr__(one, field.name, large(field.type))
+    return one
+
+
+public()  # loads every module that has a result
+
+
+@pytest.mark.parametrize("kind", Result.__subclasses__(), ids=lambda kind: kind.__name__)
+def test_a_result_is_a_few_lines_however_large(kind: Any) -> None:
+    one = filled(kind)
+    assert len(repr(one)) <= 480, repr(one)
+    assert "\n" not in repr(one)
+    assert "object at 0x" not in repr(one)
+    if kind._repr_html_ is Result._repr_html_ and not hasattr(kind, "to_frame"):
+        rows = cells_of(one._repr_html_())
+        assert [row[0] for row in rows[1:]] == [field.name for field in dataclasses.fields(kind) if field.repr]
+
+
+def test_results_with_rows_show_them() -> None:
+    batch = cc.InContextTask(cc.chain_graph(4), d_vocab=3).sample(64, seed=0)
+    model = circuits.circuit_model(cc.plant_circuit(cc.chain_graph(4), d_vocab=3), batch)
+    frontier, found = circuits.oracle_frontier(model), circuits.discover(model, "exact")
+    for result in (frontier, found, circuits.rank(model, found, frontier)):
+        frame = result.to_frame()
+        assert cells_of(result._repr_html_())[0] == list(frame.columns)
+        assert len(cells_of(result._repr_html_())) == len(frame) + 1
+    assert frontier.to_frame().circuit[1] == " -> ".join(frontier.circuit(1)[0])
+    assert found.to_frame().score.is_monotonic_decreasing

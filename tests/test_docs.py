@@ -6,9 +6,10 @@ import re
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from causal_circuits import studies
+from causal_circuits import cli, studies
 
 ROOT = Path(__file__).resolve().parent.parent
 WITH_CODE = [
@@ -36,9 +37,19 @@ def test_the_readmes_cell_is_short() -> None:
     assert len([line for line in cell.splitlines() if line.strip() and not line.startswith("import")]) <= 15
 
 
-def test_every_study_has_a_page() -> None:
-    listed = re.findall(r"^   causal_circuits\.studies\.(\w+)$", (ROOT / "docs/reference.md").read_text(), re.MULTILINE)
-    assert sorted(listed) == sorted(studies.NAMES)
+def test_every_study_has_a_page_with_its_claim_its_picture_and_its_numbers(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("chain.npz", tokens=np.eye(4, dtype=int), labels=np.arange(4))
+    pictures, claims = runpy.run_path(str(ROOT / "docs/pictures.py")), (ROOT / "docs/CLAIMS.md").read_text()
+    study_page = runpy.run_path(str(ROOT / "docs/links.py"))["study_page"]
+    assert sorted(pictures["PICTURES"]) == sorted(studies.NAMES)
+    assert sum(path.stat().st_size for path in (ROOT / "docs/pictures").iterdir()) < 1_500_000
+    for name in studies.NAMES:
+        assert (ROOT / f"docs/pictures/{name}.png").exists(), f"python docs/pictures.py {name}"
+        cli.parse(name, pictures["command"](name).split()[2:])  # or it raises
+        page = study_page(name, "What it claims.", claims, "PICTURE")
+        assert "**Measured.**" in page
+        assert "](../" in page or "](" not in page
 
 
 def test_a_colab_link_leads_to_its_notebook() -> None:

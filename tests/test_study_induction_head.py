@@ -1,6 +1,7 @@
 """The main job, `induction_head` and `causal_graph`: what it finds and writes, what it refuses, how it goes on."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -32,10 +33,18 @@ def numbers(study: object, scratch: Path | None = None) -> dict:
     return plain_values(found)
 
 
+def all_keys(values: object) -> set[str]:
+    """The keys of JSON values, at any depth."""
+    below = values.values() if isinstance(values, dict) else values if isinstance(values, list) else ()
+    return set(values if isinstance(values, dict) else ()).union(*map(all_keys, below))
+
+
 def test_results_hold_every_promised_key(chain_run):
     results = json.loads((chain_run.folder / "results.json").read_text())
     assert results == json.loads(json.dumps(plain_values(chain_run.results)))
-    assert {"config", "versions", "loss", "graph", "heads", "ablation", "knock_out", "timing"} <= set(results)
+    table = (Path(__file__).parents[1] / "analyses/README.md").read_text().partition("## results.json")[2]
+    for key, told in re.findall(r"^\| `(\w+)` \| (.*) \|$", table, flags=re.MULTILINE):
+        assert set(re.findall(r"`(\w+)`", told)) <= all_keys(results[key]), key
     losses = [results["loss"][n] for n in ("entropy", "exact_bayes", "edge_posterior", "best_unigram", "uniform")]
     assert losses == sorted(losses)
     assert results["loss"]["test"] < results["loss"]["best_unigram"]

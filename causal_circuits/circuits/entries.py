@@ -24,6 +24,7 @@ from causal_circuits.circuits.evaluate import CircuitModel, circuit_model
 from causal_circuits.circuits.forward import Slots
 from causal_circuits.circuits.gradients import gradients
 from causal_circuits.circuits.parts import Difference, Parts
+from causal_circuits.display import Result
 from causal_circuits.interventions import Metric, knock_out_edges
 from causal_circuits.interventions.measure import check_hooks
 from causal_circuits.models import HookedTransformer, live_heads, log_probs
@@ -35,8 +36,8 @@ ENTRY_COUNTERFACTUALS: tuple[EntryCounterfactual, ...] = get_args(EntryCounterfa
 
 
 @check_arguments
-@dataclass(frozen=True, eq=False)
-class EntryModel(Parts):
+@dataclass(frozen=True, repr=False, eq=False)
+class EntryModel(Parts, Result):
     """A model as a function of which attention entries of one layer it keeps; made by `entry_model`.
 
     Attributes:

@@ -20,6 +20,7 @@ from causal_circuits.circuits.gradients import Gradients, between, gradients, me
 from causal_circuits.circuits.graph import Circuit, Edge, Granularity, circuit_edges, circuit_graph, circuit_mask
 from causal_circuits.circuits.hooked_forward import HookedForward
 from causal_circuits.circuits.parts import Difference, Parts
+from causal_circuits.display import Result
 from causal_circuits.interventions import Cost, Metric, make_cost
 from causal_circuits.interventions.measure import check_input
 from causal_circuits.models import HookedTransformer, has_layout
@@ -29,8 +30,8 @@ from causal_circuits.tasks.batch import check_tokens
 
 
 @check_arguments
-@dataclass(frozen=True, eq=False)
-class CircuitModel(Parts):
+@dataclass(frozen=True, repr=False, eq=False)
+class CircuitModel(Parts, Result):
     """A model as a function of its circuit, on a fixed batch; made by `circuit_model`.
 
     Attributes:

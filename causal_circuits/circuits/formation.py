@@ -14,7 +14,7 @@ And why the share of the row: the divergence of all edges goes on growing as the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,7 @@ from causal_circuits.circuits.evaluate import CircuitModel, circuit_model
 from causal_circuits.circuits.graph import Edge
 from causal_circuits.circuits.ground_truth import GraphScores, score_against_graph
 from causal_circuits.circuits.onsets import onset
+from causal_circuits.display import Result
 from causal_circuits.graphs import attention_cells
 from causal_circuits.information import chi_squared_information, score_gradient_of
 from causal_circuits.interventions import KnockOut, knock_out_edges
@@ -35,10 +36,13 @@ from causal_circuits.statistics import rank_correlation
 from causal_circuits.tasks import Batch, InContextTask
 from causal_circuits.training import TrainConfig, train_ensemble
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 @check_arguments
-@dataclass(frozen=True, eq=False)
-class CircuitFormation:
+@dataclass(frozen=True, repr=False, eq=False)
+class CircuitFormation(Result):
     """What every edge did at every recorded step.
 
     Attributes:
@@ -51,7 +55,7 @@ class CircuitFormation:
         effect: [step, cell]; how far the prediction moves when it is cut (KL, nats), the largest over heads.
         standard_error: [step, cell]; of that effect.
         share: [step, cell]; that effect as a share of the effects of all entries of its row and head, each cut alone.
-        circuit_edges: the edges between heads, and `circuit_effect`, [step, edge], the exact effect of cutting each.
+        circuit_edges: the edges between heads, and `circuit_effect`, [step, edge], the exact effect of cutting each
             (loss, nats).
         scores: the knock-out effects held to the graph, at each step.
         loss: [step]; on the batch that all this is measured on, nats.
@@ -76,6 +80,21 @@ class CircuitFormation:
     scores: tuple[GraphScores, ...]
     loss: Float[Tensor, " step"]
     record: TrainingRecord
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A row an edge of the graph: what pulls on it, when it formed, and what it is worth at the end."""
+        import pandas as pd  # half a second, for tables alone
+
+        columns = {
+            "parent": [parent for _, parent in self.cells],
+            "child": [child for child, _ in self.cells],
+            "pull": self.pull.numpy(),
+            "attention_onset": self.attention_onset.numpy(),
+            "causal_onset": self.causal_onset.numpy(),
+            "attention": self.attention[-1].numpy(),
+            "effect": self.effect[-1].numpy(),
+        }
+        return pd.DataFrame(columns)
 
     @property
     def attention_onset(self) -> Float[Tensor, " cell"]:

@@ -16,6 +16,7 @@ found greedily are taken in, and the frontier says what it is then: `exact` is f
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import networkx as nx
 import numpy as np
@@ -26,14 +27,18 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.graph import LOGITS, Edge
+from causal_circuits.display import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_EDGES = 19
 CODES = 2**18  # circuits that are written out as bits at once
 
 
 @check_arguments
-@dataclass(frozen=True, eq=False)
-class Frontier:
+@dataclass(frozen=True, repr=False, eq=False)
+class Frontier(Result):
     """The least cost of every size of circuit.
 
     Attributes:
@@ -73,6 +78,13 @@ class Frontier:
         _take_in(cost, best, masks, model.mean_costs(masks))
         _take_smaller(cost, best)
         return replace(self, cost=cost, masks=best)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A row a size: the least cost, and the circuit that has it."""
+        import pandas as pd  # half a second, for tables alone
+
+        circuits = [", ".join(" -> ".join(edge) for edge in self.circuit(size)) for size in range(len(self.cost))]
+        return pd.DataFrame({"size": range(len(self.cost)), "cost": self.cost.numpy(), "circuit": circuits})
 
     def circuit(self, size: int) -> list[Edge]:
         """The edges of the best circuit with at most `size` edges."""

@@ -13,13 +13,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.display import Result
 from causal_circuits.graphs import edge_entries, n_ctx_of
 from causal_circuits.statistics import auroc
 
 
 @check_arguments
-@dataclass(frozen=True)
-class GraphScores:
+@dataclass(frozen=True, repr=False)
+class GraphScores(Result):
     """How well scores of entries tell the edges of the graph from all other entries.
 
     Attributes:

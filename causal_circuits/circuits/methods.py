@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,14 +37,18 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.parts import Difference, Parts
+from causal_circuits.display import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MethodName = Literal["exact", "attention", "gradient_x_attention", "eap", "eap_ig", "acdc", "random"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 
 
 @check_arguments
-@dataclass(frozen=True, eq=False)
-class Discovery:
+@dataclass(frozen=True, repr=False, eq=False)
+class Discovery(Result):
     """What one method says about the parts of one model.
 
     Attributes:
@@ -62,6 +66,13 @@ class Discovery:
     edges: tuple[object, ...]
     score: Float[Tensor, " edge"]
     seconds: float
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A row a part, the highest score first."""
+        import pandas as pd  # half a second, for tables alone
+
+        frame = pd.DataFrame({"part": [str(part) for part in self.edges], "score": self.score.numpy()})
+        return frame.sort_values("score", ascending=False, ignore_index=True)
 
     def circuit(self, size: int) -> Bool[Tensor, " edge"]:
         """The mask of the `size` parts with the highest scores (ties: the later part of the forward pass first)."""

@@ -1,6 +1,7 @@
 """How far a method's circuits are from the best of their size, and how much of the model they keep."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -10,11 +11,15 @@ from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.frontier import Frontier
 from causal_circuits.circuits.methods import Discovery
+from causal_circuits.display import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @check_arguments
-@dataclass(frozen=True, eq=False)
-class Ranking:
+@dataclass(frozen=True, repr=False, eq=False)
+class Ranking(Result):
     """The circuits that a method builds up from its highest score down, one for every size.
 
     Attributes:
@@ -32,6 +37,13 @@ class Ranking:
     cost: Float[Tensor, " size"]
     regret: Float[Tensor, " size"]
     faithfulness: Float[Tensor, " size"]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A row a size, with its cost, regret and faithfulness."""
+        import pandas as pd  # half a second, for tables alone
+
+        columns = {name: getattr(self, name).numpy() for name in ("cost", "regret", "faithfulness")}
+        return pd.DataFrame({"size": range(len(self.cost)), **columns})
 
     @property
     def mean_regret(self) -> float:

@@ -1,11 +1,15 @@
 """A graph read out of a model, with the evidence that it rests on: proposals, heads, edges that no head attends to."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import networkx as nx
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.display import Result, table_html
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DecidedBy = Literal["attention", "information", "unused head"]
 
@@ -70,8 +74,8 @@ class CandidateEdge:
 
 
 @check_arguments
-@dataclass(frozen=True)
-class HeadReport:
+@dataclass(frozen=True, repr=False)
+class HeadReport(Result):
     """What one head of layer 0 carries.
 
     Attributes:
@@ -133,6 +137,20 @@ class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is A
     def evidence(self) -> str:
         """What decided, in words: attention alone, or also the information in how many sequences."""
         return str(self.graph["evidence"])
+
+    def __repr__(self) -> str:
+        return f"ExtractedGraph({self.number_of_edges()} edges over {len(self)} positions)"
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A row a candidate edge: what was measured, whether it was taken, and why."""
+        import pandas as pd  # half a second, for tables alone
+
+        return pd.DataFrame([vars(candidate) for candidate in self.candidates])
+
+    def _repr_html_(self) -> str:
+        candidates = vars(self).get("candidates", ())  # a part of the graph has none
+        taken = [vars(candidate) for candidate in candidates if candidate.accepted]
+        return table_html(taken, f"{self!r}, by {self.evidence}")
 
     def carriers(self, parent: int, child: int) -> tuple[int, ...]:
         """The heads of layer 0 that carry an edge."""

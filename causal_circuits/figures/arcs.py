@@ -16,14 +16,14 @@ Edges = set[tuple[int, int]]
 
 
 @check_arguments
-def plot_graph_comparison(true: nx.DiGraph, found: nx.DiGraph, ax: Axes | None = None) -> Axes:
+def plot_graph_comparison(true: nx.DiGraph, found: nx.DiGraph | None = None, ax: Axes | None = None) -> Axes:
     """An arc for each edge: solid if found and true, dashed if missing, dash-dotted below the line if false.
 
     Arcs run from left (parent) to right (child). The legend gives the counts, which are those of `compare_graphs`.
     The edge query -> target is given, not learned, and drawn thin where the true graph has a query.
 
     Args:
-        true, found: graphs over the same positions.
+        true, found: graphs over the same positions; without `found` the true one is drawn alone.
 
     Raises:
         ValueError: they cover different positions.
@@ -32,14 +32,14 @@ def plot_graph_comparison(true: nx.DiGraph, found: nx.DiGraph, ax: Axes | None =
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['found and true (2)', 'missing (2)', 'false (0)', 'given (1)', 'root (1)']
     """
-    recovery, n_ctx = compare_graphs(true, found), n_ctx_of(true)
+    recovery, n_ctx = compare_graphs(true, true if found is None else found), n_ctx_of(true)
     ax = arcs_axes(ax, true)
     missing, false = set(recovery.missing), set(recovery.false)
-    drawn = [
-        draw_arcs(ax, latent_edges(true) - missing, "found and true", colour=MODEL, style="-", width=1.8),
-        draw_arcs(ax, missing, "missing", colour=TRUE_EDGE, style="--", width=1.6),
-        draw_arcs(ax, false, "false", colour=BLACK, style="-.", width=1.4, side=-1),
-    ]
+    name = "edge" if found is None else "found and true"
+    drawn = [draw_arcs(ax, latent_edges(true) - missing, name, colour=MODEL, style="-", width=1.8)]
+    if found is not None:
+        drawn.append(draw_arcs(ax, missing, "missing", colour=TRUE_EDGE, style="--", width=1.6))
+        drawn.append(draw_arcs(ax, false, "false", colour=BLACK, style="-.", width=1.4, side=-1))
     if has_query(true):
         drawn.append(draw_arcs(ax, {(n_ctx - 1, n_ctx)}, "given", colour=GREY, style="-", width=0.8))
     frame_arcs(ax, true, latent_edges(true), false)

@@ -32,12 +32,12 @@ def plot_benchmark(panels: Mapping[str, Rows]) -> Figure:
     if not every:
         raise ValueError("a benchmark figure needs at least one row: got none")
     methods, models = ([*dict.fromkeys(str(row[key]) for row in every)] for key in ("method", "model"))
-    width, height = 0.62 * len(models) + 1.5, 0.42 * len(methods) + 1.0
+    width, height = 0.62 * len(models) + 1.5, max(0.42 * len(methods) + 1.0, 2.6)
     figure, axes = new_grid(len(panels), min(len(panels), 4), width, height)
     for ax, (title, rows) in zip(axes, panels.items(), strict=True):
         image = _draw(ax, rows, methods, models)
         ax.set_title(title, fontsize=10)
-    figure.colorbar(image, ax=axes, label="AUROC of edges, mean (0.5: chance)", fraction=0.03, pad=0.01)
+    figure.colorbar(image, ax=axes, label="mean AUROC (0.5: chance)", fraction=0.03, pad=0.01)
     return figure
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.display import Result
 from causal_circuits.figures.matrices import DIVERGING
 from causal_circuits.figures.style import BLACK, SMALL, new_grid, to_numpy
 
@@ -18,8 +19,8 @@ SlotSizes = Sequence[tuple[str, int]]
 
 
 @check_arguments
-@dataclass(frozen=True, eq=False)
-class WeightBlocks:
+@dataclass(frozen=True, repr=False, eq=False)
+class WeightBlocks(Result):
     """A weight matrix whose rows and columns fall into named slots.
 
     Attributes:

@@ -6,7 +6,7 @@ hooks record: at attention P, dS_ij = P_ij (g_ij - sum_k P_ik g_ik). At uniform 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import networkx as nx
 import numpy as np
@@ -15,10 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.display import Result
 from causal_circuits.graphs import attention_cells, n_ctx_of, parent_attention, parents_of
 from causal_circuits.information.gradient import score_gradient_of
 from causal_circuits.recording import TrainingRecord
 from causal_circuits.statistics import rank_correlation
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Matrix = Float[Tensor, "n_ctx n_ctx"]
 Of = Literal["weights", "scores"]
@@ -26,8 +30,8 @@ _FORMED = 0.5  # attention to the parent from which an edge counts as formed
 
 
 @check_arguments
-@dataclass(frozen=True)
-class GradientComparison:
+@dataclass(frozen=True, repr=False)
+class GradientComparison(Result):
     """A measured gradient against its prediction (minus the gradient, both), over all pairs j < i.
 
     The last row is left out: it is a query's, or, in a graph without one, the row that copies the target's parents.
@@ -145,8 +149,8 @@ def _parent_ranks(measured: Matrix, graph: nx.DiGraph) -> dict[int, dict[int, in
 
 
 @check_arguments
-@dataclass(frozen=True, eq=False)
-class EdgeFormation:
+@dataclass(frozen=True, repr=False, eq=False)
+class EdgeFormation(Result):
     """How the agreement evolves over training, and in which order edges form.
 
     Attributes:
@@ -174,6 +178,14 @@ class EdgeFormation:
     formed_at: tuple[int | None, ...]
     information: Float[Tensor, " edge"]
     order_agreement: float
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A row an edge: the pull on it at the start, when it formed, and the attention to it at the end."""
+        import pandas as pd  # half a second, for tables alone
+
+        parents, children = zip(*self.edges, strict=True) if self.edges else ((), ())
+        columns = {"information": self.information.numpy(), "formed_at": self.formed_at}
+        return pd.DataFrame({"parent": parents, "child": children, **columns, "attention": self.attention[-1].numpy()})
 
 
 @check_arguments

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.display import short_repr
+from causal_circuits.display import Result
 from causal_circuits.information import pair_laws
 from causal_circuits.tasks import InContextTask
 
@@ -30,8 +30,8 @@ PairValue = Callable[[np.ndarray], np.ndarray]
 
 
 @check_arguments
-@dataclass(frozen=True, eq=False)
-class Information:
+@dataclass(frozen=True, repr=False, eq=False)
+class Information(Result):
     """A quantity for every pair of positions, averaged over transition matrices or over sequences.
 
     Attributes:
@@ -50,8 +50,6 @@ class Information:
     standard_error: Float[Tensor, "n_ctx n_ctx"]
     n_samples: int
     method: Method = "propagation"
-
-    __repr__ = short_repr
 
 
 @check_arguments

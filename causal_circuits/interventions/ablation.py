@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.display import Result
 from causal_circuits.interventions.measure import (
     check_hooks,
     check_input,
@@ -31,8 +32,8 @@ _Source = Callable[[str, Tensor, slice], Tensor]  # hook name, its activation, r
 
 
 @check_arguments
-@dataclass(frozen=True)
-class AblationResult:
+@dataclass(frozen=True, repr=False)
+class AblationResult(Result):
     """The loss (or another metric) with some heads or slots ablated, against the untouched model on the same sequences.
 
     Attributes:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.display import short_repr
+from causal_circuits.display import Result
 from causal_circuits.interventions.closed_form import ChangedRows, has_closed_form
 from causal_circuits.interventions.measure import (
     CHUNK,
@@ -33,8 +33,8 @@ _Row = tuple[int, int, list[int]]  # head, query_pos, the key positions to cut
 
 
 @check_arguments
-@dataclass(frozen=True, eq=False)
-class KnockOut:
+@dataclass(frozen=True, repr=False, eq=False)
+class KnockOut(Result):
     """What cutting single attention entries does to the loss, or to another metric.
 
     Attributes:
@@ -62,8 +62,6 @@ class KnockOut:
     metric: str = "loss"
     path: str = "hooks"
     attached: tuple[str, ...] = ()
-
-    __repr__ = short_repr
 
 
 @check_arguments

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments, shown
-from causal_circuits.display import short_repr
+from causal_circuits.display import Result
 from causal_circuits.interventions.measure import check_hooks
 from causal_circuits.models import HookedTransformer, attachments, check_forward, check_model, log_probs
 from causal_circuits.tasks.batch import check_tokens
@@ -19,8 +19,8 @@ Score = Callable[[Float[Tensor, "batch d_vocab"]], Tensor | float]
 
 
 @check_arguments
-@dataclass(frozen=True, eq=False)
-class PatchingResult:
+@dataclass(frozen=True, repr=False, eq=False)
+class PatchingResult(Result):
     """Metrics of a corrupted run with activations of the clean run patched in.
 
     Attributes:
@@ -40,8 +40,6 @@ class PatchingResult:
     clean: float
     corrupted: float
     attached: tuple[str, ...] = ()
-
-    __repr__ = short_repr
 
     @property
     def recovered(self) -> Float[Tensor, "name pos"]:

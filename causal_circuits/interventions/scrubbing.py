@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.display import Result
 from causal_circuits.graphs import parents_of
 from causal_circuits.interventions.measure import check_hooks, check_input, predictions, standard_error
 from causal_circuits.interventions.metrics import Metric, make_cost
@@ -44,8 +45,8 @@ _Parts = dict[str, list[_Hook]]  # part of a claim -> what puts donors' values t
 
 
 @check_arguments
-@dataclass(frozen=True)
-class ScrubbingResult:
+@dataclass(frozen=True, repr=False)
+class ScrubbingResult(Result):
     """What is left of a model's loss when only the hypothesis is kept.
 
     Attributes:

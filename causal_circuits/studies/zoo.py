@@ -15,10 +15,11 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 import causal_circuits as cc
-from causal_circuits import circuits
+from causal_circuits import circuits, figures
 from causal_circuits.arguments import check_arguments
 from causal_circuits.models import HookedTransformer
 from causal_circuits.models.decoy import carriers
@@ -227,7 +228,12 @@ class Config(Study):
             results={"models": table.to_dict("records"), "scores": scores.to_dict("records")},
             sections=[
                 Section("The models", "A folder each, in models/; losses in nats.", table=table.drop(columns="losses")),
-                Section("What simple methods score", "Means over graphs and seeds.", table=means(scores)),
+                Section(
+                    "What simple methods score",
+                    "Of entries of the latent graph, which a decoy does not use, and of entries written in by hand.",
+                    figures={"scores": plot_scores(scores)},
+                    table=means(scores),
+                ),
             ],
             summary=[("zoo", f"{len(models)} models"), *(("means", line) for line in str(means(scores)).split("\n"))],
             saved={"models": lambda folder: write_zoo(folder, models)},
@@ -295,6 +301,17 @@ def write_zoo(folder: Path, models: Sequence[ZooModel]) -> None:
     for one in models:
         one.save(folder / one.name)
     write_files(folder, {"README.md": CARD.format(command="causal-circuits zoo", folder=folder)})
+
+
+def plot_scores(scores: pd.DataFrame) -> Figure:
+    """AUROC of each method on each kind of model: of the graph's entries, and of those written in."""
+    asked = {"entries of the graph": "auroc_graph", "entries written in": "auroc_used"}
+    rows = scores.rename(columns={"model": "name", "kind": "model"})
+    panels = {
+        title: rows.rename(columns={column: "auroc"})[["method", "model", "auroc"]].dropna().to_dict("records")
+        for title, column in asked.items()
+    }
+    return figures.plot_benchmark(panels)
 
 
 def means(scores: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Interventions on data: sequences in which some tokens are set, whatever their parents are (Pearl's do)."""
 
+import reprlib
 from collections.abc import Mapping
 from copy import copy
 from typing import Any, Literal, final
@@ -51,6 +52,9 @@ class InterventionTask(Task):
         graph = nx.DiGraph(task.graph)
         graph.remove_edges_from([edge for edge in task.graph.edges if edge[1] in do])
         self.graph, self.d_vocab = nx.freeze(graph), task.d_vocab
+
+    def __repr__(self) -> str:
+        return f"InterventionTask({self.task}, do={reprlib.repr(self.do)})"
 
     def draws(self, seed: Seed, first: int, n: int) -> Batch:
         """`n` sequences of a seed's stream, twins of the task's own."""

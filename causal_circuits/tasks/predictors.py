@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.display import Result
 from causal_circuits.tasks import transition_matrices as _matrices
 from causal_circuits.tasks.batch import Batch, check_probabilities, check_tokens
 from causal_circuits.tasks.posterior import ROUNDED, cross_entropy, mixture_of_given, posterior
@@ -44,8 +45,8 @@ def edge_posterior(task: InContextTask, tokens: Int[Tensor, "batch n_ctx"]) -> F
 
 
 @check_arguments
-@dataclass(frozen=True, eq=False)
-class ExactBayes:
+@dataclass(frozen=True, repr=False, eq=False)
+class ExactBayes(Result):
     """The importance-sampled exact posterior mean.
 
     Attributes:
@@ -193,8 +194,8 @@ def best_unigram_loss(batch: Batch) -> float:
 
 
 @check_arguments
-@dataclass(frozen=True)
-class ReferenceLosses:
+@dataclass(frozen=True, repr=False)
+class ReferenceLosses(Result):
     """The lines that a loss is read against, all on the same batch, in nats.
 
     `exact_bayes` is the edge posterior plus their paired difference on a sub-sample; `exact_bayes_error` is the

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.display import Result
 from causal_circuits.information.matches import Gains, match_sums
 from causal_circuits.information.target_search import candidates
 from causal_circuits.models import HookedTransformer, layout_of, match_blocks, warm_readout
@@ -26,8 +27,8 @@ SCORE, MATCH, READOUT = 6.0, 3.0, 3.0
 
 
 @check_arguments
-@dataclass(frozen=True, eq=False)
-class MatchStart:
+@dataclass(frozen=True, repr=False, eq=False)
+class MatchStart(Result):
     """What was written into a model before its first step.
 
     Attributes:
@@ -46,9 +47,6 @@ class MatchStart:
     target_parents: tuple[int, ...]
     keys: Int[np.ndarray, "head_index position"]
     shares: Float[np.ndarray, " position"]
-
-    def __repr__(self) -> str:
-        return f"MatchStart(target_parents={self.target_parents}, {int((self.shares > 0).sum())} rows)"
 
     def to_frame(self) -> "pd.DataFrame":
         """One row for each position whose attention was written in."""
@@ -76,7 +74,7 @@ def start_from_matches(model: HookedTransformer, batch: Batch) -> MatchStart:
 
     >>> model = cc.disentangled_transformer(3, 8, (2, 1))
     >>> cc.training.start_from_matches(model, cc.InContextTask(cc.ngram_graph(8, 2), d_vocab=3).sample(5000))
-    MatchStart(target_parents=(6, 7), 5 rows)
+    MatchStart(target_parents=(6, 7), keys=[2, 8], shares=[8])
     """
     layout = layout_of(model)
     check_match_start(model)

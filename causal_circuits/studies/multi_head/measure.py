@@ -64,7 +64,10 @@ def measure_training(scratch: Path | None, progress: bool | None, **settings: An
     model, _ = setting.train(scratch, record=cc.RecordAt(steps=()), progress=progress)
     loss = float(cc.evaluate(model, setting.test).mean())
     row: dict[str, Any] = {"loss": loss, "excess": loss - setting.task.bayes_loss(setting.test)}
-    return row | ({"found": cc.extract_graph(model, setting.task, batch=setting.data)} if setting.read else {})
+    if setting.read:
+        row["found"] = cc.extract_graph(model, setting.task, batch=setting.data)
+        row["attention"] = cc.mean_attention(model, setting.test.tokens[:4096])[0, : setting.n_heads[0]]
+    return row
 
 
 def measure_heads(scratch: Path | None, progress: bool | None, **settings: Any) -> Row:

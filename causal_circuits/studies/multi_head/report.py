@@ -177,21 +177,18 @@ def kinds(missing: Sequence[Row]) -> str:
 
 def make_sections(task: cc.InContextTask, heads: Row, single: Row) -> list[Section]:
     edges, found, graph = heads["edges"], heads["found"], task.graph
+    attentions = {f"L0H{head.head} {head.role}": heads["attention"][head.head] for head in found.heads}
+    attentions |= {f"one head alone: {head.role}": single["attention"][head.head] for head in single["found"].heads}
     names = {head.head: f"L0H{head.head}" for head in found.heads}
     cut = heads["cut"].clone()
     cut[:, -1] = float("nan")  # the last row serves every prediction: it would drown the others' colours
     nats = partial(figures.plot_matrix, graph=graph, diverging=True)
     return [
         Section(
-            "The heads side by side",
-            "Attention of each head of layer 0; open squares are the true edges, and the last row stands for the "
-            "target.",
-            figures={
-                f"attention_{names[head.head]}": figures.plot_attention_and_graph(
-                    heads["attention"][head.head], graph, title=f"{names[head.head]} {head.role}"
-                )
-                for head in found.heads
-            },
+            "The heads side by side, and one head alone",
+            "Attention of each head of layer 0, and of a single one trained for as many steps; open squares are the "
+            "true edges, and the last row stands for the target.",
+            figures={"attention": figures.plot_attentions(attentions, graph)},
         ),
         Section(
             "The union graph",

@@ -77,7 +77,7 @@ class Config(Study):
 
     def report(self, rows: Mapping[str, Any]) -> Report:
         every = [row for of_graph in rows.values() for row in of_graph]
-        return make_report(every, has_pc=methods.load_pc() is not None, k=self.parents)
+        return make_report(every, graph_of(0, self.parents), has_pc=methods.load_pc() is not None, k=self.parents)
 
 
 def graph_of(index: int, k: int) -> nx.DiGraph:
@@ -111,10 +111,9 @@ def measure_graph(
             for name in methods.METHODS if k == 1 else methods.METHODS_OF_SEVERAL:
                 if (name not in is_pc or size in pc_sizes) and (name not in trained or size == max(sizes)):
                     found = methods.find_edges(name, whole[:size], level=level, steps=steps, seed=seed)
-                    about = {"graph": index, "setting": setting, "sequences": size, "method": name}
-                    rows.append(
-                        about | score(graph, found.proposed, set(found.graph.edges), k) | {"seconds": found.seconds}
-                    )
+                    row = {"graph": index, "setting": setting, "sequences": size, "method": name}
+                    row |= score(graph, found.proposed, set(found.graph.edges), k) | {"seconds": found.seconds}
+                    rows.append(row | ({"accepted": sorted(found.graph.edges)} if index == 0 else {}))
     return rows
 
 

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import networkx as nx
 import pandas as pd
 from matplotlib.figure import Figure
 
+import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
 from causal_circuits.studies.structure_learning import methods
@@ -35,8 +37,8 @@ ABOUT = {
 }
 
 
-def make_report(rows: Sequence[dict[str, Any]], *, has_pc: bool, k: int = 1) -> Report:
-    """Checks, results and sections; k parents a position."""
+def make_report(rows: Sequence[dict[str, Any]], graph: nx.DiGraph, *, has_pc: bool, k: int = 1) -> Report:
+    """Checks, results and sections; k parents a position; `graph`: the first one, which is drawn."""
     totals = sum_over_graphs(rows)
     missing = [] if has_pc else [Section("PC", methods.MISSING)]
     return Report(
@@ -48,7 +50,11 @@ def make_report(rows: Sequence[dict[str, Any]], *, has_pc: bool, k: int = 1) -> 
             "summary": totals.to_dict(orient="records"),
             "rows": list(rows),
         },
-        sections=[*(show_setting(totals[totals.setting == setting], setting) for setting in SETTINGS), *missing],
+        sections=[
+            show_first(rows, graph),
+            *(show_setting(totals[totals.setting == setting], setting) for setting in SETTINGS),
+            *missing,
+        ],
     )
 
 
@@ -152,6 +158,24 @@ def check_noise(noise: pd.DataFrame) -> Check:
         f"{NOISE}: what has no structure gives true edges by chance only (within {MOST_ERRORS} standard errors)",
         f"{proposals(noise, ROW_MAXIMA)}, by chance {rows.parents_by_chance.iloc[-1]:.1f}",
     )
+
+
+def show_first(rows: Sequence[dict[str, Any]], graph: nx.DiGraph) -> Section:
+    """What the gradient (or matches) and Chow-Liu make of the first graph, from pooled prompts."""
+    own = [row for row in rows if row["graph"] == 0 and row["setting"] == POOLED]
+    most = max(row["sequences"] for row in own)
+    accepted = {row["method"]: row["accepted"] for row in own if row["sequences"] == most}
+    drawn = [name for name in (methods.GRADIENT, methods.MATCHES, methods.CHOW_LIU) if name in accepted]
+    picture = Figure(figsize=(8.5, 3.2 * (1 + len(drawn))), layout="constrained")
+    axes = picture.subplots(1 + len(drawn))
+    figures.plot_graph_comparison(graph, ax=axes[0]).set_title("the graph behind the sequences", pad=24)
+    for ax, name in zip(axes[1:], drawn, strict=True):
+        found = nx.DiGraph(graph)
+        found.remove_edges_from(cc.latent_edges(graph))
+        found.add_edges_from(accepted[name])
+        figures.plot_graph_comparison(graph, found, ax=ax).set_title(name, pad=24)
+    sentence = f"Edges that each accepts from the same {most:,} pooled prompts; false ones hang below the line."
+    return Section("One graph, and what is made of it", sentence, figures={"forests": picture})
 
 
 def show_setting(totals: pd.DataFrame, setting: str) -> Section:
