@@ -87,7 +87,7 @@ def test_flags_that_make_no_study_are_refused():
 
 def rows(change):
     """Three seeds in which every claim holds, but for a change of one of them."""
-    share = {"two layers, 1 and 1 heads": 0.4, study.DEEP: 0.2, study.SELECTIVE: 0.03}
+    share = {"two layers, 1 and 1 heads": 0.4, study.DEEP: 0.2, study.SELECTIVE: 0.03, study.GIVEN: 0.03}
     share |= {"ordinary, two layers": 0.5, "ordinary, three layers": 0.2} | change
     planted = {"share": 0.05, "normalized likelihood": 0.06, "maximum likelihood": 0.05} | change
     planted |= dict.fromkeys(study.GRADIENTS, True) | change
@@ -102,10 +102,11 @@ def rows(change):
         ({"normalized likelihood": 0.0}, 0),
         ({"two layers, 1 and 1 heads": 0.01}, 1),
         ({study.SELECTIVE: 0.5}, 2),
-        ({study.DEEP: 0.4}, 3),
-        ({"ordinary, three layers": 0.5}, 4),
-        ({"layer 0": 0.1}, 5),
-        ({"gradient layer 2 at the candidates": False}, 6),
+        ({study.GIVEN: 0.5}, 3),
+        ({study.DEEP: 0.4}, 4),
+        ({"ordinary, three layers": 0.5}, 5),
+        ({"layer 0": 0.1}, 6),
+        ({"gradient layer 2 at the candidates": False}, 7),
     ],
 )
 def test_each_check_can_fail(change, failing):
