@@ -57,7 +57,8 @@ def write_study_pages(app: Sphinx) -> None:
     (DOCS / "studies").mkdir(exist_ok=True)
     for name in cc.studies.NAMES:
         told = getattr(cc.studies, name).Config.__doc__.split("\n\n")[0]
-        picture = f"![{PICTURES[name][2]}](../pictures/{name}.png)\n\n*{PICTURES[name][2]} `{command(name)}`*"
+        shown = PICTURES[name][2] if name in PICTURES else ""
+        picture = shown and f"![{shown}](../pictures/{name}.png)\n\n*{shown} `{command(name)}`*"
         page, text = DOCS / "studies" / f"{name}.md", study_page(name, told, claims, picture)
         if not page.exists() or page.read_text(encoding="utf-8") != text:
             page.write_text(text, encoding="utf-8")
