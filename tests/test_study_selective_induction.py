@@ -7,6 +7,8 @@ import torch
 
 import causal_circuits as cc
 from causal_circuits.studies import selective_induction as study
+from causal_circuits.studies.selective_induction import architectures as built
+from causal_circuits.studies.selective_induction import measure, report
 from causal_circuits.tasks import LagTask
 
 
@@ -55,8 +57,8 @@ def test_what_is_no_task_is_refused_by_name(wrong, message):
 def test_the_planted_circuit_is_its_formula(lags, n_ctx):
     """Shares of the likelihood, their mean in each residue class, a softmax over lags, log P of the tokens there."""
     task = LagTask(n_ctx, 3, lags, matrix_seed=2)
-    tokens, m = task.sample(50, seed=0).tokens, study.n_residues(lags)
-    model, scores = study.planted(task, selecting=30.0), []
+    tokens, m = task.sample(50, seed=0).tokens, built.n_residues(lags)
+    model, scores = built.planted(task, selecting=30.0), []
     for row in tokens.tolist():
         likelihood = np.array([[task.matrix[row[i - lag], row[i]] for lag in lags] for i in range(max(lags), n_ctx)])
         share = likelihood / likelihood.sum(axis=1, keepdims=True)
@@ -69,13 +71,13 @@ def test_the_planted_circuit_is_its_formula(lags, n_ctx):
 
 
 def test_a_small_study(tmp_path, look_at_report, monkeypatch):
-    monkeypatch.setattr(study, "N_TEST", 256)
+    monkeypatch.setattr(measure, "N_TEST", 256)
     config = study.Config(seeds=1, steps=5, batch_size=32, n_ctx=8)
     result = cc.run(config, tmp_path, quiet=True)
     rows = {row["architecture"]: row for row in result.results["rows"]}
-    assert rows.keys() == {"planted", *study.architectures((1, 2)), *study.ORDINARY}
+    assert rows.keys() == {"planted", *built.architectures((1, 2)), *built.ORDINARY}
     assert rows["planted"]["share"] < 0.5 < rows["planted"]["stationary"]
-    assert set(rows[study.SELECTIVE]["without"]) == {"layer 0", "layer 1", "layer 2", "L1H0", "L1H1"}
+    assert set(rows[built.SELECTIVE]["without"]) == {"layer 0", "layer 1", "layer 2", "L1H0", "L1H1"}
     look_at_report(tmp_path / "report.html")
 
 
@@ -87,10 +89,10 @@ def test_flags_that_make_no_study_are_refused():
 
 def rows(change):
     """Three seeds in which every claim holds, but for a change of one of them."""
-    share = {"two layers, 1 and 1 heads": 0.4, study.DEEP: 0.2, study.SELECTIVE: 0.03, study.GIVEN: 0.03}
+    share = {"two layers, 1 and 1 heads": 0.4, built.DEEP: 0.2, built.SELECTIVE: 0.03, built.GIVEN: 0.03}
     share |= {"ordinary, two layers": 0.5, "ordinary, three layers": 0.2} | change
     planted = {"share": 0.05, "normalized likelihood": 0.06, "maximum likelihood": 0.05} | change
-    planted |= dict.fromkeys(study.GRADIENTS, True) | change
+    planted |= dict.fromkeys(report.GRADIENTS, True) | change
     selective = {"share": 0.03, "without": {"layer 0": 1.0} | change}
     return pd.DataFrame([share] * 3), [planted] * 3, [selective] * 3
 
@@ -101,16 +103,16 @@ def rows(change):
         ({}, None),
         ({"normalized likelihood": 0.0}, 0),
         ({"two layers, 1 and 1 heads": 0.01}, 1),
-        ({study.SELECTIVE: 0.5}, 2),
-        ({study.GIVEN: 0.5}, 3),
-        ({study.DEEP: 0.4}, 4),
+        ({built.SELECTIVE: 0.5}, 2),
+        ({built.GIVEN: 0.5}, 3),
+        ({built.DEEP: 0.4}, 4),
         ({"ordinary, three layers": 0.5}, 5),
         ({"layer 0": 0.1}, 6),
         ({"gradient layer 2 at the candidates": False}, 7),
     ],
 )
 def test_each_check_can_fail(change, failing):
-    found = [check.passed for check in study.checks(*rows(change))]
+    found = [check.passed for check in report.checks(*rows(change))]
     assert found[failing if failing is not None else 0] is (failing is None)
     if failing is None:
         assert all(found)
