@@ -3,7 +3,7 @@
     python benchmarks/cells.py tiny --nodes 2 --cells 10000         # cells that take no time: what the driver can take
     python benchmarks/cells.py tiny --nodes 2 --cells 500 --ms 50   # cells that sleep: the overhead
     python benchmarks/cells.py wait                                 # a look at thousands of waiting tasks
-    python benchmarks/cells.py ensemble                             # sequences a CPU second, two processes beside one
+    python benchmarks/cells.py ensemble                             # the same trainings as one ensemble, and as cells
 
 Nodes are Ray's on this machine, one core each (`ray.cluster_utils.Cluster`); --nodes 0 measures in this process.
 """
@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 import resource
+import statistics
 import tempfile
 import time
 from collections.abc import Mapping
@@ -19,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import ray
 import torch
 from ray.cluster_utils import Cluster
 
 import causal_circuits as cc
 from causal_circuits.pages import Check
-from causal_circuits.studies.learnability import Config as Learnability
 from causal_circuits.studies.study import Cell, Report, Study
 
 
@@ -98,27 +99,52 @@ def wait() -> dict[str, Any]:
     return found | {"peak_driver_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
 
 
-def ensemble(members: int = 24) -> dict[str, Any]:
-    """Sequences a CPU second of one ensemble with two threads, and of the study's cells in two processes of one."""
-    same = {"graph": ("chain", "forest"), "d_vocab": (3,), "n_ctx": (16,), "alpha": (0.1, 1.0)}
-    study = Learnability(**same, seeds=members // 4)
-    tasks = [cc.InContextTask(cc.random_forest(16, seed=k), d_vocab=3, alpha=0.1) for k in range(members)]
+@dataclass(frozen=True, kw_only=True)
+class Trainings(Study):
+    """Cells that train members of equal sizes, and do nothing else."""
+
+    members: int
+    a_cell: int
+    steps: int = 4500
+
+    def cells(self) -> list[Cell]:
+        """Some members each."""
+        firsts = range(0, self.members, self.a_cell)
+        return [Cell(f"from {k}", train, {"first": k, "n": self.a_cell, "steps": self.steps}, cores=1) for k in firsts]
+
+    def report(self, rows: Mapping[str, Any]) -> Report:
+        """Their last losses."""
+        return Report("Trainings", [Check(True, "all are there", str(len(rows)))], {"losses": list(rows.values())})
+
+
+def train(first: int, n: int, steps: int) -> list[float]:
+    """The last losses of n members, trained side by side."""
+    tasks = [cc.InContextTask(cc.random_forest(16, seed=first + k), d_vocab=3, alpha=0.1) for k in range(n)]
     models = [cc.disentangled_transformer(3, 16) for _ in tasks]
-    config = cc.TrainConfig(cc.training.default_stages(study.steps), batch_size=study.batch_size)
-    sequences = members * study.steps * study.batch_size
+    configs = [cc.TrainConfig(cc.training.default_stages(steps), batch_size=256, seed=first + k) for k in range(n)]
+    records = cc.train_ensemble(models, tasks, configs, record=cc.RecordAt(steps=(0,)), progress=False)
+    return [float(record.losses[-1]) for record in records]
+
+
+def ensemble(members: int = 48, a_cell: int = 4, times: int = 3) -> dict[str, Any]:
+    """CPU seconds of the same trainings, in turn: one ensemble with two threads; cells in two processes of one."""
     torch.set_num_threads(2)
-    began = cpu_seconds(resource.RUSAGE_SELF)
-    cc.train_ensemble(models, tasks, [config] * members, record=cc.RecordAt(steps=(0,)), progress=False)
-    together = cpu_seconds(resource.RUSAGE_SELF) - began
-    done = cc.run(study, processes=2, quiet=True)
-    apart = cpu_seconds(resource.RUSAGE_CHILDREN)
-    inside = sum(done.results["timing"]["cells"].values())
-    rates = {"one_ensemble": round(sequences / together), "two_processes": round(sequences / apart)}
-    return rates | {"ratio": round(together / apart, 3), "seconds_in_cells": round(inside, 1), "members": members}
+    together, apart = list[float](), list[float]()
+    for _ in range(times):
+        began = cpu_seconds(resource.RUSAGE_SELF)
+        losses = train(0, members, Trainings.steps)
+        together.append(cpu_seconds(resource.RUSAGE_SELF) - began)
+        began = cpu_seconds(resource.RUSAGE_SELF) + cpu_seconds(resource.RUSAGE_CHILDREN)
+        done = cc.run(Trainings(members=members, a_cell=a_cell), processes=2, quiet=True)
+        apart.append(cpu_seconds(resource.RUSAGE_SELF) + cpu_seconds(resource.RUSAGE_CHILDREN) - began)
+        numpy.testing.assert_allclose([loss for row in done.rows.values() for loss in row], losses, atol=1e-3)
+    ratios = [one / cells for one, cells in zip(together, apart, strict=True)]
+    seconds = {"one_ensemble_cpu_s": statistics.median(together), "cells_cpu_s": statistics.median(apart)}
+    return seconds | {"ratio": statistics.median(ratios), "ratios": ratios, "members": members, "a_cell": a_cell}
 
 
 def cpu_seconds(whose: int) -> float:
-    """Of this process, or of its children that have ended."""
+    """Of this process, or of its children that have ended, with their start."""
     used = resource.getrusage(whose)
     return used.ru_utime + used.ru_stime
 

@@ -20,7 +20,7 @@ ANALYSES = Path(__file__).resolve().parent.parent / "analyses"
 RESULTS = """
 import hashlib, runpy, sys, torch, causal_circuits as cc
 from causal_circuits import circuits
-from causal_circuits.circuits import plain_values
+from causal_circuits.storage import plain_values
 def digest(value):
     return hashlib.sha256(repr(plain_values(value)).encode()).hexdigest()[:8]
 for graph in (cc.chain_graph(8), cc.random_forest(10, seed=3), cc.ngram_graph(7, 2)):

@@ -43,11 +43,18 @@ def margin(logits: torch.Tensor) -> torch.Tensor:
     return logits[:, 0] - logits[:, 1]
 
 
+def clamped(model: cc.models.HookedTransformer) -> None:
+    """Run the model with layer 0's pattern given."""
+    with cc.training.clamped_attention(model, {0: torch.eye(6)}):
+        model(BATCH.tokens)
+
+
 CALLS = {
     "ablate_heads": lambda model, **o: cc.ablate_heads(model, BATCH, [(0, 0)], **o),
     "ablate_slots": lambda model, **o: cc.interventions.ablate_slots(model, BATCH, ["token"], **o),
     "attachments": cc.models.attachments,
     "attention_block": lambda model: cc.models.attention_block(model, 0, 0, "position", "position"),
+    "clamped_attention": lambda model: clamped(model),
     "copying_score": lambda model: cc.heads.copying_score(model, 1, 0),
     "detect_induction_heads": lambda model: cc.detect_induction_heads(model, TASK, n_sequences=20),
     "evaluate": lambda model: cc.evaluate(model, BATCH),
@@ -71,6 +78,7 @@ CALLS = {
     "sequence_attention": lambda model: cc.films.sequence_attention(model, BATCH.tokens[0]),
     "slots": cc.models.slots,
     "structured_logits": lambda model: cc.models.structured_logits(model, BATCH.tokens),
+    "trained_blocks": lambda model: cc.training.trained_blocks(model, {"W_Q.0": [("position", "position")]}),
     "training_health": lambda model: cc.training.training_health(RECORD, TASK, model),
     "take_snapshot": lambda model: cc.training.take_snapshot(model, BATCH),
 }

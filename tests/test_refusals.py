@@ -137,7 +137,6 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "tokens from 1": (lambda: cc.Batch([[1, 2, 3, 4]], [1], d_vocab=4), ("0 .. 3", "[1, 4]", "counted from 1")),
     "labels beyond d_vocab": (lambda: cc.Batch([[0, 1]], [5], d_vocab=3), ("labels", "0 .. 2", "5")),
     "d_vocab that is not the width": (lambda: cc.Batch(THREE.tokens, THREE.target_probs, 5), ("3", "got 5")),
-    "an ordinary model for a circuit": (lambda: circuits.circuit_graph(users_model()), ("disentangle", "ablate_heads")),
     "targets of another width than the outputs": (
         lambda: cc.evaluate(users_model(d_vocab_out=5), THREE),
         ("target_probs", "d_vocab_out", "[64, 5]", "[64, 3]"),

@@ -7,7 +7,7 @@ import torch
 
 import causal_circuits as cc
 from causal_circuits.studies import selective_induction as study
-from causal_circuits.studies.selective_induction import architectures as built
+from causal_circuits.studies.selective_induction import compared as built
 from causal_circuits.studies.selective_induction import measure, report
 from causal_circuits.tasks import LagTask
 

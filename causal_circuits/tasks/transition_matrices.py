@@ -8,6 +8,8 @@ the gammas behind a Dirichlet draw underflow unless they are taken in log space.
 import numpy as np
 from jaxtyping import Float, Int
 
+from causal_circuits.arguments import check_arguments
+
 # Below this concentration a float32 gamma underflows often enough to matter (P is about 1e-38 ** alpha an entry).
 LOG_SPACE_BELOW = 0.09
 
@@ -75,6 +77,7 @@ def draw_log_dirichlet(
     return log_gammas - np.log(np.exp(log_gammas).sum(axis=-1, keepdims=True))
 
 
+@check_arguments
 def stationary_law(matrices: Float[np.ndarray, "batch token token"]) -> Float[np.ndarray, "batch token"]:
     """The stationary law of every matrix of a batch, by GTH elimination in float64.
 

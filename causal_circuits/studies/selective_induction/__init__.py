@@ -10,7 +10,7 @@ import pandas as pd
 
 from causal_circuits import figures
 from causal_circuits.pages import Section
-from causal_circuits.studies.selective_induction.architectures import (
+from causal_circuits.studies.selective_induction.compared import (
     ORDINARY,
     PLANTED,
     SELECTIVE,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import causal_circuits as cc
-from causal_circuits.studies.selective_induction.architectures import (
+from causal_circuits.studies.selective_induction.compared import (
     GIVEN,
     ORDINARY,
     PLANTED,

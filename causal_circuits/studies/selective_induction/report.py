@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from causal_circuits import figures
 from causal_circuits.figures.style import new_grid
 from causal_circuits.pages import Check
-from causal_circuits.studies.selective_induction.architectures import DEEP, GIVEN, SELECTIVE
+from causal_circuits.studies.selective_induction.compared import DEEP, GIVEN, SELECTIVE
 
 Row = dict[str, Any]
 GRADIENTS = tuple(f"gradient layer {at}" for at in ("0 with log P", "1 at residues", "2 at the candidates"))
