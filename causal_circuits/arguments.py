@@ -96,8 +96,9 @@ def _checked(function: Any, label: str) -> Any:
     def checked(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         for old in RENAMED.keys() & kwargs.keys():
-            warnings.warn(f"{label}: {old} is {RENAMED[old]} now", DeprecationWarning, stacklevel=2)
-            kwargs[RENAMED[old]] = kwargs.pop(old)
+            if RENAMED[old] in names and RENAMED[old] not in kwargs:
+                warnings.warn(f"{label}: {old} is {RENAMED[old]} now", DeprecationWarning, stacklevel=2)
+                kwargs[RENAMED[old]] = kwargs.pop(old)
         given = dict(zip(names, args, strict=False))
         if len(given) < len(args) or not given.keys().isdisjoint(kwargs):
             return function(*args, **kwargs)  # Python itself says which argument is one too many

@@ -160,4 +160,15 @@ def test_what_hooks_cannot_do_is_refused_by_name() -> None:
     assert_refused(lambda: build(scaled, BATCH), "blocks.0.hook_resid_mid", "not the sum")
     deaf = users_model(**mlp)
     deaf.blocks[1].attn.hook_q = torch.nn.Identity()  # the HookPoint stays in hook_dict, and is not called
-    assert_refused(lambda: build(deaf, BATCH), "a hook at queries", "without effect")
+    assert_refused(lambda: build(deaf, BATCH), "blocks.1.attn.hook_q", "never called")
+    with torch.inference_mode():
+        built_there = users_model(n_ctx=T)
+    assert_refused(lambda: build(built_there, BATCH), "outside torch.inference_mode()")
+
+
+def test_sequences_of_inference_mode_and_more_edges_than_are_enumerated() -> None:
+    with torch.inference_mode():
+        batch = TASK.sample(4)
+    whole = circuits.circuit_model(users_model(n_ctx=T, n_heads=2), batch)
+    assert circuits.discover(whole, "eap").score.isfinite().all()
+    assert not circuits.oracle_frontier(whole, max_edges=2).exact

@@ -46,6 +46,23 @@ def test_a_pattern_for_each_head_and_a_run_that_goes_on(tmp_path):
         assert runs[-1].losses.equal(runs[0].losses)
 
 
+def test_a_config_keeps_patterns_as_rows_of_numbers():
+    by_layer = {0: torch.stack([PARENTS, torch.eye(6)]), 1: PARENTS[None]}
+    config = cc.TrainConfig.joint(1, batch_size=8, attention=by_layer)
+    record = cc.train(MODELS["disentangled"](), TASK, config)
+    assert record.config["attention"] == {str(layer): pattern.tolist() for layer, pattern in by_layer.items()}
+    with pytest.raises(ValueError, match="the config has patterns already"):
+        cc.train(MODELS["disentangled"](), TASK, config, attention=by_layer)
+    with pytest.raises(ValueError, match="no parameter bears on the loss"):
+        cc.train(MODELS["reduced"](), TASK, cc.TrainConfig.joint(1), attention={1: PARENTS})
+
+
+def test_shorter_sequences_have_the_first_rows_of_a_pattern():
+    model = MODELS["ordinary"]()
+    with cc.training.clamped_attention(model, {0: PARENTS}):
+        assert model.run_with_cache(TASK.sample(2).tokens[:, :4])[1]["pattern", 0][0, 0].equal(PARENTS[:4, :4])
+
+
 @pytest.mark.parametrize(
     ("attention", "message"),
     [

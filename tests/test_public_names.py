@@ -107,6 +107,10 @@ def test_keywords_of_before_warn_and_are_still_taken() -> None:
     with pytest.warns(DeprecationWarning, match="InContextTask: kernels is transition_matrices now"):
         task = cc.InContextTask(cc.chain_graph(4), d_vocab=2, kernels=matrices)
     assert task.given_matrices[1].tolist() == [matrices.tolist()]
+    with pytest.raises(TypeError, match="argument 'kernels'"):  # both, of which one would be dropped
+        cc.InContextTask(cc.chain_graph(4), d_vocab=2, kernels=matrices, transition_matrices=matrices)
+    with pytest.raises(TypeError, match="argument 'kernels'"):  # never had it
+        cc.plant_circuit(cc.chain_graph(4), d_vocab=2, kernels=matrices)
 
 
 def test_every_page_of_the_site_is_reached_from_its_index():

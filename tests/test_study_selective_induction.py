@@ -1,5 +1,7 @@
 """Latent lags: task and predictors against slow oracles, the planted circuit, a small study, checks that fail."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -51,6 +53,17 @@ def test_bayes_over_lags_is_that_of_an_enumeration():
 def test_what_is_no_task_is_refused_by_name(wrong, message):
     with pytest.raises(ValueError, match=message):
         LagTask(**wrong)
+    with pytest.raises(ValueError, match="tokens must be integers in"):
+        LagTask().predictors(torch.full((2, 16), 7))
+
+
+def test_a_copy_with_another_seed_or_vocabulary_has_a_matrix_of_its_own():
+    task = LagTask(n_ctx=6, d_vocab=3, lags=(1, 2))
+    for field, value in (("matrix_seed", 4), ("d_vocab", 5)):
+        expected = LagTask(**{"n_ctx": 6, "d_vocab": 3, "lags": (1, 2), field: value})
+        assert np.array_equal(dataclasses.replace(task, **{field: value}).matrix, expected.matrix)
+    assert np.abs(task.matrix.sum(axis=1) - 1).max() < 1e-15
+    assert repr(task) == "LagTask(n_ctx=6, d_vocab=3, lags=(1, 2))"
 
 
 @pytest.mark.parametrize(("lags", "n_ctx"), [((1, 2), 12), ((1, 3), 12), ((1, 2, 3), 13)])

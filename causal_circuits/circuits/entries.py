@@ -67,7 +67,7 @@ class EntryModel(Parts, Result):
 
     def _cost(self, mask: Tensor) -> Float[Tensor, " batch"]:
         """By the model's own forward, a hook on whose pattern does the cutting."""
-        kept = self.matrices(mask.to(self.other.dtype))
+        kept = self.matrices(mask.to(self.other))
         replaced = rearrange((1 - kept[:, None]) * self.other, "head_index batch q k -> batch head_index q k")
 
         def cut(pattern: Tensor, hook: object) -> Tensor:

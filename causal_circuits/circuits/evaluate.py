@@ -25,6 +25,7 @@ from causal_circuits.interventions import Cost, Metric, make_cost
 from causal_circuits.interventions.measure import check_input
 from causal_circuits.models import HookedTransformer, has_layout
 from causal_circuits.models.acceptance import refuse_foreign
+from causal_circuits.models.structured import usable_for_gradients
 from causal_circuits.tasks import Batch, Task
 from causal_circuits.tasks.batch import check_tokens
 
@@ -140,7 +141,7 @@ class CircuitModel(Parts, Result):
             corrupted = corrupted[:, -value.values.shape[2] :]  # one row, where the value has only the last
             if not bool(keeps.any()):
                 return corrupted.expand(len(circuits), len(self.batch), -1, -1)
-            return torch.where(rearrange(keeps, "c -> c 1 1 1"), value.of(circuits), corrupted)
+            return torch.where(rearrange(keeps.to(corrupted.device), "c -> c 1 1 1"), value.of(circuits), corrupted)
 
         return read
 
@@ -195,7 +196,9 @@ def circuit_model(
         raise ValueError(f"circuits are evaluated in float32 or float64: got {model.W_U.dtype}; call model.float()")
     if has_layout(model):
         refuse_foreign(model, "circuit_model", "call model.reset_hooks(), or build the model anew")
-    batch = batch.to(model.W_U.device, model.W_U.dtype)
+    if model.W_U.is_inference():
+        raise ValueError("circuits need gradients: build the model outside torch.inference_mode()")
+    batch = usable_for_gradients(batch).to(model.W_U.device, model.W_U.dtype)
     graph = circuit_graph(model, granularity)
     edges = tuple(circuit_edges(graph))
     forward = SlotForward.of(model, edges, granularity) if has_layout(model) else HookedForward.of(model, edges, batch)

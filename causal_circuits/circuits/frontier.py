@@ -219,7 +219,9 @@ def _different_circuits(model: CircuitModel, free: Sequence[int]) -> Iterator[Bo
         codes = np.arange(start, min(start + CODES, 2**n))
         masks = np.zeros((len(codes), len(model)), dtype=bool)
         masks[:, list(free)] = (codes[:, None] >> np.arange(n - 1, -1, -1)) & 1  # early edges change least often
-        yield torch.from_numpy(masks[(is_alive(model, masks) == masks).all(axis=1)])
+        different = masks[(is_alive(model, masks) == masks).all(axis=1)]
+        if len(different):
+            yield torch.from_numpy(different)
 
 
 def _floor(model: CircuitModel) -> float:

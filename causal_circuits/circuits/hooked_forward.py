@@ -53,7 +53,7 @@ class HookedForward(Forward):
             ValueError: heads share keys, MLPs read what heads read, hooks are missing or without effect, or something
                 writes into the residual stream that is no sender.
         """
-        _refuse(model)
+        _refuse(model, batch.tokens[:TRIED])
         reads: dict[str, list[tuple[str, int]]] = {}
         for index, (sender, reader) in enumerate(edges):
             reads.setdefault(reader, []).append((sender, index))
@@ -253,7 +253,7 @@ def _is_close(found: Tensor, expected: Tensor) -> bool:
     return float((found - expected).abs().max()) <= TOLERANCE[found.dtype] * size
 
 
-def _refuse(model: HookedTransformer) -> None:
+def _refuse(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> None:
     """Refuse by name what readers of this kind do not describe."""
     cfg = model.cfg
     shared = cfg.n_key_value_heads
@@ -269,4 +269,10 @@ def _refuse(model: HookedTransformer) -> None:
     names = [f"blocks.{layer}.{name}" for layer in range(cfg.n_layers)
              for name in ("hook_resid_pre", *(f"attn.hook_{kind}" for kind in (*INPUTS, "pattern", "z")),
                           *(() if cfg.attn_only else ("hook_resid_mid", "hook_mlp_out")))]  # fmt: skip
-    check_hooks(model, ["hook_embed", *names, f"blocks.{last}.hook_resid_post"])
+    names += ["hook_embed", f"blocks.{last}.hook_resid_post"]
+    check_hooks(model, names)
+    with torch.no_grad():
+        _, called = model.run_with_cache(tokens, names_filter=names)
+    silent = [name for name in names if name not in called]
+    if silent:
+        raise ValueError(f"circuits need hooks that the model calls: {silent[0]} is without effect, it is never called")

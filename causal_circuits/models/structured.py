@@ -161,6 +161,11 @@ def autograd_step(model: HookedTransformer, batch: Batch, forward: Forward) -> f
         model.zero_grad(set_to_none=True)
         log_predictions = as_log_probs(model, forward(model, batch.tokens))
         loss = -(batch.target_probs * log_predictions).sum(dim=-1).mean()
+        if not loss.requires_grad:
+            raise ValueError(
+                "no parameter bears on the loss: the model's patterns are given, or its weights frozen, where it would "
+                "learn; give fewer patterns, or requires_grad=True"
+            )
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return float(loss.detach())
 

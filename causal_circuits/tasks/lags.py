@@ -7,6 +7,7 @@ before it. Who predicts the next token has to find out which of the latest token
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from causal_circuits.tasks.batch import Batch, check_probabilities, check_tokens
 
 
 @check_arguments
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LagTask(Task):
     """Markov chains in which token i depends on token i - k alone, with a lag k drawn anew in every sequence.
 
@@ -66,9 +67,17 @@ class LagTask(Task):
             raise ValueError(f"lags must be different and lie in 1 .. n_ctx - 1 = {self.n_ctx - 1}: got {self.lags}")
         if not 0.1 <= self.alpha <= 1e6:
             raise ValueError(f"alpha must lie in [0.1, 1e6]: got {self.alpha}")
+        _ = self.matrix  # validated where it is made
+
+    def __repr__(self) -> str:
+        return f"LagTask(n_ctx={self.n_ctx}, d_vocab={self.d_vocab}, lags={self.lags})"
+
+    @cached_property
+    def matrix(self) -> Float[np.ndarray, "token token"]:
+        """The transition matrix, float64."""
         matrix, size = self.transition_matrix, (self.d_vocab, self.d_vocab)
         if matrix is None:
-            generator = np.random.default_rng(self.matrix_seed)
+            generator = np.random.default_rng(seed_sequence(self.matrix_seed))
             matrix = _matrices.draw_dirichlet(generator, np.full(size, self.alpha), 1)[0]
         if matrix.shape != size:
             raise ValueError(f"transition_matrix must be [d_vocab, d_vocab] = {list(size)}: got {list(matrix.shape)}")
@@ -77,14 +86,7 @@ class LagTask(Task):
             raise ValueError(
                 f"entries of transition_matrix must be above 0: got {matrix.min():.3g}; mix in a uniform row"
             )
-        matrix = matrix.astype(np.float64) / matrix.sum(axis=1, keepdims=True)
-        object.__setattr__(self, "transition_matrix", matrix)
-
-    @property
-    def matrix(self) -> Float[np.ndarray, "token token"]:
-        """The transition matrix, float64."""
-        assert self.transition_matrix is not None  # since __post_init__
-        return self.transition_matrix
+        return matrix / matrix.sum(axis=1, keepdims=True, dtype=np.float64)
 
     @property
     def stationary(self) -> Float[np.ndarray, " token"]:
@@ -92,7 +94,7 @@ class LagTask(Task):
         return _matrices.stationary_law(self.matrix[None])[0]
 
     def draws(self, seed: Seed, first: int, n: int) -> Batch:
-        """`n` sequences, a function of seed and `first` (not of single places)."""
+        """`n` sequences, a function of seed, `first` and `n` (not of single places)."""
         check_places(first, n)
         sequence = seed_sequence(seed)
         stream = np.random.SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, first))
@@ -143,8 +145,8 @@ class LagTask(Task):
         the largest `lag_weights`, to which the paper's construction converges ("normalized likelihood"); by every lag
         with its posterior probability, which is optimal ("Bayes").
         """
-        by_lag = torch.stack([torch.from_numpy(self.matrix)[tokens[:, -lag]] for lag in self.lags], dim=1)
         likelihoods, shares, n_lags = self.log_likelihoods(tokens), self.lag_weights(tokens), len(self.lags)
+        by_lag = torch.stack([torch.from_numpy(self.matrix)[tokens[:, -lag]] for lag in self.lags], dim=1)
         chosen = {
             "lag average": torch.full_like(likelihoods, 1 / n_lags),
             "maximum likelihood": torch.nn.functional.one_hot(likelihoods.argmax(dim=1), n_lags).double(),

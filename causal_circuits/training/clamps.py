@@ -18,7 +18,7 @@ from causal_circuits.training.steps import trainable_parameters
 @contextmanager
 def clamped_attention(
     model: HookedTransformer,
-    attention: Mapping[int, Float[Tensor, "n_ctx n_ctx"] | Float[Tensor, "head_index n_ctx n_ctx"]],
+    attention: Mapping[int, Float[Tensor, "... n_ctx n_ctx"]],
 ) -> Iterator[None]:
     """Within the context some layers have given patterns, whatever their weights; no gradient reaches those weights.
 
@@ -27,7 +27,8 @@ def clamped_attention(
 
     Args:
         model: any HookedTransformer.
-        attention: layer -> pattern [n_ctx, n_ctx] for all its heads, or one for each, [head_index, n_ctx, n_ctx].
+        attention: layer -> pattern [n_ctx, n_ctx] for all its heads, or one for each, [head_index, n_ctx, n_ctx]; of
+            shorter sequences its first rows and columns.
 
     Raises:
         ValueError: a layer that the model has not, a pattern of another shape, with keys behind the query, or whose
@@ -88,7 +89,8 @@ def freeze_other_blocks(model: HookedTransformer, blocks: Mapping[str, Sequence[
 
 
 def _put(pattern: Tensor, hook: object, given: Tensor) -> Tensor:
-    return given.to(pattern).expand_as(pattern)
+    n_ctx = pattern.shape[-1]
+    return given[:, :n_ctx, :n_ctx].to(pattern).expand_as(pattern)
 
 
 def _checked(model: HookedTransformer, layer: int, pattern: Tensor) -> Float[Tensor, "head_index n_ctx n_ctx"]:

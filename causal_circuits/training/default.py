@@ -25,7 +25,7 @@ def train(
     progress: bool | None = None,
     on_record: OnRecord | None = None,
     checkpoints: Checkpoints | None = None,
-    attention: Mapping[int, Float[Tensor, "*head_index n_ctx n_ctx"]] | None = None,
+    attention: Mapping[int, Float[Tensor, "... n_ctx n_ctx"]] | None = None,
 ) -> TrainingRecord:
     """Train a model of ours in place on the sequences that a task draws.
 
@@ -65,6 +65,8 @@ def train(
             "an ordinary transformer has no default recipe: give a config, TrainConfig.joint(4096, 0.01) for one"
         )
     config = config or _default_config(model, task)
+    if attention is not None and config.attention is not None:
+        raise ValueError("the config has patterns already: give attention=None, or TrainConfig attention=None")
     if attention is not None:
         config = replace(config, attention={layer: pattern.tolist() for layer, pattern in attention.items()})
     (trained,) = train_ensemble(

@@ -71,7 +71,7 @@ def train_ensemble(
                 warm_start(model, config.warm_start)
             if config.match_start is not None:
                 _start_from_matches(model, task, config.match_start, config.seed)
-            given = {layer: torch.as_tensor(pattern) for layer, pattern in (config.attention or {}).items()}
+            given = {layer: torch.tensor(rows, dtype=torch.float64) for layer, rows in (config.attention or {}).items()}
             stack.enter_context(clamped_attention(model, given))
         special = any(task.every_position for task in tasks) or any(c.relative_positions or c.blocks for c in configs)
         if all(can_fuse(model) for model in models) and not special:

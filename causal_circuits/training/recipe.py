@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from causal_circuits.arguments import check_arguments
+
+Rows = Sequence[Sequence[float]]
 
 
 @check_arguments
@@ -103,8 +105,8 @@ class TrainConfig:
         blocks: of a disentangled model, which blocks of a parameter are trained, by the names of their slots
             (`models.slots`): ``{"W_Q.0": [("position", "position")], "W_U": [("L1H0.token",)]}``, query slot first. All
             else in that parameter is frozen; one that is not named is trained whole.
-        attention: layer -> its pattern, given and not learned; what ``train(..., attention=...)`` wrote here, as rows
-            of numbers.
+        attention: layer -> its pattern, given and not learned, as in ``train(..., attention=...)``; kept as rows of
+            numbers.
 
     >>> [stage.steps for stage in TrainConfig().stages]
     [3000, 1500]
@@ -119,7 +121,7 @@ class TrainConfig:
     seed: int = 0
     relative_positions: bool = False
     blocks: Mapping[str, Sequence[tuple[str, ...]]] | None = None
-    attention: Mapping[int, Any] | None = None
+    attention: Mapping[int, Sequence[Rows] | Rows] | None = None
 
     def __post_init__(self) -> None:
         if not self.stages:
