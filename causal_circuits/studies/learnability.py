@@ -288,7 +288,8 @@ GRAPH = ("graph_step", "step from which the graph is there")
 def plot_order(table: pd.DataFrame) -> Axes:
     both = table[table.graph_step.notna() & table.loss_step.notna()]
     ax = scatter(both, ("loss_step", "step from which the loss is there"), GRAPH)
-    ax.axline((1, 1), (10, 10), color="black", linewidth=0.8, linestyle=":")
+    ends = both.loss_step.agg(["min", "max"])
+    ax.plot(ends, ends, color="black", linewidth=0.8, linestyle=":")
     return ax
 
 

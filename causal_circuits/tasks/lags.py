@@ -109,9 +109,6 @@ class LagTask(Task):
         targets = self.matrix[tokens[every, self.n_ctx - lag]].astype(np.float32)
         return Batch(torch.from_numpy(tokens), torch.from_numpy(targets))
 
-    def __repr__(self) -> str:
-        return f"LagTask(n_ctx={self.n_ctx}, d_vocab={self.d_vocab}, lags={self.lags})"
-
     def identity(self) -> Mapping[str, Any]:
         """Sizes, lags and the transition matrix."""
         return {"n_ctx": self.n_ctx, "d_vocab": self.d_vocab, "lags": list(self.lags), "matrix": self.matrix.tolist()}

@@ -250,7 +250,7 @@ def plots_of_excess(groups: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, A
                 longest = longest_of(rows, model)
                 name = f"{model.partition(',')[0]}, {words.partition(',')[0]}, n_ctx {longest.n_ctx.iloc[0]}"
                 excess[name] = longest.groupby("family", sort=False)[key].mean().dropna().to_dict()
-        label = f"loss above the family's own edge posterior, {contexts} (nats)"
+        label = f"loss - family's own edge posterior, {contexts} (nats)"
         yield f"excess_{contexts.replace(' ', '_')}", figures.plot_groups(excess, xlabel=label, levels={"0": 0.0})
 
 
