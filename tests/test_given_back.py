@@ -53,6 +53,7 @@ CALLS = {
     "ablate_heads": lambda model, **o: cc.ablate_heads(model, BATCH, [(0, 0)], **o),
     "ablate_slots": lambda model, **o: cc.interventions.ablate_slots(model, BATCH, ["token"], **o),
     "attachments": cc.models.attachments,
+    "block_masks": lambda model: cc.training.block_masks(model, {"W_Q.0": [("position", "position")]}),
     "attention_block": lambda model: cc.models.attention_block(model, 0, 0, "position", "position"),
     "clamped_attention": lambda model: clamped(model),
     "copying_score": lambda model: cc.heads.copying_score(model, 1, 0),
@@ -78,7 +79,6 @@ CALLS = {
     "sequence_attention": lambda model: cc.films.sequence_attention(model, BATCH.tokens[0]),
     "slots": cc.models.slots,
     "structured_logits": lambda model: cc.models.structured_logits(model, BATCH.tokens),
-    "trained_blocks": lambda model: cc.training.trained_blocks(model, {"W_Q.0": [("position", "position")]}),
     "training_health": lambda model: cc.training.training_health(RECORD, TASK, model),
     "take_snapshot": lambda model: cc.training.take_snapshot(model, BATCH),
 }

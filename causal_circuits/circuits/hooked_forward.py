@@ -21,6 +21,7 @@ from causal_circuits.circuits.forward import Attend, Forward, Masks, Read, Slots
 from causal_circuits.circuits.graph import INPUTS, LOGITS, Edge, depth_of
 from causal_circuits.interventions.measure import check_hooks
 from causal_circuits.models import HookedTransformer
+from causal_circuits.models.layout import head_of
 from causal_circuits.models.structured import as_log_probs
 from causal_circuits.tasks import Batch
 
@@ -63,7 +64,7 @@ class HookedForward(Forward):
         forward = cls(
             model=model,
             reads=reads,
-            output={name: weights[_place(name)] for name in heads},
+            output={name: weights[head_of(name)] for name in heads},
             copies=max(1, NUMBERS // at_most),
         )
         forward._try(batch.tokens[:TRIED])
@@ -240,12 +241,6 @@ def _stream_of(reader: str, n_layers: int) -> str:
         return f"blocks.{n_layers - 1}.hook_resid_post"
     layer, is_mlp = divmod(depth_of(reader), 2)
     return f"blocks.{layer}.hook_resid_{'mid' if is_mlp else 'pre'}"
-
-
-def _place(head: str) -> tuple[int, int]:
-    """(layer, head) of "L1H0"."""
-    layer, _, index = head.removeprefix("L").partition("H")
-    return int(layer), int(index)
 
 
 def _is_close(found: Tensor, expected: Tensor) -> bool:

@@ -15,6 +15,7 @@ from causal_circuits.arguments import check_arguments
 from causal_circuits.interventions.measure import check_hooks
 from causal_circuits.interventions.patching import PatchingResult, Score, check_pairs, scored
 from causal_circuits.models import HookedTransformer, attachments, live_heads, log_probs
+from causal_circuits.models.layout import head_of
 
 LOGITS = "logits"
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -103,12 +104,12 @@ class _Run:
     def written(self, sender: str) -> Float[Tensor, "batch pos d_model"]:
         if sender == "embed":
             return self.cache["blocks.0.hook_resid_pre"]
-        layer, head = _head(sender)
+        layer, head = head_of(sender)
         return self.cache[f"blocks.{layer}.attn.hook_z"][:, :, head] @ self.model.W_O[layer, head]
 
     def head_output(self, reader: str, change: Tensor) -> Float[Tensor, "batch pos d_model"]:
         """What a head writes when `change` is added to one of its inputs."""
-        (layer, head), kind, kept = _head(reader), reader[-1], []
+        (layer, head), kind, kept = head_of(reader), reader[-1], []
 
         def add(value: Tensor, hook: object) -> Tensor:
             value = value.clone()
@@ -170,12 +171,6 @@ def _separate_inputs(model: HookedTransformer) -> Iterator[None]:
         yield
     finally:
         model.set_use_split_qkv_input(before)
-
-
-def _head(name: str) -> tuple[int, int]:
-    """(layer, head) of "L1H0" or "L1H0.k"."""
-    layer, _, head = name.split(".")[0].removeprefix("L").partition("H")
-    return int(layer), int(head)
 
 
 def _path_graph(model: HookedTransformer) -> nx.DiGraph:

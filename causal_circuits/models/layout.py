@@ -175,6 +175,12 @@ def layout_of(model: HookedTransformer) -> Layout:
     return layout
 
 
+def head_of(name: str) -> tuple[int, int]:
+    """(layer, head) of "L1H0", and of what is named after it: "L1H0.k", "L1H0.token"."""
+    layer, _, head = name.split(".")[0].removeprefix("L").partition("H")
+    return int(layer), int(head)
+
+
 @check_arguments
 def has_layout(model: HookedTransformer) -> bool:
     """Whether the model was built by `causal_circuits`.

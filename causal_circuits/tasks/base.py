@@ -176,3 +176,14 @@ def seed_sequence(seed: Seed) -> np.random.SeedSequence:
         return seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
     except (TypeError, ValueError) as error:
         raise ValueError(f"seed must be a non-negative integer or a sequence of them: got {seed!r}") from error
+
+
+def generator_at(seed: Seed, place: int) -> np.random.Generator:
+    """A generator of its own for a place in a seed's stream."""
+    return np.random.default_rng(child_sequence(seed, place))
+
+
+def child_sequence(seed: Seed, place: int) -> np.random.SeedSequence:
+    """The seed of a place in a seed's stream."""
+    parent = seed_sequence(seed)
+    return np.random.SeedSequence(parent.entropy, spawn_key=(*parent.spawn_key, place))

@@ -10,7 +10,7 @@ import torch
 from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import validate_graph
 from causal_circuits.storage import digest
-from causal_circuits.tasks.base import Seed, Task, check_places, seed_sequence
+from causal_circuits.tasks.base import Seed, Task, check_places, generator_at
 from causal_circuits.tasks.batch import Batch
 
 
@@ -86,6 +86,4 @@ class BatchTask(Task):
 
 
 def _permutation(seed: Seed, epoch: int, size: int) -> np.ndarray:
-    sequence = seed_sequence(seed)
-    child = np.random.SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, epoch))
-    return np.random.default_rng(child).permutation(size)
+    return generator_at(seed, epoch).permutation(size)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.tasks import transition_matrices as _matrices
-from causal_circuits.tasks.base import Seed, Task, check_places, seed_sequence
+from causal_circuits.tasks.base import Seed, Task, check_places, generator_at, seed_sequence
 from causal_circuits.tasks.batch import Batch, check_probabilities, check_tokens
 
 
@@ -96,16 +96,15 @@ class LagTask(Task):
     def draws(self, seed: Seed, first: int, n: int) -> Batch:
         """`n` sequences, a function of seed, `first` and `n` (not of single places)."""
         check_places(first, n)
-        sequence = seed_sequence(seed)
-        stream = np.random.SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, first))
-        generator, every = np.random.default_rng(stream), np.arange(n)
+        generator, every = generator_at(seed, first), np.arange(n)
         lag = np.array(self.lags)[generator.integers(len(self.lags), size=n)]
         numbers = generator.random((self.n_ctx, n))
-        laws = np.vstack([self.matrix, self.stationary])  # the last row: of a token without a parent
+        rows = np.vstack([self.matrix, self.stationary])  # the last row: of a token without a parent
+        laws = _matrices.cumulative_laws(rows)
         tokens = np.full((n, self.n_ctx), self.d_vocab)
         for t in range(self.n_ctx):
             parents = np.where(lag <= t, tokens[every, np.maximum(t - lag, 0)], self.d_vocab)
-            tokens[:, t] = (numbers[t, :, None] > laws.cumsum(axis=1)[parents, :-1]).sum(axis=1)
+            tokens[:, t] = _matrices.inverse_cdf(laws[parents], numbers[t])
         targets = self.matrix[tokens[every, self.n_ctx - lag]].astype(np.float32)
         return Batch(torch.from_numpy(tokens), torch.from_numpy(targets))
 

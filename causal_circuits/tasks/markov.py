@@ -20,7 +20,7 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import ngram_graph
 from causal_circuits.tasks import transition_matrices as _matrices
-from causal_circuits.tasks.base import Seed, Task, check_places, seed_sequence
+from causal_circuits.tasks.base import Seed, Task, check_places, generator_at
 from causal_circuits.tasks.batch import Batch, check_tokens
 from causal_circuits.tasks.predictors import smoothed
 
@@ -80,16 +80,14 @@ class MarkovTask(Task):
     def draws(self, seed: Seed, first: int, n: int) -> Batch:
         """`n` sequences, a function of seed and `first` (not of single places)."""
         check_places(first, n)
-        sequence = seed_sequence(seed)
-        stream = np.random.SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, first))
-        generator = np.random.default_rng(stream)
+        generator = generator_at(seed, first)
         matrices = self.draw_matrices(n, generator)
-        laws, rows = _matrices.stationary_law(matrices), matrices.cumsum(axis=2)
+        laws, rows = map(_matrices.cumulative_laws, (_matrices.stationary_law(matrices), matrices))
         numbers, every = generator.random((self.n_ctx, n)), np.arange(n)
         tokens = np.empty((n, self.n_ctx), dtype=np.int64)
-        tokens[:, 0] = (numbers[0, :, None] > laws.cumsum(axis=1)[:, :-1]).sum(axis=1)
+        tokens[:, 0] = _matrices.inverse_cdf(laws, numbers[0])
         for t in range(1, self.n_ctx):
-            tokens[:, t] = (numbers[t, :, None] > rows[every, tokens[:, t - 1], :-1]).sum(axis=1)
+            tokens[:, t] = _matrices.inverse_cdf(rows[every, tokens[:, t - 1]], numbers[t])
         targets = matrices[every[:, None], tokens].astype(np.float32)
         return Batch(torch.from_numpy(tokens), torch.from_numpy(targets))
 

@@ -26,7 +26,7 @@ from causal_circuits.graphs import parents_of, validate_graph
 from causal_circuits.storage import digest
 from causal_circuits.tasks import draws as _draws
 from causal_circuits.tasks import transition_matrices as _matrices
-from causal_circuits.tasks.base import Seed, Task, check_places, seed_sequence
+from causal_circuits.tasks.base import Seed, Task, check_places, child_sequence, seed_sequence
 from causal_circuits.tasks.batch import Batch, check_probabilities
 from causal_circuits.tasks.posterior import cross_entropy, posterior
 
@@ -305,7 +305,7 @@ class InContextTask(Task):
         """Sequences from a random stream for each piece: matrices of the user's."""
         for start in range(0, len(tokens), PIECE):
             piece = slice(start, start + PIECE)
-            stream = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, first + start))
+            stream = child_sequence(seed, first + start)
             generator, n = np.random.Generator(np.random.SFC64(stream)), len(tokens[piece])
             matrices, law = self.draw_matrices(n, generator)
             uniforms = generator.random(size=(n, self.n_ctx), dtype=np.float32)

@@ -160,6 +160,13 @@ def cumulative_rows(matrices: Float[np.ndarray, "batch row token"]) -> Float[np.
     return np.ascontiguousarray(np.moveaxis(cumulative, -1, 0)).reshape(-1, batch_last.shape[1])
 
 
+def cumulative_laws(laws: Float[np.ndarray, "*batch token"]) -> Float[np.ndarray, "*batch token"]:
+    """The cumulative distribution of every law in its own precision, with +inf last, for `inverse_cdf`."""
+    cumulative = laws.cumsum(axis=-1)
+    cumulative[..., -1] = np.inf
+    return cumulative
+
+
 def inverse_cdf(
     cumulative: Float[np.ndarray, "*batch token"], uniforms: Float[np.ndarray, "*batch"]
 ) -> Int[np.ndarray, "*batch"]:

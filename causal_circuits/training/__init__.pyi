@@ -1,8 +1,8 @@
 from .checkpoints import CheckpointError as CheckpointError
 from .checkpoints import Checkpoints as Checkpoints
 from .checkpoints import restore_checkpoint as restore_checkpoint
+from .clamps import block_masks as block_masks
 from .clamps import clamped_attention as clamped_attention
-from .clamps import trained_blocks as trained_blocks
 from .default import train as train
 from .health import DivergenceError as DivergenceError
 from .health import TrainingHealth as TrainingHealth

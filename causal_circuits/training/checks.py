@@ -8,7 +8,7 @@ import torch
 from causal_circuits.models import HookedTransformer, attachments, check_forward, has_layout, layout_of
 from causal_circuits.models.layout import weights_from
 from causal_circuits.tasks import Task
-from causal_circuits.training.clamps import trained_blocks
+from causal_circuits.training.clamps import block_masks
 from causal_circuits.training.match_start import check_match_start
 from causal_circuits.training.recipe import TrainConfig
 from causal_circuits.training.steps import trainable_parameters
@@ -56,7 +56,7 @@ def check_members(models: Sequence[HookedTransformer], tasks: Sequence[Task], co
         if config.relative_positions and not (has_layout(model) and layout_of(model).kind == "disentangled"):
             raise ValueError("relative_positions is for disentangled models: give TrainConfig relative_positions=False")
         if config.blocks is not None:
-            trained_blocks(model, config.blocks)
+            block_masks(model, config.blocks)
         known = trainable_parameters(model)
         _check_parameters(known)
         if not attachments(model):

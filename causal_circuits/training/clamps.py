@@ -47,45 +47,32 @@ def clamped_attention(
 
 
 @check_arguments
-def trained_blocks(
-    model: HookedTransformer, blocks: Mapping[str, Sequence[tuple[str, ...]]]
-) -> dict[str, list[tuple[slice, ...]]]:
-    """The coordinates of `TrainConfig.blocks` in each parameter: of every head of W_Q, and the rows of W_U.
+def block_masks(model: HookedTransformer, blocks: Mapping[str, Sequence[tuple[str, ...]]]) -> dict[str, Tensor]:
+    """What `TrainConfig.blocks` trains of each parameter that it names: 1 there, 0 elsewhere; the same for every head.
 
     Raises:
         ValueError: a parameter or a slot that the model has not.
 
-    >>> import causal_circuits as cc
-    >>> trained_blocks(cc.disentangled_transformer(3, 6), {"W_Q.0": [("token", "position")], "W_U": [("L1H0.token",)]})
-    {'W_Q.0': [(slice(0, 3, None), slice(3, 9, None))], 'W_U': [(slice(18, 21, None),)]}
+    >>> masks = block_masks(cc.disentangled_transformer(3, 6), {"W_Q.0": [("token", "position")], "W_U": [("token",)]})
+    >>> masks["W_Q.0"][0, :3, 3:9].all(), masks["W_Q.0"].sum() == 3 * 6, masks["W_U"].sum() == 3 * 3
+    (tensor(True), tensor(True), tensor(True))
     """
     if not (has_layout(model) and layout_of(model).kind == "disentangled"):
         raise ValueError("blocks of weights are those of a disentangled model: give TrainConfig blocks=None")
-    named, found = layout_of(model).slots(), {}
+    named, masks = layout_of(model).slots(), dict[str, Tensor]()
     parameters = trainable_parameters(model)
     for name, pairs in blocks.items():
         if name not in parameters:
             raise ValueError(f"blocks are of trained parameters, {', '.join(parameters)}: got {name!r}")
         n_slots, width = (1, model.cfg.d_model) if name == "W_U" else (2, parameters[name].shape[-1])
+        masks[name] = torch.zeros_like(parameters[name], requires_grad=False)
         for pair in pairs:
             if len(pair) != n_slots or any(slot not in named or named[slot].stop > width for slot in pair):
                 known = ", ".join(slot for slot in named if named[slot].stop <= width)
                 raise ValueError(f"a block of {name} is named by {n_slots} of the slots {known}: got {pair}")
-        found[name] = [tuple(named[slot].slice for slot in pair) for pair in pairs]
-    return found
-
-
-@torch.no_grad()
-def freeze_other_blocks(model: HookedTransformer, blocks: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
-    """Set the gradient of these parameters to zero everywhere else."""
-    parameters = trainable_parameters(model)
-    for name, places in (trained_blocks(model, blocks) if blocks else {}).items():
-        gradient = parameters[name].grad
-        if gradient is not None:
-            kept = torch.zeros_like(gradient)
-            for place in places:
-                kept[place if name == "W_U" else (slice(None), *place)] = 1.0
-            gradient *= kept
+            place = tuple(named[slot].slice for slot in pair)
+            masks[name][place if name == "W_U" else (slice(None), *place)] = 1.0
+    return masks
 
 
 def _put(pattern: Tensor, hook: object, given: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from causal_circuits.recording import RecordAt, Snapshot
 from causal_circuits.tasks import Batch, Task
 from causal_circuits.tasks.base import checked_draws
 from causal_circuits.training.checkpoints import CheckpointError, State
-from causal_circuits.training.clamps import freeze_other_blocks
+from causal_circuits.training.clamps import block_masks
 from causal_circuits.training.recipe import OPTIMIZERS, Stage, TrainConfig
 from causal_circuits.training.relative_positions import share_by_distance
 from causal_circuits.training.steps import stage_at, take_snapshot, trainable_parameters, training_seed
@@ -31,6 +31,7 @@ class StructuredRun:
         self._pool = ThreadPoolExecutor(1)
         self._step = start.step if start else 0
         self._forward = choose_forward(model, task.every_position)
+        self._masks = block_masks(model, config.blocks) if config.blocks else {}
         self._optimizer = StagedOptimizer(trainable_parameters(model), config.stages, start)
         self._ahead = [self._pool.submit(self._draw_batch, self._step + ahead) for ahead in range(2)]
 
@@ -48,7 +49,10 @@ class StructuredRun:
         loss = autograd_step(self._model, self._ahead.pop(0).result(), self._forward)
         if self._config.relative_positions:
             share_by_distance(self._model)
-        freeze_other_blocks(self._model, self._config.blocks or {})
+        parameters = trainable_parameters(self._model) if self._masks else {}
+        for name, mask in self._masks.items():
+            if (gradient := parameters[name].grad) is not None:
+                gradient *= mask
         self._step += 1
         self._ahead.append(self._pool.submit(self._draw_batch, self._step + 1))
         return np.array([loss])

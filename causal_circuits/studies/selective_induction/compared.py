@@ -44,12 +44,8 @@ def new_model(
         )
     heads = architectures(task.lags)[architecture]
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, heads, init_scale=scale, seed=seed)
-    for name, places in cc.training.trained_blocks(model, blocks or {}).items():
-        parameter = cc.training.trainable_parameters(model)[name].data
-        kept = torch.zeros_like(parameter)
-        for place in places:
-            kept[place if name == "W_U" else (slice(None), *place)] = 1.0
-        parameter *= kept
+    for name, mask in cc.training.block_masks(model, blocks or {}).items():
+        cc.training.trainable_parameters(model)[name].data *= mask
     if blocks:  # heads of layer 1 start apart: two that start alike settle on the same residue and cover half of it
         layer_1 = model.blocks[1].attn.W_Q.data
         layer_1.copy_(APART * (layer_1 - layer_1.mean(dim=0)))
