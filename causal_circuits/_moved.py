@@ -10,9 +10,9 @@ ROOMS = {
     "information": (
         "GradientComparison Information closest_rivals "
         "edge_formation estimate_gradient "
-        "finite_context_gradient mutual_information score_gradient_of"
+        "finite_context_gradient mutual_information"
     ),
-    "interventions": "ABLATION_METHODS AblationResult KNOCK_OUT_METHODS KnockOut METRICS PatchingResult ablate_slots",
+    "interventions": "ABLATION_METHODS AblationResult KNOCK_OUT_METHODS KnockOut METRICS PatchingResult",
     "models": (
         "Layout Slot attention_block disentangle entangle live_heads ordinary_transformer plant_decoy slots warm_start"
     ),
@@ -34,6 +34,7 @@ RENAMED = {
     "SequenceFilm": "films.SequenceRecorder",
     "WorstKernel": "generalization.WorstMatrix",
     "kernel_family": "tasks.matrix_family",
+    "score_gradient_of": "information.through_softmax",
     "worst_kernel": "generalization.worst_matrix",
 }
 MOVED = {name: f"{room}.{name}" for room, names in ROOMS.items() for name in names.split()} | RENAMED

@@ -8,7 +8,7 @@ import numbers
 import reprlib
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,7 +16,11 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 
+if TYPE_CHECKING:
+    import pandas
+
 Row = Mapping[str, object]
+Frame: TypeAlias = "pandas.DataFrame"
 MOST_ROWS = 100  # of a result in a notebook
 
 
@@ -83,6 +87,13 @@ def format_value(value: object) -> str:
         number = float(value)
         return "-" if number != number else f"{number:.4g}"
     return str(value)
+
+
+def frame(data: object, columns: Sequence[str] | None = None) -> Frame:
+    """A DataFrame of rows, or of columns by name."""
+    import pandas  # half a second, for tables alone
+
+    return pandas.DataFrame(data, columns=columns)
 
 
 class Result:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,16 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.display import Result
+from causal_circuits.display import Frame, Result, frame
 from causal_circuits.models import HookedTransformer, attachments, check_forward, live_heads, log_probs
 from causal_circuits.recording import watch_attention
 from causal_circuits.storage import read_tensors, tensor_bytes, write_files
 from causal_circuits.tasks import Batch, InContextTask, edge_posterior, unigram
 from causal_circuits.tasks.batch import check_tokens
 from causal_circuits.tasks.predictors import PSEUDO_COUNTS
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @check_arguments
@@ -124,11 +120,9 @@ class PredictorDistances(Result):
     names: tuple[str, ...]
     divergence: Float[Tensor, "state predictor"]
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> Frame:
         """A row a state: its step, and the divergence from each predictor."""
-        import pandas as pd  # half a second, for tables alone
-
-        return pd.DataFrame(self.divergence.numpy(), columns=list(self.names)).assign(step=self.steps)
+        return frame({**dict(zip(self.names, self.divergence.numpy().T, strict=True)), "step": self.steps})
 
     @property
     def nearest(self) -> tuple[str, ...]:

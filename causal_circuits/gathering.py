@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from causal_circuits.arguments import check_arguments
+from causal_circuits.display import frame
 from causal_circuits.encoding import decode
 from causal_circuits.measuring import FORMAT
 from causal_circuits.storage import read_checked
@@ -33,12 +34,10 @@ def results(folder: str | os.PathLike[str]) -> Any:
     ...     cc.results(folder).groupby(["run", "n_ctx"]).size().tolist()
     [3, 3, 3, 3]
     """
-    import pandas as pd  # half a second, for tables alone
-
     rows = [row for path in sorted(Path(folder).rglob("cells/*.json")) for row in _rows(path, Path(folder))]
     if not rows:
         raise ValueError(f"no run has kept a cell in {folder}: give the folder of a run, or one that holds several")
-    return pd.DataFrame(rows)
+    return frame(rows)
 
 
 def study_of(folder: str | os.PathLike[str]) -> tuple[Study, str]:

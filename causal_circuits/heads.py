@@ -341,8 +341,6 @@ def copying_score(model: HookedTransformer, layer: int, head: int, *, read_by: R
     0.0
     """
     check_head(model, layer, head)
-    if read_by not in ("keys", "logits"):
-        raise ValueError(f"copies are read by 'keys' or by 'logits': got {read_by!r}")
     attn = model.blocks[layer].attn
     written = model.W_E @ _shared(model, attn.W_V, head) @ attn.W_O[head]
     if read_by == "logits":

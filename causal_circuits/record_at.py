@@ -15,10 +15,11 @@ class RecordAt:
     """At which steps to record, and what.
 
     Step s is recorded on the batch of step s, before the update; the number of steps itself stands for the end of
-    training, so ``RecordAt.log_spaced(12)`` always holds the first and the last state.
+    training, so ``RecordAt(n_log_spaced=12)`` always holds the first and the last state.
 
     Args:
         steps: the steps; those beyond the end of training are skipped.
+        n_log_spaced: where no steps are given: so many, 0 and then geometrically up to the end of training.
         attention: patterns of every layer, averaged over the batch.
         score_gradients: minus the gradients by attention scores, averaged over the batch.
         weight_gradients: minus the gradients by attention weights (the pattern), averaged over the batch.
@@ -65,15 +66,10 @@ class RecordAt:
             raise ValueError(f"the interval between records must be at least 1 step: got {interval}")
         return cls(steps=(*range(0, until, interval), until), **kwargs)
 
-    @classmethod
-    def log_spaced(cls, n: int = 12) -> "RecordAt":
-        """`n` steps, dense at the start: 0, then geometrically up to the end of training."""
-        return cls(n_log_spaced=n)
-
     def within(self, n_steps: int) -> tuple[int, ...]:
         """The recorded steps of a run of `n_steps`.
 
-        >>> RecordAt.log_spaced(5).within(1000)
+        >>> RecordAt(n_log_spaced=5).within(1000)
         (0, 6, 32, 178, 1000)
         """
         if self.steps is not None:

@@ -18,20 +18,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.display import Result, table_html
+from causal_circuits.display import Frame, Result, frame, table_html
 from causal_circuits.models import HookedTransformer
 from causal_circuits.record_at import RecordAt
 from causal_circuits.storage import read_checked, read_json, read_rows, read_tensors, tensor_bytes, write_files
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["RecordAt", "Snapshot", "TrainingRecord", "watch_attention"]
 # Of a snapshot, [layer, head_index, query_pos, key_pos].
@@ -162,7 +159,7 @@ class TrainingRecord:
         ]
         return f"TrainingRecord({self._summary()}; {'; '.join([f'{len(self.steps)} states recorded', *recorded])})"
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> Frame:
         """A row for each recorded state: its step and its loss in nats.
 
         >>> record = TrainingRecord(torch.rand(9), (0, 9), torch.tensor([1.5, 1.0]), None, None)
@@ -171,9 +168,7 @@ class TrainingRecord:
         0     0   1.5
         1     9   1.0
         """
-        import pandas as pd  # half a second, for tables alone
-
-        return pd.DataFrame({"step": self.steps, "loss": self.recorded_losses.tolist()})
+        return frame({"step": self.steps, "loss": self.recorded_losses.tolist()})
 
     def _repr_html_(self) -> str:
         states = zip(self.steps, self.recorded_losses.tolist(), strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False  # xdist would begin with the files of most tests
     if config.getoption("dist", "no") != "no" and config.getoption("tx", None):
         return
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait actively take the other worker's core
     for library in ("torch", "transformer_lens", "matplotlib.animation", "scipy.stats"):
         importlib.import_module(library)
     sys.modules["torch"].set_num_threads(1)

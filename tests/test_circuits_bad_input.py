@@ -20,7 +20,6 @@ def mean_log_prob(predicted: torch.Tensor) -> torch.Tensor:
 
 TOOLS: dict[str, Callable[[HookedTransformer, cc.Batch], object]] = {
     "ablate_heads": lambda model, batch: cc.ablate_heads(model, batch, [(0, 0)]),
-    "ablate_slots": lambda model, batch: cc.interventions.ablate_slots(model, batch, ["token"]),
     "knock_out_edges": lambda model, batch: cc.knock_out_edges(model, batch),
     "knock_out_edges, hooks": lambda model, batch: cc.knock_out_edges(model, batch, path="hooks"),
     "patch_activations": lambda model, batch: cc.patch_activations(

@@ -69,7 +69,6 @@ def test_one_hot_integers_are_not_taken_for_labels_after_every_position():
 TOOLS = {
     "ablate_heads": lambda model, batch: cc.ablate_heads(model, batch, [(0, 0)]),
     "knock_out_edges": cc.knock_out_edges,
-    "ablate_slots": lambda model, batch: cc.interventions.ablate_slots(model, batch, ["L0H0.token"]),
     "scrub_hypothesis": lambda model, batch: cc.scrub_hypothesis(model, batch, TASK),
     "extract_graph": lambda model, batch: cc.extract_graph(model, cc.BatchTask(batch)),
     "recover_graph": lambda model, batch: cc.recover_graph(batch),

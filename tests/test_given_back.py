@@ -16,7 +16,7 @@ ROOMS = ("heads", "films", "models", "recording", "training", "interventions", "
 BY_DESIGN = {"restore_checkpoint", "start_from_matches", "train", "warm_start", "warm_readout"}
 BY_DESIGN |= {"gradient_step", "mean_loss", "match_blocks", "trainable_parameters"}  # gradients, and what is trained
 CHECKS = {"check_forward", "check_head", "check_model"}
-METRICS = {"ablate_heads", "ablate_slots", "knock_out_edges", "patch_activations", "patch_paths", "scrub_hypothesis"}
+METRICS = {"ablate_heads", "knock_out_edges", "patch_activations", "patch_paths", "scrub_hypothesis"}
 
 TASK = cc.InContextTask(cc.ngram_graph(6, order=1), d_vocab=4, alpha=0.3)
 BATCH, OTHER = TASK.sample(30, seed=1), TASK.sample(30, seed=2)
@@ -51,7 +51,6 @@ def clamped(model: cc.models.HookedTransformer) -> None:
 
 CALLS = {
     "ablate_heads": lambda model, **o: cc.ablate_heads(model, BATCH, [(0, 0)], **o),
-    "ablate_slots": lambda model, **o: cc.interventions.ablate_slots(model, BATCH, ["token"], **o),
     "attachments": cc.models.attachments,
     "block_masks": lambda model: cc.training.block_masks(model, {"W_Q.0": [("position", "position")]}),
     "attention_block": lambda model: cc.models.attention_block(model, 0, 0, "position", "position"),

@@ -47,7 +47,7 @@ ALLOWED = {
     "studies": "circuits discovery display figures models pages statistics storage",
     "measuring": "encoding native studies",
     "ray_cells": "locks measuring storage studies",
-    "gathering": "encoding measuring storage studies",
+    "gathering": "display encoding measuring storage studies",
     "running": "display encoding gathering locks measuring pages ray_cells storage studies",
     "cli": "studies",
 }

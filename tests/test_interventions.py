@@ -254,7 +254,7 @@ def test_entries_are_replaced_by_what_the_method_says(method: str) -> None:
     assert float(found.effect[0, 1, 0]) == pytest.approx(expected, abs=1e-6)
 
 
-def test_heads_and_slots_can_be_read_at_other_positions() -> None:
+def test_heads_can_be_read_at_other_positions() -> None:
     """Permuting is a law-abiding shuffle: it keeps each sequence's values, and the circuit that needs places breaks."""
     donors = other_positions(50, 6, seed=0)
     assert donors.sort(dim=1).values.equal(torch.arange(6).expand(50, 6))
@@ -263,31 +263,7 @@ def test_heads_and_slots_can_be_read_at_other_positions() -> None:
     model, batch = cc.plant_circuit(task.graph, d_vocab=3), task.sample(300)
     with assert_given_back(model):
         heads = cc.ablate_heads(model, batch, [(0, 0)], "permute")
-        names = cc.interventions.ablate_slots(model, batch, ["position"], "permute")
-        same = cc.interventions.ablate_slots(model, batch, ["position"], "resample")
-        unread = cc.interventions.ablate_slots(model, batch, ["L0H0.position"], "permute", layer=1)
     assert heads.loss > heads.baseline_loss + 0.1
-    assert names.loss > names.baseline_loss + 0.1
-    assert same.loss == pytest.approx(same.baseline_loss, abs=1e-6), "another sequence has the same positions"
-    assert unread.loss == pytest.approx(unread.baseline_loss, abs=1e-6), "nobody reads where a token was copied from"
-    assert names.slots == ("position",)
-
-
-@pytest.mark.parametrize("method", ["zero", "mean"])
-def test_slot_ablation_equals_loops(method: str) -> None:
-    model, batch, weights = case((2, 1))
-    where, slots = cc.models.slots(model)["L0H1.token"].slice, oracles.slot_ranges(3, 5, (2, 1))
-    assert slots["L0H1.token"] == where
-    stream = oracles.circuit_forward(*weights, oracles.embedding_of(batch.tokens, 3), slots)[1].detach()
-    value = stream[..., where].mean(dim=(0, 1)) * (method == "mean")
-
-    def arrives(slot: str, reader: str, own: Tensor) -> Tensor:
-        return value.expand_as(own) if slot == "L0H1.token" else own
-
-    logits, _ = oracles.circuit_forward(*weights, oracles.embedding_of(batch.tokens, 3), slots, arrives)
-    expected = oracles.cross_entropies(logits, batch.target_probs).detach().mean()
-    found = cc.interventions.ablate_slots(model, batch, ["L0H1.token"], method, layer=1)
-    assert found.loss == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("metric", cc.interventions.METRICS)
@@ -378,16 +354,13 @@ def nan(log_probs: Tensor) -> Tensor:
     return log_probs[..., 0] * float("nan")
 
 
-ABLATE, CUT, SLOTS, SCRUB = cc.ablate_heads, cc.knock_out_edges, cc.interventions.ablate_slots, cc.scrub_hypothesis
+ABLATE, CUT, SCRUB = cc.ablate_heads, cc.knock_out_edges, cc.scrub_hypothesis
 REFUSED = [
     (lambda m, b, t: ABLATE(m, b, []), ["at least one"]),
     (lambda m, b, t: ABLATE(m, b, [(1, 1)]), ["no head 1 in layer 1", "(1, 0)"]),
     (lambda m, b, t: ABLATE(m, b, [(0, 0)], "noise"), ["zero, mean, resample", "'noise'"]),
     (lambda m, b, t: ABLATE(m, b, [(0, 0)], metric="f1"), ["loss, kl_to_model", "'f1'"]),
     (lambda m, b, t: ABLATE(m, b[:1], [(0, 0)], "resample"), ["at least 2", "1"]),
-    (lambda m, b, t: SLOTS(m, b, ["mlp"]), ["no slot 'mlp'", "L0H1.token"]),
-    (lambda m, b, t: SLOTS(m, b, []), ["at least one slot"]),
-    (lambda m, b, t: SLOTS(m, b, ["token"], layer=3), ["0 .. 2", "3"]),
     (lambda m, b, t: CUT(m, b, method="noise"), ["zero, renormalize, mean", "'noise'"]),
     (lambda m, b, t: CUT(m, b, layer=2), ["2 layers", "2"]),
     (lambda m, b, t: CUT(m, b, entries=[(0, 1, 2)]), ["key <= query", "(1, 2)"]),

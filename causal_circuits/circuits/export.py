@@ -11,6 +11,7 @@ from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.graph import Circuit
 from causal_circuits.circuits.methods import Discovery
 from causal_circuits.circuits.proof import CircuitProof
+from causal_circuits.display import frame
 from causal_circuits.storage import plain_values, write_files
 
 
@@ -23,13 +24,8 @@ def circuit_frame(model: CircuitModel, circuit: Circuit, discoveries: Sequence[D
     >>> list(frame.columns), int(frame.in_circuit.sum())
     (['sender', 'reader', 'in_circuit'], 1)
     """
-    import pandas  # slow to import
-
-    frame = pandas.DataFrame(model.edges, columns=["sender", "reader"])
-    frame["in_circuit"] = model.mask(circuit).numpy()
-    for found in discoveries:
-        frame[found.method] = found.score.numpy()
-    return frame
+    table = frame(model.edges, columns=["sender", "reader"]).assign(in_circuit=model.mask(circuit).numpy())
+    return table.assign(**{found.method: found.score.numpy() for found in discoveries})
 
 
 @check_arguments

@@ -14,7 +14,7 @@ And why the share of the row: the divergence of all edges goes on growing as the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,18 +26,15 @@ from causal_circuits.circuits.evaluate import CircuitModel, circuit_model
 from causal_circuits.circuits.graph import Edge
 from causal_circuits.circuits.ground_truth import GraphScores, score_against_graph
 from causal_circuits.circuits.onsets import onset
-from causal_circuits.display import Result
+from causal_circuits.display import Frame, Result, frame
 from causal_circuits.graphs import attention_cells
-from causal_circuits.information import chi_squared_information, score_gradient_of
+from causal_circuits.information import chi_squared_information, through_softmax
 from causal_circuits.interventions import KnockOut, knock_out_edges
 from causal_circuits.models import HookedTransformer
 from causal_circuits.recording import RecordAt, TrainingRecord
 from causal_circuits.statistics import rank_correlation
 from causal_circuits.tasks import Batch, InContextTask
 from causal_circuits.training import TrainConfig, train_ensemble
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @check_arguments
@@ -81,10 +78,8 @@ class CircuitFormation(Result):
     loss: Float[Tensor, " step"]
     record: TrainingRecord
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> Frame:
         """A row an edge of the graph: what pulls on it, when it formed, and what it is worth at the end."""
-        import pandas as pd  # half a second, for tables alone
-
         columns = {
             "parent": [parent for _, parent in self.cells],
             "child": [child for child, _ in self.cells],
@@ -94,7 +89,7 @@ class CircuitFormation(Result):
             "attention": self.attention[-1].numpy(),
             "effect": self.effect[-1].numpy(),
         }
-        return pd.DataFrame(columns)
+        return frame(columns)
 
     @property
     def attention_onset(self) -> Float[Tensor, " cell"]:
@@ -170,7 +165,7 @@ def watch_formation(
     return CircuitFormation(
         cells=cells,
         information=information[query, key],
-        pull=score_gradient_of(information)[query, key],
+        pull=through_softmax(information)[query, key],
         circuit_edges=circuit_model(model, batch[:2]).edges,
         record=left,
         **_joined(states),

@@ -16,7 +16,6 @@ found greedily are taken in, and the frontier says what it is then: `exact` is f
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import networkx as nx
 import numpy as np
@@ -27,10 +26,7 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.graph import LOGITS, Edge
-from causal_circuits.display import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
+from causal_circuits.display import Frame, Result, frame
 
 MAX_EDGES = 19
 CODES = 2**18  # circuits that are written out as bits at once
@@ -79,12 +75,10 @@ class Frontier(Result):
         _take_smaller(cost, best)
         return replace(self, cost=cost, masks=best)
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> Frame:
         """A row a size: the least cost, and the circuit that has it."""
-        import pandas as pd  # half a second, for tables alone
-
         circuits = [", ".join(" -> ".join(edge) for edge in self.circuit(size)) for size in range(len(self.cost))]
-        return pd.DataFrame({"size": range(len(self.cost)), "cost": self.cost.numpy(), "circuit": circuits})
+        return frame({"size": range(len(self.cost)), "cost": self.cost.numpy(), "circuit": circuits})
 
     def circuit(self, size: int) -> list[Edge]:
         """The edges of the best circuit with at most `size` edges."""

@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,10 +37,7 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.parts import Difference, Parts
-from causal_circuits.display import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
+from causal_circuits.display import Frame, Result, frame
 
 MethodName = Literal["exact", "attention", "gradient_x_attention", "eap", "eap_ig", "acdc", "random"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
@@ -67,12 +64,10 @@ class Discovery(Result):
     score: Float[Tensor, " edge"]
     seconds: float
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> Frame:
         """A row a part, the highest score first."""
-        import pandas as pd  # half a second, for tables alone
-
-        frame = pd.DataFrame({"part": [str(part) for part in self.edges], "score": self.score.numpy()})
-        return frame.sort_values("score", ascending=False, ignore_index=True)
+        parts = frame({"part": [str(part) for part in self.edges], "score": self.score.numpy()})
+        return parts.sort_values("score", ascending=False, ignore_index=True)
 
     def circuit(self, size: int) -> Bool[Tensor, " edge"]:
         """The mask of the `size` parts with the highest scores (ties: the later part of the forward pass first)."""

@@ -1,7 +1,6 @@
 """How far a method's circuits are from the best of their size, and how much of the model they keep."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -11,10 +10,7 @@ from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.evaluate import CircuitModel
 from causal_circuits.circuits.frontier import Frontier
 from causal_circuits.circuits.methods import Discovery
-from causal_circuits.display import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
+from causal_circuits.display import Frame, Result, frame
 
 
 @check_arguments
@@ -38,12 +34,10 @@ class Ranking(Result):
     regret: Float[Tensor, " size"]
     faithfulness: Float[Tensor, " size"]
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> Frame:
         """A row a size, with its cost, regret and faithfulness."""
-        import pandas as pd  # half a second, for tables alone
-
         columns = {name: getattr(self, name).numpy() for name in ("cost", "regret", "faithfulness")}
-        return pd.DataFrame({"size": range(len(self.cost)), **columns})
+        return frame({"size": range(len(self.cost)), **columns})
 
     @property
     def mean_regret(self) -> float:

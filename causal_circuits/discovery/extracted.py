@@ -1,15 +1,12 @@
 """A graph read out of a model, with the evidence that it rests on: proposals, heads, edges that no head attends to."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import networkx as nx
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.display import Result, table_html
-
-if TYPE_CHECKING:
-    import pandas as pd
+from causal_circuits.display import Frame, Result, frame, table_html
 
 DecidedBy = Literal["attention", "information", "unused head"]
 
@@ -141,11 +138,9 @@ class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is A
     def __repr__(self) -> str:
         return f"ExtractedGraph({self.number_of_edges()} edges over {len(self)} positions)"
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> Frame:
         """A row a candidate edge: what was measured, whether it was taken, and why."""
-        import pandas as pd  # half a second, for tables alone
-
-        return pd.DataFrame([vars(candidate) for candidate in self.candidates])
+        return frame([vars(candidate) for candidate in self.candidates])
 
     def _repr_html_(self) -> str:
         candidates = vars(self).get("candidates", ())  # a part of the graph has none

@@ -12,7 +12,6 @@ With `max_parents` above 1 the target and every position may have that many, and
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
-from typing import TYPE_CHECKING
 
 import networkx as nx
 import numpy as np
@@ -27,12 +26,9 @@ from causal_circuits.discovery.parents import SeveralParents, find_parents
 from causal_circuits.discovery.significance import EdgeTest, edge_tests
 from causal_circuits.discovery.user_data import UserData, read_data
 from causal_circuits.discovery.verdicts import MIN_SEQUENCES, Position, judge_position
-from causal_circuits.display import short_list, table_html
+from causal_circuits.display import Frame, frame, short_list, table_html
 from causal_circuits.graphs import latent_edges
 from causal_circuits.tasks.batch import Batch
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MIN_SHARE = 0.5  # of an edge's score that an edge must have, and a root's row must not; every edge has the same score
 MOST_MATCHES = 2**24  # of parents and a child, each of some 50 bytes
@@ -96,7 +92,7 @@ class RecoveredGraph:
         """Whether every position is decided."""
         return not self.undecided
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> Frame:
         """A row for each position: verdict, candidate, rival, and the numbers and words that decide, as in `Position`.
 
         >>> found = cc.recover_graph(cc.InContextTask(cc.chain_graph(4), d_vocab=3).sample(3000, seed=0))
@@ -106,9 +102,7 @@ class RecoveredGraph:
         1         1   child        0.0
         2         2   child        1.0
         """
-        import pandas as pd  # half a second, for tables alone
-
-        return pd.DataFrame(self._rows(), columns=list(SHOWN))
+        return frame(self._rows(), columns=list(SHOWN))
 
     def __repr__(self) -> str:
         edges, open_ = len(latent_edges(self.graph)), self.undecided

@@ -4,7 +4,6 @@ from .comparison import RivalPosition as RivalPosition
 from .comparison import closest_rivals as closest_rivals
 from .comparison import compare_gradient as compare_gradient
 from .comparison import edge_formation as edge_formation
-from .comparison import through_softmax as through_softmax
 from .estimate import estimate_gradient as estimate_gradient
 from .exact import Information as Information
 from .exact import chi_squared_information as chi_squared_information
@@ -12,6 +11,6 @@ from .exact import mutual_information as mutual_information
 from .finite_context import finite_context_gradient as finite_context_gradient
 from .finite_context import measured_gradient as measured_gradient
 from .gradient import predicted_gradient as predicted_gradient
-from .gradient import score_gradient_of as score_gradient_of
+from .gradient import through_softmax as through_softmax
 from .match_gradient import match_gradient as match_gradient
 from .matches import key_sets as key_sets

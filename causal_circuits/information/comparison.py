@@ -2,11 +2,11 @@
 
 The softmax stands between attention weights, whose gradient is proportional to g, and attention scores, whose gradient
 hooks record: at attention P, dS_ij = P_ij (g_ij - sum_k P_ik g_ik). At uniform causal attention that is
-`score_gradient_of(g)`.
+`through_softmax(g)`.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import networkx as nx
 import numpy as np
@@ -15,14 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.display import Result
+from causal_circuits.display import Frame, Result, frame
 from causal_circuits.graphs import attention_cells, n_ctx_of, parent_attention, parents_of
-from causal_circuits.information.gradient import score_gradient_of
+from causal_circuits.information.gradient import through_softmax
 from causal_circuits.recording import TrainingRecord
 from causal_circuits.statistics import rank_correlation
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Matrix = Float[Tensor, "n_ctx n_ctx"]
 Of = Literal["weights", "scores"]
@@ -119,20 +116,6 @@ def compare_gradient(
     )
 
 
-@check_arguments
-def through_softmax(g: Matrix, attention: Matrix | None = None) -> Matrix:
-    """The gradient of attention scores, P_ij (g_ij - sum_k P_ik g_ik); uniform causal attention if P is None.
-
-    >>> g = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
-    >>> through_softmax(g)[1]  # half of it at the parent, minus half at the other position, each times the weight .5
-    tensor([ 0.2500, -0.2500])
-    """
-    if attention is None:
-        return score_gradient_of(g)
-    pattern = attention.to(g.dtype)
-    return pattern * (g - (pattern * g).sum(dim=-1, keepdim=True))
-
-
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.corrcoef(x, y)[0, 1]) if len(x) > 1 and x.std() > 0 and y.std() > 0 else float("nan")
 
@@ -179,13 +162,11 @@ class EdgeFormation(Result):
     information: Float[Tensor, " edge"]
     order_agreement: float
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> Frame:
         """A row an edge: the pull on it at the start, when it formed, and the attention to it at the end."""
-        import pandas as pd  # half a second, for tables alone
-
         parents, children = zip(*self.edges, strict=True) if self.edges else ((), ())
         columns = {"information": self.information.numpy(), "formed_at": self.formed_at}
-        return pd.DataFrame({"parent": parents, "child": children, **columns, "attention": self.attention[-1].numpy()})
+        return frame({"parent": parents, "child": children, **columns, "attention": self.attention[-1].numpy()})
 
 
 @check_arguments
@@ -215,7 +196,7 @@ def edge_formation(
         compare_gradient(gradient, predicted, graph, of="scores", attention=pattern)
         for pattern, gradient in zip(patterns, gradients, strict=True)
     )
-    attention, pull = parent_attention(patterns, graph), parent_attention(score_gradient_of(predicted), graph)
+    attention, pull = parent_attention(patterns, graph), parent_attention(through_softmax(predicted), graph)
     formed_at = tuple(_formed(record.steps, weights) for weights in attention.T)
     late = np.array([np.inf if step is None else step for step in formed_at], dtype=float)
     return EdgeFormation(

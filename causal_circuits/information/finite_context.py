@@ -51,7 +51,7 @@ def finite_context_gradient(
 ) -> Information:
     """G_ij of the module's text: minus the gradient of layer 0's attention weights, times d_vocab n_ctx / beta0.
 
-    `score_gradient_of(G)` times beta0 / (d_vocab n_ctx) is minus the gradient of the reduced model's attention scores
+    `through_softmax(G)` times beta0 / (d_vocab n_ctx) is minus the gradient of the reduced model's attention scores
     for beta0 -> 0, diagonal and query row included, at any context length. Tends to `predicted_gradient` as n_ctx
     grows. Graphs with a query: exact given the matrices. Others: exact given them where sequences are few enough to
     be summed over, else from 1,024 sequences for each of `n_matrices`, each with a matrix of its own.

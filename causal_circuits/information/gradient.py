@@ -43,7 +43,7 @@ def predicted_gradient(
     """g_ij of the module's text, to which minus the gradient of layer 0's attention weights is proportional.
 
     The factor is beta0 / (d_vocab n_ctx), at the start of training and in the limit of long contexts;
-    `score_gradient_of` turns g into the gradient of attention *scores*, and `finite_context_gradient` leaves the limit
+    `through_softmax` turns g into the gradient of attention *scores*, and `finite_context_gradient` leaves the limit
     out. Pairs j < i only: the diagonal and the row of a query, trace(pi) - 1 in a forest, are zero on average under a
     symmetric prior and are left at zero.
 
@@ -107,13 +107,17 @@ def _with_other_roots(task: InContextTask, matrices: pair_laws.Matrices, law: pa
 
 
 @check_arguments
-def score_gradient_of(g: Float[Tensor, "n_ctx n_ctx"]) -> Float[Tensor, "n_ctx n_ctx"]:
-    """G through the softmax Jacobian of uniform causal attention: (g_ij - mean_{k <= i} g_ik) / (i + 1), 0 above.
+def through_softmax(
+    g: Float[Tensor, "n_ctx n_ctx"], attention: Float[Tensor, "n_ctx n_ctx"] | None = None
+) -> Float[Tensor, "n_ctx n_ctx"]:
+    """The gradient of attention scores, P_ij (g_ij - sum_k P_ik g_ik), from that of weights; 0 above the diagonal.
 
-    >>> score_gradient_of(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
-    tensor([[ 0.0000,  0.0000],
-            [ 0.2500, -0.2500]])
+    The pattern P is `attention`, uniform causal attention by default: (g_ij - mean_{k <= i} g_ik) / (i + 1).
+
+    >>> g = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    >>> through_softmax(g)[1]  # half of it at the parent, minus half at the other position, each times the weight .5
+    tensor([ 0.2500, -0.2500])
     """
-    visible = torch.arange(1, len(g) + 1, dtype=g.dtype)[:, None]
-    lower = g.tril()
-    return ((lower - lower.sum(dim=1, keepdim=True) / visible) / visible).tril()
+    pattern = torch.ones_like(g).tril() if attention is None else attention.to(g.dtype)
+    pattern = pattern / pattern.sum(dim=-1, keepdim=True) if attention is None else pattern
+    return pattern * (g - (pattern * g).sum(dim=-1, keepdim=True))

@@ -2,7 +2,6 @@ from .ablation import ABLATION_METHODS as ABLATION_METHODS
 from .ablation import AblationMethod as AblationMethod
 from .ablation import AblationResult as AblationResult
 from .ablation import ablate_heads as ablate_heads
-from .ablation import ablate_slots as ablate_slots
 from .knock_out import KNOCK_OUT_METHODS as KNOCK_OUT_METHODS
 from .knock_out import KnockOut as KnockOut
 from .knock_out import KnockOutMethod as KnockOutMethod

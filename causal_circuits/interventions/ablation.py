@@ -1,4 +1,4 @@
-"""Ablate heads or residual slots: put zeros, a mean, another sequence's or another position's value in their place."""
+"""Ablate heads: put zeros, a mean, another sequence's or another position's output in place of their own."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from functools import partial
 from typing import Literal, get_args
 
 import torch
-from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,26 +21,25 @@ from causal_circuits.interventions.measure import (
     standard_error,
 )
 from causal_circuits.interventions.metrics import Metric, make_cost
-from causal_circuits.models import HookedTransformer, attachments, check_head, log_probs, slots
+from causal_circuits.models import HookedTransformer, attachments, check_head, log_probs
 from causal_circuits.tasks import Batch, Task
 
 AblationMethod = Literal["zero", "mean", "resample", "permute"]
 ABLATION_METHODS: tuple[AblationMethod, ...] = get_args(AblationMethod)
-_Sites = Mapping[str, Sequence[int | slice]]  # hook name -> what to overwrite on its third axis
+_Sites = Mapping[str, Sequence[int]]  # hook name -> the heads to overwrite
 _Source = Callable[[str, Tensor, slice], Tensor]  # hook name, its activation, rows of the batch -> what to write
 
 
 @check_arguments
 @dataclass(frozen=True, repr=False)
 class AblationResult(Result):
-    """The loss (or another metric) with some heads or slots ablated, against the untouched model on the same sequences.
+    """The loss (or another metric) with some heads ablated, against the untouched model on the same sequences.
 
     Attributes:
-        heads: (layer, head) pairs that were ablated together; empty where slots were.
+        heads: (layer, head) pairs that were ablated together.
         method: "zero", "mean", "resample" or "permute".
         loss, baseline_loss: mean of the metric with and without the ablation; cross-entropy in nats by default.
         standard_error: of their paired difference.
-        slots: the residual slots that were ablated together.
         metric: what was measured.
         attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words: it was
             analysed with it.
@@ -56,7 +54,6 @@ class AblationResult(Result):
     loss: float
     baseline_loss: float
     standard_error: float
-    slots: tuple[str, ...] = ()
     metric: str = "loss"
     attached: tuple[str, ...] = ()
 
@@ -67,6 +64,7 @@ class AblationResult(Result):
 
 
 @check_arguments
+@torch.no_grad()
 def ablate_heads(
     model: HookedTransformer,
     batch: Batch,
@@ -101,77 +99,16 @@ def ablate_heads(
     for layer, head in heads:
         check_head(model, layer, head)
         sites.setdefault(f"blocks.{layer}.attn.hook_z", []).append(head)
-    return _ablated(model, batch, sites, method, metric, task, seed, heads=tuple(heads))
-
-
-@check_arguments
-def ablate_slots(
-    model: HookedTransformer,
-    batch: Batch,
-    names: Sequence[str],
-    method: AblationMethod = "mean",
-    *,
-    layer: int = 0,
-    metric: Metric = "loss",
-    task: Task | None = None,
-    seed: int = 0,
-) -> AblationResult:
-    """Replace residual slots where layer `layer` begins to read them, for it and every later reader.
-
-    ``ablate_slots(model, batch, ["position"], "permute")`` gives every position the name of another one: the
-    counterfactual that clean and corrupted *tokens* can never be, since both have the same positions.
-
-    Args:
-        model: one of ours.
-        batch: sequences and targets.
-        names: of slots (`slots(model)`), ablated together.
-        method: "zero"; "mean": over sequences *and positions* (over sequences alone a position's name is its own mean);
-            "resample": another sequence's; "permute": another position's.
-        layer: 0 .. n_layers; n_layers is the final residual stream, which the read-out reads.
-        metric, task, seed: as in `ablate_heads`.
-
-    >>> result = cc.interventions.ablate_slots(model, batch, ["position"], "permute")
-    >>> result.slots, result.loss > result.baseline_loss
-    (('position',), True)
-    """
-    check_input(model, batch)
-    known, n_layers = slots(model), model.cfg.n_layers
-    if not names:
-        raise ValueError(f"ablate_slots needs at least one slot: got none; the model has {', '.join(known)}")
-    for name in names:
-        if name not in known:
-            raise ValueError(f"no slot {name!r} in this model; it has {', '.join(known)}")
-    if not 0 <= layer <= n_layers:
-        raise ValueError(f"layer must lie in 0 .. {n_layers} ({n_layers} is the final residual stream): got {layer}")
-    hook = f"blocks.{layer}.hook_resid_pre" if layer < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
-    sites = {hook: [known[name].slice for name in names]}
-    return _ablated(model, batch, sites, method, metric, task, seed, slots=tuple(names))
-
-
-@torch.no_grad()
-def _ablated(
-    model: HookedTransformer,
-    batch: Batch,
-    sites: _Sites,
-    method: AblationMethod,
-    metric: Metric,
-    task: Task | None,
-    seed: int,
-    *,
-    heads: tuple[tuple[int, int], ...] = (),
-    slots: tuple[str, ...] = (),
-) -> AblationResult:
     check_hooks(model, list(sites))
     cost = make_cost(metric, batch, model=model, task=task)
     source = _source(model, batch.tokens, sites, method, seed)
     before, after = cost(predictions(model, batch.tokens)), cost(_with_replaced(model, batch.tokens, sites, source))
     return AblationResult(
-        heads=heads,
+        heads=tuple(heads),
         method=method,
         loss=float(cost.sign * after.mean()),
         baseline_loss=float(cost.sign * before.mean()),
         standard_error=standard_error(after - before),
-        slots=slots,
         metric=cost.name,
         attached=attachments(model),
     )
@@ -180,12 +117,11 @@ def _ablated(
 def _with_replaced(
     model: HookedTransformer, tokens: Tensor, sites: _Sites, source: _Source
 ) -> Float[Tensor, "batch d_vocab"]:
-    """Log-probabilities with something else written at some sites."""
+    """Log-probabilities with something else written by some heads."""
 
     def overwrite(activation: Tensor, hook: object, name: str, rows: slice) -> Tensor:
         written, activation = source(name, activation, rows), activation.clone()
-        for where in sites[name]:
-            activation[:, :, where] = written[:, :, where]
+        activation[:, :, sites[name]] = written[:, :, sites[name]]
         return activation
 
     found = []
@@ -216,10 +152,9 @@ def _activations(model: HookedTransformer, tokens: Tensor, sites: _Sites) -> dic
 
 
 def _means(model: HookedTransformer, tokens: Tensor, sites: _Sites) -> dict[str, Tensor]:
-    """The mean of each activation over sequences; of the residual stream over positions too."""
-    axes = {name: "batch pos ... -> " + ("1 pos ..." if name.endswith("hook_z") else "1 1 ...") for name in sites}
+    """The mean of each activation over sequences."""
     shares = [
-        {name: reduce(own.double(), axes[name], "mean") * len(own) / len(tokens) for name, own in some.items()}
+        {name: own.double().mean(dim=0) * len(own) / len(tokens) for name, own in some.items()}
         for some in (_activations(model, tokens[rows], sites) for rows in chunks(len(tokens)))
     ]
     return {name: torch.stack([share[name] for share in shares]).sum(dim=0).to(model.W_U.dtype) for name in sites}

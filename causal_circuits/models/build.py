@@ -7,7 +7,6 @@ frozen copy of the identity that puts the right thing into the right slot.
 from collections.abc import Sequence
 
 import networkx as nx
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +46,7 @@ def disentangled_transformer(
     torch.Size([1, 4, 3])
     """
     _check_sizes(d_vocab, n_ctx, n_heads)
-    layout = Layout("disentangled", int(d_vocab), int(n_ctx), tuple(int(heads) for heads in n_heads))
+    layout = Layout("disentangled", d_vocab, n_ctx, tuple(n_heads))
     model = _frozen_transformer(layout, dtype=dtype, device=device)
     if init_scale:
         _randomize(model, layout, init_scale, seed)
@@ -82,7 +81,7 @@ def reduced_transformer(
     _check_sizes(d_vocab, n_ctx, n_heads)
     if len(n_heads) != 2 or n_heads[1] != 1:
         raise ValueError(f"a reduced model has one head in layer 1, n_heads = (k, 1): got {tuple(n_heads)}")
-    layout = Layout("reduced", int(d_vocab), int(n_ctx), (int(n_heads[0]), 1))
+    layout = Layout("reduced", d_vocab, n_ctx, tuple(n_heads))
     return _frozen_transformer(layout, dtype=dtype, device=device)
 
 
@@ -266,10 +265,9 @@ def check_model(model: HookedTransformer, d_vocab: int, n_ctx: int) -> None:
 
 def _check_sizes(d_vocab: int, n_ctx: int, n_heads: Sequence[int]) -> None:
     for name, value in (("d_vocab", d_vocab), ("n_ctx", n_ctx)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 2:
-            raise ValueError(f"{name} must be an integer of at least 2: got {value!r}")
-    heads = list(n_heads) if isinstance(n_heads, Sequence) and not isinstance(n_heads, str) else []
-    if not heads or any(isinstance(h, bool) or not isinstance(h, int | np.integer) or h < 1 for h in heads):
+        if value < 2:
+            raise ValueError(f"{name} must be an integer of at least 2: got {value}")
+    if not n_heads or min(n_heads) < 1:
         raise ValueError(f"n_heads must list at least one head for each layer, such as (1, 1): got {n_heads!r}")
 
 

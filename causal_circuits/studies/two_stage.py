@@ -129,7 +129,7 @@ def measure_run(
         beta0=how.beta0,
         batch_size=batch_size,
         seed=seed,
-        record_steps=cc.RecordAt.log_spaced(12).within(steps[0]) if how.reduced else (),
+        record_steps=cc.RecordAt(n_log_spaced=12).within(steps[0]) if how.reduced else (),
     )
     # A1's softmax is the same for all sequences; in the full model attention is averaged over some.
     tokens = task.sample(16 if how.reduced else 128, seed=(seed, 3)).tokens

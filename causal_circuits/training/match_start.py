@@ -7,21 +7,17 @@ computes it for every choice of keys. Here its largest entries become attention 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.display import Result
+from causal_circuits.display import Frame, Result, frame
 from causal_circuits.information.matches import Gains, match_sums
 from causal_circuits.information.target_search import candidates
 from causal_circuits.models import HookedTransformer, layout_of, match_blocks, warm_readout
 from causal_circuits.tasks import Batch
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SCORE, MATCH, READOUT = 6.0, 3.0, 3.0
 
@@ -48,13 +44,11 @@ class MatchStart(Result):
     keys: Int[np.ndarray, "head_index position"]
     shares: Float[np.ndarray, " position"]
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> Frame:
         """One row for each position whose attention was written in."""
-        import pandas as pd  # half a second, for tables alone
-
         rows = np.flatnonzero(self.shares > 0)
         keys = {f"L0H{head}": own[rows] for head, own in enumerate(self.keys)}
-        return pd.DataFrame({"position": rows, **keys, "share": self.shares[rows]})
+        return frame({"position": rows, **keys, "share": self.shares[rows]})
 
 
 @check_arguments

@@ -46,10 +46,6 @@ class Stage:
             raise ValueError("a stage's train must name a parameter: got (); None trains all of them")
         if not (0 < self.learning_rate < float("inf")):
             raise ValueError(f"learning_rate must be positive and finite: got {self.learning_rate}")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}: got {self.optimizer!r}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}: got {self.schedule!r}")
 
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -138,8 +134,6 @@ class TrainConfig:
             raise ValueError(
                 "weight decay would move the blocks that are frozen: give stages weight_decay=0, or blocks=None"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more: got {self.seed}")
 
     @property
     def steps(self) -> int:

@@ -72,7 +72,7 @@ def train_and_measure(
         model,
         own,
         RECIPES[recipe](steps, own_seed),
-        record=cc.RecordAt.log_spaced(RECORDED),
+        record=cc.RecordAt(n_log_spaced=RECORDED),
         batch=own.sample(1024, seed=(seed, 4)),
         counterfactual=COUNTERFACTUAL,
         seed=seed,

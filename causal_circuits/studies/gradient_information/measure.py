@@ -133,7 +133,7 @@ def three_comparisons(
     of: Literal["weights", "scores"],
 ) -> dict[str, cc.information.GradientComparison]:
     """Measured with g (the paper), measured with G (noise only), G with g (the short context only)."""
-    expected = cc.information.score_gradient_of(finite.value) if of == "scores" else finite.value
+    expected = cc.information.through_softmax(finite.value) if of == "scores" else finite.value
     error = measured.standard_error
     return {
         "by_g": cc.compare_gradient(measured.value, g.value, graph, of=of, standard_error=error),
@@ -196,5 +196,5 @@ def train_and_compare(seed: int, steps: int) -> cc.information.EdgeFormation:
     task = cc.InContextTask(make_graph("forest", 20, seed=seed + 20), d_vocab=3, alpha=0.1)
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx)
     config = cc.TrainConfig.warm(steps, seed=seed)
-    record = cc.train(model, task, config, record=cc.RecordAt.log_spaced(20), progress=False)
+    record = cc.train(model, task, config, record=cc.RecordAt(n_log_spaced=20), progress=False)
     return cc.information.edge_formation(record, cc.predicted_gradient(task).value, task.graph)

@@ -102,7 +102,7 @@ def show_sequences(f: Findings) -> Section:
 
 def show_gradient(f: Findings) -> Section:
     measured, graph = f.first_gradient * (f.task.d_vocab * f.task.n_ctx / BETA_0), f.task.graph
-    predicted = cc.information.score_gradient_of(f.information.value)
+    predicted = cc.information.through_softmax(f.information.value)
     largest = float(predicted.abs().max())
     matrix = partial(figures.plot_matrix, graph=graph, label="in the unit of g", diverging=True, largest=largest)
     r = correlation(measured, predicted)

@@ -147,7 +147,7 @@ def with_causes(edges: Sequence[Row], graphs: Sequence[nx.DiGraph]) -> list[Row]
     """Each edge with what each explanation makes of it: larger means rather unlearned."""
     tasks = [cc.InContextTask(graph, d_vocab=D_VOCAB, alpha=ALPHA) for graph in graphs]
     pulls = [
-        cc.information.score_gradient_of(cc.information.finite_context_gradient(task, n_matrices=128).value)
+        cc.information.through_softmax(cc.information.finite_context_gradient(task, n_matrices=128).value)
         for task in tasks
     ]
     found = []
