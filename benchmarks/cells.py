@@ -12,7 +12,6 @@ import argparse
 import itertools
 import json
 import resource
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import psutil
 import ray
 import torch
 from ray.cluster_utils import Cluster
@@ -126,27 +126,31 @@ def train(first: int, n: int, steps: int) -> list[float]:
     return [float(record.losses[-1]) for record in records]
 
 
-def ensemble(members: int = 48, a_cell: int = 4, times: int = 3) -> dict[str, Any]:
-    """CPU seconds of the same trainings, in turn: one ensemble with two threads; cells in two processes of one."""
+def ensemble(members: int, a_cell: int, times: int = 3) -> dict[str, Any]:
+    """CPU seconds of the same trainings, in turn: one ensemble with two threads; cells in two processes of one.
+
+    The first time the cells pay for the start of the process that theirs are forked from; it stays.
+    """
     torch.set_num_threads(2)
+    train(0, 1, Trainings.steps)  # imports
     together, apart = list[float](), list[float]()
     for _ in range(times):
-        began = cpu_seconds(resource.RUSAGE_SELF)
+        began = cpu_seconds()
         losses = train(0, members, Trainings.steps)
-        together.append(cpu_seconds(resource.RUSAGE_SELF) - began)
-        began = cpu_seconds(resource.RUSAGE_SELF) + cpu_seconds(resource.RUSAGE_CHILDREN)
+        together.append(cpu_seconds() - began)
+        began = cpu_seconds()
         done = cc.run(Trainings(members=members, a_cell=a_cell), processes=2, quiet=True)
-        apart.append(cpu_seconds(resource.RUSAGE_SELF) + cpu_seconds(resource.RUSAGE_CHILDREN) - began)
+        apart.append(cpu_seconds() - began)
         numpy.testing.assert_allclose([loss for row in done.rows.values() for loss in row], losses, atol=1e-3)
     ratios = [one / cells for one, cells in zip(together, apart, strict=True)]
-    seconds = {"one_ensemble_cpu_s": statistics.median(together), "cells_cpu_s": statistics.median(apart)}
-    return seconds | {"ratio": statistics.median(ratios), "ratios": ratios, "members": members, "a_cell": a_cell}
+    seconds = {"one_ensemble_cpu_s": together, "cells_cpu_s": apart}
+    return seconds | {"ratios": ratios, "members": members, "a_cell": a_cell}
 
 
-def cpu_seconds(whose: int) -> float:
-    """Of this process, or of its children that have ended, with their start."""
-    used = resource.getrusage(whose)
-    return used.ru_utime + used.ru_stime
+def cpu_seconds() -> float:
+    """Of this process and of all below it, those that have ended included."""
+    here = psutil.Process()
+    return sum(sum(process.cpu_times()[:4]) for process in [here, *here.children(recursive=True)])
 
 
 if __name__ == "__main__":
@@ -154,7 +158,13 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("tiny", "wait", "ensemble"))
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--cells", type=int, default=10_000)
+    parser.add_argument("--members", type=int, default=48, help="trainings")
+    parser.add_argument("--a-cell", type=int, default=4, help="trainings in a cell")
     parser.add_argument("--ms", type=float, default=0.0, help="that a cell sleeps")
     given = parser.parse_args()
-    others = {"wait": wait, "ensemble": ensemble}
-    print(json.dumps(others[given.what]() if given.what in others else tiny(given.nodes, given.cells, given.ms)))
+    measures = {
+        "tiny": lambda: tiny(given.nodes, given.cells, given.ms),
+        "wait": wait,
+        "ensemble": lambda: ensemble(given.members, given.a_cell),
+    }
+    print(json.dumps(measures[given.what]()))

@@ -13,11 +13,13 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -186,8 +188,8 @@ def _in_pool(
     cells: list[Cell], folder: Path | None, processes: int, limit_s: float | None
 ) -> Iterator[tuple[Cell, Measured | Failure | BrokenProcessPool]]:
     """Each cell as it is done; a BrokenProcessPool for those that were not when a process was killed."""
-    context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
-    with ProcessPoolExecutor(processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    others = multiprocessing.active_children()
+    with ProcessPoolExecutor(processes, _warmed(cells), _begin_process) as pool:
         running, late = dict[Future[Measured | Failure], Cell](), list[Cell]()
         for cell in cells:
             try:
@@ -207,6 +209,31 @@ def _in_pool(
             for process in set(multiprocessing.active_children()) - set(others):
                 process.terminate()
             raise
+
+
+def _warmed(cells: Sequence[Cell]) -> BaseContext:
+    """Processes are forked from one that has imported the package, which takes seconds, and has measured nothing.
+
+    A module of the user's is imported by each process: it may have changed since that one was started.
+    """
+    needed = {measure.__module__, *(cell.measure.__module__ for cell in cells)}
+    own = sorted(name for name in needed if name.startswith(f"{__package__}."))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["causal_circuits.models.hooked", *own])
+    return context
+
+
+def _begin_process() -> None:
+    """In a process of the pool: Ctrl-C is for the one that started it, and when that one is killed this one ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _keep(cell: Cell, outcome: Measured, folder: Path | None) -> tuple[Any, float]:

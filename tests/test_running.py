@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import select
 import signal
 import sys
 import time
@@ -296,8 +297,19 @@ def test_killed_at_random_moments_it_ends_where_an_unkilled_run_does(tmp_path):
     assert list(tmp_path.glob("cut/cells/*.scratch")) == []
 
 
+def test_a_killed_run_leaves_no_process(tmp_path):
+    read, write = os.pipe()  # whose writing end all of them hold
+    process = started(run_slowly, tmp_path, 2)
+    os.close(write)
+    while n_cells(tmp_path) < 2:
+        time.sleep(0.01)
+    process.kill()
+    assert select.select([read], [], [], 20)[0], "a process lives on"
+    os.close(read)
+
+
 def test_several_processes_give_the_results_of_one(tmp_path, measured, monkeypatch):
-    monkeypatch.undo()  # spawned, as they are for users
+    monkeypatch.undo()  # as they are for users: not forked from this one
     run(tmp_path / "one")
     measured.clear()
     run(tmp_path / "two", 2)
