@@ -21,6 +21,7 @@ from causal_circuits.arguments import check_arguments
 from causal_circuits.display import Result
 from causal_circuits.tasks import InContextTask, bounded_below
 
+ELITE = 4  # matrices that a search goes on from
 Predictor = Callable[[Tensor], Tensor]  # tokens [batch, n_ctx] -> probabilities [batch, d_vocab]
 
 
@@ -92,12 +93,11 @@ def worst_matrix(
     gamma: float = 0.1,
     n_start: int = 64,
     n_rounds: int = 64,
-    n_elite: int = 4,
     seed: int = 0,
 ) -> WorstMatrix:
     """The transition matrix of the largest score that a search over all with entries >= gamma / d_vocab finds.
 
-    Starts from `n_start` random matrices, from nearly uniform to deterministic; keeps the `n_elite` best; in every
+    Starts from `n_start` random matrices, from nearly uniform to deterministic; keeps the best 4; in every
     round each of them has one child - one row replaced, two rows swapped, or all entries scaled by random factors - and
     the best of parents and children stay. So the result is never worse than the best start. Gradient-free: the sampling
     of tokens has no gradient.
@@ -106,21 +106,18 @@ def worst_matrix(
     >>> bool(0.7 < worst.error <= 0.8)          # at most (1 - gamma) + gamma / d_vocab
     True
     """
-    if n_start < 1 or n_rounds < 0 or n_elite < 1:
-        raise ValueError(
-            f"a search needs n_start and n_elite of at least 1 and n_rounds of at least 0: got {n_start}, {n_elite}, "
-            f"{n_rounds}"
-        )
+    if n_start < 1 or n_rounds < 0:
+        raise ValueError(f"a search needs n_start of at least 1, n_rounds of at least 0: got {n_start}, {n_rounds}")
     generator = np.random.default_rng(seed)
     concentration = 10.0 ** generator.uniform(-2, 1, size=n_start)
     starts = [generator.dirichlet(np.full(d_vocab, a), size=d_vocab) for a in concentration]
-    elite = sorted(((score(bounded_below(k, gamma)), i, k) for i, k in enumerate(starts)), reverse=True)[:n_elite]
+    elite = sorted(((score(bounded_below(k, gamma)), i, k) for i, k in enumerate(starts)), reverse=True)[:ELITE]
     start_error, history, serial = elite[0][0], [elite[0][0]], n_start
     for _ in range(n_rounds):
         children = [_mutated(matrix, generator) for _, _, matrix in elite]
         elite += [(score(bounded_below(k, gamma)), serial + i, k) for i, k in enumerate(children)]
         serial += len(children)
-        elite = sorted(elite, reverse=True)[:n_elite]  # the serial number settles ties
+        elite = sorted(elite, reverse=True)[:ELITE]  # the serial number settles ties
         history.append(elite[0][0])
     return WorstMatrix(bounded_below(elite[0][2], gamma), elite[0][0], start_error, tuple(history))
 

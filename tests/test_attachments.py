@@ -299,12 +299,8 @@ def pruned(model: HookedTransformer) -> None:
     prune.l1_unstructured(model.blocks[0].attn, "W_V", amount=0.5)
 
 
-def edited(name: str) -> Callable[[HookedTransformer], None]:
-    def edit(model: HookedTransformer) -> None:
-        weight = dict(model.named_parameters())[name]
-        weight.data.view(-1)[0] += 0.7
-
-    return edit
+def edited(model: HookedTransformer, name: str = "blocks.0.attn.W_V") -> None:
+    dict(model.named_parameters())[name].data.view(-1)[0] += 0.7
 
 
 def scaled_attention(model: HookedTransformer) -> None:
@@ -328,9 +324,9 @@ FROZEN = [
     *("embed.W_E", "pos_embed.W_pos", "unembed.b_U"),
 ]
 ATTACHED = (native_hook, native_pre_hook, native_hook_on_a_hook_point, native_hook_on_the_model, native_backward_hook)
-ATTACHED += (replaced_forward, parametrized, pruned, scaled_attention, config_changed_afterwards, gradient_hook, tied)
+ATTACHED += (replaced_forward, parametrized, pruned, edited, scaled_attention, config_changed_afterwards)
+ATTACHED += (gradient_hook, tied)
 ATTACH = {attach.__name__: attach for attach in ATTACHED}
-ATTACH |= {f"edited {name}": edited(name) for name in FROZEN}
 POINTS = ("hook_embed", "blocks.0.hook_resid_pre", "blocks.0.attn.hook_q", "blocks.0.attn.hook_attn_scores")
 POINTS += ("blocks.0.attn.hook_pattern", "blocks.0.attn.hook_z", "blocks.0.hook_attn_out", "blocks.1.attn.hook_pattern")
 POINTS += ("blocks.1.attn.hook_v", "blocks.1.hook_resid_post", "unembed.hook_in", "unembed.hook_out")
@@ -351,9 +347,8 @@ def random_model() -> HookedTransformer:
     return cc.disentangled_transformer(3, 6, (2, 1), init_scale=0.5, seed=1)
 
 
-CASES = [(random_model, name) for name in ATTACH]
+CASES = [(build, name) for build in (random_model, users_model) for name in ATTACH]
 CASES += [(planted, attach.__name__) for attach in ATTACHED]  # of saturated patterns
-CASES += [(users_model, name) for name in ATTACH if "edited" not in name]  # all its weights are its own
 
 
 @pytest.mark.parametrize(("build", "name"), CASES, ids=lambda value: getattr(value, "__name__", value))
@@ -364,6 +359,15 @@ def test_what_is_attached_is_honoured_or_refused(build, name):
         refused = set(hold(model)) - {"disentangle"}
     expected = {check for check, names in REFUSED.items() if name in names}
     assert refused == (expected - {"training"} if build is users_model else expected)
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_every_frozen_weight_that_is_edited_counts(name):
+    model = random_model()
+    edited(model, name)
+    assert attachments(model) == (f"edited weight at {name}",)
+    check_logits(model)
+    check_training(model)
 
 
 def test_a_model_with_nothing_attached_is_refused_nowhere():
@@ -536,8 +540,14 @@ def test_weights_that_somebody_made_are_not_overwritten_by_a_warm_start(tmp_path
         cc.train(model, TASK, cc.TrainConfig.joint(2, batch_size=8, warm_start=None), progress=False)
 
 
+def assigned(model: HookedTransformer) -> HookedTransformer:
+    other = cc.reduced_transformer(3, 6, models.layout_of(model).n_heads)
+    other.load_state_dict(model.state_dict(), assign=True)
+    return other.requires_grad_(True)
+
+
 @pytest.mark.parametrize("n_heads", [(1, 1), (2, 1)])
-@pytest.mark.parametrize("make", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), assigned])
 def test_a_copy_of_a_reduced_model_trains_the_same_entries(make, n_heads):
     model = cc.reduced_transformer(3, 6, n_heads)
     with torch.no_grad():
@@ -726,17 +736,6 @@ def test_frozen_weights_stay_where_they_are():
     )
     frozen = cc.disentangled_transformer(3, 6).requires_grad_(False)
     assert_refused(lambda: cc.train(frozen, TASK, config), "frozen")
-
-
-def test_a_reduced_model_with_assigned_weights_trains_the_same_entries():
-    model, other = cc.reduced_transformer(3, 6), cc.reduced_transformer(3, 6)
-    for parameter in other.parameters():
-        parameter.data += 0.1 * torch.rand(parameter.shape) * parameter.requires_grad
-    model.load_state_dict(other.state_dict(), assign=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    model.mask_gradients()
-    assert int((plain_gradients(model)["blocks.1.attn.W_Q"] != 0).sum()) == 9
 
 
 def test_the_default_dtype_is_nobodys_business():

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 
+RESAMPLES = 1000
+
 
 @check_arguments
 def onset(steps: Sequence[int], curves: Float[Tensor, "step cell"]) -> Float[Tensor, " cell"]:
@@ -50,27 +52,22 @@ class OnsetInterval:
 
 
 @check_arguments
-def onset_interval(
-    onsets: Sequence[Float[Tensor, " cell"]], *, n_bootstrap: int = 1000, seed: int = 0
-) -> OnsetInterval:
+def onset_interval(onsets: Sequence[Float[Tensor, " cell"]]) -> OnsetInterval:
     """Sum up the onsets of several runs; NaN where half of the edges of every run have none.
 
     Args:
         onsets: one tensor for each seed (`CircuitFormation.causal_onset` or `attention_onset`).
-        n_bootstrap, seed: of the interval.
 
     >>> onset_interval([torch.tensor([10.0, 20.0, 90.0]), torch.tensor([30.0, 40.0, float("nan")])]).mean
     30.0
     """
     if not onsets:
         raise ValueError("an interval over seeds needs at least one run: got none")
-    if n_bootstrap < 1:
-        raise ValueError(f"n_bootstrap must be at least 1: got {n_bootstrap}")
     never = float(torch.stack([run.isnan().float().mean() for run in onsets]).mean())
     medians = torch.stack([run.double().nan_to_num(nan=torch.inf).quantile(0.5) for run in onsets])
     medians = medians[medians.isfinite()]
     if not len(medians):
         return OnsetInterval(float("nan"), float("nan"), float("nan"), never)
-    draws = torch.randint(len(medians), (n_bootstrap, len(medians)), generator=torch.Generator().manual_seed(seed))
+    draws = torch.randint(len(medians), (RESAMPLES, len(medians)), generator=torch.Generator().manual_seed(0))
     low, high = medians[draws].mean(dim=-1).quantile(torch.tensor([0.025, 0.975], dtype=medians.dtype)).tolist()
     return OnsetInterval(float(medians.mean()), low, high, never)

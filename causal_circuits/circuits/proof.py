@@ -27,7 +27,7 @@ from causal_circuits.circuits.graph import Circuit, Edge
 from causal_circuits.display import Row, table_html, table_text
 from causal_circuits.statistics import holm, upper_tail
 
-LEVEL = 0.01
+LEVEL = 0.01  # of each test
 FAITHFUL = 0.1  # how far from 1 the interval of f may reach
 COMPLETE = 0.1  # largest mean gap, as a share of what the circuit has at stake
 SAME = 1e-6  # of what is at stake: a rival that costs at most so much more is as good (rounding, no difference)
@@ -43,7 +43,7 @@ class NeededEdge:
         effect: cost of the circuit without it minus cost with it, mean over sequences.
         standard_error: of that.
         p_value: one-sided, against "it is not needed"; Holm-corrected over the circuit's edges.
-        needed: p_value below the level.
+        needed: p_value below .01.
 
     >>> NeededEdge(("token", "logits"), effect=0.2, standard_error=0.01, p_value=1e-9, needed=True).needed
     True
@@ -151,7 +151,6 @@ def prove_circuit(
     *,
     n_random: int = 200,
     n_bootstrap: int = 1000,
-    level: float = LEVEL,
     seed: int = 0,
 ) -> CircuitProof:
     """Hold a circuit to the four criteria.
@@ -161,7 +160,6 @@ def prove_circuit(
         circuit: a DiGraph, a list of edges, or a mask.
         n_random: random knock-outs, and other circuits of the same size (all of them, if there are no more), each.
         n_bootstrap: resamples of the sequences.
-        level: of each test.
         seed: of all that is random.
 
     Raises:
@@ -176,10 +174,10 @@ def prove_circuit(
     mask, generator = model.mask(circuit), torch.Generator().manual_seed(seed)
     if not bool(mask.any()):
         raise ValueError("a circuit to prove needs at least one edge: got none")
-    if not 0 < level < 1 or n_bootstrap < 1 or 1 + n_random < 1 / level:
+    if n_bootstrap < 1 or 1 + n_random < 1 / LEVEL:
         raise ValueError(
-            "level must lie in (0, 1), n_bootstrap be at least 1 and n_random at least 1 / level - 1 (or no rank among "
-            f"random circuits could reach the level): got {level}, {n_bootstrap}, {n_random}"
+            f"n_bootstrap must be at least 1, n_random at least {1 / LEVEL - 1:.0f} (or no rank among random circuits "
+            f"could reach the level {LEVEL}): got {n_bootstrap}, {n_random}"
         )
     costs = model.costs(torch.stack([model.empty, model.full, mask]))
     empty, full, own = costs
@@ -191,7 +189,7 @@ def prove_circuit(
         )
     faithfulness, interval = _faithfulness(costs, n_bootstrap, generator)
     gaps = _completeness_gaps(model, mask, n_random, generator) / at_stake
-    edges = _needed_edges(model, mask, own, level)
+    edges = _needed_edges(model, mask, own)
     rivals = _rivals(mask, n_random, generator)
     random_costs = model.mean_costs(rivals) if len(rivals) else torch.empty(0, dtype=torch.float64)
     n_rivals, floor = comb(len(mask), int(mask.sum())) - 1, 1 / (1 + len(rivals))
@@ -214,8 +212,8 @@ def prove_circuit(
         criteria=(
             _faithful(faithfulness, interval),
             _complete(gaps),
-            _minimal(edges, level),
-            _sufficient(p, floor, len(rivals), n_rivals, level),
+            _minimal(edges),
+            _sufficient(p, floor, len(rivals), n_rivals),
         ),
     )
 
@@ -246,14 +244,14 @@ def _completeness_gaps(
 
 
 def _needed_edges(
-    model: CircuitModel, mask: Bool[Tensor, " edge"], own: Float[Tensor, " batch"], level: float
+    model: CircuitModel, mask: Bool[Tensor, " edge"], own: Float[Tensor, " batch"]
 ) -> tuple[NeededEdge, ...]:
     chosen = mask.nonzero()[:, 0].tolist()
     harm = model.costs(mask & ~torch.eye(len(mask), dtype=torch.bool)[chosen]) - own
     effects, errors = harm.mean(dim=-1).tolist(), (harm.std(dim=-1) / len(own) ** 0.5).tolist()
     p_values = holm([_p_value(effect, error) for effect, error in zip(effects, errors, strict=True)])
     return tuple(
-        NeededEdge(model.edges[part], effect, error, p, p < level)
+        NeededEdge(model.edges[part], effect, error, p, p < LEVEL)
         for part, effect, error, p in zip(chosen, effects, errors, p_values, strict=True)
     )
 
@@ -295,23 +293,23 @@ def _complete(gaps: Float[Tensor, " knock_out"]) -> Criterion:
     return Criterion("complete", mean <= COMPLETE, reason)
 
 
-def _minimal(edges: tuple[NeededEdge, ...], level: float) -> Criterion:
+def _minimal(edges: tuple[NeededEdge, ...]) -> Criterion:
     idle = [" -> ".join(edge.edge) for edge in edges if not edge.needed]
-    reason = f"{len(edges) - len(idle)} of {len(edges)} edges are needed (Holm, level {level})"
+    reason = f"{len(edges) - len(idle)} of {len(edges)} edges are needed (Holm, level {LEVEL})"
     return Criterion("minimal", not idle, reason + (f"; not shown for {', '.join(idle)}" if idle else ""))
 
 
-def _sufficient(p: float, floor: float, n_tried: int, n_rivals: int, level: float) -> Criterion:
+def _sufficient(p: float, floor: float, n_tried: int, n_rivals: int) -> Criterion:
     if not n_rivals:
         return Criterion("sufficient", False, "sufficiency cannot be tested: no other circuit has its size", False)
-    if floor > level:
+    if floor > LEVEL:
         reason = (
-            f"sufficiency cannot be tested at level {level}: {n_rivals} other circuits have its size, so that p is "
+            f"sufficiency cannot be tested at level {LEVEL}: {n_rivals} other circuits have its size, so that p is "
             f"{floor:.3g} at least (here {p:.3g})"
         )
         return Criterion("sufficient", False, reason, False)
     which = f"all {n_rivals}" if n_tried == n_rivals else f"{n_tried} of {n_rivals:,}"
     reason = (
-        f"against {which} other circuits of its size p = {p:.3g} (so many allow {floor:.3g} at least; {level} passes)"
+        f"against {which} other circuits of its size p = {p:.3g} (so many allow {floor:.3g} at least; {LEVEL} passes)"
     )
-    return Criterion("sufficient", p <= level, reason)
+    return Criterion("sufficient", p <= LEVEL, reason)

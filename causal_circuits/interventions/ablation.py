@@ -41,8 +41,7 @@ class AblationResult(Result):
         loss, baseline_loss: mean of the metric with and without the ablation; cross-entropy in nats by default.
         standard_error: of their paired difference.
         metric: what was measured.
-        attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words: it was
-            analysed with it.
+        attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words.
 
     >>> result = AblationResult(((0, 0),), "mean", loss=1.0, baseline_loss=0.5, standard_error=0.01)
     >>> result.share_of_gain_lost(reference_loss=1.5)

@@ -46,8 +46,7 @@ class KnockOut(Result):
         baseline_loss: the metric of the untouched model.
         metric: what was measured.
         path: "closed_form" or "hooks".
-        attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words: it was
-            analysed with it.
+        attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words.
 
     >>> cuts = cc.knock_out_edges(model, batch)
     >>> cuts.path, bool(cuts.effect[0, 1, 0] > 0), bool(cuts.effect[0, 0, 1].isnan())

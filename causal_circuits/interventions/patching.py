@@ -27,8 +27,7 @@ class PatchingResult(Result):
         names: the hook names, or the paths, in the order of `metric`'s rows.
         metric: [name, pos], or [name, 1] when all positions were patched at once.
         clean, corrupted: the metric of the two untouched runs.
-        attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words: it was
-            analysed with it.
+        attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words.
 
     >>> result = PatchingResult(("blocks.0.hook_resid_pre",), torch.tensor([[-0.5]]), clean=0.0, corrupted=-1.0)
     >>> result.recovered

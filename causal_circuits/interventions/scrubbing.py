@@ -60,8 +60,7 @@ class ScrubbingResult(Result):
             there (three standard errors), so that no claim about them could have failed.
         recovered: (random - scrubbed) / (random - untouched): 1 if the claim is all there is to it, 0 if it is empty;
             NaN if a part of the claim is idle.
-        attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words: it was
-            analysed with it.
+        attached: what was attached to the model (hooks, parametrizations, edited frozen weights), in words.
 
     >>> losses = {"loss": 0.75, "standard_error": 0.01, "random_loss": 1.0, "baseline_loss": 0.5}
     >>> ScrubbingResult("both", "children", **losses).recovered

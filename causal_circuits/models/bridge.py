@@ -9,6 +9,8 @@ from causal_circuits.arguments import check_arguments
 from causal_circuits.models.acceptance import is_bridge, refuse_foreign
 from causal_circuits.models.annotation import HookedTransformer
 
+_SIZES = "d_model d_head n_layers n_ctx n_heads d_vocab d_vocab_out d_mlp attn_only act_fn"
+
 
 @check_arguments
 @torch.no_grad()
@@ -36,19 +38,8 @@ def as_bridge(model: HookedTransformer) -> Any:
         raise ValueError("as_bridge takes a HookedTransformer: this model is a bridge already")
     refuse_foreign(model, "as_bridge", "give it a model of causal_circuits with nothing attached (model.reset_hooks())")
     cfg = model.cfg
-    sizes = (
-        "d_model",
-        "d_head",
-        "n_layers",
-        "n_ctx",
-        "n_heads",
-        "d_vocab",
-        "d_vocab_out",
-        "d_mlp",
-        "attn_only",
-        "act_fn",
-    )
-    bridge = boot_bridge({name: getattr(cfg, name) for name in sizes}, dtype=model.W_U.dtype, device=model.W_U.device)
+    sizes = {name: getattr(cfg, name) for name in _SIZES.split()}
+    bridge = boot_bridge(sizes, dtype=model.W_U.dtype, device=model.W_U.device)
     _copy(bridge.embed, model.W_E)
     _copy(bridge.pos_embed, model.W_pos)
     for own, block in zip(bridge.blocks, model.blocks, strict=True):

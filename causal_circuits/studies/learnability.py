@@ -15,7 +15,8 @@ from scipy import stats
 
 import causal_circuits as cc
 from causal_circuits.pages import Check, Section
-from causal_circuits.studies.power_laws import Exponent, fit_exponents
+from causal_circuits.statistics import rank_correlation
+from causal_circuits.studies.power_laws import Exponent, falls, fit_exponents, is_positive
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
 from causal_circuits.studies.tables import GRAPHS, make_graph
 
@@ -139,7 +140,7 @@ def measure_model(model: Any, task: cc.InContextTask, record: cc.TrainingRecord,
     gradient = cc.measured_gradient(batch.tokens, batch.target_probs).value
     g = cc.predicted_gradient(task, 1024).value
     at = edge_steps(record, edges)
-    posterior = float(cc.tasks.cross_entropy(cc.tasks.edge_posterior(task, test.tokens), test.target_probs).mean())
+    posterior = task.bayes_loss(test)
     unigram = cc.tasks.best_unigram_loss(test)
     pull = [float(g[child, parent]) / (child + 1) for parent, child in edges]  # through the uniform softmax
     return {
@@ -151,7 +152,7 @@ def measure_model(model: Any, task: cc.InContextTask, record: cc.TrainingRecord,
         "graph_step": quantile_step(at),
         "loss_step": loss_step(record.losses, unigram - REACHED * (unigram - posterior)),
         "g": float(np.mean([float(g[c, p]) for p, c in edges])),
-        "order": order_agreement(at, pull),
+        "order": rank_correlation(np.array(pull), -np.array(at)),  # of the predicted score gradient with how early
         "edge_steps": at,
     }
 
@@ -181,13 +182,6 @@ def loss_step(losses: torch.Tensor, level: float) -> float:
     means = np.convolve(losses.double().numpy(), np.ones(WINDOW) / WINDOW, mode="valid")
     reached = np.flatnonzero(means <= level)
     return float(reached[0] + WINDOW) if len(reached) else math.nan
-
-
-def order_agreement(at: Sequence[float], pull: Sequence[float]) -> float:
-    """Spearman's correlation of an edge's predicted score gradient with how early it is there; NaN without an order."""
-    if len(set(at)) < 2 or len(set(pull)) < 2:
-        return math.nan
-    return float(stats.spearmanr(pull, [-step if math.isfinite(step) else -1e9 for step in at]).statistic)
 
 
 # ---- what the rows add up to
@@ -244,23 +238,16 @@ def make_checks(table: pd.DataFrame, fits: Mapping[str, Exponent]) -> list[Check
             f"{len(without)} of {len(table)} settings: {counted(without)}",
         ),
         Check(
-            told(-g.high if g else None, -g.low if g else None),
+            falls(g),
             "More information, fewer steps: the exponent of g is below 0",
             "; ".join(f"steps as {name}^{exponent}" for name, exponent in fits.items()) or "too few settings",
         ),
         Check(
-            told(most.low - 0.5 if most else None, most.high - 0.5 if most else None),
+            is_positive(most.low - 0.5, most.high - 0.5) if most else "undecided",
             "Where both are reached, the graph is there before the loss in most settings",
             f"in {n_first} of {len(both)}" + (f", 95% interval {most.low:.0%} to {most.high:.0%}" if most else ""),
         ),
     ]
-
-
-def told(low: float | None, high: float | None) -> Any:
-    """The state of a check by the interval of what should be above 0."""
-    if low is None or high is None or low <= 0 <= high:
-        return "undecided"
-    return "passed" if low > 0 else "refuted"
 
 
 def summarize(table: pd.DataFrame) -> pd.DataFrame:

@@ -43,11 +43,14 @@ class PowerLaw:
         return f"steeper than {exponent:+.2f}" if self.high < exponent else f"flatter than {exponent:+.2f}"
 
 
-def falls(law: PowerLaw | None) -> State:
-    """Whether the exponent is below zero: undecided where its interval holds zero, or is not known."""
-    if law is None or not (law.high < 0 or law.low > 0):
-        return "undecided"
-    return "passed" if law.high < 0 else "refuted"
+def is_positive(low: float, high: float) -> State:
+    """Whether what has this interval is above zero: undecided where it holds zero, or is not known."""
+    return "passed" if low > 0 else "refuted" if high < 0 else "undecided"
+
+
+def falls(law: "PowerLaw | Exponent | None") -> State:
+    """Whether the exponent is below zero."""
+    return "undecided" if law is None else is_positive(-law.high, -law.low)
 
 
 def fit_power_law(

@@ -17,7 +17,7 @@ from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import attention_cells
 from causal_circuits.models import HookedTransformer, check_model, live_heads, log_probs
 from causal_circuits.recording import TrainingRecord, watch_attention
-from causal_circuits.tasks import Batch, InContextTask, Task, best_unigram_loss, cross_entropy, edge_posterior
+from causal_circuits.tasks import Batch, InContextTask, Task, best_unigram_loss
 
 # A tenth of a run at each end is compared; shorter runs say nothing.
 SHORTEST = 40
@@ -176,8 +176,7 @@ def _against_lines(
 ) -> tuple[Verdict, str] | None:
     """A verdict and its advice, where the loss is at a line of the task that means something."""
     batch = task.sample(N_SEQUENCES, seed=(0, 11))
-    posterior = float(cross_entropy(edge_posterior(task, batch.tokens), batch.target_probs).mean())
-    frequencies, uniform = best_unigram_loss(batch), float(np.log(task.d_vocab))
+    posterior, frequencies, uniform = task.bayes_loss(batch), best_unigram_loss(batch), float(np.log(task.d_vocab))
     gap = frequencies - posterior
     attention = _final_attention(record, task, batch, model)
     cells = attention_cells(task.graph)

@@ -114,7 +114,7 @@ def measure_family(
         "own_edge_posterior": float(posterior.mean()),
         "training_edge_posterior": task.bayes_loss(test),
         "excess": float(excess.mean()),
-        "excess_error": float(excess.std() / len(test) ** 0.5),
+        "excess_error": cc.interventions.standard_error(excess),
         # where a token is absent the reduced model says 0, and its loss is log(1e-9)
         "share_with_all_tokens": float(whole.double().mean()),
         "excess_with_all_tokens": float(excess[whole].mean()),

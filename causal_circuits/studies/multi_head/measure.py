@@ -245,4 +245,4 @@ def loss_if_carried(
     before = cc.evaluate(model, batch)
     with model.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", carry)]):
         change = cc.evaluate(model, batch) - before
-    return float(change.mean()), float(change.std()) / len(change) ** 0.5
+    return float(change.mean()), cc.interventions.standard_error(change)

@@ -52,10 +52,10 @@ def excess(model: cc.models.HookedTransformer, task: cc.InContextTask, test: cc.
     posterior = cc.tasks.cross_entropy(task.bayes_predictor(test.tokens), test.target_probs)
     return {
         "loss": float(losses.mean()),
-        "loss_error": float(losses.std() / len(test) ** 0.5),
+        "loss_error": cc.interventions.standard_error(losses),
         "edge_posterior": float(posterior.mean()),
         "excess": float((losses - posterior).mean()),
-        "excess_error": float((losses - posterior).std() / len(test) ** 0.5),
+        "excess_error": cc.interventions.standard_error(losses - posterior),
     }
 
 

@@ -100,7 +100,7 @@ def against_the_lines(
             "loss": float(line.mean()),
             "n": len(line),
             "model_minus_line": float(difference.mean()),
-            "standard_error": float(difference.std() / len(line) ** 0.5),
+            "standard_error": cc.interventions.standard_error(difference),
         }
     return {"loss": float(losses.mean()), "lines": compared, "exact_bayes_effective_draws": exact.effective_draws}
 
