@@ -1,4 +1,4 @@
-"""Claim: trained on one prior, a model predicts under transition matrices of others, better in longer contexts.
+"""Claim: trained on one prior, a model predicts under matrices of others, better in longer contexts; not from all.
 
     python analyses/generalization.py                     # about five minutes
     python analyses/generalization.py --alpha 0.3 --gamma 0.2 --graph forest

@@ -1,4 +1,4 @@
-"""Claim: the largest entries of layer 0's first gradient are the edges; it follows the information that is its limit.
+"""Claim: in a child's row of layer 0's first gradient the parent is largest; it follows the information it tends to.
 
     python analyses/gradient_information.py               # the whole table, some five minutes on one core
     python analyses/gradient_information.py --quick       # a minute, small sizes

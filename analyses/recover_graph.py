@@ -1,4 +1,4 @@
-"""Recover the causal graph behind your own sequences: one gradient evaluation, no model, no training.
+"""Recover the causal graph behind your own sequences, or an honest "cannot tell": no model, no training.
 
     python analyses/recover_graph.py DATA.npz --out out/mine
     python analyses/recover_graph.py --help          # what DATA holds, and sequences to try it on

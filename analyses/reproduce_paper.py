@@ -1,4 +1,4 @@
-"""Claim: every experiment of the paper runs from here; each is set beside what the authors recorded.
+"""Claim: figures 2 and 5 to 9 of the paper run from here; each is set beside what the authors recorded.
 
     python analyses/reproduce_paper.py --figure 9                # our recipe: minutes
     python analyses/reproduce_paper.py --figure 9 --faithful     # the paper's optimiser, schedule, start and steps

@@ -1,4 +1,4 @@
-"""Claim: where the lag of a chain is latent, three layers can select it in context, and two trained layers do not.
+"""Claim: where the lag of a chain is latent, three layers can select it in context; no two trained layers do as well.
 
     python analyses/selective_induction.py            # lags 1 and 2, five seeds
     python analyses/selective_induction.py --quick    # one seed, fewer steps

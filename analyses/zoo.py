@@ -1,4 +1,4 @@
-"""Claim: cutting single entries of layer 0 finds exactly those that were written into planted models and decoys.
+"""Claim: cutting single entries of layer 0 ranks those written into planted models and decoys above all others.
 
     python analyses/zoo.py                                   # 32 models as files, with their truth: a minute or two
     python analyses/zoo.py --graphs chain --models planted decoy --seeds 5

@@ -1,4 +1,4 @@
-"""All 182 parents of the paper's Figure-9 graphs from one gradient evaluation each, and how few sequences are enough.
+"""All 182 parents of the paper's Figure-9 graphs from one pass over sequences of each, and how few are enough.
 
 python benchmarks/figure9_recovery.py                          # 20,000 sequences a graph, ten seeds
 python benchmarks/figure9_recovery.py --sequences 500 2000     # fewer

@@ -63,6 +63,16 @@ def test_a_model_that_attends_to_the_wrong_position_is_not_given_the_right_graph
     assert recovery.missing == ((4, 5),)
 
 
+def test_an_untrained_model_is_given_little_of_the_graph_and_no_false_edge():
+    """In the first rows half of the attention is easily had: 0 -> 1 by about every second model."""
+    graph = cc.chain_graph(12)
+    task = cc.InContextTask(graph, d_vocab=4)
+    models = [cc.disentangled_transformer(4, 12, init_scale=1.0, seed=seed) for seed in range(6)]
+    edges = [edge for model in models for edge in cc.latent_edges(cc.extract_graph(model, task, n_sequences=3000))]
+    assert set(edges) <= cc.latent_edges(graph)
+    assert 0 < len(edges) < 0.15 * len(models) * len(cc.latent_edges(graph))
+
+
 def test_independent_tokens_give_no_edges_however_the_model_attends():
     graph = cc.chain_graph(10)
     task = cc.InContextTask(cc.graph_from_parents([None] * 9), d_vocab=4)

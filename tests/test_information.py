@@ -110,6 +110,22 @@ def test_nothing_informs_more_than_the_parent_at_any_size(parents, d_vocab, log_
             assert value[child, :child].max() <= value[child, parent] * (1 + 1e-6) + 1e-9
 
 
+@pytest.mark.parametrize("alpha", [1.0, 0.03, 0.005])
+def test_the_information_of_an_edge_of_two_tokens_is_the_square_of_the_second_eigenvalue(alpha):
+    """Whose mean over Dirichlet rows is 1 / (2 + 4 alpha), also where products of stationary laws underflow."""
+    task = cc.InContextTask(cc.chain_graph(5), d_vocab=2, alpha=alpha)
+    for quantity in (cc.predicted_gradient, cc.chi_squared_information):
+        found = quantity(task, 20_000)
+        assert_within_sampling_error(found.value[2, 1], torch.tensor(1 / (2 + 4 * alpha)), found.standard_error[2, 1])
+
+
+@pytest.mark.parametrize("d_vocab", [2, 5])
+def test_informations_are_finite_where_stationary_laws_underflow(d_vocab):
+    task = cc.InContextTask(cc.random_forest(6, 0.3, seed=600), d_vocab=d_vocab, alpha=0.001)
+    for quantity in (cc.predicted_gradient, cc.information.finite_context_gradient, cc.chi_squared_information):
+        assert quantity(task, 512).value.isfinite().all()
+
+
 def test_information_in_a_dag_equals_enumeration_and_says_so():
     rng = np.random.default_rng(5)
     kernels = {k: rng.dirichlet(np.ones(2), size=(2,) * k) for k in (1, 2)}

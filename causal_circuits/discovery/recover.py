@@ -1,4 +1,4 @@
-"""Recover a causal graph from sequences of your own: one gradient evaluation, no model, no training.
+"""Recover a causal graph from sequences of your own: one pass over them, no model, no training.
 
 Every position gets a verdict: "child" (with its parent), "root", or "undecided" where the data cannot tell, or where
 they contradict a forest: a position with more than one parent, say. What is assumed: each sequence has a transition

@@ -77,11 +77,14 @@ def gradient_of_matrices(task: InContextTask, matrices: pair_laws.Matrices, law:
     if task.root_law != "stationary":
         yield from _with_other_roots(task, matrices, law)
         return
-    pi = matrices[1]
-    ratio = np.divide(pi, law[:, None, :], out=np.zeros_like(pi), where=law[:, None, :] > 0)
     independent = law[:, :, None] * law[:, None, :]
     for cells, joint in pair_laws.propagated(task, matrices, law):
-        yield cells, np.einsum("nst,nts->n", ratio, joint - independent)
+        yield cells, np.einsum("nst,nts->n", matrices[1], _given_child(joint - independent, law))
+
+
+def _given_child(joint: Float[np.ndarray, "matrix child key"], law: pair_laws.Laws) -> np.ndarray:
+    """Joint / law of the child, zero where it is: at most of order one, however small the law; pi / law overflows."""
+    return np.divide(joint, law[:, :, None], out=np.zeros_like(joint), where=law[:, :, None] > 0)
 
 
 def _with_other_roots(task: InContextTask, matrices: pair_laws.Matrices, law: pair_laws.Laws) -> OfMatrices:
@@ -94,16 +97,16 @@ def _with_other_roots(task: InContextTask, matrices: pair_laws.Matrices, law: pa
     for _ in range(max(depths)):
         laws.append(np.einsum("ns,nst->nt", laws[-1], pi))
     share = np.mean([laws[depth] for depth in depths], axis=0)
-    ratio = np.divide(pi, share[:, None, :], out=np.zeros_like(pi), where=share[:, None, :] > 0)
     related = pair_laws.path_lengths(task.graph, last)
     for cells, joint in pair_laws.propagated(task, matrices, law):
-        yield cells, np.einsum("nst,nts->n", ratio, joint) - 1.0
+        yield cells, np.einsum("nst,nts->n", pi, _given_child(joint, share)) - 1.0
     unrelated: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for i, j in itertools.combinations(range(last - 1, -1, -1), 2):
         if (i, j) not in related:
             unrelated.setdefault((depths[i], depths[j]), []).append((i, j))
     for (of_i, of_j), cells in unrelated.items():
-        yield cells, np.einsum("nst,nt,ns->n", ratio, laws[of_i], laws[of_j]) - 1.0
+        joint = laws[of_i][:, :, None] * laws[of_j][:, None, :]
+        yield cells, np.einsum("nst,nts->n", pi, _given_child(joint, share)) - 1.0
 
 
 @check_arguments

@@ -79,7 +79,7 @@ class Config(Study):
         fits = fit_steps(table, self.seed)
         counts = count(table)
         return Report(
-            title="What can be learned: graph, loss and steps over 4 kinds of graphs",
+            title="What can be learned: graph, loss and steps",
             checks=make_checks(table, fits),
             results={
                 "config": {"n_settings": len(table)},

@@ -23,7 +23,7 @@ class Config(Study):
     asked by the divergence, whose derivative is zero there; 'path of embeddings' is EAP and EAP-IG as published,
     between pairs of runs on other tokens. Attention that depends on positions alone is the same on all tokens: there
     no method can see it. Effects that differ by less than a millionth of a nat are ties. Every edge between heads is
-    scored too, and held to the best circuit of every size, found by trying all of them.
+    scored too, and held to the best circuit of every size: of all, where these can be tried, else of those known.
 
     *Planted*: the circuit is written by hand. *Trained*: from a warm start (several parents: from matches).
     *Adam*: at 0.1 on everything, from zero; some of these models learn the graph. *Decoy*: the planted circuit

@@ -16,7 +16,7 @@ RESTRICTED = ("sticky", "sparse", "periodic", "near-deterministic")
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Study):
-    """A model trained on one prior predicts under transition matrices of others, better in longer contexts.
+    """A model trained on one prior predicts under matrices of others, better in longer contexts; not from every prior.
 
     Theorem 2 of the paper: for any matrix pi~ with entries bounded below, f tends to pi~(. | s_T), uniformly.
     Algorithm 1 trains models at one alpha; they are then run on matrices of other alphas, on sparse, sticky, periodic

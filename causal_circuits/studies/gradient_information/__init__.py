@@ -13,7 +13,7 @@ from causal_circuits.studies.tables import GRAPHS
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Study):
-    """The largest entries of layer 0's first attention gradient are the edges; it follows the information it tends to.
+    """In a child's row of layer 0's first gradient the parent is largest; it follows the information it tends to.
 
     For every graph, d_vocab, alpha and n_ctx: minus the gradient of the reduced model at its start, measured on fresh
     sequences, beside two predictions - g, the paper's chi-squared information in the limit of long contexts, and G,

@@ -22,8 +22,8 @@ class Config(Study):
     ones, started where the gradient of order k points (`cc.TrainConfig.matched`). Then reads the union graph out of all
     heads (which attends to which parent, where), names what is missing and why - not learned, not needed, a decoy -,
     says how much of the loss the graph is worth at all, cuts every attention entry of every head, and trains a single
-    head on the same task for as many steps to show where it stops: from several seeds, and only a difference of more
-    than .05 nats in each of them counts.
+    head on the same task for as many steps (from zero: it has no full match to start from), from several seeds; only a
+    difference of more than .05 nats in each of them counts.
 
         python analyses/multi_head.py                        # the paper's graph: parents (i - 1) // 2 and i - 1
         python analyses/multi_head.py --ngram 4 --d-vocab 3  # 4-grams: three parents, three heads

@@ -1,4 +1,4 @@
-"""Recover the causal graph behind your own sequences: one gradient evaluation, no model, no training."""
+"""Recover the causal graph behind your own sequences, or an honest "cannot tell": no model, no training."""
 
 import hashlib
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from causal_circuits.studies.study import Cell, Report, Study, at_least
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Study):
-    """Recover the causal graph behind your own sequences: one gradient evaluation, no model, no training.
+    """Recover the causal graph behind your own sequences, or an honest "cannot tell": no model, no training.
 
     DATA holds sequences whose last token is a query, and what followed it:
 

@@ -28,7 +28,7 @@ SIDE_BY_SIDE = 4  # models of Figure 9 trained at once by our recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Study):
-    """Every experiment of the paper, run again; each is set beside what the authors recorded.
+    """Figures 2 and 5 to 9 of the paper, made again; each is set beside what the authors recorded.
 
     2     a Markov chain in context: the attention weights of both layers and W_U
     5, 7  two parents a position: two heads share the graph

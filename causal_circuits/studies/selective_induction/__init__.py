@@ -1,4 +1,4 @@
-"""Selective induction heads: three attention layers can find the lag of a chain in context, two do not."""
+"""Selective induction heads: three attention layers can find the lag of a chain in context, two less well."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ SHARE = "loss: 0 Bayes, 1 all lags alike"
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Study):
-    """Where the lag of a chain is latent, three layers can select it in context, and two trained layers do not.
+    """Where the lag of a chain is latent, three layers can select it in context; no two trained layers do as well.
 
     "Selective induction heads" (D'Angelo et al. 2025, arXiv 2509.08184): one transition matrix, a lag drawn anew in
     every sequence. Layer 0 attends to the candidates for a token's parent by their likelihood; layer 1, a head for each
