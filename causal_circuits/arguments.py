@@ -55,6 +55,9 @@ _MAKE = {  # how to come by an argument, by its name or its class
 RENAMED = {"kernels": "transition_matrices", "n_kernels": "n_matrices"}  # keywords until 0.1; they warn until 0.2
 
 
+ONE_LENGTH = "sequences are not padded: cut them to one length, or make a batch for each length"
+
+
 class ArgumentError(TypeError, ValueError):
     """An argument is not of the type that its function takes."""
 
@@ -99,6 +102,8 @@ def _checked(function: Any, label: str) -> Any:
             if RENAMED[old] in names and RENAMED[old] not in kwargs:
                 warnings.warn(f"{label}: {old} is {RENAMED[old]} now", DeprecationWarning, stacklevel=2)
                 kwargs[RENAMED[old]] = kwargs.pop(old)
+        if "attention_mask" in kwargs:
+            raise ArgumentError(f"{label} takes no attention_mask: {ONE_LENGTH}")
         given = dict(zip(names, args, strict=False))
         if len(given) < len(args) or not given.keys().isdisjoint(kwargs):
             return function(*args, **kwargs)  # Python itself says which argument is one too many
@@ -179,7 +184,7 @@ def _convert_array(value: Any, hint: type[AbstractArray]) -> Any:
     if wants_integers:
         value = getattr(value, "tokens", value)  # a Batch
     array = value if isinstance(value, Tensor) else _tensor(value)
-    if array is _MISFIT:
+    if array is _MISFIT or array.is_nested:
         return _MISFIT
     if wants_integers and not array.is_floating_point() and array.dtype != torch.bool:
         array = array.long()
@@ -192,6 +197,8 @@ def _convert_array(value: Any, hint: type[AbstractArray]) -> Any:
 
 def _tensor(value: Any) -> Any:
     """Lists and numpy arrays of any byte order and strides; lists of floats in torch's own precision."""
+    if np.ma.is_masked(value):
+        return _MISFIT
     try:
         array = np.asarray(value)
         single = array.itemsize < 8 or not hasattr(value, "dtype")
@@ -210,9 +217,21 @@ def _explain(name: str, hint: Any, given: Mapping[str, Any]) -> str:
         fits_alone = _convert(given[name], hint) is not _MISFIT
     if fits_alone and isinstance(given[name], Tensor | np.ndarray) and others:
         said += f", where {', '.join(others)}: axes of one name must be equally long"
-    keys = [name, *(getattr(kind, "__name__", "") for kind in (hint, *get_args(hint)))]
+    kinds = (hint, *get_args(hint))
+    if any("int64" in getattr(kind, "dtypes", ()) for kind in kinds) and _is_ragged(given[name]):
+        return f"{said}; {ONE_LENGTH}"
+    keys = [name, *(getattr(kind, "__name__", "") for kind in kinds)]
     made = [_MAKE[key] for key in keys if key in _MAKE]
     return "; ".join([said, *made[:1]])
+
+
+def _is_ragged(value: Any) -> bool:
+    """Whether these are sequences of different lengths, in lists, in an array of arrays, nested or masked."""
+    if isinstance(value, Tensor):
+        return value.is_nested
+    is_list = isinstance(value, np.ndarray | Sequence) and not isinstance(value, str)
+    rows = [row for row in value if hasattr(row, "__len__")] if is_list else []
+    return bool(np.ma.is_masked(value)) or len({len(row) for row in rows}) > 1
 
 
 def _words(hint: Any) -> str:
@@ -238,6 +257,8 @@ def shown(value: Any) -> str:
     """A value in one short line, for a message."""
     if isinstance(value, Tensor | np.ndarray):
         kind = "tensor" if isinstance(value, Tensor) else "array"
+        if isinstance(value, Tensor) and value.is_nested:
+            return "a nested tensor"
         return f"{_with_article(str(value.dtype).removeprefix('torch.'))} {kind} {list(value.shape)}"
     if isinstance(value, type):
         return f"the class {value.__name__}"

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from assertions import assert_refused
 
 import causal_circuits as cc
 from causal_circuits.discovery.user_data import read_data
@@ -80,3 +81,24 @@ def test_probabilities_in_bfloat16_are_probabilities() -> None:
 def test_a_tree_is_the_same_from_half_of_the_matrix() -> None:
     below = np.tril(np.random.default_rng(1).random((5, 5)), -1)
     assert set(cc.classical.chow_liu_tree(below).edges) == set(cc.classical.chow_liu_tree(below + below.T).edges)
+
+
+PADDED = torch.tensor([[-1, 0, 1, 0], [0, 1, 1, 0]])
+LAWS = torch.full((2, 2), 0.5)
+VARYING = {
+    "ragged lists": lambda: cc.Batch([[0, 1, 1], [1, 0]], [1, 0]),
+    "arrays of arrays": lambda: cc.recover_graph(np.array([np.zeros(3, int), np.zeros(2, int)], dtype=object), [1, 0]),
+    "nested tensors": lambda: cc.Batch(
+        torch.nested.nested_tensor([PADDED[0], PADDED[1, 1:]], layout=torch.jagged), LAWS
+    ),
+    "masked arrays": lambda: cc.Batch(np.ma.masked_array(PADDED.abs(), mask=PADDED < 0), LAWS),
+    "padded tokens": lambda: cc.evaluate(cc.disentangled_transformer(2, 4), cc.Batch(PADDED, LAWS)),
+    "padded labels": lambda: cc.Batch(PADDED.abs(), PADDED, d_vocab=2),
+    "padded tables": lambda: cc.BatchTask(cc.Batch(PADDED, LAWS)),
+    "attention masks": lambda: cc.mean_attention(cc.disentangled_transformer(2, 4), PADDED, attention_mask=PADDED >= 0),
+}
+
+
+@pytest.mark.parametrize("kind", VARYING)
+def test_sequences_of_different_lengths_are_refused_with_what_to_do(kind: str) -> None:
+    assert_refused(VARYING[kind], "sequences are not padded: cut them to one length, or make a batch for each length")

@@ -7,7 +7,7 @@ import torch
 from assertions import assert_close, assert_given_back, assert_refused
 from test_circuits_evaluate import S, T, case
 from torch import Tensor
-from users import users_model
+from users import bridge, users_model
 
 import causal_circuits as cc
 from causal_circuits import circuits
@@ -143,6 +143,16 @@ def test_knock_outs_equal_patching_with_transformer_lens(seed: int) -> None:
     assert whole.mean_cost(mask) - float(clean) == pytest.approx(float(patched - clean), abs=1e-8 * size)
 
 
+@pytest.mark.parametrize("counterfactual", circuits.COUNTERFACTUALS)
+def test_any_model_can_be_checked_hooks_of_its_own_included(counterfactual: str) -> None:
+    scaled = users_model(n_ctx=T)
+    scaled.add_hook("blocks.0.attn.hook_z", lambda value, hook: 0.5 * value)
+    for model in (users_model(n_ctx=T, attn_only=False, d_mlp=8, normalization_type="LN"), bridge(n_ctx=T), scaled):
+        with assert_given_back(model):
+            checks = circuits.self_checks(model, BATCH, counterfactual=counterfactual)
+        assert all(check.passed for check in checks)
+
+
 # ---- what cannot be done
 
 
@@ -161,6 +171,9 @@ def test_what_hooks_cannot_do_is_refused_by_name() -> None:
     deaf = users_model(**mlp)
     deaf.blocks[1].attn.hook_q = torch.nn.Identity()  # the HookPoint stays in hook_dict, and is not called
     assert_refused(lambda: build(deaf, BATCH), "blocks.1.attn.hook_q", "never called")
+    blown_up = users_model(n_ctx=T)
+    blown_up.add_hook("blocks.0.attn.hook_z", lambda value, hook: value * torch.nan)
+    assert_refused(lambda: build(blown_up, BATCH), "must predict finite numbers")
     with torch.inference_mode():
         built_there = users_model(n_ctx=T)
     assert_refused(lambda: build(built_there, BATCH), "outside torch.inference_mode()")

@@ -67,6 +67,8 @@ def test_shorter_sequences_have_the_first_rows_of_a_pattern():
     ("attention", "message"),
     [
         ({2: PARENTS}, r"layers of the model, 0 \.\. 1: got 2"),
+        ({-1: PARENTS}, r"layers of the model, 0 \.\. 1: got -1"),
+        ({0: PARENTS * torch.nan}, "must be probabilities"),
         ({0: torch.eye(5)}, r"must be \[n_ctx, n_ctx\] = \[6, 6\] or \[2, 6, 6\].*got \[5, 5\]"),
         ({0: PARENTS.T}, "query 0 attend to key 1"),
         ({0: 2 * PARENTS}, "must be probabilities"),

@@ -114,6 +114,8 @@ class HookedForward(Forward):
 
         run = _Run(self, ~self.uncut, inputs, read)
         found, expected = run.log_probs()[0], as_log_probs(self.model, self.model(other)[:, -1])
+        if not expected.isfinite().all():
+            raise ValueError("a model whose circuits are asked for must predict finite numbers: found NaN or infinity")
         if not _is_close(found, expected):
             raise ValueError(
                 "circuits of this model cannot be computed: with other embeddings sent to every reader it does not "

@@ -1,6 +1,7 @@
 """Checks that a user can run on their own model before believing anything said about its circuits."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -10,8 +11,9 @@ from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.counterfactuals import Counterfactual
 from causal_circuits.circuits.evaluate import CircuitModel, circuit_model
 from causal_circuits.circuits.graph import Granularity
+from causal_circuits.circuits.hooked_forward import EMBEDDINGS
 from causal_circuits.interventions import patch_activations
-from causal_circuits.models import HookedTransformer, slots
+from causal_circuits.models import HookedTransformer, has_layout, slots
 from causal_circuits.models.structured import as_log_probs
 from causal_circuits.recording import watch_attention
 from causal_circuits.tasks import Batch
@@ -43,7 +45,7 @@ def self_checks(
     granularity: Granularity = "head",
     seed: int = 0,
 ) -> tuple[SelfCheck, ...]:
-    """Five laws, each checked against the plain TransformerLens forward; errors are of log-probabilities.
+    """Five laws, each checked against the plain TransformerLens forward of any model; errors are of log-probabilities.
 
     >>> [check.passed for check in self_checks(model, task.sample(50))]
     [True, True, True, True, True]
@@ -70,14 +72,25 @@ def self_checks(
 
 def _corrupted_run(model: HookedTransformer, circuits: CircuitModel) -> Float[Tensor, "batch d_vocab"]:
     """The plain forward from corrupted embeddings; of constants, from a final residual stream made of them."""
+    place, other = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", circuits.corrupted
     is_constant = circuits.counterfactual in ("zero", "mean")
-    place = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post" if is_constant else "blocks.0.hook_resid_pre"
-    shape = (*circuits.batch.tokens.shape, model.cfg.d_model)
-    stream = torch.zeros(shape, dtype=model.W_U.dtype, device=model.W_U.device)
-    for slot in circuits.corrupted if is_constant else circuits.inputs:
-        stream[..., slots(model)[slot].slice] = circuits.corrupted[slot]
-    with model.hooks(fwd_hooks=[(place, lambda residual, hook: stream)]):
+
+    def put(stream: Tensor, hook: object) -> Tensor:
+        if not has_layout(model):  # a sum of what senders wrote, and biases
+            return stream + sum(value - circuits.clean[sender] for sender, value in other.items())
+        for slot in other if is_constant else circuits.inputs:
+            stream[..., slots(model)[slot].slice] = other[slot]
+        return stream
+
+    hooks = [(place if is_constant else "blocks.0.hook_resid_pre", put)]
+    if not (is_constant or has_layout(model)):
+        hooks = [(name, partial(_replace, other[slot])) for slot, name in EMBEDDINGS.items() if slot in circuits.inputs]
+    with model.hooks(fwd_hooks=hooks):
         return as_log_probs(model, model(circuits.batch.tokens)[:, -1])
+
+
+def _replace(value: Tensor, own: Tensor, hook: object) -> Tensor:
+    return value
 
 
 def _n_hooks(model: HookedTransformer) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments, shown
 from causal_circuits.models import HookedTransformer, log_probs
-from causal_circuits.tasks import Batch, InContextTask, InterventionTask, Task
+from causal_circuits.tasks import Batch, Task
 
 MetricName = Literal["loss", "kl_to_model", "kl_to_posterior", "logit_difference", "accuracy"]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
@@ -99,11 +99,12 @@ def make_cost(
         return Cost(metric, 1, lambda predictions: (reference.exp() * (reference - predictions)).sum(dim=-1))
     if task is None:
         raise ValueError("metric 'kl_to_posterior' needs the task whose edge posterior it compares with: pass task=")
-    if not isinstance(task, InContextTask | InterventionTask):
+    predictor = getattr(task, "bayes_predictor", None)
+    if predictor is None:
         raise ValueError(
-            f"metric 'kl_to_posterior' needs a task with a prior, an InContextTask: got {type(task).__name__}; take "
-            "another metric, such as 'loss'"
+            "metric 'kl_to_posterior' needs a task with a prior, such as an InContextTask: "
+            f"{type(task).__name__} has no bayes_predictor; take another metric, such as 'loss'"
         )
-    posterior = task.bayes_predictor(batch.tokens).to(target.device)
+    posterior: Tensor = predictor(batch.tokens).to(target.device)
     entropy = torch.special.xlogy(posterior, posterior).sum(dim=-1)
     return Cost(metric, 1, lambda predictions: entropy - (posterior * predictions.double()).sum(dim=-1))

@@ -1,6 +1,7 @@
 from .base import Task as Task
 from .batch import Batch as Batch
 from .batch_task import BatchTask as BatchTask
+from .exchange import ExchangeTask as ExchangeTask
 from .families import MATRIX_FAMILIES as MATRIX_FAMILIES
 from .families import bounded_below as bounded_below
 from .families import matrix_family as matrix_family

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import ONE_LENGTH, check_arguments
 
 MOST_NUMBERS = 2**28  # of labels as probabilities, which take 1 GiB
 
@@ -138,9 +138,9 @@ def _one_hot(
             "the vocabulary; give probabilities as floats, or these labels as one_hot(labels, d_vocab).float()"
         )
     if labels.min() < 0 or labels.max() >= d_vocab:
+        hint = ONE_LENGTH if labels.min() < 0 else "give d_vocab if there are more tokens"
         raise ValueError(
-            f"labels must be integers in 0 .. {d_vocab - 1}: got some in [{labels.min()}, {labels.max()}]; "
-            "give d_vocab if there are more tokens"
+            f"labels must be integers in 0 .. {d_vocab - 1}: got some in [{labels.min()}, {labels.max()}]; {hint}"
         )
     if labels.numel() * d_vocab > MOST_NUMBERS:
         raise ValueError(
@@ -177,6 +177,7 @@ def check_tokens(tokens: Tensor, d_vocab: int, n_ctx: int | None = None) -> None
         raise ValueError(f"tokens must be [batch, {expected}] with a batch of 1 or more: got {list(tokens.shape)}")
     if tokens.is_floating_point() or tokens.min() < 0 or tokens.max() >= d_vocab:
         hint = "; subtract 1 if they are counted from 1" if tokens.min() == 1 and tokens.max() == d_vocab else ""
+        hint = f"; {ONE_LENGTH}" if tokens.min() < 0 else hint
         raise ValueError(
             f"tokens must be integers in 0 .. {d_vocab - 1}: "
             f"got {tokens.dtype} in [{tokens.min()}, {tokens.max()}]{hint}"

@@ -39,7 +39,7 @@ Filler = Callable[[int, np.ndarray, np.ndarray], None]
 PIECE = 512
 # Threads that draw the pieces of a large batch.
 THREADS = 2
-Do = Mapping[int, int | str]  # positions that are set: to a token, or "random"
+Do = Mapping[int, int | str]  # positions that are set: to a token, "random", or "given"
 # Of one transition matrix. A piece holds PIECE of them and their cumulative sums: 0.5 GiB at this limit, a thread.
 MAX_MATRIX_ENTRIES = 2**17
 
@@ -175,10 +175,12 @@ class InContextTask(Task):
         native.warn_if_missing(n)
         return self.intervened_draws({}, seed, first, n)
 
-    def intervened_draws(self, do: Do, seed: Seed, first: int, n: int) -> Batch:
-        """The sequences of `draws`, in which the positions of `do` are set (`tasks.intervention`)."""
+    def intervened_draws(
+        self, do: Do, seed: Seed, first: int, n: int, given: Int[Tensor, "batch n_ctx"] | None = None
+    ) -> Batch:
+        """The sequences of `draws`, in which the positions of `do` are set: "given" are those of `given`."""
         check_places(first, n)
-        tokens = np.empty((n, self.n_ctx), dtype=np.int32)
+        tokens = np.empty((n, self.n_ctx), dtype=np.int32) if given is None else given.int().numpy()
         target_probs = np.empty((n, self.d_vocab), dtype=np.float32)
         size = max(PIECE, -(-n // (4 * THREADS))) if self._is_native(do) else PIECE
         fill, pieces = self._filler(seed, do), [slice(start, min(start + size, n)) for start in range(0, n, size)]
@@ -327,12 +329,14 @@ class InContextTask(Task):
         sequence = np.arange(len(tokens))
         root_law = _matrices.cumulative_rows(law.astype(np.float32)[:, None])
         for root in self.root_positions:
-            tokens[:, root] = _matrices.inverse_cdf(root_law, uniforms[:, root])
+            if root not in do:
+                tokens[:, root] = _matrices.inverse_cdf(root_law, uniforms[:, root])
         if self.has_query:
             tokens[:, -1] = queries
         for position, token in do.items():
             every = (uniforms[:, position] * self.d_vocab).astype(tokens.dtype).clip(max=self.d_vocab - 1)
-            tokens[:, position] = every if token == "random" else token
+            if token != "given":
+                tokens[:, position] = every if token == "random" else token
         for child, parents in self._children:
             if child in do:
                 continue

@@ -90,7 +90,7 @@ def _checked(model: HookedTransformer, layer: int, pattern: Tensor) -> Float[Ten
             f"a pattern of layer {layer} must be [n_ctx, n_ctx] = {[n_ctx, n_ctx]} or {[n_heads, n_ctx, n_ctx]}, one "
             f"for each head: got {list(pattern.shape)}"
         )
-    later = pattern.triu(1).nonzero()
+    later = (pattern.triu(1) > 0).nonzero()
     if len(later):
         *_, query, key = later[0].tolist()
         raise ValueError(
