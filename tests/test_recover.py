@@ -434,3 +434,15 @@ def test_the_sample_size_is_where_the_p_value_arrives():
     n = bernstein_sample_size(mean, variance, 2.0, 1e-4)
     assert bernstein_p_value(mean, variance, 2.0, int(np.ceil(n[0])))[0] == pytest.approx(1e-4, rel=1e-2)
     assert np.isinf(bernstein_sample_size(-mean, variance, 2.0, 1e-4))
+
+
+def test_no_edge_is_named_where_every_pair_of_positions_looks_like_one():
+    """All tokens and the query are draws from the target's law: position 1 has no rival that would contradict 0."""
+    rng = np.random.default_rng(7)
+    for n_ctx in (8, 14):
+        laws = rng.dirichlet(np.full(4, 0.3), size=2000)
+        tokens = (rng.random((2000, n_ctx, 1)) > laws.cumsum(axis=1)[:, None, :-1]).sum(axis=2)
+        found = cc.recover_graph(tokens, laws.astype(np.float32))
+        assert cc.latent_edges(found.graph) == set()
+        assert "independent of any earlier" in found.positions[1].reason
+        assert found.warnings

@@ -117,6 +117,8 @@ def _decide_edge(i: int, test: EdgeTest) -> tuple[Verdict, float, str]:
     scale = "an edge's score" if test.laws else "the score of the edges found"
     cause = "more than one parent, or targets that are not the law" if test.laws else "more than one parent"
     others, p_single = _shares_with(i, test), float(test.forest.p_one_parent[i])
+    if not test.forest.fits_targets:
+        return "undecided", _NEVER, f"{found}, but no position without an edge is independent of any earlier one"
     if share < test.min_share:
         return "undecided", _NEVER, f"{found} with only {share:.0%} of {scale}: {cause}?"
     if p_single < test.level:
