@@ -201,8 +201,6 @@ def check_disentangle(model: HookedTransformer) -> None:
 def check_scrubbing(model: HookedTransformer) -> None:
     found = cc.scrub_hypothesis(model, BATCH, TASK)
     assert found.baseline_loss == pytest.approx(float(losses(plainly(model, BATCH.tokens)).mean()), abs=1e-4, rel=1e-6)
-    with models.plain_forward():
-        assert found.loss == pytest.approx(cc.scrub_hypothesis(model, BATCH, TASK).loss, abs=1e-4, rel=1e-6)
     assert found.attached == attachments(model)
 
 

@@ -182,7 +182,7 @@ def test_a_position_with_more_than_one_parent_is_neither_root_nor_child(name, d_
     parents = MIXTURES[name]
     child = next(i for i, weights in enumerate(parents) if isinstance(weights, dict))
     for seed in range(2):
-        found = cc.recover_graph(*mixed(parents, 20_000, d_vocab, alpha, seed))
+        found = cc.recover_graph(*mixed(parents, 12_000, d_vocab, alpha, seed))
         assert found.undecided == (child,)
         assert not found.conclusive
         assert "more than one parent" in found.positions[child].reason
@@ -195,7 +195,7 @@ def test_labels_show_a_position_with_several_parents_too(name):
     parents = MIXTURES[name]
     child = next(i for i, weights in enumerate(parents) if isinstance(weights, dict))
     for seed in range(2):
-        tokens, laws = mixed(parents, 40_000, 3, 0.1, seed)
+        tokens, laws = mixed(parents, 25_000, 3, 0.1, seed)
         found = cc.recover_graph(tokens, labels_of(cc.Batch(torch.from_numpy(tokens), torch.from_numpy(laws).float())))
         assert child in found.undecided
         assert_no_false_claim(found, [None if i == child else p for i, p in enumerate(parents)])
