@@ -6,7 +6,6 @@ from statistics import fmean
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 import causal_circuits as cc
 from causal_circuits import figures, pages
@@ -105,7 +104,7 @@ def show_gradient(f: Findings) -> Section:
     predicted = cc.information.through_softmax(f.information.value)
     largest = float(predicted.abs().max())
     matrix = partial(figures.plot_matrix, graph=graph, label="in the unit of g", diverging=True, largest=largest)
-    r = correlation(measured, predicted)
+    r = cc.compare_gradient(measured, predicted, graph).correlation
     query = torch.tensor([len(measured) - 1])
     shown, expected = (values.index_fill(0, query, torch.nan) for values in (measured, predicted))
     return Section(
@@ -120,13 +119,6 @@ def show_gradient(f: Findings) -> Section:
             "gradient": figures.plot_gradient_vs_information(measured, predicted, graph, title=f"correlation {r:.3f}"),
         },
     )
-
-
-def correlation(measured: Tensor, predicted: Tensor) -> float:
-    """Over all entries below the diagonal and above the query's row."""
-    below = torch.ones(measured.shape, dtype=torch.bool).tril(-1)
-    below[-1] = False
-    return float(torch.corrcoef(torch.stack([measured[below].double(), predicted[below].double()]))[0, 1])
 
 
 def show_heads(f: Findings) -> list[Section]:
