@@ -126,8 +126,6 @@ def _take(label: str, name: str, hint: Any, given: Mapping[str, Any]) -> Any:
         raise ArgumentError(f"{label}: {_explain(name, hint, given)}")
     if name == "seed" and isinstance(value, int) and value < 0:
         raise ArgumentError(f"{label}: seed must be a non-negative integer: got {value}")
-    if name == "chunk" and value < 1:
-        raise ArgumentError(f"{label}: chunk must be at least 1 sequence: got {value}")
     return value
 
 

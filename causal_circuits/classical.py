@@ -15,11 +15,11 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.tasks.batch import check_tokens
 
+CHUNK = 8192  # sequences at a time
+
 
 @check_arguments
-def pooled_mutual_information(
-    tokens: Int[Tensor, "batch n_ctx"], d_vocab: int, chunk: int = 8192
-) -> Float[np.ndarray, "n_ctx n_ctx"]:
+def pooled_mutual_information(tokens: Int[Tensor, "batch n_ctx"], d_vocab: int) -> Float[np.ndarray, "n_ctx n_ctx"]:
     """The plug-in mutual information of every pair of positions, in nats; symmetric, entropies on the diagonal.
 
     sum_{a, b} P(a, b) log( P(a, b) / (P(a) P(b)) ) with empirical frequencies over sequences. It is biased upwards by
@@ -31,8 +31,8 @@ def pooled_mutual_information(
     check_tokens(tokens, d_vocab)
     n, n_ctx = tokens.shape
     counts = torch.zeros(n_ctx * d_vocab, n_ctx * d_vocab, dtype=torch.float64)
-    for start in range(0, n, chunk):
-        one_hot = torch.nn.functional.one_hot(tokens[start : start + chunk].cpu(), d_vocab).float().flatten(1)
+    for start in range(0, n, CHUNK):
+        one_hot = torch.nn.functional.one_hot(tokens[start : start + CHUNK].cpu(), d_vocab).float().flatten(1)
         counts += (one_hot.T @ one_hot).double()  # whole numbers below 2^24: exact in float32
     joint = rearrange(counts, "(i a) (j b) -> i j a b", a=d_vocab, b=d_vocab).numpy() / n
     margin = np.diagonal(joint, axis1=0, axis2=1).diagonal(axis1=0, axis2=1)  # [n_ctx, d_vocab]

@@ -647,7 +647,7 @@ def average_over_the_batch(value: Tensor, hook: object) -> Tensor:
     return value
 
 
-def test_a_hook_that_mixes_the_sequences_of_a_batch_is_refused():
+def test_a_hook_that_mixes_the_sequences_of_a_batch_is_refused(monkeypatch):
     stored: list[Tensor] = []
     mixing = {
         "a mean": average_over_the_batch,
@@ -661,7 +661,9 @@ def test_a_hook_that_mixes_the_sequences_of_a_batch_is_refused():
         model.add_hook("blocks.1.attn.hook_z", hook)
         check_evaluate(model)  # one batch, as it is
         assert_refused(lambda m=model: cc.knock_out_edges(m, BATCH), "without regard to the others")
-        assert_refused(lambda m=model: cc.evaluate(m, BATCH, chunk=16), "without regard to the others")
+        with monkeypatch.context() as smaller:
+            smaller.setattr("causal_circuits.training.steps.chunks", lambda n: [slice(0, 16), slice(16, n)])
+            assert_refused(lambda m=model: cc.evaluate(m, BATCH), "without regard to the others")
     model = users_model()
     mean = model.run_with_cache(BATCH.tokens)[1]["blocks.1.attn.hook_z"].mean(dim=0)
     model.add_hook("blocks.1.attn.hook_z", lambda value, hook: mean.expand_as(value))

@@ -94,12 +94,13 @@ def test_extraction_commutes_with_relabelling_tokens(seed):
         assert first.edges[edge]["information"] == pytest.approx(second.edges[edge]["information"], rel=1e-9)
 
 
-def test_mean_attention_is_the_mean_of_the_models_own_patterns():
+def test_mean_attention_is_the_mean_of_the_models_own_patterns(monkeypatch):
+    monkeypatch.setattr("causal_circuits.models.acceptance.CHUNK", 4)
     model = cc.disentangled_transformer(3, 5, (2, 1), init_scale=0.5, seed=1)
     tokens = torch.randint(3, (9, 5), generator=torch.Generator().manual_seed(0))
     _, cache = model.run_with_cache(tokens)
     expected = torch.stack([cache["pattern", layer].mean(dim=0) for layer in (0, 1)])
-    torch.testing.assert_close(cc.mean_attention(model, tokens, chunk=4), expected)
+    torch.testing.assert_close(cc.mean_attention(model, tokens), expected)
     with pytest.raises(ValueError, match="at least one sequence"):
         cc.mean_attention(model, tokens[:0])
 

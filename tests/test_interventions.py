@@ -83,7 +83,7 @@ def test_ablation_in_several_pieces_is_ablation_at_once(monkeypatch: pytest.Monk
     whole = {
         method: cc.ablate_heads(model, batch, [(0, 1), (1, 0)], method) for method in cc.interventions.ABLATION_METHODS
     }
-    monkeypatch.setattr("causal_circuits.interventions.measure.CHUNK", 5)
+    monkeypatch.setattr("causal_circuits.models.acceptance.CHUNK", 5)
     for method, expected in whole.items():
         found = cc.ablate_heads(model, batch, [(0, 1), (1, 0)], method)
         assert found.loss == pytest.approx(expected.loss, rel=1e-6)

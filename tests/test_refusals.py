@@ -168,17 +168,6 @@ def test_a_mistake_is_named(case: str) -> None:
     assert_refused(call, *words)
 
 
-@pytest.mark.parametrize("chunk", [0, -1])
-def test_a_chunk_is_at_least_one(chunk: int) -> None:
-    model = cc.disentangled_transformer(4, 6)
-    for call in (
-        lambda: cc.mean_attention(model, X, chunk=chunk),
-        lambda: cc.evaluate(model, BATCH, chunk=chunk),
-        lambda: cc.classical.pooled_mutual_information(X, 4, chunk=chunk),
-    ):
-        assert_refused(call, "chunk must be at least 1", str(chunk))
-
-
 @pytest.mark.parametrize("target", [7, 2, None, "3"])
 def test_a_target_that_is_not_the_last_node_is_refused_everywhere(target: object) -> None:
     wrong, right = nx.DiGraph([(0, 1), (2, 3)], target=target), nx.DiGraph([(0, 1), (2, 3)], target=3)

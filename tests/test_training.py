@@ -158,11 +158,13 @@ def test_only_what_is_to_be_trained_moves(
 # ---- losses
 
 
-def test_evaluation_equals_the_mean_loss_whatever_the_chunk(
-    random_model: HookedTransformer, chain_task: cc.InContextTask
+def test_evaluation_equals_the_mean_loss_also_piece_by_piece(
+    random_model: HookedTransformer, chain_task: cc.InContextTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = chain_task.sample(50, seed=0)
-    one, pieces = cc.evaluate(random_model, batch), cc.evaluate(random_model, batch, chunk=7)
+    one = cc.evaluate(random_model, batch)
+    monkeypatch.setattr("causal_circuits.models.acceptance.CHUNK", 7)
+    pieces = cc.evaluate(random_model, batch)
     assert one.shape == (50,)
     assert one.dtype == torch.float64
     assert_close(pieces, one, 1e-6)

@@ -29,6 +29,7 @@ from causal_circuits.discovery.several_heads import head_reports, inferred_edges
 from causal_circuits.graphs import edge_entries, n_ctx_of
 from causal_circuits.information import Information, estimate_gradient
 from causal_circuits.models import HookedTransformer, attachments, check_forward, check_model, live_heads, log_probs
+from causal_circuits.models.acceptance import chunks
 from causal_circuits.recording import watch_attention
 from causal_circuits.statistics import auroc, holm, upper_tail
 from causal_circuits.tasks import Batch, Task
@@ -48,7 +49,7 @@ _UNUSED = "no prediction depends on what this head attends to: uniform attention
 @check_arguments
 @torch.no_grad()
 def mean_attention(
-    model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], chunk: int = 2048
+    model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]
 ) -> Float[Tensor, "layer head_index query_pos key_pos"]:
     """The real attention patterns of every layer, averaged over sequences; float32, on the CPU.
 
@@ -61,12 +62,11 @@ def mean_attention(
     check_tokens(tokens, model.cfg.d_vocab)
     check_forward(model, tokens)
     total = torch.zeros(())
-    for start in range(0, len(tokens), chunk):
-        piece = tokens[start : start + chunk].to(model.W_U.device)
+    for rows in chunks(len(tokens)):
+        piece = tokens[rows].to(model.W_U.device)
         with watch_attention(model) as watched:
             log_probs(model, piece)
-        summed = watched.attention().double().cpu() * len(piece)
-        total = total + summed
+        total = total + watched.attention().double().cpu() * len(piece)
     return (total / len(tokens)).float()
 
 

@@ -14,7 +14,6 @@ from causal_circuits.display import Result
 from causal_circuits.interventions.measure import (
     check_hooks,
     check_input,
-    chunks,
     other_positions,
     other_sequences,
     predictions,
@@ -22,6 +21,7 @@ from causal_circuits.interventions.measure import (
 )
 from causal_circuits.interventions.metrics import Metric, make_cost
 from causal_circuits.models import HookedTransformer, attachments, check_head, log_probs
+from causal_circuits.models.acceptance import chunks
 from causal_circuits.tasks import Batch, Task
 
 AblationMethod = Literal["zero", "mean", "resample", "permute"]

@@ -13,16 +13,10 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.display import Result
 from causal_circuits.interventions.closed_form import ChangedRows, has_closed_form
-from causal_circuits.interventions.measure import (
-    CHUNK,
-    check_hooks,
-    check_input,
-    chunks,
-    other_sequences,
-    predictions,
-)
+from causal_circuits.interventions.measure import check_hooks, check_input, other_sequences, predictions
 from causal_circuits.interventions.metrics import Metric, make_cost
 from causal_circuits.models import HookedTransformer, attachments, check_head, live_heads, log_probs
+from causal_circuits.models.acceptance import CHUNK, chunks
 from causal_circuits.tasks import Batch, Task
 
 KnockOutMethod = Literal["zero", "renormalize", "mean", "resample", "permute"]

@@ -5,15 +5,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.models import HookedTransformer, acceptance, check_forward, check_model, log_probs
+from causal_circuits.models import HookedTransformer, check_forward, check_model, log_probs
+from causal_circuits.models.acceptance import chunks
 from causal_circuits.tasks import Batch
-
-CHUNK = acceptance.CHUNK  # sequences of one pass: what `check_forward` tries where something is attached
-
-
-def chunks(n: int) -> list[slice]:
-    """Rows 0 .. n - 1 in pieces of `CHUNK`."""
-    return [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]
 
 
 def predictions(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:

@@ -187,6 +187,11 @@ CHUNK = 2048  # sequences of one pass
 _PRODUCTS = 2**22  # of one head's projection of the sequences that are tried, at most; one sequence at least
 
 
+def chunks(n: int) -> list[slice]:
+    """Rows 0 .. n - 1 in pieces of `CHUNK`."""
+    return [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]
+
+
 @torch.no_grad()
 def check_forward(
     model: HookedTransformer,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.models import HookedTransformer, log_probs
+from causal_circuits.models.acceptance import chunks
 from causal_circuits.models.fused import can_fuse, fused_step
 from causal_circuits.models.layout import has_layout
 from causal_circuits.models.structured import autograd_step, check_forward, choose_forward, usable_for_gradients
@@ -48,8 +49,8 @@ def mean_loss(model: HookedTransformer, batch: Batch) -> Tensor:
 
 @check_arguments
 @torch.no_grad()
-def evaluate(model: HookedTransformer, batch: Batch, chunk: int = 2048) -> Tensor:
-    """The loss of every sequence of a batch, float64 [batch], nats; `chunk` sequences at a time.
+def evaluate(model: HookedTransformer, batch: Batch) -> Tensor:
+    """The loss of every sequence of a batch, float64 [batch], nats.
 
     Of the last position, or the mean over positions where the batch has targets after every one.
 
@@ -62,8 +63,8 @@ def evaluate(model: HookedTransformer, batch: Batch, chunk: int = 2048) -> Tenso
     """
     batch.check(model.cfg.d_vocab, d_vocab_out=model.cfg.d_vocab_out, every_position=None)
     batch = batch.to(model.W_U.device, model.W_U.dtype)
-    check_forward(model, batch.tokens, each_alone=len(batch) > chunk)
-    pieces = [batch[start : start + chunk] for start in range(0, len(batch), chunk)]
+    pieces = [batch[rows] for rows in chunks(len(batch))]
+    check_forward(model, batch.tokens, each_alone=len(pieces) > 1)
     losses = [
         -(piece.target_probs * log_probs(model, piece.tokens, piece.every_position)).sum(dim=-1) for piece in pieces
     ]
