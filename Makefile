@@ -60,7 +60,8 @@ pages: # style sheets and scripts of pages; needs Node
 	npx --yes prettier@3 --print-width 120 --check causal_circuits/pages/*.css causal_circuits/pages/*.js
 
 cluster: # Ray nodes on this machine, disturbed, and the recipes of docs/CLUSTER.md: some ten minutes
-	.venv/bin/pip install -q -c constraints.txt -e ".[test,ray]" mlflow-skinny submitit
+	.venv/bin/pip install -q -c constraints.txt -e ".[test,ray]" submitit
+	.venv/bin/pip install -q "mlflow-skinny>=3" # wants an older importlib-metadata than constraints.txt pins
 	$(PYTHON) -m pytest -q -p no:cacheprovider tests/cluster/check_ray.py tests/cluster/check_recipes.py
 
 release: # installs the newest, the oldest and the fewest dependencies: some 15 minutes

@@ -21,9 +21,7 @@ from typing import Any
 
 import numpy
 import psutil
-import ray
 import torch
-from ray.cluster_utils import Cluster
 
 import causal_circuits as cc
 from causal_circuits.pages import Check
@@ -54,6 +52,8 @@ def sleep(k: int, seconds: float) -> dict[str, float]:
 
 def tiny(nodes: int, n_cells: int, milliseconds: float) -> dict[str, Any]:
     """Cells a second, of each tenth of the cells and of all from the first result on."""
+    from ray.cluster_utils import Cluster  # here: processes of `ensemble` import this file, and need no Ray
+
     cluster = None if nodes == 0 else Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(nodes):
         cluster.add_node(num_cpus=1)
@@ -88,6 +88,8 @@ def tiny(nodes: int, n_cells: int, milliseconds: float) -> dict[str, Any]:
 
 def wait() -> dict[str, Any]:
     """Milliseconds of this process for one look at so many tasks that wait for room."""
+    import ray
+
     ray.init("local", num_cpus=0, include_dashboard=False, log_to_driver=False, logging_level="error")
     remote, tasks, found = ray.remote(num_cpus=1)(sleep), list[Any](), dict[str, Any]()
     for n in (1000, 4000, 16_000):

@@ -91,6 +91,14 @@ def test_moments_of_a_full_match_are_those_of_draws():
     assert float(labels.full) == pytest.approx(4 * 0.7 - 1)
 
 
+def test_a_match_through_descendants_is_no_edge():
+    """Position 6 lies above both of the target's parents: (2, 4) have most of the gain that (2, 5) have."""
+    parents = [[], [], [0, 1], [0, 2], [1, 3], [], [2, 5], [4, 6], [3, 5], [6, 8], [7, 9]]
+    found = cc.recover_graph(task_of(parents, d_vocab=2).sample(20_000, seed=11), max_parents=2)
+    assert found.found_parents[6] in (None, [2, 5])
+    assert found.found_parents[7] == [4, 6]
+
+
 @pytest.mark.parametrize("p", [0.02, 0.3, 0.9])
 @pytest.mark.parametrize("n", [30, 1000])
 def test_bounds_are_chernoffs_and_lie_above_exact_tails(p, n):

@@ -1,7 +1,6 @@
 """The Python blocks of docs/CLUSTER.md run as they stand; jobs of submitit as processes of this machine.
 
-pip install -c constraints.txt -e ".[test,ray]" mlflow-skinny submitit
-python -m pytest -p no:cacheprovider tests/cluster/check_recipes.py
+`make cluster` installs what they need, and runs them.
 """
 
 import os

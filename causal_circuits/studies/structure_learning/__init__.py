@@ -30,21 +30,21 @@ class Config(Study):
     prompts with a fresh transition matrix each, the setting of the paper; *one fixed matrix* behind all sequences,
     which the classical methods are made for; and *pure noise*, where nothing can be found.
 
-    With --parents K > 1, on random graphs whose positions have K parents or none, without a query: the statistic behind
-    `recover_graph` for several parents, beside its first-order part, K trained heads (from the most sequences alone),
-    and the classical methods.
+    With --parents K > 1, on 5 random graphs whose positions have K parents or none, without a query: the statistic
+    behind `recover_graph` for several parents, beside its first-order part, K trained heads (from the most sequences
+    alone), and the classical methods.
 
     PC needs causal-learn (`pip install -c constraints.txt -e ".[structure]"`); without it PC is left out.
 
         python analyses/structure_learning.py                           # about ten minutes
         python analyses/structure_learning.py --sizes 1000 10000 --graphs 5
-        python analyses/structure_learning.py --parents 2 --graphs 5
+        python analyses/structure_learning.py --parents 2
     """
 
     QUICK: ClassVar = {"sizes": (500, 2000), "graphs": 2, "pc_graphs": 1, "pc_size": 500, "steps": 40}
 
     sizes: tuple[int, ...] = (100, 300, 1000, 3000, 20_000)  #: numbers of sequences
-    graphs: int = 20  #: of Figure 9, from the first
+    graphs: int | None = None  #: of Figure 9, from the first: all 20; of several parents 5
     parents: int = 1  #: of a position: 1 (the forests of Figure 9), 2 or 3 (random graphs over 20 positions, 30% roots)
     d_vocab: int = 3  #: number of tokens
     alpha: float = 0.1  #: Dirichlet concentration of the transition matrices
@@ -68,8 +68,8 @@ class Config(Study):
         if not has_pc:
             sys.stderr.write(methods.MISSING + "\n")
         same = {"d_vocab": self.d_vocab, "alpha": self.alpha, "steps": self.steps, "level": self.level}
-        cells = []
-        for index in range(min(self.graphs, 20)):
+        cells, graphs = [], self.graphs or (20 if self.parents == 1 else 5)
+        for index in range(min(graphs, 20)):
             pc_sizes = [n for n in self.sizes if has_pc and index < self.pc_graphs and n <= self.pc_size]
             own = {"index": index, "k": self.parents, "sizes": self.sizes, "pc_sizes": pc_sizes, "seed": self.seed}
             cells.append(Cell(f"graph {index}", measure_graph, own | same))
