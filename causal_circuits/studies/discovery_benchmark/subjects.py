@@ -5,7 +5,6 @@ No model is chosen by its loss, its attention or any effect: whatever a recipe g
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import fmean
 
 import networkx as nx
 
@@ -97,6 +96,5 @@ def fit(model: HookedTransformer, task: cc.InContextTask, config: cc.TrainConfig
 
 def attention_to_parents(model: HookedTransformer, task: cc.InContextTask, batch: cc.Batch) -> float:
     """The mean weight of layer 0's attention on the edges of the graph, the largest over heads: no effect enters it."""
-    entries = [(0, child, parent) for child, parent in cc.graphs.attention_cells(task.graph)]
-    pattern = cc.knock_out_edges(model, batch, entries=entries[:1]).attention.amax(dim=0)
-    return fmean(float(pattern[child, parent]) for _, child, parent in entries)
+    pattern = cc.mean_attention(model, batch.tokens)[0].amax(dim=0)
+    return float(cc.graphs.parent_attention(pattern, task.graph).double().mean())
