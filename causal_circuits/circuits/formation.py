@@ -22,8 +22,8 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.counterfactuals import Counterfactual
-from causal_circuits.circuits.evaluate import CircuitModel, circuit_model
-from causal_circuits.circuits.graph import Edge
+from causal_circuits.circuits.evaluate import circuit_model
+from causal_circuits.circuits.graph import Edge, circuit_edges, circuit_graph
 from causal_circuits.circuits.ground_truth import GraphScores, score_against_graph
 from causal_circuits.circuits.onsets import onset
 from causal_circuits.display import Frame, Result, frame
@@ -34,7 +34,7 @@ from causal_circuits.models import HookedTransformer
 from causal_circuits.recording import RecordAt, TrainingRecord
 from causal_circuits.statistics import rank_correlation
 from causal_circuits.tasks import Batch, InContextTask
-from causal_circuits.training import TrainConfig, train_ensemble
+from causal_circuits.training import TrainConfig, train
 
 
 @check_arguments
@@ -155,18 +155,17 @@ def watch_formation(
     def measure(step: int, model: HookedTransformer) -> None:
         cut = knock_out_edges(model, batch, metric="kl_to_model")
         whole = circuit_model(model, batch, counterfactual=counterfactual, seed=seed)
-        states.append({"steps": step, **_of_entries(cut, task), **_of_circuits(whole)})
+        of_circuits = {"circuit_effect": whole.effects(), "loss": torch.tensor(whole.mean_cost(whole.full))}
+        states.append({"steps": step, **_of_entries(cut, task), **of_circuits})
 
-    (left,) = train_ensemble(
-        [model], [task], [config or TrainConfig()], record=record, progress=progress, on_record=measure
-    )
+    left = train(model, task, config, record=record, progress=progress, on_record=measure)
     query, key = torch.tensor(cells).T
     information = chi_squared_information(task).value
     return CircuitFormation(
         cells=cells,
         information=information[query, key],
         pull=through_softmax(information)[query, key],
-        circuit_edges=circuit_model(model, batch[:2]).edges,
+        circuit_edges=tuple(circuit_edges(circuit_graph(model))),
         record=left,
         **_joined(states),
     )
@@ -185,10 +184,6 @@ def _of_entries(cut: KnockOut, task: InContextTask) -> dict[str, Any]:
         "share": effect.clamp(min=0) / rows.clamp(min=1e-12),
         "scores": score_against_graph(cut.effect, task.graph),
     }
-
-
-def _of_circuits(whole: CircuitModel) -> dict[str, Any]:
-    return {"circuit_effect": whole.effects(), "loss": torch.tensor(whole.mean_cost(whole.full))}
 
 
 def _joined(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
