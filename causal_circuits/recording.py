@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -279,11 +279,6 @@ def _keep_in(kept: dict[int, Tensor], layer: int) -> Callable[[Tensor, object], 
         kept[layer] = value.detach()
 
     return keep
-
-
-def to_plain(config: object) -> dict[str, object]:
-    """A frozen dataclass as JSON values."""
-    return json.loads(json.dumps(asdict(config)))  # type: ignore[call-overload, no-any-return]
 
 
 def _read_saved(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import torch
 
 from causal_circuits.graphs import attention_cells
 from causal_circuits.models import HookedTransformer
-from causal_circuits.recording import RecordAt, Snapshot, TrainingRecord, to_plain
+from causal_circuits.recording import RecordAt, Snapshot, TrainingRecord
+from causal_circuits.storage import plain_values
 from causal_circuits.tasks import Task
 from causal_circuits.training.checkpoints import (
     Checkpoints,
@@ -162,7 +163,7 @@ class Progress:
         return [
             TrainingRecord(
                 losses=torch.from_numpy(self.losses[:step, member].copy()),
-                config=to_plain(config),
+                config=plain_values(config),
                 seconds=seconds,
                 sequences_per_s=step * config.batch_size * len(self._models) / seconds,
                 path=self._path,
