@@ -135,6 +135,10 @@ class _Short(reprlib.Repr):
             return f"{type(x).__name__}(...)"
         return super().repr1(x, level)
 
+    def repr_instance(self, x: Any, level: int) -> str:
+        text = repr(x)
+        return text.split("\n")[0] if "\n" in text else super().repr_instance(x, level)
+
     def repr_tuple(self, x: tuple, level: int) -> str:
         if len(x) <= 4:
             return super().repr_tuple(x, level)

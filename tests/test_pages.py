@@ -190,7 +190,7 @@ def test_an_empty_table_says_so() -> None:
 def test_the_verdict_comes_first_and_the_command_once_below_it(tmp_path: Path) -> None:
     section = pages.Section("One", "It shows.", "<p>evidence</p>", "python one.py")
     text = Page(page_of(tmp_path, section, section)).text
-    order = ("Verdict: 1 of 2 checks passed", "✓ PASS", "✗ FAIL", "python one.py", "evidence")
+    order = ("Verdict: 1 of 2 checks passed; 1 failed", "✓ PASS", "✗ FAIL", "python one.py", "evidence")
     assert [text.index(words) for words in order] == sorted(text.index(words) for words in order)
     assert text.count("python one.py") == 1
 
@@ -219,7 +219,7 @@ def test_every_state_of_a_check_is_a_word_and_only_passed_counts(tmp_path: Path)
     states = ("passed", "failed", "refuted", "undecided", "not tested")
     checks = [pages.Check(state, "A claim", "a number") for state in states]
     text = Page(page_of(tmp_path, verdict=checks)).text
-    assert "Verdict: 1 of 5 checks passed; 1 refuted, 1 undecided, 1 not tested" in text
+    assert "Verdict: 1 of 5 checks passed; 1 failed, 1 refuted, 1 undecided, 1 not tested" in text
     assert all(word in text for word in ("PASS", "FAIL", "REFUTED", "UNDECIDED", "NOT TESTED"))
     quick = Page(page_of(tmp_path, verdict=checks, quick=True)).text
     assert "Quick run" in quick

@@ -8,7 +8,7 @@ from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.losses import dodge
@@ -20,6 +20,7 @@ from causal_circuits.figures.style import (
     legend_below,
     legend_height,
     log_steps,
+    log_ticks,
     look_of,
     new_axes,
 )
@@ -72,7 +73,8 @@ def plot_curves(
     log_steps(ax, xlabel, places if len(places) <= 6 else None)
     ax.set_ylabel(ylabel)
     if log_y:
-        _log_y(ax)
+        ax.set_yscale("log")
+        log_ticks(ax.yaxis, 100_000)
     for level in (levels or {}).values():
         ax.axhline(level, color=GREY, linewidth=0.9, linestyle=":", zorder=0)
     forward = ax.yaxis.get_transform().transform
@@ -124,7 +126,8 @@ def plot_scaling(
     if bound is not None:
         ax.plot(ends, bound[1] * ends ** bound[2], color=BLACK, linewidth=1.0, linestyle=":", label=bound[0])
     log_steps(ax, xlabel, lengths if len(lengths) <= 6 else None)
-    _log_y(ax)
+    ax.set_yscale("log")
+    log_ticks(ax.yaxis, 100_000)
     ax.set_ylabel(ylabel)
     legend_below(ax)
     return ax
@@ -204,11 +207,3 @@ def _columns(points: Points, *, positive: bool = False) -> tuple[np.ndarray, np.
     shown = [point for point in points if point[1] > 0 or not positive]
     x, y = np.array(shown or [(np.nan, np.nan)], dtype=np.float64).T
     return x, y
-
-
-def _log_y(ax: Axes) -> None:
-    """A logarithmic y axis with plain numbers at 1, 2 and 5 of each decade."""
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())

@@ -15,6 +15,7 @@ from causal_circuits.figures.style import (
     PURPLE,
     SMALL,
     VERMILLION,
+    legend_at,
     log_steps,
     new_axes,
     to_numpy,
@@ -65,7 +66,7 @@ def plot_loss(
     _set_loss_limits(ax, smooth, list(levels.values()))
     _label_levels(ax, levels)
     ax.set_ylabel("cross-entropy (nats)")
-    ax.legend(loc="best", facecolor="white", edgecolor="none", framealpha=0.9, fontsize=SMALL)
+    legend_at(ax, "above", ncols=3)
     return ax
 
 

@@ -12,8 +12,9 @@ import networkx as nx
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
@@ -84,14 +85,36 @@ def legend_below(ax: Axes) -> None:
 
 
 def log_steps(ax: Axes, label: str, ticks: Sequence[float | int] | None = None) -> None:
-    """A logarithmic x axis with plain numbers: at these ticks and nowhere else, or where matplotlib puts them."""
+    """A logarithmic x axis: ticks at these values and nowhere else, if their labels have room."""
     ax.set_xscale("log")
     ax.set_xlabel(label)
-    if ticks is not None:
+    log_ticks(ax.xaxis, 30)
+    if ticks is not None and _have_room(ax, ticks):
         ax.xaxis.set_major_locator(FixedLocator(list(ticks)))
         ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))
+
+
+def log_ticks(axis: Axis, most: int) -> None:
+    """Plain numbers at 1, 2 and 5 of each decade; if the axis spans more than that factor, at powers of ten."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high <= most * low else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: plain(x)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def plain(x: float) -> str:
+    """A number beside a tick."""
+    return f"{x:,.0f}" if x == round(x) and 1 <= x < 1e6 else f"{x:g}"
+
+
+def _have_room(ax: Axes, ticks: Sequence[float | int]) -> bool:
+    """Whether labels of ten points, a character some 0.09 inches, stand apart."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    places = np.log(sorted(ticks))
+    width = ax.get_window_extent().width / figure.dpi
+    gap = width * np.diff(places).min(initial=np.inf) / max(places[-1] - places[0], 1e-9)
+    return bool(gap > 0.09 * max(len(plain(tick)) for tick in ticks))
 
 
 def to_numpy(values: Tensor | np.ndarray) -> Float[np.ndarray, "..."]:

@@ -6,7 +6,6 @@ from itertools import groupby
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from causal_circuits import circuits, information
 from causal_circuits.arguments import check_arguments
@@ -155,11 +154,7 @@ def plot_onsets(formations: Sequence[circuits.CircuitFormation], ax: Axes | None
         label = f"{name} ({seen.sum()} of {len(seen)} edges in every run)"
         look = {"fmt": marker, "color": colour, "markersize": 5, "elinewidth": 1, "label": label}
         ax.errorbar(pull[seen] * shift, mean, yerr=[mean - low, high - mean], **look)  # type: ignore[arg-type]
-    ax.set_xlabel("gradient of the edge's score that its information predicts at the start")
+    log_steps(ax, "gradient of the edge's score that its information predicts at the start")
     ax.set_ylabel("onset (training step)")
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, fontsize=SMALL)
     return ax

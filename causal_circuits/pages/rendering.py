@@ -23,6 +23,7 @@ from causal_circuits.storage import write_files
 
 PNG_DPI = 150
 MAX_SVG_BYTES = 300_000
+SMALLEST = 0.6  # of a figure's width; below it the labels cannot be read
 LONG_TABLE, WIDE_TABLE = 12, 9  # rows and columns; a table with more of either is folded
 _NUMBERS = itertools.count(1)
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -55,7 +56,7 @@ def figure_html(figure_or_axes: Figure | Axes | Path, alt: str) -> str:
     """The figure inline: as SVG, or as a PNG data URL if the SVG is larger than 300 kB.
 
     The ids inside are new at every call, so several figures can stand on one page. On a narrow screen the figure
-    shrinks to about 30 rem and then scrolls.
+    shrinks to six tenths of its width and then scrolls.
 
     Args:
         figure_or_axes: what to show; a path takes what `save_figure` wrote to that stem, which saves drawing it again.
@@ -75,13 +76,13 @@ def figure_html(figure_or_axes: Figure | Axes | Path, alt: str) -> str:
         figure = figure_of(figure_or_axes)
         svg, png = _svg(figure), partial(_png, figure)
     width = _css_width(svg)
-    style = f"width:{width:.0f}px;max-width:100%;min-width:min({width:.0f}px,30rem);height:auto"
+    style = f"width:{width:.0f}px;max-width:100%;min-width:{SMALLEST * width:.0f}px;height:auto"
     if len(svg.encode()) > MAX_SVG_BYTES:
         data = base64.b64encode(png()).decode()
         inner = f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}" style="{style}">'
     else:
         inner = _inline(svg, f"figure-{next(_NUMBERS)}-", alt, style)
-    return f'<div class="figure">{inner}</div>'
+    return f'<div class="figure" style="--width:{width:.0f}px">{inner}</div>'
 
 
 @check_arguments

@@ -154,11 +154,11 @@ def _is_half(section: Section) -> bool:
 
 
 def _summary(verdict: Sequence[Check]) -> str:
-    """5 of 7 checks passed; 1 refuted, 1 not tested."""
+    """4 of 7 checks passed; 1 failed, 1 refuted, 1 not tested."""
     if not verdict:
         return "no checks were made"
     counts = Counter(check.state for check in verdict)
     if counts["not tested"] == len(verdict):
         return "not tested"
-    others = [f"{counts[state]} {state}" for state in ("refuted", "undecided", "not tested") if counts[state]]
+    others = [f"{counts[state]} {state}" for state in ("failed", "refuted", "undecided", "not tested") if counts[state]]
     return f"{counts['passed']} of {len(verdict)} checks passed" + (f"; {', '.join(others)}" if others else "")
