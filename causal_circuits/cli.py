@@ -96,7 +96,7 @@ def _write(study: "Study", output: Output, folder: Path, command: str) -> int:
     how: dict[str, Any] = {"processes": output.processes, "ray": output.ray, "limit_s": output.limit_s}
     done = cc.run(study, folder, **how, quiet=output.quiet, command=command)
     page = folder / "report.html"
-    print(done.report.table())
+    print(done.report.table(quick=study.quick))
     print(f"{'time':11s} {done.results['timing']['wall_s']:.1f} s\n{'look at':11s} {page}")
     if output.open:
         webbrowser.open(page.resolve().as_uri())

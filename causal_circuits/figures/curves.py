@@ -161,9 +161,10 @@ def plot_groups(
         shift = 0.7 * ((k + 0.5) / len(values) - 0.5)
         rows = [groups.index(group) + shift for group in of_group]
         ax.plot(list(of_group.values()), rows, markersize=5, label=name, alpha=0.85, **look_of(k, line=False))
-    for name, level in (levels or {}).items():
+    for k, (name, level) in enumerate((levels or {}).items()):
         ax.axvline(level, color=GREY, linewidth=0.9, linestyle=":", zorder=0)
-        ax.annotate(name, (level, 1.0), (2, 2), ("data", "axes fraction"), "offset points", fontsize=SMALL, color=GREY)
+        place = (2, 2 + 1.2 * SMALL * k)  # one above the other
+        ax.annotate(name, (level, 1.0), place, ("data", "axes fraction"), "offset points", fontsize=SMALL, color=GREY)
     ax.set_yticks(range(len(groups)), groups, fontsize=SMALL)
     ax.set_ylim(len(groups) - 0.4, -0.6)
     ax.grid(axis="y", linewidth=0.4, color=GREY, alpha=0.4)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
@@ -95,16 +95,17 @@ def log_steps(ax: Axes, label: str, ticks: Sequence[float | int] | None = None) 
 
 
 def log_ticks(axis: Axis, most: int) -> None:
-    """Plain numbers at 1, 2 and 5 of each decade; if the axis spans more than that factor, at powers of ten."""
+    """Plain numbers at 1, 2 and 5 of each decade; if the axis spans more than `most`, at powers of ten."""
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high <= most * low else (1.0,)))
+    decades = LogLocator(subs=(1.0, 2.0, 5.0) if high <= most * low else (1.0,))
+    axis.set_major_locator(MaxNLocator(5) if high <= 10 * low else decades)
     axis.set_major_formatter(FuncFormatter(lambda x, _: plain(x)))
     axis.set_minor_formatter(NullFormatter())
 
 
-def plain(x: float) -> str:
+def plain(x: float | int) -> str:
     """A number beside a tick."""
-    return f"{x:,.0f}" if x == round(x) and 1 <= x < 1e6 else f"{x:g}"
+    return f"{x:,.0f}" if x == round(x) and 1 <= x < 1e6 else f"{x:.3g}"
 
 
 def _have_room(ax: Axes, ticks: Sequence[float | int]) -> bool:

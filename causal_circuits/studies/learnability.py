@@ -9,11 +9,12 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from scipy import stats
 
 import causal_circuits as cc
+from causal_circuits import figures
 from causal_circuits.pages import Check, Section
 from causal_circuits.statistics import rank_correlation
 from causal_circuits.studies.power_laws import Exponent, falls, fit_exponents, is_positive
@@ -88,11 +89,9 @@ class Config(Study):
                 "settings": table.to_dict("records"),
             },
             sections=[
-                Section("Graph and loss", _SAYS_MAP, figures={"first": plot_order(table)}, table=counts),
+                Section("Graph and loss", _SAYS_MAP, figures=plot_learned(table, "first"), table=counts),
                 Section("Without the graph", _SAYS_WITHOUT, figures={"without": plot_without(table)}),
-                Section(
-                    "Steps", _SAYS_STEPS, figures={"g": plot_steps(table, "g"), "n_ctx": plot_steps(table, "n_ctx")}
-                ),
+                Section("Steps", _SAYS_STEPS, figures=plot_learned(table, "g", "n_ctx")),
                 Section("By family and sizes", "Means over alpha and seeds.", table=summarize(table)),
             ],
             saved={"learnability.parquet": lambda path: table.to_parquet(path)},
@@ -108,6 +107,11 @@ _SAYS_WITHOUT = (
     "the left the loss is that of the posterior, which knows the graph; low marks there do without it."
 )
 _SAYS_STEPS = "One mark a setting in which the graph was learned; the fit is over all of them at once."
+_AGAINST = {
+    "first": ("loss_step", "step from which the loss is there"),
+    "g": ("g", "predicted g, mean over edges"),
+    "n_ctx": ("n_ctx", "context length n_ctx"),
+}
 
 
 def graph_of(name: str, n_ctx: int, seed: int) -> nx.DiGraph:
@@ -255,38 +259,25 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     return table.groupby(["graph", "d_vocab", "n_ctx"])[values].mean().reset_index()
 
 
-def scatter(table: pd.DataFrame, x: tuple[str, str], y: tuple[str, str], *, steps: bool = True) -> Axes:
-    """A mark a setting, coloured by family, over two columns (name, label); steps: on logarithmic axes."""
-    figure, ax = plt.subplots(figsize=(5.6, 3.9), layout="constrained")
-    for name, of in table.groupby("graph"):
-        ax.plot(of[x[0]], of[y[0]], "o", markersize=4, markerfacecolor="none", label=str(name))
-    ax.set(xlabel=x[1], ylabel=y[1])
-    if steps:
-        ax.set(xscale="log", yscale="log")
-    if len(table):
-        ax.legend()
-    plt.close(figure)
-    return ax
-
-
-GRAPH = ("graph_step", "step from which the graph is there")
-
-
-def plot_order(table: pd.DataFrame) -> Axes:
-    both = table[table.graph_step.notna() & table.loss_step.notna()]
-    ax = scatter(both, ("loss_step", "step from which the loss is there"), GRAPH)
-    ends = both.loss_step.agg(["min", "max"])
-    ax.plot(ends, ends, color="black", linewidth=0.8, linestyle=":")
-    return ax
+def plot_learned(table: pd.DataFrame, *names: str) -> dict[str, Axes]:
+    """A mark a setting in which the graph was learned, coloured by family; no figure where there is none."""
+    drawn = {}
+    for name in names:
+        x, label = _AGAINST[name]
+        families = table[table.graph_step.notna() & (table[x] > 0)].groupby("graph")
+        points = {str(family): list(zip(of[x], of.graph_step, strict=True)) for family, of in families}
+        same = ("graph and loss at once", 1.0, 1.0) if x == "loss_step" else None
+        if points:
+            ylabel = "step from which the graph is there"
+            drawn[name] = figures.plot_scaling(points, {}, ylabel=ylabel, xlabel=label, bound=same)
+    return drawn
 
 
 def plot_without(table: pd.DataFrame) -> Axes:
-    excess, share = ("excess", "loss - edge posterior (nats)"), ("attention", "share of edges that are there")
-    ax = scatter(table, excess, share, steps=False)
+    ax = Figure(figsize=(5.6, 3.9), layout="constrained").add_subplot()
+    for family, of in table.groupby("graph"):
+        ax.plot(of.excess, of.attention, "o", markersize=4, markerfacecolor="none", label=str(family))
+    ax.set(xlabel="loss - edge posterior (nats)", ylabel="share of edges that are there")
     ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
+    ax.legend()
     return ax
-
-
-def plot_steps(table: pd.DataFrame, x: str) -> Axes:
-    label = {"g": "predicted g, mean over edges", "n_ctx": "context length n_ctx"}[x]
-    return scatter(table[table.graph_step.notna() & (table[x] > 0)], (x, label), GRAPH)

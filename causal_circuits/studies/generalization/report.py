@@ -238,7 +238,13 @@ def show_excesses(groups: Mapping[str, pd.DataFrame]) -> list[Section]:
         figures={**dict(plots_of_excess(groups)), **dict(plots_by_length(families))},
         table=families,
     )
-    return [first, *(Section(f"Excess, {words}", "In nats.", table=rows) for words, rows in restricted)]
+    return [
+        first,
+        *(
+            Section(f"Excess, {words}", "Loss above the edge posterior that is told the family, in nats.", table=rows)
+            for words, rows in restricted
+        ),
+    ]
 
 
 def plots_of_excess(groups: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Axes]]:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats  # type: ignore[import-untyped]
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from causal_circuits import figures
 from causal_circuits.figures.style import new_grid
@@ -102,7 +103,8 @@ def plot_patterns(row: Row) -> Figure:
     for ax, (name, title) in zip(axes, titles.items(), strict=True):
         image = ax.imshow(seen[name], cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         ax.set(title=f"{row['architecture']}\n{title}" if name == "layer 0" else title, xlabel="key position")
-        ax.set_yticks(range(len(seen[name]))) if name != "layer 0" else None
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(8, integer=True))
     figure.colorbar(image, ax=axes, label="attention")
     return figure
 

@@ -16,7 +16,7 @@ from causal_circuits.studies.study import Report
 COUNTS = ["edges", "parents_by_chance", "variance_by_chance", "edges_proposed", "parents_proposed"]
 COUNTS += ["edges_found", "false_edges"]
 MEANS = {"shd": "mean_shd", "seconds": "seconds_a_graph"}
-POOLED, FIXED, NOISE = SETTINGS = ("pooled prompts", "one fixed kernel", "pure noise")
+POOLED, FIXED, NOISE = SETTINGS = ("pooled prompts", "one fixed matrix", "pure noise")
 CLAIMED = {POOLED: POOLED, FIXED: "one fixed transition matrix", NOISE: NOISE}  # as claims and headings say it
 INFORMATION = (methods.INFORMATION, methods.INFORMATION_GIVEN)
 CLASSICS = (*INFORMATION, methods.CHOW_LIU, methods.CHOW_LIU_NODES, methods.CHOW_LIU_GIVEN)
