@@ -56,10 +56,12 @@ def write_study_pages(app: Sphinx) -> None:
     claims = (DOCS / "CLAIMS.md").read_text(encoding="utf-8")
     (DOCS / "studies").mkdir(exist_ok=True)
     for name in cc.studies.NAMES:
-        told = getattr(cc.studies, name).Config.__doc__.split("\n\n")[0]
-        shown = PICTURES[name][2] if name in PICTURES else ""
-        picture = shown and f"![{shown}](../pictures/{name}.png)\n\n*{shown} `{command(name)}`*"
-        page, text = DOCS / "studies" / f"{name}.md", study_page(name, told, claims, picture)
+        study = getattr(cc.studies, name).Config
+        summary = study.__doc__.split("\n\n")[0]
+        shown = PICTURES[name][2]
+        picture = f"![{shown}](../pictures/{name}.png)\n\n*{shown} `{command(name)}`*"
+        page = DOCS / "studies" / f"{name}.md"
+        text = study_page(name, summary, claims, picture, quick=bool(study.QUICK))
         if not page.exists() or page.read_text(encoding="utf-8") != text:
             page.write_text(text, encoding="utf-8")
 

@@ -25,7 +25,7 @@ def links_to_pages(text: str, folder: Path, pages: Mapping[Path, str], site: Pat
     return RELATIVE.sub(to_page, text)
 
 
-def study_page(name: str, summary: str, claims: str, picture: str) -> str:
+def study_page(name: str, summary: str, claims: str, picture: str, *, quick: bool) -> str:
     """The page of a study, in docs/studies: its claim, its command, a picture, what was measured, and its flags."""
     title, measured = re.search(
         rf"^## ([^\n]*): `analyses/{name}\.py`\n(.*?)(?=^## |\Z)", claims, flags=re.DOTALL | re.MULTILINE
@@ -35,7 +35,7 @@ def study_page(name: str, summary: str, claims: str, picture: str) -> str:
 
 {summary}
 
-    causal-circuits {program}            # --quick for a look, --help for every flag
+    causal-circuits {program}            # {"--quick for a look, " if quick else ""}--help for every flag
 
 {picture}
 

@@ -37,7 +37,7 @@ PICTURES = {  # study: flags, figure, what it shows
         "attention_film",
         "Layer 0's attention at six steps of training; squares are the true edges.",
     ),
-    "learnability": ("--quick", "first", "When the graph is there, against when the loss is; a run of two settings."),
+    "learnability": ("", "first", "When the graph is there, against when the loss is; a mark a setting."),
     "multi_head": ("--seed 2", "loss", "The loss of two heads, beside the best that one parent known would give."),
     "recover_graph": (
         "chain.npz",
@@ -49,11 +49,8 @@ PICTURES = {  # study: flags, figure, what it shows
         "figure_9_forests",
         "The 20 forests of the paper's Figure 9; squares are the true edges.",
     ),
-    "sample_complexity": (
-        "--quick",
-        "needed",
-        "Sequences needed against the number predicted; a run of four settings.",
-    ),
+    "sample_complexity": ("", "needed", "Sequences needed against the number predicted; a mark a table."),
+    "selective_induction": ("", "excess", "How near each architecture comes to exact Bayes over lags; a mark a seed."),
     "statistical_induction": (
         "--seed 10",
         "phases_dirichlet",

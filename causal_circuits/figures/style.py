@@ -103,7 +103,7 @@ def log_ticks(axis: Axis, most: int) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def plain(x: float | int) -> str:
+def plain(x: float) -> str:
     """A number beside a tick."""
     return f"{x:,.0f}" if x == round(x) and 1 <= x < 1e6 else f"{x:.3g}"
 
@@ -115,7 +115,7 @@ def _have_room(ax: Axes, ticks: Sequence[float | int]) -> bool:
     places = np.log(sorted(ticks))
     width = ax.get_window_extent().width / figure.dpi
     gap = width * np.diff(places).min(initial=np.inf) / max(places[-1] - places[0], 1e-9)
-    return bool(gap > 0.09 * max(len(plain(tick)) for tick in ticks))
+    return bool(gap > 0.09 * max(len(plain(float(tick))) for tick in ticks))
 
 
 def to_numpy(values: Tensor | np.ndarray) -> Float[np.ndarray, "..."]:

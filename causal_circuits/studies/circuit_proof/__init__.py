@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import networkx as nx
 
@@ -37,6 +37,8 @@ class Config(causal_graph.Config):
     With k parents a position (two-parents, k-grams, a file of lists) k heads of layer 0 are trained by the recipe that
     `train` has for them; circuits are searched among the edges that cost most when cut, and forming is not watched.
     """
+
+    QUICK: ClassVar = {"n_ctx": 10, "steps": 600, "sequences": 256, "formation_seeds": 1}
 
     graph: str = "forest"
     """chain, pairs or forest; two-parents (the paper's: (i - 1) // 2 and i - 1), 3-gram or 4-gram"""

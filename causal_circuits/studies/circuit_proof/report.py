@@ -68,15 +68,18 @@ def make_checks(e: Evidence) -> list[Check]:
             "The tools obey their own laws on this model",
             "; ".join(f"{check.law}: off by {check.error:.1e}" for check in e.checks),
         ),
-        *(Check(c.passed if c.testable else "undecided", CRITERIA[c.name], c.reason) for c in e.proof.criteria),
+        *(
+            Check((c.passed or "refuted") if c.testable else "undecided", CRITERIA[c.name], c.reason)
+            for c in e.proof.criteria
+        ),
         Check(
-            e.encodes_graph,
+            e.encodes_graph or "refuted",
             "In nine rows with parents of ten the parents are the entries that matter most",
             f"cut one by one, the parents are the entries that cost most in {scores.exact_parent_rate:.0%} of the rows "
             f"with parents; AUROC {scores.auroc:.3f}",
         ),
         Check(
-            kept["both", "children"] >= 0.9,
+            kept["both", "children"] >= 0.9 or "refuted",
             "Causal scrubbing leaves the paper's hypothesis standing: where a position has parents, head 0.h copies "
             "parent h and head 1.0 matches it with the query",
             f"it keeps {kept['both', 'children']:.3f} of the loss that free resampling there destroys (0.9 passes; "
