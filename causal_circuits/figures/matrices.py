@@ -54,7 +54,8 @@ def plot_attentions(attentions: Mapping[str, Matrix], graph: nx.DiGraph) -> Figu
     """
     if not attentions:
         raise ValueError("at least one attention pattern is needed: got none")
-    figure, axes = new_grid(len(attentions), min(len(attentions), 3), 5.4, 4.9)
+    size = (5.4, 4.9) if len(attentions) < 3 else (4.2, 3.9)
+    figure, axes = new_grid(len(attentions), min(len(attentions), 3), *size)
     for ax, (title, attention) in zip(axes, attentions.items(), strict=True):
         plot_attention_and_graph(attention, graph, ax=ax, title=title)
     return figure

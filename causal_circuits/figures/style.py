@@ -99,7 +99,7 @@ def log_ticks(axis: Axis, most: int) -> None:
     low, high = axis.get_view_interval()
     decades = LogLocator(subs=(1.0, 2.0, 5.0) if high <= most * low else (1.0,))
     axis.set_major_locator(MaxNLocator(5) if high <= 10 * low else decades)
-    axis.set_major_formatter(FuncFormatter(lambda x, _: plain(x)))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: plain(float(x))))
     axis.set_minor_formatter(NullFormatter())
 
 

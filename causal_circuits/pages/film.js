@@ -16,8 +16,7 @@ for (const film of document.querySelectorAll(".graph-film:not([data-ready])")) {
     arcs.forEach((arc, k) => (arc.style.opacity = weights[k][+slider.value]));
     for (const frames of pictures)
       frames.forEach((frame, k) => frame.setAttribute("display", k === +slider.value ? "inline" : "none"));
-    for (const line of lines)
-      line.setAttribute("transform", `translate(${line.dataset.x.split(" ")[+slider.value]})`);
+    for (const line of lines) line.setAttribute("transform", `translate(${line.dataset.x.split(" ")[+slider.value]})`);
     told.textContent = steps[+slider.value];
     slider.setAttribute("aria-valuetext", told.textContent);
   };
@@ -59,6 +58,11 @@ for (const film of document.querySelectorAll(".graph-film:not([data-ready])")) {
   slider.addEventListener("input", () => {
     seen.disconnect();
     stop();
+    show();
+  });
+  addEventListener("beforeprint", () => {
+    stop();
+    slider.value = slider.max;
     show();
   });
   film.querySelector(".film-controls").hidden = false;

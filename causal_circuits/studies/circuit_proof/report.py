@@ -147,7 +147,7 @@ def say_onsets(formations: Formations) -> str:
     """Onsets, and what the pull at the start says of their order."""
     found = onset_intervals(formations)
     shown = ", ".join(
-        f"{name} {found[name].mean:.0f} [{found[name].low:.0f}, {found[name].high:.0f}]" for name in found
+        f"{name.replace('_', ' ')} {at.mean:.0f} [{at.low:.0f}, {at.high:.0f}]" for name, at in found.items()
     )
     orders = [f.order_by_pull for f in formations if f.order_by_pull == f.order_by_pull]
     order = f"{min(orders):.2f} to {max(orders):.2f} over these runs" if orders else "not defined here"
