@@ -23,7 +23,7 @@ from causal_circuits.information.matches import Gains, MatchSums, match_sums, mo
 from causal_circuits.information.target_search import Candidate, candidates, p_of_rival
 
 FULL = 0.97  # of a full match, below which a share must lie significantly to contradict it
-_OWN = 0.85  # of a full match, below which a rival must lie significantly where it alone matches, to be rejected by it
+_OWN = 0.85  # of a full match: a rival that has more where it alone matches is not rejected
 _OFF = 0.1  # of 1 / d_vocab, by which a token's frequency must differ significantly to count as not uniform
 _TOLD = 4  # rivals that a reason names
 _LONE = "the only child of another number of parents would look the same"
@@ -363,9 +363,11 @@ def _p_of_rival_keys(i: int, best: int, rival: int, test: MatchTest) -> float:
     full, spread = float(data.full[only_theirs].sum()), float(data.spread[only_theirs].sum())
     p_full, p_if_half = (
         data.n_ctx * float(most_below(short, spread, data.d_vocab)) ** test.worth
-        for short in (_OWN * full - theirs_gain, full / 2)
+        for short in (FULL * full - theirs_gain, full / 2)
     )
-    return max(p_value, p_full) if p_if_half < test.level else p_value
+    if p_if_half >= test.level:
+        return p_value
+    return max(p_value, p_full) if theirs_gain < _OWN * full else 1.0
 
 
 def _keys(index: int, test: MatchTest) -> tuple[int, ...]:
