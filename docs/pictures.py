@@ -28,9 +28,9 @@ PICTURES = {  # study: flags, figure, what it shows
         "One row of an unseen transition matrix: truth, counts, model; a small run.",
     ),
     "gradient_information": (
-        "--quick",
-        "scatter_g",
-        "The gradient against its limit in long contexts; a small run, in short ones.",
+        "--graph chain forest --d-vocab 3 --n-ctx 20 60 100 --forests 0",
+        "slope_against_n_ctx",
+        "Slope of the gradient on g, its limit in long contexts, and on G, which is expected at its own length.",
     ),
     "induction_head": (
         "",

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 
 import causal_circuits as cc
 from causal_circuits import figures
+from causal_circuits.studies.reproduce_paper.forests import plot_by_position
 
 POINTS = {"model": [(10, 0.1), (10, 0.12), (40, 0.03)], "posterior": [(10, 0.05), (40, 0.0)]}
 
@@ -97,7 +98,7 @@ def test_nothing_to_draw_is_an_error(fork):
 
 
 def test_each_edge_has_its_marker_at_its_position():
-    ax = figures.plot_attention_by_position({"real": [(1, 0.9), (4, 0.2)], "block": [(1, 0.8)]}, title="edges")
+    ax = plot_by_position({"real": [(1, 0.9), (4, 0.2)], "block": [(1, 0.8)]}, "edges")
     real, block = ax.lines[:2]
     assert list(real.get_ydata()) == [0.9, 0.2]
     assert [round(x) for x in real.get_xdata()] == [1, 4]

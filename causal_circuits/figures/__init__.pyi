@@ -5,7 +5,6 @@ from .benchmark import plot_benchmark as plot_benchmark
 from .circuits import plot_circuit as plot_circuit
 from .circuits import plot_frontier as plot_frontier
 from .circuits import plot_needed_edges as plot_needed_edges
-from .curves import plot_attention_by_position as plot_attention_by_position
 from .curves import plot_curves as plot_curves
 from .curves import plot_groups as plot_groups
 from .curves import plot_scaling as plot_scaling

@@ -8,7 +8,6 @@ from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.losses import dodge
@@ -169,36 +168,6 @@ def plot_groups(
     ax.set_ylim(len(groups) - 0.4, -0.6)
     ax.grid(axis="y", linewidth=0.4, color=GREY, alpha=0.4)
     ax.set_xlabel(xlabel)
-    legend_below(ax)
-    return ax
-
-
-@check_arguments
-def plot_attention_by_position(
-    points: Mapping[str, Sequence[tuple[int, float]]], *, level: float = 0.5, title: str = "", ax: Axes | None = None
-) -> Axes:
-    """Attention to the true parent against the child's position, one marker an edge, one kind of marker a series.
-
-    Args:
-        points: series -> (child position, weight in 0 .. 1).
-        level: of a horizontal line below which an edge counts as not learned.
-        title: of the axes.
-
-    >>> ax = plot_attention_by_position({"ours": [(1, 0.98), (2, 0.97)], "theirs": [(1, 0.9), (2, 0.4)]})
-    >>> ax.get_legend_handles_labels()[1]
-    ['ours', 'theirs']
-    """
-    ax = new_axes(ax, 7.6, 3.8 + legend_height(points))
-    for k, (name, series) in enumerate(points.items()):
-        position, weight = _columns(series)
-        shift = 0.16 * (k - (len(points) - 1) / 2)
-        ax.plot(position + shift, weight, markersize=4.5, mfc="none", label=name, **look_of(k, line=False))
-    ax.axhline(level, color=GREY, linewidth=0.9, linestyle=":", zorder=0)
-    ax.set_ylim(-0.02, 1.03)
-    ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-    ax.set_xlabel("position of the child")
-    ax.set_ylabel("attention to the true parent")
-    ax.set_title(fill(title, 70), fontsize=10)
     legend_below(ax)
     return ax
 

@@ -99,13 +99,8 @@ def log_ticks(axis: Axis, most: int) -> None:
     low, high = axis.get_view_interval()
     decades = LogLocator(subs=(1.0, 2.0, 5.0) if high <= most * low else (1.0,))
     axis.set_major_locator(MaxNLocator(5) if high <= 10 * low else decades)
-    axis.set_major_formatter(FuncFormatter(lambda x, _: plain(float(x))))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x == round(x) and x < 1e6 else f"{x:.3g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def plain(x: float) -> str:
-    """A number beside a tick."""
-    return f"{x:,.0f}" if x == round(x) and 1 <= x < 1e6 else f"{x:.3g}"
 
 
 def _have_room(ax: Axes, ticks: Sequence[float | int]) -> bool:
@@ -115,7 +110,7 @@ def _have_room(ax: Axes, ticks: Sequence[float | int]) -> bool:
     places = np.log(sorted(ticks))
     width = ax.get_window_extent().width / figure.dpi
     gap = width * np.diff(places).min(initial=np.inf) / max(places[-1] - places[0], 1e-9)
-    return bool(gap > 0.09 * max(len(plain(float(tick))) for tick in ticks))
+    return bool(gap > 0.09 * len(f"{max(ticks):,.0f}"))
 
 
 def to_numpy(values: Tensor | np.ndarray) -> Float[np.ndarray, "..."]:

@@ -1,18 +1,23 @@
 """Figure 9: the paper's 20 random forests, in the paper's metric and in the real attention."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.resources import files
 from math import isfinite
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import ttest_1samp
 
 import causal_circuits as cc
 from causal_circuits import figures
+from causal_circuits.figures.style import legend_below, look_of
 from causal_circuits.pages import Section
 from causal_circuits.studies.reproduce_paper.measuring import (
     PaperFigure,
@@ -182,10 +187,23 @@ def draw(rows: Sequence[Row], graphs: Sequence[Row]) -> Section:
     plots: dict[str, Any] = {
         "forests": figures.plot_attention_grid(panels),
         "attention_by_graph": figures.plot_groups(values, xlabel=label, levels={"one half": 0.5}),
-        "attention_by_position": figures.plot_attention_by_position(points, title=title),
+        "attention_by_position": plot_by_position(points, title),
     }
     shows = (
         "Softmax of layer 0's position block on every forest, the true edges outlined: above each its mean on them, "
         "and in brackets what the authors' notebook prints. Below, graph by graph and edge by edge."
     )
     return Section("attention", shows, figures=plots)
+
+
+def plot_by_position(points: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Axes:
+    """Attention to the true parent against the child's position, a marker an edge, a kind of marker a series."""
+    ax = Figure(figsize=(7.6, 4.2), layout="constrained").add_subplot(xlabel="position of the child", title=title)
+    for k, (name, series) in enumerate(points.items()):
+        position, weight = np.array(series).T
+        ax.plot(position + 0.16 * (k - 0.5), weight, markersize=4.5, mfc="none", label=name, **look_of(k, line=False))
+    ax.axhline(0.5, color="grey", linewidth=0.9, linestyle=":", zorder=0)
+    ax.set(ylim=(-0.02, 1.03), ylabel="attention to the true parent")
+    ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    legend_below(ax)
+    return ax
