@@ -37,6 +37,11 @@ PICTURES = {  # study: flags, figure, what it shows
         "attention_film",
         "Layer 0's attention at six steps of training; squares are the true edges.",
     ),
+    "interventional_data": (
+        "",
+        "directions",
+        "Directions told as a token is set at random in more sequences; one half is chance.",
+    ),
     "learnability": ("", "first", "When the graph is there, against when the loss is; a mark a setting."),
     "multi_head": ("--seed 2", "loss", "The loss of two heads, beside the best that one parent known would give."),
     "recover_graph": (

@@ -234,6 +234,7 @@ BAD_FLAGS = {
     "generalization": "--lengths 10 10|--gamma 1|--graph ring|--seeds 0|--alpha 0|--restricted dirichlet",
     "gradient_information": "--graph ring|--n-ctx 3|--sequences 5",
     "induction_head": "--n-ctx 2|--d-vocab 1|--quick|--seed -1",
+    "interventional_data": "--shares 0.5 1|--shares 0|--shares 0 2|--graph pairs|--seeds 0|--d-vocab 1",
     "multi_head": "--ngram 1|--ngram 3 --parents x.json|--n-ctx 2|--heads 0,1|--heads two|--seed -1|--seeds 0|--steps 1"
     "|--parents missing.json|--parents /dev/zero",
     "reproduce_paper": "--seed 1|--figure 3|--table .|--figure 2 --seed -1",

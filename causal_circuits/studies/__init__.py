@@ -23,6 +23,7 @@ NAMES = (
     "statistical_induction",
     "two_stage",
     "unlearned_edges",
+    "interventional_data",
     "zoo",
 )
 

@@ -6,6 +6,8 @@ from importlib.resources import files
 from typing import Any
 
 import networkx as nx
+import numpy as np
+import scipy.stats  # type: ignore[import-untyped]
 
 import causal_circuits as cc
 
@@ -50,6 +52,21 @@ def listed(points: Points, digits: str = ".3g") -> str:
 def p_text(p_value: float) -> str:
     """A p-value as text."""
     return f"{p_value:.1e}" if p_value > 1e-300 else "< 1e-300"
+
+
+def interval(values: Iterable[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean by Student's t; without width for one value."""
+    numbers = np.array([*values], dtype=float)
+    n, half = len(numbers), 0.0
+    if n > 1:
+        half = float(scipy.stats.t.ppf(0.975, n - 1) * numbers.std(ddof=1) / n**0.5)
+    return float(numbers.mean() - half), float(numbers.mean() + half)
+
+
+def interval_text(values: Iterable[float]) -> str:
+    """Mean and interval."""
+    low, high = interval(values)
+    return f"{(low + high) / 2:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

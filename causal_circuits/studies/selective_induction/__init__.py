@@ -18,14 +18,9 @@ from causal_circuits.studies.selective_induction.compared import (
     n_residues,
 )
 from causal_circuits.studies.selective_induction.measure import measure_planted, measure_training
-from causal_circuits.studies.selective_induction.report import (
-    by_seed,
-    checks,
-    interval_text,
-    plot_formation,
-    plot_patterns,
-)
+from causal_circuits.studies.selective_induction.report import by_seed, checks, plot_formation, plot_patterns
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid
+from causal_circuits.studies.tables import interval_text
 
 SHARE = "loss: 0 Bayes, 1 all lags alike"
 

@@ -1,11 +1,9 @@
 """What the architectures reach, against what is claimed."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.stats  # type: ignore[import-untyped]
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -13,6 +11,7 @@ from causal_circuits import figures
 from causal_circuits.figures.style import new_grid
 from causal_circuits.pages import Check
 from causal_circuits.studies.selective_induction.compared import DEEP, GIVEN, SELECTIVE
+from causal_circuits.studies.tables import interval, interval_text
 
 Row = dict[str, Any]
 GRADIENTS = tuple(f"gradient layer {at}" for at in ("0 with log P", "1 at residues", "2 at the candidates"))
@@ -71,21 +70,6 @@ def checks(share: pd.DataFrame, planted: list[Row], selective: list[Row]) -> lis
             "; ".join(f"{name.removeprefix('gradient ')} in {n} of {len(planted)}" for name, n in told.items()),
         ),
     ]
-
-
-def interval(values: Sequence[float] | pd.Series) -> tuple[float, float]:
-    """The 95 % interval of the mean by Student's t; without width for one value."""
-    values = np.asarray(values, dtype=float)
-    half = (
-        scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    )
-    return float(values.mean() - half), float(values.mean() + half)
-
-
-def interval_text(values: Sequence[float] | pd.Series) -> str:
-    """Mean and interval."""
-    low, high = interval(values)
-    return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
 
 
 def by_seed(share: pd.DataFrame) -> dict[str, dict[str, float]]:

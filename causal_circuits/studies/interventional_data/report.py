@@ -1,0 +1,99 @@
+"""Which scores told the directions, from which share on, against what is claimed."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from causal_circuits.figures.style import GREY, SMALL, legend_at, look_of, new_grid
+from causal_circuits.pages import Check
+from causal_circuits.studies.interventional_data.measure import CONTRAST, METHODS
+from causal_circuits.studies.tables import interval, interval_text
+
+TITLES = {"both orders": "one table", "fading": "compared with observation"}
+MODELS = ("attention", "knock-out")
+RIGHT = 0.95  # of directions, to be called found
+
+
+def checks(points: pd.DataFrame) -> list[Check]:
+    """What is claimed, each with what decides it."""
+    return [check for d_vocab, of in points.groupby("d_vocab") for check in checks_of(int(d_vocab), of)]
+
+
+def checks_of(d_vocab: int, of: pd.DataFrame) -> list[Check]:
+    """The claims of a number of tokens."""
+    alone, told = of[of.share == 0], {name: found_from(of, name) for name in METHODS["fading"]}
+    words = {name: f"{name} {'at no share' if at is None else f'from {at:.0%} on'}" for name, at in told.items()}
+    models, best = [f"{name}, fading" for name in MODELS], of[of.share > 0].groupby("share").mean(numeric_only=True)
+    observed = "; ".join(f"{name} {interval_text(alone[name])}" for name in METHODS["both orders"])
+    first = Check(
+        all(interval(alone[name])[0] <= 0.5 for name in METHODS["both orders"]),
+        "With two tokens observation leaves the directions open to every score",
+        observed,
+    )
+    if d_vocab > 2:
+        target = interval(alone["gradient, both orders"])[0] >= RIGHT
+        first = Check(target, f"With {d_vocab} tokens the target's law orients edges without an experiment", observed)
+    most = "; ".join(f"{name} at most {best[name].max():.2f}" for name in [*models, *(f"{m}, AUROC" for m in MODELS)])
+    return [
+        first,
+        Check(
+            None not in (told["gradient, fading"], told[CONTRAST]),
+            f"With {d_vocab} tokens set at random, the first gradient orients 95% of the edges",
+            f"{words['gradient, fading']}; {words[CONTRAST]}; {words['mutual information, fading']}",
+        ),
+        Check(
+            "passed" if any(told[name] is not None for name in models) else "refuted",
+            f"With {d_vocab} tokens set at random, a trained model shows it in attention or knock-outs",
+            f"{words[models[0]]}, {words[models[1]]}; {most}",
+        ),
+    ]
+
+
+def found_from(of: pd.DataFrame, name: str) -> float | None:
+    """The least share from which on a method has 95% of the directions right, on average."""
+    mean = of.groupby("share")[name].mean()
+    return min((share for share in mean.index if (mean[share:] >= RIGHT).all()), default=None)
+
+
+def plot_directions(points: pd.DataFrame) -> Figure:
+    """Directions found against the share: rows are ways to decide, columns numbers of tokens."""
+    sizes = points.d_vocab.unique().tolist()
+    figure, axes = new_grid(len(METHODS) * len(sizes), len(sizes), 4.4, 3.0)
+    for ax, (way, d_vocab) in zip(axes, [(way, size) for way in METHODS for size in sizes], strict=True):
+        of = points[points.d_vocab == d_vocab].groupby("share")
+        for k, name in enumerate(METHODS[way], start=way == "both orders"):
+            low, high = np.array([interval(values) for _, values in of[name]]).T
+            middle, at = (low + high) / 2, np.arange(len(low)) + 0.06 * (k - 2)
+            ax.errorbar(at, middle, (high - low) / 2, label=name, markersize=4, linewidth=1.2, **look_of(k))
+        share_axis(ax, [share for share, _ in of])
+        ax.axhline(0.5, color=GREY, linewidth=0.9, linestyle=":", zorder=0)
+        ax.set_ylim(0, 1.05)
+        ax.set_title(f"{d_vocab} tokens, {TITLES[way]}", fontsize=10)
+        ax.set_ylabel("directions right")
+        if d_vocab == sizes[-1]:
+            legend_at(ax, "right")
+    return figure
+
+
+def plot_fading(points: pd.DataFrame) -> Figure:
+    """What is left of scores, of edges into set positions and out of them; medians over forests."""
+    names, of = ("gradient", "attention", "knock-out"), points.groupby("share").median(numeric_only=True)
+    figure, axes = new_grid(len(names), len(names), 3.2, 2.8)
+    for ax, name in zip(axes, names, strict=True):
+        for k, way in enumerate(("into", "out of")):
+            ax.plot(of[f"{name} {way}"].to_numpy(), label=f"{way} set positions", markersize=4, **look_of(k))
+        share_axis(ax, of.index)
+        ax.set_title(name, fontsize=10)
+    axes[0].set_ylabel("left of the observational score")
+    axes[0].legend(frameon=False, fontsize=SMALL)
+    return figure
+
+
+def share_axis(ax: Axes, shares: Iterable[float]) -> None:
+    """An x axis with the shares at equal distances."""
+    names = [f"{share:.0%}" for share in shares]
+    ax.set_xticks(range(len(names)), names, fontsize=SMALL)
+    ax.set_xlabel("sequences with tokens set")
