@@ -40,7 +40,7 @@ PICTURES = {  # study: flags, figure, what it shows
     "interventional_data": (
         "",
         "directions",
-        "Directions told as a token is set at random in more sequences; one half is chance.",
+        "Directions told: by the larger entry of a pair (above), by what fades where tokens are set (below).",
     ),
     "learnability": ("", "first", "When the graph is there, against when the loss is; a mark a setting."),
     "multi_head": ("--seed 2", "loss", "The loss of two heads, beside the best that one parent known would give."),
