@@ -44,6 +44,7 @@ class Output:
 
 def main(name: str | None = None, arguments: Sequence[str] | None = None) -> int:
     """Run the study of a name; without one the first argument names it, and no argument lists all."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads leave the cores to other processes
     given, program = list(sys.argv[1:] if arguments is None else arguments), f"{name}.py"
     if sys.stdout.errors == "strict":  # a path may hold what this terminal's encoding does not
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

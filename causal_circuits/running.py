@@ -216,6 +216,8 @@ def _warmed(cells: Sequence[Cell]) -> BaseContext:
 
     A module of the user's is imported by each process: it may have changed since that one was started.
     """
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # on Windows
+        return multiprocessing.get_context("spawn")
     needed = {measure.__module__, *(cell.measure.__module__ for cell in cells)}
     own = sorted(name for name in needed if name.startswith(f"{__package__}."))
     context = multiprocessing.get_context("forkserver")
