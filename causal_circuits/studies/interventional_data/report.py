@@ -30,23 +30,23 @@ def checks_of(d_vocab: int, of: pd.DataFrame) -> list[Check]:
     observed = "; ".join(f"{name} {interval_text(alone[name])}" for name in METHODS["both orders"])
     first = Check(
         all(interval(alone[name])[0] <= 0.5 for name in METHODS["both orders"]),
-        "With two tokens observation leaves the directions open to every score",
+        "Vocabulary of 2: observation leaves the directions open to every score",
         observed,
     )
     if d_vocab > 2:
         target = interval(alone["gradient, both orders"])[0] >= RIGHT
-        first = Check(target, f"With {d_vocab} tokens the target's law orients edges without an experiment", observed)
+        first = Check(target, f"Vocabulary of {d_vocab}: the target's law orients edges without an experiment", observed)
     most = "; ".join(f"{name} at most {best[name].max():.2f}" for name in [*models, *(f"{m}, AUROC" for m in MODELS)])
     return [
         first,
         Check(
             None not in (told["gradient, fading"], told[CONTRAST]),
-            f"With {d_vocab} tokens set at random, the first gradient orients 95% of the edges",
+            f"Vocabulary of {d_vocab}: where positions are set at random the first gradient orients 95% of the edges",
             f"{words['gradient, fading']}; {words[CONTRAST]}; {words['mutual information, fading']}",
         ),
         Check(
             "passed" if any(told[name] is not None for name in models) else "refuted",
-            f"With {d_vocab} tokens set at random, a trained model shows it in attention or knock-outs",
+            f"Vocabulary of {d_vocab}: a trained model shows it in attention or knock-outs",
             f"{words[models[0]]}, {words[models[1]]}; {most}",
         ),
     ]
