@@ -73,8 +73,8 @@ class Config(Study):
             sections=[
                 Section(
                     "Directions found",
-                    "Means over forests, with 95% intervals; one half is chance. Both orders: the larger of an edge's two "
-                    "scores points from parent to child. Fading: what falls against observation points into a set "
+                    "Means over forests, with 95% intervals; one half is chance. Both orders: the larger of an edge's "
+                    "two scores points from parent to child. Fading: what falls against observation points into a set "
                     "position. Told where: the sequences with set positions against the others.",
                     figures={"directions": plot_directions(points)},
                 ),

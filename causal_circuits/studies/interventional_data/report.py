@@ -35,7 +35,9 @@ def checks_of(d_vocab: int, of: pd.DataFrame) -> list[Check]:
     )
     if d_vocab > 2:
         target = interval(alone["gradient, both orders"])[0] >= RIGHT
-        first = Check(target, f"Vocabulary of {d_vocab}: the target's law orients edges without an experiment", observed)
+        first = Check(
+            target, f"Vocabulary of {d_vocab}: the target's law orients edges without an experiment", observed
+        )
     most = "; ".join(f"{name} at most {best[name].max():.2f}" for name in [*models, *(f"{m}, AUROC" for m in MODELS)])
     return [
         first,
