@@ -1,6 +1,6 @@
 """Claim: on pooled prompts one gradient finds the graph, where classical structure learning on the same table does not.
 
-    python analyses/structure_learning.py                           # some fifteen minutes
+    python analyses/structure_learning.py                           # some four minutes
     python analyses/structure_learning.py --sizes 1000 10000 --graphs 5
     python analyses/structure_learning.py --parents 2 --graphs 5    # graphs of two parents a position
     python analyses/structure_learning.py --quick                   # seconds

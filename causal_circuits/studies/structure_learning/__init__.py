@@ -36,7 +36,7 @@ class Config(Study):
 
     PC needs causal-learn (`pip install -c constraints.txt -e ".[structure]"`); without it PC is left out.
 
-        python analyses/structure_learning.py                           # some fifteen minutes
+        python analyses/structure_learning.py                           # some four minutes
         python analyses/structure_learning.py --sizes 1000 10000 --graphs 5
         python analyses/structure_learning.py --parents 2
     """
