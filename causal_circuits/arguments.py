@@ -227,7 +227,7 @@ def _is_ragged(value: Any) -> bool:
     """Whether these are sequences of different lengths, in lists, in an array of arrays, nested or masked."""
     if isinstance(value, Tensor):
         return value.is_nested
-    is_list = isinstance(value, np.ndarray | Sequence) and not isinstance(value, str)
+    is_list = isinstance(value, np.ndarray | Sequence) and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
     rows = [row for row in value if hasattr(row, "__len__")] if is_list else []
     return bool(np.ma.is_masked(value)) or len({len(row) for row in rows}) > 1
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -77,9 +78,15 @@ FORK = multiprocessing.get_context("fork")  # no second import of torch
 
 
 def started(job: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
-    process = FORK.Process(target=job, args=arguments)
+    process = FORK.Process(target=_with_ctrl_c, args=(job, *arguments))
     process.start()
     return process
+
+
+def _with_ctrl_c(job: Callable[..., None], *arguments: object) -> None:
+    """Tests in a shell's background inherit that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    job(*arguments)
 
 
 def ended(process: multiprocessing.process.BaseProcess) -> int | None:

@@ -66,7 +66,7 @@ def outside_imports(folder: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("causal_circuits", ["structure", "ray"]), ("analyses", []), ("benchmarks", ["ray"])],
+    [("causal_circuits", ["structure", "ray"]), ("analyses", []), ("benchmarks", ["ray", "dev"])],
 )
 def test_everything_imported_is_declared(folder: str, extras: list[str]):
     declared = {IMPORTED_AS.get(wanted.name, wanted.name.lower()) for wanted in requirements(*extras)}
