@@ -98,6 +98,16 @@ def test_of_two_parents_matches_find_the_edges_and_first_order_methods_do_not(se
         assert scores[name]["edges_found"] < 0.7 * scores[name]["edges"]
 
 
+def test_trained_heads_of_two_parents_are_told_that_there_is_no_query() -> None:
+    """They start from matches and are confirmed by them; with a query supposed, 3 of 22 edges were."""
+    graph = graph_of(0, 2)
+    table = methods.Table.of(make_batches(graph, 2, 5000, 3, 0.1, (0, 0))[report.POOLED], seed=0, k=2)
+    found = methods.find_edges(methods.ATTENTION, table, level=0.05, steps=1, seed=0)
+    scores = score(graph, found.proposed, set(found.graph.edges), 2)
+    assert scores["edges_found"] > 0.7 * scores["edges"]
+    assert scores["false_edges"] == 0
+
+
 def test_chance_is_that_of_random_choices() -> None:
     """Hits of k random earlier positions a row, over many draws."""
     graph, rng = graph_of(1, 2), np.random.default_rng(0)

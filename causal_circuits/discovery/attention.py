@@ -86,7 +86,8 @@ def extract_graph(
     Args:
         model: any HookedTransformer.
         task: where evaluation sequences are drawn from (its graph is used only to know whether there is a query).
-        batch: sequences of your own in place of drawn ones (then with a query as last position).
+        batch: sequences of your own in place of drawn ones, with a query as last position unless the task says
+            otherwise: give `BatchTask(batch, has_query=False)` with them where the target has several parents.
         n_sequences, seed: of the sequences drawn, with their exact target laws, for the test for information.
         min_weight: least mean attention of an edge.
         level: family-wise error of the test for information.

@@ -151,14 +151,15 @@ def by_attention(data: cc.Batch, level: float, steps: int, seed: int) -> tuple[E
 def by_several_heads(data: cc.Batch, level: float, k: int) -> tuple[Edges, Edges]:
     """Every row's maximum in each of k heads of layer 0 that the default recipe trained on this table, over and over.
 
-    Accepted are those of the rows that `extract_graph` calls children.
+    Accepted are those that `extract_graph` confirms on it.
     """
-    task = cc.BatchTask(data)
+    task = cc.BatchTask(data, has_query=False)
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, (k, 1))
     cc.train(model, task, progress=False)
     pattern = cc.discovery.mean_attention(model, data.tokens)[0]
     proposed = set().union(*(row_maxima(head.numpy()) for head in pattern))
-    return proposed, {edge for edge in cc.extract_graph(model, batch=data, level=level).edges if edge[1] < task.n_ctx}
+    found = cc.extract_graph(model, task, batch=data, level=level)
+    return proposed, {edge for edge in found.edges if edge[1] < task.n_ctx}
 
 
 def by_one_match(table: Table, level: float) -> tuple[Edges, Edges]:
