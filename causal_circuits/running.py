@@ -222,6 +222,10 @@ def _warmed(cells: Sequence[Cell]) -> BaseContext:
     own = sorted(name for name in needed if name.startswith(f"{__package__}."))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["causal_circuits.models.hooked", *own])
+    try:
+        multiprocessing.forkserver.ensure_running()  # type: ignore[attr-defined]  # loaded by the line above
+    except ChildProcessError:  # it belongs to the process that this one was forked from
+        return multiprocessing.get_context("spawn")
     return context
 
 

@@ -33,7 +33,7 @@ from causal_circuits.studies.study import Cell, Report
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The cells that a test measures in this process; others are forked, which imports torch no second time."""
     MEASURED.clear()
-    monkeypatch.setattr(running.multiprocessing, "get_context", lambda kind: FORK)
+    monkeypatch.setattr(running, "_warmed", lambda cells: FORK)
     return MEASURED
 
 
@@ -317,6 +317,9 @@ def test_several_processes_give_the_results_of_one(tmp_path, measured, monkeypat
     assert results_in(tmp_path / "two") == results_in(tmp_path / "one")
     run(tmp_path / "two")
     assert measured == []  # what the others kept is found
+    forked = started(run, tmp_path / "three", 2)  # the process that theirs were forked from is no child of this one
+    assert ended(forked) == 0
+    assert results_in(tmp_path / "three") == results_in(tmp_path / "one")
 
 
 def test_a_cell_finds_the_threads_and_random_state_that_it_declares(monkeypatch):
