@@ -7,7 +7,7 @@ import torch
 from assertions import assert_close, assert_given_back, assert_refused
 from test_circuits_evaluate import S, T, case
 from torch import Tensor
-from users import bridge, users_model
+from users import users_model
 
 import causal_circuits as cc
 from causal_circuits import circuits
@@ -147,7 +147,8 @@ def test_knock_outs_equal_patching_with_transformer_lens(seed: int) -> None:
 def test_any_model_can_be_checked_hooks_of_its_own_included(counterfactual: str) -> None:
     scaled = users_model(n_ctx=T)
     scaled.add_hook("blocks.0.attn.hook_z", lambda value, hook: 0.5 * value)
-    for model in (users_model(n_ctx=T, attn_only=False, d_mlp=8, normalization_type="LN"), bridge(n_ctx=T), scaled):
+    normalized = {"n_ctx": T, "normalization_type": "LN"}  # on TransformerLens 4 these are bridges
+    for model in (users_model(**normalized), users_model(**normalized, attn_only=False, d_mlp=8), scaled):
         with assert_given_back(model):
             checks = circuits.self_checks(model, BATCH, counterfactual=counterfactual)
         assert all(check.passed for check in checks)
