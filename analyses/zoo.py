@@ -1,6 +1,6 @@
 """Claim: cutting single entries of layer 0 ranks those written into planted models and decoys above all others.
 
-    python analyses/zoo.py                                   # 32 models as files, with their truth
+    python analyses/zoo.py                                   # 26 models as files, with their truth
     python analyses/zoo.py --graphs chain --models planted decoy --seeds 5
 
 The study is `causal_circuits/studies/zoo.py`. Killed at any moment, the same command goes on where it was. The folder
