@@ -1,7 +1,6 @@
 """Sequences that change in the middle: another transition matrix, or another graph, from some position on."""
 
 from collections.abc import Mapping
-from copy import copy
 from typing import Any, final
 
 import networkx as nx
@@ -72,6 +71,4 @@ class ExchangeTask(Task):
 
     def bayes_predictor(self, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
         """The edge posterior: only what `after` drew tells its matrix, with parents on either side."""
-        seen = copy(self.after)
-        object.__setattr__(seen, "graph", self._late)
-        return posterior(seen, tokens)
+        return posterior(self.after, tokens, self._late)

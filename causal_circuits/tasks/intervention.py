@@ -2,7 +2,6 @@
 
 import reprlib
 from collections.abc import Mapping
-from copy import copy
 from typing import Any, Literal, final
 
 import networkx as nx
@@ -66,6 +65,4 @@ class InterventionTask(Task):
 
     def bayes_predictor(self, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
         """The edge posterior: a token that was set tells nothing about the row of its parents."""
-        seen = copy(self.task)  # with a matrix for every in-degree, also for one that no position has any more
-        object.__setattr__(seen, "graph", self.graph)
-        return posterior(seen, tokens)
+        return posterior(self.task, tokens, self.graph)

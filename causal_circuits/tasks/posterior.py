@@ -6,6 +6,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import parents_of
-from causal_circuits.tasks.base import Task, graph_of
+from causal_circuits.tasks.base import Task
 from causal_circuits.tasks.batch import check_probabilities
 
 ROUNDED = 5e-3  # from a sum of 1: what bfloat16 rounds probabilities by
@@ -33,23 +34,25 @@ def cross_entropy(
     return -torch.special.xlogy(target_probs.double(), probs.double()).sum(dim=-1)
 
 
-def posterior(task: Any, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
-    """The posterior mean of the target's row given every edge of an InContextTask: see `predictors.edge_posterior`."""
+def posterior(task: Any, tokens: Int[Tensor, "batch n_ctx"], graph: nx.DiGraph) -> Float[Tensor, "batch d_vocab"]:
+    """The posterior mean of the target's row given the edges of `graph`, whose matrices an InContextTask draws."""
     task.check_tokens(tokens)
     if task.given_matrices is not None:
-        return mixture_of_given(task, tokens, include_roots=False)
+        return mixture_of_given(task, tokens, graph)
     in_degree = len(task.target_parents)
     row = task.matrix_row(tokens[:, list(task.target_parents)].cpu().numpy())
-    counts = following_counts(task, tokens, range(in_degree)) + torch.from_numpy(task.alphas[in_degree][row])
+    counts = following_counts(task, tokens, range(in_degree), graph) + torch.from_numpy(task.alphas[in_degree][row])
     return counts / counts.sum(dim=-1, keepdim=True)
 
 
-def following_counts(task: Task, tokens: Tensor, which: Sequence[int]) -> Float[Tensor, "batch d_vocab"]:
-    """How often each token followed, along the graph's edges, the target's tokens at the parents numbered `which`.
+def following_counts(
+    task: Task, tokens: Tensor, which: Sequence[int], graph: nx.DiGraph
+) -> Float[Tensor, "batch d_vocab"]:
+    """How often each token followed, along the edges of `graph`, the target's tokens at the parents numbered `which`.
 
     Counted over the positions with as many parents as the target.
     """
-    graph, in_degree = graph_of(task), len(task.target_parents)
+    in_degree = len(task.target_parents)
     counts = torch.zeros(len(tokens), task.d_vocab, dtype=torch.float64)
     children = [i for i in range(task.n_ctx) if graph.in_degree(i) == in_degree]
     if not children:
@@ -62,14 +65,16 @@ def following_counts(task: Task, tokens: Tensor, which: Sequence[int]) -> Float[
     return counts.scatter_add_(1, tokens[:, children], match)
 
 
-def mixture_of_given(task: Any, tokens: Tensor, include_roots: bool) -> Float[Tensor, "batch d_vocab"]:
-    """Posterior mean over the user's finite set of transition matrices."""
+def mixture_of_given(
+    task: Any, tokens: Tensor, graph: nx.DiGraph, include_roots: bool = False
+) -> Float[Tensor, "batch d_vocab"]:
+    """Posterior mean over the user's finite set of transition matrices, given the edges of `graph`."""
     array = tokens.cpu().numpy()
     n_matrices = len(next(iter(task.given_matrices.values())))
     log_likelihood = np.zeros((len(array), n_matrices))
     with np.errstate(divide="ignore"):
         for position in range(task.n_ctx):
-            parents = parents_of(task.graph, position)
+            parents = parents_of(graph, position)
             if parents:
                 row = task.matrix_row(array[:, list(parents)])
                 log_likelihood += np.log(task.given_matrices[len(parents)][:, row, array[:, position]]).T

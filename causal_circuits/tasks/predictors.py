@@ -41,7 +41,7 @@ def edge_posterior(task: InContextTask, tokens: Int[Tensor, "batch n_ctx"]) -> F
     >>> cc.tasks.edge_posterior(task, torch.tensor([[0, 1, 1, 0]]))  # 0 was followed by 1 once: (1 + [0, 1]) / (2 + 1)
     tensor([[0.3333, 0.6667]], dtype=torch.float64)
     """
-    return posterior(task, tokens)
+    return posterior(task, tokens, task.graph)
 
 
 @check_arguments
@@ -82,7 +82,7 @@ def exact_bayes(
     """
     task.check_tokens(tokens)
     if task.given_matrices is not None:
-        return ExactBayes(mixture_of_given(task, tokens, include_roots=True), float("inf"))
+        return ExactBayes(mixture_of_given(task, tokens, task.graph, include_roots=True), float("inf"))
     if n_draws < 1:
         raise ValueError(f"n_draws must be at least 1: got {n_draws}")
     if task.root_law != "stationary" or not task.root_positions:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.tasks.base import Task
+from causal_circuits.tasks.base import Task, graph_of
 from causal_circuits.tasks.batch import Batch
 from causal_circuits.tasks.posterior import cross_entropy, following_counts
 from causal_circuits.tasks.predictors import PSEUDO_COUNTS, smoothed
@@ -72,4 +72,4 @@ def _checked_counts(task: Task, tokens: Tensor, which: Sequence[int]) -> Float[T
     in_degree = len(task.target_parents)
     if len(set(which)) != len(which) or any(not 0 <= number < in_degree for number in which):
         raise ValueError(f"parent numbers must differ and lie in 0 .. {in_degree - 1} of the target: got {list(which)}")
-    return following_counts(task, tokens, which)
+    return following_counts(task, tokens, which, graph_of(task))

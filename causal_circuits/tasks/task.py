@@ -21,13 +21,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits import native
-from causal_circuits.arguments import check_arguments, shown
+from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import parents_of, validate_graph
 from causal_circuits.storage import digest
 from causal_circuits.tasks import draws as _draws
 from causal_circuits.tasks import transition_matrices as _matrices
 from causal_circuits.tasks.base import Seed, Task, check_places, child_sequence, seed_sequence
-from causal_circuits.tasks.batch import Batch, check_probabilities
+from causal_circuits.tasks.batch import Batch
 from causal_circuits.tasks.posterior import cross_entropy, posterior
 
 Roots = Literal["stationary", "uniform", "shared"]
@@ -91,7 +91,7 @@ class InContextTask(Task):
         validate_graph(self.graph)
         # of our own: what is computed once must not differ from what the caller makes of its objects afterwards
         object.__setattr__(self, "graph", nx.freeze(self.graph.copy()))
-        alpha = _numbers(self.alpha, "alpha") if isinstance(self.alpha, Tensor) else deepcopy(self.alpha)
+        alpha = _matrices.numbers(self.alpha, "alpha") if isinstance(self.alpha, Tensor) else deepcopy(self.alpha)
         object.__setattr__(self, "alpha", alpha)
         if self.d_vocab < 2:
             raise ValueError(f"d_vocab must be an integer of at least 2: got {self.d_vocab}")
@@ -121,7 +121,7 @@ class InContextTask(Task):
     @cached_property
     def alphas(self) -> dict[int, Float[np.ndarray, "row token"]]:
         """The Dirichlet parameters of the matrix of each in-degree, row by row."""
-        alpha = _numbers(self.alpha, "alpha")
+        alpha = _matrices.numbers(self.alpha, "alpha")
         if not alpha.size or not np.all(np.isfinite(alpha)) or not np.all(alpha > 0):
             raise ValueError(f"alpha must be positive and finite: got {self.alpha}; the paper uses 0.1")
         if alpha.min() < 1e-4 or alpha.max() > 1e6:
@@ -152,7 +152,8 @@ class InContextTask(Task):
                 f"transition_matrices must cover the graph's in-degrees {self.in_degrees}: got {tuple(given)}"
             )
         checked = {
-            k: _checked_matrix(_numbers(matrix, "a transition matrix"), k, self.d_vocab) for k, matrix in given.items()
+            k: _matrices.checked_matrix(_matrices.numbers(matrix, "a transition matrix"), k, self.d_vocab)
+            for k, matrix in given.items()
         }
         if len({len(matrix) for matrix in checked.values()}) > 1:
             raise ValueError("transition matrices of different in-degrees must be equally many: give one set of each")
@@ -253,7 +254,7 @@ class InContextTask(Task):
     def _rootless_law(self, n: int, generator: np.random.Generator) -> Float[np.ndarray, "batch token"]:
         """The law of roots that does not come from the transition matrix."""
         if self.root_law == "shared":
-            concentration = np.full((1, self.d_vocab), float(_numbers(self.alpha, "alpha").mean()))
+            concentration = np.full((1, self.d_vocab), float(_matrices.numbers(self.alpha, "alpha").mean()))
             return _matrices.draw_dirichlet(generator, concentration, n)[:, 0].astype(np.float64)
         return np.full((n, self.d_vocab), 1.0 / self.d_vocab)
 
@@ -350,7 +351,7 @@ class InContextTask(Task):
         """What the native sampler has to know of the task: see `src/native/sampler.h`."""
         alphas = [self.alphas[k].ravel() for k in self.in_degrees]
         if self.root_law == "shared":
-            alphas.append(np.full(self.d_vocab, float(_numbers(self.alpha, "alpha").mean())))
+            alphas.append(np.full(self.d_vocab, float(_matrices.numbers(self.alpha, "alpha").mean())))
         most = max(self.in_degrees)
         first_row, row = np.zeros(most + 1, np.int32), 0
         for k in self.in_degrees:
@@ -373,7 +374,7 @@ class InContextTask(Task):
 
     def bayes_predictor(self, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
         """The edge posterior: see `causal_circuits.tasks.predictors.edge_posterior`."""
-        return posterior(self, tokens)
+        return posterior(self, tokens, self.graph)
 
     def bayes_loss(self, batch: Batch) -> float:
         """Mean cross-entropy of the edge posterior on a batch, in nats."""
@@ -389,25 +390,3 @@ class InContextTask(Task):
 def _threads(n: int, process: int) -> ThreadPoolExecutor:
     """Threads that are kept, for to start them takes as long as a thousand sequences; a fork inherits none of them."""
     return ThreadPoolExecutor(n)
-
-
-def _numbers(values: object, what: str) -> np.ndarray:
-    """A float64 array, or a ValueError that says what was expected to be one."""
-    try:
-        values = values.detach().cpu().to_dense() if isinstance(values, Tensor) else values
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{what} must be a number or an array of numbers: got {shown(values)}") from error
-
-
-def _checked_matrix(matrix: np.ndarray, n_parents: int, d_vocab: int) -> Float[np.ndarray, "matrix row token"]:
-    expected = (d_vocab,) * (n_parents + 1)
-    if matrix.shape == expected:
-        matrix = matrix[None]
-    if matrix.shape[1:] != expected or len(matrix) == 0:
-        raise ValueError(
-            f"a matrix with {n_parents} parent(s) over {d_vocab} tokens has shape {list(expected)}, or a leading axis "
-            f"of alternatives: got {list(matrix.shape)}"
-        )
-    check_probabilities("rows of a transition matrix", torch.from_numpy(matrix), 1e-5)
-    return (matrix / matrix.sum(axis=-1, keepdims=True)).reshape(len(matrix), d_vocab**n_parents, d_vocab)

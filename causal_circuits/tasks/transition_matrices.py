@@ -6,9 +6,12 @@ the gammas behind a Dirichlet draw underflow unless they are taken in log space.
 """
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import check_arguments, shown
+from causal_circuits.tasks.batch import check_probabilities
 
 # Below this concentration a float32 gamma underflows often enough to matter (P is about 1e-38 ** alpha an entry).
 LOG_SPACE_BELOW = 0.09
@@ -172,3 +175,26 @@ def inverse_cdf(
 ) -> Int[np.ndarray, "*batch"]:
     """The first token whose cumulative probability exceeds the uniform number."""
     return (uniforms[..., None] < cumulative).argmax(axis=-1)
+
+
+def numbers(values: object, what: str) -> np.ndarray:
+    """A float64 array, or a ValueError that says what was expected to be one."""
+    try:
+        values = values.detach().cpu().to_dense() if isinstance(values, Tensor) else values
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{what} must be a number or an array of numbers: got {shown(values)}") from error
+
+
+def checked_matrix(matrix: np.ndarray, n_parents: int, d_vocab: int) -> Float[np.ndarray, "matrix row token"]:
+    """The user's matrices of one in-degree, [alternative, row, token]; a ValueError if they are none."""
+    expected = (d_vocab,) * (n_parents + 1)
+    if matrix.shape == expected:
+        matrix = matrix[None]
+    if matrix.shape[1:] != expected or len(matrix) == 0:
+        raise ValueError(
+            f"a matrix with {n_parents} parent(s) over {d_vocab} tokens has shape {list(expected)}, or a leading axis "
+            f"of alternatives: got {list(matrix.shape)}"
+        )
+    check_probabilities("rows of a transition matrix", torch.from_numpy(matrix), 1e-5)
+    return (matrix / matrix.sum(axis=-1, keepdims=True)).reshape(len(matrix), d_vocab**n_parents, d_vocab)
