@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from causal_circuits.pages.report import State
+from causal_circuits.pages.report import Check, State
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class PowerLaw:
 
     def __str__(self) -> str:
         interval = f"[{self.low:+.2f}, {self.high:+.2f}]" if self.low == self.low else "[too few points]"
-        return f"{self.exponent:+.2f} {interval}, last {self.last_exponent:+.2f}"
+        error = f" +- {self.last_error:.2f}" if self.last_error == self.last_error else ""
+        return f"{self.exponent:+.2f} {interval}, last {self.last_exponent:+.2f}{error}"
 
     def against(self, exponent: float) -> str:
         """Where the interval of the exponent lies beside a given one, in words."""
@@ -51,6 +52,17 @@ def is_positive(low: float, high: float) -> State:
 def falls(law: "PowerLaw | Exponent | None") -> State:
     """Whether the exponent is below zero."""
     return "undecided" if law is None else is_positive(-law.high, -law.low)
+
+
+def fall_check(law: PowerLaw | None, what: str, evidence: str = "") -> Check:
+    return Check(
+        falls(law), f"{what} falls with the length, its exponent's interval below zero", f"{evidence}exponent {law}"
+    )
+
+
+def scaling(law: PowerLaw | None, exponent: float) -> str:
+    """A law, and where it lies beside an exponent."""
+    return "no power (too few positive points)" if law is None else f"n_ctx^({law}), {law.against(exponent)}"
 
 
 def fit_power_law(

@@ -7,6 +7,7 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
+import pandas as pd
 import scipy.stats  # type: ignore[import-untyped]
 
 import causal_circuits as cc
@@ -42,6 +43,17 @@ def check_lengths(lengths: Sequence[int]) -> None:
 def where(rows: Iterable[Mapping[str, Any]], **only: Any) -> list[Mapping[str, Any]]:
     """The rows that have these entries."""
     return [row for row in rows if all(row[name] == wanted for name, wanted in only.items())]
+
+
+def curves_of(table: pd.DataFrame, x: str, y: str, name: str, *, mean: bool = True) -> dict[str, list[tuple[Any, Any]]]:
+    """Curves for a figure, by a name made from the columns ("alpha {alpha:g}"): means of y at each x, or all points."""
+    named = table.assign(curve=[name.format(**row) for row in table.to_dict("records")]).dropna(subset=y)
+    if mean:
+        named = named.groupby(["curve", x], sort=False)[y].mean().reset_index()
+    return {
+        curve: list(zip(of[x].tolist(), of[y].tolist(), strict=True))
+        for curve, of in named.groupby("curve", sort=False)
+    }
 
 
 def listed(points: Points, digits: str = ".3g") -> str:

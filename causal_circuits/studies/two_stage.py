@@ -1,24 +1,21 @@
 """Algorithm 1 stage by stage: the graph in stage 1, the loss in stage 2, rates beside Theorem 1's."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
 from causal_circuits.studies import algorithm_1
 from causal_circuits.studies.algorithm_1 import GRADIENT_DESCENT, VARIANTS
-from causal_circuits.studies.power_laws import PowerLaw, falls, fit_power_law
+from causal_circuits.studies.power_laws import PowerLaw, fall_check, fit_power_law, scaling
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
-from causal_circuits.studies.tables import GRAPHS, Points, check_lengths, figure_9_parents, listed, make_graph, where
+from causal_circuits.studies.tables import GRAPHS, check_lengths, curves_of, figure_9_parents, listed, make_graph, where
 
 Row = Mapping[str, Any]
 Laws = Mapping[str, Mapping[str, PowerLaw | None]]
@@ -87,19 +84,20 @@ class Config(Study):
         measured = [row for row in rows.values() if "loss_gap" in row]
         runs = pd.DataFrame(measured)
         laws, on_forests = fit(runs, self.seed), summarize_forests(forests)
-        sentences = compare_with_theorem(runs, laws)
         return Report(
             title="Two stages of gradient descent: Theorem 1 beside measurement",
             checks=make_checks(runs, laws, on_forests),
             results={
                 "theorem": THEOREM,
                 "exponents": laws,
-                "parting": sentences,
+                "parting": [
+                    f"{name}: {words}" for quantity in QUANTITIES for name, words in rates(laws, quantity).items()
+                ],
                 "lengths": [{key: value for key, value in row.items() if key != "losses"} for row in measured],
                 "figure_9": forests,
                 "figure_9_summary": on_forests,
             },
-            sections=[show_one(runs), *show_forests(forests), *show_runs(runs, laws, sentences)],
+            sections=[show_one(runs), *show_forests(forests), *show_runs(runs, laws)],
         )
 
 
@@ -220,63 +218,14 @@ def means(runs: pd.DataFrame, quantity: str) -> list[tuple[int, float]]:
     return list(runs.groupby("n_ctx")[quantity].mean().items())  # type: ignore[arg-type]  # n_ctx is an int
 
 
-def compare_with_theorem(runs: pd.DataFrame, laws: Laws) -> list[str]:
-    """Theorem beside measurement, in sentences that this run's numbers decide."""
-    descent = runs[runs.variant == GRADIENT_DESCENT.name]
-    return [
-        *(attention_sentence(v.name, runs, laws[v.name]["missed_attention"]) for v in VARIANTS),
-        *(loss_sentence(name, of_variant["loss_gap"]) for name, of_variant in laws.items()),
-        *(absent_sentence(rows) for _, rows in descent.groupby("n_ctx")),
-        match_sentence(means(descent, "match_strength")),
-    ]
+def rates(laws: Laws, quantity: str) -> dict[str, str]:
+    """How a quantity of each variant scales, beside the theorem's power of 1 - attention, -1."""
+    return {name: f"{quantity} scales as {scaling(of[quantity], -1.0)}" for name, of in laws.items() if quantity in of}
 
 
 def largest_ratio(runs: pd.DataFrame, variant: str) -> tuple[float, int]:
     """The largest n_ctx (1 - attention) over lengths (means over seeds), and at which length it is."""
     return max((n_ctx * missed, n_ctx) for n_ctx, missed in means(runs[runs.variant == variant], "missed_attention"))
-
-
-def attention_sentence(name: str, runs: pd.DataFrame, law: PowerLaw | None) -> str:
-    """How 1 - attention falls, beside the theorem's exponent -1."""
-    largest, at = largest_ratio(runs, name)
-    beside = "" if law is None else f": {law.against(-1.0)}"
-    return (
-        f"{name}: 1 - attention scales as n_ctx^({law}){beside}; n_ctx (1 - attention) is largest at n_ctx {at}, where "
-        f"it is {largest:.2f}. The theorem says O(1 / n_ctx)."
-    )
-
-
-def loss_sentence(name: str, law: PowerLaw | None) -> str:
-    """How the loss gap falls, over all lengths and between the two longest, beside -1, the rate of counting."""
-    if law is None:
-        return f"{name}: the loss gap is positive at too few lengths for an exponent."
-    last, error = law.last_exponent, law.last_error
-    if math.isnan(error):
-        end = f"{last:+.2f}, of one run a length: its error is not known"
-    elif abs(last + 1) <= 2 * error:
-        end = f"{last:+.2f} +- {error:.2f}, no further from -1 than two standard errors"
-    else:
-        end = f"{last:+.2f} +- {error:.2f}, {'steeper' if last < -1 else 'flatter'} than -1"
-    return f"{name}: the loss gap scales as n_ctx^({law}); at the long end its exponent is {end}."
-
-
-def absent_sentence(rows: pd.DataFrame) -> str:
-    """How much of the loss gap comes from contexts in which some token does not occur (there the model says 0)."""
-    absent, gap = rows.share_without_some_token, rows.loss_gap.mean()
-    kept = (rows.loss_gap_with_all_tokens * (1 - absent)).mean()
-    return (
-        f"{GRADIENT_DESCENT.name}, n_ctx {rows.n_ctx.iloc[0]}: some token is absent from {absent.mean():.1%} of "
-        f"contexts, which hold {(gap - kept) / gap:.0%} of the loss gap of {gap:.3g} nats."
-    )
-
-
-def match_sentence(strengths: Points) -> str:
-    """Whether stage 2's match grows with the length."""
-    grows = all(after > before for (_, before), (_, after) in pairwise(strengths))
-    return (
-        f"{GRADIENT_DESCENT.name}: stage 2 leaves a matching token that much above another in A2, by n_ctx "
-        f"{listed(strengths, '.2f')}: it {'grows' if grows else 'does not grow'} with every length."
-    )
 
 
 def make_checks(runs: pd.DataFrame, laws: Laws, on_forests: Mapping[str, Row]) -> list[Check]:
@@ -307,11 +256,7 @@ def make_checks(runs: pd.DataFrame, laws: Laws, on_forests: Mapping[str, Row]) -
                 f"{listed(means(of_variant, 'loss_gap'))}; edge posterior "
                 f"{listed(means(of_variant, 'edge_posterior_gap'))}",
             ),
-            Check(
-                falls(law),
-                f"{name}: the loss gap falls with the length, its exponent's interval below zero",
-                f"exponent {law}",
-            ),
+            fall_check(law, f"{name}: the loss gap"),
         ]
     return checks
 
@@ -329,54 +274,54 @@ def show_forests(forests: Sequence[Row]) -> list[Section]:
     return [Section("Stage 1 on the graphs of Figure 9", sentence, figures={"figure_9": drawn}, table=forests)]
 
 
-def show_runs(runs: pd.DataFrame, laws: Laws, sentences: Sequence[str]) -> list[Section]:
-    missed, gap = (plot_quantity(runs, quantity, laws) for quantity in QUANTITIES)
+def show_runs(runs: pd.DataFrame, laws: Laws) -> list[Section]:
+    figures_of = {"missed_attention": "Attention to the parent", "loss_gap": "The loss gap"}
+    more = {
+        "missed_attention": ("the dotted line is 1 / n_ctx", {}),
+        "loss_gap": (
+            "the edge posterior is what counting along the true edges gives",
+            {"match_strength": plot_match(runs)},
+        ),
+    }
     return [
-        Section(
-            "Attention to the parent against length",
-            f"Theorem 1: {THEOREM['missed_attention']}; the dotted line is 1 / n_ctx.",
-            figures={"missed_attention": missed, "stage_1": plot_stage_1(runs)},
+        *(
+            Section(
+                f"{title} against length",
+                f"Theorem 1: {THEOREM[quantity]}; {more[quantity][0]}.",
+                figures={quantity: plot_quantity(runs, quantity, laws), **more[quantity][1]},
+                table=[{"variant": name, "measured": words} for name, words in rates(laws, quantity).items()],
+            )
+            for quantity, title in figures_of.items()
         ),
         Section(
-            "The loss gap against length",
-            f"Theorem 1: {THEOREM['loss_gap']}; the edge posterior is what counting along the true edges gives.",
-            figures={"loss_gap": gap, "match_strength": plot_match(runs)},
+            "Every run",
+            "One row a variant, length and seed; where some token is absent from a context the reduced model says 0.",
+            table=runs.drop(columns=["trajectory", "losses"]),
         ),
-        Section(
-            "Theorem beside measurement",
-            "In sentences that the numbers of this run decide.",
-            table=[{"theorem and measurement": text} for text in sentences],
-        ),
-        Section("Every run", "One row a variant, length and seed.", table=runs.drop(columns=["trajectory", "losses"])),
     ]
 
 
 def show_one(runs: pd.DataFrame) -> Section:
-    descent = runs[runs.variant == GRADIENT_DESCENT.name]
+    descent = runs[(runs.variant == GRADIENT_DESCENT.name) & (runs.seed == runs.seed.iloc[0])]
     one = descent.iloc[descent.n_ctx.argmax()]
-    end = one.trajectory[-1][0]
-    figure = Figure(figsize=(11.0, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    attention = {"attention to the parent": [(step, 1 - missed) for step, missed in one.trajectory if step]}
-    figures.plot_curves(attention, xlabel="step of stage 1", ylabel="attention to the parent", legend=False, ax=left)
-    losses = pd.Series(one.losses, index=range(1, len(one.losses) + 1))
-    right.plot(losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="each batch")
-    right.plot(losses.rolling(15, min_periods=1).mean(), color="tab:blue", label="mean of the last 15")
-    right.legend(frameon=False)
-    right.axvline(end, color="black", linewidth=0.8)
-    right.annotate(" stage 2", (end, 0.08), xycoords=("data", "axes fraction"), va="top")
-    right.set(xlabel="step of both stages", ylabel="loss (nats)")
+    missed = {f"n_ctx {run.n_ctx}": [(step, y) for step, y in run.trajectory if step] for run in descent.itertuples()}
+    losses = pd.Series(one.losses, index=range(1, len(one.losses) + 1)).rolling(9, min_periods=1).mean()[::9]
+    attention = figures.plot_curves(missed, xlabel="step of stage 1", ylabel="1 - attention to the parent", log_y=True)
+    loss = figures.plot_curves(
+        {"": list(losses.items())}, xlabel="step", ylabel="loss, mean of 9 steps (nats)", legend=False
+    )
+    loss.axvline(one.trajectory[-1][0], color="black", linewidth=0.8)
     return Section(
-        "One run through the two stages",
-        f"{GRADIENT_DESCENT.name}, n_ctx {one.n_ctx}, seed {one.seed}. Stage 1 moves layer 0's attention alone: it is "
-        "the graph that is learned there. Stage 2 moves layer 1 alone: that is where the loss may fall.",
-        figures={"one_run": figure},
+        "The two stages",
+        "Stage 1 moves layer 0's attention alone: it is the graph that is learned there. Stage 2, right of the line, "
+        f"moves layer 1 alone: that is where the loss may fall. {GRADIENT_DESCENT.name}, seed {one.seed}; the loss is "
+        f"that of n_ctx {one.n_ctx}.",
+        figures={"stage_1": attention, "one_run": loss},
     )
 
 
 def plot_quantity(runs: pd.DataFrame, quantity: str, laws: Laws) -> Axes:
-    groups = runs.groupby("variant", sort=False)
-    points = {name: list(zip(of.n_ctx.tolist(), of[quantity].tolist(), strict=True)) for name, of in groups}
+    points = curves_of(runs, "n_ctx", quantity, "{variant}", mean=False)
     bound = ("1 / n_ctx", 1.0, -1.0) if quantity == "missed_attention" else None
     if quantity == "loss_gap":
         points["edge posterior"] = means(runs, "edge_posterior_gap")
@@ -385,16 +330,6 @@ def plot_quantity(runs: pd.DataFrame, quantity: str, laws: Laws) -> Axes:
     return figures.plot_scaling(points, fits, ylabel=QUANTITIES[quantity].replace(", ", "\n", 1), bound=bound)
 
 
-def plot_stage_1(runs: pd.DataFrame) -> Axes:
-    some = runs[(runs.variant == GRADIENT_DESCENT.name) & (runs.seed == runs.seed.iloc[0])]
-    curves = {
-        f"n_ctx {n_ctx}": [(step, missed) for step, missed in trajectory if step]
-        for n_ctx, trajectory in zip(some.n_ctx, some.trajectory, strict=True)
-    }
-    label = "1 - attention to the parent"
-    return figures.plot_curves(curves, xlabel="step of gradient descent", ylabel=label, log_y=True)
-
-
 def plot_match(runs: pd.DataFrame) -> Axes:
-    strength = {v.name: means(runs[runs.variant == v.name], "match_strength") for v in VARIANTS if v.reduced}
+    strength = curves_of(runs.dropna(subset="match_strength"), "n_ctx", "match_strength", "{variant}")
     return figures.plot_curves(strength, xlabel="context length n_ctx", ylabel="A2: mean diagonal - mean off-diagonal")
