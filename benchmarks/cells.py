@@ -8,7 +8,6 @@
 Nodes are Ray's on this machine, one core each (`ray.cluster_utils.Cluster`); --nodes 0 measures in this process.
 """
 
-import argparse
 import itertools
 import json
 import resource
@@ -17,11 +16,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy
 import psutil
 import torch
+import tyro
 
 import causal_circuits as cc
 from causal_circuits.pages import Check
@@ -155,18 +155,22 @@ def cpu_seconds() -> float:
     return sum(sum(process.cpu_times()[:4]) for process in [here, *here.children(recursive=True)])
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("tiny", "wait", "ensemble"))
-    parser.add_argument("--nodes", type=int, default=2)
-    parser.add_argument("--cells", type=int, default=10_000)
-    parser.add_argument("--members", type=int, default=48, help="trainings")
-    parser.add_argument("--a-cell", type=int, default=4, help="trainings in a cell")
-    parser.add_argument("--ms", type=float, default=0.0, help="that a cell sleeps")
-    given = parser.parse_args()
+def main(
+    what: Annotated[Literal["tiny", "wait", "ensemble"], tyro.conf.Positional],
+    nodes: int = 2,
+    cells: int = 10_000,
+    ms: float = 0.0,
+    members: int = 48,
+    a_cell: int = 4,
+) -> None:
+    """Print what was measured; --ms: that a cell sleeps; --members: trainings, --a-cell of them in each cell."""
     measures = {
-        "tiny": lambda: tiny(given.nodes, given.cells, given.ms),
+        "tiny": lambda: tiny(nodes, cells, ms),
         "wait": wait,
-        "ensemble": lambda: ensemble(given.members, given.a_cell),
+        "ensemble": lambda: ensemble(members, a_cell),
     }
-    print(json.dumps(measures[given.what]()))
+    print(json.dumps(measures[what]()))
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)

@@ -7,13 +7,15 @@ entry; both as a share of the largest true edge. A threshold between the two col
     python benchmarks/edge_information.py --drawn 60     # forests that the threshold was not chosen on
 """
 
-import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Any
 
 import networkx as nx
 import numpy as np
+import pandas as pd
+import tyro
+from measuring import tell
 
 import causal_circuits as cc
 
@@ -60,31 +62,25 @@ def measure(graph: nx.DiGraph, d_vocab: int, alpha: float, n_sequences: int, see
     }
 
 
-def main() -> None:
-    """Print the table; write it if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sequences", type=int, default=20_000, help="a forest, default 20000")
-    parser.add_argument("--seed", type=int, default=5)
-    parser.add_argument("--drawn", type=int, default=0, metavar="N", help="in place of the 67: N of random sizes")
-    parser.add_argument("--out", type=Path, help="write the rows as JSON")
-    arguments = parser.parse_args()
-    rows: list[dict[str, object]] = []
-    print("forest                 d_vocab alpha  least edge  largest root")
-    for name, graph, d_vocab, alpha in drawn(arguments.drawn) if arguments.drawn else forests():
-        shares = measure(graph, d_vocab, alpha, arguments.sequences, arguments.seed)
+def main(
+    sequences: int = 20_000,
+    seed: int = 5,
+    drawn_forests: Annotated[int, tyro.conf.arg(name="drawn")] = 0,
+    out: Path | None = None,
+) -> None:
+    """Print a row a forest, and the extremes; --drawn N: N forests of random sizes in place of the 67."""
+    rows: list[dict[str, Any]] = []
+    for name, graph, d_vocab, alpha in drawn(drawn_forests) if drawn_forests else forests():
+        shares = measure(graph, d_vocab, alpha, sequences, seed)
         rows.append({"forest": name, "d_vocab": d_vocab, "alpha": alpha, **shares})
-        least, largest = shares["least_edge_share"], shares["largest_root_share"]
-        print(f"{name:22s} {d_vocab:7d} {alpha:5.2f} {least:11.2f} {largest:13.2f}", flush=True)
-    measured = [row for row in rows if row["edges"]]
-    wrong, edges = (sum(row[key] for row in measured) for key in ("parents_not_maximal", "edges"))
+        tell(rows, out)
+    measured = pd.DataFrame([row for row in rows if row["edges"]])
     print(
-        f"{len(measured)} forests: edges at least {min(row['least_edge_share'] for row in measured):.2f}, "
-        f"roots at most {max(row['largest_root_share'] for row in measured):.2f}, "
-        f"{wrong} of {edges} parents are not their row's maximum"
+        f"{len(measured)} forests: edges at least {measured.least_edge_share.min():.2f}, roots at most "
+        f"{measured.largest_root_share.max():.2f}, {measured.parents_not_maximal.sum()} of {measured.edges.sum()} "
+        "parents are not their row's maximum"
     )
-    if arguments.out:
-        arguments.out.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -8,16 +8,16 @@ a false edge in one draw of twenty where its assumptions hold.
     python benchmarks/false_edges.py --draws 200 --out false_edges.json
 """
 
-import argparse
-import json
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+import tyro
+from measuring import tell
 from tqdm import tqdm
 
 import causal_circuits as cc
@@ -159,40 +159,22 @@ def judge(draw: Draw) -> dict[str, object]:
     }
 
 
-def summary(name: str, rows: list[dict[str, object]]) -> str:
-    """One line of the table."""
-    total = {
-        key: sum(int(row[key]) for row in rows) for key in ("edges", "found", "false_edges", "undecided", "positions")
-    }
-    wrong_edges, wrong_roots = (sum(bool(row[key]) for row in rows) for key in ("false_edges", "false_roots"))
-    return (
-        f"{name:24s} {len(rows):6d} {wrong_edges:12d} {wrong_roots:12d} "
-        f"{total['found']:6d} / {total['edges']:<6d} {total['undecided'] / max(total['positions'], 1):10.0%}"
-    )
-
-
-def main() -> None:
-    """Print the table; write every draw if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=200, help="of each scenario, default 200")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenario", choices=SCENARIOS, help="only this one")
-    parser.add_argument("--out", type=Path, help="write every draw as JSON")
-    arguments = parser.parse_args()
+def main(draws: int = 200, seed: int = 0, scenario: str | None = None, out: Path | None = None) -> None:
+    """Print the totals of every scenario, or of one, over so many draws."""
     torch.set_num_threads(1)
-    began, everything = time.perf_counter(), []
-    print("scenario                  draws  false edges  false roots   found / edges    undecided")
-    for name in [arguments.scenario] if arguments.scenario else SCENARIOS:
+    everything, totals = list[dict[str, Any]](), list[dict[str, Any]]()
+    for name in [scenario] if scenario else SCENARIOS:
         rows = []
-        for k in tqdm(range(arguments.draws), name, disable=not sys.stderr.isatty(), leave=False):
-            draw, n = draw_one(name, arguments.seed + k)
+        for k in tqdm(range(draws), name, disable=None, leave=False):
+            draw, n = draw_one(name, seed + k)
             rows.append({"scenario": name, "draw": k, "sequences": n, **judge(draw)})
         everything += rows
-        print(summary(name, rows), flush=True)
-    print(f"{len(everything)} draws in {time.perf_counter() - began:.0f} s; false edges and roots count draws with any")
-    if arguments.out:
-        arguments.out.write_text(json.dumps(everything, indent=1) + "\n")
+        table = pd.DataFrame(rows)
+        wrong = {f"draws with {key}": int((table[key] > 0).sum()) for key in ("false_edges", "false_roots")}
+        counts = table[["edges", "found", "undecided", "positions"]].sum().to_dict()
+        totals.append({"scenario": name, "draws": draws, **wrong, **counts})
+        tell(totals, out, draws=everything)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

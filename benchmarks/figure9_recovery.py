@@ -4,16 +4,16 @@ python benchmarks/figure9_recovery.py                          # 20,000 sequence
 python benchmarks/figure9_recovery.py --sequences 500 2000     # fewer
 """
 
-import argparse
-import json
 import time
 from pathlib import Path
 
+import pandas as pd
 import torch
+import tyro
+from measuring import tell
 
 import causal_circuits as cc
-
-GRAPHS = Path(__file__).resolve().parent.parent / "causal_circuits" / "studies" / "figure9_graphs.json"
+from causal_circuits.studies.tables import figure_9_parents
 
 
 def recover_all(parents: list[list[int]], n: int, seed: int, labels: bool) -> dict[str, float]:
@@ -38,30 +38,16 @@ def recover_all(parents: list[list[int]], n: int, seed: int, labels: bool) -> di
     return {**counts, "seconds": time.perf_counter() - began}
 
 
-def main() -> None:
-    """Print a line for every number of sequences and kind of target, summed over seeds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sequences", type=int, nargs="+", default=[20_000], help="a graph, default 20000")
-    parser.add_argument("--seeds", type=int, default=10, help="how many, from 0, default 10")
-    parser.add_argument("--out", type=Path, help="write every row as JSON")
-    arguments = parser.parse_args()
-    parents = [graph["parents"] for graph in json.loads(GRAPHS.read_text())["graphs"]]
-    rows: list[dict[str, float]] = []
-    print("targets        sequences  seeds   found / edges  false edges  false roots  undecided  slowest seed")
+def main(sequences: tuple[int, ...] = (20_000,), seeds: int = 10, out: Path | None = None) -> None:
+    """Print a row for every number of sequences and kind of target, summed over seeds; seconds are of the slowest."""
+    rows: list[dict[str, object]] = []
     for labels in (False, True):
-        for n in arguments.sequences:
-            runs = [recover_all(parents, n, seed, labels) for seed in range(arguments.seeds)]
-            rows += [{"labels": labels, "sequences": n, "seed": seed, **run} for seed, run in enumerate(runs)]
-            total = {key: sum(int(run[key]) for run in runs) for key in runs[0] if key != "seconds"}
-            print(
-                f"{'labels' if labels else 'probabilities':14s} {n:9,d} {len(runs):6d} {total['found']:7d} / "
-                f"{total['edges']:<6d} {total['false_edges']:10d} {total['false_roots']:12d} {total['undecided']:10d} "
-                f"{max(run['seconds'] for run in runs):10.1f} s",
-                flush=True,
-            )
-    if arguments.out:
-        arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+        for n in sequences:
+            runs = pd.DataFrame([recover_all(figure_9_parents(), n, seed, labels) for seed in range(seeds)])
+            slowest = float(runs.pop("seconds").max())
+            rows.append({"labels": labels, "sequences": n, "seeds": seeds, **runs.sum().to_dict(), "seconds": slowest})
+            tell(rows, out)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -15,13 +15,14 @@ many steps as the default (the paper's own runs are 4 to 29 times as long).
     python benchmarks/from_zero.py --out from_zero.json --seeds 0 1
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import networkx as nx
-from measuring import NO_RECORD, write
+import tyro
+from measuring import NO_RECORD, tell
 
 import causal_circuits as cc
 from causal_circuits.models import HookedTransformer
@@ -101,30 +102,22 @@ def measure(task: cc.InContextTask, config: cc.TrainConfig, seed: int) -> dict[s
     return look_inside(model, task, seed) | {"seconds": seconds}
 
 
-def main() -> None:
-    """Print the tables; write them if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--recipes", nargs="+", default=["from zero", "warm", "SGD 1", "Adam .1"], metavar="NAME")
-    parser.add_argument("--quick", action="store_true", help="two small tasks, a fiftieth of the steps: seconds")
-    parser.add_argument("--out", type=Path, help="write the rows as JSON")
-    arguments = parser.parse_args()
-    scale, rows = 0.02 if arguments.quick else 1.0, []
-    for seed in arguments.seeds:
-        for graph, d_vocab, n_ctx, alpha in QUICK if arguments.quick else SETTINGS:
+def main(
+    seeds: tuple[int, ...] = (0,),
+    names: Annotated[tuple[str, ...], tyro.conf.arg(name="recipes")] = ("from zero", "warm", "SGD 1", "Adam .1"),
+    quick: bool = False,
+    out: Path | None = None,
+) -> None:
+    """Print a row a training; --quick: two small tasks, a fiftieth of the steps."""
+    scale, rows = 0.02 if quick else 1.0, list[dict[str, object]]()
+    for seed in seeds:
+        for graph, d_vocab, n_ctx, alpha in QUICK if quick else SETTINGS:
             task = cc.InContextTask(GRAPHS[graph](n_ctx, seed), d_vocab=d_vocab, alpha=alpha)
-            for name in arguments.recipes:
-                found = measure(task, recipes(seed, scale)[name], seed)
-                setting = {"graph": graph, "d_vocab": d_vocab, "n_ctx": n_ctx, "alpha": alpha, "seed": seed}
-                rows.append(setting | {"recipe": name} | found)
-                print(
-                    f"{graph:6s} ({d_vocab}, {n_ctx}), alpha {alpha:g}, seed {seed}, {name:9s}: {found['first']:2d}/"
-                    f"{found['parents']:2d} parents first, attention {found['mean_attention']:.3f}, "
-                    f"excess {found['excess']:+.4f} (error {found['standard_error']:.4f}), {found['seconds']:.0f} s",
-                    flush=True,
-                )
-                write(arguments.out, rows)
+            setting = {"graph": graph, "d_vocab": d_vocab, "n_ctx": n_ctx, "alpha": alpha, "seed": seed}
+            for name in names:
+                rows.append(setting | {"recipe": name} | measure(task, recipes(seed, scale)[name], seed))
+                tell(rows, out)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -13,14 +13,14 @@ The two are timed in turn; the numbers must agree.
     python benchmarks/knock_out.py --out knock_out.json    # most of the time goes to TransformerLens's forward passes
 """
 
-import argparse
 import statistics
 import time
 from pathlib import Path
 
 import pandas as pd
 import torch
-from measuring import write
+import tyro
+from measuring import tell
 from transformer_lens.patching import generic_activation_patch, layer_head_dest_src_pos_pattern_patch_setter
 
 import causal_circuits as cc
@@ -96,43 +96,31 @@ def compare(
     }
 
 
-def main() -> None:
-    """Print the table; write it if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--d-vocab", type=int, default=10)
-    parser.add_argument("--n-ctx", type=int, default=20)
-    parser.add_argument("--heads", type=int, nargs=2, default=(1, 1), help="of the two layers")
-    parser.add_argument("--sequences", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=3, help="in turn, default 3")
-    parser.add_argument("--threads", type=int, help="of torch; 1 is fairest where other work runs")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the numbers as JSON")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    model = cc.disentangled_transformer(
-        arguments.d_vocab, arguments.n_ctx, tuple(arguments.heads), init_scale=0.5, seed=arguments.seed
-    )
-    task = cc.InContextTask(cc.chain_graph(arguments.n_ctx), d_vocab=arguments.d_vocab)
-    batch = task.sample(arguments.sequences, seed=arguments.seed)
-    every = causal_entries(tuple(arguments.heads), arguments.n_ctx)
+def main(
+    d_vocab: int = 10,
+    n_ctx: int = 20,
+    heads: tuple[int, int] = (1, 1),
+    sequences: int = 1024,
+    rounds: int = 3,
+    threads: int | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Print a row for each list of entries; --threads 1 is fairest where other work runs."""
+    torch.set_num_threads(threads or torch.get_num_threads())
+    model = cc.disentangled_transformer(d_vocab, n_ctx, heads, init_scale=0.5, seed=seed)
+    batch = cc.InContextTask(cc.chain_graph(n_ctx), d_vocab=d_vocab).sample(sequences, seed=seed)
+    every, rows = causal_entries(heads, n_ctx), list[dict[str, object]]()
     lists = {
         "every causal entry": every,
-        "entries that can matter": [e for e in every if e[0] == 0 or e[2] == arguments.n_ctx - 1],
+        "entries that can matter": [e for e in every if e[0] == 0 or e[2] == n_ctx - 1],
     }
-    rows = []
     with torch.no_grad():
         ours(model, batch[:8], every)  # warm up
         for what, entries in lists.items():
-            row = compare(model, batch, entries, arguments.rounds)
-            rows.append({"what": what, **row})
-            print(
-                f"{what}: {row['entries']}; closed form {row['closed_form_s']:.3f} s, TransformerLens "
-                f"{row['transformer_lens_s']:.1f} s, {row['times_faster']:.0f} times; largest difference "
-                f"{row['largest_difference']:.1e}"
-            )
-    write(arguments.out, rows)
+            rows.append({"what": what, **compare(model, batch, entries, rounds)})
+            tell(rows, out)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

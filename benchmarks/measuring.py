@@ -1,17 +1,18 @@
-"""What the benchmarks share: medians, the machine in words, the fused step on all cores, JSON. Not a benchmark."""
+"""What the benchmarks share: medians, the machine in words, the fused step on all cores, rows. Not a benchmark."""
 
 import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 import causal_circuits as cc
 from causal_circuits import native
+from causal_circuits.display import format_value
 from causal_circuits.models import fused
 
 NO_RECORD = cc.RecordAt(steps=())
@@ -41,6 +42,12 @@ def machine() -> dict[str, object]:
         "torch_threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "numpy", "causal-circuits")},
     }
+
+
+def tell(rows: Sequence[Mapping[str, object]], path: Path | None = None, **more: object) -> None:
+    """Print the last row, and write all rows and the machine as JSON if a file was asked for."""
+    print(", ".join(f"{name} {format_value(value)}" for name, value in rows[-1].items()), flush=True)
+    write(path, rows, **more)
 
 
 def write(path: Path | None, rows: object, **more: object) -> None:

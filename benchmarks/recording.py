@@ -6,14 +6,14 @@ clock; overheads are medians of paired ratios.
     python benchmarks/recording.py --out recording.json
 """
 
-import argparse
 import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from measuring import write
+import tyro
+from measuring import tell
 
 import causal_circuits as cc
 
@@ -40,24 +40,19 @@ def seconds(d_vocab: int, n_ctx: int, batch_size: int, record: cc.RecordAt) -> f
         return time.process_time() - began
 
 
-def main() -> None:
-    """Print the table; write it if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7, help="runs of each, default 7")
-    parser.add_argument("--out", type=Path, help="write the rows as JSON")
-    arguments = parser.parse_args()
-    rows = []
+def main(repeats: int = 7, out: Path | None = None) -> None:
+    """Print a row for each size and kind of record."""
+    rows = list[dict[str, object]]()
     for size in SIZES:
         taken: dict[str, list[float]] = {name: [] for name in RECORDS}
-        for _ in range(arguments.repeats):
+        for _ in range(repeats):
             for name, record in RECORDS.items():
                 taken[name].append(seconds(*size, record))
         for name, values in taken.items():
             overhead = statistics.median(value / one for value, one in zip(values, taken[ONE], strict=True)) - 1
             rows.append({"size": size, "record": name, "s": statistics.median(values), "overhead": overhead})
-            print(f"{size!s:16} {name:34s} {rows[-1]['s']:7.2f} s  {overhead:+.1%}")
-    write(arguments.out, rows)
+            tell(rows, out)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -7,7 +7,6 @@ over the rounds: 2 in n_ctx means that cost grows with the square.
     python benchmarks/scaling.py --out scaling.json
 """
 
-import argparse
 import math
 import statistics
 import subprocess
@@ -15,7 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from measuring import NO_RECORD, gradient_on_all_cores, median_seconds, write
+import tyro
+from measuring import NO_RECORD, gradient_on_all_cores, median_seconds, tell
 from tqdm import tqdm
 
 import causal_circuits as cc
@@ -116,30 +116,13 @@ def ensembles(repeats: int) -> list[dict[str, object]]:
     return rows
 
 
-def main() -> None:
-    """Print the tables; write them if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7, help="rounds, default 7")
-    parser.add_argument("--out", type=Path, help="write the rows as JSON")
-    arguments = parser.parse_args()
-    rows = sweep(arguments.repeats)
-    print("sweep    d_vocab n_ctx heads batch     train/s  order  peak MB")
-    for row in rows:
-        order = "" if row["order"] is None else f"{row['order']:.2f}"
-        peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
-        heads = "+".join(map(str, row["heads"]))
-        print(
-            f"{row['sweep']:8s} {row['d_vocab']:7d} {row['n_ctx']:5d} {heads:>5s} {row['batch']:5d} "
-            f"{row['train_per_s']:11,.0f} {order:>6s} {peak:>8s}"
-        )
-    together = ensembles(max(5, arguments.repeats))
-    for row in together:
-        print(
-            f"ensemble of 20, batch {row['batch']}: {row['ensemble_of_20_per_s']:,.0f}/s "
-            f"in total, one alone {row['single_per_s']:,.0f}/s: {row['ratio']:.2f}x"
-        )
-    write(arguments.out, rows, ensembles=together)
+def main(repeats: int = 7, out: Path | None = None) -> None:
+    """Print a row a size, then ensembles."""
+    rows = list[dict[str, object]]()
+    for row in [*sweep(repeats), *ensembles(max(5, repeats))]:
+        rows.append(row)
+        tell(rows, out)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -7,10 +7,10 @@ model uses nothing else ("everywhere"). The share of the loss kept: 1 if the cla
     python benchmarks/scrubbing.py --out scrubbing.json
 """
 
-import argparse
 from pathlib import Path
 
-from measuring import NO_RECORD, write
+import tyro
+from measuring import NO_RECORD, tell
 
 import causal_circuits as cc
 
@@ -25,40 +25,28 @@ def graphs(n_ctx: int) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    """Print the table; write it if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--d-vocab", type=int, default=3)
-    parser.add_argument("--n-ctx", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--sequences", type=int, default=2048)
-    parser.add_argument("--out", type=Path, help="write the numbers as JSON")
-    arguments = parser.parse_args()
+def main(
+    d_vocab: int = 3, n_ctx: int = 20, steps: int = 1500, seeds: int = 3, sequences: int = 2048, out: Path | None = None
+) -> None:
+    """Print a row for each graph, seed and reading of the claim."""
     tasks = {
-        (name, seed): cc.InContextTask(graph, d_vocab=arguments.d_vocab, alpha=0.1)
-        for name, graph in graphs(arguments.n_ctx).items()
-        for seed in range(arguments.seeds)
+        (name, seed): cc.InContextTask(graph, d_vocab=d_vocab, alpha=0.1)
+        for name, graph in graphs(n_ctx).items()
+        for seed in range(seeds)
     }
-    models = [cc.disentangled_transformer(arguments.d_vocab, arguments.n_ctx) for _ in tasks]
-    configs = [cc.TrainConfig.warm(arguments.steps, seed=seed) for _, seed in tasks]
+    models = [cc.disentangled_transformer(d_vocab, n_ctx) for _ in tasks]
+    configs = [cc.TrainConfig.warm(steps, seed=seed) for _, seed in tasks]
     cc.train_ensemble(models, list(tasks.values()), configs, record=NO_RECORD)
-    rows = []
-    print("graph         seed  where       copy  match  both   loss, whole model, free resampling")
-    for (name, seed), model in zip(tasks, models, strict=True):
-        task = tasks[name, seed]
-        batch = task.sample(arguments.sequences, seed=(seed, 3))
+    rows = list[dict[str, object]]()
+    for ((name, seed), task), model in zip(tasks.items(), models, strict=True):
+        batch = task.sample(sequences, seed=(seed, 3))
         for where in ("children", "everywhere"):
             found = {c: cc.scrub_hypothesis(model, batch, task, c, where=where) for c in ("copy", "match", "both")}
-            both = found["both"]
-            kept = {claim: scrubbed.recovered for claim, scrubbed in found.items()}
-            rows.append({"graph": name, "seed": seed, "where": where, **kept, "loss": both.loss})
-            print(
-                f"{name:13s} {seed:4d}  {where:10s} {kept['copy']:5.3f}  {kept['match']:5.3f}  {kept['both']:5.3f}  "
-                f"{both.loss:.3f}, {both.baseline_loss:.3f}, {both.random_loss:.3f}"
-            )
-    write(arguments.out, rows)
+            kept, both = {claim: scrubbed.recovered for claim, scrubbed in found.items()}, found["both"]
+            losses = {"loss": both.loss, "whole model": both.baseline_loss, "free resampling": both.random_loss}
+            rows.append({"graph": name, "seed": seed, "where": where, **kept, **losses})
+            tell(rows, out)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

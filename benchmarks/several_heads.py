@@ -11,11 +11,12 @@ of the true graph instead, with the same scores, match and read-out.
     python benchmarks/several_heads.py --graphs 200 203 --planted --steps 11000
 """
 
-import argparse
 import time
 
 import numpy as np
 import pandas as pd
+import tyro
+from measuring import tell
 
 import causal_circuits as cc
 
@@ -89,22 +90,16 @@ def measure(name: str, task: cc.InContextTask, steps: int, planted: bool) -> dic
     }
 
 
-def main() -> None:
-    """One line a graph, and the totals."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--graphs", type=int, nargs=2, default=(100, 130), help="first and last + 1 seed")
-    parser.add_argument("--named", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--steps", type=int, default=4500)
-    parser.add_argument("--planted", action="store_true", help="start at the true parents")
-    arguments = parser.parse_args()
-    tasks = named_graphs() if arguments.named else {}
-    rows = []
-    for name, task in {**tasks, **{str(seed): random_task(seed) for seed in range(*arguments.graphs)}}.items():
-        rows.append(measure(name, task, arguments.steps, arguments.planted))
-        print(pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1), flush=True)
+def main(graphs: tuple[int, int] = (100, 130), named: bool = True, steps: int = 4500, planted: bool = False) -> None:
+    """Print a row a graph, and the totals; --graphs: first and last + 1 seed; --planted: start at the true parents."""
+    tasks = (named_graphs() if named else {}) | {str(seed): random_task(seed) for seed in range(*graphs)}
+    rows = list[dict[str, object]]()
+    for name, task in tasks.items():
+        rows.append(measure(name, task, steps, planted))
+        tell(rows)
     table = pd.DataFrame(rows)
     print(table[["telling", "attended", "false", "in roots"]].sum().to_dict(), table["excess"].describe().to_dict())
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -8,13 +8,13 @@ of the files that it writes records to, which the system takes back when it need
     python benchmarks/soak.py --steps 20000 --out soak.json
 """
 
-import argparse
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from measuring import write
+import tyro
+from measuring import tell
 
 import causal_circuits as cc
 
@@ -60,20 +60,12 @@ def soak(steps: int, batch: int) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    """Print the table; write it if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=100_000, help="training steps, default 100000")
-    parser.add_argument("--batch", type=int, default=64, help="sequences a step, default 64")
-    parser.add_argument("--out", type=Path, help="write the row as JSON")
-    arguments = parser.parse_args()
-    if arguments.steps < 10 * EVERY:
-        parser.error(f"--steps must be at least {10 * EVERY}, to put a line through: got {arguments.steps}")
-    row = soak(arguments.steps, arguments.batch)
-    for name, value in row.items():
-        print(f"{name:30s} {value:,.1f}" if isinstance(value, float) else f"{name:30s} {value:,}")
-    write(arguments.out, [row])
+def main(steps: int = 100_000, batch: int = 64, out: Path | None = None) -> None:
+    """Print the row."""
+    if steps < 10 * EVERY:
+        raise SystemExit(f"--steps must be at least {10 * EVERY}, to put a line through: got {steps}")
+    tell([soak(steps, batch)], out)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -7,7 +7,6 @@ and TransformerLens and do nothing.
     python benchmarks/start.py --repeats 5 --out start.json
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -15,7 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from measuring import write
+import tyro
+from measuring import tell
 
 RUN = """
 import json, time
@@ -64,21 +64,15 @@ def alone() -> float:
     return time.time() - began
 
 
-def main() -> None:
-    """Print the table; write it if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="processes, default 5")
-    parser.add_argument("--out", type=Path, help="write the runs as JSON")
-    arguments = parser.parse_args()
-    rows = [{"alone_s": alone(), **run()} for _ in range(arguments.repeats)]
-    middle = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
-    print(
-        f"median of {len(rows)}: 18 parents above .9 after {middle['until_found_s']:.1f} s, step {middle['step']:.0f} "
-        f"(least {middle['least_attention']:.3f}); imports and the first model took {middle['import_s']:.1f} s "
-        f"of it, torch and TransformerLens alone take {middle['alone_s']:.1f} s"
-    )
-    write(arguments.out, rows)
+def main(repeats: int = 5, out: Path | None = None) -> None:
+    """Print a row a process, and the medians."""
+    rows = list[dict[str, float]]()
+    for _ in range(repeats):
+        rows.append({"alone_s": alone(), **run()})
+        tell(rows, out)
+    print("median: ", end="")
+    tell([{name: statistics.median(row[name] for row in rows) for name in rows[0]}])
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

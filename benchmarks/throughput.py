@@ -18,7 +18,6 @@ with our end to end. The last line that it prints must be a number: the sequence
 own clock, compilation left out. {d_vocab}, {n_ctx}, {heads} and {batch} in the command are replaced.
 """
 
-import argparse
 import math
 import shlex
 import statistics
@@ -28,12 +27,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import tyro
 from measuring import end_to_end, gradient_on_all_cores, rates_in_turn, write
 
 import causal_circuits as cc
+from causal_circuits.display import table_text
 from causal_circuits.training import mean_loss
 
-DEFAULT_SIZES = ["10,20,1+1,1024", "3,20,1+1,1024", "5,32,2+1,1024", "10,100,1+1,256", "10,200,1+1,128"]
+DEFAULT_SIZES = ("10,20,1+1,1024", "3,20,1+1,1024", "5,32,2+1,1024", "10,100,1+1,256", "10,200,1+1,128")
 BASELINES = ("structured torch", "last-query matmul", "einsum", "plain TransformerLens")
 
 
@@ -145,34 +146,30 @@ def measure(
     }
 
 
-def main() -> None:
-    """Print the table; write it if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", action="append", metavar="S,T,H,B", help=f"default {' '.join(DEFAULT_SIZES)}")
-    parser.add_argument("--repeats", type=int, default=9, help="rounds, default 9")
-    parser.add_argument("--threads", type=int, help="of torch and of ours; 1 is fairest where other work runs")
-    parser.add_argument("--beside", metavar="COMMAND", help="another program, in turn with ours (see above)")
-    parser.add_argument("--out", type=Path, help="write the rows as JSON")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    rows = []
-    for size in arguments.size or DEFAULT_SIZES:
-        d_vocab, n_ctx, heads, batch = size.split(",")
+def main(
+    size: tuple[str, ...] = DEFAULT_SIZES,
+    repeats: int = 9,
+    threads: int | None = None,
+    beside: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Print a table a size; --threads 1 is fairest where other work runs."""
+    torch.set_num_threads(threads or torch.get_num_threads())
+    rows = list[dict[str, object]]()
+    for words in size:
+        d_vocab, n_ctx, heads, batch = words.split(",")
         first, second = map(int, heads.split("+"))
-        sizes = (int(d_vocab), int(n_ctx), (first, second), int(batch))
-        rows.append(measure(*sizes, arguments.repeats, arguments.beside))
-        row = rows[-1]
-        print(f"(d_vocab {d_vocab}, n_ctx {n_ctx}, heads {heads}, batch {batch})     sequences/s   end to end over it")
-        for name, value in row["per_s"].items():
-            ratio = row["end_to_end_over"].get(name)
-            print(f"  {name:24s} {value:>20,.0f}   {'' if ratio is None else f'{ratio:.1f}'}")
-        fastest = row["fastest_baseline"]
+        rows.append(measure(int(d_vocab), int(n_ctx), (first, second), int(batch), repeats, beside))
+        row, over = rows[-1], rows[-1]["end_to_end_over"]
+        print(f"{words}: sequences a second, and end to end over it")
         print(
-            f"  end to end over the fastest baseline ({fastest}, gradient alone): {row['end_to_end_over'][fastest]:.1f}"
+            table_text(
+                [{"what": name, "per s": round(rate), "over": over.get(name)} for name, rate in row["per_s"].items()]
+            )
         )
-    write(arguments.out, rows, command=shlex.join(sys.argv))
+        print(f"end to end over the fastest baseline ({row['fastest_baseline']}): {over[row['fastest_baseline']]:.1f}")
+    write(out, rows, command=shlex.join(sys.argv))
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -17,14 +17,14 @@ entry of their child's row, mean attention to a parent, excess over the edge pos
     python benchmarks/why_sgd_first.py --out why.json --seeds 0 1 2 3
 """
 
-import argparse
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
 import torch
+import tyro
 from from_zero import forest, look_inside
-from measuring import NO_RECORD, write
+from measuring import NO_RECORD, tell
 
 import causal_circuits as cc
 from causal_circuits.models import HookedTransformer
@@ -135,28 +135,17 @@ def rows_of(task: cc.InContextTask, seed: int, scale: float) -> Iterator[tuple[s
         yield f"begun by {name}", finished(model, task, n_last, seed)
 
 
-def main() -> None:
-    """Print the table; write it if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--quick", action="store_true", help="one small task, a fiftieth of the steps: seconds")
-    parser.add_argument("--out", type=Path, help="write the rows as JSON")
-    arguments = parser.parse_args()
-    n_ctx, alphas, scale = (8, (0.1,), 0.02) if arguments.quick else (20, (0.1, 1.0), 1.0)
-    rows: list[dict[str, object]] = []
+def main(seeds: tuple[int, ...] = (0,), quick: bool = False, out: Path | None = None) -> None:
+    """Print a row for each alpha, seed and intervention; --quick: one small task, a fiftieth of the steps."""
+    n_ctx, alphas, scale = (8, (0.1,), 0.02) if quick else (20, (0.1, 1.0), 1.0)
+    rows = list[dict[str, object]]()
     for alpha in alphas:
-        for seed in arguments.seeds:
+        for seed in seeds:
             task = cc.InContextTask(forest(n_ctx, seed), d_vocab=3, alpha=alpha)
             for what, found in rows_of(task, seed, scale):
                 rows.append({"d_vocab": 3, "n_ctx": n_ctx, "alpha": alpha, "seed": seed, "what": what} | found)
-                print(
-                    f"forest (3, {n_ctx}), alpha {alpha:g}, seed {seed}, {what:44s}: match {found['match']:+6.2f}; "
-                    f"{found['first']:2d}/{found['parents']:2d} parents first, attention "
-                    f"{found['mean_attention']:.2f}, excess {found['excess']:+.4f}",
-                    flush=True,
-                )
-                write(arguments.out, rows)
+                tell(rows, out)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)
