@@ -415,4 +415,3 @@ def test_figures_draw_what_they_are_given() -> None:
     assert ax.images[0].get_array().tolist() == [[0.75], [0.25]]
     assert [text.get_text() for text in ax.texts] == ["0.75\n≥ 0.50", "0.25\n≥ 0.25"]
     assert_refused(lambda: figures.plot_benchmark({}), "at least one row")
-    assert_refused(lambda: figures.plot_onsets([]), "at least one run")

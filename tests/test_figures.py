@@ -1,7 +1,5 @@
 """Figures: what the axes hold."""
 
-import dataclasses
-
 import matplotlib as mpl
 import networkx as nx
 import numpy as np
@@ -43,11 +41,6 @@ def record() -> cc.TrainingRecord:
 def uniform_attention(n_ctx: int) -> torch.Tensor:
     lower = torch.ones(n_ctx, n_ctx).tril()
     return lower / lower.sum(dim=-1, keepdim=True)
-
-
-def head_scores(**scores: float) -> cc.heads.HeadScores:
-    names = [field.name for field in dataclasses.fields(cc.heads.HeadScores) if field.type is float]
-    return cc.heads.HeadScores(layer=0, head=1, role="parent", **{name: scores.get(name, 0.1) for name in names})
 
 
 def outlined(ax: Axes) -> set[tuple[int, int]]:
@@ -176,36 +169,6 @@ def test_dodged_places_keep_order_and_distance_and_move_only_when_they_must(valu
         np.testing.assert_allclose(places, values, atol=1e-9)
 
 
-def test_film_strip_shows_the_first_and_the_last_record(record: cc.TrainingRecord, fork: nx.DiGraph) -> None:
-    figure = figures.plot_film_strip(record, fork, n_frames=2)
-    frames = [ax for ax in figure.axes if ax.get_title()]
-    assert [ax.get_title() for ax in frames] == ["step 0", "step 40"]
-    assert all(len(outlined(ax)) == len(cc.latent_edges(fork)) for ax in frames)
-    many = figures.plot_film_strip(record, fork, layer=1, n_frames=9)
-    assert sum(bool(ax.get_title()) for ax in many.axes) == 3
-
-
-def test_a_gradient_film_scales_each_frame_by_its_own_largest_entry(
-    record: cc.TrainingRecord, fork: nx.DiGraph
-) -> None:
-    scales = torch.tensor([1.0, 1e-3, 0.0]).view(3, 1, 1, 1, 1)
-    assert record.score_gradients is not None
-    faded = dataclasses.replace(record, score_gradients=record.score_gradients * scales)
-    figure = figures.plot_film_strip(faded, fork, quantity="score_gradients")
-    frames = [ax for ax in figure.axes if ax.get_title()]
-    assert [ax.get_title() for ax in frames[:2]] == ["step 0\nlargest 1.0e+00", "step 6\nlargest 1.0e-03"]
-    drawn = [ax.images[0].get_array() for ax in frames]
-    np.testing.assert_allclose(drawn[0].filled(0), drawn[1].filled(0), atol=1e-6)
-    assert drawn[0].max() == pytest.approx(1)
-    assert not drawn[2].any()
-
-
-def test_head_scores_put_the_role_below_the_head() -> None:
-    ax = figures.plot_head_scores([head_scores(parent_score=0.97, copying_score=-0.4)])
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["L0H1\nparent"]
-    assert [bar.get_height() for bar in ax.patches] == pytest.approx([0.1, 0.97, 0.1, -0.4])
-
-
 def test_ablation_bars_are_grouped_by_label_and_say_when_there_is_no_gain() -> None:
     ax = figures.plot_ablation([("L0H0", "zero", 1.1), ("L0H0", "mean", 0.9), ("L1H0", "zero", float("nan"))])
     assert [label.get_text() for label in ax.get_xticklabels()] == ["L0H0", "L1H0"]
@@ -225,7 +188,6 @@ def test_figures_draw_on_the_axes_they_are_given_and_change_no_style(
         lambda ax: figures.plot_matrix(attention, ax=ax),
         lambda ax: figures.plot_graph_comparison(fork, fork, ax=ax),
         lambda ax: figures.plot_gradient_vs_information(attention, attention, fork, ax=ax),
-        lambda ax: figures.plot_head_scores([head_scores()], ax=ax),
         lambda ax: figures.plot_ablation([("L0H0", "zero", 1.0)], ax=ax),
         lambda ax: figures.plot_phases(cc.films.PredictorDistances((0, 3), ("a",), torch.ones(2, 1).double()), ax=ax),
         lambda ax: figures.plot_knock_out(
@@ -242,12 +204,7 @@ def test_figures_draw_on_the_axes_they_are_given_and_change_no_style(
     assert dict(mpl.rcParams) == before
 
 
-def test_plots_refuse_what_does_not_fit(record: cc.TrainingRecord, fork: nx.DiGraph) -> None:
+def test_plots_refuse_what_does_not_fit(fork: nx.DiGraph) -> None:
     assert_refused(lambda: figures.plot_matrix(torch.zeros(2, 4, 4)), "[n_ctx, n_ctx]", "[2, 4, 4]")
     assert_refused(lambda: figures.plot_attention_and_graph(uniform_attention(5), fork), "5 against 7")
-    assert_refused(lambda: figures.plot_film_strip(record, fork, head=3), "heads 0 .. 0", "L0H3")
-    blind = dataclasses.replace(record, attention=None)
-    assert_refused(lambda: figures.plot_film_strip(blind, fork), "has no attention", "attention=True")
-    assert_refused(lambda: figures.plot_film_strip(record, fork, quantity="loss"), "quantity", "'loss'")  # type: ignore[arg-type]
-    assert_refused(lambda: figures.plot_head_scores([]), "at least one head", "detect_induction_heads")
     assert_refused(lambda: figures.plot_ablation([]), "at least one result")

@@ -7,7 +7,6 @@ from matplotlib.axes import Axes
 
 import causal_circuits as cc
 from causal_circuits import figures
-from causal_circuits.studies.reproduce_paper.forests import plot_by_position
 
 POINTS = {"model": [(10, 0.1), (10, 0.12), (40, 0.03)], "posterior": [(10, 0.05), (40, 0.0)]}
 
@@ -95,15 +94,6 @@ def test_panels_and_patterns_stand_side_by_side(fork):
 def test_nothing_to_draw_is_an_error(fork):
     assert_refused(lambda: figures.plot_weight_panels([]), "at least one matrix")
     assert_refused(lambda: figures.plot_attentions({}, fork), "at least one attention pattern")
-
-
-def test_each_edge_has_its_marker_at_its_position():
-    ax = plot_by_position({"real": [(1, 0.9), (4, 0.2)], "block": [(1, 0.8)]}, "edges")
-    real, block = ax.lines[:2]
-    assert list(real.get_ydata()) == [0.9, 0.2]
-    assert [round(x) for x in real.get_xdata()] == [1, 4]
-    assert list(block.get_ydata()) == [0.8]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["real", "block"]
 
 
 def test_numbers_on_the_edges_of_a_circuit_do_not_touch():

@@ -193,9 +193,6 @@ def test_a_layer_without_a_gradient_keeps_its_place(layer: int, cut: str, tmp_pa
         assert kept.of_layer("attention", layer).shape == (2, 1, 6, 6)
     g = cc.predicted_gradient(task, 64).value.float()
     assert_refused(lambda: cc.information.edge_formation(record, g, task.graph, layer=layer), f"layer {layer}", "NaN")
-    assert_refused(
-        lambda: figures.plot_film_strip(record, task.graph, layer, quantity="score_gradients"), f"layer {layer}", "NaN"
-    )
 
 
 def test_nothing_that_can_be_differentiated_is_all_nan(chain_task: cc.InContextTask) -> None:
@@ -226,7 +223,6 @@ def test_a_record_knows_its_layers(
         for refused in (
             partial(found.of_layer, "attention", missing),
             partial(cc.information.edge_formation, found, g, task.graph, layer=missing),
-            partial(figures.plot_film_strip, found, task.graph, missing),
             partial(figures.graph_film_html, found, task.graph, layer=missing),
         ):
             assert_refused(refused, f"{kept}", f"layer {missing}")

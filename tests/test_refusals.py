@@ -45,11 +45,6 @@ def paths_through_mlps() -> object:
     return cc.patch_paths(model, X, X.flip(0), lambda log_probs: log_probs.sum())
 
 
-def film_strip_of_no_frames() -> object:
-    record = cc.train(new_model(), TASK, cc.TrainConfig.joint(2, batch_size=4), record=cc.RecordAt((0,)))
-    return figures.plot_film_strip(record, TASK.graph, n_frames=0)
-
-
 def record_of(n_losses: int, steps: tuple[int, ...], n_recorded: int) -> object:
     return cc.TrainingRecord(torch.rand(n_losses), steps, torch.rand(n_recorded), None, None)
 
@@ -152,7 +147,6 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
         ("recorded_losses must be one for each of its 2 steps", "[3]"),
     ),
     # figures
-    "film strip of no frames": (film_strip_of_no_frames, ("at least 1 frame", "n_frames=0")),
     "scaling of nothing": (lambda: figures.plot_scaling({"gap": []}, {}, ylabel="nats"), ("at least one point",)),
     "curves of nothing": (lambda: figures.plot_curves({}, xlabel="step", ylabel="nats"), ("at least one point",)),
     "matrix of nothing": (

@@ -1,6 +1,5 @@
 from .arcs import plot_graph_comparison as plot_graph_comparison
 from .bars import plot_ablation as plot_ablation
-from .bars import plot_head_scores as plot_head_scores
 from .benchmark import plot_benchmark as plot_benchmark
 from .circuits import plot_circuit as plot_circuit
 from .circuits import plot_frontier as plot_frontier
@@ -15,7 +14,6 @@ from .losses import plot_loss as plot_loss
 from .matrices import plot_attention_and_graph as plot_attention_and_graph
 from .matrices import plot_attention_grid as plot_attention_grid
 from .matrices import plot_attentions as plot_attentions
-from .matrices import plot_film_strip as plot_film_strip
 from .matrices import plot_knock_out as plot_knock_out
 from .matrices import plot_matrix as plot_matrix
 from .recovery import plot_recovered_graph as plot_recovered_graph
@@ -23,9 +21,7 @@ from .recovery import plot_recovery as plot_recovery
 from .sequence_view import attention_view as attention_view
 from .sequence_view import position_labels as position_labels
 from .sequence_view import sequence_view as sequence_view
-from .training import plot_edge_formation as plot_edge_formation
 from .training import plot_formation as plot_formation
-from .training import plot_onsets as plot_onsets
 from .training import plot_phases as plot_phases
 from .weights import WeightBlocks as WeightBlocks
 from .weights import plot_weight_panels as plot_weight_panels

@@ -1,4 +1,4 @@
-"""Bars: the scores of heads, and what ablating them costs."""
+"""Bars: what ablating heads costs."""
 
 from collections.abc import Sequence
 
@@ -7,35 +7,6 @@ from matplotlib.axes import Axes
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.style import BLACK, GREY, SERIES, SMALL, new_axes
-from causal_circuits.heads import HeadScores
-
-_HEAD_SCORES = {
-    "previous token": "previous_token_score",
-    "parent": "parent_score",
-    "induction": "induction_score",
-    "copying": "copying_score",
-}
-
-
-@check_arguments
-def plot_head_scores(scores: Sequence[HeadScores], ax: Axes | None = None) -> Axes:
-    """Four bars for each head - previous-token, parent, induction, copying - with its role below its name.
-
-    0 is what uniform attention scores (no copying), 1 is perfect; copying is judged by what reads the copies.
-
-    >>> ax = cc.figures.plot_head_scores(cc.detect_induction_heads(model, task, n_sequences=64))
-    >>> len(ax.patches)  # two heads, four scores
-    8
-    """
-    if not scores:
-        raise ValueError("head scores need at least one head: got none; pass what detect_induction_heads returns")
-    ax = new_axes(ax, max(4.8, 1.6 * len(scores) + 1.6), 3.8)
-    groups = [f"L{score.layer}H{score.head}\n{score.role}" for score in scores]
-    series = {name: [float(getattr(score, field)) for score in scores] for name, field in _HEAD_SCORES.items()}
-    _grouped_bars(ax, groups, series)
-    ax.set_ylabel("score (0 uniform, 1 perfect)")
-    ax.set_xlabel("head and role")
-    return ax
 
 
 @check_arguments

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from textwrap import fill
-from typing import Literal
 
 import networkx as nx
 import numpy as np
@@ -18,7 +17,6 @@ from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.style import BLACK, TRUE_EDGE, Matrix, check_positions, new_axes, new_grid, to_numpy
 from causal_circuits.graphs import attention_cells, has_query
 from causal_circuits.interventions import KnockOut
-from causal_circuits.recording import TrainingRecord
 
 SEQUENTIAL, DIVERGING = "Blues", "RdBu_r"
 
@@ -118,41 +116,6 @@ def plot_knock_out(knock_out: KnockOut, graph: nx.DiGraph, head: int | None = No
 
 
 @check_arguments
-def plot_film_strip(
-    record: TrainingRecord,
-    graph: nx.DiGraph,
-    layer: int = 0,
-    head: int = 0,
-    n_frames: int = 6,
-    quantity: Literal["attention", "score_gradients"] = "attention",
-) -> Figure:
-    """Attention (or its gradients) at recorded steps side by side, first and last among them, true edges outlined.
-
-    Args:
-        record: of a run that recorded the quantity.
-        graph: the true graph.
-        layer, head: whose pattern (batch mean) or score gradients.
-        n_frames: at most so many; evenly spaced in the order of recording, six to a row.
-        quantity: "attention" on one scale 0 .. 1; "score_gradients": minus the gradient, each frame on the scale of its
-            own largest entry, which its title gives (nats per unit of score), the query's row blank.
-
-    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
-    >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
-    >>> len(cc.figures.plot_film_strip(record, task.graph).axes) >= 2  # a frame for each recorded step
-    True
-    """
-    frames = _frames(record, layer, head, n_frames, quantity)
-    if quantity == "attention":
-        return plot_attention_grid({f"step {step:,}": (values, graph) for step, values in frames})
-    panels = {}
-    for step, values in frames:
-        check_positions(values, graph)
-        scaled, said = gradient_on_its_scale(values, graph)
-        panels[f"step {step:,}\n{said}"] = (scaled, graph)
-    return _small_panels(panels, (-1.0, 1.0), DIVERGING, "minus gradient / largest")
-
-
-@check_arguments
 def plot_attention_grid(panels: Mapping[str, tuple[Matrix, nx.DiGraph]]) -> Figure:
     """Attention of many models or states as small panels, six to a row, each with the true edges of its graph outlined.
 
@@ -165,24 +128,17 @@ def plot_attention_grid(panels: Mapping[str, tuple[Matrix, nx.DiGraph]]) -> Figu
     """
     if not panels:
         raise ValueError("at least one attention pattern is needed: got none")
-    return _small_panels(panels, (0.0, 1.0), SEQUENTIAL, "attention weight")
-
-
-def _small_panels(
-    panels: Mapping[str, tuple[Matrix, nx.DiGraph]], limits: tuple[float, float], colours: str, label: str
-) -> Figure:
-    """Heat maps on one scale, six to a row."""
     lines = max(title.count("\n") for title in panels)
     figure, axes = new_grid(len(panels), min(len(panels), 6), 1.94, 2.2 + 0.2 * lines)
     for ax, (title, (matrix, graph)) in zip(axes, panels.items(), strict=True):
         check_positions(values := to_numpy(matrix), graph)
-        image = _draw(ax, values, limits, colours)
-        _outline_true_edges(ax, graph, BLACK if colours == DIVERGING else TRUE_EDGE, thin=0.6)
+        image = _draw(ax, values, (0.0, 1.0), SEQUENTIAL)
+        _outline_true_edges(ax, graph, TRUE_EDGE, thin=0.6)
         ax.set_title(title, fontsize="medium")
         _position_ticks(ax, 4)
     figure.supxlabel("key position (parent)", fontsize="medium")
     figure.supylabel("query position (child)", fontsize="medium")
-    figure.colorbar(image, ax=axes, label=label, fraction=0.03, pad=0.01, shrink=0.85)
+    figure.colorbar(image, ax=axes, label="attention weight", fraction=0.03, pad=0.01, shrink=0.85)
     return figure
 
 
@@ -191,20 +147,6 @@ def gradient_on_its_scale(values: np.ndarray, graph: nx.DiGraph) -> tuple[np.nda
     values = _without_query(values, graph)
     largest = _limits(values, diverging=True)[1]
     return values / largest, f"largest {largest:.1e}" if np.nanmax(np.abs(values)) > 0 else "zero everywhere"
-
-
-def _frames(
-    record: TrainingRecord, layer: int, head: int, n_frames: int, quantity: str
-) -> list[tuple[int, np.ndarray]]:
-    """(step, [n_ctx, n_ctx]) of the chosen records."""
-    recorded = record.of_layer(quantity, layer)
-    if n_frames < 1:
-        raise ValueError(f"a film strip needs at least 1 frame: got n_frames={n_frames}")
-    n_records, n_heads = recorded.shape[:2]
-    if not 0 <= head < n_heads:
-        raise ValueError(f"the record has heads 0 .. {n_heads - 1}: got L{layer}H{head}")
-    chosen = np.unique(np.linspace(0, n_records - 1, n_frames).round().astype(int))
-    return [(record.steps[i], to_numpy(recorded[i, head])) for i in chosen]
 
 
 def _without_query(values: np.ndarray, graph: nx.DiGraph) -> np.ndarray:

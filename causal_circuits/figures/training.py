@@ -1,19 +1,16 @@
-"""What happens while a model trains: the predictor it is nearest to, edges forming, and when each began to matter."""
+"""What happens while a model trains: the predictor it is nearest to, and edges that form and begin to matter."""
 
-from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from causal_circuits import circuits, information
+from causal_circuits import circuits
 from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.style import (
-    BLUE,
     GREY,
     MODEL,
-    ORANGE,
     SERIES,
     SKY,
     SMALL,
@@ -61,37 +58,6 @@ def plot_phases(distances: PredictorDistances, ax: Axes | None = None) -> Axes:
 
 
 @check_arguments
-def plot_edge_formation(formation: information.EdgeFormation, ax: Axes | None = None) -> Axes:
-    """Attention to the parent over training, a line an edge, the darker the stronger its pull at the start.
-
-    Args:
-        formation: what `edge_formation` returns.
-
-    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
-    >>> record = cc.train(model, task, config, record=cc.RecordAt(steps=(0, 4)))
-    >>> formation = cc.information.edge_formation(record, cc.predicted_gradient(task).value.float(), task.graph)
-    >>> len(cc.figures.plot_edge_formation(formation).lines) >= 4  # an edge each
-    True
-    """
-    ax = new_axes(ax, 6.6, 4.2)
-    order = np.argsort(to_numpy(formation.information))
-    steps = np.maximum(np.array(formation.steps, dtype=float), 0.5)  # a logarithmic axis has no zero
-    weights = to_numpy(formation.attention)
-    for shade, edge in zip(np.linspace(0.25, 1.0, len(order)), order, strict=True):
-        ax.plot(steps, weights[:, edge], color=MODEL, alpha=float(shade), linewidth=1.2)
-    ax.plot([], [], color=MODEL, alpha=1.0, label="an edge with a strong pull (an early position)")
-    ax.plot([], [], color=MODEL, alpha=0.25, label="an edge with a weak pull (a late position)")
-    agreement = [comparison.correlation for comparison in formation.comparisons]
-    ax.plot(steps, agreement, color=TRUE_EDGE, linestyle="--", marker="s", markersize=4, label="correlation with g")
-    ax.axhline(0.5, color=GREY, linewidth=0.7, linestyle=":")
-    log_steps(ax, "training step (log scale; the first point is step 0)")
-    ax.set_ylim(min(0.0, *(value for value in agreement if np.isfinite(value)), 0.0) - 0.02, 1.02)
-    ax.set_ylabel("attention to the parent, or correlation")
-    legend_at(ax, "above", ncols=2)
-    return ax
-
-
-@check_arguments
 def plot_formation(formation: circuits.CircuitFormation) -> Figure:
     """Attention on each edge of the latent graph and the effect of cutting it, at every recorded step; means thick.
 
@@ -123,38 +89,3 @@ def plot_formation(formation: circuits.CircuitFormation) -> Figure:
         ax.set_ylabel(label)
         ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False, fontsize=SMALL)
     return figure
-
-
-@check_arguments
-def plot_onsets(formations: Sequence[circuits.CircuitFormation], ax: Axes | None = None) -> Axes:
-    """When each edge began to matter and when attention showed it, against how hard the gradient pulled at the start.
-
-    Args:
-        formations: from `watch_formation`, one for each seed: a dot at the mean over seeds, a bar from least to most.
-        ax: axes to draw in, or None for a new figure.
-
-    >>> model, config = cc.disentangled_transformer(3, 6), cc.TrainConfig.joint(4, batch_size=64)
-    >>> when = cc.RecordAt(steps=(0, 4))
-    >>> formation = cc.circuits.watch_formation(model, task, config, record=when, batch=batch)
-    >>> ax = cc.figures.plot_onsets([formation])
-    >>> ax.get_ylabel() != ""
-    True
-    """
-    if not formations:
-        raise ValueError("a figure of onsets needs at least one run: got none")
-    ax, pull = new_axes(ax, 6.4, 4.0), to_numpy(formations[0].pull)
-    clocks = (
-        ("attention shows the edge", BLUE, "o", 0.985, [f.attention_onset for f in formations]),
-        ("cutting it moves the prediction", ORANGE, "s", 1.015, [f.causal_onset for f in formations]),
-    )
-    for name, colour, marker, shift, onsets in clocks:
-        values = np.stack([to_numpy(onset) for onset in onsets])
-        seen = np.isfinite(values).all(axis=0)
-        mean, low, high = (measure(values[:, seen], axis=0) for measure in (np.mean, np.min, np.max))
-        label = f"{name} ({seen.sum()} of {len(seen)} edges in every run)"
-        look = {"fmt": marker, "color": colour, "markersize": 5, "elinewidth": 1, "label": label}
-        ax.errorbar(pull[seen] * shift, mean, yerr=[mean - low, high - mean], **look)  # type: ignore[arg-type]
-    log_steps(ax, "gradient of the edge's score that its information predicts at the start")
-    ax.set_ylabel("onset (training step)")
-    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, fontsize=SMALL)
-    return ax

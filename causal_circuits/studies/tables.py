@@ -23,13 +23,19 @@ def make_graph(name: str, n_ctx: int, *, root_probability: float = 0.5, seed: in
     return cc.chain_graph(n_ctx) if name == "chain" else cc.pairs_graph(n_ctx)
 
 
-def figure_9_parents() -> list[list[int]]:
-    """The parents of the 20 forests of the paper's Figure 9 (-1: a root), n_ctx 20.
+def figure_9_graphs() -> list[dict[str, Any]]:
+    """The 20 forests of the paper's Figure 9, n_ctx 20, and what the authors recorded of each.
 
     The paper does not print them: re-derived from the seed of the authors' notebook.
     """
     text = files("causal_circuits.studies").joinpath("figure9_graphs.json").read_text(encoding="utf-8")
-    return [graph["parents"] for graph in json.loads(text)["graphs"]]
+    graphs: list[dict[str, Any]] = json.loads(text)["graphs"]
+    return graphs
+
+
+def figure_9_parents() -> list[list[int]]:
+    """Their parents; -1: a root."""
+    return [graph["parents"] for graph in figure_9_graphs()]
 
 
 def check_lengths(lengths: Sequence[int]) -> None:

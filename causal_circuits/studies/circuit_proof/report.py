@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import pandas as pd
+import torch
+from matplotlib.axes import Axes
 
 import causal_circuits as cc
 from causal_circuits import circuits, figures
@@ -230,6 +233,19 @@ def show_formation(formations: Formations) -> Section:
         f"itself, at {len(formations[0].steps)} steps. Dotted lines mark onsets: the first step from which an edge "
         f"stays half-way from its first to its last value. Below, the onsets in {len(formations)} runs with other "
         f"data: {say_onsets(formations)}.",
-        figures={"formation": figures.plot_formation(formations[0]), "onsets": figures.plot_onsets(formations)},
+        figures={"formation": figures.plot_formation(formations[0]), "onsets": plot_onsets(formations)},
         table=onsets,
     )
+
+
+def plot_onsets(formations: Formations) -> Axes:
+    """When each edge shows and when it matters, means over runs, against the pull at the start."""
+    clocks = {
+        "attention shows the edge": [f.attention_onset for f in formations],
+        "cutting it moves the prediction": [f.causal_onset for f in formations],
+    }
+    means = {name: torch.stack(list(onsets)).mean(dim=0).tolist() for name, onsets in clocks.items()}
+    pull = formations[0].pull.tolist()
+    points = {name: [p for p in zip(pull, of, strict=True) if isfinite(p[1])] for name, of in means.items()}
+    xlabel = "gradient of the edge's score that its information predicts at the start"
+    return figures.plot_scaling(points, {}, ylabel="onset (training step), mean over runs", xlabel=xlabel)

@@ -59,7 +59,7 @@ def make_report(rows: Mapping[str, Any]) -> Report:
             Section(
                 "Over training",
                 formation_sentence(formation),
-                figures={"formation": figures.plot_edge_formation(formation)},
+                figures={"formation": plot_training(formation)},
             ),
         ],
     )
@@ -223,6 +223,17 @@ def rows_of_children(information: cc.information.Information, graph: Any) -> Ten
     below = information.value.tril(-1)
     below[[*has_none, len(below) - 1]] = float("nan")
     return below
+
+
+def plot_training(formation: cc.information.EdgeFormation) -> Axes:
+    """Attention and correlation over training, from step 1 on a logarithmic axis."""
+    values = {
+        "attention to the parent, mean over edges": formation.attention.mean(dim=1).tolist(),
+        "attention to the parent, least": formation.attention.amin(dim=1).tolist(),
+        "correlation of the gradient with g": [comparison.correlation for comparison in formation.comparisons],
+    }
+    curves = {name: list(zip([step + 1 for step in formation.steps], of, strict=True)) for name, of in values.items()}
+    return figures.plot_curves(curves, xlabel="training step + 1", ylabel="attention, or correlation")
 
 
 def formation_sentence(formation: cc.information.EdgeFormation) -> str:

@@ -3,12 +3,13 @@
 from functools import partial
 from statistics import fmean
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
 import causal_circuits as cc
-from causal_circuits import figures, pages
+from causal_circuits import figures
 from causal_circuits.pages import Section
 from causal_circuits.studies.recover_and_prove.measure import BETA_0, Findings
 from causal_circuits.studies.tables import p_text
@@ -37,22 +38,20 @@ def show_film(f: Findings) -> Section:
     loss, phases = (Figure(figsize=(4.9, 3.8), layout="constrained").add_subplot() for _ in range(2))
     figures.plot_loss(f.record, lines, test_loss=f.test_loss, ax=loss)
     figures.plot_phases(f.phases, ax=phases)
-    strips = "".join(pages.figure_html(strip, f"{name} at six steps") for name, strip in film_strips(f).items())
     return Section(
         "The graph while it forms",
         "One slider moves everything. Arcs run from key to query, as dark as layer 0's attention on them: true edges "
         "above the line, all others below. The edge posterior is the best prediction that uses the edges and ignores "
         "the roots; in the last figure the lowest curve is the predictor that the model resembles.",
-        body=figures.graph_film_html(f.record, f.task.graph, beside=[loss, phases])
-        + pages.folded("Six steps side by side: attention, and minus its gradient", strips),
+        body=figures.graph_film_html(f.record, f.task.graph, beside=[loss, phases]),
     )
 
 
-def film_strips(f: Findings) -> dict[str, Figure]:
-    return {
-        "attention_film": figures.plot_film_strip(f.record, f.task.graph),
-        "gradient_film": figures.plot_film_strip(f.record, f.task.graph, quantity="score_gradients"),
-    }
+def plot_six_steps(f: Findings) -> Figure:
+    """Layer 0's attention at six recorded steps, the first and the last among them."""
+    attention = f.record.of_layer("attention", 0)[:, 0]
+    chosen = np.unique(np.linspace(0, len(attention) - 1, 6).round().astype(int))
+    return figures.plot_attention_grid({f"step {f.record.steps[i]:,}": (attention[i], f.task.graph) for i in chosen})
 
 
 def show_graph(f: Findings) -> Section:
@@ -122,7 +121,9 @@ def show_gradient(f: Findings) -> Section:
 
 
 def show_heads(f: Findings) -> list[Section]:
-    scores = pd.DataFrame(f.heads, index=[f"L{head.layer}H{head.head}" for head in f.heads]).T
+    names = [f"L{head.layer}H{head.head} {head.role}" for head in f.heads]
+    scores = pd.DataFrame(f.heads, index=names).T.rename(lambda name: name.replace("_", " "))
+    drawn = scores.loc[["previous token score", "parent score", "induction score", "copying score"]].T.to_dict()
     shares = [(row["what"], row["method"], row["share_of_gain_lost"]) for row in f.ablation_rows]
     return [
         Section(
@@ -130,8 +131,8 @@ def show_heads(f: Findings) -> list[Section]:
             "Scores are calibrated: 0 is uniform attention, 1 is perfect; the induction null is what is left of the "
             "score when positions take their parents' tokens from another sequence. Copying is judged where the copies "
             "are read: by the keys of layer 1, or by the logits.",
-            figures={"heads": figures.plot_head_scores(f.heads)},
-            table=scores.rename(lambda name: name.replace("_", " ")).rename_axis("score").reset_index(),
+            figures={"heads": figures.plot_groups(drawn, xlabel="score", levels={"uniform": 0.0, "perfect": 1.0})},
+            table=scores.rename_axis("score").reset_index(),
         ),
         Section(
             "What breaks when a head is ablated",

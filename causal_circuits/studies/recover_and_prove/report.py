@@ -8,7 +8,7 @@ from typing import Any
 import causal_circuits as cc
 from causal_circuits import figures, pages
 from causal_circuits.pages import Check
-from causal_circuits.studies.recover_and_prove.evidence import film_strips, make_sections
+from causal_circuits.studies.recover_and_prove.evidence import make_sections, plot_six_steps
 from causal_circuits.studies.recover_and_prove.measure import N_INFORMATION, Findings
 from causal_circuits.studies.study import Report
 
@@ -37,7 +37,7 @@ def make_report(f: Findings) -> Report:
             "record": f.record.save,
             "figures/graph": partial(pages.save_figure, figures.plot_graph_comparison(graph, f.found)),
             "figures/attention": partial(pages.save_figure, attention),
-            **{f"figures/{name}": partial(pages.save_figure, strip) for name, strip in film_strips(f).items()},
+            "figures/attention_film": partial(pages.save_figure, plot_six_steps(f)),
         },
     )
 

@@ -1,23 +1,15 @@
 """Figure 9: the paper's 20 random forests, in the paper's metric and in the real attention."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from importlib.resources import files
 from math import isfinite
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from scipy.stats import ttest_1samp
 
 import causal_circuits as cc
 from causal_circuits import figures
-from causal_circuits.figures.style import legend_below, look_of
 from causal_circuits.pages import Section
 from causal_circuits.studies.reproduce_paper.measuring import (
     PaperFigure,
@@ -27,6 +19,7 @@ from causal_circuits.studies.reproduce_paper.measuring import (
     graph_found,
     place,
 )
+from causal_circuits.studies.tables import figure_9_graphs, interval
 
 RECORDED = "block attention 0.8366 (sd 0.0540), 176 of 182 above .5"
 CHOSEN_ON = (0, 13)  # graphs on which the default recipe was chosen: what it reaches on them is no test of it
@@ -41,14 +34,9 @@ COUNTS = [
 ]
 
 
-def recorded_attention() -> list[float]:
-    """The mean block attention to the parent that the authors' notebook prints, graph by graph."""
-    text = files("causal_circuits.studies").joinpath("figure9_graphs.json").read_text(encoding="utf-8")
-    return [graph["recorded_parent_attention"] for graph in json.loads(text)["graphs"]]
-
-
 def report(number: str, cells: Sequence[Row]) -> PaperFigure:
-    graphs, recorded, run = [found for cell in cells for found in cell["graphs"]], recorded_attention(), cells[0]["run"]
+    graphs, run = [found for cell in cells for found in cell["graphs"]], cells[0]["run"]
+    recorded = [graph["recorded_parent_attention"] for graph in figure_9_graphs()]  # as the authors' notebook prints it
     rows = [
         {"graph": found["name"], "recorded_block_attention": recorded[found["name"]], **found["numbers"]}
         for found in graphs
@@ -107,8 +95,8 @@ def not_chosen_on(rows: Sequence[Row]) -> list[Row]:
 def against_record(rows: Sequence[Row]) -> dict[str, float]:
     """Mean block attention to the parent less the authors', on the same graphs, with its 95% interval (Student's t)."""
     differences = [row["mean_block_attention"] - row["recorded_block_attention"] for row in rows]
-    low, high = ttest_1samp(differences, 0.0).confidence_interval(0.95)
-    return {"mean": fmean(differences), "low": float(low), "high": float(high), "n": len(rows)}
+    low, high = interval(differences)
+    return {"mean": fmean(differences), "low": low, "high": high, "n": len(rows)}
 
 
 def unlearned(rows: Sequence[Row], metric: str) -> list[dict[str, Any]]:
@@ -166,10 +154,6 @@ def default_verdict(rows: Sequence[Row]) -> str:
 
 def draw(rows: Sequence[Row], graphs: Sequence[Row]) -> Section:
     """Every graph's attention; that to the parent graph by graph beside the authors' numbers, and by position."""
-    edges = [edge for row in rows for edge in row["parent_attention"]]
-    names = {"attention": "real attention", "block": "softmax of layer 0's position block (the paper's metric)"}
-    points = {name: [(edge["child"], edge[key]) for edge in edges] for key, name in names.items()}
-    title = f"Figure 9: {len(edges)} edges of {len(rows)} forests"
     per_graph = {
         "real attention": "mean_parent_attention",
         "softmax of the block": "mean_block_attention",
@@ -187,23 +171,9 @@ def draw(rows: Sequence[Row], graphs: Sequence[Row]) -> Section:
     plots: dict[str, Any] = {
         "forests": figures.plot_attention_grid(panels),
         "attention_by_graph": figures.plot_groups(values, xlabel=label, levels={"one half": 0.5}),
-        "attention_by_position": plot_by_position(points, title),
     }
     shows = (
         "Softmax of layer 0's position block on every forest, the true edges outlined: above each its mean on them, "
-        "and in brackets what the authors' notebook prints. Below, graph by graph and edge by edge."
+        "and in brackets what the authors' notebook prints. Below, graph by graph."
     )
     return Section("attention", shows, figures=plots)
-
-
-def plot_by_position(points: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Axes:
-    """Attention to the true parent against the child's position, a marker an edge, a kind of marker a series."""
-    ax = Figure(figsize=(7.6, 4.2), layout="constrained").add_subplot(xlabel="position of the child", title=title)
-    for k, (name, series) in enumerate(points.items()):
-        position, weight = np.array(series).T
-        ax.plot(position + 0.16 * (k - 0.5), weight, markersize=4.5, mfc="none", label=name, **look_of(k, line=False))
-    ax.axhline(0.5, color="grey", linewidth=0.9, linestyle=":", zorder=0)
-    ax.set(ylim=(-0.02, 1.03), ylabel="attention to the true parent")
-    ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-    legend_below(ax)
-    return ax
