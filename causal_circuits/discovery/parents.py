@@ -49,6 +49,7 @@ class MatchTest:
         p_full: of "these are the parents", [keys, position], Bonferroni over positions; 0 where keys are not earlier.
         p_chance: of "independent of the target's law given any match", by position, Bonferroni over all matches.
         p_apart: of "independent of earlier tokens" by agreement with earlier positions (`p_independent`).
+        partner: by position, the earlier one that it agrees with most.
         worth: independent sequences over sequences: copies are no evidence.
         level: family-wise.
     """
@@ -59,6 +60,7 @@ class MatchTest:
     p_full: np.ndarray
     p_chance: np.ndarray
     p_apart: np.ndarray
+    partner: np.ndarray
     worth: float
     level: float
 
@@ -87,7 +89,7 @@ def find_parents(
     positions = tuple(_position(i, test, why_not.get(i)) for i in range(data.n_ctx))
     positions = tuple(_confirmed(p, test, positions) if p.position in found[0].target else p for p in positions)
     short = _fall_short_together(test, positions) or _tied_to_target(test, positions)
-    doubts = [_not_uniform(test)]
+    doubts = [_not_uniform(test), _agree_with_later(test, positions)]
     if data.of_labels and len(found[0].target) == max_parents:
         doubts.append(_one_more_parent(test, positions))
     children = {p.position for p in positions if p.verdict == "child"}
@@ -109,8 +111,8 @@ def match_test(data: Gains, first: Candidate, worth: float, level: float) -> Mat
     p_full = np.where(earlier, np.minimum(1.0, data.n_ctx * p_full), 0.0)
     p_chance = (most_below(gain, sums.chance[:, None], data.d_vocab) ** worth).min(axis=0, initial=1.0)
     p_chance *= comb(data.n_ctx, len(first.target) + 1)
-    apart = p_independent(data.tokens, data.d_vocab) ** worth
-    return MatchTest(data, first, sums, p_full, np.minimum(1.0, p_chance), apart, worth, level)
+    apart, partner = p_independent(data.tokens, data.d_vocab)
+    return MatchTest(data, first, sums, p_full, np.minimum(1.0, p_chance), apart**worth, partner, worth, level)
 
 
 def _constants(tokens: torch.Tensor) -> dict[int, str]:
@@ -158,6 +160,17 @@ def _not_uniform(test: MatchTest) -> dict[int, str]:
         if p_value < WRONG_WITH:
             why[i] = f"its tokens are not uniform over sequences (p = {p_value:.2g}), as is assumed"
     return why
+
+
+def _agree_with_later(test: MatchTest, positions: Collection[Position]) -> dict[int, str]:
+    """Root -> that a later position, no child of the target's kind, agrees with it as two children of one row do.
+
+    Its own child, or its child's, agrees with it less than with another child.
+    """
+    roots = {p.position for p in positions if p.verdict == "root"}
+    apart = {p.position for p in positions if p.candidate is None and test.p_apart[p.position] < test.level}
+    pairs = {int(test.partner[i]): i for i in sorted(apart, reverse=True)}
+    return {i: f"position {pairs[i]} agrees with it: a child of another number of parents?" for i in roots & {*pairs}}
 
 
 def _tied_to_target(test: MatchTest, positions: Collection[Position]) -> str:

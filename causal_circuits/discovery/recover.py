@@ -140,7 +140,7 @@ def recover_graph(
     edge is identifiable unless all these positions have the same parents (which may then change places with the
     target's). Tokens are taken to be uniform over sequences, and to depend on the target's law by matches of parents
     alone: a position off the first is undecided, the second contradicted anywhere leaves all undecided. A root is a
-    position for which every choice of parents is rejected and that agrees with no earlier one where two others agree;
+    position for which every choice of parents is rejected and that agrees with no other one where two others agree;
     the only child of its number of parents has the law of a root and counts as one. Memory grows with
     n_ctx^(max_parents + 1), time with n_ctx^(2 max_parents + 1). If the last position turns out to be a query (laws
     decide every position of a forest, or it is the target's only parent and has none itself), the result is that of

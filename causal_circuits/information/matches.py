@@ -209,8 +209,10 @@ def most_above(total: float, parts: Sequence[tuple[Tensor, Tensor]]) -> float:
     return float(np.exp(best))
 
 
-def p_independent(tokens: Int[Tensor, "sequence position"], d_vocab: int) -> Float[np.ndarray, " position"]:
-    """Of "the token is uniform whatever the earlier ones are", by position; from the tokens alone.
+def p_independent(
+    tokens: Int[Tensor, "sequence position"], d_vocab: int
+) -> tuple[Float[np.ndarray, " position"], Int[np.ndarray, " position"]]:
+    """Of "the token is uniform whatever the earlier ones are", by position, and the earlier one it agrees with most.
 
     Two children of one row have equal tokens more often than by chance. So for every earlier position i' and every two
     j, j' the mean of (S 1[x_i = x_i'] - 1) 1[x_j = x_j'], 0 under the null, by Bernstein's inequality, Bonferroni over
@@ -227,7 +229,10 @@ def p_independent(tokens: Int[Tensor, "sequence position"], d_vocab: int) -> Flo
             gain = d_vocab * (rows[:, :i] == rows[:, [i]]).float() - 1
             sums[i] += equal[:, : comb(i, 2)].T @ torch.cat([gain, torch.ones(len(rows), 1)], dim=1)
     n_tests = sum(comb(i, 2) * i for i in range(n_ctx))
-    smallest = [
-        most_below(own[:, :-1].numpy(), (d_vocab - 1) * own[:, -1:].numpy(), d_vocab).min(initial=1.0) for own in sums
-    ]
-    return np.minimum(1.0, max(n_tests, 1) * np.array(smallest))
+    smallest, partner = np.ones(n_ctx), np.full(n_ctx, -1)
+    for i, own in enumerate(sums[2:], start=2):
+        gained, held = own[:, :-1].numpy(), own[:, -1:].numpy()
+        smallest[i] = most_below(gained, (d_vocab - 1) * held, d_vocab).min()
+        score = (gained / np.sqrt(held + 1)).max(axis=0)  # p-values may all be 0
+        partner[i] = i - 1 - score[::-1].argmax()  # where x_j = x_j' both agree alike: a parent comes before its child
+    return np.minimum(1.0, max(n_tests, 1) * smallest), partner
