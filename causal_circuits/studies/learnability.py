@@ -19,7 +19,7 @@ from causal_circuits.pages import Check, Section
 from causal_circuits.statistics import rank_correlation
 from causal_circuits.studies.power_laws import Exponent, falls, fit_exponents, is_positive
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
-from causal_circuits.studies.tables import GRAPHS, make_graph
+from causal_circuits.studies.tables import GRAPHS, curves_of, make_graph
 
 Row = dict[str, Any]
 FAMILIES = (*GRAPHS, "star")
@@ -92,7 +92,6 @@ class Config(Study):
                 Section("Graph and loss", _SAYS_MAP, figures=plot_learned(table, "first"), table=counts),
                 Section("Without the graph", _SAYS_WITHOUT, figures={"without": plot_without(table)}),
                 Section("Steps", _SAYS_STEPS, figures=plot_learned(table, "g", "n_ctx")),
-                Section("By family and sizes", "Means over alpha and seeds.", table=summarize(table)),
             ],
             saved={"learnability.parquet": lambda path: table.to_parquet(path)},
         )
@@ -254,18 +253,12 @@ def make_checks(table: pd.DataFrame, fits: Mapping[str, Exponent]) -> list[Check
     ]
 
 
-def summarize(table: pd.DataFrame) -> pd.DataFrame:
-    values = ["gradient", "attention", "excess", "graph_step", "loss_step", "g", "order"]
-    return table.groupby(["graph", "d_vocab", "n_ctx"])[values].mean().reset_index()
-
-
 def plot_learned(table: pd.DataFrame, *names: str) -> dict[str, Axes]:
     """A mark a setting in which the graph was learned, coloured by family; no figure where there is none."""
     drawn = {}
     for name in names:
         x, label = _AGAINST[name]
-        families = table[table.graph_step.notna() & (table[x] > 0)].groupby("graph")
-        points = {str(family): list(zip(of[x], of.graph_step, strict=True)) for family, of in families}
+        points = curves_of(table[table[x] > 0], x, "graph_step", "{graph}", mean=False)
         same = ("graph and loss at once", 1.0, 1.0) if x == "loss_step" else None
         if points:
             ylabel = "step from which the graph is there"

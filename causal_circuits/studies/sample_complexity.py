@@ -12,7 +12,7 @@ import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
-from causal_circuits.studies.tables import GRAPHS, make_graph
+from causal_circuits.studies.tables import GRAPHS, curves_of, make_graph
 
 Row = dict[str, Any]
 PILOT = 2_000  # sequences that tell the noise of an entry; none of them is used again
@@ -129,20 +129,12 @@ def compare(tables: pd.DataFrame) -> tuple[float, str]:
 
 
 def plot_needed(tables: pd.DataFrame) -> Any:
-    known = tables[tables.needed.notna()]
-    series = {
-        f"{graph}, alpha {alpha:g}": list(zip(of.predicted, of.needed, strict=True))
-        for (graph, alpha), of in known.groupby(["graph", "alpha"])
-    }
+    series = curves_of(tables, "predicted", "needed", "{graph}, alpha {alpha:g}", mean=False)
     line = ("needed = predicted", 1.0, 1.0)
     return figures.plot_scaling(series, {}, xlabel="predicted sequences", ylabel="needed sequences", bound=line)
 
 
 def plot_found(points: pd.DataFrame, what: str) -> Any:
-    means = points.groupby(["graph", "d_vocab", "alpha", "n"])[what].mean()
-    curves = {
-        f"{graph}, d_vocab {d_vocab}, alpha {alpha:g}": [(n, float(share)) for (*_, n), share in of.items()]
-        for (graph, d_vocab, alpha), of in means.groupby(level=[0, 1, 2])
-    }
+    curves = curves_of(points, "n", what, "{graph}, d_vocab {d_vocab}, alpha {alpha:g}")
     label = {"first": "parents first in their row", "recovered": "parents that recover_graph names"}[what]
     return figures.plot_curves(curves, xlabel="sequences", ylabel=f"share of {label}")

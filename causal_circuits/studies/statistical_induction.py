@@ -12,6 +12,7 @@ import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
+from causal_circuits.studies.tables import curves_of
 
 Row = dict[str, Any]
 SHOWN = (
@@ -191,32 +192,26 @@ def phases_of(of: pd.DataFrame) -> str:
 
 
 def states_of(rows: Mapping[str, Row]) -> pd.DataFrame:
-    """Every recorded state of every training; means over seeds."""
+    """Every recorded state of every training."""
     states = [
-        {"prior": row["prior"], "d_vocab": row["d_vocab"], **state} for row in rows.values() for state in row["states"]
+        {"prior": row["prior"], "d_vocab": row["d_vocab"], "at": state["step"] + 1, **state}
+        for row in rows.values()
+        for state in row["states"]
     ]
-    return pd.DataFrame(states).groupby(["prior", "d_vocab", "step"]).mean()
+    return pd.DataFrame(states)
 
 
 def plot_phases(rows: Mapping[str, Row], prior: str) -> Any:
-    means = states_of(rows).loc[prior]
-    sizes = means.index.unique("d_vocab")
-    curves = {
-        f"{name}, d_vocab {size}": list(zip(means.loc[size].index + 1, means.loc[size][name], strict=True))
-        for name in ("uniform", "unigram", "bigram")
-        for size in sizes
-    }
+    states, curves = states_of(rows), {}
+    of = states[states.prior == prior]
+    for name in ("uniform", "unigram", "bigram"):
+        curves |= curves_of(of, "at", name, f"{name}, d_vocab {{d_vocab}}")
     label = "KL(predictor || model), nats"
-    return figures.plot_curves(curves, xlabel="step + 1", ylabel=label, title=prior, group_size=len(sizes))
+    return figures.plot_curves(curves, xlabel="step + 1", ylabel=label, title=prior, group_size=of.d_vocab.nunique())
 
 
 def plot_attention(rows: Mapping[str, Row]) -> Any:
-    means = states_of(rows).previous
-    sizes = means.index.unique("d_vocab")
-    curves = {
-        f"{prior}, d_vocab {size}": list(zip(means[prior, size].index + 1, means[prior, size], strict=True))
-        for prior in means.index.unique("prior")
-        for size in sizes
-    }
+    states = states_of(rows)
+    curves = curves_of(states, "at", "previous", "{prior}, d_vocab {d_vocab}")
     label = "layer 0's attention to the token before"
-    return figures.plot_curves(curves, xlabel="step + 1", ylabel=label, group_size=len(sizes))
+    return figures.plot_curves(curves, xlabel="step + 1", ylabel=label, group_size=states.d_vocab.nunique())

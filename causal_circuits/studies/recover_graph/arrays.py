@@ -60,25 +60,22 @@ def _check_size(name: str, n_bytes: int, path: Path) -> None:
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
+    arrays = {}
     with zipfile.ZipFile(path) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        return {name: _read_member(archive, members[name], name, path) for name in _wanted(members, path)}
-
-
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, path: Path) -> np.ndarray:
-    """An array of numbers, if no more than are allowed are there."""
-    _check_size(name, info.file_size, path)
-    try:
-        with archive.open(info) as stream:
-            array = np.lib.format.read_array(stream, allow_pickle=False)
-    except UNREADABLE_ZIP:
-        raise
-    except Exception as error:  # numpy raises some ten kinds for a damaged header
-        said = " ".join(str(error).split())[:200] or "not enough memory"
-        raise ValueError(f"{name} in {path} is not a readable .npy array of numbers: {said}") from error
-    if array.dtype.kind not in "iufb":
-        raise ValueError(f"{name} in {path} must be an array of numbers: it is one of {array.dtype}")
-    return array
+        for name in _wanted(members, path):
+            _check_size(name, members[name].file_size, path)
+            try:
+                with archive.open(members[name]) as stream:
+                    arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+            except UNREADABLE_ZIP:
+                raise
+            except Exception as error:  # numpy raises some ten kinds for a damaged header
+                said = " ".join(str(error).split())[:200] or "not enough memory"
+                raise ValueError(f"{name} in {path} is not a readable .npy array of numbers: {said}") from error
+            if arrays[name].dtype.kind not in "iufb":
+                raise ValueError(f"{name} in {path} must be an array of numbers: it is one of {arrays[name].dtype}")
+    return arrays
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
