@@ -32,7 +32,7 @@ def test_a_model_trained_there_is_watched_over_seeds(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "RECORDED", 7)
     study = Config(graph="chain", n_ctx=6, steps=60, sequences=64, formation_seeds=2)
     done = cc.run(study, tmp_path, quiet=True)
-    assert "median onset in steps, 2 seeds" in done.report.table()
+    assert "median onset in steps (95% over seeds)" in done.report.table()
     found = done.results["formation"]
     assert set(found["onset"]) == {"attention", "causal", "causal_minus_attention"}
     assert len(found["seeds"]) == 2

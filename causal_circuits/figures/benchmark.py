@@ -51,7 +51,7 @@ def _draw(ax: Axes, rows: Rows, methods: Sequence[str], models: Sequence[str]) -
             colour = BLACK if abs(means[at] - 0.5) < 0.35 else "white"
             numbers = f"{means[at]:.2f}\n≥ {min(found):.2f}"
             ax.text(at[1], at[0], numbers, ha="center", va="center", fontsize=SMALL, color=colour)
-    ax.set_xticks(range(len(models)), models)
+    ax.set_xticks(range(len(models)), models, rotation=30, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(methods)), [method.replace("_", " ") for method in methods])
     ax.tick_params(length=0)
     return ax.imshow(means, cmap="RdBu", vmin=0.0, vmax=1.0, aspect="auto")

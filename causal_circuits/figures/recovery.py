@@ -31,11 +31,10 @@ def plot_recovered_graph(recovered: RecoveredGraph, ax: Axes | None = None) -> A
     """
     graph, undecided = recovered.graph, recovered.undecided
     n_ctx, edges, ax = n_ctx_of(graph), latent_edges(graph), arcs_axes(ax, graph)
-    drawn = [
-        draw_arcs(ax, edges, "edge found", colour=MODEL, style="-", width=1.8),
-        draw_arcs(ax, {(n_ctx - 1, n_ctx)}, "given", colour=GREY, style="-", width=0.8),
-        *draw_nodes(ax, graph, undecided),
-    ]
+    drawn = draw_nodes(ax, graph, undecided)
+    if len(recovered.positions) < n_ctx:  # the last one was taken as a query
+        drawn.insert(0, draw_arcs(ax, {(n_ctx - 1, n_ctx)}, "given", colour=GREY, style="-", width=0.8))
+    drawn.insert(0, draw_arcs(ax, edges, "edge found", colour=MODEL, style="-", width=1.8))
     if undecided:
         look = {"mfc": "white", "mec": TRUE_EDGE, "markersize": 9, "label": f"undecided ({len(undecided)})"}
         drawn += ax.plot(undecided, [0] * len(undecided), "o", zorder=4, **look)  # type: ignore[arg-type]

@@ -272,5 +272,5 @@ def plot_without(table: pd.DataFrame) -> Axes:
         ax.plot(of.excess, of.attention, "o", markersize=4, markerfacecolor="none", label=str(family))
     ax.set(xlabel="loss - edge posterior (nats)", ylabel="share of edges that are there")
     ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
-    ax.legend()
+    ax.legend(frameon=False)
     return ax

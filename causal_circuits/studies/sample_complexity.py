@@ -69,7 +69,8 @@ class Config(Study):
             sections=[
                 Section(
                     "Needed and predicted",
-                    "One mark a table of sequences; below the dotted line fewer were needed than predicted.",
+                    "One mark a table. Needed: the fewest sequences tried from which on every parent is first in its "
+                    "row of the gradient; below the dotted line these are fewer than predicted.",
                     figures={"needed": plot_needed(tables)},
                 ),
                 Section(
@@ -124,7 +125,7 @@ def compare(tables: pd.DataFrame) -> tuple[float, str]:
         said = f"rank correlation {known.needed.astype(float).corr(known.predicted, method='spearman'):.2f}"
     return enough, (
         f"enough in {enough:.0%} of {len(tables)} tables; needed / predicted {ratio.min():.2f} to {ratio.max():.2f}, "
-        f"median {ratio.median():.2f}; {said}; no size tried was enough in {tables.needed.isna().sum()}"
+        f"median {ratio.median():.2f}; {said}; in {tables.needed.isna().sum()} tables no size tried was enough"
     )
 
 

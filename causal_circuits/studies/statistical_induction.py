@@ -70,7 +70,13 @@ class Config(Study):
             checks=[check for prior in self.prior for check in checks(prior, of[prior])],
             results={"trainings": list(rows.values())},
             sections=[
-                Section("Phases", "The lowest line is the predictor that the model is most like.", figures=phases),
+                Section(
+                    "Phases",
+                    "The lowest line is the predictor that the model is most like. Rows of the transition matrix are "
+                    "drawn freely (dirichlet), so that all tokens are as frequent (doubly stochastic), or all alike: "
+                    "the token before then tells nothing (independent).",
+                    figures=phases,
+                ),
                 Section(
                     "The previous-token head",
                     "Compare with the step at which the bigram line falls; a flat line is no such head.",

@@ -82,9 +82,10 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 
 
 def interval_text(values: Iterable[float]) -> str:
-    """Mean and interval."""
-    low, high = interval(values)
-    return f"{(low + high) / 2:.3f} [{low:.3f}, {high:.3f}]"
+    """Mean and interval; one value alone has none."""
+    numbers = [*values]
+    low, high = interval(numbers)
+    return f"{(low + high) / 2:.3f}" + (f" [{low:.3f}, {high:.3f}]" if len(numbers) > 1 else " (one value)")
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

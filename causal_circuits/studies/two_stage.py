@@ -25,7 +25,7 @@ QUANTITIES = {
 }
 THEOREM = {
     "missed_attention": "softmax(A1)_{i, p(i)} >= 1 - O(1 / n_ctx)",
-    "loss_gap": "loss - L* falls like a power of the (effective) length",
+    "loss_gap": "loss - L*, the entropy, falls like a power of the (effective) length",
 }
 AUTHORS = 0.8366  # mean parent attention the authors' notebook prints for Figure 9 (SGD, all parameters at once)
 
@@ -270,7 +270,10 @@ def show_forests(forests: Sequence[Row]) -> list[Section]:
     }
     levels = {".99": 0.99, "authors' joint SGD, mean": AUTHORS}
     drawn = figures.plot_groups(attention, xlabel="mean attention to the parent", levels=levels)
-    sentence = "d_vocab 3, n_ctx 20, alpha .1, 100 steps of 1,024 sequences on layer 0's attention alone."
+    sentence = (
+        "Every mark should lie right of .99: 100 steps of 1,024 sequences on layer 0's attention alone, d_vocab 3, "
+        "n_ctx 20, alpha .1. The other line is the mean that the authors recorded for training both layers at once."
+    )
     return [Section("Stage 1 on the graphs of Figure 9", sentence, figures={"figure_9": drawn}, table=forests)]
 
 
@@ -279,7 +282,8 @@ def show_runs(runs: pd.DataFrame, laws: Laws) -> list[Section]:
     more = {
         "missed_attention": ("the dotted line is 1 / n_ctx", {}),
         "loss_gap": (
-            "the edge posterior is what counting along the true edges gives",
+            "the edge posterior is what counting along the true edges gives. Right: how much more a matching token "
+            "scores than another in layer 1 (A2), after stage 2",
             {"match_strength": plot_match(runs)},
         ),
     }
@@ -314,8 +318,8 @@ def show_one(runs: pd.DataFrame) -> Section:
     return Section(
         "The two stages",
         "Stage 1 moves layer 0's attention alone: it is the graph that is learned there. Stage 2, right of the line, "
-        f"moves layer 1 alone: that is where the loss may fall. {GRADIENT_DESCENT.name}, seed {one.seed}; the loss is "
-        f"that of n_ctx {one.n_ctx}.",
+        f"moves layer 1 alone: that is where the loss may fall. Gradient descent in the paper's reduced model, seed "
+        f"{one.seed}; the loss is that of n_ctx {one.n_ctx}.",
         figures={"stage_1": attention, "one_run": loss},
     )
 

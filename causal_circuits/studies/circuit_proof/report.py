@@ -155,7 +155,7 @@ def say_onsets(formations: Formations) -> str:
     orders = [f.order_by_pull for f in formations if f.order_by_pull == f.order_by_pull]
     order = f"{min(orders):.2f} to {max(orders):.2f} over these runs" if orders else "not defined here"
     return (
-        f"median onset in steps, {len(formations)} seeds: {shown}; {found['causal'].never:.0%} of edges never matter; "
+        f"median onset in steps (95% over seeds): {shown}; {found['causal'].never:.0%} of edges never matter; "
         "Spearman's rank correlation of the information's pull, through the softmax of a row, with earliness is "
         f"{order}"
     )
@@ -231,7 +231,7 @@ def show_formation(formations: Formations) -> Section:
         "When each edge began to matter",
         "Attention on each edge; its share of the effects of all entries of its row, each cut alone; and that effect "
         f"itself, at {len(formations[0].steps)} steps. Dotted lines mark onsets: the first step from which an edge "
-        f"stays half-way from its first to its last value. Below, the onsets in {len(formations)} runs with other "
+        f"stays half-way from its first to its last value. Below, onsets of {len(formations)} trainings on other "
         f"data: {say_onsets(formations)}.",
         figures={"formation": figures.plot_formation(formations[0]), "onsets": plot_onsets(formations)},
         table=onsets,

@@ -43,7 +43,7 @@ def make_report(measured: Sequence[Mapping[str, Any]]) -> Report:
                 "A title names what stands in place of an attention entry, and what judges the effect: attention and "
                 "random are asked nothing. AUROC is the chance that an edge of the latent graph scores above another "
                 "entry; a cell has the mean over graphs and seeds and the least of them. In the table also the share "
-                "of rows whose parents score highest. Same sequences for all.",
+                "of rows whose parents score highest. Same sequences for all; blank: not a question for that method.",
                 figures=plot_questions(rows),
                 table=entries,
             ),

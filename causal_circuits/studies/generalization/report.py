@@ -56,8 +56,9 @@ def make_report(
             show_example(longest_of(pd.DataFrame(examples)).iloc[0]),
             Section(
                 "The uniform error against length",
-                f"Theorem 2: {THEOREM}; the distance to pi~ includes the noise of counting, of order n_ctx^(-1/2) "
-                "where every token is seen often, while the distance to the frequencies pi^ is the model's own.",
+                f"Theorem 2, of the model's prediction f: {THEOREM}. The distance to the matrix includes the noise of "
+                "counting, of order n_ctx^(-1/2) where every token is seen often; the distance to the frequencies pi^ "
+                "along the edges is the model's own.",
                 figures={"uniform_error": plot_errors(points, laws)},
             ),
             *show_excesses(groups),
@@ -111,6 +112,13 @@ def error_points(families: pd.DataFrame, worst: pd.DataFrame) -> dict[str, Serie
     return points
 
 
+def in_words(name: str) -> str:
+    """One of `ERRORS` as the page calls it."""
+    for old, new in ("kernel", "matrix"), ("|f - pi~|", "model to matrix"), ("|f - pi^|", "model to frequencies"):
+        name = name.replace(old, new)
+    return name
+
+
 def longest_of(rows: pd.DataFrame, model: str = REDUCED) -> pd.DataFrame:
     """A model's rows at its longest context."""
     of_model = rows[rows.model == model]
@@ -121,7 +129,7 @@ def check_rates(points: Mapping[str, Series], laws: Laws) -> Iterator[Check]:
     """Whether each of `ERRORS` falls with the length."""
     for name, law in laws.items():
         means = pd.DataFrame(points[name]).groupby(0)[1].mean()
-        yield fall_check(law, f"{name.replace('kernel', 'matrix')}:", f"{listed(list(means.items()), '.3f')}; ")
+        yield fall_check(law, f"The largest error, {in_words(name)},", f"{listed(list(means.items()), '.3f')}; ")
 
 
 def check_groups(groups: Mapping[str, pd.DataFrame]) -> Iterator[Check]:
@@ -191,7 +199,7 @@ def compare_with_theorem(worst: pd.DataFrame, laws: Laws, d_vocab: int) -> list[
 
 
 def plot_errors(points: Mapping[str, Series], laws: Laws) -> Axes:
-    shown = {name: name.replace("kernel", "matrix") for name in points}
+    shown = {name: in_words(name) for name in points}
     fits = {shown[name]: (law.prefactor, law.exponent) for name, law in laws.items() if law is not None}
     bound = ("n_ctx^(-1/2)", 1.5, -0.5)
     points = {shown[name]: series for name, series in points.items()}

@@ -243,5 +243,5 @@ def formation_sentence(formation: cc.information.EdgeFormation) -> str:
     return (
         f"{len(formed)} of {len(formation.edges)} edges form. Rank correlation of how early with the pull at the "
         f"start: {formation.order_agreement:.2f}. The gradient's correlation with g goes from {start:.2f} at step "
-        f"{formation.steps[0]} to {end:.2f} at step {formation.steps[-1]:,}."
+        f"{formation.steps[0]} to {end:z.2f} at step {formation.steps[-1]:,}."
     )

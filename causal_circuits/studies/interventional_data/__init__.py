@@ -73,9 +73,10 @@ class Config(Study):
             sections=[
                 Section(
                     "Directions found",
-                    "Means over forests, with 95% intervals; one half is chance. Both orders: the larger of an edge's "
-                    "two scores points from parent to child. Fading: what falls against observation points into a set "
-                    "position. Told where: the sequences with set positions against the others.",
+                    "In a share of the sequences the tokens of every second generation are set at random. Means over "
+                    "forests, with 95% intervals; one half is chance. Both orders: the larger of an edge's two scores "
+                    "points from parent to child. Fading: what falls against observation points into a set position. "
+                    "Told where: the sequences with set positions against the others.",
                     figures={"directions": plot_directions(points)},
                 ),
                 Section(

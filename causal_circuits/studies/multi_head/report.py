@@ -199,7 +199,7 @@ def make_sections(task: cc.InContextTask, heads: Row, single: Row) -> list[Secti
         ),
         Section(
             "Missing edges",
-            f"{len(heads['missing'])} true edges are attended to by no head ({kinds(heads['missing'])}): 'not learned' "
+            f"True edges that no head attends to: {len(heads['missing'])} ({kinds(heads['missing'])}). 'Not learned' "
             "if attending to its row's parents would lower the loss, 'not needed' if it would change nothing, 'decoy' "
             "if the row attends elsewhere and the loss would rise.",
             table=heads["missing"],

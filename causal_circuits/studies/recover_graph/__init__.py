@@ -32,9 +32,9 @@ class Config(Study):
 
         python analyses/recover_graph.py DATA.npz --out out/mine
         python analyses/recover_graph.py DATA.npz --max-parents 2
-        python -c "import causal_circuits as cc, numpy as np
-        batch = cc.InContextTask(cc.chain_graph(12), d_vocab=4).sample(2000)
-        np.savez('chain.npz', tokens=batch.tokens, target_probs=batch.target_probs)"      # sequences to try it on
+        python -c "import causal_circuits as cc, numpy as np; batch = cc.InContextTask(
+        cc.chain_graph(12), d_vocab=4).sample(2000); np.savez('chain.npz',
+        tokens=batch.tokens, target_probs=batch.target_probs)"      # sequences to try it on
 
     The folder gets report.html (look at this), results.json and figures/. In results.json, graph.found_parents has one
     entry for each context position (null: no parent found, or the query); graph.p_values and graph.weights are those of

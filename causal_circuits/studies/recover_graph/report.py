@@ -40,7 +40,9 @@ def make_report(found: cc.discovery.RecoveredGraph, targets: str, data: str) -> 
             Section(
                 "What it rests on",
                 "Each position's candidate parent, on a scale where an edge scores 1 and an independent pair 0.",
-                figures={"weights": figures.plot_recovery(found)},
+                figures={"weights": figures.plot_recovery(found)}
+                if any(p.candidate is not None for p in found.positions)
+                else {},
                 table=rows,
             ),
         ],
@@ -62,7 +64,7 @@ def make_checks(found: cc.discovery.RecoveredGraph) -> list[Check]:
     contradictions = [*found.warnings, *([f"no forest explains positions: {', '.join(mixed)}"] if mixed else [])]
     return [
         Check(
-            found.conclusive,
+            found.conclusive or "undecided",
             "Every position is decided: a child with its parent, or a root",
             f"{counted}, {len(found.undecided)} undecided{undecided}; "
             + (
@@ -72,7 +74,7 @@ def make_checks(found: cc.discovery.RecoveredGraph) -> list[Check]:
             ),
         ),
         Check(
-            not contradictions,
+            not contradictions or "refuted",
             "Nothing that was tested contradicts the assumptions",
             "; ".join(contradictions)
             or "no copies, no constant position"
@@ -93,7 +95,7 @@ def say_needed(found: cc.discovery.RecoveredGraph) -> str:
         return "from how many an edge would be certain is not known"
     if found.undecided and found.sequences_needed <= found.n_independent:
         return "more sequences alone would not do: a typical edge would show; every position's reason says what is open"
-    return f"about {found.sequences_needed:,.0f} make a typical edge of this task certain"
+    return f"about {found.sequences_needed:,.0f} sequences make a typical edge of this task certain"
 
 
 def make_results(found: cc.discovery.RecoveredGraph, targets: str) -> dict[str, Any]:

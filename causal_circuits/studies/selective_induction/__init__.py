@@ -84,18 +84,19 @@ class Config(Study):
             sections=[
                 Section(
                     "Who selects the lag",
-                    "0 is exact Bayes over lags, 1 all lags alike; a dot is a training.",
+                    "The loss on a scale from exact Bayes over lags (0) to all lags alike (1); a dot is a training.",
                     figures={"excess": figures.plot_groups(by_seed(share), levels=references, xlabel=SHARE)},
                 ),
                 Section(
                     "The three layers",
-                    "Layer 0 looks at every candidate; each head of layer 1 at positions of one residue; layer 2's "
-                    "query at the token that the sequence's lag makes the parent.",
+                    "Above as trained, below as written by hand: layer 0 at every candidate; each head of layer 1 at "
+                    "positions of one residue; layer 2's query at the token that the sequence's lag makes the parent.",
                     figures={"patterns": plot_patterns(selective[0]), "patterns_planted": plot_patterns(planted[0])},
                 ),
                 Section(
                     "When it forms",
-                    "0 is where a layer starts, 1 where it ends; means over seeds.",
+                    "Attention on what each layer should look at, means over seeds; the table has the first step at "
+                    "which it is half way from its first to its last value.",
                     figures={"formation": plot_formation(selective)},
                     table=pd.DataFrame([{"seed": row["seed"], **row["onsets"]} for row in selective]),
                 ),

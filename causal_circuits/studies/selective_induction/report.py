@@ -30,29 +30,29 @@ def checks(share: pd.DataFrame, planted: list[Row], selective: list[Row]) -> lis
         Check(
             off < 0.02,
             "The planted circuit is as good as the predictor it implements",
-            f"at most {off:.3f} above the lag of the largest mean share of the likelihood",
+            f"its loss less that of choosing the lag with the largest mean share of the likelihood: {off:.3f} at most",
         ),
         Check(
             interval(above)[0] > 0,
             "The planted circuit selects the lag, and no two trained layers do as well",
-            f"{interval_text(hand)} (maximum likelihood {np.mean(likelihood):.3f}); the best of two layers lies "
-            f"{interval_text(above)} above",
+            f"{interval_text(hand)} (maximum likelihood {np.mean(likelihood):.3f}); the best of two layers less that: "
+            f"{interval_text(above)}",
         ),
         Check(
             "passed" if interval(gap)[0] > 0 else "refuted",
             "Trained in the mechanism's blocks of weights, three layers are better than two",
-            f"in {(gap > 0).sum()} of {len(gap)} seeds; {interval_text(share[SELECTIVE])}; the best of two layers lies "
-            f"{interval_text(gap)} above",
+            f"in {(gap > 0).sum()} of {len(gap)} seeds; {interval_text(share[SELECTIVE])}; the best of two layers less "
+            f"that: {interval_text(gap)}",
         ),
         Check(
             "passed" if bool((two > share[GIVEN]).all()) else "refuted",
             "With layer 1's pattern given, training finds the other layers: better than two in every seed",
-            f"{interval_text(share[GIVEN])}; the best of two layers lies {interval_text(two - share[GIVEN])} above",
+            f"{interval_text(share[GIVEN])}; the best of two layers less that: {interval_text(two - share[GIVEN])}",
         ),
         Check(
             "passed" if interval(two - share[DEEP])[0] > 0 else "refuted",
             "Trained in all its weights, three layers are better than two",
-            f"{interval_text(share[DEEP])}; the best of two layers lies {interval_text(two - share[DEEP])} above",
+            f"{interval_text(share[DEEP])}; the best of two layers less that: {interval_text(two - share[DEEP])}",
         ),
         Check(
             "passed" if interval(ordinary)[0] > 0 else "refuted",

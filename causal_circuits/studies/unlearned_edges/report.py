@@ -52,9 +52,9 @@ def make_report(rows: Rows, edges: Rows, known: Rows, study: Any) -> Report:
         sections=[
             Section(
                 "What frees the edge",
-                "One mark for each edge and change; an edge counts as learned to the right of the line at one half. "
-                "The second figure has the edges as they are, step by step; the table block attention at the end, and "
-                "the first step above one half.",
+                "One mark for each edge and change; an edge counts as learned to the right of the line at one half of "
+                "block attention (by positions alone, without tokens). The second figure has the edges as they are, "
+                "step by step; the table block attention at the end, and the first step above one half.",
                 figures=plot_changes(by),
                 table=table_of_variants(by),
             ),
