@@ -50,7 +50,7 @@ def test_a_run_prints_the_closing_table_and_names_itself(tmp_path, capsys):
     assert command("--numbers", 1, 2, "--out", tmp_path, "--seed", 3) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert [line.split()[0] for line in printed.out.splitlines()] == ["total", "time", "look"]
+    assert [line.split()[0] for line in printed.out.splitlines()] == ["passed", "total", "time", "look"]
     assert str(tmp_path / "report.html") in printed.out
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["command"] == f"python analyses/toy.py --numbers 1 2 --out {tmp_path} --seed 3 --quiet"

@@ -81,7 +81,6 @@ class Config(Study):
                     table=tables,
                 ),
             ],
-            summary=[("needed", evidence), ("false edges", false)],
         )
 
 

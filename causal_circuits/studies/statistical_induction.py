@@ -84,7 +84,6 @@ class Config(Study):
                 ),
                 Section("All trainings", "Steps are those at which a predictor became the nearest.", table=table),
             ],
-            summary=[(prior, phases_of(of[prior])) for prior in self.prior],
         )
 
 

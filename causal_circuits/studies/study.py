@@ -53,7 +53,7 @@ class Report:
         checks: the claims, each with the numbers that decide it.
         results: what results.json holds beside command, config, versions and timing.
         sections: the evidence, picture by picture.
-        summary: the closing table, (label, text) line by line; none: that of the checks.
+        summary: what the closing table says after the checks, (label, text) line by line.
         about: what the page's last section says beside command, seed, time and versions.
         saved: more that goes to the run's folder: name of a file or folder -> function that writes it there.
 
@@ -70,11 +70,11 @@ class Report:
     saved: Mapping[str, Callable[[Path], Any]] = field(default_factory=dict)
 
     def table(self, *, quick: bool = False) -> str:
-        """The closing table as text; that of a quick run, which was too small to decide, says so."""
-        states = ["not tested" if quick else str(check.state) for check in self.checks]
-        told = [f"{check.claim}: {check.evidence}" for check in self.checks]
-        lines = self.summary or zip(states, told, strict=True)
-        return "\n".join(f"{label:11s} {text}" for label, text in lines)
+        """The closing table: every check (in a quick run, too small to decide, "not tested"), then `summary`."""
+        checks = [
+            ("not tested" if quick else str(check.state), f"{check.claim}: {check.evidence}") for check in self.checks
+        ]
+        return "\n".join(f"{label:11s} {text}" for label, text in (*checks, *self.summary))
 
     def _repr_html_(self) -> str:
         items = "".join(

@@ -238,10 +238,6 @@ class Config(Study):
                 ),
                 Section("The models", "A folder each, in models/; losses in nats.", table=table.drop(columns="losses")),
             ],
-            summary=[
-                ("zoo", f"{len(models)} models"),
-                *(("means", line) for line in means(scores).to_string(index=False).split("\n")),
-            ],
             saved={"models": lambda folder: write_zoo(folder, models)},
         )
 

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 
 import causal_circuits as cc
 from causal_circuits import circuits, figures
-from causal_circuits.display import table_text
 from causal_circuits.pages import Check, Section
 from causal_circuits.studies.circuit_proof.measure import KEEPS, Evidence
 from causal_circuits.studies.study import Report
@@ -30,29 +29,20 @@ def make_report(task: cc.InContextTask, rows: Sequence[dict[str, Any]], *, train
     """Checks, results, sections, closing table; the circuit in three formats."""
     e: Evidence = rows[0]["evidence"]
     formations = [row["formation"] for row in rows if row["formation"] is not None]
-    whole, checks, methods = e.whole, make_checks(e), method_rows(e)
+    whole = e.whole
     circuit = whole.mask(e.proof.circuit)
     export = partial(circuits.export_circuit, model=whole, circuit=circuit, discoveries=e.discoveries, proof=e.proof)
-    sections = make_sections(task, e, whole, methods)
+    sections = make_sections(task, e, whole)
     if formations:
         sections.append(show_formation(formations))
     return Report(
         title=f"Which circuit is this, and is it one? ({task.graph.graph.get('name', 'forest')})",
-        checks=checks,
+        checks=make_checks(e),
         results=make_results(task, e, formations),
         sections=sections,
         summary=[
-            ("laws", f"{sum(check.passed for check in e.checks)} of {len(e.checks)} self-checks hold"),
-            ("search", f"the best of {e.frontier.n_circuits:,} circuits for every size, in {e.frontier.seconds:.1f} s"),
-            ("verdict", e.proof.verdict),
-            (
-                "circuit",
-                f"loss {e.proof.cost:.4f}, whole {e.proof.full_cost:.4f}, edge posterior {e.edge_posterior:.4f}",
-            ),
-            *(("methods", line) for line in table_text(methods).splitlines()),
+            ("circuit", e.proof.verdict),
             *([("formation", say_onsets(formations))] if formations else []),
-            ("the graph", checks[-2].evidence),
-            ("scrubbing", checks[-1].evidence),
         ],
         about={"task": repr(task)},
         saved={
@@ -178,9 +168,7 @@ def method_rows(e: Evidence) -> list[dict[str, object]]:
     ]
 
 
-def make_sections(
-    task: cc.InContextTask, e: Evidence, whole: circuits.CircuitModel, methods: list[dict[str, object]]
-) -> list[Section]:
+def make_sections(task: cc.InContextTask, e: Evidence, whole: circuits.CircuitModel) -> list[Section]:
     effects = {edge.edge: edge.effect for edge in e.proof.edges}
     scrubbed = pd.DataFrame(e.scrubbed)[["claim", "where", "loss", "baseline_loss", "random_loss"]]
     return [
@@ -203,7 +191,7 @@ def make_sections(
             "reads its mean, an entry that is cut is set to zero, and gradients compare with the same. CPR is the area "
             "under a method's share of the gain against the share of edges, CMD the area between that share and 1.",
             figures={"frontier": figures.plot_frontier(e.frontier, e.rankings)},
-            table=methods,
+            table=method_rows(e),
         ),
         Section(
             "The entries that matter, and the graph",

@@ -32,7 +32,6 @@ def make_report(measured: Sequence[Mapping[str, Any]]) -> Report:
     rows = pd.DataFrame(measured)
     seconds = float(rows.drop_duplicates(MODEL).unit_cpu_seconds.sum())
     entries, regrets = mean_scores(rows, ["auroc", "exact_parent_rate"]), mean_scores(rows, ["regret"])
-    lines, tables = loss_lines(rows), [entries.to_string(index=False), regrets.to_string(index=False)]
     return Report(
         title="Which methods find the circuit, and by which question?",
         checks=make_checks(rows),
@@ -54,14 +53,13 @@ def make_report(measured: Sequence[Mapping[str, Any]]) -> Report:
                 "tokens' is said, they compare with a run on other tokens, as published.",
                 table=regrets,
             ),
-            Section("The models", " ".join(lines), table=model_table(rows)),
+            Section("The models", " ".join(loss_lines(rows)), table=model_table(rows)),
             Section(
                 "Every number",
                 "Regret in nats; seconds are those of scoring all entries.",
                 table=rows[[*MODEL, *QUESTION, *SCORES]],
             ),
         ],
-        summary=[*(("means", line) for table in tables for line in table.split("\n")), *(("losses", s) for s in lines)],
     )
 
 

@@ -1,7 +1,7 @@
 """Heads that start from matches, are trained, read, proved, and asked why an edge is missing."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +14,7 @@ import causal_circuits as cc
 from causal_circuits.statistics import auroc
 
 NOISE = 2.0  # standard errors
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,38 +62,39 @@ def measure_training(scratch: Path | None, progress: bool | None, **settings: An
     """The test loss of one training; also the graph in its heads, if it is to be read."""
     setting = Setting(**settings)
     model, _ = setting.train(scratch, record=cc.RecordAt(steps=()), progress=progress)
+    return loss_of(model, setting) | (read(model, setting) if setting.read else {})
+
+
+def loss_of(model: cc.models.HookedTransformer, setting: Setting) -> Row:
     loss = float(cc.evaluate(model, setting.test).mean())
-    row: dict[str, Any] = {"loss": loss, "excess": loss - setting.task.bayes_loss(setting.test)}
-    if setting.read:
-        row["found"] = cc.extract_graph(model, setting.task, batch=setting.data)
-        row["attention"] = cc.mean_attention(model, setting.test.tokens[:4096])[0, : setting.n_heads[0]]
-    return row
+    return {"loss": loss, "excess": loss - setting.task.bayes_loss(setting.test)}
+
+
+def read(model: cc.models.HookedTransformer, setting: Setting) -> Row:
+    attention = cc.mean_attention(model, setting.test.tokens[:4096])[0, : setting.n_heads[0]]
+    return {"found": cc.extract_graph(model, setting.task, batch=setting.data), "attention": attention}
 
 
 def measure_heads(scratch: Path | None, progress: bool | None, **settings: Any) -> Row:
     """Train, read, explain, prove."""
     setting = Setting(**settings)
-    task, test, n_heads = setting.task, setting.test, setting.n_heads[0]
+    task, test = setting.task, setting.test
     model, record = setting.train(scratch, progress=progress)
-    found = cc.extract_graph(model, task, batch=setting.data)
-    attention = cc.mean_attention(model, test.tokens[:4096])[0, :n_heads]
+    seen = read(model, setting)
+    found, attention = seen["found"], seen["attention"]
     proof = task.sample(256 if setting.quick else 1024, seed=(setting.seed, 3))
     # Cutting an entry with less than 1% of its row's attention cannot cost much.
-    in_use = (cc.mean_attention(model, proof.tokens)[0, :n_heads] >= 0.01).nonzero().tolist()
-    references = cc.reference_losses(task, test, seed=setting.seed)
-    loss = float(cc.evaluate(model, test).mean())
+    in_use = (cc.mean_attention(model, proof.tokens)[0, : setting.n_heads[0]] >= 0.01).nonzero().tolist()
     cut = cc.knock_out_edges(model, proof, entries=[(h, q, k) for h, q, k in in_use]).effect
     return {
+        **loss_of(model, setting),
+        **seen,
         "model": model,
         "record": record,
-        "references": references,
+        "references": cc.reference_losses(task, test, seed=setting.seed),
         "parents_known": cc.tasks.subset_losses(task, test),
         "without_graph": without_graph(task, test),
-        "loss": loss,
-        "excess": loss - references.edge_posterior,
-        "found": found,
         "edges": count_edges(task, found),
-        "attention": attention,
         "missing": explain_missing(task, model, found, attention, test[:4096]),
         "cut": cut,
         "knock_out": [knock_out_row(head, cut[head.head]) for head in found.heads],

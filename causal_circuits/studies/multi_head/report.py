@@ -19,23 +19,11 @@ Row = Mapping[str, Any]
 
 
 def make_report(task: cc.InContextTask, heads: Row, single: Row, repeats: Sequence[Row]) -> Report:
-    checks = make_checks(task, heads, repeats)
-    labels = ("graph", "loss", "heads", "ablated", "cut", "seeds")
-    known = about_the_graph(task, heads)
-    missing = [f"{row['parent']} -> {row['child']}: {row['reason']}" for row in heads["missing"]]
-    if len(missing) > 6:
-        missing[6:] = [f"and {len(missing) - 6} more, in results.json"]
     return Report(
         title=f"Did these heads share the graph? ({task.graph.graph.get('name', 'DAG')})",
-        checks=checks,
+        checks=make_checks(task, heads, repeats),
         results=make_results(task, heads, single, repeats),
         sections=make_sections(task, heads, single),
-        summary=[
-            *((label, check.evidence) for label, check in zip(labels, checks, strict=True)),
-            ("graph worth", known),
-            *(("missing", sentence) for sentence in missing),
-            ("one head", about_single(task, single)),
-        ],
         about={"task": repr(task)},
         saved={"model": partial(cc.save_model, heads["model"]), "record": heads["record"].save},
     )
@@ -103,14 +91,14 @@ def name_of(which: tuple[int, ...]) -> str:
     return "no parent" if not which else "parent " + " + ".join(str(number + 1) for number in which)
 
 
-def about_single(task: cc.InContextTask, single: Row) -> str:
+def about_single(single: Row) -> str:
     """What a single head carries, and the target's parents that it leaves."""
     left = heads_of(single["found"])["further_parents"]
     lacking = [f"no last row attends to the target's parents {left}, which the sequences show"] if left else []
     return "; ".join([*(head.role for head in single["found"].heads), *lacking, "one copy holds one token"])
 
 
-def about_the_graph(task: cc.InContextTask, heads: Row) -> str:
+def about_the_graph(heads: Row) -> str:
     """How much of the loss the graph is worth: whether a model that predicts well must have learned it."""
     without = heads["without_graph"]
     n = len(without["direct_draws"])
@@ -187,7 +175,8 @@ def make_sections(task: cc.InContextTask, heads: Row, single: Row) -> list[Secti
         Section(
             "The heads side by side, and one head alone",
             "Attention of each head of layer 0, and of a single one trained for as many steps from zero; open squares "
-            "are the true edges, and the last row stands for the target.",
+            "are the true edges, and the last row stands for the target. The single head ends "
+            f"{single['excess']:+.4f} nats from the edge posterior: {about_single(single)}.",
             figures={"attention": figures.plot_attentions(attentions, graph)},
         ),
         Section(
@@ -207,14 +196,8 @@ def make_sections(task: cc.InContextTask, heads: Row, single: Row) -> list[Secti
         Section(
             "The loss in training",
             "Each line is the best that can be predicted with so many parents known and the others not; without the "
-            f"graph: {about_the_graph(task, heads)}.",
+            f"graph: {about_the_graph(heads)}.",
             figures={"loss": figures.plot_loss(heads["record"], loss_lines(task, heads), test_loss=heads["loss"])},
-        ),
-        Section(
-            "What matches show",
-            "How much of a draw from the target's law a child's token is where one of its parents matches the "
-            "target's, and where all do: 1 is a draw from it.",
-            table=heads["information"],
         ),
         Section(
             "What breaks when an entry is cut",
@@ -227,10 +210,6 @@ def make_sections(task: cc.InContextTask, heads: Row, single: Row) -> list[Secti
                 for head, name in names.items()
             },
             table=heads["knock_out"],
-        ),
-        Section(
-            "The same task with a single head",
-            f"One head ends {single['excess']:+.4f} nats from the edge posterior: {about_single(task, single)}.",
         ),
     ]
 

@@ -14,20 +14,18 @@ from causal_circuits.studies.study import Report
 
 
 def make_report(f: Findings) -> Report:
-    """Checks, numbers and evidence of one run; the closing table is the evidence of the checks."""
-    checks, graph = make_checks(f), f.task.graph
+    """Checks, numbers and evidence of one run."""
+    graph = f.task.graph
     attention = figures.plot_attention_and_graph(
         f.attention[0, 0], graph, title="Attention of L0H0, mean over sequences"
     )
-    labels = ("graph", "loss", "heads", "ablation", "knock-out")
     speed = f"{f.record.seconds:.1f} s in all ({f.record.sequences_per_s:,.0f} sequences/s, {f.record.path} path)"
     return Report(
         title=f"Did this transformer learn the graph? ({f.task.graph.graph['name']})",
-        checks=checks,
+        checks=make_checks(f),
         results=make_results(f),
         sections=make_sections(f),
         summary=[
-            *((label, check.evidence) for label, check in zip(labels, checks, strict=True)),
             ("training", f"{f.start}; {speed}"),
             *([("", f"{f.health.verdict}: {f.health.advice}")] if f.health.advice else []),
         ],

@@ -12,7 +12,6 @@ from causal_circuits.studies.tables import p_text
 
 
 def make_report(found: cc.discovery.RecoveredGraph, targets: str, data: str) -> Report:
-    checks = make_checks(found)
     rows = [
         {
             "position": p.position,
@@ -28,7 +27,7 @@ def make_report(found: cc.discovery.RecoveredGraph, targets: str, data: str) -> 
     ]
     return Report(
         title="The causal graph behind these sequences",
-        checks=checks,
+        checks=make_checks(found),
         results=make_results(found, targets),
         sections=[
             Section(
@@ -49,7 +48,6 @@ def make_report(found: cc.discovery.RecoveredGraph, targets: str, data: str) -> 
         summary=[
             *(("", line) for line in table_text(rows).splitlines()),
             *(("warning", warning) for warning in found.warnings),
-            ("graph", f"{checks[0].evidence}; from {found.n_independent:,} independent sequences"),
         ],
         about={"data": data, "sequences": f"{found.n_sequences:,}, of which {found.n_independent:,} independent"},
     )

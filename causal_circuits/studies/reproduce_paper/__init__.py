@@ -100,7 +100,6 @@ class Config(Study):
             made: PaperFigure = FAMILIES[number].report(number, cells)
             result = results[number] = self.results(number, made, cells)
             name, folder = f"Figure {number}, {kind}", f"figure_{number}{'_faithful' if self.faithful else ''}"
-            summary.append((f"figure {number}", f"{made.verdict}: {made.ours}"))
             evidence = f"Ours: {made.ours}. Theirs: {made.theirs}."
             checks.append(Check(state_of(made.verdict), f"{name} - {made.what}: {made.verdict}.", evidence))
             for section in made.sections:

@@ -20,7 +20,6 @@ from causal_circuits.studies.selective_induction.compared import (
 from causal_circuits.studies.selective_induction.measure import measure_planted, measure_training
 from causal_circuits.studies.selective_induction.report import by_seed, checks, plot_formation, plot_patterns
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid
-from causal_circuits.studies.tables import interval_text
 
 SHARE = "loss: 0 Bayes, 1 all lags alike"
 
@@ -110,5 +109,4 @@ class Config(Study):
                 ),
                 Section("All", "Losses are nats above exact Bayes.", table=table),
             ],
-            summary=[(name, interval_text(share[name])) for name in share.columns],
         )

@@ -62,7 +62,6 @@ def make_report(rows: Rows, edges: Rows, known: Rows, study: Any) -> Report:
                 "What predicts it", described, figures=plot_predictions(predicted), table=table_of_causes(predicted)
             ),
         ],
-        summary=[("", text.strip())],
     )
 
 
