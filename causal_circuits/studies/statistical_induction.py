@@ -207,10 +207,10 @@ def states_of(rows: Mapping[str, Row]) -> pd.DataFrame:
 
 
 def plot_phases(rows: Mapping[str, Row], prior: str) -> Any:
-    states, curves = states_of(rows), {}
+    states, names = states_of(rows), ("uniform", "unigram", "bigram")
     of = states[states.prior == prior]
-    for name in ("uniform", "unigram", "bigram"):
-        curves |= curves_of(of, "at", name, f"{name}, d_vocab {{d_vocab}}")
+    every = [curves_of(of, "at", name, f"{name}, d_vocab {{d_vocab}}") for name in names]
+    curves = {curve: points for some in every for curve, points in some.items()}
     label = "KL(predictor || model), nats"
     return figures.plot_curves(curves, xlabel="step + 1", ylabel=label, title=prior, group_size=of.d_vocab.nunique())
 
