@@ -156,6 +156,17 @@ def test_the_finite_context_gradient_equals_enumeration_over_sequences_and_queri
     np.testing.assert_allclose(cc.information.finite_context_gradient(task, n_matrices=2).value, expected, atol=3e-6)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_error_of_the_finite_context_gradient_holds_what_its_controls_do_not_know(seed):
+    """Three matrices are told apart by the controls, so that nothing is left over; how often each is drawn remains."""
+    graph, kernels = cc.random_forest(5, 0.3, seed=seed), np.stack([random_kernel(3 * seed + k, 3) for k in range(3)])
+    task = cc.InContextTask(graph, d_vocab=3, transition_matrices=kernels)
+    parents, laws = parents_before_query(graph), task.given_laws
+    each = [oracles.expected_first_order_gradient(parents, *given) for given in zip(kernels, laws, strict=True)]
+    found = cc.information.finite_context_gradient(task, seed=seed)
+    assert (found.value - torch.from_numpy(np.mean(each, axis=0))).abs().le(4 * found.standard_error + 1e-5).all()
+
+
 @pytest.mark.parametrize("n_ctx", [2, 7, 50, 200])
 def test_quadrature_integrates_every_power_that_can_occur(n_ctx):
     nodes, weights = finite_context.quadrature(n_ctx)
