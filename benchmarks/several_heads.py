@@ -19,14 +19,14 @@ import tyro
 from measuring import tell
 
 import causal_circuits as cc
+from causal_circuits.studies.tables import two_parents_graph
 
 
 def named_graphs() -> dict[str, cc.InContextTask]:
     """By name."""
-    paper = cc.graph_from_parents([[], [], *([(i - 1) // 2, i - 1] for i in range(2, 33))])
     generator = np.random.default_rng(0)
     pairs = [[] if i < 2 else sorted(generator.choice(i, 2, replace=False).tolist()) for i in range(33)]
-    graphs = {"paper": paper, "3-gram": cc.ngram_graph(32, 2), "pairs": cc.graph_from_parents(pairs)}
+    graphs = {"paper": two_parents_graph(32), "3-gram": cc.ngram_graph(32, 2), "pairs": cc.graph_from_parents(pairs)}
     return {name: cc.InContextTask(graph, d_vocab=5, alpha=0.1) for name, graph in graphs.items()}
 
 

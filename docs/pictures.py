@@ -66,7 +66,11 @@ PICTURES = {  # study: flags, figure, what it shows
         "forests",
         "One graph, and what the gradient and Chow-Liu make of it.",
     ),
-    "two_stage": ("--quick", "one_run", "One run through both stages of Algorithm 1; a small run."),
+    "two_stage": (
+        "--quick",
+        "one_run",
+        "The loss through both stages of Algorithm 1, stage 2 right of the line; a small run.",
+    ),
     "unlearned_edges": (
         "--quick",
         "unlearned_edges",

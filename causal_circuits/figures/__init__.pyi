@@ -3,7 +3,6 @@ from .bars import plot_ablation as plot_ablation
 from .benchmark import plot_benchmark as plot_benchmark
 from .circuits import plot_circuit as plot_circuit
 from .circuits import plot_frontier as plot_frontier
-from .circuits import plot_needed_edges as plot_needed_edges
 from .curves import plot_curves as plot_curves
 from .curves import plot_groups as plot_groups
 from .curves import plot_scaling as plot_scaling

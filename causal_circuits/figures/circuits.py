@@ -1,4 +1,4 @@
-"""Circuits as matplotlib axes: the graph, the frontier and each method's distance from it, and the edges it needs."""
+"""Circuits as matplotlib axes: the graph, the frontier and each method's distance from it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.circuits import CircuitProof, Frontier, Ranking, circuit_edges, circuit_mask
+from causal_circuits.circuits import Frontier, Ranking, circuit_edges, circuit_mask
 from causal_circuits.circuits.graph import Circuit
 from causal_circuits.figures.style import BLACK, BLUE, GREY, SMALL, legend_at, look_of, new_axes, to_numpy
 
@@ -99,28 +99,6 @@ def plot_frontier(frontier: Frontier, rankings: Sequence[Ranking] = (), ax: Axes
     ax.set_ylabel("cost (for the loss: nats)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_at(ax, "right", title="method, mean regret")
-    return ax
-
-
-@check_arguments
-def plot_needed_edges(proof: CircuitProof, ax: Axes | None = None) -> Axes:
-    """What the circuit loses with each of its edges cut, with two standard errors; hollow: not shown to be needed.
-
-    >>> whole = cc.circuits.circuit_model(model, batch)
-    >>> proof = cc.circuits.prove_circuit(whole, ~cc.circuits.inert_edges(whole), n_random=99, n_bootstrap=20)
-    >>> len(cc.figures.plot_needed_edges(proof).get_yticklabels())
-    9
-    """
-    ax = new_axes(ax, 6.4, 0.34 * len(proof.edges) + 1.3)
-    for row, edge in enumerate(proof.edges):
-        filled = BLUE if edge.needed else "white"
-        ax.errorbar(
-            edge.effect, row, xerr=2 * edge.standard_error, fmt="o", color=BLUE, mfc=filled, capsize=3, markersize=6
-        )
-    ax.axvline(0, color=GREY, linewidth=0.8)
-    ax.set_yticks(range(len(proof.edges)), [" → ".join(edge.edge) for edge in proof.edges])
-    ax.invert_yaxis()
-    ax.set_xlabel("cost of the circuit without the edge, above its cost (for the loss: nats)")
     return ax
 
 

@@ -19,7 +19,7 @@ from causal_circuits.pages import Check, Section
 from causal_circuits.statistics import rank_correlation
 from causal_circuits.studies.power_laws import Exponent, falls, fit_exponents, is_positive
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
-from causal_circuits.studies.tables import GRAPHS, curves_of, make_graph
+from causal_circuits.studies.tables import GRAPHS, curves_of, make_graph, parents_first
 
 Row = dict[str, Any]
 FAMILIES = (*GRAPHS, "star")
@@ -148,7 +148,7 @@ def measure_model(model: Any, task: cc.InContextTask, record: cc.TrainingRecord,
     pull = [float(g[child, parent]) / (child + 1) for parent, child in edges]  # through the uniform softmax
     return {
         "edges": len(edges),
-        "gradient": float(np.mean([int(gradient[c, :c].argmax()) == p for p, c in edges])),
+        "gradient": parents_first(gradient, task.graph) / len(edges),
         "attention": float(np.mean(np.isfinite(at))),
         "excess": float(cc.evaluate(model, test).mean()) - posterior,
         "gain": unigram - posterior,

@@ -12,7 +12,7 @@ import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
-from causal_circuits.studies.tables import GRAPHS, curves_of, make_graph
+from causal_circuits.studies.tables import GRAPHS, curves_of, make_graph, parents_first
 
 Row = dict[str, Any]
 PILOT = 2_000  # sequences that tell the noise of an entry; none of them is used again
@@ -94,7 +94,7 @@ def measure_table(graph: str, d_vocab: int, n_ctx: int, alpha: float, seed: int,
         part = table[:size]
         value = cc.measured_gradient(part.tokens, part.target_probs).value
         recovery = cc.compare_graphs(task.graph, cc.recover_graph(part.tokens, part.target_probs).graph)
-        first = sum(int(value[child, :child].argmax()) == parent for parent, child in edges) / len(edges)
+        first = parents_first(value, task.graph) / len(edges)
         found = 1 - len(recovery.missing) / len(edges)
         points.append({**setting, "n": size, "first": first, "recovered": found, "false_edges": len(recovery.false)})
     needed = [point["n"] for point in points if all(p["first"] == 1 for p in points if p["n"] >= point["n"])]

@@ -9,6 +9,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 import scipy.stats  # type: ignore[import-untyped]
+from torch import Tensor
 
 import causal_circuits as cc
 
@@ -21,6 +22,25 @@ def make_graph(name: str, n_ctx: int, *, root_probability: float = 0.5, seed: in
     if name == "forest":
         return cc.random_forest(n_ctx, root_probability, seed=seed)
     return cc.chain_graph(n_ctx) if name == "chain" else cc.pairs_graph(n_ctx)
+
+
+def two_parents_graph(n_ctx: int) -> nx.DiGraph:
+    """The paper's: parents (i - 1) // 2 and i - 1, the target's among them; 0 and 1 are roots."""
+    return cc.graph_from_parents([[], [], *([(i - 1) // 2, i - 1] for i in range(2, n_ctx + 1))])
+
+
+def parents_first(values: np.ndarray | Tensor, graph: nx.DiGraph) -> int:
+    """How many parents are the largest entry [child, parent] of their row, among earlier positions."""
+    return sum(int(values[child, :child].argmax()) == parent for parent, child in cc.latent_edges(graph))
+
+
+def timing_of(record: cc.TrainingRecord) -> dict[str, Any]:
+    return {
+        "train_s": record.seconds,
+        "steps": len(record.losses),
+        "train_sequences_per_s": record.sequences_per_s,
+        "path": record.path,
+    }
 
 
 def figure_9_graphs() -> list[dict[str, Any]]:

@@ -15,7 +15,16 @@ from causal_circuits.studies import algorithm_1
 from causal_circuits.studies.algorithm_1 import GRADIENT_DESCENT, VARIANTS
 from causal_circuits.studies.power_laws import PowerLaw, fall_check, fit_power_law, scaling
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
-from causal_circuits.studies.tables import GRAPHS, check_lengths, curves_of, figure_9_parents, listed, make_graph, where
+from causal_circuits.studies.tables import (
+    GRAPHS,
+    check_lengths,
+    curves_of,
+    figure_9_parents,
+    listed,
+    make_graph,
+    parents_first,
+    where,
+)
 
 Row = Mapping[str, Any]
 Laws = Mapping[str, Mapping[str, PowerLaw | None]]
@@ -178,9 +187,7 @@ def measure_forest(variant: str, graph: int, seed: int) -> Row:
         "edges": len(attention),
         "mean_parent_attention": float(attention.mean()),
         "min_parent_attention": float(attention.min()),
-        "parents_row_maximum": sum(
-            int(pattern[child, :child].argmax()) == parent for parent, child in cc.latent_edges(task.graph)
-        ),
+        "parents_row_maximum": parents_first(pattern, task.graph),
     }
 
 

@@ -13,6 +13,7 @@ from causal_circuits.studies.circuit_proof.measure import measure_model, train_a
 from causal_circuits.studies.circuit_proof.report import make_report
 from causal_circuits.studies.parents_file import graph_of_file
 from causal_circuits.studies.study import Cell, Report, at_least
+from causal_circuits.studies.tables import two_parents_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ class Config(causal_graph.Config):
             return graph_of_file(self.parents, self.n_ctx, several=None)
         if self.graph == "two-parents":
             at_least(3, n_ctx=n_ctx)
-            return cc.graph_from_parents([[], [], *([(i - 1) // 2, i - 1] for i in range(2, n_ctx + 1))])
+            return two_parents_graph(n_ctx)
         if self.graph in ("3-gram", "4-gram"):
             return cc.ngram_graph(n_ctx, int(self.graph[0]) - 1)
         return super().make_graph()

@@ -176,13 +176,10 @@ def make_sections(task: cc.InContextTask, e: Evidence, whole: circuits.CircuitMo
             "The circuit",
             f"The smallest circuit that keeps {KEEPS:.0%} of what the best of {e.frontier.n_circuits:,} circuits "
             f"gains: {len(e.proof.circuit)} of {len(whole)} edges. The number on an edge is what the circuit loses "
-            "without it, nats.",
+            "without it, nats, on sequences that the search has not seen; the table has its error, and whether it "
+            "passes Holm's correction.",
             figures={"circuit": figures.plot_circuit(whole.graph, whole.mask(e.proof.circuit), effects=effects)},
-        ),
-        Section(
-            "Each edge's worth",
-            "Each edge cut alone, on sequences that the search has not seen; filled dots pass Holm's correction.",
-            figures={"needed_edges": figures.plot_needed_edges(e.proof)},
+            table=[{**asdict(edge), "edge": " -> ".join(edge.edge)} for edge in e.proof.edges],
         ),
         Section(
             "The best circuits, and what the methods find",

@@ -3,7 +3,6 @@
 No model is chosen by its loss, its attention or any effect: whatever a recipe gives is counted.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import networkx as nx
@@ -50,48 +49,28 @@ class Subject:
 
 
 def make_subject(kind: str, task: cc.InContextTask, steps: int, seed: int) -> Subject:
-    recipes: dict[str, Callable[[cc.InContextTask, int, int], HookedTransformer]] = {
-        "planted": planted,
-        "trained": trained_from_matches if max(task.in_degrees) > 1 else trained,
-        "adam": adam_from_zero,
-        "decoy": displaced,
-    }
-    recipe = recipes[kind]
-    return Subject.of(recipe(task, steps, seed), task, recipe.__name__, seed)
-
-
-def planted(task: cc.InContextTask, steps: int, seed: int) -> HookedTransformer:
-    return cc.plant_circuit(task.graph, task.d_vocab)
-
-
-def trained(task: cc.InContextTask, steps: int, seed: int) -> HookedTransformer:
-    """From a warm start: layer 1's match and the read-out are written in before the first step."""
-    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx)
-    return fit(model, task, cc.TrainConfig.warm(steps, seed=seed))
-
-
-def trained_from_matches(task: cc.InContextTask, steps: int, seed: int) -> HookedTransformer:
-    """A head for each parent, started where the gradient of order k points."""
-    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, (max(task.in_degrees), 1))
-    return fit(model, task, cc.TrainConfig.matched(steps, seed=seed))
-
-
-def adam_from_zero(task: cc.InContextTask, steps: int, seed: int) -> HookedTransformer:
-    """Adam at 0.1 on everything, from zero weights: some of these models learn the graph, some do not."""
-    model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, (max(task.in_degrees), 1))
-    return fit(model, task, cc.TrainConfig.joint(steps, 0.1, warm_start=None, seed=seed))
-
-
-def displaced(task: cc.InContextTask, steps: int, seed: int) -> HookedTransformer:
-    """The circuit written one row or more too late (`plant_decoy`), and trained on from there."""
-    model = cc.models.plant_decoy(task.graph, task.d_vocab, attention_scale=10.0, match_scale=4.0)
-    return fit(model, task, cc.TrainConfig.joint(steps, 0.03, warm_start=None, seed=seed))
-
-
-def fit(model: HookedTransformer, task: cc.InContextTask, config: cc.TrainConfig) -> HookedTransformer:
-    """The model, trained; nothing is recorded."""
-    cc.train(model, task, config, record=cc.RecordAt(steps=()), progress=False)
-    return model
+    """The model of a kind; its recipe is named in the results."""
+    k, config = max(task.in_degrees), None
+    sizes = (task.d_vocab, task.n_ctx)
+    match kind:
+        case "planted":
+            recipe, model = "planted", cc.plant_circuit(task.graph, task.d_vocab)
+        case "trained" if k == 1:  # layer 1's match and the read-out are written in before the first step
+            recipe, model = "trained", cc.disentangled_transformer(*sizes)
+            config = cc.TrainConfig.warm(steps, seed=seed)
+        case "trained":  # a head for each parent, started where the gradient of order k points
+            recipe, model = "trained_from_matches", cc.disentangled_transformer(*sizes, (k, 1))
+            config = cc.TrainConfig.matched(steps, seed=seed)
+        case "adam":  # on everything, from zero weights: some of these models learn the graph, some do not
+            recipe, model = "adam_from_zero", cc.disentangled_transformer(*sizes, (k, 1))
+            config = cc.TrainConfig.joint(steps, 0.1, warm_start=None, seed=seed)
+        case _:  # a decoy: the circuit written one row or more too late, and trained on from there
+            scales = {"attention_scale": 10.0, "match_scale": 4.0}
+            recipe, model = "displaced", cc.models.plant_decoy(task.graph, task.d_vocab, **scales)
+            config = cc.TrainConfig.joint(steps, 0.03, warm_start=None, seed=seed)
+    if config is not None:
+        cc.train(model, task, config, record=cc.RecordAt(steps=()), progress=False)
+    return Subject.of(model, task, recipe, seed)
 
 
 def attention_to_parents(model: HookedTransformer, task: cc.InContextTask, batch: cc.Batch) -> float:

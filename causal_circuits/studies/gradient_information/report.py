@@ -14,6 +14,7 @@ from causal_circuits import figures
 from causal_circuits.pages import Check, Section
 from causal_circuits.studies.gradient_information.measure import CHECK_BETA_0, PARTS, Setting
 from causal_circuits.studies.study import Report
+from causal_circuits.studies.tables import parents_first
 
 LINE = ["graph", "d_vocab", "alpha"]  # the settings of a line differ in n_ctx alone
 
@@ -196,8 +197,7 @@ def show_matrices(graph: Any, measured: Any, g: Any, finite: Any) -> Section:
     for ax, (title, value) in zip(figure.subplots(1, 3), rows.items(), strict=True):
         figures.plot_matrix(value, graph, ax, title, "in the unit of g", diverging=True, largest=largest)
     values, error = rows["Minus the gradient, measured"], measured.standard_error
-    edges = cc.latent_edges(graph)
-    first = sum(int(values[child, :child].argmax()) == parent for parent, child in edges)
+    first = parents_first(values, graph)
     scatters = {
         f"scatter_{name}": figures.plot_gradient_vs_information(
             values, predicted.value, graph, error, label=f"predicted: {what}"
@@ -209,9 +209,10 @@ def show_matrices(graph: Any, measured: Any, g: Any, finite: Any) -> Section:
     }
     return Section(
         "One gradient beside what is predicted of it",
-        f"In the measured gradient the parent (outlined) is the largest entry of its row for {first} of {len(edges)} "
-        "children. Rows of roots, which have no parent to find, and the query's are left blank: what stands there says "
-        "nothing of an edge. In the other figures a dot stands for every pair, its bar for two standard errors.",
+        f"In the measured gradient the parent (outlined) is the largest entry of its row for {first} of "
+        f"{len(cc.latent_edges(graph))} children. Rows of roots, which have no parent to find, and the query's are left "
+        "blank: what stands there says nothing of an edge. In the other figures a dot stands for every pair, its bar for "
+        "two standard errors.",
         figures={"matrices": figure, **scatters},
     )
 

@@ -12,6 +12,7 @@ from causal_circuits.studies.multi_head.measure import measure_heads, measure_tr
 from causal_circuits.studies.multi_head.report import make_report
 from causal_circuits.studies.parents_file import graph_of_file
 from causal_circuits.studies.study import Cell, Report, Study, at_least
+from causal_circuits.studies.tables import two_parents_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Config(Study):
             at_least(2, ngram=self.ngram)
             return cc.ngram_graph(n_ctx, self.ngram - 1)
         at_least(3, n_ctx=n_ctx)
-        graph = cc.graph_from_parents([[], [], *([(i - 1) // 2, i - 1] for i in range(2, n_ctx + 1))])
+        graph = two_parents_graph(n_ctx)
         graph.graph["name"] = "the paper's two-parent graph"
         return graph
 

@@ -12,7 +12,7 @@ import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
 from causal_circuits.studies.study import Report
-from causal_circuits.studies.tables import p_text
+from causal_circuits.studies.tables import p_text, timing_of
 
 MARGIN = 0.05  # nats
 Row = Mapping[str, Any]
@@ -66,12 +66,7 @@ def make_results(task: cc.InContextTask, heads: Row, single: Row, repeats: Seque
             "repeats": repeats,
             **heads_of(single["found"]),
         },
-        "timing": {
-            "train_s": record.seconds,
-            "steps": len(record.losses),
-            "train_sequences_per_s": record.sequences_per_s,
-            "path": record.path,
-        },
+        "timing": timing_of(record),
     }
 
 

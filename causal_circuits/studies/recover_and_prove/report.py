@@ -11,6 +11,7 @@ from causal_circuits.pages import Check
 from causal_circuits.studies.recover_and_prove.evidence import make_sections, plot_six_steps
 from causal_circuits.studies.recover_and_prove.measure import N_INFORMATION, Findings
 from causal_circuits.studies.study import Report
+from causal_circuits.studies.tables import timing_of
 
 
 def make_report(f: Findings) -> Report:
@@ -116,11 +117,6 @@ def make_results(f: Findings) -> dict[str, Any]:
             "smallest_effect_true_edge": float(on_edges.min()),
             "largest_effect_other_entry": float(elsewhere.max()),
         },
-        "timing": {
-            "train_s": f.record.seconds,
-            "steps": len(f.record.losses),
-            "train_sequences_per_s": f.record.sequences_per_s,
-            "path": f.record.path,
-        },
+        "timing": timing_of(f.record),
         "training": {"start": f.start} | asdict(f.health),
     }
