@@ -210,9 +210,9 @@ def show_matrices(graph: Any, measured: Any, g: Any, finite: Any) -> Section:
     return Section(
         "One gradient beside what is predicted of it",
         f"In the measured gradient the parent (outlined) is the largest entry of its row for {first} of "
-        f"{len(cc.latent_edges(graph))} children. Rows of roots, which have no parent to find, and the query's are left "
-        "blank: what stands there says nothing of an edge. In the other figures a dot stands for every pair, its bar for "
-        "two standard errors.",
+        f"{len(cc.latent_edges(graph))} children. Rows of roots, which have no parent to find, and the query's are "
+        "left blank: what stands there says nothing of an edge. In the other figures a dot stands for every pair, its "
+        "bar for two standard errors.",
         figures={"matrices": figure, **scatters},
     )
 
