@@ -58,41 +58,22 @@ def test_groups_put_one_marker_of_each_series_on_each_row() -> None:
     assert_refused(lambda: figures.plot_groups({}, xlabel="x"), "at least one group")
 
 
-ROWS, COLUMNS = (("token", 2), ("position", 3)), (("token", 2), ("position", 3), ("copy", 1))
+def test_every_slot_of_a_model_is_named_at_its_middle_and_bounded():
+    figure = figures.plot_weights(cc.plant_circuit(cc.chain_graph(4), d_vocab=2))
+    first, second, read_out = figure.axes[:3]
+    assert [label.get_text() for label in first.get_xticklabels()] == ["token", "position"]
+    assert list(first.get_yticks()) == [0.5, 3.5]
+    assert [line.get_xdata()[0] for line in first.lines][:1] == [1.5]
+    assert [label.get_text() for label in second.get_yticklabels()][2:] == ["L0H0.token", "L0H0.position"]
+    for ax in (first, second, read_out):
+        low, high = ax.images[0].get_clim()
+        assert low == -high == -np.abs(ax.images[0].get_array()).max()
 
 
-def blocks(matrix: torch.Tensor) -> figures.WeightBlocks:
-    return figures.WeightBlocks("A2", matrix, ROWS, COLUMNS)
-
-
-def test_every_slot_is_named_at_its_middle_and_bounded():
-    ax = figures.plot_weight_panels([blocks(torch.arange(30.0).reshape(5, 6) - 10)]).axes[0]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["token", "position", "copy"]
-    assert list(ax.get_yticks()) == [0.5, 3.0]
-    assert sorted(line.get_xdata()[0] for line in ax.lines if line.get_xdata()[0] > 1) == [1.5, 4.5]
-
-
-def test_the_scale_is_symmetric_about_zero():
-    figure = figures.plot_weight_panels([blocks(torch.full((5, 6), -2.0)), blocks(torch.zeros(5, 6))])
-    assert [ax.images[0].get_clim() for ax in figure.axes[:2]] == [(-2.0, 2.0), (-1.0, 1.0)]
-
-
-def test_slots_must_cover_the_matrix():
-    assert_refused(
-        lambda: figures.plot_weight_panels([blocks(torch.zeros(5, 5))]), "slots of (5, 6), a matrix of (5, 5)"
-    )
-
-
-def test_panels_and_patterns_stand_side_by_side(fork):
-    panels = figures.plot_weight_panels([blocks(torch.ones(5, 6))] * 3)
-    assert sum(bool(ax.images) for ax in panels.axes) == 3
+def test_patterns_stand_side_by_side(fork):
     patterns = figures.plot_attentions({"head 0": torch.eye(7), "head 1": torch.eye(7)}, fork)
     outlined = [c for ax in patterns.axes for c in ax.collections if c.get_gid() == "true-edges"]
     assert [len(c.get_paths()) for c in outlined] == [len(cc.latent_edges(fork))] * 2
-
-
-def test_nothing_to_draw_is_an_error(fork):
-    assert_refused(lambda: figures.plot_weight_panels([]), "at least one matrix")
     assert_refused(lambda: figures.plot_attentions({}, fork), "at least one attention pattern")
 
 

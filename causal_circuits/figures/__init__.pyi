@@ -22,5 +22,4 @@ from .sequence_view import position_labels as position_labels
 from .sequence_view import sequence_view as sequence_view
 from .training import plot_formation as plot_formation
 from .training import plot_phases as plot_phases
-from .weights import WeightBlocks as WeightBlocks
-from .weights import plot_weight_panels as plot_weight_panels
+from .weights import plot_weights as plot_weights

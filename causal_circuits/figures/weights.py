@@ -1,90 +1,54 @@
-"""Weight matrices as heat maps, by residual slot."""
+"""The trained matrices of a model as heat maps, by residual slot."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from textwrap import fill
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.display import Result
 from causal_circuits.figures.matrices import DIVERGING
 from causal_circuits.figures.style import BLACK, SMALL, new_grid, to_numpy
+from causal_circuits.models import HookedTransformer, layout_of, live_heads, slots
 
 SlotSizes = Sequence[tuple[str, int]]
 
 
 @check_arguments
-@dataclass(frozen=True, repr=False, eq=False)
-class WeightBlocks(Result):
-    """A weight matrix whose rows and columns fall into named slots.
+def plot_weights(model: HookedTransformer) -> Figure:
+    """The attention weights of every head and the read-out, each on its own scale, white at zero, lines between slots.
 
-    Attributes:
-        title: what it is.
-        matrix: [rows, columns].
-        rows, columns: (slot, size) in order; the sizes add up to the matrix's.
-        row_label, column_label: what the two axes are: "query", "key", ...
+    Args:
+        model: a disentangled transformer (`ValueError` otherwise); W_Q is its attention matrix, query by key.
 
-    >>> slots = [("token", 2), ("position", 3)]
-    >>> WeightBlocks("A1", np.zeros((5, 5)), rows=slots, columns=slots).title
-    'A1'
+    >>> figure = plot_weights(cc.disentangled_transformer(3, 6, init_scale=0.1))
+    >>> [ax.get_title() for ax in figure.axes][:3]
+    ['Attention weights of L0H0', 'Attention weights of L1H0', 'Read-out W_U']
     """
-
-    title: str
-    matrix: Float[Tensor, "rows columns"] | Float[np.ndarray, "rows columns"]
-    rows: SlotSizes
-    columns: SlotSizes
-    row_label: str = "query"
-    column_label: str = "key"
-
-
-@check_arguments
-def plot_weight_panels(panels: Sequence[WeightBlocks], n_columns: int = 2) -> Figure:
-    """Weight matrices side by side, each on its own scale, white at zero, with lines between slots.
-
-    >>> slots = [("token", 2), ("position", 3)]
-    >>> panels = [WeightBlocks(name, np.eye(5), rows=slots, columns=slots) for name in ("A1", "A2")]
-    >>> [ax.get_title() for ax in plot_weight_panels(panels).axes][:2]
-    ['A1', 'A2']
-    """
-    if not panels:
-        raise ValueError("panels of weights need at least one matrix: got none")
-    if not 1 <= n_columns <= 100:
-        raise ValueError(f"n_columns must lie in 1 .. 100: got {n_columns}")
-    figure, axes = new_grid(len(panels), n_columns, 5.6, 4.8)
-    for ax, panel in zip(axes, panels, strict=True):
-        _plot_blocks(panel, ax)
+    layout, heads = layout_of(model), live_heads(model)
+    every = [(slot.name, slot.stop - slot.start) for slot in slots(model).values()]
+    figure, axes = new_grid(len(heads) + 1, 2, 5.6, 4.8)
+    for ax, (layer, head) in zip(axes, heads, strict=False):
+        width = layout.width(layer)
+        read = [(slot.name, slot.stop - slot.start) for slot in slots(model).values() if slot.stop <= width]
+        weights = to_numpy(model.blocks[layer].attn.W_Q[head, :width, :width])
+        _plot_blocks(ax, weights, read, read)
+        ax.set(title=f"Attention weights of L{layer}H{head}", xlabel="key", ylabel="query")
+    _plot_blocks(axes[-1], to_numpy(model.W_U), every, [("token", model.cfg.d_vocab)])
+    axes[-1].set(title="Read-out W_U", xlabel="predicted", ylabel="residual slot")
     return figure
 
 
-def _plot_blocks(blocks: WeightBlocks, ax: Axes) -> None:
-    values = to_numpy(blocks.matrix)
-    sizes = tuple(sum(size for _, size in slots) for slots in (blocks.rows, blocks.columns))
-    if values.shape != sizes:
-        raise ValueError(f"slots must cover the matrix: slots of {sizes}, a matrix of {values.shape}")
+def _plot_blocks(ax: Axes, values: np.ndarray, rows: SlotSizes, columns: SlotSizes) -> None:
     largest = float(np.abs(values).max()) or 1.0
-    image = ax.imshow(
-        values, cmap=DIVERGING, vmin=-largest, vmax=largest, interpolation="nearest", aspect="auto", origin="upper"
-    )
-    for axis, slots, draw_line in (
-        (ax.xaxis, blocks.columns, ax.axvline),
-        (ax.yaxis, blocks.rows, ax.axhline),
-    ):
-        ends = np.cumsum([size for _, size in slots])
+    image = ax.imshow(values, cmap=DIVERGING, vmin=-largest, vmax=largest, interpolation="nearest", aspect="auto")
+    for axis, sizes, draw_line in ((ax.xaxis, columns, ax.axvline), (ax.yaxis, rows, ax.axhline)):
+        ends = np.cumsum([size for _, size in sizes])
         for end in ends[:-1]:
             draw_line(end - 0.5, color=BLACK, linewidth=0.8)
-        middles = [end - size / 2 - 0.5 for end, (_, size) in zip(ends, slots, strict=True)]
-        axis.set_ticks(middles, [name for name, _ in slots], fontsize=SMALL)
+        middles = [end - size / 2 - 0.5 for end, (_, size) in zip(ends, sizes, strict=True)]
+        axis.set_ticks(middles, [name for name, _ in sizes], fontsize=SMALL)
         axis.set_tick_params(length=0)
-    if len(blocks.columns) > 2:
+    if len(columns) > 2:
         ax.tick_params(axis="x", labelrotation=30)
-    ax.set_xlabel(blocks.column_label)
-    ax.set_ylabel(blocks.row_label)
-    ax.set_title(fill(blocks.title, 44), fontsize=10)
-    figure = ax.get_figure()
-    if figure is not None:
-        figure.colorbar(image, ax=ax, label="weight", fraction=0.046, pad=0.03)
+    ax.figure.colorbar(image, ax=ax, label="weight", fraction=0.046, pad=0.03)

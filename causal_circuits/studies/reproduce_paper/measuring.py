@@ -9,7 +9,6 @@ import networkx as nx
 import torch
 
 import causal_circuits as cc
-from causal_circuits import figures
 from causal_circuits.pages import Section
 
 Row = Mapping[str, Any]
@@ -78,23 +77,6 @@ def graph_found(row: Row) -> str:
 def place(low: float, high: float) -> str:
     """Where an interval lies beside zero."""
     return "above" if low > 0 else "below" if high < 0 else "level with"
-
-
-def weight_panels(model: cc.models.HookedTransformer, graph: nx.DiGraph) -> list[figures.WeightBlocks]:
-    """The true adjacency, the attention weights of every head and W_U, their slots named."""
-    slots = [(slot.name, slot.stop - slot.start) for slot in cc.models.slots(model).values()]
-    adjacency = torch.zeros(model.cfg.n_ctx, model.cfg.n_ctx)
-    for cell in cc.graphs.attention_cells(graph):
-        adjacency[cell] = 1.0
-    position, tokens = [("position", model.cfg.n_ctx)], [("token", model.cfg.d_vocab)]
-    panels = [figures.WeightBlocks("True edges", adjacency, position, position, "child", "parent")]
-    for layer, head in cc.models.live_heads(model):
-        read = [slot for slot in slots if not slot[0].startswith((f"L{layer}", "L1"))]
-        width = sum(size for _, size in read)
-        weights = model.blocks[layer].attn.W_Q[head, :width, :width].detach()
-        panels.append(figures.WeightBlocks(f"Attention weights of L{layer}H{head}", weights, read, read))
-    panels.append(figures.WeightBlocks("W_U", model.W_U.detach(), slots, tokens, "residual slot", "predicted"))
-    return panels
 
 
 def head_roles(model: cc.models.HookedTransformer, task: cc.InContextTask, seed: int) -> list[dict[str, Any]]:

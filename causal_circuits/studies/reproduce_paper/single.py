@@ -14,7 +14,6 @@ from causal_circuits.studies.reproduce_paper.measuring import (
     edges_found,
     graph_found,
     roles_text,
-    weight_panels,
 )
 
 # Figure 2 shows heat maps only: these come from an independent re-run of the authors' algorithm, in code of its own.
@@ -91,7 +90,7 @@ def draw(found: Row, run: Row | None) -> Section:
         f"{name}: softmax of its position block": block_attention(model),
     }
     plots: dict[str, Any] = {
-        f"{stem(name)}_weights": figures.plot_weight_panels(weight_panels(model, graph)),
+        f"{stem(name)}_weights": figures.plot_weights(model),
         f"{stem(name)}_attention": figures.plot_attentions(attentions, graph),
     }
     if run:

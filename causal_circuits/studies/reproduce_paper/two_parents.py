@@ -16,7 +16,6 @@ from causal_circuits.studies.reproduce_paper.measuring import (
     excess,
     graph_found,
     place,
-    weight_panels,
 )
 from causal_circuits.studies.reproduce_paper.training import Job
 
@@ -146,6 +145,5 @@ def weights_and_loss(cell: Row) -> Section:
         ylabel="cross-entropy (nats)",
         levels={**levels, "edge posterior": content["edge_posterior"]},
     )
-    panels = figures.plot_weight_panels(weight_panels(cell["model"], cell["true"]))
-    shows = "The trained matrices beside the true edges; the loss in training, against what can be reached."
-    return Section("weights and loss", shows, figures={"weights": panels, "loss": curve})
+    shows = "The trained matrices, their slots named; the loss in training, against what can be reached."
+    return Section("weights and loss", shows, figures={"weights": figures.plot_weights(cell["model"]), "loss": curve})
