@@ -10,7 +10,7 @@ import torch
 
 import causal_circuits as cc
 from causal_circuits.studies import reproduce_paper
-from causal_circuits.studies.reproduce_paper import Config, forests, ordinary, single, training, two_parents
+from causal_circuits.studies.reproduce_paper import Config, forests, measuring, one_parent, ordinary, two_parents
 from causal_circuits.studies.reproduce_paper.table import FIGURES, write_table
 
 
@@ -101,7 +101,7 @@ def trained(task, folder: Path, kind: str, schedule: str, stop_at: int | None = 
 
     rate, optimizer = (0.01, "adamw") if kind == "ordinary" else (1.0, "sgd")
     config = cc.TrainConfig.joint(14, rate, optimizer=optimizer, schedule=schedule, batch_size=32, seed=3)
-    return *training.train_measured(models, [task] * len(models), config, 4, measure, folder), models
+    return *measuring.train_measured(models, [task] * len(models), config, 4, measure, folder), models
 
 
 @pytest.mark.parametrize("kind", ["ordinary", "disentangled"])
@@ -216,8 +216,8 @@ def test_figure_8_has_every_verdict(released, exact, words):
 
 def test_figure_2_says_how_far_its_loss_is_from_the_re_run():
     row = {"loss": 1.8056 + 0.01, "loss_error": 0.006, "mean_block_attention": 0.7}
-    assert "block attention -0.037, loss +0.0100, within" in single.beside_rerun(row)
-    assert "loss +0.0100, beyond" in single.beside_rerun({**row, "loss_error": 0.004})
+    assert "block attention -0.037, loss +0.0100, within" in one_parent.beside_rerun(row)
+    assert "loss +0.0100, beyond" in one_parent.beside_rerun({**row, "loss_error": 0.004})
 
 
 @pytest.mark.parametrize(("excess", "word"), [(0.0169, "above"), (0.012, "level with"), (0.004, "below")])

@@ -110,7 +110,8 @@ def _have_room(ax: Axes, ticks: Sequence[float | int]) -> bool:
     places = np.log(sorted(ticks))
     width = ax.get_window_extent().width / figure.dpi
     gap = width * np.diff(places).min(initial=np.inf) / max(places[-1] - places[0], 1e-9)
-    return bool(gap > 0.09 * len(f"{max(ticks):,.0f}"))
+    longest = max(len(f"{x:,.0f}" if x == round(x) else f"{x:.3g}") for x in ticks)
+    return bool(gap > 0.09 * longest)
 
 
 def to_numpy(values: Tensor | np.ndarray) -> Float[np.ndarray, "..."]:

@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 import causal_circuits as cc
 from causal_circuits.pages import Check
 from causal_circuits.pages.report import State
-from causal_circuits.studies.reproduce_paper import forests, one_parent, ordinary, single, two_parents
+from causal_circuits.studies.reproduce_paper import forests, one_parent, ordinary, two_parents
 from causal_circuits.studies.reproduce_paper.measuring import PaperFigure, Row
 from causal_circuits.studies.reproduce_paper.table import FIGURES, write_table
 from causal_circuits.studies.study import Cell, Report, Study, one_of
 
 FAMILIES: Mapping[str, Any] = {  # the module that makes a figure from what was measured
-    "2": single,
+    "2": one_parent,
     "5": two_parents,
-    "6": single,
+    "6": one_parent,
     "7": two_parents,
     "8": ordinary,
     "9": forests,

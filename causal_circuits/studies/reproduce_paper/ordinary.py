@@ -18,6 +18,7 @@ import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Section
 from causal_circuits.studies.reproduce_paper.measuring import (
+    Job,
     PaperFigure,
     Row,
     head_roles,
@@ -25,7 +26,6 @@ from causal_circuits.studies.reproduce_paper.measuring import (
     place,
     roles_text,
 )
-from causal_circuits.studies.reproduce_paper.training import Job
 
 PAPER = cc.TrainConfig.joint(2**12, 0.01, optimizer="adamw", weight_decay=2e-4)
 QUICK = cc.TrainConfig.joint(6, 0.01, optimizer="adamw", weight_decay=2e-4, batch_size=64)

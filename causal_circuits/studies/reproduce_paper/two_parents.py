@@ -10,6 +10,7 @@ import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Section
 from causal_circuits.studies.reproduce_paper.measuring import (
+    Job,
     PaperFigure,
     Row,
     block_attention,
@@ -17,7 +18,6 @@ from causal_circuits.studies.reproduce_paper.measuring import (
     graph_found,
     place,
 )
-from causal_circuits.studies.reproduce_paper.training import Job
 
 FAITHFUL = cc.TrainConfig.joint(2**16, 0.01, optimizer="adamw", weight_decay=1e-4)
 QUICK = cc.TrainConfig.joint(20, 0.01, optimizer="adamw", weight_decay=1e-4, batch_size=128)

@@ -10,8 +10,7 @@ import networkx as nx
 import torch
 
 import causal_circuits as cc
-from causal_circuits.studies.reproduce_paper.measuring import block_attention, parent_weights
-from causal_circuits.studies.reproduce_paper.training import train_measured
+from causal_circuits.studies.reproduce_paper.measuring import block_attention, parent_weights, train_measured
 from causal_circuits.studies.study import Cell, Report, Study, at_least
 from causal_circuits.studies.tables import figure_9_parents
 from causal_circuits.studies.unlearned_edges.report import make_report
