@@ -169,7 +169,8 @@ def _changes(
         change[which, :, keys] = -weight
         if method == "renormalize":
             rest = row + change
-            return rest / rest.sum(dim=-1, keepdim=True).clamp(min=1e-30) - row
+            total = rest.sum(dim=-1, keepdim=True)
+            return rest / total.where(total > 0, 1.0) - row
         if method == "mean":
             change[which, :, keys] += row[:, keys].double().mean(dim=0).to(row.dtype)[:, None]
         if donor is not None:
