@@ -30,10 +30,18 @@ def test_the_predicted_number_is_enough_in_95_tables_of_100_and_a_sixteenth_in_f
     assert least <= right <= most
 
 
-@pytest.mark.parametrize(("needed", "enough"), [([90.0, 200.0], 1.0), ([90.0, 300.0], 0.5), ([90.0, None], 0.5)])
-def test_the_check_can_fail(needed, enough):
-    tables = pd.DataFrame({"needed": needed, "predicted": [100.0, 210.0]}, dtype=float)
-    assert sample_complexity.compare(tables)[0] == enough
+@pytest.mark.parametrize(
+    ("needed", "times", "state"),
+    [
+        ([90.0, 200.0], 36, "passed"),
+        ([90.0, 200.0], 1, "undecided"),
+        ([90.0, 300.0], 36, "refuted"),
+        ([90.0, None], 36, "refuted"),
+    ],
+)
+def test_the_check_can_fail(needed, times, state):
+    tables = pd.DataFrame({"needed": needed * times, "predicted": [100.0, 210.0] * times}, dtype=float)
+    assert sample_complexity.compare(tables)[0] == state
 
 
 def test_equal_tables_have_no_rank_correlation():
