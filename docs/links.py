@@ -30,7 +30,8 @@ def study_page(name: str, summary: str, claims: str, picture: str, *, quick: boo
     title, measured = re.search(
         rf"^## ([^\n]*): `analyses/{name}\.py`\n(.*?)(?=^## |\Z)", claims, flags=re.DOTALL | re.MULTILINE
     ).groups()  # type: ignore[union-attr]  # tests/test_claims.py: each has an entry
-    program, links = name.replace("_", "-"), RELATIVE.sub(lambda link: link[0].replace("](", "](../"), measured)
+    program = name.replace("_", "-") + " DATA" * (name == "recover_graph")
+    links = RELATIVE.sub(lambda link: link[0].replace("](", "](../"), measured)
     return f"""# {title}
 
 {summary}
