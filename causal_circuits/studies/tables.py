@@ -87,8 +87,18 @@ def listed(points: Points, digits: str = ".3g") -> str:
     return ", ".join(f"{at:g}: {value:{digits}}" for at, value in points)
 
 
+def edge_table(found: cc.discovery.ExtractedGraph, graph: nx.DiGraph) -> pd.DataFrame:
+    """The edges that attention proposes, and what became of them, beside the true ones."""
+    columns = ["child", "parent", "head", "weight", "information_share", "p_value", "accepted", "reason"]
+    table = found.to_frame()[columns]
+    true = [graph.has_edge(parent, child) for parent, child in zip(table.parent, table.child, strict=True)]
+    return table.assign(p_value=table.p_value.map(p_text), true_edge=true)
+
+
 def p_text(p_value: float) -> str:
     """A p-value as text."""
+    if p_value != p_value:
+        return "-"
     return f"{p_value:.1e}" if p_value > 1e-300 else "< 1e-300"
 
 

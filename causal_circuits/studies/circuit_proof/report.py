@@ -158,10 +158,7 @@ def method_rows(e: Evidence) -> list[dict[str, object]]:
             "mean regret (nats)": ranking.mean_regret,
             "CPR": ranking.cpr,
             "CMD": ranking.cmd,
-            "AUROC": scores.auroc,
-            "AUPRC": scores.auprc,
-            "structural Hamming distance": scores.shd,
-            "exact parents": f"{scores.exact_parent_rate:.0%}",
+            **asdict(scores),
             "seconds": found.seconds,
         }
         for ranking, (found, scores) in zip(e.rankings, e.entries, strict=True)

@@ -12,7 +12,7 @@ import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
 from causal_circuits.studies.study import Report
-from causal_circuits.studies.tables import p_text, timing_of
+from causal_circuits.studies.tables import edge_table, timing_of
 
 MARGIN = 0.05  # nats
 Row = Mapping[str, Any]
@@ -179,7 +179,7 @@ def make_sections(task: cc.InContextTask, heads: Row, single: Row) -> list[Secti
             f"{edges['attended']} of {edges['edges']} edges are attended to and confirmed by the sequences, and drawn "
             f"beside the true graph; {edges['inferred']} more are inferred from the sequences alone.",
             figures={"graph": figures.plot_graph_comparison(graph, found)},
-            table=edge_rows(task, found),
+            table=edge_table(found, graph).query("accepted").drop(columns="accepted"),
         ),
         Section(
             "Missing edges",
@@ -216,20 +216,3 @@ def loss_lines(task: cc.InContextTask, heads: Row) -> dict[str, float]:
     best = [min((which for which in known if len(which) == size), key=known.__getitem__) for size in sizes]
     lines = {name_of(which): known[which] for which in best}
     return {**lines, "edge posterior": references.edge_posterior, "entropy": references.entropy}
-
-
-def edge_rows(task: cc.InContextTask, found: cc.discovery.ExtractedGraph) -> list[Row]:
-    said = {(c.parent, c.child): c.reason for c in found.candidates if c.accepted}
-    return [
-        {
-            "parent": parent,
-            "child": "target" if child == task.n_ctx else child,
-            "heads": ", ".join(f"L0H{head}" for head in found.carriers(parent, child)),
-            "attention": facts["weight"],
-            "share of a full match": facts["information_share"],
-            "p": p_text(facts["p_value"]),
-            "how": said[parent, child],
-            "truth": "edge" if task.graph.has_edge(parent, child) else "no edge",
-        }
-        for parent, child, facts in sorted(found.edges(data=True), key=lambda edge: (edge[1], edge[0]))
-    ]

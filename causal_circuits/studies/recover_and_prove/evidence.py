@@ -12,7 +12,7 @@ import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Section
 from causal_circuits.studies.recover_and_prove.measure import BETA_0, Findings
-from causal_circuits.studies.tables import p_text
+from causal_circuits.studies.tables import edge_table, p_text
 
 
 def make_sections(f: Findings) -> list[Section]:
@@ -55,9 +55,6 @@ def plot_six_steps(f: Findings) -> Figure:
 
 
 def show_graph(f: Findings) -> Section:
-    candidates = pd.DataFrame(f.found.candidates)
-    shown = candidates[["child", "parent", "weight", "information_share", "p_value", "accepted", "reason"]]
-    truth = [(row.parent, row.child) in f.edges for row in candidates.itertuples()]
     return Section(
         "The graph that was found",
         f"Arcs run from parent to child: {f.count(f.recovery)} of {len(f.edges)} edges were found, "
@@ -66,7 +63,7 @@ def show_graph(f: Findings) -> Section:
         "roots and of the query are unconstrained. The information of each is computed from sequences and their "
         "targets alone, without the model, and tells roots from children.",
         body=figures.interactive_graph(f.task.graph, f.found, edge_facts(f)),
-        table=shown.assign(p_value=shown["p_value"].map(p_text), true_edge=truth),
+        table=edge_table(f.found, f.task.graph),
     )
 
 

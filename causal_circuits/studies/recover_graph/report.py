@@ -12,19 +12,9 @@ from causal_circuits.studies.tables import p_text
 
 
 def make_report(found: cc.discovery.RecoveredGraph, targets: str, data: str) -> Report:
-    rows = [
-        {
-            "position": p.position,
-            "verdict": p.verdict,
-            "candidate parent": p.candidate,
-            "weight": p.weight,
-            "p (Holm)": None if p.candidate is None else p_text(p.p_value),
-            "closest rival": p.rival,
-            "sequences needed": p.sequences_needed if p.sequences_needed < inf else None,
-            "why": p.reason,
-        }
-        for p in found.positions
-    ]
+    frame = found.to_frame().replace(inf, None)
+    p_values = frame.p_value.where(frame.candidate.notna()).map(p_text)
+    table = frame.assign(p_value=p_values).rename(columns={"candidate": "candidate parent", "reason": "why"})
     return Report(
         title="The causal graph behind these sequences",
         checks=make_checks(found),
@@ -42,11 +32,11 @@ def make_report(found: cc.discovery.RecoveredGraph, targets: str, data: str) -> 
                 figures={"weights": figures.plot_recovery(found)}
                 if any(p.candidate is not None for p in found.positions)
                 else {},
-                table=rows,
+                table=table,
             ),
         ],
         summary=[
-            *(("", line) for line in table_text(rows).splitlines()),
+            *(("", line) for line in table_text(table.to_dict("records")).splitlines()),
             *(("warning", warning) for warning in found.warnings),
         ],
         about={"data": data, "sequences": f"{found.n_sequences:,}, of which {found.n_independent:,} independent"},
