@@ -31,12 +31,11 @@ def settings_with(slopes: dict[int, tuple[float, float]], error: float = 0.01) -
     def comparison(slope: float) -> cc.information.GradientComparison:
         return cc.information.GradientComparison(0.99, slope, (1,), 1.0, 0.98, 0.98, 0.01)
 
-    rest = {"n_sequences": 100, "edge_information": 1.0, "prediction_error": 0.0, "sampling_error": error}
-    rest |= {"slope_error_finite": error, "slope_error_g": error, "scores": {}, "rivals_beaten": 1, "n_rivals": 1}
+    rest = {"graph": "chain", "d_vocab": 3, "alpha": 1.0, "slope_error_finite": error, "slope_error_g": error}
     rows = []
     for n_ctx, (g, finite) in slopes.items():
         weights = {"by_g": comparison(g), "by_finite": comparison(finite), "bias": comparison(g)}
-        rows.append(report.setting_row(measure.Setting("chain", 3, 1.0, n_ctx, weights=weights, **rest)))
+        rows.append(report.setting_row({"n_ctx": n_ctx, "weights": weights, **rest}))
     return pd.DataFrame(rows)
 
 

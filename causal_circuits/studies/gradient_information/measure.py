@@ -1,7 +1,6 @@
 """What `gradient_information` measures: one setting, one random forest, one training, one check of the closed form."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import networkx as nx
@@ -17,31 +16,6 @@ CHECK_BETA_0 = 1e-3  # layer 1's scale in the model whose backward pass is compa
 FOREST_SEQUENCES = 50_000
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One task measured: three comparisons for attention weights and for scores.
-
-    `by_g` compares the measured gradient with g, `by_finite` with G, `bias` G with g (no noise of sequences in it).
-    `prediction_error` is that of the slope on G from G's own transition matrices, `sampling_error` from the sequences;
-    `slope_error_finite` holds both, `slope_error_g` both for the slope on g.
-    """
-
-    graph: str
-    d_vocab: int
-    alpha: float
-    n_ctx: int
-    n_sequences: int
-    edge_information: float
-    prediction_error: float
-    sampling_error: float
-    slope_error_finite: float
-    slope_error_g: float
-    weights: dict[str, cc.information.GradientComparison]
-    scores: dict[str, cc.information.GradientComparison]
-    rivals_beaten: int
-    n_rivals: int
-
-
 def measure_setting(
     graph: str,
     d_vocab: int,
@@ -52,7 +26,12 @@ def measure_setting(
     with_sweep: bool,
     with_matrices: bool,
 ) -> dict[str, Any]:
-    """The measured gradient of one task beside both predictions; no two settings share sequences or matrices."""
+    """The measured gradient of one task beside both predictions; no two settings share sequences or matrices.
+
+    `by_g` compares the measured gradient with g, `by_finite` with G, `bias` G with g (no noise of sequences in it).
+    `prediction_error` is that of the slope on G from G's own transition matrices, `sampling_error` from the sequences;
+    `slope_error_finite` holds both, `slope_error_g` both for the slope on g.
+    """
     task = cc.InContextTask(make_graph(graph, n_ctx, seed=seed[0] + n_ctx), d_vocab=d_vocab, alpha=alpha)
     batch = task.sample(n_sequences, seed=tuple(seed))
     own_seeds = [3 * (PARTS * (1000 * seed[0] + seed[1]) + part) for part in range(PARTS)]  # G uses three from each
@@ -64,29 +43,25 @@ def measure_setting(
     parent, child = min(cc.latent_edges(task.graph))
     pieces = gradients_of_parts(batch)
     of_matrices, of_sequences = slope_errors(pieces, parts, task.graph)
-    setting = Setting(
-        graph=graph,
-        d_vocab=d_vocab,
-        alpha=float(alpha),
-        n_ctx=n_ctx,
-        n_sequences=n_sequences,
-        edge_information=float(g.value[child, parent]),
-        prediction_error=of_matrices,
-        sampling_error=of_sequences,
-        slope_error_finite=float(np.hypot(of_matrices, of_sequences)),
-        slope_error_g=float(np.hypot(*slope_errors(pieces, limits, task.graph))),
-        weights=three_comparisons(measured["weights"], g, finite, task.graph, "weights"),
-        scores=three_comparisons(measured["scores"], g, finite, task.graph, "scores"),
-        rivals_beaten=sum(rival.excess > 0 for rival in rivals),
-        n_rivals=len(rivals),
-    )
     same = {"graph": graph, "d_vocab": d_vocab, "alpha": float(alpha), "n_ctx": n_ctx}
+    setting = {
+        **same,
+        "n_sequences": n_sequences,
+        "edge_information": float(g.value[child, parent]),
+        "prediction_error": of_matrices,
+        "sampling_error": of_sequences,
+        "slope_error_finite": float(np.hypot(of_matrices, of_sequences)),
+        "slope_error_g": float(np.hypot(*slope_errors(pieces, limits, task.graph))),
+        "weights": three_comparisons(measured["weights"], g, finite, task.graph, "weights"),
+        "scores": three_comparisons(measured["scores"], g, finite, task.graph, "scores"),
+        "rivals_beaten": sum(rival.excess > 0 for rival in rivals),
+        "n_rivals": len(rivals),
+    }
+    matrices = {"graph": task.graph, "measured": measured["weights"], "g": g, "finite": finite}
     return {
         "setting": setting,
         "sweep": [same | point for point in sweep_sequences(batch, g, finite, task.graph)] if with_sweep else [],
-        "matrices": {"graph": task.graph, "measured": measured["weights"], "g": g, "finite": finite}
-        if with_matrices
-        else None,
+        "matrices": matrices if with_matrices else None,
     }
 
 

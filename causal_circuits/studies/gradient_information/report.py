@@ -12,10 +12,11 @@ from torch import Tensor
 import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
-from causal_circuits.studies.gradient_information.measure import CHECK_BETA_0, PARTS, Setting
+from causal_circuits.studies.gradient_information.measure import CHECK_BETA_0, PARTS
 from causal_circuits.studies.study import Report
 from causal_circuits.studies.tables import parents_first
 
+Rows = Sequence[Mapping[str, Any]]
 LINE = ["graph", "d_vocab", "alpha"]  # the settings of a line differ in n_ctx alone
 
 
@@ -66,20 +67,17 @@ def make_report(rows: Mapping[str, Any]) -> Report:
     )
 
 
-def setting_row(setting: Setting) -> dict[str, Any]:
+def setting_row(setting: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of the table: g is the information of the limit, G the gradient expected at this length."""
-    by_g, by_finite, bias = (setting.weights[name] for name in ("by_g", "by_finite", "bias"))
+    by_g, by_finite, bias = (setting["weights"][name] for name in ("by_g", "by_finite", "bias"))
     return {
-        "graph": setting.graph,
-        "d_vocab": setting.d_vocab,
-        "alpha": setting.alpha,
-        "n_ctx": setting.n_ctx,
+        **{name: setting[name] for name in (*LINE, "n_ctx")},
         "corr g": by_g.correlation,
         "slope g": by_g.slope,
-        "slope g: error": setting.slope_error_g,
+        "slope g: error": setting["slope_error_g"],
         "corr G": by_finite.correlation,
         "slope G": by_finite.slope,
-        "slope G: error": setting.slope_error_finite,
+        "slope G: error": setting["slope_error_finite"],
         "G on g: corr": bias.correlation,
         "G on g: slope": bias.slope,
         "noise": by_finite.noise_share,
@@ -129,11 +127,11 @@ def check_slope_on_limit(table: pd.DataFrame) -> list[Check]:
     ]
 
 
-def check_parents(settings: Sequence[Setting], forests: Sequence[Mapping[str, Any]]) -> list[Check]:
+def check_parents(settings: Rows, forests: Rows) -> list[Check]:
     """Whether parents are the largest entries of their rows, in the settings and in random forests."""
-    ranks = [rank for setting in settings for rank in setting.weights["by_g"].parent_ranks]
+    ranks = [rank for setting in settings for rank in setting["weights"]["by_g"].parent_ranks]
     first = sum(rank == 1 for rank in ranks)
-    beaten, rivals = sum(s.rivals_beaten for s in settings), sum(s.n_rivals for s in settings)
+    beaten, rivals = (sum(s[key] for s in settings) for key in ("rivals_beaten", "n_rivals"))
     checks = [
         Check(
             first == len(ranks) and beaten == rivals,
