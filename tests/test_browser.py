@@ -52,8 +52,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "Graph": figures.interactive_graph(fork, cc.graph_from_parents(FOUND), facts),
         "Forming": figures.graph_film_html(record, fork, beside=[figures.plot_loss(record, {})]),
         "Views": "".join(
-            view.part
-            for view in (
+            (
                 figures.sequence_view(film, fork, names=[BAD, "b", "c"]),
                 figures.sequence_view(still, roles=[BAD, "none"]),
                 pattern_view(attention=uniform_attention(3).expand(2, 5, 3, 3), head_names=list("abcde"), steps=[0, 9]),

@@ -19,7 +19,7 @@ from causal_circuits.pages import rendering
 # Attention views
 
 
-def pattern_view(**changes: object) -> pages.AttentionView:
+def pattern_view(**changes: object) -> str:
     given: dict[str, object] = {
         "attention": uniform_attention(3)[None].repeat(2, 1, 1),
         "labels": ["1", "0", "query 1"],
@@ -54,9 +54,9 @@ def test_pattern_view_refuses_what_circuitsvis_would_draw(changes: dict[str, obj
     assert_refused(lambda: pattern_view(**changes), *words)
 
 
-def data_of(view: pages.AttentionView) -> dict[str, list]:
+def data_of(view: str) -> dict[str, list]:
     """What the script of a view reads: panels (component, properties), frames, steps."""
-    (text,) = re.findall(r'<script type="application/json">(.*)</script>', view.part)
+    (text,) = re.findall(r'<script type="application/json">(.*)</script>', view)
     return json.loads(text)
 
 
@@ -76,7 +76,7 @@ def test_views_are_what_circuitsvis_s_own_functions_say(n_heads: int, components
 
 def test_no_label_can_end_the_script() -> None:
     view = pattern_view(labels=["</script><script>alert(1)</script>", "<!--", "&amp;\u2028"], head_names=["<b>", "h"])
-    fragment = view.part
+    fragment = view
     assert fragment.count("</script>") == 1
     assert "<!--" not in fragment
     assert "<b>" not in fragment
@@ -85,11 +85,11 @@ def test_no_label_can_end_the_script() -> None:
 
 def test_a_notebook_view_carries_its_own_script_and_a_fragment_does_not() -> None:
     view, bundle = pattern_view(), pages.circuits_vis_bundle()
-    for whole in (view._repr_html_(), str(view)):
-        assert whole.count(bundle) == 1
-        assert "unpkg.com" not in whole
-        assert Page(whole).open == []
-    assert len(view.part) < 5000
+    whole = view._repr_html_()
+    assert whole.count(bundle) == 1
+    assert "unpkg.com" not in whole
+    assert Page(whole).open == []
+    assert len(view) < 5000
     assert "sourceMappingURL" not in bundle
 
 
@@ -243,7 +243,7 @@ def test_figures_of_a_section_are_saved_beside_the_page_and_its_table_is_folded(
 
 
 def test_the_bundle_stands_once_on_a_page_with_views_and_never_without(tmp_path: Path) -> None:
-    both = pages.Section("Views", "They show.", pattern_view().part + pattern_view().part)
+    both = pages.Section("Views", "They show.", pattern_view() + pattern_view())
     bundle = pages.circuits_vis_bundle()
     assert page_of(tmp_path, both, both).count(bundle) == 1
     assert bundle not in page_of(tmp_path, pages.Section("None", "No view.", "<p></p>"))
@@ -253,7 +253,7 @@ def test_a_page_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
     html = page_of(
         tmp_path,
         pages.Section("Matrix", "It shows.", matrix_html()),
-        pages.Section("View", "It shows.", pattern_view().part),
+        pages.Section("View", "It shows.", pattern_view()),
     )
     page = Page(html)
     (policy,) = (meta["content"] for meta in page.named("meta") if meta.get("http-equiv") == "Content-Security-Policy")

@@ -1,4 +1,3 @@
-from .attention_view import AttentionView as AttentionView
 from .attention_view import pattern_view as pattern_view
 from .circuits_vis import circuits_vis_bundle as circuits_vis_bundle
 from .rendering import figure_html as figure_html

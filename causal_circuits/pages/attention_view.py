@@ -7,7 +7,6 @@ always the one of the installed package.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from circuitsvis.attention import attention_heads, attention_pattern
@@ -27,33 +26,6 @@ Patterns = Float[np.ndarray, "head_index query_pos key_pos"]
 
 
 @check_arguments
-@dataclass(frozen=True)
-class AttentionView:
-    """Attention patterns drawn by CircuitsVis: shows itself in a notebook, also offline; `str` is HTML to be saved.
-
-    Attributes:
-        labels: one a position.
-        head_names: one a head.
-        part: the view without the JavaScript, for a page that carries it once, as `write_report` does.
-
-    >>> view = cc.figures.attention_view(model, task.sample(1), graph=task.graph)
-    >>> view.head_names, "AttentionPattern" in str(view)
-    (('L0H0', 'L1H0'), True)
-    """
-
-    labels: tuple[str, ...]
-    head_names: tuple[str, ...]
-    part: PagePart = field(repr=False)
-
-    def _repr_html_(self) -> str:
-        """The view with its own copy of the JavaScript (1.3 MB)."""
-        return self.part._repr_html_()
-
-    def __str__(self) -> str:
-        return self._repr_html_()
-
-
-@check_arguments
 def pattern_view(
     attention: Tensor | np.ndarray,
     labels: Sequence[str],
@@ -61,7 +33,7 @@ def pattern_view(
     steps: Sequence[int] | None = None,
     title: str = "",
     outlined: Mapping[str, Sequence[tuple[int, int]]] | None = None,
-) -> AttentionView:
+) -> PagePart:
     """An interactive view of any attention patterns, checked before it is drawn; `figures.attention_view` for a model.
 
     Up to four heads are drawn large, side by side; more with CircuitsVis's selector of heads.
@@ -80,8 +52,8 @@ def pattern_view(
             causal and normalised (to 1e-3).
 
     >>> view = pattern_view(np.array([[[1.0, 0.0], [0.5, 0.5]]]), labels=["3", "query 7"])
-    >>> view.head_names
-    ('head 0',)
+    >>> "AttentionPattern" in view, "head 0" in view
+    (True, True)
     """
     values = np.asarray(attention.detach().cpu() if isinstance(attention, Tensor) else attention, dtype=np.float64)
     states = values if steps is not None else values[None]
@@ -101,12 +73,8 @@ def pattern_view(
     panels, frames = _panels(np.tril(states.round(4)), labels, names, outlined or {})
     shown = [f"step {step:,}" for step in steps or ()]
     data = {"panels": panels, "frames": frames if steps is not None else [], "steps": shown}
-    part = PagePart(
-        render(
-            "attention_view.html.jinja", title=title, names=names, steps=shown, panels=panels, data=_script_json(data)
-        )
-    )
-    return AttentionView(tuple(labels), tuple(names), part)
+    told = {"title": title, "names": names, "steps": shown, "panels": panels, "data": _script_json(data)}
+    return PagePart(render("attention_view.html.jinja", **told))
 
 
 def _panels(

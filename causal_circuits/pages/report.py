@@ -2,7 +2,7 @@
 
 The page makes no request: no fonts, no CDN, no favicon, and a content security policy under which a browser would
 refuse any. Text is escaped; `Section.body` is HTML, made by `figure_html`, `table_html`,
-`interactive_graph`, `graph_film_html`, or the `part` of an `AttentionView`.
+`interactive_graph`, `graph_film_html` or `pattern_view`.
 """
 
 import os

@@ -91,7 +91,7 @@ def show_sequences(f: Findings) -> Section:
         f"Both layers on {len(views)} test sequences, tokens with their positions; hover a cell for its weight. In "
         "layer 0 the true edges are outlined; in layer 1 an induction head looks, from the query (last row), at tokens "
         "whose parent equals the query. The slider of the first goes through training.",
-        body="".join(view.part for view in views),
+        body="".join(views),
     )
 
 
