@@ -71,9 +71,10 @@ def test_every_slot_of_a_model_is_named_at_its_middle_and_bounded():
 
 
 def test_patterns_stand_side_by_side(fork):
-    patterns = figures.plot_attentions({"head 0": torch.eye(7), "head 1": torch.eye(7)}, fork)
-    outlined = [c for ax in patterns.axes for c in ax.collections if c.get_gid() == "true-edges"]
-    assert [len(c.get_paths()) for c in outlined] == [len(cc.latent_edges(fork))] * 2
+    for n, graph in ((2, fork), (7, {f"{k}": fork for k in range(7)})):
+        patterns = figures.plot_attentions({f"{k}": torch.eye(7) for k in range(n)}, graph)
+        outlined = [c for ax in patterns.axes for c in ax.collections if c.get_gid() == "true-edges"]
+        assert [len(c.get_paths()) for c in outlined] == [len(cc.latent_edges(fork))] * n
     assert_refused(lambda: figures.plot_attentions({}, fork), "at least one attention pattern")
 
 

@@ -11,7 +11,6 @@ from .gradients import plot_gradient_vs_information as plot_gradient_vs_informat
 from .graph_view import interactive_graph as interactive_graph
 from .losses import plot_loss as plot_loss
 from .matrices import plot_attention_and_graph as plot_attention_and_graph
-from .matrices import plot_attention_grid as plot_attention_grid
 from .matrices import plot_attentions as plot_attentions
 from .matrices import plot_knock_out as plot_knock_out
 from .matrices import plot_matrix as plot_matrix

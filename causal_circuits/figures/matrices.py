@@ -19,6 +19,7 @@ from causal_circuits.graphs import attention_cells, has_query
 from causal_circuits.interventions import KnockOut
 
 SEQUENTIAL, DIVERGING = "Blues", "RdBu_r"
+SMALL_FROM = 6  # patterns side by side
 
 
 @check_arguments
@@ -39,12 +40,12 @@ def plot_attention_and_graph(
 
 
 @check_arguments
-def plot_attentions(attentions: Mapping[str, Matrix], graph: nx.DiGraph) -> Figure:
-    """Attention patterns (heads, or two ways to read one) side by side, the graph's edges outlined in each.
+def plot_attentions(attentions: Mapping[str, Matrix], graph: nx.DiGraph | Mapping[str, nx.DiGraph]) -> Figure:
+    """Attention patterns (heads, steps, models) side by side, true edges outlined; from six on as small panels.
 
     Args:
         attentions: title -> [query_pos, key_pos].
-        graph: whose edges to outline.
+        graph: whose edges to outline; of several models title -> graph.
 
     >>> uniform = np.tril(np.ones((4, 4))) / np.arange(1, 5)[:, None]
     >>> len(plot_attentions({"head 0": uniform, "head 1": uniform}, cc.chain_graph(4)).axes) >= 2
@@ -52,10 +53,13 @@ def plot_attentions(attentions: Mapping[str, Matrix], graph: nx.DiGraph) -> Figu
     """
     if not attentions:
         raise ValueError("at least one attention pattern is needed: got none")
+    graphs = graph if isinstance(graph, Mapping) else dict.fromkeys(attentions, graph)
+    if len(attentions) >= SMALL_FROM:
+        return _small_panels(attentions, graphs)
     size = (5.4, 4.9) if len(attentions) < 3 else (4.2, 3.9)
     figure, axes = new_grid(len(attentions), min(len(attentions), 3), *size)
     for ax, (title, attention) in zip(axes, attentions.items(), strict=True):
-        plot_attention_and_graph(attention, graph, ax=ax, title=title)
+        plot_attention_and_graph(attention, graphs[title], ax=ax, title=title)
     return figure
 
 
@@ -115,25 +119,14 @@ def plot_knock_out(knock_out: KnockOut, graph: nx.DiGraph, head: int | None = No
     return plot_matrix(shown, graph, ax, f"Cost of cutting one entry of {which}", unit, diverging=True)
 
 
-@check_arguments
-def plot_attention_grid(panels: Mapping[str, tuple[Matrix, nx.DiGraph]]) -> Figure:
-    """Attention of many models or states as small panels, six to a row, each with the true edges of its graph outlined.
-
-    Args:
-        panels: title -> attention [query_pos, key_pos] and graph.
-
-    >>> uniform = np.tril(np.ones((4, 4))) / np.arange(1, 5)[:, None]
-    >>> [ax.get_title() for ax in plot_attention_grid({"graph 0": (uniform, cc.chain_graph(4))}).axes][:1]
-    ['graph 0']
-    """
-    if not panels:
-        raise ValueError("at least one attention pattern is needed: got none")
-    lines = max(title.count("\n") for title in panels)
-    figure, axes = new_grid(len(panels), min(len(panels), 6), 1.94, 2.2 + 0.2 * lines)
-    for ax, (title, (matrix, graph)) in zip(axes, panels.items(), strict=True):
-        check_positions(values := to_numpy(matrix), graph)
+def _small_panels(attentions: Mapping[str, Matrix], graphs: Mapping[str, nx.DiGraph]) -> Figure:
+    """Six to a row, with one colour bar."""
+    lines = max(title.count("\n") for title in attentions)
+    figure, axes = new_grid(len(attentions), 6, 1.94, 2.2 + 0.2 * lines)
+    for ax, (title, matrix) in zip(axes, attentions.items(), strict=True):
+        check_positions(values := to_numpy(matrix), graphs[title])
         image = _draw(ax, values, (0.0, 1.0), SEQUENTIAL)
-        _outline_true_edges(ax, graph, TRUE_EDGE, thin=0.6)
+        _outline_true_edges(ax, graphs[title], TRUE_EDGE, thin=0.6)
         ax.set_title(title, fontsize="medium")
         _position_ticks(ax, 4)
     figure.supxlabel("key position (parent)", fontsize="medium")

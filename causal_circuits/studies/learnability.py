@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import networkx as nx
 import numpy as np
 import pandas as pd
 import torch
@@ -112,11 +111,6 @@ _AGAINST = {
 }
 
 
-def graph_of(name: str, n_ctx: int, seed: int) -> nx.DiGraph:
-    """A star: all positions are children of the first."""
-    return cc.graph_from_parents([None] + [0] * (n_ctx - 2)) if name == "star" else make_graph(name, n_ctx, seed=seed)
-
-
 def measure_sizes(
     d_vocab: int, n_ctx: int, seed: int, graph: Sequence[str], alpha: Sequence[float], steps: int, batch_size: int
 ) -> list[Row]:
@@ -124,7 +118,9 @@ def measure_sizes(
     settings: list[Row] = [
         {"graph": g, "d_vocab": d_vocab, "n_ctx": n_ctx, "alpha": a, "seed": seed} for g in graph for a in alpha
     ]
-    tasks = [cc.InContextTask(graph_of(s["graph"], n_ctx, seed), d_vocab=d_vocab, alpha=s["alpha"]) for s in settings]
+    tasks = [
+        cc.InContextTask(make_graph(s["graph"], n_ctx, seed=seed), d_vocab=d_vocab, alpha=s["alpha"]) for s in settings
+    ]
     models = [cc.disentangled_transformer(d_vocab, n_ctx) for _ in tasks]
     config = cc.TrainConfig(cc.training.default_stages(steps), batch_size=batch_size, seed=seed)
     record = cc.RecordAt(n_log_spaced=RECORDS, layers=(0,), score_gradients=False)

@@ -18,9 +18,13 @@ GRAPHS = ("chain", "pairs", "forest")
 
 
 def make_graph(name: str, n_ctx: int, *, root_probability: float = 0.5, seed: int = 0) -> nx.DiGraph:
-    """The graph of a name; `root_probability` and `seed` are a forest's."""
+    """The graph of a name, of those that studies use; `root_probability` and `seed` are a forest's."""
     if name == "forest":
         return cc.random_forest(n_ctx, root_probability, seed=seed)
+    if name == "star":
+        return cc.graph_from_parents([None] + [0] * (n_ctx - 2))
+    if name == "two-parent":  # the two positions before
+        return cc.ngram_graph(n_ctx, order=2)
     return cc.chain_graph(n_ctx) if name == "chain" else cc.pairs_graph(n_ctx)
 
 

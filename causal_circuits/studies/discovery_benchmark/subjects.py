@@ -18,9 +18,6 @@ BLIND = 0.5  # ... and this share of their rows' attention on the parents: with 
 
 
 def make_graph(name: str, n_ctx: int, seed: int) -> nx.DiGraph:
-    """The graph of a name; two-parent: every position has the two before it as parents."""
-    if name == "two-parent":
-        return cc.ngram_graph(n_ctx, order=2)
     return tables.make_graph(name, n_ctx, root_probability=0.4, seed=seed + 1)
 
 

@@ -51,7 +51,7 @@ def plot_six_steps(f: Findings) -> Figure:
     """Layer 0's attention at six recorded steps, the first and the last among them."""
     attention = f.record.of_layer("attention", 0)[:, 0]
     chosen = np.unique(np.linspace(0, len(attention) - 1, 6).round().astype(int))
-    return figures.plot_attention_grid({f"step {f.record.steps[i]:,}": (attention[i], f.task.graph) for i in chosen})
+    return figures.plot_attentions({f"step {f.record.steps[i]:,}": attention[i] for i in chosen}, f.task.graph)
 
 
 def show_graph(f: Findings) -> Section:

@@ -161,15 +161,12 @@ def draw(rows: Sequence[Row], graphs: Sequence[Row]) -> Section:
     }
     values = {name: {f"graph {row['graph']}": row[key] for row in rows} for name, key in per_graph.items()}
     label = "attention to the true parent, mean over a graph's edges"
-    panels = {
-        f"graph {row['graph']}\n{row['mean_block_attention']:.2f} ({row['recorded_block_attention']:.2f})": (
-            block_attention(found["model"]),
-            found["true"],
-        )
-        for row, found in zip(rows, graphs, strict=True)
-    }
+    title = "graph {graph}\n{mean_block_attention:.2f} ({recorded_block_attention:.2f})"
+    titles = [title.format(**row) for row in rows]
+    panels = {name: block_attention(found["model"]) for name, found in zip(titles, graphs, strict=True)}
+    true = {name: found["true"] for name, found in zip(titles, graphs, strict=True)}
     plots: dict[str, Any] = {
-        "forests": figures.plot_attention_grid(panels),
+        "forests": figures.plot_attentions(panels, true),
         "attention_by_graph": figures.plot_groups(values, xlabel=label, levels={"one half": 0.5}),
     }
     shows = (
