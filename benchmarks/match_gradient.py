@@ -10,6 +10,7 @@ of a token's gain with one match x_j = x_t, are the target's parents, and how of
 
 import numpy as np
 import torch
+from measuring import random_parents
 from several_parents import random_task
 
 import causal_circuits as cc
@@ -21,13 +22,8 @@ SIZES = {1: (10, 3), 2: (8, 3), 3: (7, 2)}  # n_ctx, d_vocab
 
 def random_graph(k: int, n_ctx: int, seed: int) -> cc.InContextTask:
     """Three tenths of the positions are roots."""
-    generator = np.random.default_rng(seed)
-    parents: list[list[int]] = []
-    for i in range(n_ctx):
-        root = i < k or generator.random() < 0.3
-        parents.append([] if root else sorted(generator.choice(i, k, replace=False).tolist()))
-    target = sorted(generator.choice(n_ctx, k, replace=False).tolist())
-    return cc.InContextTask(cc.graph_from_parents([*parents, target]), d_vocab=SIZES[k][1], alpha=0.3)
+    graph = random_parents(np.random.default_rng(seed), n_ctx, k)
+    return cc.InContextTask(graph, d_vocab=SIZES[k][1], alpha=0.3)
 
 
 def compare(task: cc.InContextTask, strength: float) -> str:

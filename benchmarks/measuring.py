@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import networkx as nx
+import numpy as np
 import torch
 
 import causal_circuits as cc
@@ -54,6 +56,15 @@ def write(path: Path | None, rows: object, **more: object) -> None:
     """The rows and the machine as JSON, if a file was asked for."""
     if path is not None:
         path.write_text(json.dumps({"rows": rows, "machine": machine(), **more}, indent=2) + "\n")
+
+
+def random_parents(generator: np.random.Generator, n_ctx: int, k: int, roots: float = 0.3) -> nx.DiGraph:
+    """A graph whose positions have k parents, or are roots with this probability; the target has k."""
+    parents: list[list[int]] = []
+    for i in range(n_ctx):
+        root = i < k or generator.random() < roots
+        parents.append([] if root else sorted(generator.choice(i, k, replace=False).tolist()))
+    return cc.graph_from_parents([*parents, sorted(generator.choice(n_ctx, k, replace=False).tolist())])
 
 
 def gradient_on_all_cores(model: object, batch: cc.Batch) -> Callable[[], object]:

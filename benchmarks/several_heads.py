@@ -16,7 +16,7 @@ import time
 import numpy as np
 import pandas as pd
 import tyro
-from measuring import tell
+from measuring import random_parents, tell
 
 import causal_circuits as cc
 from causal_circuits.studies.tables import two_parents_graph
@@ -35,12 +35,7 @@ def random_task(seed: int) -> cc.InContextTask:
     generator = np.random.default_rng(seed)
     k = int(generator.integers(2, 4))
     n_ctx, d_vocab = int(generator.integers(12, 29 if k == 2 else 21)), int(generator.integers(3, 6 if k == 2 else 5))
-    parents: list[list[int]] = []
-    for i in range(n_ctx):
-        root = i < k or generator.random() < 0.3
-        parents.append([] if root else sorted(generator.choice(i, k, replace=False).tolist()))
-    target = sorted(generator.choice(n_ctx, k, replace=False).tolist())
-    return cc.InContextTask(cc.graph_from_parents([*parents, target]), d_vocab=d_vocab, alpha=0.1)
+    return cc.InContextTask(random_parents(generator, n_ctx, k), d_vocab=d_vocab, alpha=0.1)
 
 
 def edges_of(task: cc.InContextTask) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:

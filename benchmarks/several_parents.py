@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 import tyro
+from measuring import random_parents
 
 import causal_circuits as cc
 from causal_circuits.discovery import RecoveredGraph
@@ -114,13 +115,8 @@ def random_task(
 ) -> cc.InContextTask:
     """Positions are roots with a probability of 0 to .4, else have k parents, as has the target."""
     n, roots = int(generator.integers(n_ctx[0], n_ctx[1] + 1)), generator.uniform(0, 0.4)
-    parents: list[list[int]] = []
-    for i in range(n):
-        root = i < k or generator.random() < roots
-        parents.append([] if root else sorted(generator.choice(i, k, replace=False).tolist()))
-    target = sorted(generator.choice(n, k, replace=False).tolist())
+    graph = random_parents(generator, n, k, roots)
     chosen = float(np.exp(generator.uniform(*np.log(alpha))))
-    graph = cc.graph_from_parents([*parents, target])
     return cc.InContextTask(graph, d_vocab=int(generator.integers(2, 7)), alpha=chosen, roots="uniform")
 
 
