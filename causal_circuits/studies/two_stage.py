@@ -289,8 +289,8 @@ def show_runs(runs: pd.DataFrame, laws: Laws) -> list[Section]:
     more = {
         "missed_attention": ("the dotted line is 1 / n_ctx", {}),
         "loss_gap": (
-            "the edge posterior is what counting along the true edges gives. Right: how much more a matching token "
-            "scores than another in layer 1 (A2), after stage 2",
+            "the edge posterior is what counting along the true edges gives. The second figure: how much more a "
+            "matching token scores than another in layer 1 (A2), after stage 2",
             {"match_strength": plot_match(runs)},
         ),
     }

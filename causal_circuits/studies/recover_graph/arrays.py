@@ -22,7 +22,10 @@ def read_arrays(path: Path) -> dict[str, Any]:
     """`tokens` and one of `target_probs` and `labels`; a ValueError in one line that says what is wrong instead."""
     readers = {".npz": _read_npz, ".safetensors": _read_safetensors}
     if path.suffix not in readers:
-        raise ValueError(f"DATA must be a file that ends in {' or '.join(readers)}: got {path}")
+        remedy = (
+            "np.unique(words, return_inverse=True) numbers words, np.savez('data.npz', tokens=..., labels=...) writes"
+        )
+        raise ValueError(f"DATA must be a file that ends in {' or '.join(readers)}: got {path}; {remedy}")
     if not path.is_file():
         raise ValueError(f"DATA must name a readable file: {path} is not one")
     try:

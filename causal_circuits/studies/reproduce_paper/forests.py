@@ -171,6 +171,6 @@ def draw(rows: Sequence[Row], graphs: Sequence[Row]) -> Section:
     }
     shows = (
         "Softmax of layer 0's position block on every forest, the true edges outlined: above each its mean on them, "
-        "and in brackets what the authors' notebook prints. Below, graph by graph."
+        "and in brackets what the authors' notebook prints; then graph by graph."
     )
     return Section("attention", shows, figures=plots)
