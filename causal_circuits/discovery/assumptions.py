@@ -1,13 +1,19 @@
 """What in a user's sequences no conclusion can rest on: constants, positions with a law of their own, tied queries."""
 
+from collections.abc import Sequence
+from itertools import combinations
+
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 
 from causal_circuits.discovery.user_data import WRONG_WITH, UserData
+from causal_circuits.information.matches import Gains, most_below
 from causal_circuits.statistics import bernstein_p_value
 
 _SHARE_OF_COPIES = 0.01  # of the evidence, lost to copies, below which no warning is given; they never count
 _LEAST_SHARE = 0.02  # of the usual mean, below which a deviation is ignored
+_OFF = 0.1  # of 1 / d_vocab, by which a token's frequency must differ significantly to count as not uniform
 _LEAST_DISTANCE = 0.1  # total variation between a position's token frequencies and the others', below which none is
 
 
@@ -85,3 +91,34 @@ def _differs(
     p_value = bernstein_p_value(distance, np.maximum(variance, np.median(variance[kept], axis=0)), 1.0, n)
     off = (p_value * p_value.size < WRONG_WITH) & (distance > _LEAST_SHARE * usual)
     return kept & off.any(axis=1)
+
+
+def not_uniform(data: Gains, worth: float) -> dict[int, str]:
+    """Position -> what contradicts that its tokens are uniform over sequences, as several parents ask."""
+    why = dict[int, str]()
+    for i in range(data.n_ctx):
+        frequency = torch.bincount(data.tokens[:, i], minlength=data.d_vocab).double() / len(data)
+        p_value = data.n_ctx * _p_of_uniform(frequency, len(data)) ** worth
+        if p_value < WRONG_WITH:
+            why[i] = f"its tokens are not uniform over sequences (p = {p_value:.2g}), as is assumed"
+    return why
+
+
+def tied_to_another(data: Gains, roots: Sequence[int], worth: float) -> str:
+    """Which two roots agree by `_OFF` more often than independent tokens of their frequencies; copies may."""
+    shares = [torch.bincount(data.tokens[:, i], minlength=data.d_vocab).double() / len(data) for i in range(data.n_ctx)]
+    pairs = [(i, j) for i, j in combinations(roots, 2) if not data.tokens[:, i].equal(data.tokens[:, j])]
+    for i, j in pairs:
+        often = float((data.tokens[:, i] == data.tokens[:, j]).double().mean() - shares[i] @ shares[j])
+        more, variance = len(data) * (data.d_vocab * often - _OFF), (data.d_vocab - 1.0) * len(data)
+        p_value = len(pairs) * float(most_below(more, variance, data.d_vocab)) ** worth
+        if p_value < WRONG_WITH:
+            return f"roots {i} and {j} agree too often (p = {p_value:.2g}): do tokens follow a law of each sequence?"
+    return ""
+
+
+def _p_of_uniform(frequency: torch.Tensor, n: int) -> float:
+    """Of "every token has a frequency of 1 / d_vocab", give or take `_OFF` of it; Bonferroni over tokens."""
+    expected = 1 / len(frequency)
+    off = n * ((frequency - expected).abs().max() - _OFF * expected)
+    return len(frequency) * float(most_below(float(off), n * expected * (1 - expected), 1))

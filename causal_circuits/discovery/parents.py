@@ -17,6 +17,7 @@ import torch
 from scipy.stats import binom
 from torch.nn.functional import one_hot
 
+from causal_circuits.discovery.assumptions import not_uniform, tied_to_another
 from causal_circuits.discovery.user_data import WRONG_WITH
 from causal_circuits.discovery.verdicts import MIN_SEQUENCES, Position, Verdict
 from causal_circuits.information.matches import Gains, MatchSums, match_sums, most_above, most_below, p_independent
@@ -24,7 +25,6 @@ from causal_circuits.information.target_search import Candidate, candidates, p_o
 
 FULL = 0.97  # of a full match, below which a share must lie significantly to contradict it
 _OWN = 0.85  # of a full match: a rival that has more where it alone matches is not rejected
-_OFF = 0.1  # of 1 / d_vocab, by which a token's frequency must differ significantly to count as not uniform
 _TOLD = 4  # rivals that a reason names
 _LONE = "the only child of another number of parents would look the same"
 
@@ -88,8 +88,10 @@ def find_parents(
         return _nothing(tokens.shape[1], doubt)
     positions = tuple(_position(i, test, why_not.get(i)) for i in range(data.n_ctx))
     positions = tuple(_confirmed(p, test, positions) if p.position in found[0].target else p for p in positions)
+    roots = [p.position for p in positions if p.verdict == "root"]
     short = _fall_short_together(test, positions) or _tied_to_target(test, positions)
-    doubts = [_not_uniform(test), _agree_with_later(test, positions)]
+    short = short or tied_to_another(data, roots, test.worth)
+    doubts = [not_uniform(data, test.worth), _agree_with_later(test, positions)]
     if data.of_labels and len(found[0].target) == max_parents:
         doubts.append(_one_more_parent(test, positions))
     children = {p.position for p in positions if p.verdict == "child"}
@@ -151,17 +153,6 @@ def _doubt(test: MatchTest, found: list[Candidate]) -> str:
     return ""
 
 
-def _not_uniform(test: MatchTest) -> dict[int, str]:
-    """Position -> what contradicts that its tokens are uniform over sequences."""
-    data, why = test.data, dict[int, str]()
-    for i in range(data.n_ctx):
-        frequency = torch.bincount(data.tokens[:, i], minlength=data.d_vocab).double() / len(data)
-        p_value = data.n_ctx * _p_of_uniform(frequency, len(data)) ** test.worth
-        if p_value < WRONG_WITH:
-            why[i] = f"its tokens are not uniform over sequences (p = {p_value:.2g}), as is assumed"
-    return why
-
-
 def _agree_with_later(test: MatchTest, positions: Collection[Position]) -> dict[int, str]:
     """Root -> that a later position, no child of the target's kind, agrees with it as two children of one row do.
 
@@ -196,16 +187,9 @@ def _tied_to_target(test: MatchTest, positions: Collection[Position]) -> str:
         if p_value < WRONG_WITH:
             return (
                 f"position {i} depends on the target's law without a match of its parents (p = {p_value:.2g}): roots "
-                "that follow the transition matrix, or laws that prefer a token?"
+                "that follow the transition matrix (max_parents=1 takes them), or laws that prefer a token?"
             )
     return ""
-
-
-def _p_of_uniform(frequency: torch.Tensor, n: int) -> float:
-    """Of "every token has a frequency of 1 / d_vocab", give or take `_OFF` of it; Bonferroni over tokens."""
-    expected = 1 / len(frequency)
-    off = n * ((frequency - expected).abs().max() - _OFF * expected)
-    return len(frequency) * float(most_below(float(off), n * expected * (1 - expected), 1))
 
 
 def _with_doubt(p: Position, doubt: str) -> Position:
