@@ -137,14 +137,15 @@ def recover_graph(
 
     With `max_parents` above 1 the target's parents are found too, and the parents of every position that is drawn
     from the target's transition matrix, that is of the same number of them: no other matrix shows in the target.
-    Such an edge is identifiable unless all these positions have the same parents (which may then change places with
-    the target's). Tokens are taken to be uniform over sequences, those of roots independent of one another, and to
-    depend on the target's law by matches of parents alone: a position off the first is undecided, two roots that
-    agree too often, or the last contradicted anywhere, leave all undecided. A root is a position for which every
-    choice of parents is rejected and that agrees with no other one where two others agree; the only child of its
-    number of parents has the law of a root and counts as one. Memory grows with n_ctx^(max_parents + 1), time with
-    n_ctx^(2 max_parents + 1). If the last position turns out to be a query (laws decide every position of a forest,
-    or it is the target's only parent and has none itself), the result is that of max_parents=1.
+    Such an edge is identifiable unless two positions can change places in all these choices of parents, the
+    target's included, without a match changing (as where all have the same parents): then the wrong one may be
+    named. Tokens are taken to be uniform over sequences, those of roots independent of one another, and to depend
+    on the target's law by matches of parents alone: a position off the first is undecided, two roots that agree too
+    often, or the last contradicted anywhere, leave all undecided. A root is a position for which every choice of
+    parents is rejected and that agrees with no other one where two others agree; the only child of its number of
+    parents has the law of a root and counts as one. Memory grows with n_ctx^(max_parents + 1), time with n_ctx^(2
+    max_parents + 1). If the last position turns out to be a query (laws decide every position of a forest, or it is
+    the target's only parent and has none itself), the result is that of max_parents=1.
 
     Args:
         tokens: integers [sequences, n_ctx], the query last; or a `Batch`, which has its targets.
