@@ -7,11 +7,7 @@ ROOMS = {
     "generalization": "prediction_errors",
     "graphs": "GraphRecovery graph_from_digraph graph_parents has_query parents_of validate_graph",
     "heads": "HeadScores HeadTable copying_score induction_mask parent_mask",
-    "information": (
-        "GradientComparison Information closest_rivals "
-        "edge_formation estimate_gradient "
-        "finite_context_gradient mutual_information"
-    ),
+    "information": "GradientComparison Information estimate_gradient finite_context_gradient",
     "interventions": "ABLATION_METHODS AblationResult KNOCK_OUT_METHODS KnockOut METRICS PatchingResult",
     "models": (
         "Layout Slot attention_block disentangle entangle live_heads ordinary_transformer plant_decoy slots warm_start"
@@ -26,10 +22,8 @@ ROOMS = {
     ),
 }
 RENAMED = {
-    "Formation": "information.EdgeFormation",
     "KERNEL_FAMILIES": "tasks.MATRIX_FAMILIES",
     "PredictorFilm": "films.PredictorRecorder",
-    "Rival": "information.RivalPosition",
     "Scrubbed": "interventions.ScrubbingResult",
     "SequenceFilm": "films.SequenceRecorder",
     "WorstKernel": "generalization.WorstMatrix",

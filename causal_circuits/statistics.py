@@ -18,12 +18,10 @@ def holm(p_values: list[float]) -> list[float]:
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    adjusted, running = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = running
-    return adjusted
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.maximum.accumulate(np.arange(len(p_values), 0, -1) * np.asarray(p_values)[order])
+    return np.minimum(adjusted, 1.0).tolist()
 
 
 def upper_tail(z: float) -> float:
@@ -31,8 +29,8 @@ def upper_tail(z: float) -> float:
     return 0.5 * erfc(z / sqrt(2))
 
 
-def bernstein_p_value(mean: np.ndarray, variance: np.ndarray, bound: float, n: int) -> np.ndarray:
-    """One-sided p-values of "the expectation is at most zero", by Bernstein's inequality with the sample variance.
+def bernstein_p_value(mean: np.ndarray | float, variance: np.ndarray | float, bound: float, n: int = 1) -> np.ndarray:
+    """One-sided p-values of "the expectation is at most zero", by Bernstein's inequality; n = 1: of sums.
 
     P(mean of n >= t) <= exp(-n t^2 / (2 (variance + bound t / 3))) for terms that exceed their expectation by at most
     `bound`. Unlike a normal tail it stays honest where few terms are large, at the price of a factor of about z in p;
@@ -44,7 +42,7 @@ def bernstein_p_value(mean: np.ndarray, variance: np.ndarray, bound: float, n: i
     """
     t = np.where(mean > _ROUNDING * bound, mean, 0.0)
     exponent = np.divide(n * t**2, 2 * (variance + bound * t / 3), out=np.zeros_like(t), where=t > 0)
-    return np.exp(-exponent)
+    return np.asarray(np.exp(-exponent))
 
 
 def bernstein_sample_size(mean: np.ndarray, variance: np.ndarray, bound: float, p_value: float) -> np.ndarray:
@@ -70,9 +68,8 @@ def auroc(values: Float[np.ndarray, " entry"], truth: Bool[np.ndarray, " entry"]
     n_true, n_false = int(truth.sum()), int((~truth).sum())
     if not n_true or not n_false or np.isnan(values).any():
         return float("nan")
-    others = np.sort(values[~truth])
-    at_most, below = (np.searchsorted(others, values[truth], side) for side in ("right", "left"))
-    return float((at_most + below).sum() / (2 * n_true * n_false))
+    ranks = scipy.stats.rankdata(values)[truth].sum()
+    return float((ranks - n_true * (n_true + 1) / 2) / (n_true * n_false))
 
 
 @check_arguments

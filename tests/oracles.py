@@ -344,43 +344,14 @@ def reduced_forward_of_heads(a1: Tensor, a2: Tensor, tokens: Tensor, d_vocab: in
     return torch.softmax(scores, dim=0) @ x
 
 
-def limit_gradient(parents: Parents, kernels: dict[int, np.ndarray], law: np.ndarray, last_key: int) -> np.ndarray:
-    """d_vocab E[(y(x_i) / nu(x_i) - 1) 1(x_j = x_last_key)], nu the mean token frequencies; target's parents last."""
+def gradient_by_autograd(parents: Parents, kernels: dict[int, np.ndarray], law: np.ndarray, beta0: float) -> np.ndarray:
+    """Minus the gradient of the reduced model's expected loss w.r.t. A1 = 0, times d_vocab n_ctx / beta0."""
     *context, target = parents
     n, d_vocab = len(context), len(law)
-    share, total = np.zeros(d_vocab), np.zeros((n, n))
-    everything = list(sequence_probabilities(context, kernels, law))
-    for tokens, probability in everything:
-        for a in tokens:
-            share[a] += probability / n
-    for tokens, probability in everything:
-        y = kernels[len(target)][tuple(tokens[t] for t in target)]
-        for i, j in product(range(n), repeat=2):
-            if tokens[j] == tokens[last_key]:
-                total[i, j] += d_vocab * probability * (y[tokens[i]] / share[tokens[i]] - 1)
-    return total
-
-
-def gradient_by_autograd(
-    parents: Parents, kernels: dict[int, np.ndarray], law: np.ndarray, beta0: float, last_key: int | None
-) -> np.ndarray:
-    """Minus the gradient of the expected loss w.r.t. A1 = 0, all sequences summed, times d_vocab n_ctx / beta0.
-
-    In the reduced model, or, with a last key, in the reduced model of heads whose last row is fixed on that key.
-    """
-    *context, target = parents
-    n, d_vocab = len(context), len(law)
-    fixed = torch.zeros(n, n, dtype=torch.float64)
-    if last_key is not None:
-        fixed[-1, last_key] = 60.0
     a1 = torch.zeros(n, n, dtype=torch.float64, requires_grad=True)
     a2, loss = beta0 * torch.eye(d_vocab, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for tokens, probability in sequence_probabilities(context, kernels, law):
-        x = torch.tensor(tokens)
-        if last_key is None:
-            f = reduced_forward(a1, a2, x[None], d_vocab)[0]
-        else:
-            f = reduced_forward_of_heads((a1 + fixed)[None], a2[None], x, d_vocab)
+        f = reduced_forward(a1, a2, torch.tensor(tokens)[None], d_vocab)[0]
         y = torch.from_numpy(kernels[len(target)][tuple(tokens[t] for t in target)])
         seen = f > 0  # the model says nothing of tokens that do not occur, whatever A1
         loss = loss - probability * (y[seen] * f[seen].log()).sum()

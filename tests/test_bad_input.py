@@ -158,10 +158,6 @@ CALLS: dict[str, tuple[Callable[..., object], int]] = {
     "TrainConfig": (lambda steps, size, seed: cc.TrainConfig.joint(steps, batch_size=size, seed=seed), 3),
     "RecordAt": (lambda every, last: cc.RecordAt.every(every, last), 2),
     "unigram": (lambda d, count: cc.tasks.unigram(BATCH.tokens, d, count), 2),
-    "estimate_gradient": (
-        lambda by: cc.information.estimate_gradient(BATCH.tokens, BATCH.target_probs, smoothing=by),
-        1,
-    ),
 }
 
 

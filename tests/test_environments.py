@@ -34,8 +34,8 @@ for graph in (cc.chain_graph(8), cc.random_forest(10, seed=3), cc.ngram_graph(7,
     print('numbers', [digest(circuits.discover(whole, method).score) for method in circuits.METHODS], whole.edges)
     print('numbers', digest(circuits.oracle_frontier(whole, max_edges=5).masks))
     if cc.graphs.has_query(graph):
-        rivals = cc.information.closest_rivals(cc.predicted_gradient(task).value, graph)
-        print('numbers', digest(cc.recover_graph(batch).positions), digest(rivals))
+        g = cc.predicted_gradient(task).value
+        print('numbers', digest(cc.recover_graph(batch).positions), digest(cc.compare_gradient(g, g, graph)))
 *_, script, folder = sys.argv
 sys.argv = [script, folder + "/data.npz", "--out", folder + "/out"]
 runpy.run_path(script, run_name="__main__")

@@ -57,10 +57,6 @@ class BareTask(cc.Task):
 REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     # graphs
     "negative seed of a graph": (lambda: cc.random_forest(6, seed=-1), ("non-negative integer", "-1")),
-    "rivals of several parents": (
-        lambda: cc.information.closest_rivals(torch.zeros(3, 3), TWO_IN_DEGREES),
-        ("at most one parent", "match_gradient"),
-    ),
     "upper half of a matrix": (lambda: cc.classical.chow_liu_tree(UPPER), ("symmetric", "transpose")),
     "asymmetric matrix": (lambda: cc.classical.chow_liu_tree(UPPER + 2 * UPPER.T), ("symmetric",)),
     # tasks
@@ -99,7 +95,6 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "sums": (lambda: cc.tasks.cross_entropy(2 * Y, Y), ("sum to 1", "2")),
     "nan": (lambda: cc.tasks.cross_entropy(Y * NAN, Y), ("probs", "nan")),
     "targets": (lambda: cc.tasks.cross_entropy(Y, Y - 1), ("target_probs", "sum to 1")),
-    "smoothing": (lambda: cc.information.estimate_gradient(X, Y, smoothing=-5.0), ("smoothing", "-5")),
     "n_exact": (lambda: cc.reference_losses(TASK, BATCH, n_exact=-1), ("n_exact=-1", "at least 2")),
     "one exact": (lambda: cc.reference_losses(TASK, BATCH, n_exact=1), ("n_exact=1", "at least 2")),
     "one sequence": (lambda: cc.reference_losses(TASK, BATCH[:1]), ("batch of 1", "at least 2")),
@@ -121,7 +116,6 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     ),
     "tokens out of a model's vocabulary": (lambda: cc.log_probs(PLANTED, THREE.tokens + 2), ("0 .. 2", "[2, 4]")),
     "negative tokens": (lambda: cc.mean_attention(PLANTED, THREE.tokens - 1), ("0 .. 2", "[-1, 1]")),
-    "rivals by a smaller matrix": (lambda: cc.information.closest_rivals(torch.zeros(3, 3), GRAPH), ("n_ctx, 6",)),
     "counterfactual tokens out of the vocabulary": (
         lambda: circuits.circuit_model(PLANTED, THREE, counterfactual=THREE.tokens + 5),
         ("0 .. 2", "[5, 7]"),

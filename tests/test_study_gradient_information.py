@@ -68,3 +68,13 @@ def test_the_error_of_a_slope_covers_sequences_and_transition_matrices():
     scatter, said = np.std(slopes, ddof=1), np.sqrt(np.mean(np.square(errors)))
     assert 0.6 < said / scatter < 1.7  # 12 repetitions know their own scatter to a factor of 1.5
     assert np.mean(slopes) == pytest.approx(1.0, abs=4 * said / 12**0.5)
+
+
+def test_an_edge_forms_where_its_attention_stays_above_one_half():
+    curves = ([0.6, 0.6, 0.6, 0.6], [0.1, 0.5, 0.5, 0.9], [0.1, 0.9, 0.4, 0.9], [0.0] * 4, [float("nan")] * 4)
+    found = [measure.formed_from((0, 10, 20, 30), torch.tensor(weights)) for weights in curves]
+    assert found == [0, 10, 30, None, None]
+
+
+def test_in_training_the_stronger_pull_wins_the_race():
+    assert measure.train_and_compare(0, 150)["order_agreement"] > 0.5

@@ -203,7 +203,6 @@ def test_tools_work_with_a_table_or_name_what_is_missing() -> None:
         lambda: cc.tasks.exact_bayes(known, table.tokens),
         lambda: cc.reference_losses(known, table),
         lambda: cc.chi_squared_information(known),
-        lambda: cc.information.mutual_information(known),
         lambda: cc.predicted_gradient(known),
         lambda: cc.information.finite_context_gradient(known),
         lambda: cc.circuits.watch_formation(model, known),

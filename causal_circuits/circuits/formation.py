@@ -46,7 +46,8 @@ class CircuitFormation(Result):
         steps: recorded steps.
         cells: (query_pos, key_pos) = (child, parent) of each edge of the latent graph.
         information: [cell]; chi-squared mutual information of child and parent, which theory says is the gradient by
-            attention weights; in a stationary forest the same for all edges.
+            attention weights; in a stationary forest the same for all edges, NaN where positions
+            have several parents.
         pull: [cell]; that through the softmax of uniform attention: the gradient by the score, large in short rows.
         attention: [step, cell]; mean weight on it, the largest over heads.
         effect: [step, cell]; how far the prediction moves when it is cut (KL, nats), the largest over heads.
@@ -160,7 +161,8 @@ def watch_formation(
 
     left = train(model, task, config, record=record, progress=progress, on_record=measure)
     query, key = torch.tensor(cells).T
-    information = chi_squared_information(task).value
+    alone = max(task.in_degrees) == 1
+    information = chi_squared_information(task).value if alone else torch.full((task.n_ctx,) * 2, torch.nan)
     return CircuitFormation(
         cells=cells,
         information=information[query, key],

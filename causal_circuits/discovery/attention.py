@@ -77,7 +77,6 @@ def extract_graph(
     *,
     batch: Batch | None = None,
     n_sequences: int = 20_000,
-    min_weight: float = 0.5,
     level: float = 0.01,
     seed: int = 1,
 ) -> ExtractedGraph:
@@ -89,7 +88,6 @@ def extract_graph(
         batch: sequences of your own in place of drawn ones, with a query as last position unless the task says
             otherwise: give `BatchTask(batch, has_query=False)` with them where the target has several parents.
         n_sequences, seed: of the sequences drawn, with their exact target laws, for the test for information.
-        min_weight: least mean attention of an edge.
         level: family-wise error of the test for information.
 
     Returns:
@@ -112,8 +110,6 @@ def extract_graph(
     >>> cc.compare_graphs(task.graph, found).exact
     True
     """
-    if not 0 < min_weight <= 1:
-        raise ValueError(f"min_weight must lie in (0, 1]: got {min_weight}")
     has_query = task is None or task.has_query
     if batch is None and task is not None:
         check_model(model, task.d_vocab, task.n_ctx)
@@ -135,11 +131,11 @@ def extract_graph(
     graph = ExtractedGraph(target=n_ctx, roots_tested=batch is not None, evidence=_evidence(batch))
     graph.heads, graph.inferred, graph.attached = (), (), attachments(model)
     if batch is None or has_query:
-        candidates = _judge(proposals, gradient, min_weight, level)
+        candidates = _judge(proposals, gradient, level)
     else:
-        candidates = _judge([p for p in proposals if p.head in unused], None, min_weight, level)
+        candidates = _judge([p for p in proposals if p.head in unused], None, level)
         data = recover_graph(batch, max_parents=max(2, len(used)), level=level)
-        candidates += judge_heads([p for p in proposals if p.head in used], data, min_weight, n_ctx)
+        candidates += judge_heads([p for p in proposals if p.head in used], data, n_ctx)
         graph.heads, graph.inferred = head_reports(candidates, attention, used), inferred_edges(candidates, data)
     graph.candidates = tuple(_of_unused_head(c) if c.head in unused else c for c in candidates)
     graph.from_attention = nx.DiGraph(target=n_ctx)
@@ -147,7 +143,7 @@ def extract_graph(
         either.add_nodes_from(range(n_ctx + 1))
         if has_query:
             either.add_edge(n_ctx - 1, n_ctx)
-    for p in sorted((p for p in proposals if p.is_clear(min_weight)), key=lambda p: p.weight):
+    for p in sorted((p for p in proposals if not p.why_unclear), key=lambda p: p.weight):
         graph.from_attention.add_edge(p.parent, p.child, weight=p.weight, margin=p.margin, head=p.head)
     for edge in sorted((c for c in graph.candidates if c.accepted), key=lambda c: c.weight):
         facts = ("weight", "margin", "head", "information", "information_share", "p_value", "decided_by")
@@ -208,9 +204,7 @@ def _proposals(
     return proposals
 
 
-def _judge(
-    proposals: list[Proposal], gradient: Information | None, min_weight: float, level: float
-) -> list[CandidateEdge]:
+def _judge(proposals: list[Proposal], gradient: Information | None, level: float) -> list[CandidateEdge]:
     """Accept proposals whose attention is clear and, where it could be estimated, whose information is an edge's."""
     if gradient is None:
         information, p_values = [float("nan")] * len(proposals), [float("nan")] * len(proposals)
@@ -223,8 +217,8 @@ def _judge(
     for proposal, g, p in zip(proposals, information, p_values, strict=True):
         weight, share = proposal.weight, g / largest if largest > 0 else float("nan")
         by: DecidedBy = "attention"
-        if not proposal.is_clear(min_weight):
-            accepted, reason = False, proposal.why_unclear(min_weight)
+        if proposal.why_unclear:
+            accepted, reason = False, proposal.why_unclear
         elif gradient is None:
             accepted, reason = True, f"attention {weight:.2f}; roots were not tested"
         elif p >= level:

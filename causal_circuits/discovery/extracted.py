@@ -8,6 +8,7 @@ import networkx as nx
 from causal_circuits.arguments import check_arguments
 from causal_circuits.display import Frame, Result, frame, table_html
 
+MIN_WEIGHT = 0.5  # least mean attention of an edge
 DecidedBy = Literal["attention", "information", "unused head"]
 
 
@@ -20,13 +21,12 @@ class Proposal(NamedTuple):
     weight: float
     margin: float
 
-    def is_clear(self, min_weight: float) -> bool:
-        """Whether attention alone makes it an edge."""
-        return self.weight >= min_weight and self.margin > 0
-
-    def why_unclear(self, min_weight: float) -> str:
-        """Why it does not."""
-        below = f"below {min_weight:g}" if self.weight < min_weight else "not its row's largest"
+    @property
+    def why_unclear(self) -> str:
+        """Why attention alone does not make it an edge; empty if it does."""
+        if self.weight >= MIN_WEIGHT and self.margin > 0:
+            return ""
+        below = f"below {MIN_WEIGHT:g}" if self.weight < MIN_WEIGHT else "not its row's largest"
         return f"attention {self.weight:.2f} is {below}"
 
 
@@ -47,7 +47,7 @@ class CandidateEdge:
             `recover_graph`.
         accepted: whether it is an edge of the extracted graph.
         reason: why, in words.
-        decided_by: the evidence that decided. "attention": the model's own, because the entry is below `min_weight` or
+        decided_by: the evidence that decided. "attention": the model's own, because the entry is below one half or
             not its row's largest, or because there were no sequences to test for information. "information": that of
             the sequences and their targets, computed without the model; an accepted edge passed this test after
             attention proposed it. "unused head": no prediction depends on what its head attends to.
@@ -105,8 +105,8 @@ class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is A
 
     Attributes:
         candidates: every `CandidateEdge`, the rejected ones with their reason and the evidence that decided.
-        from_attention: the graph that attention alone gives: of every row and head the largest entry, if it reaches
-            `min_weight`. It holds the rows of roots that attend somewhere, which only information tells from edges.
+        from_attention: the graph that attention alone gives: of every row and head the largest entry, if it reaches one
+            half. It holds the rows of roots that attend somewhere, which only information tells from edges.
         heads: what each head carries (`HeadReport`), of a task without a query.
         inferred: (parent, child) of the edges that the sequences show and no head attends to, of a task without a
             query; they are no part of the graph.

@@ -20,8 +20,9 @@ from torch.nn.functional import one_hot
 from causal_circuits.discovery.assumptions import not_uniform, tied_to_another
 from causal_circuits.discovery.user_data import WRONG_WITH
 from causal_circuits.discovery.verdicts import MIN_SEQUENCES, Position, Verdict
-from causal_circuits.information.matches import Gains, MatchSums, match_sums, most_above, most_below, p_independent
+from causal_circuits.information.matches import Gains, MatchSums, match_sums, most_above, p_independent
 from causal_circuits.information.target_search import Candidate, candidates, p_of_rival
+from causal_circuits.statistics import bernstein_p_value
 
 FULL = 0.97  # of a full match, below which a share must lie significantly to contradict it
 _OWN = 0.85  # of a full match: a rival that has more where it alone matches is not rejected
@@ -109,9 +110,9 @@ def match_test(data: Gains, first: Candidate, worth: float, level: float) -> Mat
     """The tests of every match."""
     sums = match_sums(data, first.target)
     gain, earlier = np.nan_to_num(sums.gain), np.isfinite(sums.gain)
-    p_full = most_below(FULL * sums.full[:, None] - gain, sums.spread[:, None], data.d_vocab) ** worth
+    p_full = bernstein_p_value(FULL * sums.full[:, None] - gain, sums.spread[:, None], data.d_vocab) ** worth
     p_full = np.where(earlier, np.minimum(1.0, data.n_ctx * p_full), 0.0)
-    p_chance = (most_below(gain, sums.chance[:, None], data.d_vocab) ** worth).min(axis=0, initial=1.0)
+    p_chance = (bernstein_p_value(gain, sums.chance[:, None], data.d_vocab) ** worth).min(axis=0, initial=1.0)
     p_chance *= comb(data.n_ctx, len(first.target) + 1)
     apart, partner = p_independent(data.tokens, data.d_vocab)
     return MatchTest(data, first, sums, p_full, np.minimum(1.0, p_chance), apart**worth, partner, worth, level)
@@ -183,7 +184,8 @@ def _tied_to_target(test: MatchTest, positions: Collection[Position]) -> str:
             continue
         apart = ~data.match(parents, test.first.target) if parents else torch.ones(len(data), dtype=torch.bool)
         off = abs(float(data.at[apart, i].sum())) - (1 - FULL) * float(data.full[apart].sum())
-        p_value = 2 * data.n_ctx * float(most_below(off, float(data.chance[apart].sum()), data.d_vocab)) ** test.worth
+        p_off = float(bernstein_p_value(off, float(data.chance[apart].sum()), data.d_vocab)) ** test.worth
+        p_value = 2 * data.n_ctx * p_off
         if p_value < WRONG_WITH:
             return (
                 f"position {i} depends on the target's law without a match of its parents (p = {p_value:.2g}): roots "
@@ -203,7 +205,7 @@ def _fall_short_together(test: MatchTest, positions: Collection[Position]) -> st
     children = [p.position for p in positions if p.verdict == "child"]
     rows, sums = test.first.best[children], test.sums
     full, gain = sums.full[rows].sum(), sums.gain[rows, children].sum()
-    p_value = float(most_below(FULL * full - gain, sums.spread[rows].sum(), test.data.d_vocab)) ** test.worth
+    p_value = float(bernstein_p_value(FULL * full - gain, sums.spread[rows].sum(), test.data.d_vocab)) ** test.worth
     if not children or p_value >= test.level:
         return ""
     return (
@@ -290,7 +292,7 @@ def _confirmed(p: Position, test: MatchTest, all_positions: Collection[Position]
         equal = (data.tokens[held, p.position] == data.tokens[held, other.position]).double()
         short = float((data.d_vocab * equal - 1).sum() - data.full[held].sum() / 4)
         variance = (data.d_vocab - 1.0) * len(equal)
-        p_values.append(len(others) * len(test.first.target) * float(most_below(short, variance, data.d_vocab)))
+        p_values.append(len(others) * len(test.first.target) * float(bernstein_p_value(short, variance, data.d_vocab)))
     if min(p_values) ** test.worth < test.level:
         return p
     no_other = f"it agrees with no other child (p = {min(p_values):.2g})"
@@ -359,7 +361,7 @@ def _p_of_rival_keys(i: int, best: int, rival: int, test: MatchTest) -> float:
     p_value = test.n_matches * most_above(gain - theirs_gain, parts) ** test.worth
     full, spread = float(data.full[only_theirs].sum()), float(data.spread[only_theirs].sum())
     p_full, p_if_half = (
-        data.n_ctx * float(most_below(short, spread, data.d_vocab)) ** test.worth
+        data.n_ctx * float(bernstein_p_value(short, spread, data.d_vocab)) ** test.worth
         for short in (FULL * full - theirs_gain, full / 2)
     )
     if p_if_half >= test.level:

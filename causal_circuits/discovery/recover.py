@@ -30,7 +30,6 @@ from causal_circuits.display import Frame, frame, short_list, table_html
 from causal_circuits.graphs import latent_edges
 from causal_circuits.tasks.batch import Batch
 
-MIN_SHARE = 0.5  # of an edge's score that an edge must have, and a root's row must not; every edge has the same score
 MOST_MATCHES = 2**24  # of parents and a child, each of some 50 bytes
 SHOWN = ("position", "verdict", "candidate", "rival", "weight", "p_value", "p_root", "sequences_needed", "reason")
 _SEVERAL = 3  # edges, from which on more may be said of all of them
@@ -124,12 +123,11 @@ def recover_graph(
     *,
     d_vocab: int | None = None,
     level: float = 0.05,
-    min_share: float = MIN_SHARE,
     max_parents: int = 1,
 ) -> RecoveredGraph:
     """The causal graph behind a set of sequences, edge by edge with a p-value, from one pass over them.
 
-    A root is a position whose row lies significantly below `min_share` of an edge's score, and whose independence of
+    A root is a position whose row lies significantly below half of an edge's score, and whose independence of
     every earlier position no test contradicts: dependence on several positions by a little each may be missed.
     With targets that are laws a child of several parents stays undecided as soon as its edge falls significantly short.
     With labels an edge's score is known from the other edges found only: a further parent may be overlooked if all
@@ -154,8 +152,6 @@ def recover_graph(
         d_vocab: number of tokens; by default the targets' width, or for labels the largest token plus one.
         level: the chance of any false edge at most (Holm over all pairs of positions); the same for roots, and for
             contradicting a true forest anywhere.
-        min_share: of the score of an edge that a significant entry must reach to be called one; the row of a root must
-            lie significantly below. Only for forests.
         max_parents: how many parents the target and each position may have.
 
     Raises:
@@ -175,13 +171,11 @@ def recover_graph(
         raise ValueError(f"max_parents must be at least 1: got {max_parents}; 1 is the default")
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1): got {level}; 0.05 is usual")
-    if not 0 <= min_share <= 1:
-        raise ValueError(f"min_share must lie in [0, 1]: got {min_share}; {MIN_SHARE} is the default")
     data = read_data(tokens, targets, d_vocab)
     if max_parents == 1:
-        return _forest(data, level, min_share)
+        return _forest(data, level)
     _check_size(data.n_ctx, max_parents)
-    forest = _forest(data, level, min_share)
+    forest = _forest(data, level)
     if data.probabilities and forest.conclusive and not forest.warnings and any(p.parents for p in forest.positions):
         return forest
     several = _several_parents(data, max_parents, level)
@@ -190,13 +184,13 @@ def recover_graph(
     return _with_several_parents(several, data, level)
 
 
-def _forest(data: UserData, level: float, min_share: float) -> RecoveredGraph:
+def _forest(data: UserData, level: float) -> RecoveredGraph:
     """The last position a query, every other a root or the child of one parent."""
     why_not, warnings = unusable_positions(data)
     usable = np.array([position not in why_not for position in range(data.n_ctx - 1)])
     hidden = ~usable & ~data.constant[:-1]  # a constant is outside the forest
     scores = EdgeScores(data.tokens, data.targets, data.n_independent)
-    test = edge_tests(scores, usable, hidden, level, min_share, data.probabilities)
+    test = edge_tests(scores, usable, hidden, level, data.probabilities)
     positions = tuple(judge_position(position, test, why_not) for position in range(data.n_ctx - 1))
     return RecoveredGraph(
         graph=_graph(data.n_ctx, positions, (data.n_ctx - 1,)),

@@ -19,20 +19,16 @@ from causal_circuits.discovery.verdicts import Position
 Edge = tuple[int, int]
 
 
-def judge_heads(
-    proposals: Sequence[Proposal], data: RecoveredGraph, min_weight: float, n_ctx: int
-) -> list[CandidateEdge]:
+def judge_heads(proposals: Sequence[Proposal], data: RecoveredGraph, n_ctx: int) -> list[CandidateEdge]:
     """Every proposal with its verdict; of last rows, also as parents of the last position, where that is an edge."""
     positions = {p.position: p for p in data.positions}
-    judged = [_judge(p, positions, data, min_weight, n_ctx) for p in proposals]
+    judged = [_judge(p, positions, data, n_ctx) for p in proposals]
     again = [p._replace(child=n_ctx - 1) for p in proposals if p.child == n_ctx]
-    of_last = [_judge(p, positions, data, min_weight, n_ctx) for p in again if n_ctx - 1 in positions]
+    of_last = [_judge(p, positions, data, n_ctx) for p in again if n_ctx - 1 in positions]
     return judged + [candidate for candidate in of_last if candidate.accepted]
 
 
-def _judge(
-    p: Proposal, positions: Mapping[int, Position], data: RecoveredGraph, min_weight: float, n_ctx: int
-) -> CandidateEdge:
+def _judge(p: Proposal, positions: Mapping[int, Position], data: RecoveredGraph, n_ctx: int) -> CandidateEdge:
     share, p_value = 1.0, float("nan")
     if p.child == n_ctx:
         parents = data.target_parents or ()
@@ -41,9 +37,9 @@ def _judge(
         verdict = positions[p.child]
         parents, share, p_value = verdict.parents, verdict.weight, verdict.p_value
         why = f"{verdict.verdict}: {verdict.reason}"
-    by: DecidedBy = "information" if p.is_clear(min_weight) else "attention"
-    reason = f"attention {p.weight:.2f}; {why}" if p.is_clear(min_weight) else p.why_unclear(min_weight)
-    accepted = p.is_clear(min_weight) and p.parent in parents
+    by: DecidedBy = "attention" if p.why_unclear else "information"
+    reason = p.why_unclear or f"attention {p.weight:.2f}; {why}"
+    accepted = not p.why_unclear and p.parent in parents
     return CandidateEdge(*p, float("nan"), share, p_value, accepted, reason, by)
 
 

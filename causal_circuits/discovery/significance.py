@@ -4,7 +4,7 @@ Nulls, each exact for any forest whose roots follow the stationary law (see `edg
 
 * "j is not the parent of i". Then either i is a root, and its row is flat, or another position's score is at least as
   large: p_ij is the largest p-value of "u_ij is at most u_ik" over rivals k. Only a row's maximum can have p below 1.
-* "some earlier position has min_share of an edge's score" (for roots): p is the largest p-value of "u_ij falls short of
+* "some earlier position has MIN_SHARE of an edge's score" (for roots): p is the largest p-value of "u_ij falls short of
   it" over all j.
 
 `forest` adds what these two leave open: whether a position without an edge is independent of the earlier ones, and
@@ -20,6 +20,7 @@ from causal_circuits.discovery.edge_scores import Contrasts, EdgeScores
 from causal_circuits.discovery.forest import ForestTest, forest_tests
 from causal_circuits.statistics import holm
 
+MIN_SHARE = 0.5  # of an edge's score that an edge must have, and a root's row must not; every edge has the same score
 _BORNE_OUT = (0.5, 2.0)  # the median share of their expected score between which edges found bear it out
 
 
@@ -33,7 +34,7 @@ class EdgeTest:
             edge's score is not known, 0 where nothing is tested.
         best: the candidate parent of each position, -1 where there is none.
         rival: the position that comes closest to it, -1 where there is none.
-        p_root: of "an earlier position has min_share of an edge's score", Holm-corrected over positions; NaN where it
+        p_root: of "an earlier position has MIN_SHARE of an edge's score", Holm-corrected over positions; NaN where it
             cannot be tested.
         sequences_needed: at which the candidate's corrected p-value would reach the level, if its score stayed; inf if
             it never would.
@@ -41,7 +42,7 @@ class EdgeTest:
         edge_sequences_needed: at which a typical edge of this task would; inf if not even that is known.
         forest: what every forest implies, tested.
         laws: whether weights compare with the score that laws give an edge; else with the edges found.
-        hidden, n, level, min_share: as given; n sequences count as independent.
+        hidden, n, level: as given; n sequences count as independent.
     """
 
     p_value: Float[np.ndarray, "position position"]
@@ -57,7 +58,6 @@ class EdgeTest:
     hidden: Bool[np.ndarray, " position"]
     n: int
     level: float
-    min_share: float
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,6 @@ def edge_tests(
     usable: Bool[np.ndarray, " position"],
     hidden: Bool[np.ndarray, " position"],
     level: float,
-    min_share: float,
     laws: bool,
 ) -> EdgeTest:
     """Test every entry of the usable positions; hidden ones may be a parent all the same.
@@ -107,7 +106,7 @@ def edge_tests(
     p_root, root_sizes = np.full(n, np.nan), np.full(n, np.inf)
     borne_out = not len(found) or _BORNE_OUT[0] <= np.median(weight[found, cells.best[found]]) <= _BORNE_OUT[1]
     if borne_out and np.isfinite(edge_score).all():
-        below = scores.against_edge(min_share, background) if laws else scores.below(background + min_share * gap[0])
+        below = scores.against_edge(MIN_SHARE, background) if laws else scores.below(background + MIN_SHARE * gap[0])
         p_root, root_sizes = _roots(below, cells, level)
     return EdgeTest(
         p_value=p_value,
@@ -123,7 +122,6 @@ def edge_tests(
         hidden=hidden,
         n=scores.n,
         level=level,
-        min_share=min_share,
     )
 
 

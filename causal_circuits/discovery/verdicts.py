@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.discovery.significance import EdgeTest
+from causal_circuits.discovery.significance import MIN_SHARE, EdgeTest
 
 Verdict = Literal["child", "root", "undecided"]
 
@@ -30,7 +30,7 @@ class Position:
         rival: the position (tuple) whose score comes closest to the candidate's.
         weight: the candidate's score on a scale where 0 is an independent pair and 1 an edge; NaN if unknown.
         p_value: of "the candidate is not the parent", Holm-corrected over all pairs of positions.
-        p_root: of "an earlier position has `min_share` of an edge's score", Holm-corrected over positions; NaN if it
+        p_root: of "an earlier position has half of an edge's score", Holm-corrected over positions; NaN if it
             cannot be tested, because nothing can be said of an earlier position, say.
         p_forest: of "one parent, or none, explains this position", Holm-corrected over all tests of that kind: where an
             edge was found, that the parent's row alone draws it, elsewhere that it is independent of every earlier
@@ -105,7 +105,7 @@ def _decide(i: int, test: EdgeTest, why_not: dict[int, str]) -> tuple[Verdict, f
     if test.p_root[i] < test.level and hidden:
         return "undecided", _NEVER, f"a root unless {_one_of(hidden)}, of which nothing can be said, is its parent"
     if test.p_root[i] < test.level:
-        bound = f"no earlier position has {test.min_share:.0%} of an edge's score (p = {test.p_root[i]:.2g})"
+        bound = f"no earlier position has {MIN_SHARE:.0%} of an edge's score (p = {test.p_root[i]:.2g})"
         return "root", _NEVER, f"{bound}, and none contradicts independence"
     return "undecided", *_open(i, test)
 
@@ -119,7 +119,7 @@ def _decide_edge(i: int, test: EdgeTest) -> tuple[Verdict, float, str]:
     others, p_single = _shares_with(i, test), float(test.forest.p_one_parent[i])
     if not test.forest.fits_targets:
         return "undecided", _NEVER, f"{found}, but no position without an edge is independent of any earlier one"
-    if share < test.min_share:
+    if share < MIN_SHARE:
         return "undecided", _NEVER, f"{found} with only {share:.0%} of {scale}: {cause}?"
     if p_single < test.level:
         return (
@@ -149,7 +149,7 @@ def _dependent(i: int, test: EdgeTest) -> tuple[float, str]:
         return _NEVER, f"{shares}; {_one_of(hidden)}, of which nothing can be said, may be its parent"
     if not test.forest.fits_targets:
         return _NEVER, f"{shares}, or the targets are not the laws of these tokens"
-    for p_short, what in ((test.forest.p_one_parent[i], "the"), (test.p_root[i], f"{test.min_share:.0%} of the")):
+    for p_short, what in ((test.forest.p_one_parent[i], "the"), (test.p_root[i], f"{MIN_SHARE:.0%} of the")):
         if p_short < test.level:
             return _NEVER, f"{shares}; none has {what} score of an edge (p = {p_short:.2g}): more than one parent?"
     needed, why = _lacking(i, test)
@@ -167,13 +167,13 @@ def _open(i: int, test: EdgeTest) -> tuple[float, str]:
 def _lacking(i: int, test: EdgeTest) -> tuple[float, str]:
     """How many sequences would decide position i, inf if more of them are not known to help; and that in words."""
     best, rival, share = int(test.best[i]), int(test.rival[i]), _share(i, int(test.best[i]), test)
-    own = float(test.root_sequences_needed[i] if share < test.min_share else test.sequences_needed[i])
-    if test.n < own <= _FORESEEABLE * test.n and not (_hidden(i, test) and share < test.min_share):
+    own = float(test.root_sequences_needed[i] if share < MIN_SHARE else test.sequences_needed[i])
+    if test.n < own <= _FORESEEABLE * test.n and not (_hidden(i, test) and share < MIN_SHARE):
         return own, f"about {own:,.0f} are needed"
     if test.n < test.edge_sequences_needed < float("inf"):
         return test.edge_sequences_needed, f"a typical edge needs about {test.edge_sequences_needed:,.0f}"
     score = "" if np.isnan(share) else f", {share:.0%} of an edge's score,"
-    if rival >= 0 and not share < test.min_share:
+    if rival >= 0 and not share < MIN_SHARE:
         return _NEVER, f"the largest score{score} is position {best}'s, and position {rival}'s is as large within error"
     return _NEVER, f"the largest score{score} is position {best}'s, and how many more would do is not known"
 

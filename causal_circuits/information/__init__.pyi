@@ -1,13 +1,8 @@
-from .comparison import EdgeFormation as EdgeFormation
 from .comparison import GradientComparison as GradientComparison
-from .comparison import RivalPosition as RivalPosition
-from .comparison import closest_rivals as closest_rivals
 from .comparison import compare_gradient as compare_gradient
-from .comparison import edge_formation as edge_formation
 from .estimate import estimate_gradient as estimate_gradient
 from .exact import Information as Information
 from .exact import chi_squared_information as chi_squared_information
-from .exact import mutual_information as mutual_information
 from .finite_context import finite_context_gradient as finite_context_gradient
 from .finite_context import measured_gradient as measured_gradient
 from .gradient import predicted_gradient as predicted_gradient

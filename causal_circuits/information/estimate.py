@@ -9,12 +9,11 @@ from causal_circuits.information.exact import Information
 from causal_circuits.tasks import Batch
 
 _CHUNK = 4096  # sequences
+_SMOOTHING = 0.5  # added to every token count
 
 
 @check_arguments
-def estimate_gradient(
-    tokens: Int[Tensor, "batch n_ctx"], target_probs: Float[Tensor, "batch d_vocab"], smoothing: float = 0.5
-) -> Information:
+def estimate_gradient(tokens: Int[Tensor, "batch n_ctx"], target_probs: Float[Tensor, "batch d_vocab"]) -> Information:
     """g_ij from data alone: the first-order gradient of layer 0's attention weights, in closed form.
 
     The sample mean of d_vocab (pi(x_i | s_T) / mu_hat(x_i)) (1[x_j = s_T] - mu_hat(s_T)), with s_T the query's
@@ -26,26 +25,24 @@ def estimate_gradient(
     Args:
         tokens: sequences with the query last; integers in 0 .. d_vocab - 1.
         target_probs: the law that the query names.
-        smoothing: added to every token count.
 
     >>> batch = task.sample(4000, seed=0)
     >>> g = cc.information.estimate_gradient(batch.tokens, batch.target_probs).value
     >>> g[1:5].argmax(dim=1).tolist()  # the parents of positions 1 to 4
     [0, 1, 2, 3]
     """
-    Batch(tokens, target_probs).check(target_probs.shape[-1])
-    if not 0 <= smoothing < float("inf"):
-        raise ValueError(f"smoothing must be finite and at least 0, it is added to every count: got {smoothing}")
+    batch = Batch(tokens, target_probs)
+    batch.check(target_probs.shape[-1])
     n, n_ctx = tokens.shape
     d_vocab = target_probs.shape[1]
     totals = torch.zeros(2, n_ctx, n_ctx, dtype=torch.float64)
     for start in range(0, n, _CHUNK):
-        context = tokens[start : start + _CHUNK, :-1].cpu()
-        targets = target_probs[start : start + _CHUNK].cpu().double()
-        counts = torch.zeros_like(targets).scatter_add_(1, context, torch.ones(context.shape, dtype=torch.float64))
-        ratio = targets / ((counts + smoothing) / (n_ctx - 1 + d_vocab * smoothing))
+        part = batch[start : start + _CHUNK].to("cpu", torch.float64)
+        context, query, y = part.tokens[:, :-1], part.tokens[:, -1:], part.target_probs
+        counts = torch.zeros_like(y).scatter_add_(1, context, torch.ones(context.shape, dtype=torch.float64))
+        ratio = y / ((counts + _SMOOTHING) / (n_ctx - 1 + d_vocab * _SMOOTHING))
         child = torch.gather(ratio, 1, context)
-        hit = (context == tokens[start : start + _CHUNK, -1:].cpu()).double()
+        hit = (context == query).double()
         elsewhere = (hit.sum(dim=1, keepdim=True) - hit) / max(n_ctx - 2, 1)  # frequency among the others than i
         totals[:, :-1, :-1] += moments(d_vocab * child, hit, elsewhere)
     return from_moments(totals.tril(-1), n)
@@ -65,4 +62,4 @@ def from_moments(totals: Float[Tensor, "2 n_ctx n_ctx"], n: int) -> Information:
     """The mean over n sequences and its standard error, from sums and sums of squares."""
     mean, square = totals / n
     error = ((square - mean.square()).clamp(min=0) / max(n - 1, 1)).sqrt()
-    return Information(mean, error, n, "sequences")
+    return Information(mean, error, n)

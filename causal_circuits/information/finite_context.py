@@ -14,10 +14,8 @@ The mean of 1 / N over the number N of occurrences of a token looks intractable 
 over t in 0 .. 1 of E[t^(N-1); B], and for a forest E[t^N; x_i = a, x_j = s] is a product of messages, because a forest
 whose tokens are weighted one by one is again a Markov forest, with tilted matrices. The integrand is a polynomial in t,
 so Gauss-Legendre quadrature is exact up to a tolerance chosen beforehand. Only the matrix is averaged by Monte Carlo.
-Graphs without a query (several parents) have no such messages: all sequences are summed, or some are sampled.
 """
 
-from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
@@ -29,10 +27,9 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import parents_of
 from causal_circuits.information import pair_laws
-from causal_circuits.information.dag_gradient import check_last_key, enumerated_gradient, last_key_or_last
 from causal_circuits.information.estimate import from_moments, moments
 from causal_circuits.information.exact import Information
-from causal_circuits.information.gradient import gradient_of_matrices, predicted_gradient
+from causal_circuits.information.gradient import check_query, gradient_of_matrices, predicted_gradient
 from causal_circuits.information.tilted_forest import tilt
 from causal_circuits.tasks import Batch, InContextTask
 
@@ -41,56 +38,41 @@ _CONTROL_MATRICES = 2**15
 _LIMIT_MATRICES = 2**13
 _STEEPEST = 2.0  # G follows g, damped: a steeper regression is an accident of few matrices
 _MOST_NUMBERS = 2**18  # of one position and token that are held at once: they stay in the cache
-_SEQUENCES_A_MATRIX = 1024  # where G can only be sampled
-_SAMPLE_STREAM = 5  # of the seed
+_TOLERANCE = 1e-7  # of the quadrature, relative
 
 
 @check_arguments
-def finite_context_gradient(
-    task: InContextTask, n_matrices: int = 512, seed: int = 0, *, last_key: int | None = None
-) -> Information:
+def finite_context_gradient(task: InContextTask, n_matrices: int = 512, seed: int = 0) -> Information:
     """G_ij of the module's text: minus the gradient of layer 0's attention weights, times d_vocab n_ctx / beta0.
 
     `through_softmax(G)` times beta0 / (d_vocab n_ctx) is minus the gradient of the reduced model's attention scores
     for beta0 -> 0, diagonal and query row included, at any context length. Tends to `predicted_gradient` as n_ctx
-    grows. Graphs with a query: exact given the matrices. Others: exact given them where sequences are few enough to
-    be summed over, else from 1,024 sequences for each of `n_matrices`, each with a matrix of its own.
+    grows. Exact given the matrices.
 
     Args:
-        task: whose gradient.
+        task: whose gradient; the last position is a query.
         n_matrices: transition matrices drawn from the prior.
-        seed: of matrices and samples.
-        last_key: as in `predicted_gradient`.
+        seed: of the matrices.
+
+    Raises:
+        ValueError: the graph has no query.
 
     >>> task = cc.InContextTask(cc.chain_graph(8), d_vocab=3, alpha=0.1)        # a short context
     >>> ratio = finite_context_gradient(task).value[2, 1] / cc.predicted_gradient(task).value[2, 1]
     >>> 0.3 < ratio.item() < 0.9
     True
     """
-    check_last_key(task, last_key)
-    if task.has_query:
-        return _of_forest(task, n_matrices, seed)
-    if pair_laws.can_enumerate(task):
-        return enumerated_gradient(task, n_matrices, seed, last_key, own_frequencies=True)
-    batch = task.sample(_SEQUENCES_A_MATRIX * n_matrices, seed=(seed, _SAMPLE_STREAM))
-    return replace(measured_gradient(batch.tokens, batch.target_probs, last_key=last_key), method="sampling")
-
-
-def _of_forest(task: InContextTask, n_matrices: int, seed: int) -> Information:
-    matrices, law = pair_laws.draw(task, n_matrices, seed)
-    size = task.n_ctx * task.d_vocab * (len(quadrature(task.n_ctx)[0]) + 1)
-    chunk = max(1, _MOST_NUMBERS // size)
-    pieces = [
-        _of_matrices(task, matrices[1][start : start + chunk], law[start : start + chunk])
-        for start in range(0, n_matrices, chunk)
-    ]
-    values = np.concatenate(pieces)
+    check_query(task)
+    pi, law = pair_laws.draw(task, n_matrices, seed)
+    chunk = max(1, _MOST_NUMBERS // (task.n_ctx * task.d_vocab * (len(quadrature(task.n_ctx)[0]) + 1)))
+    pieces = [slice(start, start + chunk) for start in range(0, n_matrices, chunk)]
+    values = np.concatenate([_of_matrices(task, pi[piece], law[piece]) for piece in pieces])
     limit = np.zeros_like(values)
-    for cells, of_matrices in gradient_of_matrices(task, matrices, law):
+    for cells, of_matrices in gradient_of_matrices(task, pi, law):
         rows, columns = zip(*cells, strict=True)
         limit[:, rows, columns] = of_matrices[:, None]
     many, many_laws = pair_laws.draw(task, _CONTROL_MATRICES, seed + 1)
-    few, reference = (_edge_informations(pi, mu, task.n_ctx) for pi, mu in ((matrices[1], law), (many[1], many_laws)))
+    few, reference = (_edge_informations(*drawn, task.n_ctx) for drawn in ((pi, law), (many, many_laws)))
     exact = predicted_gradient(task, _LIMIT_MATRICES, seed + 2)
     return _controlled(values, limit, few - reference.mean(axis=0), np.cov(reference.T) / len(reference), exact)
 
@@ -145,65 +127,49 @@ def measured_gradient(
     tokens: Int[Tensor, "batch n_ctx"],
     target_probs: Float[Tensor, "batch d_vocab"],
     of: Literal["weights", "scores"] = "weights",
-    *,
-    last_key: int | None = None,
-    beta0: float | None = None,
 ) -> Information:
-    """Minus the gradient of the reduced model's layer 0 on a batch, for beta0 -> 0, times d_vocab n_ctx / beta0.
+    """Minus the gradient of layer 0's attention on given sequences, over beta0 / (d_vocab n_ctx), at A1 = 0.
 
-    The closed form of what one backward pass gives at A1 = 0, A2 = beta0 I, with the standard error over sequences
-    that a backward pass does not give: the mean of d_vocab (y(x_i) / mu_hat(x_i) - m) h_j for attention *weights*; for
-    *scores* h_j less its mean over k <= i, divided by i + 1. Zero above the diagonal.
+    The sample mean of d_vocab (y(x_i) / mu_hat(x_i) - m) h_j in the notation of the module, for attention *weights*;
+    for *scores* h_j less its mean over k <= i, divided by i + 1. Zero above the diagonal. In nats, as records hold it,
+    it is beta0 / (d_vocab n_ctx) times as much.
 
     Args:
         tokens: sequences with the query last.
         target_probs: the law that the query names, or one-hot labels.
         of: what the gradient is taken with respect to.
-        last_key: the position whose token a head's last row copies, in place of the last token; the last row is then
-            zero, since it is fixed.
-        beta0: leaves that factor out: in nats, what a `Snapshot` of the reduced model holds at so small a beta0; by
-            default the unit is that of `predicted_gradient`.
 
     >>> batch = task.sample(4000, seed=0)
     >>> cc.measured_gradient(batch.tokens, batch.target_probs).value[1:5].argmax(dim=1).tolist()
     [0, 1, 2, 3]
     """
-    Batch(tokens, target_probs).check(target_probs.shape[-1])
+    batch = Batch(tokens, target_probs)
+    batch.check(target_probs.shape[-1])
     n, n_ctx = tokens.shape
-    key = last_key_or_last(last_key, n_ctx)
     totals = torch.zeros(2, n_ctx, n_ctx, dtype=torch.float64)
     visible = torch.arange(1, n_ctx + 1, dtype=torch.float64)
     for start in range(0, n, _CHUNK):
-        x, y = tokens[start : start + _CHUNK].cpu(), target_probs[start : start + _CHUNK].cpu().double()
+        part = batch[start : start + _CHUNK].to("cpu", torch.float64)
+        x, y = part.tokens, part.target_probs
         counts = torch.zeros_like(y).scatter_add_(1, x, torch.ones(x.shape, dtype=torch.float64))
         child = torch.gather(n_ctx * y / counts.clamp(min=1), 1, x) - (y * (counts > 0)).sum(dim=1, keepdim=True)
         child = y.shape[1] * child
-        hit = (x == x[:, [key]]).double()
+        hit = (x == x[:, -1:]).double()
         mean_hit = hit.cumsum(dim=1) / visible if of == "scores" else torch.zeros_like(hit)
         child = child / visible if of == "scores" else child
         totals += moments(child, hit, mean_hit)
-    unit = 1.0 if beta0 is None else beta0 / (target_probs.shape[-1] * n_ctx)
-    found = from_moments(totals.tril(), n)
-    mean, error = unit * found.value, unit * found.standard_error
-    if last_key is not None:
-        mean[-1] = error[-1] = 0.0
-    return replace(found, value=mean, standard_error=error)
+    return from_moments(totals.tril(), n)
 
 
 @lru_cache(maxsize=64)
-def quadrature(n_ctx: int, tolerance: float = 1e-7) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights on 0 .. 1 that integrate t^(N-1) to 1 / N within a relative `tolerance` for N = 1 .. n_ctx.
-
-    >>> nodes, weights = quadrature(100)
-    >>> abs(float((weights * nodes**99).sum()) * 100 - 1) < 1e-7
-    True
-    """
+def quadrature(n_ctx: int) -> tuple[np.ndarray, np.ndarray]:
+    """The fewest nodes and weights on 0 .. 1 that integrate t^(N-1) to 1 / N for N = 1 .. n_ctx."""
     counts = np.arange(1, n_ctx + 1)
     for n_nodes in range(1, n_ctx // 2 + 2):
         nodes, weights = np.polynomial.legendre.leggauss(n_nodes)
         nodes, weights = (nodes + 1) / 2, weights / 2
         integrals = (weights * nodes ** (counts[:, None] - 1)).sum(axis=1)
-        if np.abs(integrals * counts - 1).max() < tolerance:
+        if np.abs(integrals * counts - 1).max() < _TOLERANCE:
             break
     return nodes, weights
 

@@ -60,15 +60,11 @@ def match_gradient(batch: Batch, target_parents: Sequence[int]) -> Float[np.ndar
     gradient = np.zeros((comb(n_ctx - 1, k), n_ctx))
     for m in range(k - 1, n_ctx - 1):
         gradient[comb(m, k) : comb(m + 1, k), m + 1 :] = sums[m].numpy()
-    return gradient * softmax_coefficient(k, n_ctx) / (d_vocab * len(batch))
+    return gradient * _softmax_coefficient(k, n_ctx) / (d_vocab * len(batch))
 
 
-def softmax_coefficient(k: int, n_ctx: int) -> float:
-    """The k-th derivative of one of n_ctx equal softmax weights, over what is left to the others.
-
-    >>> softmax_coefficient(1, 4), softmax_coefficient(2, 4)
-    (0.25, 0.125)
-    """
+def _softmax_coefficient(k: int, n_ctx: int) -> float:
+    """The k-th derivative of one of n_ctx equal softmax weights, over what is left to the others."""
     cumulant, variance = Polynomial([0, 1]), Polynomial([0, 1, -1])
     for _ in range(k):
         cumulant = variance * cumulant.deriv()

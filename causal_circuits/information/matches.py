@@ -29,6 +29,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causal_circuits.statistics import bernstein_p_value
+
 BLOCK = 4096  # sequences at a time: memory is BLOCK * n_ctx^(k - 1) / (k - 1)! numbers
 
 
@@ -173,12 +175,6 @@ def match_sums(data: Gains, target: Sequence[int]) -> MatchSums:
     return MatchSums(keys, gain, *columns.T)
 
 
-def most_below(short: np.ndarray | float, variance: np.ndarray | float, bound: int) -> np.ndarray:
-    """P(a sum lies `short` or more below its mean) at most: Bernstein's inequality, for terms that do so by `bound`."""
-    t = np.maximum(short, 0.0)
-    return np.asarray(np.exp(-(t**2) / np.where(t > 0, 2 * (variance + bound * t / 3), 1.0)))
-
-
 def most_above(total: float, parts: Sequence[tuple[Tensor, Tensor]]) -> float:
     """P(a sum is `total` or more) at most, by Chernoff's inequality; `parts` are laws and values [term, token].
 
@@ -232,7 +228,7 @@ def p_independent(
     smallest, partner = np.ones(n_ctx), np.full(n_ctx, -1)
     for i, own in enumerate(sums[2:], start=2):
         gained, held = own[:, :-1].numpy(), own[:, -1:].numpy()
-        smallest[i] = most_below(gained, (d_vocab - 1) * held, d_vocab).min()
+        smallest[i] = bernstein_p_value(gained, (d_vocab - 1) * held, d_vocab).min()
         score = (gained / np.sqrt(held + 1)).max(axis=0)  # p-values may all be 0
         partner[i] = i - 1 - score[::-1].argmax()  # where x_j = x_j' both agree alike: a parent comes before its child
     return np.minimum(1.0, max(n_tests, 1) * smallest), partner

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 import causal_circuits as cc
+from causal_circuits.graphs import attention_cells, parent_attention
+from causal_circuits.statistics import rank_correlation
 from causal_circuits.studies.tables import make_graph
 
 MATRIX_BUDGET = 8e8  # spent on G: fewer transition matrices for longer contexts and larger vocabularies
@@ -39,11 +41,12 @@ def measure_setting(
     parts = [cc.information.finite_context_gradient(task, n_matrices_for(task) // PARTS, seed=own) for own in own_seeds]
     g, finite = mean_of_parts(limits), mean_of_parts(parts)
     measured = {of: cc.measured_gradient(batch.tokens, batch.target_probs, of) for of in ("weights", "scores")}
-    rivals = cc.information.closest_rivals(measured["weights"].value, task.graph)
     parent, child = min(cc.latent_edges(task.graph))
     pieces = gradients_of_parts(batch)
     of_matrices, of_sequences = slope_errors(pieces, parts, task.graph)
     same = {"graph": graph, "d_vocab": d_vocab, "alpha": float(alpha), "n_ctx": n_ctx}
+    weights = three_comparisons(measured["weights"], g, finite, task.graph, "weights")
+    with_rivals = [rank for (i, _), rank in zip(attention_cells(task.graph), weights["by_g"].parent_ranks, strict=True) if i > 1]
     setting = {
         **same,
         "n_sequences": n_sequences,
@@ -52,10 +55,10 @@ def measure_setting(
         "sampling_error": of_sequences,
         "slope_error_finite": float(np.hypot(of_matrices, of_sequences)),
         "slope_error_g": float(np.hypot(*slope_errors(pieces, limits, task.graph))),
-        "weights": three_comparisons(measured["weights"], g, finite, task.graph, "weights"),
+        "weights": weights,
         "scores": three_comparisons(measured["scores"], g, finite, task.graph, "scores"),
-        "rivals_beaten": sum(rival.excess > 0 for rival in rivals),
-        "n_rivals": len(rivals),
+        "rivals_beaten": sum(rank == 1 for rank in with_rivals),
+        "n_rivals": len(with_rivals),
     }
     matrices = {"graph": task.graph, "measured": measured["weights"], "g": g, "finite": finite}
     return {
@@ -75,7 +78,7 @@ def mean_of_parts(parts: Sequence[cc.information.Information]) -> cc.information
     """The prediction that several independent ones make together."""
     value = torch.stack([part.value for part in parts]).mean(dim=0)
     error = torch.stack([part.standard_error.square() for part in parts]).sum(dim=0).sqrt() / len(parts)
-    return cc.information.Information(value, error, sum(part.n_samples for part in parts), parts[0].method)
+    return cc.information.Information(value, error, sum(part.n_samples for part in parts))
 
 
 def gradients_of_parts(batch: cc.Batch) -> list[cc.information.Information]:
@@ -166,10 +169,39 @@ def backward_pass_difference(seed: int) -> float:
     return float((recorded - closed).abs().max() / closed.abs().max())
 
 
-def train_and_compare(seed: int, steps: int) -> cc.information.EdgeFormation:
-    """Train the two-layer model on a forest, from a warm start, and compare every recorded gradient with g."""
+def train_and_compare(seed: int, steps: int) -> dict[str, Any]:
+    """Train on a forest, from a warm start: each recorded gradient beside g, and which edges form first.
+
+    An edge has formed where attention to the parent stays at one half or more; `information` is the pull on it at the
+    start, and `order_agreement` the rank correlation of that and earliness (edges never formed come last).
+    """
     task = cc.InContextTask(make_graph("forest", 20, seed=seed + 20), d_vocab=3, alpha=0.1)
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx)
     config = cc.TrainConfig.warm(steps, seed=seed)
     record = cc.train(model, task, config, record=cc.RecordAt(n_log_spaced=20), progress=False)
-    return cc.information.edge_formation(record, cc.predicted_gradient(task).value, task.graph)
+    g, patterns = cc.predicted_gradient(task).value, record.of_layer("attention", 0)[:, 0]
+    compared = [
+        cc.compare_gradient(gradient, g, task.graph, of="scores", attention=pattern)
+        for gradient, pattern in zip(record.of_layer("score_gradients", 0)[:, 0], patterns, strict=True)
+    ]
+    attention = parent_attention(patterns, task.graph)
+    pull = parent_attention(cc.information.through_softmax(g), task.graph).numpy()
+    formed_at = [formed_from(record.steps, weights) for weights in attention.T]
+    late = np.array([np.inf if step is None else step for step in formed_at], dtype=float)
+    return {
+        "steps": record.steps,
+        "correlation": [comparison.correlation for comparison in compared],
+        "rows_right": [comparison.rows_right for comparison in compared],
+        "edges": [(j, i) for i, j in attention_cells(task.graph)],
+        "attention": attention,
+        "formed_at": formed_at,
+        "information": pull.tolist(),
+        "order_agreement": rank_correlation(pull, -late),
+    }
+
+
+def formed_from(steps: Sequence[int], weights: torch.Tensor) -> int | None:
+    """The first step from which on the attention stays at one half or more."""
+    below = (~(weights >= 0.5)).nonzero()  # NaN is not formed
+    first = int(below[-1]) + 1 if len(below) else 0
+    return steps[first] if first < len(steps) else None

@@ -44,15 +44,7 @@ def make_report(rows: Mapping[str, Any]) -> Report:
             "against_sequences": sweep,
             "forests": forests,
             "backward_pass_difference": difference,
-            "training": {
-                "steps": formation.steps,
-                "correlation": [comparison.correlation for comparison in formation.comparisons],
-                "rows_right": [comparison.rows_right for comparison in formation.comparisons],
-                "edges": formation.edges,
-                "formed_at": formation.formed_at,
-                "information": formation.information.tolist(),
-                "order_agreement": formation.order_agreement,
-            },
+            "training": {name: value for name, value in formation.items() if name != "attention"},
         },
         sections=[
             *(show_matrices(**row["matrices"]) for row in measured if row["matrices"]),
@@ -224,23 +216,23 @@ def rows_of_children(information: cc.information.Information, graph: Any) -> Ten
     return below
 
 
-def plot_training(formation: cc.information.EdgeFormation) -> Axes:
+def plot_training(formation: Mapping[str, Any]) -> Axes:
     """Attention and correlation over training, from step 1 on a logarithmic axis."""
     values = {
-        "attention to the parent, mean over edges": formation.attention.mean(dim=1).tolist(),
-        "attention to the parent, least": formation.attention.amin(dim=1).tolist(),
-        "correlation of the gradient with g": [comparison.correlation for comparison in formation.comparisons],
+        "attention to the parent, mean over edges": formation["attention"].mean(dim=1).tolist(),
+        "attention to the parent, least": formation["attention"].amin(dim=1).tolist(),
+        "correlation of the gradient with g": formation["correlation"],
     }
-    curves = {name: list(zip([step + 1 for step in formation.steps], of, strict=True)) for name, of in values.items()}
+    curves = {name: list(zip([step + 1 for step in formation["steps"]], of, strict=True)) for name, of in values.items()}
     return figures.plot_curves(curves, xlabel="training step + 1", ylabel="attention, or correlation")
 
 
-def formation_sentence(formation: cc.information.EdgeFormation) -> str:
+def formation_sentence(formation: Mapping[str, Any]) -> str:
     """Which edges form, in which order, and what becomes of the correlation with g."""
-    formed = [step for step in formation.formed_at if step is not None]
-    start, end = (formation.comparisons[at].correlation for at in (0, -1))
+    formed = [step for step in formation["formed_at"] if step is not None]
+    start, end = (formation["correlation"][at] for at in (0, -1))
     return (
-        f"{len(formed)} of {len(formation.edges)} edges form. Rank correlation of how early with the pull at the "
-        f"start: {formation.order_agreement:.2f}. The gradient's correlation with g goes from {start:.2f} at step "
-        f"{formation.steps[0]} to {end:z.2f} at step {formation.steps[-1]:,}."
+        f"{len(formed)} of {len(formation['edges'])} edges form. Rank correlation of how early with the pull at the "
+        f"start: {formation['order_agreement']:.2f}. The gradient's correlation with g goes from {start:.2f} at step "
+        f"{formation['steps'][0]} to {end:z.2f} at step {formation['steps'][-1]:,}."
     )
