@@ -149,11 +149,7 @@ _SHORT = _Short()
 
 
 def short_list(values: Sequence[object], at_most: int = 6) -> str:
-    """The first values, and how many more there are.
-
-    >>> short_list(["0 -> 1", "1 -> 2"]), short_list(range(9), at_most=3)
-    ('0 -> 1, 1 -> 2', '0, 1, 2 and 6 more')
-    """
+    """The first values, and how many more there are."""
     shown = ", ".join(str(value) for value in values[:at_most])
     return shown if len(values) <= at_most else f"{shown} and {len(values) - at_most} more"
 

@@ -24,9 +24,6 @@ def exclusive_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
 
     Where the file system has no locks, or the folder may only be read, no process is kept out.
 
-    Args:
-        folder: of one run.
-
     Raises:
         ValueError: another process holds the lock; it names its number and host.
         OSError: the folder cannot be made.
@@ -61,11 +58,7 @@ def exclusive_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def holder(folder: str | os.PathLike[str]) -> str:
-    """The process that works in a folder, and its host.
-
-    >>> holder("/no/such/folder")
-    'unknown'
-    """
+    """The process that works in a folder, and its host; "unknown" if none is to be read."""
     with suppress(OSError):
         return (Path(folder) / LOCK).read_text(errors="replace")[:99] or "unknown"
     return "unknown"

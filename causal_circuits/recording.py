@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.display import Frame, Result, frame, table_html
+from causal_circuits.display import Frame, Result, frame
 from causal_circuits.models import HookedTransformer
 from causal_circuits.record_at import RecordAt
 from causal_circuits.storage import read_checked, read_json, read_rows, read_tensors, tensor_bytes, write_files
@@ -71,7 +71,7 @@ class Snapshot(Result):
 
 @check_arguments
 @dataclass(frozen=True, repr=False, eq=False)
-class TrainingRecord:
+class TrainingRecord(Result):
     """What a training run left behind.
 
     Attributes:
@@ -157,29 +157,14 @@ class TrainingRecord:
             for name in ("attention", "score_gradients")
             if (value := getattr(self, name)) is not None
         ]
-        return f"TrainingRecord({self._summary()}; {'; '.join([f'{len(self.steps)} states recorded', *recorded])})"
-
-    def to_frame(self) -> Frame:
-        """A row for each recorded state: its step and its loss in nats.
-
-        >>> record = TrainingRecord(torch.rand(9), (0, 9), torch.tensor([1.5, 1.0]), None, None)
-        >>> record.to_frame()
-           step  loss
-        0     0   1.5
-        1     9   1.0
-        """
-        return frame({"step": self.steps, "loss": self.recorded_losses.tolist()})
-
-    def _repr_html_(self) -> str:
-        states = zip(self.steps, self.recorded_losses.tolist(), strict=True)
-        rows = [{"step": step, "loss (nats)": loss} for step, loss in states]
-        return table_html(rows, f"TrainingRecord: {self._summary()}")
-
-    def _summary(self) -> str:
-        """Steps, the loss from first to last, and the time, in words."""
         losses, pace = self.losses, f", {self.path} path" if self.path else ""
         loss = f", loss {float(losses[0]):.3f} -> {float(losses[-1]):.3f} nats" if len(losses) else ""
-        return f"{len(losses):,} steps{loss}, {self.seconds:.1f} s{pace}"
+        states = "; ".join([f"{len(self.steps)} states recorded", *recorded])
+        return f"TrainingRecord({len(losses):,} steps{loss}, {self.seconds:.1f} s{pace}; {states})"
+
+    def to_frame(self) -> Frame:
+        """A row for each recorded state: its step and its loss in nats."""
+        return frame({"step": self.steps, "loss": self.recorded_losses.tolist()})
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `record.safetensors` and `record.json` to a folder (made if missing)."""

@@ -29,7 +29,9 @@ def upper_tail(z: float) -> float:
     return 0.5 * erfc(z / sqrt(2))
 
 
-def bernstein_p_value(mean: np.ndarray | float, variance: np.ndarray | float, bound: float, n: int = 1) -> np.ndarray:
+def bernstein_p_value(
+    mean: np.ndarray | float, variance: np.ndarray | float, bound: float | int, n: int = 1
+) -> np.ndarray:
     """One-sided p-values of "the expectation is at most zero", by Bernstein's inequality; n = 1: of sums.
 
     P(mean of n >= t) <= exp(-n t^2 / (2 (variance + bound t / 3))) for terms that exceed their expectation by at most

@@ -58,7 +58,8 @@ def test_chow_liu_is_the_heaviest_of_all_spanning_trees(n: int, seed: int) -> No
 
 def test_chow_liu_refuses_what_is_no_matrix_of_numbers() -> None:
     assert_refused(lambda: cc.classical.chow_liu_tree(np.zeros((2, 3))), "[n_ctx, n_ctx]", "[2, 3]")
-    assert_refused(lambda: cc.classical.chow_liu_tree(np.full((2, 2), np.nan)), "finite")
+    for wrong in (np.full((2, 2), np.nan), np.eye(2, k=1)):
+        assert_refused(lambda wrong=wrong: cc.classical.chow_liu_tree(wrong), "finite symmetric")
 
 
 def test_with_one_kernel_the_classics_find_the_tree_and_pooled_prompts_hide_it() -> None:

@@ -64,7 +64,7 @@ def test_a_record_tells_its_steps_its_losses_and_what_was_recorded() -> None:
         "2 states recorded; attention [2, 2, 1, 4, 4])"
     )
     shown = record([2.25, 2.0, 1.75])._repr_html_()
-    assert cells_of(shown) == [["step", "loss (nats)"], ["0", "2.25"], ["3", "1.75"]]
+    assert cells_of(shown) == [["step", "loss"], ["0", "2.25"], ["3", "1.75"]]
 
 
 def test_an_empty_record_shows_itself_too() -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import causal_circuits as cc
 from causal_circuits.studies.gradient_information import Config, measure, report

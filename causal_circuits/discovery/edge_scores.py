@@ -41,13 +41,7 @@ _LEAST_BOUND = 1e-3  # of terms that are of order one: what is smaller by far is
 
 @dataclass(frozen=True)
 class Contrasts:
-    """For rows of pairs, the mean and variance of differences of scores, one number a sequence.
-
-    Attributes:
-        mean, variance: of the differences over sequences.
-        bound: what a difference can exceed its mean by.
-        n: sequences that count.
-    """
+    """Mean and variance over n sequences of differences of scores, which exceed their mean by `bound` at most."""
 
     mean: Float[np.ndarray, "row key"]
     variance: Float[np.ndarray, "row key"]
@@ -92,15 +86,9 @@ class _Piece(NamedTuple):
 class EdgeScores:
     """u_ij of a set of sequences, and the differences that tests are made of.
 
-    Args:
-        tokens: [sequence, n_ctx], the query last.
-        targets: [sequence, d_vocab] probabilities or one-hot labels.
-        n: sequences that count as independent; fewer than there are if some are copies.
-
-    Attributes:
-        score: u [position, position] over the context positions before the query; row child, column parent.
-        expected: [position]; the score of an edge from each position if targets are probabilities, to compare with
-            `score`.
+    `score` is u over the positions before the query, row child, column parent; `expected` the score of an edge from
+    each position if targets are probabilities. n sequences count as independent: fewer than there are if some are
+    copies.
     """
 
     def __init__(
@@ -163,10 +151,7 @@ class EdgeScores:
         return self._contrasts(mean + rest, square + 2 * rest * mean + rest**2)
 
     def against_row(self, earlier: Bool[np.ndarray, "position position"]) -> Contrasts:
-        """u_ij less the mean of the row's other entries, among those that `earlier` names (two or more in a row).
-
-        All have one expectation if i is independent of each of them given pi.
-        """
+        """u_ij less the mean of the row's other entries, among those that `earlier` names (two or more in a row)."""
         count = earlier.sum(axis=1)[:, None].astype(np.float64)
         share = np.divide(1.0, count - 1, out=np.zeros_like(count), where=count > 1)
         square = np.zeros_like(self.score)

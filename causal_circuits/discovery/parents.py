@@ -43,16 +43,9 @@ class SeveralParents:
 class MatchTest:
     """Matches with the target's parents, tested.
 
-    Attributes:
-        data: gains of every token.
-        first: the target's parents.
-        sums: of their matches.
-        p_full: of "these are the parents", [keys, position], Bonferroni over positions; 0 where keys are not earlier.
-        p_chance: of "independent of the target's law given any match", by position, Bonferroni over all matches.
-        p_apart: of "independent of earlier tokens" by agreement with earlier positions (`p_independent`).
-        partner: by position, the earlier one that it agrees with most.
-        worth: independent sequences over sequences: copies are no evidence.
-        level: family-wise.
+    p_full is of "these are the parents", [keys, position], Bonferroni over positions (0 where keys are not earlier);
+    p_chance of "independent of the target's law given any match", by position; p_apart and partner are
+    `p_independent`'s; worth is independent sequences over sequences, since copies are no evidence.
     """
 
     data: Gains

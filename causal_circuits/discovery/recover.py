@@ -92,15 +92,7 @@ class RecoveredGraph:
         return not self.undecided
 
     def to_frame(self) -> Frame:
-        """A row for each position: verdict, candidate, rival, and the numbers and words that decide, as in `Position`.
-
-        >>> found = cc.recover_graph(cc.InContextTask(cc.chain_graph(4), d_vocab=3).sample(3000, seed=0))
-        >>> found.to_frame()[["position", "verdict", "candidate"]]
-           position verdict  candidate
-        0         0    root        NaN
-        1         1   child        0.0
-        2         2   child        1.0
-        """
+        """A row for each position, with the numbers and words that decide, as in `Position`."""
         return frame(self._rows(), columns=list(SHOWN))
 
     def __repr__(self) -> str:
@@ -159,7 +151,7 @@ def recover_graph(
             that are no probabilities.
 
     >>> batch = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=0.3).sample(5000, seed=0)
-    >>> recover_graph(batch.tokens, batch.target_probs).found_parents
+    >>> recover_graph(batch).found_parents
     [None, 0, 1, 2, 3]
     >>> recover_graph(batch[:40]).undecided       # too few: it says so
     (1, 2, 3, 4)

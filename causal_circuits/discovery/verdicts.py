@@ -204,11 +204,7 @@ def _hidden(i: int, test: EdgeTest) -> list[int]:
 
 
 def _named(positions: Sequence[int]) -> str:
-    """In words.
-
-    >>> _named([3]), _named([0, 1, 4])
-    ('position 3', 'positions 0, 1 and 4')
-    """
+    """In words."""
     if len(positions) == 1:
         return f"position {positions[0]}"
     return f"positions {', '.join(map(str, positions[:-1]))} and {positions[-1]}"

@@ -140,12 +140,9 @@ def sums_by_last_key(
 
 @dataclass(frozen=True)
 class MatchSums:
-    """Sums over the sequences in which keys match the target's parents.
+    """Sums over the sequences in which keys match the target's parents: of the gain, of 1, of fields of `Gains`.
 
-    Attributes:
-        keys: every k positions below the last one, in the order of `key_sets`.
-        gain: of the gain of position i, [keys, position]; NaN unless i comes after the keys.
-        n, full, spread, chance: of 1, and of the attributes of `Gains`.
+    keys are every k positions below the last one, as in `key_sets`; gain is NaN unless the position comes after them.
     """
 
     keys: Int[np.ndarray, "keys k"]
@@ -157,13 +154,7 @@ class MatchSums:
 
 
 def match_sums(data: Gains, target: Sequence[int]) -> MatchSums:
-    """The sums for every choice of keys and every position.
-
-    >>> batch = cc.InContextTask(cc.ngram_graph(5, 2), d_vocab=3).sample(20_000)
-    >>> sums = match_sums(Gains.of(batch.tokens, batch.target_probs), (3, 4))
-    >>> sums.keys[(sums.gain / sums.full[:, None])[:, 4].argmax()].tolist()
-    [2, 3]
-    """
+    """The sums for every choice of keys and every position."""
     n_ctx, k = data.n_ctx, len(target)
     more = torch.stack([torch.ones_like(data.full), data.full, data.spread, data.chance], dim=1)
     by_last_key = sums_by_last_key(data.tokens, data.at, more, target)

@@ -47,13 +47,7 @@ def propagated(
 
 
 def path_lengths(graph: nx.DiGraph, n_ctx: int) -> dict[tuple[int, int], tuple[int, int, int]]:
-    """For i > j with a common ancestor: the lowest one's depth, and how many steps below it each lies.
-
-    Other pairs are independent given the matrix.
-
-    >>> path_lengths(cc.chain_graph(5), 5)[3, 1]
-    (1, 2, 0)
-    """
+    """For i > j with a common ancestor: the lowest one's depth, and how many steps below it each lies."""
     lines: list[dict[int, int]] = []  # for each position, its ancestors (itself included) and the steps up to them
     for position in range(n_ctx):
         line = {position: 0}

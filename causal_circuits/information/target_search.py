@@ -32,12 +32,9 @@ _WORK = 1e10  # multiplications of a coarse pass, below which it may use all seq
 
 @dataclass(frozen=True)
 class Candidate:
-    """A choice of target's parents, on all sequences.
+    """A choice of target's parents, with the sum over positions of the largest h on all sequences.
 
-    Attributes:
-        target: the positions.
-        score: sum over positions of the largest h, for all sequences.
-        best: the keys of the best match of each position, an index into `key_sets`; -1 where no h is above 0.
+    best are the keys of the best match of each position, an index into `key_sets`; -1 where no h is above 0.
     """
 
     target: tuple[int, ...]

@@ -21,14 +21,10 @@ _TINY = 1e-300  # where a message vanishes, so does the weight of everything tha
 
 @dataclass(frozen=True)
 class TiltedForest:
-    """The tilted laws of one token a, for several matrices and several t.
+    """The tilted laws of one token, for several matrices and several t.
 
-    Attributes:
-        parents: of every position, -1 for a root.
-        token: a.
-        total: E[t^(number of a's)].
-        marginals: P~(x_k = s).
-        matrices: P~(x_k = s' | x_parent = s) for every position with a parent.
+    total is E[t^(number of a's)]; marginals are P~(x_k = s), matrices P~(x_k = s' | x_parent = s) of every position
+    with a parent (-1 in `parents`: a root).
     """
 
     parents: tuple[int, ...]
@@ -108,12 +104,7 @@ def tilt(
     token: int,
     nodes: Float[np.ndarray, " node"],
 ) -> TiltedForest:
-    """The forest over `parents` with matrix `pi` and root law `law`, its `token` weighted by every t of `nodes`.
-
-    >>> half = np.full((1, 2, 2), 0.5)
-    >>> tilt([-1, 0], half, half[:, 0], token=0, nodes=np.array([0.0, 1.0])).total     # 1/4: no zero in two tokens
-    array([[0.25, 1.  ]])
-    """
+    """The forest over `parents` with matrix `pi` and root law `law`, its `token` weighted by every t of `nodes`."""
     n, d_vocab = len(parents), law.shape[-1]
     weight = np.where(np.arange(d_vocab) == token, nodes[:, None], 1.0)  # [node, token]
     matrix = pi[:, None]

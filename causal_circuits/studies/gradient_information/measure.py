@@ -46,7 +46,9 @@ def measure_setting(
     of_matrices, of_sequences = slope_errors(pieces, parts, task.graph)
     same = {"graph": graph, "d_vocab": d_vocab, "alpha": float(alpha), "n_ctx": n_ctx}
     weights = three_comparisons(measured["weights"], g, finite, task.graph, "weights")
-    with_rivals = [rank for (i, _), rank in zip(attention_cells(task.graph), weights["by_g"].parent_ranks, strict=True) if i > 1]
+    with_rivals = [
+        rank for (i, _), rank in zip(attention_cells(task.graph), weights["by_g"].parent_ranks, strict=True) if i > 1
+    ]
     setting = {
         **same,
         "n_sequences": n_sequences,

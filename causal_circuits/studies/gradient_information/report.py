@@ -223,7 +223,9 @@ def plot_training(formation: Mapping[str, Any]) -> Axes:
         "attention to the parent, least": formation["attention"].amin(dim=1).tolist(),
         "correlation of the gradient with g": formation["correlation"],
     }
-    curves = {name: list(zip([step + 1 for step in formation["steps"]], of, strict=True)) for name, of in values.items()}
+    curves = {
+        name: list(zip([step + 1 for step in formation["steps"]], of, strict=True)) for name, of in values.items()
+    }
     return figures.plot_curves(curves, xlabel="training step + 1", ylabel="attention, or correlation")
 
 
