@@ -60,17 +60,6 @@ class Contrasts:
         """The same differences the other way round."""
         return Contrasts(-self.mean, self.variance, self.bound, self.n)
 
-    def only(self, chosen: Bool[np.ndarray, "row key"]) -> "Contrasts":
-        """Those of the chosen cells, as one row."""
-        return Contrasts(self.mean[chosen][None], self.variance[chosen][None], self.bound, self.n)
-
-    def typical_sample_size(self, mean: float, p_value: float) -> float:
-        """The sample size for one difference of the given mean and the average variance; inf if that is not known."""
-        if not (mean > 0 and self.variance.size):
-            return float("inf")
-        spread = np.array([self.variance.mean()])
-        return float(bernstein_sample_size(np.array([mean]), spread, self.bound, p_value)[0])
-
 
 class _Piece(NamedTuple):
     """Some sequences: context tokens, a, h, 1[x_j = x_T], d_vocab |y|^2 less the offset, and the offset."""

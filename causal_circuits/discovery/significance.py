@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from causal_circuits.discovery.edge_scores import Contrasts, EdgeScores
 from causal_circuits.discovery.forest import ForestTest, forest_tests
-from causal_circuits.statistics import holm
+from causal_circuits.statistics import bernstein_sample_size, holm
 
 MIN_SHARE = 0.5  # of an edge's score that an edge must have, and a root's row must not; every edge has the same score
 _BORNE_OUT = (0.5, 2.0)  # the median share of their expected score between which edges found bear it out
@@ -90,7 +90,7 @@ def edge_tests(
     """
     n = len(usable)
     cells = _cells(scores, usable)
-    raw, sizes, rival, spread = _against_rivals(scores, cells, usable, level)
+    raw, sizes, rival, contrasts = _against_rivals(scores, cells, usable, level)
     raw = np.maximum(raw, _hidden_parent(scores, hidden, laws))
     p_value = np.ones((n, n))
     p_value[np.flatnonzero(cells.has_key), cells.best[cells.has_key]] = raw[cells.has_key]
@@ -102,7 +102,13 @@ def edge_tests(
     edge_score = scores.expected if laws else labelled
     gap = edge_score - background
     weight = np.divide(scores.score - background, gap, out=np.full((n, n), np.nan), where=gap > 0)
-    typical = float(np.nanmean(gap)) if np.isfinite(gap).any() else 0.0
+    edge_needed = (
+        np.inf
+    )  # a typical edge exceeds its rivals by the mean gap, with the variance that they have on average
+    if np.isfinite(gap).any() and cells.rivals.any():
+        spread = np.array([contrasts.variance[cells.rivals].mean()])
+        typical = np.array([np.nanmean(gap)])
+        edge_needed = bernstein_sample_size(typical, spread, contrasts.bound, level / cells.n_entries)[0]
     p_root, root_sizes = np.full(n, np.nan), np.full(n, np.inf)
     borne_out = not len(found) or _BORNE_OUT[0] <= np.median(weight[found, cells.best[found]]) <= _BORNE_OUT[1]
     if borne_out and np.isfinite(edge_score).all():
@@ -116,7 +122,7 @@ def edge_tests(
         p_root=p_root,
         sequences_needed=np.where(cells.has_key, sizes, np.inf),
         root_sequences_needed=root_sizes,
-        edge_sequences_needed=spread.typical_sample_size(typical, level / cells.n_entries),
+        edge_sequences_needed=float(edge_needed),
         forest=forest_tests(scores, cells.earlier, np.where(is_child, cells.best, -1), background, laws, level),
         laws=laws,
         hidden=hidden,
@@ -155,8 +161,7 @@ def _against_rivals(
     for child in np.flatnonzero(cells.has_key & ~cells.rivals.any(axis=1)).tolist():
         parent = int(cells.best[child])
         raw[child], sizes[child] = _single_key(scores, child, parent, usable, level / cells.n_entries)
-    spread = contrasts.only(cells.rivals)
-    return raw, sizes, np.where(cells.rivals, contrasts.mean, np.inf).argmin(axis=1), spread
+    return raw, sizes, np.where(cells.rivals, contrasts.mean, np.inf).argmin(axis=1), contrasts
 
 
 def _single_key(scores: EdgeScores, child: int, parent: int, usable: np.ndarray, level: float) -> tuple[float, float]:

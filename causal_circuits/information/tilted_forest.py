@@ -40,7 +40,7 @@ class TiltedForest:
 
         From the leaves upwards every position l gathers what is known of those below it, given its own token:
         U_i = P~(x_i = a, x_l) and D_j = E~[reach(x_j) | x_l]. Two positions whose lines meet in l have sum U_i D_j;
-        those that never meet are independent. D goes no further up than to the last fork: above, nothing meets it.
+        those that never meet are independent.
         """
         n, own = len(self.parents), self.marginals[..., self.token]
         alone = np.einsum("kqjs,kqs->kqj", self.marginals, reach)
@@ -65,24 +65,13 @@ class TiltedForest:
         joint = self.marginals[:, :, parent, :, None] * matrix  # [x_parent, x_position]
         back = joint / np.maximum(self.marginals[:, :, position, None, :], _TINY)
         up = np.concatenate([part.up for part in parts], axis=2) @ back.swapaxes(-1, -2)
-        down = up[:, :, :0]
-        if self._is_below_a_fork(position):
-            down = np.concatenate([part.down for part in parts], axis=2) @ matrix.swapaxes(-1, -2)
+        down = np.concatenate([part.down for part in parts], axis=2) @ matrix.swapaxes(-1, -2)
         return _Below([i for part in parts for i in part.positions], up, down)
-
-    def _is_below_a_fork(self, position: int) -> bool:
-        """Whether some position above has two children or more."""
-        above = self.parents[position]
-        while above >= 0:
-            if self.parents.count(above) > 1:
-                return True
-            above = self.parents[above]
-        return False
 
 
 @dataclass(frozen=True)
 class _Below:
-    """Some positions below one: U_i and, below a fork, D_j of `TiltedForest.expectations`."""
+    """Some positions below one: U_i and D_j of `TiltedForest.expectations`."""
 
     positions: list[int]
     up: Float[np.ndarray, "matrix node position token"]
