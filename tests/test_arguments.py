@@ -82,15 +82,10 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
         lambda: cc.train(TASK, MODEL),
         ("train: model must be a HookedTransformer: got an InContextTask", "build one with"),
     ),
-    "steps for a recipe": (lambda: cc.train(MODEL, TASK, 500), ("train: config", "500", "TrainConfig.joint(500)")),
     "tokens for a batch": (lambda: cc.evaluate(MODEL, BATCH.tokens), ("evaluate: batch", "int64 tensor [64, 6]")),
     "a model for a circuit's": (
         lambda: circuits.prove_circuit(MODEL, []),
         ("prove_circuit: model must be a CircuitModel", "circuits.circuit_model(model, batch)"),
-    ),
-    "one task for a list": (
-        lambda: cc.train_ensemble([MODEL], TASK, []),
-        ("train_ensemble: tasks must be a sequence (each item: a Task): got an InContextTask",),
     ),
     "one step for several": (
         lambda: cc.RecordAt(10),
@@ -104,7 +99,6 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "a negative seed": (lambda: cc.predicted_gradient(TASK, seed=-1), ("seed", "non-negative integer", "-1")),
     "labels [N, n - 1]": (lambda: cc.Batch(BATCH.tokens, BATCH.tokens[:, 1:]), ("[batch, n_ctx]", "[batch]")),
     "one sequence for a batch": (lambda: cc.Batch(BATCH.tokens[0], BATCH.target_probs), ("[batch, n_ctx]", "[6]")),
-    "ragged tokens": (lambda: cc.Batch([[0, 1], [1]], [0, 1]), ("Batch: tokens", "[[0, 1], [1]]")),
     "tokens that are no integers": (lambda: cc.Batch(BATCH.tokens / 2, BATCH.target_probs), ("float32 tensor",)),
     "more targets than sequences": (lambda: cc.Batch(BATCH.tokens, BATCH.target_probs[:9]), ("target_probs", "[9, 3]")),
     "methods too": (lambda: TASK.sample("ten"), ("sample: n must be an integer", "'ten'")),

@@ -30,13 +30,7 @@ _TOLD = 4  # rivals that a reason names
 _LONE = "the only child of another number of parents would look the same"
 
 
-@dataclass(frozen=True)
-class SeveralParents:
-    """What was found: the target's parents (None: undecided) and a verdict on each position, with warnings."""
-
-    target_parents: tuple[int, ...] | None
-    positions: tuple[Position, ...]
-    warnings: tuple[str, ...]
+Found = tuple[tuple[int, ...] | None, tuple[Position, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -64,10 +58,8 @@ class MatchTest:
         return comb(self.data.n_ctx, len(self.first.target) + 1)
 
 
-def find_parents(
-    tokens: torch.Tensor, y: torch.Tensor, n_independent: int, max_parents: int, level: float
-) -> SeveralParents:
-    """The verdicts, given tokens and laws (or labels as one-hots)."""
+def find_parents(tokens: torch.Tensor, y: torch.Tensor, n_independent: int, max_parents: int, level: float) -> Found:
+    """The target's parents (None: undecided), a verdict on each position, and warnings; labels are one-hots."""
     why_not = _constants(tokens)
     allowed = [t for t in range(tokens.shape[1]) if t not in why_not]
     if n_independent < MIN_SEQUENCES:
@@ -96,7 +88,7 @@ def find_parents(
         positions = tuple(_with_doubt(p, why.get(p.position, "")) for p in positions)
     if short:
         return _nothing(data.n_ctx, short)
-    return SeveralParents(found[0].target, positions, tuple(f"position {i}: {why_not[i]}" for i in sorted(why_not)))
+    return found[0].target, positions, tuple(f"position {i}: {why_not[i]}" for i in sorted(why_not))
 
 
 def match_test(data: Gains, first: Candidate, worth: float, level: float) -> MatchTest:
@@ -119,10 +111,10 @@ def _constants(tokens: torch.Tensor) -> dict[int, str]:
     }
 
 
-def _nothing(n_ctx: int, why: str) -> SeveralParents:
+def _nothing(n_ctx: int, why: str) -> Found:
     """Every position undecided, for one reason."""
     positions = tuple(_undecided(i, why) for i in range(n_ctx))
-    return SeveralParents(None, positions, (f"nothing can be concluded: {why}",))
+    return None, positions, (f"nothing can be concluded: {why}",)
 
 
 def _undecided(i: int, why: str) -> Position:

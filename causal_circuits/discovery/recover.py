@@ -22,7 +22,7 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.discovery.assumptions import unusable_positions
 from causal_circuits.discovery.edge_scores import EdgeScores
-from causal_circuits.discovery.parents import SeveralParents, find_parents
+from causal_circuits.discovery.parents import find_parents
 from causal_circuits.discovery.significance import EdgeTest, edge_tests
 from causal_circuits.discovery.user_data import UserData, read_data
 from causal_circuits.discovery.verdicts import MIN_SEQUENCES, Position, judge_position
@@ -171,9 +171,8 @@ def recover_graph(
     if data.probabilities and forest.conclusive and not forest.warnings and any(p.parents for p in forest.positions):
         return forest
     several = _several_parents(data, max_parents, level)
-    if several.target_parents == (data.n_ctx - 1,) and several.positions[-1].verdict != "child":
-        return forest
-    return _with_several_parents(several, data, level)
+    is_query = several.target_parents == (data.n_ctx - 1,) and several.positions[-1].verdict != "child"
+    return forest if is_query else several
 
 
 def _forest(data: UserData, level: float) -> RecoveredGraph:
@@ -207,31 +206,29 @@ def _check_size(n_ctx: int, max_parents: int) -> None:
         )
 
 
-def _several_parents(data: UserData, max_parents: int, level: float) -> SeveralParents:
+def _several_parents(data: UserData, max_parents: int, level: float) -> RecoveredGraph:
+    """The target and every position with as many parents as are allowed."""
     tokens, y = torch.from_numpy(data.tokens), torch.from_numpy(data.targets).float()
-    labels = y if data.probabilities else torch.nn.functional.one_hot(y.argmax(dim=1), y.shape[1]).float()
-    return find_parents(tokens, labels, data.n_independent, max_parents, level)
-
-
-def _with_several_parents(found: SeveralParents, data: UserData, level: float) -> RecoveredGraph:
+    laws = y if data.probabilities else torch.nn.functional.one_hot(y.argmax(dim=1), y.shape[1]).float()
+    target_parents, positions, warnings = find_parents(tokens, laws, data.n_independent, max_parents, level)
     weights = torch.zeros(data.n_ctx, data.n_ctx, dtype=torch.float64)
     p_values = torch.ones_like(weights)
-    for p in found.positions:
+    for p in positions:
         if isinstance(p.candidate, tuple):
             weights[p.position, list(p.candidate)] = p.weight
             p_values[p.position, list(p.candidate)] = p.p_value
-    needed = [p.sequences_needed for p in found.positions if p.verdict == "child"]
+    needed = [p.sequences_needed for p in positions if p.verdict == "child"]
     return RecoveredGraph(
-        graph=_graph(data.n_ctx, found.positions, found.target_parents or ()),
-        positions=found.positions,
+        graph=_graph(data.n_ctx, positions, target_parents or ()),
+        positions=positions,
         weights=weights,
         p_values=p_values,
         n_sequences=len(data.tokens),
         n_independent=data.n_independent,
         sequences_needed=max(float(np.median(needed)), MIN_SEQUENCES) if needed else float("inf"),
         level=level,
-        warnings=found.warnings,
-        target_parents=found.target_parents,
+        warnings=warnings,
+        target_parents=target_parents,
     )
 
 
