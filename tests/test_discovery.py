@@ -40,18 +40,6 @@ def test_a_planted_graph_of_any_size_is_read_back(parents, d_vocab):
         assert cc.compare_graphs(graph, found).recall == 1.0
 
 
-def test_a_roots_row_that_attends_somewhere_is_no_edge():
-    graph = cc.graph_from_parents([None, None, 0, None, 1, None, None, 4, None, 7, None])
-    model = cc.plant_circuit(graph, d_vocab=4)
-    block = cc.models.attention_block(model, 0, 0, "position", "position").data
-    for root in (1, 3, 5, 6, 8, 10):
-        block[root] = 0.0
-        block[root, root - 1] = 20.0
-    found = assert_recovers(model, cc.InContextTask(graph, d_vocab=4))
-    reasons = {c.child: c.reason for c in found.candidates if not c.accepted}
-    assert all(reasons[root].startswith("a root") for root in (1, 3, 5, 6, 8, 10))
-
-
 def test_a_model_that_attends_to_the_wrong_position_is_not_given_the_right_graph():
     graph = cc.chain_graph(10)
     model = cc.plant_circuit(graph, d_vocab=4)

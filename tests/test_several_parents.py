@@ -170,17 +170,6 @@ def test_more_parents_than_allowed_make_no_false_edge(seed, d_vocab):
     assert_no_false_edge(found, parents)
 
 
-def test_children_of_another_number_of_parents_are_no_roots():
-    """Two children of one parent share a transition matrix that the target does not show."""
-    parents = [[], [], [], [0], [1], [0, 1], [1, 2], [3, 4], [4, 6], [2, 5], [5, 6]]
-    found = cc.recover_graph(task_of(parents, 4).sample(20_000), max_parents=2)
-    assert found.target_parents == (5, 6)
-    assert [p.verdict for p in found.positions[:5]] == ["root", "root", "root", "undecided", "undecided"]
-    for position in (3, 4):  # of all before it the first of the two is independent
-        assert "another number of parents" in found.positions[position].reason
-    assert found.found_parents[5:] == parents[5:-1]
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_of_several_children_of_another_number_of_parents_none_is_a_root(seed):
     parents = random_parents(2, 14, seed)
