@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from causal_circuits.discovery.user_data import WRONG_WITH, UserData
-from causal_circuits.information.matches import Gains, most_below
+from causal_circuits.information.matches import Gains
 from causal_circuits.statistics import bernstein_p_value
 
 _SHARE_OF_COPIES = 0.01  # of the evidence, lost to copies, below which no warning is given; they never count
@@ -111,7 +111,7 @@ def tied_to_another(data: Gains, roots: Sequence[int], worth: float) -> str:
     for i, j in pairs:
         often = float((data.tokens[:, i] == data.tokens[:, j]).double().mean() - shares[i] @ shares[j])
         more, variance = len(data) * (data.d_vocab * often - _OFF), (data.d_vocab - 1.0) * len(data)
-        p_value = len(pairs) * float(most_below(more, variance, data.d_vocab)) ** worth
+        p_value = len(pairs) * float(bernstein_p_value(more, variance, data.d_vocab)) ** worth
         if p_value < WRONG_WITH:
             return f"roots {i} and {j} agree too often (p = {p_value:.2g}): do tokens follow a law of each sequence?"
     return ""
@@ -121,4 +121,4 @@ def _p_of_uniform(frequency: torch.Tensor, n: int) -> float:
     """Of "every token has a frequency of 1 / d_vocab", give or take `_OFF` of it; Bonferroni over tokens."""
     expected = 1 / len(frequency)
     off = n * ((frequency - expected).abs().max() - _OFF * expected)
-    return len(frequency) * float(most_below(float(off), n * expected * (1 - expected), 1))
+    return len(frequency) * float(bernstein_p_value(float(off), n * expected * (1 - expected), 1))
