@@ -98,6 +98,9 @@ def scrub_hypothesis(
 ) -> ScrubbingResult:
     """Causal scrubbing of "head 0.h copies the token of parent h; head 1.0 matches it with the query".
 
+    It tests the mechanism, with the graph as a whole: where one edge of eight is false, nine tenths of the loss may
+    still be kept. Single edges are told by `knock_out_edges`.
+
     Args:
         model: any two-layer HookedTransformer whose heads are meant in this order.
         batch: sequences and targets: a thousand or more, so that donors that agree can be found. (A sequence
