@@ -8,7 +8,8 @@ the target's own parents, whose tokens are draws from its law and need no graph.
 of the true graph instead, with the same scores, match and read-out.
 
     python benchmarks/several_heads.py --graphs 100 130
-    python benchmarks/several_heads.py --graphs 200 203 --planted --steps 11000
+    python benchmarks/several_heads.py --graphs 100 130 --readers 1
+    python benchmarks/several_heads.py --graphs 200 203 --planted
 """
 
 import time
@@ -48,22 +49,23 @@ def edges_of(task: cc.InContextTask) -> tuple[set[tuple[int, int]], set[tuple[in
     return {(i, p) for i, parents in full.items() for p in parents} | of_target, telling | of_target
 
 
-def trained(task: cc.InContextTask, steps: int, planted: bool) -> cc.models.HookedTransformer:
+def trained(task: cc.InContextTask, steps: int, readers: int, planted: bool) -> cc.models.HookedTransformer:
     """From matches, or from the true parents."""
-    config = cc.TrainConfig.matched(steps)
+    config, n_heads = cc.TrainConfig.matched(steps), (len(task.target_parents), readers)
     if planted:
         scales = {"attention_scale": 6.0, "match_scale": 3.0, "readout_scale": 3.0}
-        model, config = cc.plant_circuit(task.graph, task.d_vocab, **scales), cc.TrainConfig(config.stages)
+        model = cc.plant_circuit(task.graph, task.d_vocab, n_heads=n_heads, **scales)
+        config = cc.TrainConfig(config.stages)
     else:
-        model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, (len(task.target_parents), 1))
+        model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, n_heads)
     cc.train(model, task, config, record=cc.RecordAt(steps=()), progress=False)
     return model
 
 
-def measure(name: str, task: cc.InContextTask, steps: int, planted: bool) -> dict[str, object]:
+def measure(name: str, task: cc.InContextTask, steps: int, readers: int, planted: bool) -> dict[str, object]:
     """Train once and look at the attention."""
     k, n_ctx, began = len(task.target_parents), task.n_ctx, time.process_time()
-    model = trained(task, steps, planted)
+    model = trained(task, steps, readers, planted)
     seconds, test = time.process_time() - began, task.sample(16_384, seed=(0, 2))
     attention = cc.mean_attention(model, test.tokens[:2048])[0, :k]
     clear = {(i, int(head[i].argmax())) for head in attention for i in range(1, n_ctx) if float(head[i].max()) >= 0.5}
@@ -85,12 +87,21 @@ def measure(name: str, task: cc.InContextTask, steps: int, planted: bool) -> dic
     }
 
 
-def main(graphs: tuple[int, int] = (100, 130), named: bool = True, steps: int = 4500, planted: bool = False) -> None:
-    """Print a row a graph, and the totals; --graphs: first and last + 1 seed; --planted: start at the true parents."""
+def main(
+    graphs: tuple[int, int] = (100, 130),
+    named: bool = True,
+    steps: int = 9000,
+    readers: int = 2,
+    planted: bool = False,
+) -> None:
+    """Print a row a graph, and the totals.
+
+    --graphs: first and last + 1 seed; --readers: heads of layer 1; --planted: start at the true parents.
+    """
     tasks = (named_graphs() if named else {}) | {str(seed): random_task(seed) for seed in range(*graphs)}
     rows = list[dict[str, object]]()
     for name, task in tasks.items():
-        rows.append(measure(name, task, steps, planted))
+        rows.append(measure(name, task, steps, readers, planted))
         tell(rows)
     table = pd.DataFrame(rows)
     print(table[["telling", "attended", "false", "in roots"]].sum().to_dict(), table["excess"].describe().to_dict())

@@ -57,7 +57,8 @@ def start_from_matches(model: HookedTransformer, batch: Batch) -> MatchStart:
 
     The number of parents, at most one a head, is found with them. Layer 0: for each position the keys of its best
     match, if it is more than half of a full one; rows without stay uniform. Layer 1 compares what each head copied, and
-    W_U reads the token that it attends to: 3 times the identity each.
+    W_U reads the token that it attends to: 3 times the identity each. Of several heads in layer 1 each compares half as
+    strongly as the one before: equal ones would stay equal, and from two attentions W_U can tell how many keys match.
 
     Args:
         model: disentangled, of two layers.
@@ -117,5 +118,5 @@ def _write(model: HookedTransformer, start: MatchStart) -> None:
         block = weights[head, position, position]
         block[torch.from_numpy(rows), torch.from_numpy(start.keys[head, rows])] = scores
         block[-1, target_parent] = SCORE
-        for match in match_blocks(model, head, by_copy=True):
-            match.copy_(MATCH * identity)
+        for layer_1_head, match in enumerate(match_blocks(model, head, by_copy=True)):
+            match.copy_(MATCH / 2**layer_1_head * identity)

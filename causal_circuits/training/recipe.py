@@ -169,17 +169,17 @@ class TrainConfig:
         return cls(stages=stages, **{"warm_start": scale, **kwargs})  # type: ignore[arg-type]
 
     @classmethod
-    def matched(cls, steps: int = 4500, **kwargs: object) -> "TrainConfig":
+    def matched(cls, steps: int = 9000, **kwargs: object) -> "TrainConfig":
         """For several parents: started where the gradient of order k points (`start_from_matches`).
 
         Layer 0's attention is then trained alone (at most 120 steps), and everything together afterwards. Without the
         first stage a row can leave its parents for a decoy (docs/SEVERAL_PARENTS.md).
 
         >>> [stage.steps for stage in TrainConfig.matched().stages], TrainConfig.matched().match_start
-        ([120, 4380], 20000)
+        ([120, 8880], 20000)
         """
         if steps < 2:
             raise ValueError(f"the recipe has two stages and needs at least 2 steps: got {steps}")
         first = max(1, min(120, steps // 10))
-        stages = (Stage(first, 0.03, train=("W_Q.0",)), Stage(steps - first, 0.05, schedule="cosine"))
+        stages = (Stage(first, 0.03, train=("W_Q.0",)), Stage(steps - first, 0.03, schedule="cosine"))
         return cls(stages=stages, **{"match_start": 20_000, **kwargs})  # type: ignore[arg-type]
