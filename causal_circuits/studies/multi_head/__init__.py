@@ -23,8 +23,9 @@ class Config(Study):
     ones, started where the gradient of order k points (`cc.TrainConfig.matched`). Then reads the union graph out of all
     heads (which attends to which parent, where), names what is missing and why - not learned, not needed, a decoy -,
     says how much of the loss the graph is worth at all, cuts every attention entry of every head, and trains a single
-    head on the same task for as many steps (from zero: it has no full match to start from), from several seeds; only a
-    difference of more than .05 nats in each of them counts.
+    head on the same task for as many steps (it has no full match to start from: small random weights, and the recipe for
+    one parent), from several seeds; only a difference of more than .05 nats in each of them counts. Layer 1 has two
+    heads, from which the read-out can tell how many keys match (docs/SEVERAL_PARENTS.md).
 
         python analyses/multi_head.py                        # the paper's graph: parents (i - 1) // 2 and i - 1
         python analyses/multi_head.py --ngram 4 --d-vocab 3  # 4-grams: three parents, three heads
@@ -39,10 +40,10 @@ class Config(Study):
     d_vocab: int = 5  #: number of tokens
     n_ctx: int | None = None  #: context length; None: 32, or what the parents file says
     alpha: float = 0.1  #: Dirichlet concentration of the transition matrices
-    steps: int = 4500  #: training steps of 1,024 fresh sequences
+    steps: int = 9000  #: training steps of 1,024 fresh sequences
     ngram: int | None = None  #: K-grams: K - 1 parents, the positions just before
     parents: Path | None = None  #: a JSON list of lists of parents
-    heads: str | None = None  #: heads of the two layers, such as 2,1; None: one a parent, and 1
+    heads: str | None = None  #: heads of the two layers, such as 2,1, the paper's; None: one a parent, and 2
     seeds: int = 3  #: how many seeds compare k heads with one
 
     def check(self) -> None:
@@ -75,7 +76,7 @@ class Config(Study):
     def n_heads(self) -> tuple[int, int]:
         """The heads of both layers: as many in layer 0 as the target has parents, unless a flag says otherwise."""
         if self.heads is None:
-            return len(self.task.target_parents), 1
+            return len(self.task.target_parents), 2
         try:
             first, second = (int(part) for part in self.heads.split(","))
         except ValueError as error:

@@ -36,14 +36,16 @@ class Setting:
 
     @property
     def config(self) -> cc.TrainConfig:
-        """Several heads start where matches point; a single head, which has no full match to start from, from zero."""
+        """Several heads start where matches point; a single head has no full match to start from."""
         if self.n_heads[0] > 1:
             return cc.TrainConfig.matched(self.steps, seed=self.seed)
         return cc.TrainConfig(stages=cc.training.default_stages(self.steps), seed=self.seed)
 
     def train(self, scratch: Path | None, **options: Any) -> tuple[cc.models.HookedTransformer, cc.TrainingRecord]:
         """A new model, trained; fewer heads than parents are wanted here."""
-        model = cc.disentangled_transformer(self.d_vocab, self.task.n_ctx, tuple(self.n_heads))
+        sizes = (self.d_vocab, self.task.n_ctx, tuple(self.n_heads))
+        alone = self.n_heads[0] == 1  # from zero, heads of layer 1 would stay equal
+        model = cc.disentangled_transformer(*sizes, init_scale=0.01 if alone else 0.0, seed=self.seed)
         checkpoints = None if scratch is None else cc.Checkpoints(scratch)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*the graph cannot be learned whole")
