@@ -63,6 +63,19 @@ def test_training_from_matches_keeps_the_graph_by_itself() -> None:
     assert record.attention[0, 0, 1, 5, 4] > 0.9  # the record shows what was written in
 
 
+def test_two_heads_of_layer_1_part_and_predict_better_than_one() -> None:
+    """They start with one pattern but for its strength, and from two strengths W_U can tell how many keys match."""
+    task, excess = cc.InContextTask(cc.ngram_graph(9, 2), d_vocab=3), dict[int, float]()
+    test = task.sample(8192, seed=5)
+    for readers in (1, 2):
+        model = cc.disentangled_transformer(3, 9, (2, readers))
+        cc.train(model, task, cc.TrainConfig.matched(600, match_start=8000), progress=False)
+        excess[readers] = float(cc.evaluate(model, test).mean()) - task.bayes_loss(test)
+    strong, weak = cc.mean_attention(model, test.tokens[:2048])[1]
+    assert float((strong - weak)[-1].abs().max()) > 0.02
+    assert excess[2] < excess[1] - 0.002
+
+
 def test_several_heads_and_a_target_without_a_query_start_from_matches() -> None:
     default = importlib.import_module("causal_circuits.training.default")._default_config
     trigram, chain = (cc.InContextTask(graph, d_vocab=2) for graph in (cc.ngram_graph(6, 2), cc.chain_graph(6)))

@@ -23,9 +23,9 @@ class Config(Study):
     ones, started where the gradient of order k points (`cc.TrainConfig.matched`). Then reads the union graph out of all
     heads (which attends to which parent, where), names what is missing and why - not learned, not needed, a decoy -,
     says how much of the loss the graph is worth at all, cuts every attention entry of every head, and trains a single
-    head on the same task for as many steps (it has no full match to start from: small random weights, and the recipe for
-    one parent), from several seeds; only a difference of more than .05 nats in each of them counts. Layer 1 has two
-    heads, from which the read-out can tell how many keys match (docs/SEVERAL_PARENTS.md).
+    head on the same task for as many steps (by the recipe for one parent from small random weights: it has no full
+    match to start from), from several seeds; only a difference of more than .05 nats in each of them counts. Layer 1
+    has two heads, from which the read-out can tell how many keys match (docs/SEVERAL_PARENTS.md).
 
         python analyses/multi_head.py                        # the paper's graph: parents (i - 1) // 2 and i - 1
         python analyses/multi_head.py --ngram 4 --d-vocab 3  # 4-grams: three parents, three heads
