@@ -4,7 +4,8 @@ The paper's two-parent graph, 3-grams, random pairs, and random graphs with root
 to 5): `cc.train(model, task)` as it is. *Telling* edges are those of the target's parents and of positions with as many
 parents, but for a parent that is the target's own of that number, whose match always holds. Attention alone, at .5 or
 more: false edges in rows of children and, apart, in rows of roots, which are under no pressure. *Draws*: positions with
-the target's own parents, whose tokens are draws from its law and need no graph. `--planted` starts from the circuit
+the target's own parents, whose tokens are draws from its law and need no graph. The last columns: the excess where so
+many positions match the target's parents. `--planted` starts from the circuit
 of the true graph instead, with the same scores, match and read-out.
 
     python benchmarks/several_heads.py --graphs 100 130
@@ -21,6 +22,7 @@ from measuring import random_parents, tell
 
 import causal_circuits as cc
 from causal_circuits.studies.tables import two_parents_graph
+from causal_circuits.tasks.posterior import cross_entropy, following_counts
 
 
 def named_graphs() -> dict[str, cc.InContextTask]:
@@ -67,6 +69,8 @@ def measure(name: str, task: cc.InContextTask, steps: int, readers: int, planted
     k, n_ctx, began = len(task.target_parents), task.n_ctx, time.process_time()
     model = trained(task, steps, readers, planted)
     seconds, test = time.process_time() - began, task.sample(16_384, seed=(0, 2))
+    excess = cc.evaluate(model, test) - cross_entropy(task.bayes_predictor(test.tokens), test.target_probs)
+    matches = following_counts(task, test.tokens, range(k), task.graph).sum(dim=1).clamp(max=4)
     attention = cc.mean_attention(model, test.tokens[:2048])[0, :k]
     clear = {(i, int(head[i].argmax())) for head in attention for i in range(1, n_ctx) if float(head[i].max()) >= 0.5}
     edges, telling = edges_of(task)
@@ -77,13 +81,14 @@ def measure(name: str, task: cc.InContextTask, steps: int, readers: int, planted
         "k": k,
         "n_ctx": n_ctx,
         "d_vocab": task.d_vocab,
-        "excess": float(cc.evaluate(model, test).mean()) - task.bayes_loss(test),
+        "excess": float(excess.mean()),
         "telling": len(telling),
         "attended": len(telling & clear),
         "false": sum(i in children for i, _ in false),
         "in roots": sum(i not in children for i, _ in false),
         "draws": sum(cc.graphs.parents_of(task.graph, i) == task.target_parents for i in range(n_ctx)),
         "CPU s": seconds,
+        **{f"{m} match" + "+" * (m == 4): float(excess[matches == m].mean()) for m in range(5)},
     }
 
 
