@@ -71,3 +71,9 @@ def test_both_knock_outs_cut_the_same_entries_to_the_same_effect(monkeypatch: py
     matters = torch.tensor([layer == 0 or query == 4 for layer, _, query, _ in entries])
     assert float(ours[~matters].abs().max()) < 1e-6
     assert float(ours[matters].abs().max()) > 1e-3
+
+
+def test_every_stage_can_be_left_out_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    roofline = benchmark("roofline", monkeypatch)
+    sources = {roofline.step_without(stage) for stage in roofline.STAGES}
+    assert len(sources) == len(roofline.STAGES)

@@ -147,7 +147,7 @@ def make_checks(task: cc.InContextTask, heads: Row, repeats: Sequence[Row]) -> l
         Check(
             all(row["excess"] <= MARGIN < row["single_excess"] - row["excess"] for row in repeats),
             f"From each of {len(repeats)} seeds, {len(found.heads)} heads come within {MARGIN} nats of that "
-            f"posterior, and a single head, from zero for as many steps, stays more than {MARGIN} nats above them",
+            f"posterior, and a single head, trained for as many steps, stays more than {MARGIN} nats above them",
             "; ".join(f"seed {row['seed']}: {row['excess']:+.4f} and {row['single_excess']:+.4f}" for row in repeats),
         ),
     ]
@@ -169,7 +169,7 @@ def make_sections(task: cc.InContextTask, heads: Row, single: Row) -> list[Secti
     return [
         Section(
             "The heads side by side, and one head alone",
-            "Attention of each head of layer 0, and of a single one trained for as many steps from zero; open squares "
+            "Attention of each head of layer 0, and of a single one trained for as many steps; open squares "
             "are the true edges, and the last row stands for the target. The single head ends "
             f"{single['excess']:+.4f} nats from the edge posterior: {about_single(single)}.",
             figures={"attention": figures.plot_attentions(attentions, graph)},
