@@ -389,9 +389,8 @@ def test_exports_hold_the_same_circuit(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "out" / "circuit.json").read_text())
     assert {(row["sender"], row["reader"]) for row in content["edges"] if row["in_circuit"]} == kept
     assert content["proof"]["faithfulness"] == pytest.approx(proof.faithfulness)
-    frame = circuits.circuit_frame(whole, true, found)
-    assert list(frame.columns) == ["sender", "reader", "in_circuit", "exact", "eap"]
-    assert frame.exact.tolist() == [row["exact"] for row in content["edges"]]
+    for discovery in found:
+        assert [row[discovery.method] for row in content["edges"]] == discovery.score.tolist()
     assert_refused(lambda: cc.storage.plain_values(object()), "numbers, text, tensors")
 
 

@@ -89,9 +89,7 @@ def test_the_search_is_never_worse_than_its_random_start(seed: int) -> None:
         lambda kernel: -float(np.abs(kernel - target).max()), 4, gamma=0.1, n_start=8, n_rounds=10, seed=seed
     )
     assert worst.error >= worst.start_error
-    assert list(worst.history) == sorted(worst.history)
-    assert len(worst.history) == 11
-    assert worst.error == worst.history[-1] == -np.abs(worst.matrix - target).max()
+    assert worst.error == -np.abs(worst.matrix - target).max()
     assert np.allclose(worst.matrix.sum(axis=1), 1.0)
     assert worst.matrix.min() >= 0.1 / 4 - 1e-12
 

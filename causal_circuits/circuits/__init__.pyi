@@ -6,7 +6,6 @@ from .entries import EntryModel as EntryModel
 from .entries import entry_model as entry_model
 from .evaluate import CircuitModel as CircuitModel
 from .evaluate import circuit_model as circuit_model
-from .export import circuit_frame as circuit_frame
 from .export import export_circuit as export_circuit
 from .formation import CircuitFormation as CircuitFormation
 from .formation import watch_formation as watch_formation

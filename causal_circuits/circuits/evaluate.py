@@ -16,7 +16,7 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.counterfactuals import Counterfactual, constant, corrupted_inputs
 from causal_circuits.circuits.forward import Forward, Masks, Read, SlotForward, Slots, Variants
-from causal_circuits.circuits.gradients import Gradients, between, gradients, mean_gradients
+from causal_circuits.circuits.gradients import Gradients, gradients
 from causal_circuits.circuits.graph import Circuit, Edge, Granularity, circuit_edges, circuit_graph, circuit_mask
 from causal_circuits.circuits.hooked_forward import HookedForward
 from causal_circuits.circuits.parts import Difference, Parts
@@ -110,10 +110,16 @@ class CircuitModel(Parts, Result):
 
         Edges: along the difference of their sender's clean value from the other run's.
         """
-        start = {slot: other[slot] for slot in self.inputs}
         away = {slot: clean - other[slot] for slot, clean in self.clean.items()}
-        return mean_gradients(
-            [gradients(self.forward, self.cost, between(start, self.inputs, point), away) for point in points]
+        found = []
+        for point in points:
+            inputs = {slot: other[slot] + point * (clean - other[slot]) for slot, clean in self.inputs.items()}
+            found.append(gradients(self.forward, self.cost, inputs, away))
+        return Gradients(
+            edges=torch.stack([one.edges for one in found]).mean(dim=0),
+            attention={
+                head: torch.stack([one.attention[head] for one in found]).mean(dim=0) for head in found[0].attention
+            },
         )
 
     def _by_heads(self, of_head: dict[str, float]) -> Float[Tensor, " edge"]:

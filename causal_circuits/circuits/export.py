@@ -1,10 +1,9 @@
-"""Circuits for other tools: plain JSON values, a pandas frame."""
+"""Circuits for other tools: plain JSON values."""
 
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.evaluate import CircuitModel
@@ -16,19 +15,6 @@ from causal_circuits.storage import plain_values, write_files
 
 
 @check_arguments
-def circuit_frame(model: CircuitModel, circuit: Circuit, discoveries: Sequence[Discovery] = ()) -> Any:
-    """A pandas DataFrame with one row for each edge of the model: sender, reader, in_circuit, and a column a method.
-
-    >>> whole = cc.circuits.circuit_model(model, batch)
-    >>> frame = circuit_frame(whole, [("position", "L0H0.q")])
-    >>> list(frame.columns), int(frame.in_circuit.sum())
-    (['sender', 'reader', 'in_circuit'], 1)
-    """
-    table = frame(model.edges, columns=["sender", "reader"]).assign(in_circuit=model.mask(circuit).numpy())
-    return table.assign(**{found.method: found.score.numpy() for found in discoveries})
-
-
-@check_arguments
 def export_circuit(
     path: str | os.PathLike[str],
     model: CircuitModel,
@@ -36,7 +22,9 @@ def export_circuit(
     discoveries: Sequence[Discovery] = (),
     proof: CircuitProof | None = None,
 ) -> None:
-    """Write a circuit as JSON: what it was judged by, the rows of `circuit_frame`, and the proof.
+    """Write a circuit as JSON: what it was judged by, every edge of the model, and the proof.
+
+    An edge has its sender, its reader, whether it is in the circuit, and a score by each method.
 
     >>> whole = cc.circuits.circuit_model(model, batch)
     >>> with TemporaryDirectory() as folder:
@@ -44,11 +32,13 @@ def export_circuit(
     ...     len(cc.storage.read_json(f"{folder}/circuit.json")["edges"])
     19
     """
+    edges = frame(model.edges, columns=["sender", "reader"]).assign(in_circuit=model.mask(circuit).numpy())
+    edges = edges.assign(**{found.method: found.score.numpy() for found in discoveries})
     content = {
         "counterfactual": model.counterfactual,
         "granularity": model.granularity,
         "metric": model.cost.name,
-        "edges": plain_values(circuit_frame(model, circuit, discoveries).to_dict(orient="records")),
+        "edges": plain_values(edges.to_dict(orient="records")),
         "proof": plain_values(proof),
     }
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"

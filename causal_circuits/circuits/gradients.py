@@ -55,18 +55,3 @@ def gradients(
         )
     edges, *attention = torch.autograd.grad(mean_cost, [shares, *attended.values()], materialize_grads=True)
     return Gradients(edges, {head: found[0] for head, found in zip(attended, attention, strict=True)})
-
-
-def mean_gradients(found: list[Gradients]) -> Gradients:
-    """The mean of gradients at several points."""
-    return Gradients(
-        edges=torch.stack([one.edges for one in found]).mean(dim=0),
-        attention={
-            head: torch.stack([one.attention[head] for one in found]).mean(dim=0) for head in found[0].attention
-        },
-    )
-
-
-def between(start: Slots, end: Slots, share: float) -> Slots:
-    """The values a share of the way from one run (0) to another (1)."""
-    return {slot: start[slot] + share * (value - start[slot]) for slot, value in end.items()}

@@ -146,19 +146,11 @@ def senders(model: HookedTransformer, granularity: Granularity) -> list[str]:
 
 
 def sender_of(slot: str, granularity: Granularity) -> str:
-    """Who writes a slot: itself, or at the granularity of heads the head whose output it is a part of.
-
-    >>> sender_of("L1H0.L0H0.token", "head"), sender_of("position", "head")
-    ('L1H0', 'position')
-    """
+    """Who writes a slot: itself, or at the granularity of heads the head whose output it is a part of."""
     return slot.split(".")[0] if granularity == "head" else slot
 
 
 def depth_of(slot: str) -> int:
-    """Twice the layer that writes a slot, one more if its MLP does; -1 for the embeddings.
-
-    >>> depth_of("L1H0.token"), depth_of("L1MLP"), depth_of("token")
-    (2, 3, -1)
-    """
+    """Twice the layer that writes a slot, one more if its MLP does; -1 for the embeddings."""
     writer = re.match(r"L(\d+)(MLP)?", slot)
     return -1 if writer is None else 2 * int(writer[1]) + (writer[2] is not None)

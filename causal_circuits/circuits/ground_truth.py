@@ -90,13 +90,7 @@ def score_against_graph(
 
 
 def average_precision(values: Float[np.ndarray, " entry"], truth: Bool[np.ndarray, " entry"]) -> float:
-    """Precision averaged over true entries, from the highest score down; entries of equal score come in one step.
-
-    NaN if a score is.
-
-    >>> average_precision(np.array([3.0, 2.0, 1.0]), np.array([True, False, True])).__round__(3)
-    0.833
-    """
+    """Precision averaged over true entries, from the highest score down, ties in one step; NaN if a score is."""
     if np.isnan(values).any():
         return float("nan")
     order = np.argsort(-values)

@@ -1,7 +1,6 @@
 """Checks that a user can run on their own model before believing anything said about its circuits."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -11,7 +10,6 @@ from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.counterfactuals import Counterfactual
 from causal_circuits.circuits.evaluate import CircuitModel, circuit_model
 from causal_circuits.circuits.graph import Granularity
-from causal_circuits.circuits.hooked_forward import EMBEDDINGS
 from causal_circuits.interventions import patch_activations
 from causal_circuits.models import HookedTransformer, has_layout, slots
 from causal_circuits.models.structured import as_log_probs
@@ -19,6 +17,7 @@ from causal_circuits.recording import watch_attention
 from causal_circuits.tasks import Batch
 
 TOLERANCE = 1e-4
+START = "blocks.0.hook_resid_pre"
 
 
 @check_arguments
@@ -72,25 +71,18 @@ def self_checks(
 
 def _corrupted_run(model: HookedTransformer, circuits: CircuitModel) -> Float[Tensor, "batch d_vocab"]:
     """The plain forward from corrupted embeddings; of constants, from a final residual stream made of them."""
-    place, other = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", circuits.corrupted
-    is_constant = circuits.counterfactual in ("zero", "mean")
+    other, end = circuits.corrupted, f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    place, senders = (end, other) if circuits.counterfactual in ("zero", "mean") else (START, circuits.inputs)
 
     def put(stream: Tensor, hook: object) -> Tensor:
         if not has_layout(model):  # a sum of what senders wrote, and biases
-            return stream + sum(value - circuits.clean[sender] for sender, value in other.items())
-        for slot in other if is_constant else circuits.inputs:
+            return stream + sum(other[sender] - circuits.clean[sender] for sender in senders)
+        for slot in senders:
             stream[..., slots(model)[slot].slice] = other[slot]
         return stream
 
-    hooks = [(place if is_constant else "blocks.0.hook_resid_pre", put)]
-    if not (is_constant or has_layout(model)):
-        hooks = [(name, partial(_replace, other[slot])) for slot, name in EMBEDDINGS.items() if slot in circuits.inputs]
-    with model.hooks(fwd_hooks=hooks):
+    with model.hooks(fwd_hooks=[(place, put)]):
         return as_log_probs(model, model(circuits.batch.tokens)[:, -1])
-
-
-def _replace(value: Tensor, own: Tensor, hook: object) -> Tensor:
-    return value
 
 
 def _n_hooks(model: HookedTransformer) -> int:
