@@ -26,6 +26,7 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.display import Result, Row, table_html, table_text
 from causal_circuits.graphs import edge_entries, parents_of
+from causal_circuits.interventions import standard_error
 from causal_circuits.models import HookedTransformer, attachments, check_forward, check_head, check_model, live_heads
 from causal_circuits.recording import watch_attention
 from causal_circuits.tasks import Task
@@ -231,7 +232,7 @@ def _score_head(
         transformer_lens_parent_score=_mul_score(pattern, parents),
         transformer_lens_induction_score=_mul_score(pattern, induction),
         induction_null=calibrated_score(without_parents, at_query),
-        induction_standard_error=_standard_error(scores - nulls),
+        induction_standard_error=standard_error(scores - nulls),
     )
     is_last = layer == model.cfg.n_layers - 1
     role = _role(task, found, is_read=not is_last)
@@ -307,11 +308,6 @@ def _row_scores(pattern: Tensor, mask: Tensor) -> Tensor:
     n_visible = torch.arange(1, pattern.shape[-1] + 1, dtype=pattern.dtype)
     mass, uniform = (pattern * mask).sum(dim=-1)[rows], (mask.sum(dim=-1) / n_visible)[rows]
     return (mass - uniform) / (1 - uniform.mean())
-
-
-def _standard_error(values: Tensor) -> float:
-    """Of a mean; NaN of fewer than two values."""
-    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
 
 def _mul_score(pattern: Tensor, mask: Tensor) -> float:

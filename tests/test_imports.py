@@ -34,7 +34,7 @@ ALLOWED = {
     "recording": "display record_at storage models",
     "films": "display storage tasks models recording",
     "training": "display graphs locks native storage tasks models information recording",
-    "heads": "display graphs tasks models recording",
+    "heads": "display graphs tasks models recording interventions",
     "interventions": "display graphs tasks models",
     "discovery": "display graphs statistics tasks models information recording",
     "circuits": "display graphs statistics storage tasks models information recording training interventions",

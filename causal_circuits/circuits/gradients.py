@@ -30,9 +30,6 @@ def gradients(
     """Backpropagate once: every edge carries its sender's value plus an infinitesimal share of the slot's nudge.
 
     `patterns` are put in place of the heads' own.
-
-    Raises:
-        ValueError: the metric has no gradient (accuracy).
     """
     shares = torch.zeros(forward.uncut.shape[1], dtype=inputs["token"].dtype, requires_grad=True)
     attended: dict[str, Tensor] = {}

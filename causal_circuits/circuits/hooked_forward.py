@@ -34,26 +34,16 @@ Hook = Callable[[Tensor, object], Tensor | None]
 
 @dataclass(frozen=True, eq=False)
 class HookedForward(Forward):
-    """A model, and who reads whom in it.
-
-    Attributes:
-        model: any HookedTransformer or bridge.
-        output: head -> [d_head, d_model], its rows of W_O.
-    """
+    """A model, and who reads whom in it."""
 
     model: HookedTransformer
     reads: dict[str, list[tuple[str, int]]]
-    output: dict[str, Tensor] = field(repr=False)
+    output: dict[str, Tensor] = field(repr=False)  # head -> [d_head, d_model], its rows of W_O
     copies: int
 
     @classmethod
     def of(cls, model: HookedTransformer, edges: Sequence[Edge], batch: Batch) -> "HookedForward":
-        """The forward pass of a model whose hooks can do this, tried on a few sequences.
-
-        Raises:
-            ValueError: heads share keys, MLPs read what heads read, hooks are missing or without effect, or something
-                writes into the residual stream that is no sender.
-        """
+        """The forward pass of a model whose hooks can do this, tried on a few sequences; of others a ValueError."""
         _refuse(model, batch.tokens[:TRIED])
         reads: dict[str, list[tuple[str, int]]] = {}
         for index, (sender, reader) in enumerate(edges):
