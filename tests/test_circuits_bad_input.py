@@ -109,6 +109,7 @@ def test_a_metric_that_is_not_a_number_is_named_by_circuits_and_their_methods() 
             lambda: circuits.oracle_frontier(whole),
             lambda: circuits.prove_circuit(whole, whole.full),
             lambda: cc.ablate_heads(model, BATCH, [(0, 0)], metric=not_a_number),
+            lambda: cc.knock_out_edges(model, BATCH, metric=not_a_number),
         ):
             assert_refused(call, "'not_a_number' must be a number for every sequence", "NaN for")
 

@@ -165,15 +165,6 @@ def pair() -> tuple[HookedTransformer, Tensor, Tensor]:
     return model, batch.tokens[:6], batch.tokens[6:]
 
 
-@pytest.mark.parametrize("by_position", [True, False])
-def test_patching_a_run_with_itself_changes_nothing(by_position: bool) -> None:
-    model, clean, _ = pair()
-    with assert_given_back(model):
-        result = cc.patch_activations(model, clean, clean, first_token_log_prob, by_position=by_position)
-    assert result.clean == result.corrupted
-    assert torch.allclose(result.metric, torch.tensor(result.clean), atol=1e-6)
-
-
 def test_patching_everything_at_the_entrance_recovers_the_clean_run() -> None:
     model, clean, corrupted = pair()
     result = cc.patch_activations(model, clean, corrupted, first_token_log_prob, by_position=False)
@@ -300,17 +291,6 @@ def test_path_patching_equals_the_slow_forward() -> None:
     assert moved > 5
 
 
-def test_a_path_from_a_head_and_a_path_of_everything() -> None:
-    model, clean, corrupted = pair()
-    same = cc.patch_paths(model, corrupted, corrupted, first_token_log_prob)
-    assert torch.allclose(same.metric, torch.tensor(same.corrupted), atol=1e-6), "patching a run with itself"
-    one = cc.patch_paths(model, clean, corrupted, first_token_log_prob, paths=[("L1H0", "logits")])
-    written = cc.patch_activations(
-        model, clean, corrupted, first_token_log_prob, names=["blocks.1.attn.hook_z"], by_position=False
-    )
-    assert float(one.metric) == pytest.approx(float(written.metric), abs=1e-6)
-
-
 # ---- causal scrubbing
 
 
@@ -344,10 +324,6 @@ def test_scrubbing_children_leaves_alone_what_the_hypothesis_passes_over() -> No
         assert (strict.loss > 0.01) == (claim != "copy"), "the direct path is none of the copying head's business"
 
 
-def nan(log_probs: Tensor) -> Tensor:
-    return log_probs[..., 0] * float("nan")
-
-
 ABLATE, CUT, SCRUB = cc.ablate_heads, cc.knock_out_edges, cc.scrub_hypothesis
 REFUSED = [
     (lambda m, b, t: ABLATE(m, b, []), ["at least one"]),
@@ -360,7 +336,6 @@ REFUSED = [
     (lambda m, b, t: CUT(m, b, entries=[(0, 1, 2)]), ["key <= query", "(1, 2)"]),
     (lambda m, b, t: CUT(m, b, entries=[(0, 5, 2)]), ["< 5", "(5, 2)"]),
     (lambda m, b, t: CUT(m, b, metric="kl_to_posterior"), ["task="]),
-    (lambda m, b, t: CUT(m, b, metric=nan), ["NaN for 5 of 5"]),
     (lambda m, b, t: CUT(m, b, path="fast"), ["auto, closed_form, hooks", "'fast'"]),
     (lambda m, b, t: SCRUB(m, b, t, "all"), ["copy, match, both", "'all'"]),
     (lambda m, b, t: SCRUB(cc.disentangled_transformer(3, 5, (1,)), b, t), ["two layers", "1"]),
