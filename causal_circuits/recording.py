@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -100,7 +100,7 @@ class TrainingRecord(Result):
     config: dict[str, object] = field(default_factory=dict)
     seconds: float = 0.0
     sequences_per_s: float = 0.0
-    path: str = ""
+    path: Literal["fused", "structured", ""] = ""
     weight_gradients: Float[Tensor, "record layer head_index query_pos key_pos"] | None = None
     layers: tuple[int, ...] = ()
 

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from causal_circuits.training.steps import stage_at, trainable_parameters, train
 class FusedRun:
     """Models of the same sizes in the native core, which computes gradients while it draws the next batch."""
 
-    path = "fused"
+    path: Literal["fused"] = "fused"
 
     def __init__(
         self,

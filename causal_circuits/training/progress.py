@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class Progress:
         configs: Sequence[TrainConfig],
         record: RecordAt,
         checkpoints: Checkpoints | None,
-        path: str,
+        path: Literal["fused", "structured"],
     ) -> None:
         self._models, self._configs, self._checkpoints, self._path = models, configs, checkpoints, path
         self._n_steps, self._began, self._interrupted = configs[0].steps, time.perf_counter(), False

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from causal_circuits.training.steps import stage_at, take_snapshot, trainable_pa
 class StructuredRun:
     """One model, any depth, device, precision and hooks: the structured or the plain forward, and autograd."""
 
-    path = "structured"
+    path: Literal["structured"] = "structured"
 
     def __init__(self, model: HookedTransformer, task: Task, config: TrainConfig, start: State | None = None) -> None:
         self._model, self._task, self._config = model, task, config
