@@ -54,22 +54,23 @@ def test_the_graph_by_attention_is_read_off_the_pattern_row_by_row(seed: int) ->
     batch = task.sample(500, seed=seed)
     model.blocks[0].attn.W_Q *= 30  # from all but uniform attention to rows of which some are clear
     attention = cc.mean_attention(model, batch.tokens)[0]
-    expected = {(task.n_ctx - 1, task.n_ctx)}
-    for pattern in attention.tolist():
-        for child in range(1, task.n_ctx - 1):
-            row = pattern[child]
-            parent = max(range(child), key=row.__getitem__)
-            if row[parent] >= 0.5 and all(row[parent] > row[k] for k in range(child + 1) if k != parent):
-                expected.add((parent, child))
-    found = cc.extract_graph(model, batch=batch)
-    assert set(found.from_attention.edges) == expected
-    assert set(found.edges) <= expected
-    for candidate in found.candidates:
-        if "below" in candidate.reason:
-            assert candidate.weight < 0.5
-        if "not its row's largest" in candidate.reason:
-            assert candidate.weight >= 0.5
-            assert candidate.margin <= 0
+    for least in (0.2, 0.5, 0.9):
+        expected = {(task.n_ctx - 1, task.n_ctx)}
+        for pattern in attention.tolist():
+            for child in range(1, task.n_ctx - 1):
+                row = pattern[child]
+                parent = max(range(child), key=row.__getitem__)
+                if row[parent] >= least and all(row[parent] > row[k] for k in range(child + 1) if k != parent):
+                    expected.add((parent, child))
+        found = cc.extract_graph(model, batch=batch, min_weight=least)
+        assert set(found.from_attention.edges) == expected
+        assert set(found.edges) <= expected
+        for candidate in found.candidates:
+            if "below" in candidate.reason:
+                assert candidate.weight < least
+            if "not its row's largest" in candidate.reason:
+                assert candidate.weight >= least
+                assert candidate.margin <= 0
 
 
 def test_two_parents_attention_alone_counts_a_row_that_attends_without_information() -> None:

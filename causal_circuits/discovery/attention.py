@@ -77,6 +77,7 @@ def extract_graph(
     *,
     batch: Batch | None = None,
     n_sequences: int = 20_000,
+    min_weight: float = 0.5,
     level: float = 0.01,
     seed: int = 1,
 ) -> ExtractedGraph:
@@ -88,6 +89,7 @@ def extract_graph(
         batch: sequences of your own in place of drawn ones, with a query as last position unless the task says
             otherwise: give `BatchTask(batch, has_query=False)` with them where the target has several parents.
         n_sequences, seed: of the sequences drawn, with their exact target laws, for the test for information.
+        min_weight: least mean attention of an edge.
         level: family-wise error of the test for information.
 
     Returns:
@@ -110,6 +112,8 @@ def extract_graph(
     >>> cc.compare_graphs(task.graph, found).exact
     True
     """
+    if not 0 < min_weight <= 1:
+        raise ValueError(f"min_weight must lie in (0, 1]: got {min_weight}")
     has_query = task is None or task.has_query
     if batch is None and task is not None:
         check_model(model, task.d_vocab, task.n_ctx)
@@ -127,7 +131,7 @@ def extract_graph(
     heads = [head for layer, head in live_heads(model) if layer == 0]
     unused = _unused_heads(model, tokens[:_TRIED], heads)
     used = [head for head in heads if head not in unused]
-    proposals = _proposals(attention, heads, has_query)
+    proposals = _proposals(attention, heads, has_query, min_weight)
     graph = ExtractedGraph(target=n_ctx, roots_tested=batch is not None, evidence=_evidence(batch))
     graph.heads, graph.inferred, graph.attached = (), (), attachments(model)
     if batch is None or has_query:
@@ -182,7 +186,7 @@ def _unused_heads(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], 
 
 
 def _proposals(
-    attention: Float[Tensor, "head_index query_pos key_pos"], heads: Sequence[int], has_query: bool
+    attention: Float[Tensor, "head_index query_pos key_pos"], heads: Sequence[int], has_query: bool, min_weight: float
 ) -> list[Proposal]:
     """Every head's largest entry in every row that can be an edge.
 
@@ -200,7 +204,7 @@ def _proposals(
             rest = torch.cat([pattern[row, :parent], pattern[row, parent + 1 : row + 1]])
             weight = float(pattern[row, parent])
             margin = weight - float(rest.max()) if len(rest) else weight
-            proposals.append(Proposal(parent, child, head, weight, margin))
+            proposals.append(Proposal(parent, child, head, weight, margin, min_weight))
     return proposals
 
 
@@ -228,7 +232,7 @@ def _judge(proposals: list[Proposal], gradient: Information | None, level: float
         else:
             accepted, by = True, "information"
             reason = f"attention {weight:.2f}, {share:.0%} of the best edge's information"
-        candidates.append(CandidateEdge(*proposal, g, share, p, accepted, reason, by))
+        candidates.append(CandidateEdge(*proposal[:5], g, share, p, accepted, reason, by))
     return candidates
 
 

@@ -8,25 +8,28 @@ import networkx as nx
 from causal_circuits.arguments import check_arguments
 from causal_circuits.display import Frame, Result, frame, table_html
 
-MIN_WEIGHT = 0.5  # least mean attention of an edge
 DecidedBy = Literal["attention", "information", "unused head"]
 
 
 class Proposal(NamedTuple):
-    """A head's largest entry in a row, as an edge; `margin` is what it has above the rest of the row, itself too."""
+    """A head's largest entry in a row, as an edge; `margin` is what it has above the rest of the row, itself too.
+
+    `min_weight` is the least weight of an edge.
+    """
 
     parent: int
     child: int
     head: int
     weight: float
     margin: float
+    min_weight: float
 
     @property
     def why_unclear(self) -> str:
         """Why attention alone does not make it an edge; empty if it does."""
-        if self.weight >= MIN_WEIGHT and self.margin > 0:
+        if self.weight >= self.min_weight and self.margin > 0:
             return ""
-        below = f"below {MIN_WEIGHT:g}" if self.weight < MIN_WEIGHT else "not its row's largest"
+        below = f"below {self.min_weight:g}" if self.weight < self.min_weight else "not its row's largest"
         return f"attention {self.weight:.2f} is {below}"
 
 
@@ -47,7 +50,7 @@ class CandidateEdge:
             `recover_graph`.
         accepted: whether it is an edge of the extracted graph.
         reason: why, in words.
-        decided_by: the evidence that decided. "attention": the model's own, because the entry is below one half or
+        decided_by: the evidence that decided. "attention": the model's own, because the entry is below `min_weight` or
             not its row's largest, or because there were no sequences to test for information. "information": that of
             the sequences and their targets, computed without the model; an accepted edge passed this test after
             attention proposed it. "unused head": no prediction depends on what its head attends to.
@@ -105,8 +108,8 @@ class ExtractedGraph(nx.DiGraph):  # type: ignore[misc]  # to mypy networkx is A
 
     Attributes:
         candidates: every `CandidateEdge`, the rejected ones with their reason and the evidence that decided.
-        from_attention: the graph that attention alone gives: of every row and head the largest entry, if it reaches one
-            half. It holds the rows of roots that attend somewhere, which only information tells from edges.
+        from_attention: the graph that attention alone gives: of every row and head the largest entry, if it reaches
+            `min_weight`. It holds the rows of roots that attend somewhere, which only information tells from edges.
         heads: what each head carries (`HeadReport`), of a task without a query.
         inferred: (parent, child) of the edges that the sequences show and no head attends to, of a task without a
             query; they are no part of the graph.

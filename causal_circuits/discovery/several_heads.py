@@ -40,7 +40,7 @@ def _judge(p: Proposal, positions: Mapping[int, Position], data: RecoveredGraph,
     by: DecidedBy = "attention" if p.why_unclear else "information"
     reason = p.why_unclear or f"attention {p.weight:.2f}; {why}"
     accepted = not p.why_unclear and p.parent in parents
-    return CandidateEdge(*p, float("nan"), share, p_value, accepted, reason, by)
+    return CandidateEdge(*p[:5], float("nan"), share, p_value, accepted, reason, by)
 
 
 def inferred_edges(candidates: Sequence[CandidateEdge], data: RecoveredGraph) -> tuple[Edge, ...]:

@@ -102,9 +102,8 @@ def edge_tests(
     edge_score = scores.expected if laws else labelled
     gap = edge_score - background
     weight = np.divide(scores.score - background, gap, out=np.full((n, n), np.nan), where=gap > 0)
-    edge_needed = (
-        np.inf
-    )  # a typical edge exceeds its rivals by the mean gap, with the variance that they have on average
+    # a typical edge exceeds its rivals by the mean gap, with the variance that they have on average
+    edge_needed = np.inf
     if np.isfinite(gap).any() and cells.rivals.any():
         spread = np.array([contrasts.variance[cells.rivals].mean()])
         typical = np.array([np.nanmean(gap)])
