@@ -141,10 +141,19 @@ def _source(model: HookedTransformer, tokens: Tensor, sites: _Sites, method: Abl
     if method == "resample":
         others, own = other_sequences(len(tokens), seed).to(tokens.device), _activations(model, tokens, sites)
         return lambda name, activation, rows: own[name][others[rows]]
-    means = {name: own.double().mean(dim=0).to(own.dtype) for name, own in _activations(model, tokens, sites).items()}
+    means = _means(model, tokens, sites)
     return lambda name, activation, rows: means[name].expand_as(activation)
 
 
 def _activations(model: HookedTransformer, tokens: Tensor, sites: _Sites) -> dict[str, Tensor]:
     caches = [model.run_with_cache(tokens[rows], names_filter=list(sites))[1] for rows in chunks(len(tokens))]
     return {name: torch.cat([cache[name] for cache in caches]) for name in sites}
+
+
+def _means(model: HookedTransformer, tokens: Tensor, sites: _Sites) -> dict[str, Tensor]:
+    """The mean of each activation over sequences; no more than a piece of them is held."""
+    sums: dict[str, Tensor] = {}
+    for rows in chunks(len(tokens)):
+        for name, own in _activations(model, tokens[rows], sites).items():
+            sums[name] = sums.get(name, 0.0) + own.double().sum(dim=0)
+    return {name: (total / len(tokens)).to(model.W_U.dtype) for name, total in sums.items()}
