@@ -5,8 +5,8 @@ to 5): `cc.train(model, task)` as it is. *Telling* edges are those of the target
 parents, but for a parent that is the target's own of that number, whose match always holds. Attention alone, at .5 or
 more: false edges in rows of children and, apart, in rows of roots, which are under no pressure. *Draws*: positions with
 the target's own parents, whose tokens are draws from its law and need no graph. The last columns: the excess where so
-many positions match the target's parents. `--planted` starts from the circuit
-of the true graph instead, with the same scores, match and read-out.
+many positions match the target's parents. `--planted` starts from the circuit of the true graph instead, with the same
+scores, match and read-out.
 
     python benchmarks/several_heads.py --graphs 100 130
     python benchmarks/several_heads.py --graphs 100 130 --readers 1
@@ -22,7 +22,7 @@ from measuring import random_parents, tell
 
 import causal_circuits as cc
 from causal_circuits.studies.tables import two_parents_graph
-from causal_circuits.tasks.posterior import cross_entropy, following_counts
+from causal_circuits.tasks.posterior import following_counts
 
 
 def named_graphs() -> dict[str, cc.InContextTask]:
@@ -69,7 +69,7 @@ def measure(name: str, task: cc.InContextTask, steps: int, readers: int, planted
     k, n_ctx, began = len(task.target_parents), task.n_ctx, time.process_time()
     model = trained(task, steps, readers, planted)
     seconds, test = time.process_time() - began, task.sample(16_384, seed=(0, 2))
-    excess = cc.evaluate(model, test) - cross_entropy(task.bayes_predictor(test.tokens), test.target_probs)
+    excess = cc.evaluate(model, test) - cc.tasks.cross_entropy(task.bayes_predictor(test.tokens), test.target_probs)
     matches = following_counts(task, test.tokens, range(k), task.graph).sum(dim=1).clamp(max=4)
     attention = cc.mean_attention(model, test.tokens[:2048])[0, :k]
     clear = {(i, int(head[i].argmax())) for head in attention for i in range(1, n_ctx) if float(head[i].max()) >= 0.5}

@@ -97,8 +97,7 @@ def not_uniform(data: Gains, worth: float) -> dict[int, str]:
     """Position -> what contradicts that its tokens are uniform over sequences, as several parents ask."""
     why = dict[int, str]()
     for i in range(data.n_ctx):
-        frequency = torch.bincount(data.tokens[:, i], minlength=data.d_vocab).double() / len(data)
-        p_value = data.n_ctx * _p_of_uniform(frequency, len(data)) ** worth
+        p_value = data.n_ctx * _p_of_uniform(_frequency(data, i), len(data)) ** worth
         if p_value < WRONG_WITH:
             why[i] = f"its tokens are not uniform over sequences (p = {p_value:.2g}), as is assumed"
     return why
@@ -106,7 +105,7 @@ def not_uniform(data: Gains, worth: float) -> dict[int, str]:
 
 def tied_to_another(data: Gains, roots: Sequence[int], worth: float) -> str:
     """Which two roots agree by `_OFF` more often than independent tokens of their frequencies; copies may."""
-    shares = [torch.bincount(data.tokens[:, i], minlength=data.d_vocab).double() / len(data) for i in range(data.n_ctx)]
+    shares = {i: _frequency(data, i) for i in roots}
     pairs = [(i, j) for i, j in combinations(roots, 2) if not data.tokens[:, i].equal(data.tokens[:, j])]
     for i, j in pairs:
         often = float((data.tokens[:, i] == data.tokens[:, j]).double().mean() - shares[i] @ shares[j])
@@ -115,6 +114,11 @@ def tied_to_another(data: Gains, roots: Sequence[int], worth: float) -> str:
         if p_value < WRONG_WITH:
             return f"roots {i} and {j} agree too often (p = {p_value:.2g}): do tokens follow a law of each sequence?"
     return ""
+
+
+def _frequency(data: Gains, position: int) -> torch.Tensor:
+    """Of each token at a position, over sequences."""
+    return torch.bincount(data.tokens[:, position], minlength=data.d_vocab).double() / len(data)
 
 
 def _p_of_uniform(frequency: torch.Tensor, n: int) -> float:

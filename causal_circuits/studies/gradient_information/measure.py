@@ -40,13 +40,13 @@ def measure_setting(
     parts = [cc.information.finite_context_gradient(task, n_matrices_for(task) // PARTS, seed=own) for own in own_seeds]
     g, finite = mean_of_parts(limits), mean_of_parts(parts)
     measured = {of: cc.measured_gradient(batch.tokens, batch.target_probs, of) for of in ("weights", "scores")}
-    edges = by_child(task.graph)
-    parent, child = min(edges)
+    cells = cc.graphs.attention_cells(task.graph)
+    parent, child = min((parent, child) for child, parent in cells)
     pieces = gradients_of_parts(batch)
     of_matrices, of_sequences = slope_errors(pieces, parts, task.graph)
     same = {"graph": graph, "d_vocab": d_vocab, "alpha": float(alpha), "n_ctx": n_ctx}
     weights = three_comparisons(measured["weights"], g, finite, task.graph, "weights")
-    with_rivals = [rank for (_, i), rank in zip(edges, weights["by_g"].parent_ranks, strict=True) if i > 1]
+    with_rivals = [rank for (i, _), rank in zip(cells, weights["by_g"].parent_ranks, strict=True) if i > 1]
     setting = {
         **same,
         "n_sequences": n_sequences,
@@ -66,11 +66,6 @@ def measure_setting(
         "sweep": [same | point for point in sweep_sequences(batch, g, finite, task.graph)] if with_sweep else [],
         "matrices": matrices if with_matrices else None,
     }
-
-
-def by_child(graph: nx.DiGraph) -> list[tuple[int, int]]:
-    """The edges (parent, child), child by child."""
-    return sorted(cc.latent_edges(graph), key=lambda edge: edge[1])
 
 
 def n_matrices_for(task: cc.InContextTask) -> int:
@@ -189,17 +184,15 @@ def train_and_compare(seed: int, steps: int) -> dict[str, Any]:
         cc.compare_gradient(gradient, g, task.graph, of="scores", attention=pattern)
         for gradient, pattern in zip(record.of_layer("score_gradients", 0)[:, 0], patterns, strict=True)
     ]
-    edges = by_child(task.graph)
-    parents, children = zip(*edges, strict=True)
-    attention = patterns[:, children, parents]
-    pull = cc.information.through_softmax(g)[children, parents].numpy()
+    attention = cc.graphs.parent_attention(patterns, task.graph)
+    pull = cc.graphs.parent_attention(cc.information.through_softmax(g), task.graph).numpy()
     formed_at = [formed_from(record.steps, weights) for weights in attention.T]
     late = np.array([np.inf if step is None else step for step in formed_at], dtype=float)
     return {
         "steps": record.steps,
         "correlation": [comparison.correlation for comparison in compared],
         "rows_right": [comparison.rows_right for comparison in compared],
-        "edges": edges,
+        "edges": [(parent, child) for child, parent in cc.graphs.attention_cells(task.graph)],
         "attention": attention,
         "formed_at": formed_at,
         "information": pull.tolist(),
