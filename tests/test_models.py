@@ -16,6 +16,7 @@ from torch import Tensor
 
 import causal_circuits as cc
 from causal_circuits import models
+from causal_circuits.models import structured
 
 D_VOCAB, N_CTX = 4, 5
 HEADS = [(1, 1), (2, 1), (3, 2)]
@@ -84,6 +85,25 @@ def test_all_forwards_give_the_same_logits_at_any_size_and_depth(d_vocab, n_ctx,
 
 
 # ---- hooks
+
+
+@pytest.mark.parametrize("every_position", [False, True], ids=["last", "every"])
+def test_on_several_threads_gradients_are_the_same_bits_again(every_position: bool) -> None:
+    task = cc.tasks.MarkovTask(n_ctx=30, d_vocab=3) if every_position else cc.InContextTask(cc.chain_graph(30), 3)
+    model, batch = cc.disentangled_transformer(3, 30, init_scale=0.5), task.sample(512)
+    forward = structured.choose_forward(model, every_position)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)  # rows of weights that are looked up by token used to be added in any order
+    try:
+        first, *again = (_gradient_bits(model, batch, forward) for _ in range(4))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(bits == first for bits in again)
+
+
+def _gradient_bits(model: models.HookedTransformer, batch: cc.Batch, forward: structured.Forward) -> list[bytes]:
+    structured.autograd_step(model, batch, forward)
+    return [p.grad.numpy().tobytes() for p in model.parameters() if p.grad is not None]
 
 
 def test_a_backward_hook_elsewhere_falls_back_to_the_plain_forward() -> None:

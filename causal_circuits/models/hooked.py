@@ -117,7 +117,7 @@ class Embed(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[batch, pos, d_model]."""
-        return self.W_E[tokens]
+        return nn.functional.embedding(tokens, self.W_E)  # unlike W_E[tokens] its gradient is the same on any threads
 
 
 class PosEmbed(nn.Module):

@@ -19,6 +19,7 @@ from contextvars import ContextVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.models import acceptance
@@ -228,12 +229,12 @@ def reduced_probs(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) 
     a1, a2 = _a1_and_a2(model)
     pattern = torch.softmax(_mask(a1[None, None]), dim=-1)
     if not any(has_hooks(attn.hook_pattern) for attn in (first, second)):
-        reach = a2[tokens[:, -1]].gather(1, tokens)
+        reach = embedding(tokens[:, -1], a2).gather(1, tokens)
         last = torch.softmax(reach @ pattern[0, 0].T, dim=-1)
     else:
         pattern = first.hook_pattern(pattern.repeat(len(tokens), 1, 1, 1))
         one_hot = torch.nn.functional.one_hot(tokens, layout.d_vocab).to(a1.dtype)
-        scores = a2[tokens] @ (pattern[:, 0] @ one_hot).mT
+        scores = embedding(tokens, a2) @ (pattern[:, 0] @ one_hot).mT
         last = second.hook_pattern(torch.softmax(_mask(scores[:, None]), dim=-1))[:, 0, -1]
     return torch.zeros(len(tokens), layout.d_vocab, dtype=a1.dtype, device=a1.device).scatter_add(1, tokens, last)
 
@@ -275,7 +276,7 @@ def _scores(
 ) -> Float[Tensor, "batch query_pos key_pos"]:
     """Attention scores h A h^T of one head for a range of queries, without forming h."""
     d_vocab, d_block = layout.d_vocab, layout.d_block
-    query = weights[:d_vocab][tokens[:, queries]] + weights[d_vocab:d_block][queries]
+    query = embedding(tokens[:, queries], weights[:d_vocab]) + weights[d_vocab:d_block][queries]
     rows = [half for mix in mixing[1:] if mix is not None for half in (mix[:, queries] @ one_hot, mix[:, queries])]
     if rows:
         query = query + torch.cat(rows, dim=-1) @ weights[d_block:]
