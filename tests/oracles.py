@@ -259,14 +259,6 @@ def expected_first_order_gradient(parents: Parents, kernel: np.ndarray, law: np.
     return total
 
 
-def edge_score(tokens: np.ndarray, targets: np.ndarray, child: int, parent: int, query_weight: np.ndarray) -> float:
-    """mean over sequences of d_vocab y(x_child) 1[x_parent = query] / (d_vocab times the query's frequency)."""
-    total = 0.0
-    for x, y in zip(tokens, targets, strict=True):
-        total += len(y) * y[x[child]] * (x[parent] == x[-1]) * query_weight[x[-1]]
-    return total / len(tokens)
-
-
 def slot_ranges(d_vocab: int, n_ctx: int, n_heads: Sequence[int]) -> dict[str, slice]:
     """Name and coordinates of every slot: a head appends a copy of everything it read, token half before position half.
 

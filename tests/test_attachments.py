@@ -254,28 +254,13 @@ def halve(value: Tensor) -> Tensor:
     return 0.5 * value
 
 
+class Halved(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return halve(weight)
+
+
 def native_hook(model: HookedTransformer) -> None:
     model.blocks[0].attn.register_forward_hook(lambda module, inputs, output: halve(output))
-
-
-def native_pre_hook(model: HookedTransformer) -> None:
-    model.unembed.register_forward_pre_hook(lambda module, inputs: (halve(inputs[0]),))
-
-
-def native_hook_on_a_hook_point(model: HookedTransformer) -> None:
-    model.blocks[1].attn.hook_pattern.register_forward_hook(lambda module, inputs, output: halve(output))
-
-
-def native_hook_on_the_model(model: HookedTransformer) -> None:
-    model.register_forward_hook(lambda module, inputs, output: halve(output))
-
-
-def native_backward_hook(model: HookedTransformer) -> None:
-    model.unembed.register_full_backward_hook(lambda module, inputs, outputs: tuple(halve(g) for g in inputs))
-
-
-def lens_hook(point: str) -> Callable[[HookedTransformer], None]:
-    return lambda model: model.add_hook(point, lambda value, hook: halve(value))
 
 
 def replaced_forward(model: HookedTransformer) -> None:
@@ -284,57 +269,48 @@ def replaced_forward(model: HookedTransformer) -> None:
     block.forward = lambda *args, **kwargs: halve(own(*args, **kwargs))
 
 
-class Halved(nn.Module):
-    def forward(self, weight: Tensor) -> Tensor:
-        return halve(weight)
-
-
-def parametrized(model: HookedTransformer) -> None:
-    nn.utils.parametrize.register_parametrization(model.blocks[0].attn, "W_V", Halved())
-
-
-def pruned(model: HookedTransformer) -> None:
-    prune.l1_unstructured(model.blocks[0].attn, "W_V", amount=0.5)
-
-
-def edited(model: HookedTransformer, name: str = "blocks.0.attn.W_V") -> None:
-    dict(model.named_parameters())[name].data.view(-1)[0] += 0.7
-
-
-def scaled_attention(model: HookedTransformer) -> None:
-    model.blocks[1].attn.attn_scale = 2.0
-
-
-def config_changed_afterwards(model: HookedTransformer) -> None:
-    model.cfg.output_logits_soft_cap = 1.0
-
-
-def gradient_hook(model: HookedTransformer) -> None:
-    model.blocks[0].attn.W_Q.register_hook(halve)
+def edited(model: HookedTransformer) -> None:
+    model.blocks[0].attn.W_V.data.view(-1)[0] += 0.7
 
 
 def tied(model: HookedTransformer) -> None:
     model.blocks[1].attn.W_Q = model.blocks[0].attn.W_Q
 
 
-FROZEN = [
-    *(f"blocks.{layer}.attn.{name}" for layer in (0, 1) for name in ("W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")),
-    *("embed.W_E", "pos_embed.W_pos", "unembed.b_U"),
-]
-ATTACHED = (native_hook, native_pre_hook, native_hook_on_a_hook_point, native_hook_on_the_model, native_backward_hook)
-ATTACHED += (replaced_forward, parametrized, pruned, edited, scaled_attention, config_changed_afterwards)
-ATTACHED += (gradient_hook, tied)
-ATTACH = {attach.__name__: attach for attach in ATTACHED}
+def lens_hook(point: str) -> Callable[[HookedTransformer], None]:
+    return lambda model: model.add_hook(point, lambda value, hook: halve(value))
+
+
+ATTACHED: dict[str, Callable[[HookedTransformer], object]] = {
+    "native hook": native_hook,
+    "native hook on a hook point": lambda model: model.blocks[1].attn.hook_pattern.register_forward_hook(
+        lambda module, inputs, output: halve(output)
+    ),
+    "native hook on the model": lambda model: model.register_forward_hook(lambda module, inputs, output: halve(output)),
+    "native pre-hook": lambda model: model.unembed.register_forward_pre_hook(
+        lambda module, inputs: (halve(inputs[0]),)
+    ),
+    "native backward hook": lambda model: model.unembed.register_full_backward_hook(
+        lambda module, inputs, outputs: tuple(halve(g) for g in inputs)
+    ),
+    "gradient hook": lambda model: model.blocks[0].attn.W_Q.register_hook(halve),
+    "replaced forward": replaced_forward,
+    "parametrized": lambda model: nn.utils.parametrize.register_parametrization(model.blocks[0].attn, "W_V", Halved()),
+    "pruned": lambda model: prune.l1_unstructured(model.blocks[0].attn, "W_V", amount=0.5),
+    "edited": edited,
+    "tied": tied,
+    "scaled attention": lambda model: setattr(model.blocks[1].attn, "attn_scale", 2.0),
+    "config changed afterwards": lambda model: setattr(model.cfg, "output_logits_soft_cap", 1.0),
+}
 POINTS = ("hook_embed", "blocks.0.hook_resid_pre", "blocks.0.attn.hook_q", "blocks.0.attn.hook_attn_scores")
 POINTS += ("blocks.0.attn.hook_pattern", "blocks.0.attn.hook_z", "blocks.0.hook_attn_out", "blocks.1.attn.hook_pattern")
 POINTS += ("blocks.1.attn.hook_v", "blocks.1.hook_resid_post", "unembed.hook_in", "unembed.hook_out")
-ATTACH |= {f"hook on {point}": lens_hook(point) for point in POINTS}
-
+ATTACH = ATTACHED | {f"hook on {point}": lens_hook(point) for point in POINTS}
 
 # What is refused; every other analysis answers for the model with the attachment.
 BETWEEN_LAYERS = {
-    "native_hook",
-    "replaced_forward",
+    "native hook",
+    "replaced forward",
     "hook on blocks.0.hook_attn_out",
     "hook on blocks.1.hook_resid_post",
 }
@@ -346,7 +322,7 @@ def random_model() -> HookedTransformer:
 
 
 CASES = [(build, name) for build in (random_model, users_model) for name in ATTACH]
-CASES += [(planted, attach.__name__) for attach in ATTACHED]  # of saturated patterns
+CASES += [(planted, name) for name in ATTACHED]  # of saturated patterns
 
 
 @pytest.mark.parametrize(("build", "name"), CASES, ids=lambda value: getattr(value, "__name__", value))
@@ -357,15 +333,6 @@ def test_what_is_attached_is_honoured_or_refused(build, name):
         refused = set(hold(model)) - {"disentangle"}
     expected = {check for check, names in REFUSED.items() if name in names}
     assert refused == (expected - {"training"} if build is users_model else expected)
-
-
-@pytest.mark.parametrize("name", FROZEN)
-def test_every_frozen_weight_that_is_edited_counts(name):
-    model = random_model()
-    edited(model, name)
-    assert attachments(model) == (f"edited weight at {name}",)
-    check_logits(model)
-    check_training(model)
 
 
 def test_a_model_with_nothing_attached_is_refused_nowhere():
@@ -495,17 +462,6 @@ def test_any_config_with_anything_attached_is_honoured_or_refused(fields, attach
 
 
 # ---- the cases by name, with the right value beside each
-
-
-def test_a_head_that_writes_nothing_has_no_edges(tmp_path):
-    model = planted()
-    assert cc.compare_graphs(GRAPH, cc.extract_graph(model, TASK)).exact
-    model.blocks[0].attn.W_O.data.zero_()
-    found = cc.extract_graph(model, TASK)
-    assert cc.latent_edges(found) == set()
-    assert found.attached == ("edited weight at blocks.0.attn.W_O",)
-    assert all("no prediction depends" in candidate.reason for candidate in found.candidates)
-    assert_refused(lambda: cc.save_model(model, tmp_path), "edited weight at blocks.0.attn.W_O")
 
 
 def test_parameters_of_inference_mode_are_not_trained():

@@ -145,15 +145,6 @@ def test_the_true_circuit_is_proved_and_false_ones_are_not() -> None:
     assert "token -> logits" in proofs["one more"].verdict
 
 
-def test_the_circuit_of_two_parents_is_proved() -> None:
-    """Two heads copy, one matches both: 14 of 29 edges, the frontier's optimum (above)."""
-    task = cc.InContextTask(cc.ngram_graph(8, order=2), d_vocab=3, alpha=0.1)
-    model = cc.plant_circuit(task.graph, d_vocab=3, readout_scale=2.0)
-    whole = circuits.circuit_model(model, task.sample(800, seed=1))
-    proof = circuits.prove_circuit(whole, ~circuits.inert_edges(whole), n_random=99)
-    assert (proof.proved, len(proof.circuit)) == (True, 14), proof.verdict
-
-
 @pytest.mark.parametrize("size", [1, 2, 17, 18])
 def test_sufficiency_is_the_exact_rank_among_all_circuits_of_the_size(size: int) -> None:
     """Against itertools over every circuit as large: the number that cost no more, by the total."""

@@ -53,11 +53,6 @@ def test_text_and_html_hold_the_same_cells(rows: list[dict[str, object]]) -> Non
     assert len(text) == len(rows) + 1
 
 
-def test_columns_of_numbers_are_right_aligned_and_lines_have_no_trailing_space() -> None:
-    lines = table_text([{"name": "a", "n": 1}, {"name": "longer", "n": 250_000}]).split("\n")
-    assert lines == ["name          n", "a             1", "longer  250,000"]
-
-
 def test_a_record_tells_its_steps_its_losses_and_what_was_recorded() -> None:
     assert repr(record([2.25, 2.0, 1.75], path="fused", seconds=1.25)) == (
         "TrainingRecord(3 steps, loss 2.250 -> 1.750 nats, 1.2 s, fused path; "
@@ -65,11 +60,6 @@ def test_a_record_tells_its_steps_its_losses_and_what_was_recorded() -> None:
     )
     shown = record([2.25, 2.0, 1.75])._repr_html_()
     assert cells_of(shown) == [["step", "loss"], ["0", "2.25"], ["3", "1.75"]]
-
-
-def test_an_empty_record_shows_itself_too() -> None:
-    empty = record([], steps=(), recorded_losses=torch.zeros(0, dtype=torch.float64), attention=None)
-    assert repr(empty) == "TrainingRecord(0 steps, 0.0 s; 0 states recorded)"
 
 
 def test_a_comparison_names_the_edges_that_differ_and_few_of_many() -> None:

@@ -5,7 +5,6 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from assertions import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
@@ -81,11 +80,6 @@ def test_attention_outlines_exactly_the_learned_edges(fork: nx.DiGraph) -> None:
     assert not shown.mask[np.tril_indices(7)].any()
 
 
-def test_without_a_query_the_last_row_shows_the_targets_parents() -> None:
-    ax = figures.plot_attention_and_graph(uniform_attention(5), cc.ngram_graph(5, order=2))
-    assert outlined(ax) == {(2, 0), (2, 1), (3, 1), (3, 2), (4, 3), (4, 4)}
-
-
 def test_a_diverging_matrix_is_symmetric_about_zero_and_keeps_gaps_blank(fork: nx.DiGraph) -> None:
     effects = torch.full((7, 7), torch.nan)
     effects[3, 1], effects[2, 0] = -0.2, 0.1
@@ -93,10 +87,6 @@ def test_a_diverging_matrix_is_symmetric_about_zero_and_keeps_gaps_blank(fork: n
     assert ax.images[0].get_clim() == pytest.approx((-0.2, 0.2))
     assert (~ax.images[0].get_array().mask).sum() == 2
     assert figures_figure(ax).axes[1].get_ylabel() == "nats"
-
-
-def test_a_matrix_without_a_graph_has_no_outlines() -> None:
-    assert not figures.plot_matrix(torch.zeros(4, 4)).collections
 
 
 @pytest.mark.parametrize(
@@ -202,9 +192,3 @@ def test_figures_draw_on_the_axes_they_are_given_and_change_no_style(
         assert call(ax) is ax
         pages.figure_html(ax, "alt")
     assert dict(mpl.rcParams) == before
-
-
-def test_plots_refuse_what_does_not_fit(fork: nx.DiGraph) -> None:
-    assert_refused(lambda: figures.plot_matrix(torch.zeros(2, 4, 4)), "[n_ctx, n_ctx]", "[2, 4, 4]")
-    assert_refused(lambda: figures.plot_attention_and_graph(uniform_attention(5), fork), "5 against 7")
-    assert_refused(lambda: figures.plot_ablation([]), "at least one result")

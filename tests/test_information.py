@@ -28,21 +28,25 @@ def chi_squared_of(pair: np.ndarray) -> float:
     return float(((pair - independent) ** 2 / independent).sum())
 
 
-@given(seed=st.integers(0, 10_000), n_tokens=st.integers(2, 3), roots=st.sampled_from(["stationary", "uniform"]))
-def test_information_equals_enumeration_over_all_sequences(seed, n_tokens, roots):
-    """Also off the stationary law, where a position's law depends on its depth."""
-    graph, kernel = cc.random_forest(6, 0.3, seed=seed), random_kernel(seed, n_tokens)
+def case(seed: int, n_tokens: int, roots: str, n_ctx: int = 6) -> tuple:
+    """A forest's task of one matrix, its parents, the matrix and the law of its roots; uniform: not the stationary."""
+    graph, kernel = cc.random_forest(n_ctx, 0.3, seed=seed), random_kernel(seed, n_tokens)
     task = cc.InContextTask(graph, d_vocab=n_tokens, transition_matrices=kernel, roots=roots)
     law = oracles.stationary_law(kernel) if roots == "stationary" else np.full(n_tokens, 1 / n_tokens)
-    joint = oracles.pair_laws(parents_before_query(graph), {1: kernel}, law)
-    chi_squared = cc.chi_squared_information(task, 2).value
+    return task, parents_before_query(graph), kernel, law
+
+
+@given(seed=st.integers(0, 10_000), n_tokens=st.integers(2, 3), roots=st.sampled_from(["stationary", "uniform"]))
+def test_information_and_gradient_equal_enumeration_over_all_sequences(seed, n_tokens, roots):
+    """Also off the stationary law, where a position's law depends on its depth."""
+    task, parents, kernel, law = case(seed, n_tokens, roots)
+    joint = oracles.pair_laws(parents, {1: kernel}, law)
+    share = np.mean([joint[i, i].diagonal() for i in range(5)], axis=0)  # of each token, over positions
+    chi_squared, gradient = cc.chi_squared_information(task, 2).value, cc.predicted_gradient(task, n_matrices=2).value
     for j, i in itertools.combinations(range(5), 2):
         assert chi_squared[i, j].item() == pytest.approx(chi_squared_of(joint[i, j]), abs=1e-6)
-    if roots == "stationary":
-        gradient = cc.predicted_gradient(task, n_matrices=2).value
-        for j, i in itertools.combinations(range(5), 2):
-            expected = (kernel.T / law[:, None] * (joint[i, j] - np.outer(law, law))).sum()
-            assert gradient[i, j].item() == pytest.approx(expected, abs=1e-6)
+        expected = (kernel.T / share[:, None] * joint[i, j]).sum() - 1
+        assert gradient[i, j].item() == pytest.approx(expected, abs=3e-6)
 
 
 def test_estimate_equals_its_formula_summed_by_hand():
@@ -104,28 +108,6 @@ def test_informations_are_finite_where_stationary_laws_underflow(d_vocab):
         assert quantity(task, 512).value.isfinite().all()
 
 
-@given(seed=st.integers(0, 10_000), n_tokens=st.integers(2, 3))
-def test_gradients_with_other_roots_equal_brute_force(seed, n_tokens):
-    """Where roots are uniform, a position's law depends on its depth."""
-    graph, kernel, law = (
-        cc.random_forest(6, 0.4, seed=seed),
-        random_kernel(seed, n_tokens),
-        np.full(n_tokens, 1 / n_tokens),
-    )
-    task = cc.InContextTask(graph, d_vocab=n_tokens, transition_matrices=kernel, roots="uniform")
-    found, joint = (
-        cc.predicted_gradient(task, n_matrices=2),
-        oracles.pair_laws(parents_before_query(graph), {1: kernel}, law),
-    )
-    share = np.mean([joint[i, i].diagonal() for i in range(5)], axis=0)
-    for j, i in itertools.combinations(range(5), 2):
-        expected = (kernel.T / share[:, None] * joint[i, j]).sum() - 1
-        assert found.value[i, j].item() == pytest.approx(expected, abs=3e-6)
-    finite = cc.information.finite_context_gradient(task, n_matrices=2).value
-    expected = oracles.expected_first_order_gradient(parents_before_query(graph), kernel, law)
-    np.testing.assert_allclose(finite, expected, atol=1e-5)
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_the_finite_context_gradient_is_autograds_on_the_reduced_model(seed):
     graph, kernel = cc.random_forest(5, 0.4, seed=seed), random_kernel(seed, 2)
@@ -139,13 +121,11 @@ def test_the_finite_context_gradient_is_autograds_on_the_reduced_model(seed):
     assert differences[1] < differences[0] / 5 or differences[1] < 2e-5  # first order in beta0, down to float32
 
 
-@given(seed=st.integers(0, 10_000), n_tokens=st.integers(2, 3))
-def test_the_finite_context_gradient_equals_enumeration_over_sequences_and_queries(seed, n_tokens):
-    graph = cc.random_forest(5, 0.3, seed=seed)
-    kernel = random_kernel(seed, n_tokens)
-    task = cc.InContextTask(graph, d_vocab=n_tokens, transition_matrices=kernel)
-    expected = oracles.expected_first_order_gradient(parents_before_query(graph), kernel, task.given_laws[0])
-    np.testing.assert_allclose(cc.information.finite_context_gradient(task, n_matrices=2).value, expected, atol=3e-6)
+@given(seed=st.integers(0, 10_000), n_tokens=st.integers(2, 3), roots=st.sampled_from(["stationary", "uniform"]))
+def test_the_finite_context_gradient_equals_enumeration_over_sequences_and_queries(seed, n_tokens, roots):
+    task, *given = case(seed, n_tokens, roots, n_ctx=5)
+    expected = oracles.expected_first_order_gradient(*given)
+    np.testing.assert_allclose(cc.information.finite_context_gradient(task, n_matrices=2).value, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(3))

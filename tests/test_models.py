@@ -123,37 +123,12 @@ def test_a_transformer_that_is_not_ours_has_heads_and_no_slots() -> None:
 # ---- building
 
 
-def test_an_empty_model_predicts_uniformly_and_trains_only_its_attention_and_readout() -> None:
-    model = cc.disentangled_transformer(D_VOCAB, N_CTX, (2, 1))
-    assert not models.logits(model, TOKENS).any()
-    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trainable == {"blocks.0.attn.W_Q", "blocks.1.attn.W_Q", "unembed.W_U"}
-    reduced = {name for name, p in cc.reduced_transformer(D_VOCAB, N_CTX).named_parameters() if p.requires_grad}
-    assert reduced == {"blocks.0.attn.W_Q", "blocks.1.attn.W_Q"}
-
-
 def test_initial_values_follow_their_seed_and_scale() -> None:
     one, same, other = (cc.disentangled_transformer(8, 8, init_scale=0.1, seed=seed) for seed in (1, 1, 2))
     for name, parameter in one.named_parameters():
         assert torch.equal(parameter, dict(same.named_parameters())[name])
         assert torch.equal(parameter, dict(other.named_parameters())[name]) != parameter.requires_grad
     assert one.W_U.std().item() == pytest.approx(0.1, rel=0.1)
-
-
-@given(d_vocab=st.integers(2, 6), n_ctx=st.integers(2, 6), n_heads=st.lists(st.integers(1, 3), min_size=1, max_size=3))
-def test_slots_tile_the_residual_stream(d_vocab: int, n_ctx: int, n_heads: list[int]) -> None:
-    layout = cc.models.Layout("disentangled", d_vocab, n_ctx, tuple(n_heads))
-    slots = list(layout.slots().values())
-    assert [slot.start for slot in slots] == [0, *(slot.stop for slot in slots[:-1])]
-    assert (
-        slots[-1].stop
-        == layout.width(len(n_heads))
-        == (d_vocab + n_ctx) * int(np.prod([1 + heads for heads in n_heads]))
-    )
-    for slot in slots:
-        assert slot.stop - slot.start == (d_vocab if slot.name.endswith("token") else n_ctx)
-        assert layout.slots()[slot.name] is not None
-        assert slot.slice == slice(slot.start, slot.stop)
 
 
 @pytest.mark.parametrize("n_heads", HEADS, ids=str)
@@ -172,27 +147,11 @@ def test_slots_say_what_the_residual_stream_holds(n_heads: tuple[int, int]) -> N
         assert_close(final[:, :, slot.slice], content, 1e-5)
 
 
-def test_attention_block_is_a_view_of_the_weights() -> None:
-    model = random_model((2, 1))
-    block = cc.models.attention_block(model, 1, 0, "token", "L0H1.position")
-    assert torch.equal(block, model.blocks[1].attn.W_Q[0, :D_VOCAB, 22:27])
-    with torch.no_grad():
-        block[1, 2] = 7.0
-    assert model.blocks[1].attn.W_Q[0, 1, 24] == 7.0
-
-
-def test_live_heads_leave_padding_out() -> None:
-    assert cc.models.live_heads(random_model((3, 2))) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
-    assert cc.models.live_heads(random_model((1, 2))) == [(0, 0), (1, 0), (1, 1)]
-
-
 def test_bad_models_are_refused() -> None:
     assert_refused(lambda: cc.disentangled_transformer(1, 5), "d_vocab", "at least 2", "1")
     assert_refused(lambda: cc.disentangled_transformer(3, 1), "n_ctx", "at least 2", "1")
-    assert_refused(lambda: cc.disentangled_transformer(3, 2.5), "n_ctx", "integer", "2.5")
     assert_refused(lambda: cc.disentangled_transformer(3, 5, ()), "n_heads", "(1, 1)", "()")
     assert_refused(lambda: cc.disentangled_transformer(3, 5, (1, 0)), "n_heads", "(1, 0)")
-    assert_refused(lambda: cc.disentangled_transformer(3, 5, 2), "n_heads", "(1, 1)", "2")
     assert_refused(lambda: cc.reduced_transformer(3, 0), "n_ctx", "at least 2")
     assert_refused(lambda: models.structured_logits(random_model((1, 1)), TOKENS[:, :-1]), "[batch, n_ctx=5]", "[7, 4]")
     assert_refused(lambda: cc.models.attention_block(random_model((1, 1)), 0, 0, "tokens", "position"), "'tokens'")
@@ -231,22 +190,6 @@ def test_the_reduced_model_is_the_papers(d_vocab: int, n_ctx: int, dtype: torch.
     (-(targets.to(dtype) * models.log_probs(model, tokens)).sum(dim=-1).mean()).backward()
     assert_close(model.blocks[0].attn.W_Q.grad[0, slots["position"].slice, :n_ctx], a1.grad, TOLERANCE[dtype])
     assert_close(model.blocks[1].attn.W_Q.grad[0, slots["token"].slice, :d_vocab], a2.grad, TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("watched", [False, True])
-def test_only_the_two_blocks_of_the_reduced_model_are_trained(watched: bool) -> None:
-    model = cc.models.warm_start(cc.reduced_transformer(3, 6), 1.0)
-    batch = cc.InContextTask(cc.chain_graph(6), d_vocab=3, alpha=0.5).sample(64)
-    hooks = [("hook_embed", lambda activation, hook: None)] if watched else []  # a hook there means the plain forward
-    with model.hooks(fwd_hooks=hooks):
-        cc.training.mean_loss(model, batch).backward()
-    first, second = (block.attn.W_Q.grad[0].clone() for block in model.blocks)
-    assert first[3:9, :6].abs().sum() > 0
-    assert second[:3, :3].abs().sum() > 0
-    first[3:9, :6] = 0.0
-    second[:3, :3] = 0.0
-    assert not first.any()
-    assert not second.any()
 
 
 # ---- warm start and planted circuits
@@ -311,24 +254,11 @@ def test_any_graph_can_be_planted(parents: list[list[int]]) -> None:
 
 def test_a_circuit_that_does_not_fit_is_refused() -> None:
     assert_refused(lambda: cc.plant_circuit(cc.ngram_graph(6, 2), n_heads=(1, 1)), "at least (2, 1)", "(1, 1)")
-    assert cc.models.live_heads(cc.plant_circuit(cc.chain_graph(5), 3, n_heads=(2, 2))) == [
-        (0, 0),
-        (0, 1),
-        (1, 0),
-        (1, 1),
-    ]
+    planted = cc.plant_circuit(cc.chain_graph(5), 3, n_heads=(3, 2))
+    assert cc.models.live_heads(planted) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]  # padding is left out
 
 
 # ---- files
-
-
-def test_saving_leaves_no_partial_files_and_replaces_the_earlier_model(tmp_path: Path) -> None:
-    cc.save_model(random_model((3, 2)), tmp_path)
-    second = random_model((1, 1))
-    cc.save_model(second, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "model.json"}
-    again = cc.load_model(tmp_path)
-    assert all(map(torch.equal, again.parameters(), second.parameters()))
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:

@@ -66,18 +66,6 @@ def test_watched_attention_equals_autograd_of_the_oracle(
     )
 
 
-def test_a_snapshot_keeps_what_was_asked_for(random_model: HookedTransformer, chain_task: cc.InContextTask) -> None:
-    batch = chain_task.sample(10, seed=0)
-    both = cc.training.take_snapshot(random_model, batch, step=4)
-    assert (both.step, both.loss) == (4, pytest.approx(float(cc.evaluate(random_model, batch).mean()), rel=1e-5))
-    only = cc.training.take_snapshot(random_model, batch, record=cc.RecordAt(score_gradients=False))
-    neither = cc.training.take_snapshot(random_model, batch, record=cc.RecordAt(attention=False, score_gradients=False))
-    assert torch.equal(only.attention, both.attention)
-    assert only.score_gradients is None
-    assert neither.attention is None
-    assert neither.loss == pytest.approx(both.loss, rel=1e-6)
-
-
 def test_layers_keep_their_place_when_some_are_frozen(
     random_model: HookedTransformer, chain_task: cc.InContextTask
 ) -> None:
@@ -234,12 +222,6 @@ def test_layers_that_are_not_there_are_refused(
     config, batch = cc.TrainConfig.joint(4, batch_size=8), chain_task.sample(4, seed=0).to("cpu", dtype)
     assert_refused(lambda: cc.train(model, chain_task, config, record=record), "0 .. 1", "5")
     assert_refused(lambda: cc.training.take_snapshot(model, batch, record=record), "0 .. 1", "5")
-
-
-def test_records_whose_parts_do_not_fit_are_refused(record: cc.TrainingRecord) -> None:
-    fewer = {**NO_MATRICES, "score_gradients": record.score_gradients[:, 1:]}
-    assert_refused(lambda: replace(record, **fewer), "score_gradients", "layers (0, 1)", "[3, 1,")
-    assert_refused(lambda: replace(record, attention=record.attention[1:]), "attention")
 
 
 def test_records_of_before_are_not_mixed_with_these(record: cc.TrainingRecord, tmp_path: Path) -> None:

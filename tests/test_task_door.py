@@ -74,15 +74,6 @@ def test_any_task_is_trained_on_its_draws(kind: str, double: bool) -> None:
     assert {(40 * step, 40) for step in range(5)} <= places
 
 
-def test_every_member_of_an_ensemble_has_its_own_draws() -> None:
-    tasks = [Watched(KINDS["chain"]), KINDS["forest"], Watched(KINDS["tiny alpha"])]
-    models = [cc.disentangled_transformer(3, 6) for _ in tasks]
-    configs = [cc.TrainConfig.joint(4, batch_size=30, seed=seed) for seed in range(3)]
-    together = cc.train_ensemble(models, tasks, configs, progress=False)
-    for task, config, record in zip(tasks, configs, together, strict=True):
-        torch.testing.assert_close(losses(task, config=config), record.losses, atol=1e-6, rtol=1e-5)
-
-
 def test_a_second_door_is_refused_when_the_class_is_made() -> None:
     with pytest.raises(TypeError, match=r"draws alone: Second overrides sample.*override draws"):
         type("Second", (cc.Task,), {"sample": lambda self, n, seed=0: None})
@@ -173,18 +164,6 @@ def test_a_sample_of_a_table_has_no_copies_and_more_than_all_is_refused() -> Non
     assert len(set(rows(task.sample(40, seed=3)))) == 40
     assert_refused(lambda: task.sample(41), "40 sequences", "p-values false", "at most 40")
     assert len(task.sample_at_most(1000)) == 40
-
-
-@pytest.mark.parametrize("double", [False, True], ids=["fused", "structured"])
-def test_training_on_a_table_learns_its_rows_and_nothing_else(double: bool) -> None:
-    """Eight sequences with targets that nothing predicts: a model can only know them by heart, and does."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(3, (8, 6), generator=generator)
-    table = cc.Batch(tokens, torch.nn.functional.one_hot(torch.arange(8) % 3, 3).float())
-    config = cc.TrainConfig.joint(600, learning_rate=0.05, batch_size=8, seed=1)
-    curve = losses(cc.BatchTask(table), double=double, config=config)
-    assert curve[0] > 0.9
-    assert curve[-1] < 0.35  # on fresh sequences no model gets below log(3) = 1.1
 
 
 def test_tools_work_with_a_table_or_name_what_is_missing() -> None:

@@ -194,8 +194,7 @@ def test_a_loss_as_low_as_the_edge_posteriors_without_a_graph_is_told():
     assert cc.training.training_health(record).verdict == "falls"  # the loss alone does not tell
 
 
-@pytest.mark.parametrize("alpha", [0.1, 1.0])
-@pytest.mark.parametrize("graph", [cc.chain_graph(12), cc.pairs_graph(12), FOREST.graph], ids=str)
+@pytest.mark.parametrize(("graph", "alpha"), [(cc.chain_graph(12), 1.0), (FOREST.graph, 0.1)], ids=str)
 def test_good_runs_are_left_alone(graph, alpha):
     task = cc.InContextTask(graph, d_vocab=3, alpha=alpha)
     record, model = trained(task, cc.TrainConfig.warm(600, seed=1))
