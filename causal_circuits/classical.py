@@ -15,8 +15,6 @@ from torch import Tensor
 from causal_circuits.arguments import check_arguments
 from causal_circuits.tasks.batch import check_tokens
 
-CHUNK = 8192  # sequences at a time
-
 
 @check_arguments
 def pooled_mutual_information(tokens: Int[Tensor, "batch n_ctx"], d_vocab: int) -> Float[np.ndarray, "n_ctx n_ctx"]:
@@ -29,11 +27,9 @@ def pooled_mutual_information(tokens: Int[Tensor, "batch n_ctx"], d_vocab: int) 
     [[0.693, 0.693], [0.693, 0.693]]
     """
     check_tokens(tokens, d_vocab)
-    n, n_ctx = tokens.shape
-    counts = torch.zeros(n_ctx * d_vocab, n_ctx * d_vocab, dtype=torch.float64)
-    for start in range(0, n, CHUNK):
-        one_hot = torch.nn.functional.one_hot(tokens[start : start + CHUNK].cpu(), d_vocab).float().flatten(1)
-        counts += (one_hot.T @ one_hot).double()  # whole numbers below 2^24: exact in float32
+    n = len(tokens)
+    one_hot = torch.nn.functional.one_hot(tokens.cpu(), d_vocab).float().flatten(1)
+    counts = (one_hot.T @ one_hot).double()  # whole numbers: exact in float32 below 2^24 sequences
     joint = rearrange(counts, "(i a) (j b) -> i j a b", a=d_vocab, b=d_vocab).numpy() / n
     margin = np.diagonal(joint, axis1=0, axis2=1).diagonal(axis1=0, axis2=1)  # [n_ctx, d_vocab]
     independent = margin[:, None, :, None] * margin[None, :, None, :]

@@ -106,17 +106,12 @@ class TrainingRecord(Result):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", self.layers or _all_layers(self, axis=1))
-        if len(self.recorded_losses) != len(self.steps):
-            raise ValueError(
-                f"a record's recorded_losses must be one for each of its {len(self.steps)} steps: "
-                f"got {list(self.recorded_losses.shape)}"
-            )
-        for name in MATRICES:
+        sizes = (len(self.steps), len(self.layers))
+        for name in ("recorded_losses", *MATRICES):
             value = getattr(self, name)
-            if value is not None and value.shape[:2] != (len(self.steps), len(self.layers)):
+            if value is not None and tuple(value.shape[:2]) != sizes[: min(value.ndim, 2)]:
                 raise ValueError(
-                    f"a record's {name} must be [record, layer, ...] over {len(self.steps)} steps and layers "
-                    f"{self.layers}: got {list(value.shape)}"
+                    f"a record's {name} must have {sizes[0]} states, of layers {self.layers}: got {list(value.shape)}"
                 )
 
     def of_layer(self, quantity: str, layer: int) -> Float[Tensor, "record head_index query_pos key_pos"]:

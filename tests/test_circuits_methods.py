@@ -12,7 +12,7 @@ from torch import Tensor
 import causal_circuits as cc
 from causal_circuits import circuits, interventions
 from causal_circuits.circuits.entries import ENTRY_COUNTERFACTUALS
-from causal_circuits.circuits.parts import Parts
+from causal_circuits.circuits.methods import Parts
 
 GRAPHS = {
     "chain": cc.chain_graph(10),

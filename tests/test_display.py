@@ -7,7 +7,6 @@ import re
 import typing
 from typing import Any, Literal
 
-import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -65,12 +64,8 @@ def test_a_record_tells_its_steps_its_losses_and_what_was_recorded() -> None:
 def test_a_comparison_names_the_edges_that_differ_and_few_of_many() -> None:
     true, found = cc.chain_graph(20), cc.graph_from_parents([None] * 17 + [0, None])
     recovery = cc.compare_graphs(true, found)
-    assert "18 missing: 0 -> 1, 1 -> 2, 2 -> 3, 3 -> 4, 4 -> 5, 5 -> 6 and 12 more; 1 false: 0 -> 17" in repr(recovery)
-    header, cells = cells_of(recovery._repr_html_())
-    assert dict(zip(header, cells, strict=True))["false edges"] == "0 -> 17"
-    assert repr(cc.compare_graphs(true, true)) == (
-        "GraphRecovery(the same graph; precision 1.000, recall 1.000, F1 1.000)"
-    )
+    assert "exact=False, missing=((0, 1), ... 18 in all), false=((0, 17),)" in repr(recovery)
+    assert ["false", "((0, 17),)"] in cells_of(recovery._repr_html_())
 
 
 def test_a_recovered_graph_counts_edges_and_has_a_row_for_each_position() -> None:
@@ -97,21 +92,6 @@ def test_detected_heads_are_a_list_and_a_table() -> None:
     strange = cc.heads.HeadTable([dataclasses.replace(heads[0], role=BAD)])
     assert cells_of(strange._repr_html_())[1][1] == BAD
     assert "<script" not in strange._repr_html_()
-
-
-def test_a_circuit_shows_who_reads_whom() -> None:
-    whole = circuits.circuit_graph(cc.disentangled_transformer(d_vocab=3, n_ctx=4))
-    part = whole.edge_subgraph([("position", "L0H0.q"), ("token", "L0H0.v"), ("L0H0", "L1H0.k")]).copy()
-    assert isinstance(part, nx.DiGraph)
-    assert cells_of(part._repr_html_()) == [
-        ["reader", "reads"],
-        ["L0H0.q", "position"],
-        ["L0H0.v", "token"],
-        ["L1H0.k", "L0H0"],
-    ]
-    assert repr(part).startswith("3 edges\n")
-    assert sum(len(row["reads"].split(", ")) for row in whole.rows()) == 19
-    assert repr(whole.copy()) == repr(whole)
 
 
 def test_a_proof_shows_its_verdict_its_criteria_and_every_edge() -> None:

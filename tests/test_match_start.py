@@ -77,7 +77,7 @@ def test_two_heads_of_layer_1_part_and_predict_better_than_one() -> None:
 
 
 def test_several_heads_and_a_target_without_a_query_start_from_matches() -> None:
-    default = importlib.import_module("causal_circuits.training.default")._default_config
+    default = importlib.import_module("causal_circuits.training.loop")._default_config
     trigram, chain = (cc.InContextTask(graph, d_vocab=2) for graph in (cc.ngram_graph(6, 2), cc.chain_graph(6)))
     settings = ((trigram, (2, 1)), (trigram, (1, 1)), (chain, (2, 1)))
     starts = [default(cc.disentangled_transformer(2, 6, heads), task).match_start for task, heads in settings]

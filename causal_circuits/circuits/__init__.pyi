@@ -10,9 +10,10 @@ from .export import export_circuit as export_circuit
 from .formation import CircuitFormation as CircuitFormation
 from .formation import watch_formation as watch_formation
 from .frontier import Frontier as Frontier
+from .frontier import Ranking as Ranking
 from .frontier import inert_edges as inert_edges
 from .frontier import oracle_frontier as oracle_frontier
-from .graph import CircuitGraph as CircuitGraph
+from .frontier import rank as rank
 from .graph import circuit_edges as circuit_edges
 from .graph import circuit_graph as circuit_graph
 from .graph import circuit_mask as circuit_mask
@@ -29,7 +30,5 @@ from .proof import CircuitProof as CircuitProof
 from .proof import Criterion as Criterion
 from .proof import NeededEdge as NeededEdge
 from .proof import prove_circuit as prove_circuit
-from .regret import Ranking as Ranking
-from .regret import rank as rank
 from .self_checks import SelfCheck as SelfCheck
 from .self_checks import self_checks as self_checks

@@ -23,7 +23,7 @@ from causal_circuits.circuits.counterfactuals import corrupted_inputs
 from causal_circuits.circuits.evaluate import CircuitModel, circuit_model
 from causal_circuits.circuits.forward import Slots
 from causal_circuits.circuits.gradients import gradients
-from causal_circuits.circuits.parts import Difference, Parts
+from causal_circuits.circuits.methods import Difference, Parts
 from causal_circuits.display import Result
 from causal_circuits.interventions import Metric, knock_out_edges
 from causal_circuits.interventions.measure import check_hooks

@@ -19,7 +19,7 @@ from causal_circuits.circuits.forward import Forward, Masks, Read, SlotForward, 
 from causal_circuits.circuits.gradients import Gradients, gradients
 from causal_circuits.circuits.graph import Circuit, Edge, Granularity, circuit_edges, circuit_graph, circuit_mask
 from causal_circuits.circuits.hooked_forward import HookedForward
-from causal_circuits.circuits.parts import Difference, Parts
+from causal_circuits.circuits.methods import Difference, Parts
 from causal_circuits.display import Result
 from causal_circuits.interventions import Cost, Metric, make_cost
 from causal_circuits.interventions.measure import check_input

@@ -22,7 +22,6 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.display import Row, table_html, table_text
 from causal_circuits.models import HookedTransformer, layout_of, live_heads
 
 Granularity = Literal["head", "slot"]
@@ -33,30 +32,7 @@ LOGITS = "logits"
 
 
 @check_arguments
-class CircuitGraph(nx.DiGraph):  # type: ignore[misc]  # networkx is untyped here
-    """A `networkx.DiGraph` of senders and readers that shows itself as a table: who reads whom.
-
-    >>> graph = cc.circuits.circuit_graph(cc.disentangled_transformer(3, 6))
-    >>> sorted(graph.predecessors("L0H0.q"))
-    ['position', 'token']
-    """
-
-    def rows(self) -> list[Row]:
-        """One row a reader, in the order of a forward pass."""
-        read: dict[str, list[str]] = {}
-        for sender, reader in circuit_edges(self):
-            read.setdefault(reader, []).append(sender)
-        return [{"reader": reader, "reads": ", ".join(senders)} for reader, senders in read.items()]
-
-    def __repr__(self) -> str:
-        return f"{len(circuit_edges(self))} edges\n{table_text(self.rows())}"
-
-    def _repr_html_(self) -> str:
-        return table_html(self.rows(), f"Circuit of {len(circuit_edges(self))} edges: who reads whom")
-
-
-@check_arguments
-def circuit_graph(model: HookedTransformer, granularity: Granularity = "head") -> CircuitGraph:
+def circuit_graph(model: HookedTransformer, granularity: Granularity = "head") -> nx.DiGraph:
     """The graph of everything that a model could use: with one head in each of two layers and no MLP, 19 edges.
 
     Args:
@@ -69,7 +45,7 @@ def circuit_graph(model: HookedTransformer, granularity: Granularity = "head") -
     >>> [sender for sender, reader in circuit_edges(circuit_graph(model)) if reader == "L1H0.k"]
     ['token', 'position', 'L0H0']
     """
-    graph, who_reads, who_writes = CircuitGraph(granularity=granularity), readers(model), senders(model, granularity)
+    graph, who_reads, who_writes = nx.DiGraph(granularity=granularity), readers(model), senders(model, granularity)
     graph.add_nodes_from((reader, {"kind": "reader", "layer": depth // 2}) for reader, depth in who_reads.items())
     graph.add_nodes_from((sender, {"kind": "sender", "layer": depth_of(sender) // 2}) for sender in who_writes)
     for reader, depth in who_reads.items():

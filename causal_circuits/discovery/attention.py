@@ -15,7 +15,6 @@ Two questions, answered by two kinds of evidence:
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import networkx as nx
 import torch
@@ -23,27 +22,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.discovery.extracted import CandidateEdge, DecidedBy, ExtractedGraph, Proposal
+from causal_circuits.discovery.extracted import ExtractedGraph
+from causal_circuits.discovery.proposals import NOT_TESTED, by_information, by_recovery, judge, propose, report_heads
 from causal_circuits.discovery.recover import recover_graph
-from causal_circuits.discovery.several_heads import head_reports, inferred_edges, judge_heads
 from causal_circuits.graphs import edge_entries, n_ctx_of
-from causal_circuits.information import Information, estimate_gradient
+from causal_circuits.information import estimate_gradient
 from causal_circuits.models import HookedTransformer, attachments, check_forward, check_model, live_heads, log_probs
 from causal_circuits.models.acceptance import chunks
 from causal_circuits.recording import watch_attention
-from causal_circuits.statistics import auroc, holm, upper_tail
+from causal_circuits.statistics import auroc
 from causal_circuits.tasks import Batch, Task
 from causal_circuits.tasks.batch import check_tokens
 
-# An edge must carry this share of the information of the best-supported edge. Over 67 forests (d_vocab 2-20, n_ctx
-# 6-60, alpha .1-1, 20,000 sequences) true edges carried at least .44, the largest entry of a root's row at most .15
-# (benchmarks/edge_information.py). A p-value alone does not do: at finite context a root's row has a small bias, which
-# many sequences make significant. On 52 forests that .3 was not chosen on (--drawn 60) edges carried at least .51, but
-# for one of 520, and roots at most .24. That one is in a context of five positions, too short for the estimate.
-MIN_INFORMATION_SHARE = 0.3
 # A head is unused if, on so many sequences, no log-probability depends on what it attends to, but for rounding.
 _TRIED, _NO_CHANGE = 256, 1e-6
-_UNUSED = "no prediction depends on what this head attends to: uniform attention in its place changes none"
 
 
 @check_arguments
@@ -126,43 +118,39 @@ def extract_graph(
         batch.check(model.cfg.d_vocab)
         check_model(model, batch.target_probs.shape[1], batch.tokens.shape[1])
         tokens = batch.tokens[:4096]
-    gradient = estimate_gradient(batch.tokens, batch.target_probs) if batch is not None and has_query else None
     n_ctx, attention = tokens.shape[1], mean_attention(model, tokens)[0]
     heads = [head for layer, head in live_heads(model) if layer == 0]
     unused = _unused_heads(model, tokens[:_TRIED], heads)
     used = [head for head in heads if head not in unused]
-    proposals = _proposals(attention, heads, has_query, min_weight)
-    graph = ExtractedGraph(target=n_ctx, roots_tested=batch is not None, evidence=_evidence(batch))
-    graph.heads, graph.inferred, graph.attached = (), (), attachments(model)
-    if batch is None or has_query:
-        candidates = _judge(proposals, gradient, level)
-    else:
-        candidates = _judge([p for p in proposals if p.head in unused], None, level)
-        data = recover_graph(batch, max_parents=max(2, len(used)), level=level)
-        candidates += judge_heads([p for p in proposals if p.head in used], data, n_ctx)
-        graph.heads, graph.inferred = head_reports(candidates, attention, used), inferred_edges(candidates, data)
-    graph.candidates = tuple(_of_unused_head(c) if c.head in unused else c for c in candidates)
+    proposals = propose(attention, heads, has_query)
+    evidence = "attention alone: roots were not tested"
+    if batch is not None:
+        evidence = f"attention, and information in {len(batch):,} sequences (computed without the model)"
+    graph = ExtractedGraph(target=n_ctx, roots_tested=batch is not None, evidence=evidence)
     graph.from_attention = nx.DiGraph(target=n_ctx)
     for either in (graph, graph.from_attention):
         either.add_nodes_from(range(n_ctx + 1))
         if has_query:
             either.add_edge(n_ctx - 1, n_ctx)
-    for p in sorted((p for p in proposals if not p.why_unclear), key=lambda p: p.weight):
+    graph.heads, graph.inferred, graph.attached = (), (), attachments(model)
+    if batch is None:
+        found = [(p, NOT_TESTED) for p in proposals]
+    elif has_query:
+        found = by_information(proposals, estimate_gradient(batch.tokens, batch.target_probs), level)
+    else:
+        data = recover_graph(batch, max_parents=max(2, len(used)), level=level)
+        found = by_recovery(proposals, data)
+    graph.candidates = tuple(judge(p, evidence, min_weight, p.head in used) for p, evidence in found)
+    if batch is not None and not has_query:
+        attended = {(c.parent, c.child) for c in graph.candidates if c.accepted}
+        graph.heads = report_heads(graph.candidates, attention, used)
+        graph.inferred = tuple(sorted({*data.graph.edges} - attended, key=lambda edge: (edge[1], edge[0])))
+    for p in sorted((p for p in proposals if not p.why_unclear(min_weight)), key=lambda p: p.weight):
         graph.from_attention.add_edge(p.parent, p.child, weight=p.weight, margin=p.margin, head=p.head)
     for edge in sorted((c for c in graph.candidates if c.accepted), key=lambda c: c.weight):
         facts = ("weight", "margin", "head", "information", "information_share", "p_value", "decided_by")
         graph.add_edge(edge.parent, edge.child, **{fact: getattr(edge, fact) for fact in facts})
     return graph
-
-
-def _evidence(batch: Batch | None) -> str:
-    if batch is None:
-        return "attention alone: roots were not tested"
-    return f"attention, and information in {len(batch):,} sequences (computed without the model)"
-
-
-def _of_unused_head(candidate: CandidateEdge) -> CandidateEdge:
-    return replace(candidate, accepted=False, reason=_UNUSED, decided_by="unused head")
 
 
 @torch.no_grad()
@@ -183,57 +171,6 @@ def _unused_heads(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], 
 
     untouched = predict(None)
     return [head for head in heads if float((predict(head) - untouched).abs().max()) <= _NO_CHANGE]
-
-
-def _proposals(
-    attention: Float[Tensor, "head_index query_pos key_pos"], heads: Sequence[int], has_query: bool, min_weight: float
-) -> list[Proposal]:
-    """Every head's largest entry in every row that can be an edge.
-
-    Without a query the last row copies the target's parents, and may attend to itself.
-    """
-    n_ctx = attention.shape[-1]
-    rows = [(child, child, child) for child in range(1, n_ctx - 1)]  # row, child node, number of keys
-    if not has_query:
-        rows.append((n_ctx - 1, n_ctx, n_ctx))
-    proposals = []
-    for head in heads:
-        pattern = attention[head]
-        for row, child, n_keys in rows:
-            parent = int(pattern[row, :n_keys].argmax())
-            rest = torch.cat([pattern[row, :parent], pattern[row, parent + 1 : row + 1]])
-            weight = float(pattern[row, parent])
-            margin = weight - float(rest.max()) if len(rest) else weight
-            proposals.append(Proposal(parent, child, head, weight, margin, min_weight))
-    return proposals
-
-
-def _judge(proposals: list[Proposal], gradient: Information | None, level: float) -> list[CandidateEdge]:
-    """Accept proposals whose attention is clear and, where it could be estimated, whose information is an edge's."""
-    if gradient is None:
-        information, p_values = [float("nan")] * len(proposals), [float("nan")] * len(proposals)
-    else:
-        information = [float(gradient.value[p.child, p.parent]) for p in proposals]
-        errors = [float(gradient.standard_error[p.child, p.parent]) for p in proposals]
-        p_values = holm([upper_tail(g / e) if e > 0 else 1.0 for g, e in zip(information, errors, strict=True)])
-    largest = max((g for g in information if g == g), default=float("nan"))
-    candidates = []
-    for proposal, g, p in zip(proposals, information, p_values, strict=True):
-        weight, share = proposal.weight, g / largest if largest > 0 else float("nan")
-        by: DecidedBy = "attention"
-        if proposal.why_unclear:
-            accepted, reason = False, proposal.why_unclear
-        elif gradient is None:
-            accepted, reason = True, f"attention {weight:.2f}; roots were not tested"
-        elif p >= level:
-            accepted, reason, by = False, f"a root: no information (p = {p:.2g})", "information"
-        elif share < MIN_INFORMATION_SHARE:
-            accepted, reason, by = False, f"a root: {share:.0%} of the best edge's information", "information"
-        else:
-            accepted, by = True, "information"
-            reason = f"attention {weight:.2f}, {share:.0%} of the best edge's information"
-        candidates.append(CandidateEdge(*proposal[:5], g, share, p, accepted, reason, by))
-    return candidates
 
 
 @check_arguments

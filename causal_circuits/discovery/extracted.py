@@ -1,7 +1,7 @@
-"""A graph read out of a model, with the evidence that it rests on: proposals, heads, edges that no head attends to."""
+"""A graph read out of a model, with the evidence that it rests on: candidates, heads, edges that no head attends to."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import networkx as nx
 
@@ -9,28 +9,6 @@ from causal_circuits.arguments import check_arguments
 from causal_circuits.display import Frame, Result, frame, table_html
 
 DecidedBy = Literal["attention", "information", "unused head"]
-
-
-class Proposal(NamedTuple):
-    """A head's largest entry in a row, as an edge; `margin` is what it has above the rest of the row, itself too.
-
-    `min_weight` is the least weight of an edge.
-    """
-
-    parent: int
-    child: int
-    head: int
-    weight: float
-    margin: float
-    min_weight: float
-
-    @property
-    def why_unclear(self) -> str:
-        """Why attention alone does not make it an edge; empty if it does."""
-        if self.weight >= self.min_weight and self.margin > 0:
-            return ""
-        below = f"below {self.min_weight:g}" if self.weight < self.min_weight else "not its row's largest"
-        return f"attention {self.weight:.2f} is {below}"
 
 
 @check_arguments

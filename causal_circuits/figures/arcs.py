@@ -11,6 +11,7 @@ from matplotlib.collections import LineCollection
 from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.style import BLACK, GREY, MODEL, SMALL, TRUE_EDGE, legend_at, new_axes
 from causal_circuits.graphs import compare_graphs, has_query, latent_edges, n_ctx_of
+from causal_circuits.graphs.edges import roots_of
 
 Edges = set[tuple[int, int]]
 
@@ -50,12 +51,6 @@ def plot_graph_comparison(true: nx.DiGraph, found: nx.DiGraph | None = None, ax:
 def arcs_axes(ax: Axes | None, graph: nx.DiGraph) -> Axes:
     """The axes given, or new ones as wide as the graph needs."""
     return new_axes(ax, float(np.clip(0.3 * n_ctx_of(graph) + 2, 6.0, 11.0)), 3.7)
-
-
-def roots_of(graph: nx.DiGraph) -> list[int]:
-    """Positions without a parent, the query left out."""
-    last = n_ctx_of(graph) - has_query(graph)
-    return [node for node in range(last) if not graph.in_degree(node)]
 
 
 def arc_points(parent: int, child: int, side: int) -> np.ndarray:

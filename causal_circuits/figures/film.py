@@ -16,12 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.image import imsave
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.figures.arcs import roots_of
 from causal_circuits.figures.matrices import DIVERGING, SEQUENTIAL, gradient_on_its_scale
 from causal_circuits.figures.style import BLACK, GREY, MODEL, TRUE_EDGE, to_numpy
 from causal_circuits.figures.svg_arcs import Frame
 from causal_circuits.graphs import attention_cells, has_query, n_ctx_of
-from causal_circuits.pages.rendering import figure_html, laid_out
+from causal_circuits.graphs.edges import roots_of
+from causal_circuits.pages.rendering import figure_html, figure_of, laid_out
 from causal_circuits.pages.templates import PagePart, render
 from causal_circuits.recording import TrainingRecord
 
@@ -54,7 +54,8 @@ def graph_film_html(
     attention = _attention(record, graph, layer, head)
     weights, true = _weights_in_time(attention, graph)
     frame = Frame(graph, true, set(weights) - true)
-    kinds = {edge: _kind(edge, true, roots_of(graph)) for edge in weights}
+    roots = roots_of(graph)
+    kinds = {e: _ON_EDGE if e in true else _OF_ROOT if e[1] in roots else _ELSEWHERE for e in weights}
     drawn = [
         {
             "is_true": edge in true,
@@ -109,9 +110,7 @@ def _png(values: np.ndarray, colours: str, low: float) -> str:
 
 def _with_line(ax: Axes, steps: Sequence[int]) -> Markup:
     """The axes with a vertical line that has a place for every step, counted from 1 as `plot_loss` and others do."""
-    figure = ax.get_figure(root=True)
-    if figure is None:
-        raise ValueError("axes beside a film must belong to a figure: these were removed from theirs; plot again")
+    figure = figure_of(ax)
     with laid_out(figure):
         html = figure_html(figure, f"{ax.get_ylabel()} over {ax.get_xlabel()}")
         points, height = 72 / figure.dpi, 72 * figure.get_figheight()
@@ -153,7 +152,3 @@ def _weights_in_time(values: np.ndarray, graph: nx.DiGraph) -> tuple[dict[Edge, 
             if (row, key) in cells or values[:, row, key].max() >= FAINTEST:
                 weights[key, n_ctx if is_target else row] = values[:, row, key]
     return weights, {(key, n_ctx if row == n_ctx - 1 else row) for row, key in cells}
-
-
-def _kind(edge: Edge, true: set[Edge], roots: list[int]) -> str:
-    return _ON_EDGE if edge in true else _OF_ROOT if edge[1] in roots else _ELSEWHERE

@@ -14,11 +14,10 @@ from causal_circuits.figures.style import (
     TRUE_EDGE,
     Matrix,
     check_positions,
-    edge_mask,
     new_axes,
     to_numpy,
 )
-from causal_circuits.graphs import has_query
+from causal_circuits.graphs import edge_entries, has_query
 
 
 @check_arguments
@@ -53,7 +52,7 @@ def plot_gradient_vs_information(
     error = None if standard_error is None else 2 * to_numpy(standard_error)
     for matrix in (y, x, y if error is None else error):
         check_positions(matrix, graph)
-    below, is_edge = np.tril(np.ones(y.shape, dtype=bool), -1), edge_mask(graph)
+    below, is_edge = np.tril(np.ones(y.shape, dtype=bool), -1), edge_entries(graph)[0]
     if has_query(graph):
         below[-1] = False
     for chosen, name, colour, look in (

@@ -1,4 +1,4 @@
-"""What every figure shares: colours, markers, fresh axes, legends, and which cells are true edges.
+"""What every figure shares: colours, markers, fresh axes, legends.
 
 Colours are from the Okabe-Ito palette, so they stay apart for every kind of colour vision; no meaning rests on colour
 alone (line styles, positions and words repeat it). Axes come from `matplotlib.figure.Figure`: no pyplot state, no
@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
-from causal_circuits.graphs import edge_entries, n_ctx_of
+from causal_circuits.graphs import n_ctx_of
 
 BLACK, GREY = "#000000", "#6E6E6E"
 ORANGE, SKY, GREEN, BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
@@ -126,8 +126,3 @@ def check_positions(matrix: np.ndarray, graph: nx.DiGraph | None) -> None:
             f"matrix and graph must cover the same positions: {len(matrix)} against {n_ctx_of(graph)}; "
             "pass the graph of the task that the matrix is of"
         )
-
-
-def edge_mask(graph: nx.DiGraph) -> np.ndarray:
-    """[n_ctx, n_ctx]: True at the attention cells of the graph's edges."""
-    return edge_entries(graph)[0]

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import networkx as nx
 
-from causal_circuits.figures.arcs import arc_height, roots_of
+from causal_circuits.figures.arcs import arc_height
 from causal_circuits.graphs import has_query, n_ctx_of
+from causal_circuits.graphs.edges import roots_of
 
 MARGIN = 24.0  # pixels around a drawing
 

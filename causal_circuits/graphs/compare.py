@@ -6,21 +6,22 @@ from dataclasses import dataclass
 import networkx as nx
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.display import short_list, table_html
+from causal_circuits.display import Result
 from causal_circuits.graphs.edges import edges_of, latent_edges
 from causal_circuits.graphs.validate import check_digraph, n_ctx_of
 
 
 @check_arguments
 @dataclass(frozen=True, repr=False)
-class GraphRecovery:
+class GraphRecovery(Result):
     """How a found graph compares with the true one, over the edges that had to be learned.
 
     `precision` is 1 when nothing was found and `recall` is 1 when there was nothing to find. The structural
     Hamming distance counts missing and false edges (order is fixed by position, so no edge can be reversed).
 
-    >>> compare_graphs(cc.chain_graph(5), cc.pairs_graph(5))
-    GraphRecovery(1 missing: 1 -> 2; 0 false; precision 1.000, recall 0.667, F1 0.800)
+    >>> recovery = compare_graphs(cc.chain_graph(5), cc.pairs_graph(5))
+    >>> recovery.missing, recovery.false, round(recovery.recall, 3)
+    (((1, 2),), (), 0.667)
     """
 
     precision: float
@@ -30,26 +31,6 @@ class GraphRecovery:
     exact: bool
     missing: tuple[tuple[int, int], ...]
     false: tuple[tuple[int, int], ...]
-
-    def _differences(self) -> dict[str, str]:
-        listed = {"missing": self.missing, "false": self.false}
-        return {what: short_list([f"{a} -> {b}" for a, b in edges]) for what, edges in listed.items()}
-
-    def __repr__(self) -> str:
-        counts = {"missing": len(self.missing), "false": len(self.false)}
-        told = [f"{counts[what]} {what}{edges and f': {edges}'}" for what, edges in self._differences().items()]
-        said = "the same graph" if self.exact else "; ".join(told)
-        return f"GraphRecovery({said}; precision {self.precision:.3f}, recall {self.recall:.3f}, F1 {self.f1:.3f})"
-
-    def _repr_html_(self) -> str:
-        row = {
-            "precision": self.precision,
-            "recall": self.recall,
-            "F1": self.f1,
-            "structural Hamming distance": self.structural_hamming_distance,
-            **{f"{what} edges": edges or "none" for what, edges in self._differences().items()},
-        }
-        return table_html([row], "The same graph" if self.exact else "The graphs differ")
 
 
 @check_arguments

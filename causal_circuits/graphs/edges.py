@@ -53,6 +53,12 @@ def attention_cells(graph: nx.DiGraph) -> list[tuple[int, int]]:
     return cells if has_query(graph) else cells + [(last, parent) for parent in parents_of(graph, last + 1)]
 
 
+def roots_of(graph: nx.DiGraph) -> list[int]:
+    """Positions without a parent, the query left out."""
+    last = n_ctx_of(graph) - has_query(graph)
+    return [node for node in range(last) if not graph.in_degree(node)]
+
+
 def edges_of(graph: nx.DiGraph) -> set[tuple[int, int]]:
     """All edges as (parent, child), that of the target included."""
     return {(int(parent), int(child)) for parent, child in graph.edges}

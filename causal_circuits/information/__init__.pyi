@@ -1,10 +1,10 @@
 from .comparison import GradientComparison as GradientComparison
 from .comparison import compare_gradient as compare_gradient
 from .estimate import estimate_gradient as estimate_gradient
+from .estimate import measured_gradient as measured_gradient
 from .exact import Information as Information
 from .exact import chi_squared_information as chi_squared_information
 from .finite_context import finite_context_gradient as finite_context_gradient
-from .finite_context import measured_gradient as measured_gradient
 from .gradient import predicted_gradient as predicted_gradient
 from .gradient import through_softmax as through_softmax
 from .match_gradient import match_gradient as match_gradient

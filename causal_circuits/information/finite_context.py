@@ -17,23 +17,19 @@ so Gauss-Legendre quadrature is exact up to a tolerance chosen beforehand. Only 
 """
 
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import parents_of
 from causal_circuits.information import pair_laws
-from causal_circuits.information.estimate import from_moments, moments
 from causal_circuits.information.exact import Information
 from causal_circuits.information.gradient import check_query, gradient_of_matrices, predicted_gradient
 from causal_circuits.information.tilted_forest import tilt
-from causal_circuits.tasks import Batch, InContextTask
+from causal_circuits.tasks import InContextTask
 
-_CHUNK = 4096  # sequences
 _CONTROL_MATRICES = 2**15
 _LIMIT_MATRICES = 2**13
 _STEEPEST = 2.0  # G follows g, damped: a steeper regression is an accident of few matrices
@@ -120,45 +116,6 @@ def _controlled(
     error = np.sqrt(rest / n + of_controls + (slope * exact.standard_error.numpy().ravel()) ** 2)
     shape = values.shape[1:]
     return Information(torch.from_numpy(mean.reshape(shape)), torch.from_numpy(error.reshape(shape)), n)
-
-
-@check_arguments
-def measured_gradient(
-    tokens: Int[Tensor, "batch n_ctx"],
-    target_probs: Float[Tensor, "batch d_vocab"],
-    of: Literal["weights", "scores"] = "weights",
-) -> Information:
-    """Minus the gradient of layer 0's attention on given sequences, over beta0 / (d_vocab n_ctx), at A1 = 0.
-
-    The sample mean of d_vocab (y(x_i) / mu_hat(x_i) - m) h_j in the notation of the module, for attention *weights*;
-    for *scores* h_j less its mean over k <= i, divided by i + 1. Zero above the diagonal. In nats, as records hold it,
-    it is beta0 / (d_vocab n_ctx) times as much.
-
-    Args:
-        tokens: sequences with the query last.
-        target_probs: the law that the query names, or one-hot labels.
-        of: what the gradient is taken with respect to.
-
-    >>> batch = task.sample(4000, seed=0)
-    >>> cc.measured_gradient(batch.tokens, batch.target_probs).value[1:5].argmax(dim=1).tolist()
-    [0, 1, 2, 3]
-    """
-    batch = Batch(tokens, target_probs)
-    batch.check(target_probs.shape[-1])
-    n, n_ctx = tokens.shape
-    totals = torch.zeros(2, n_ctx, n_ctx, dtype=torch.float64)
-    visible = torch.arange(1, n_ctx + 1, dtype=torch.float64)
-    for start in range(0, n, _CHUNK):
-        part = batch[start : start + _CHUNK].to("cpu", torch.float64)
-        x, y = part.tokens, part.target_probs
-        counts = torch.zeros_like(y).scatter_add_(1, x, torch.ones(x.shape, dtype=torch.float64))
-        child = torch.gather(n_ctx * y / counts.clamp(min=1), 1, x) - (y * (counts > 0)).sum(dim=1, keepdim=True)
-        child = y.shape[1] * child
-        hit = (x == x[:, -1:]).double()
-        mean_hit = hit.cumsum(dim=1) / visible if of == "scores" else torch.zeros_like(hit)
-        child = child / visible if of == "scores" else child
-        totals += moments(child, hit, mean_hit)
-    return from_moments(totals.tril(), n)
 
 
 @lru_cache(maxsize=64)

@@ -18,7 +18,6 @@ from causal_circuits.models.layout import Layout, layout_of, note_origin
 from causal_circuits.storage import read_json, read_tensors, tensor_bytes, write_files
 
 WEIGHTS, CONFIG = "model.safetensors", "model.json"
-READ_OUT = "unembed.W_U"
 STORED = ("W_Q", "W_U")
 FORMAT = "causal_circuits.model/1"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -86,8 +85,6 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
         if not (folder / name).is_file():
             raise ValueError(f"a saved model is a folder with {WEIGHTS} and {CONFIG}: {folder} has no {name}")
     weights = read_tensors(folder / WEIGHTS)
-    if READ_OUT not in weights:
-        raise ValueError(f"{folder / WEIGHTS} holds no {READ_OUT}: save the model again")
     try:
         return model_from(read_json(folder / CONFIG), weights, device)
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -101,14 +98,18 @@ def model_from(
     if config["format"] != FORMAT:
         raise ValueError(f"unknown format {config['format']!r}")
     dtype = DTYPES[config["dtype"]]
-    _check_sizes(config, weights)
+    layout = Layout(config["kind"], config["d_vocab"], config["n_ctx"], tuple(config["n_heads"]))
+    prescribed = {name: (shape, dtype) for name, shape in _shapes(layout).items()}
+    found = {name: (list(weight.shape), weight.dtype) for name, weight in weights.items()}
+    for name in prescribed | found:
+        said, there = prescribed.get(name), found.get(name)
+        if said != there:
+            raise ValueError(f"it does not fit {WEIGHTS}: its sizes make {name} {said}, there it is {there}")
     sizes = {"d_vocab": config["d_vocab"], "n_ctx": config["n_ctx"], "dtype": dtype, "device": device}
     build = reduced_transformer if config["kind"] == "reduced" else disentangled_transformer
     model = build(n_heads=config["n_heads"], **sizes)
     parameters = dict(model.named_parameters())
     for name, weight in weights.items():
-        if weight.dtype != dtype:
-            raise ValueError(f"the weights do not fit {CONFIG}: {name} is {list(weight.shape)} {weight.dtype}")
         parameters[name].data.copy_(weight)
     note_origin(model, "a file")
     return model
@@ -133,24 +134,8 @@ def _check_savable(model: HookedTransformer) -> None:
         warnings.warn(f"hooks are not saved with a model: got a {', a '.join(hooks)}", stacklevel=4)
 
 
-def _check_sizes(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Refuse sizes that the weights do not have, before a model of those sizes is built."""
-    if config["kind"] not in ("disentangled", "reduced"):
-        raise ValueError(f"unknown kind {config['kind']!r}")
-    numbers = [config["d_vocab"], config["n_ctx"], *config["n_heads"]]
-    if not all(type(number) is int and number > 0 for number in numbers):
-        raise ValueError(f"sizes must be positive integers: got {numbers[:8]}")
-    if len(config["n_heads"]) != len(weights) - 1:
-        raise ValueError(f"it does not fit {WEIGHTS}: {len(config['n_heads'])} layers, {len(weights)} tensors")
-    layout = Layout(config["kind"], config["d_vocab"], config["n_ctx"], tuple(config["n_heads"]))
-    for name, said in _shapes(layout).items():
-        there = list(weights[name].shape) if name in weights else "missing"
-        if there != said:
-            raise ValueError(f"it does not fit {WEIGHTS}: its sizes make {name} {said}, there it is {there}")
-
-
 def _shapes(layout: Layout) -> dict[str, list[int]]:
     """The trained weights of a layout; the frozen ones are no larger."""
     d_model = layout.width(layout.n_layers)
     query = [max(layout.n_heads), d_model, layout.d_head]
-    return {READ_OUT: [d_model, layout.d_vocab]} | {f"blocks.{k}.attn.W_Q": query for k in range(layout.n_layers)}
+    return {"unembed.W_U": [d_model, layout.d_vocab]} | {f"blocks.{k}.attn.W_Q": query for k in range(layout.n_layers)}

@@ -120,14 +120,14 @@ class Task(ABC):
             n: number of sequences, at least 1 and at most `n_sequences`.
             seed: an integer or a sequence of integers (such as ``(run_seed, step)``).
         """
-        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-            raise ValueError(f"the number of sequences must be a positive integer: got {n!r}")
+        if n < 1:
+            raise ValueError(f"the number of sequences must be a positive integer: got {n}")
         if self.n_sequences is not None and n > self.n_sequences:
             raise ValueError(
                 f"{type(self).__name__} has {self.n_sequences:,} sequences, and copies would make p-values false: "
                 f"got n={n:,}; ask for at most {self.n_sequences:,}"
             )
-        return checked_draws(self, seed, 0, int(n))
+        return checked_draws(self, seed, 0, n)
 
     def sample_at_most(self, n: int, seed: Seed = 0) -> Batch:
         """`n` sequences, or all there are if they are fewer."""
@@ -166,8 +166,8 @@ def graph_of(task: Task) -> nx.DiGraph:
 def check_places(first: int, n: int) -> None:
     """Raise a ValueError unless `n` sequences from the place `first` on can be asked for."""
     for name, value, least in (("first", first, 0), ("n", n, 1)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}: got {value!r}")
+        if value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}: got {value}")
 
 
 def seed_sequence(seed: Seed) -> np.random.SeedSequence:

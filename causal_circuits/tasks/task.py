@@ -23,6 +23,7 @@ from torch import Tensor
 from causal_circuits import native
 from causal_circuits.arguments import check_arguments
 from causal_circuits.graphs import parents_of, validate_graph
+from causal_circuits.graphs.edges import roots_of
 from causal_circuits.storage import digest
 from causal_circuits.tasks import draws as _draws
 from causal_circuits.tasks import transition_matrices as _matrices
@@ -261,8 +262,7 @@ class InContextTask(Task):
     @cached_property
     def root_positions(self) -> list[int]:
         """Positions without parents, the query left out."""
-        positions = range(self.n_ctx - self.has_query)
-        return [position for position in positions if self.graph.in_degree(position) == 0]
+        return roots_of(self.graph)
 
     @cached_property
     def _children(self) -> list[tuple[int, tuple[int, ...]]]:

@@ -42,25 +42,12 @@ def draw_dirichlet(
     """
     if alpha.min() < LOG_SPACE_BELOW:
         return np.exp(draw_log_dirichlet(generator, alpha, n)).astype(np.float32)
-    return normalized(draw_gammas(generator, alpha, n))
-
-
-def draw_gammas(
-    generator: np.random.Generator, alpha: Float[np.ndarray, "*prior token"], n: int
-) -> Float[np.ndarray, "batch *prior token"]:
-    """float32 gammas, [n, *alpha.shape], no row of which sums to zero; for alpha of at least LOG_SPACE_BELOW."""
-    scalar = float(alpha.flat[0])
-    if np.all(alpha == scalar):
-        gammas = generator.standard_gamma(scalar, size=(n, *alpha.shape), dtype=np.float32)
+    if np.all(alpha == alpha.flat[0]):
+        gammas = generator.standard_gamma(float(alpha.flat[0]), size=(n, *alpha.shape), dtype=np.float32)
     else:
         gammas = generator.standard_gamma(alpha, size=(n, *alpha.shape)).astype(np.float32)
     gammas += np.float32(1e-37)  # a row of underflowed gammas would divide by zero
-    return gammas
-
-
-def normalized(gammas: Float[np.ndarray, "batch *prior token"]) -> Float[np.ndarray, "batch *prior token"]:
-    """Rows divided by their sums; in memory the batch goes last, where everything that follows wants it."""
-    batch_last = np.ascontiguousarray(np.moveaxis(gammas, 0, -1))
+    batch_last = np.ascontiguousarray(np.moveaxis(gammas, 0, -1))  # what follows wants it so in memory
     batch_last /= batch_last.sum(axis=-2, keepdims=True)
     return np.moveaxis(batch_last, -1, 0)
 

@@ -3,10 +3,10 @@ from .checkpoints import Checkpoints as Checkpoints
 from .checkpoints import restore_checkpoint as restore_checkpoint
 from .clamps import block_masks as block_masks
 from .clamps import clamped_attention as clamped_attention
-from .default import train as train
 from .health import DivergenceError as DivergenceError
 from .health import TrainingHealth as TrainingHealth
 from .health import training_health as training_health
+from .loop import train as train
 from .loop import train_ensemble as train_ensemble
 from .match_derivative import measured_match_gradient as measured_match_gradient
 from .match_start import MatchStart as MatchStart

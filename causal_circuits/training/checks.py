@@ -46,7 +46,11 @@ def check_members(models: Sequence[HookedTransformer], tasks: Sequence[Task], co
                 )
             if config.match_start is not None:
                 check_match_start(model)
-                _check_last_position(task)
+                if task.every_position:
+                    raise ValueError(
+                        "a start from matches is for targets after the last position, and this task has them after "
+                        "every one: give TrainConfig match_start=None"
+                    )
                 check_untrained(model, "the start from matches", "TrainConfig(..., match_start=None)")
             _warn_of_missing_heads(model, task)
         if not has_layout(model) and (config.warm_start is not None or config.match_start is not None):
@@ -103,15 +107,6 @@ def check_untrained(model: HookedTransformer, what: str, remedy: str) -> None:
         raise ValueError(
             f"{what} would overwrite weights that the model has from {origin}: go on from them with {remedy}, or build "
             "a new model"
-        )
-
-
-def _check_last_position(task: Task) -> None:
-    """Refuse a start from matches for targets after every position."""
-    if task.every_position:
-        raise ValueError(
-            f"a start from matches is for targets after the last position, and {type(task).__name__} has them after "
-            "every one: give TrainConfig match_start=None"
         )
 
 

@@ -1,18 +1,20 @@
-"""One training loop: tasks, models and configurations in; a TrainingRecord for each out."""
+"""One training loop: tasks, models and configurations in, a TrainingRecord for each out; `train` for one model."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from causal_circuits import native
 from causal_circuits.arguments import check_arguments
 from causal_circuits.locks import exclusive_lock
-from causal_circuits.models import HookedTransformer, warm_start
+from causal_circuits.models import HookedTransformer, has_layout, layout_of, warm_start
 from causal_circuits.models.fused import can_fuse
 from causal_circuits.models.layout import note_origin
 from causal_circuits.recording import RecordAt, Snapshot, TrainingRecord
@@ -28,6 +30,66 @@ from causal_circuits.training.steps import MATCH_STREAM
 from causal_circuits.training.structured_run import StructuredRun
 
 OnRecord = Callable[[int, HookedTransformer], None]
+
+
+@check_arguments
+def train(
+    model: HookedTransformer,
+    task: Task,
+    config: TrainConfig | None = None,
+    *,
+    record: RecordAt | None = None,
+    progress: bool | None = None,
+    on_record: OnRecord | None = None,
+    checkpoints: Checkpoints | None = None,
+    attention: Mapping[int, Float[Tensor, "... n_ctx n_ctx"]] | None = None,
+) -> TrainingRecord:
+    """Train a model of ours in place on the sequences that a task draws.
+
+    Args:
+        model: disentangled, reduced or ordinary (which has no warm start and no default recipe, and whose stages name
+            its parameters as TransformerLens does); moved nowhere, so put it on the device you want.
+        task: where batches come from, by `draws`; its d_vocab and n_ctx must be the model's. A `BatchTask` trains on
+            data of your own.
+        config: stages, batch size, warm start and seed; the default is the recipe of `default_stages`, which writes
+            nothing in. For a reduced model it is `TrainConfig.warm`, which writes in A2 as Algorithm 1 does, and for a
+            model with several copying heads and a target that is no query's `TrainConfig.matched`, which writes in the
+            parents that the gradient of order k favours, each head's match and the read-out (`start_from_matches`);
+            both refuse a model whose weights are from a training, a file or `plant_circuit`.
+        record: which steps to record; the default is twelve, dense at the start.
+        progress: show a bar; None shows it on a terminal only.
+        on_record: called with (step, model) at every recorded step, to measure the model or keep its weights; a run
+            that goes on from a checkpoint calls it again for the steps since.
+        checkpoints: where to keep checkpoints; if some of this very run are there, it goes on from the newest.
+        attention: layer -> a pattern that it has while it trains, whatever its weights, which then do not move: rows
+            are queries, [n_ctx, n_ctx] or one for each head (`clamped_attention`). The record's config holds it.
+            Weights are frozen by leaving them out of a stage's `train`, or blocks of them by `TrainConfig.blocks`.
+
+    Raises:
+        ValueError: model and task do not fit, a stage names an unknown parameter, or another process trains in the
+            folder of `checkpoints` or `record`.
+        CheckpointError: the folder holds checkpoints of another run.
+        DivergenceError: the loss or a gradient is non-finite; it names the step and what to try.
+        OSError: a checkpoint cannot be written; those that were there are unharmed.
+
+    >>> model = cc.disentangled_transformer(d_vocab=3, n_ctx=6)
+    >>> record = cc.train(model, task, cc.TrainConfig.joint(20, batch_size=64), record=cc.RecordAt.every(10, until=20))
+    >>> len(record.losses), record.steps
+    (20, (0, 10, 20))
+    """
+    if config is None and not has_layout(model):
+        raise ValueError(
+            "an ordinary transformer has no default recipe: give a config, TrainConfig.joint(4096, 0.01) for one"
+        )
+    config = config or _default_config(model, task)
+    if attention is not None and config.attention is not None:
+        raise ValueError("the config has patterns already: give attention=None, or TrainConfig attention=None")
+    if attention is not None:
+        config = replace(config, attention={layer: pattern.tolist() for layer, pattern in attention.items()})
+    (trained,) = train_ensemble(
+        [model], [task], [config], record=record, progress=progress, on_record=on_record, checkpoints=checkpoints
+    )
+    return trained
 
 
 @check_arguments
@@ -75,7 +137,7 @@ def train_ensemble(
             stack.enter_context(clamped_attention(model, given))
         special = any(task.every_position for task in tasks) or any(c.relative_positions or c.blocks for c in configs)
         if all(can_fuse(model) for model in models) and not special:
-            return _run(list(models), list(tasks), list(configs), record, progress, on_record, checkpoints, fused=True)
+            return _run(Progress(models, tasks, configs, record, checkpoints, FusedRun.path), progress, on_record)
         found = []
         for i, (model, task, config) in enumerate(zip(models, tasks, configs, strict=True)):
             there, own = record, checkpoints
@@ -83,8 +145,17 @@ def train_ensemble(
                 name = f"member_{i:03d}"
                 there = replace(record, folder=None if record.folder is None else Path(record.folder) / name)
                 own = None if checkpoints is None else replace(checkpoints, folder=Path(checkpoints.folder) / name)
-            found += _run([model], [task], [config], there, progress, on_record, own, fused=False)
+            so_far = Progress([model], [task], [config], there, own, StructuredRun.path)
+            found += _run(so_far, progress, on_record)
         return found
+
+
+def _default_config(model: HookedTransformer, task: Task) -> TrainConfig:
+    layout = layout_of(model)
+    if layout.kind == "reduced":
+        return TrainConfig.warm()
+    several = layout.n_layers == 2 and layout.n_heads[0] > 1 and not (task.has_query or task.every_position)
+    return TrainConfig.matched() if several else TrainConfig()
 
 
 def _start_from_matches(model: HookedTransformer, task: Task, n_sequences: int, seed: int) -> None:
@@ -108,19 +179,10 @@ def _locked_folders(record: RecordAt, checkpoints: Checkpoints | None) -> Iterat
         yield
 
 
-def _run(
-    models: list[HookedTransformer],
-    tasks: list[Task],
-    configs: list[TrainConfig],
-    record: RecordAt,
-    progress: bool | None,
-    on_record: OnRecord | None,
-    checkpoints: Checkpoints | None,
-    fused: bool,
-) -> list[TrainingRecord]:
-    n_steps, hidden = configs[0].steps, None if progress is None else not progress
+def _run(so_far: Progress, progress: bool | None, on_record: OnRecord | None) -> list[TrainingRecord]:
+    models, tasks, configs, record = so_far.models, so_far.tasks, so_far.configs, so_far.record
+    n_steps, fused, hidden = configs[0].steps, so_far.path == FusedRun.path, None if progress is None else not progress
     recorded = set(record.within(n_steps))
-    so_far = Progress(models, tasks, configs, record, checkpoints, FusedRun.path if fused else StructuredRun.path)
     if so_far.step == n_steps:  # finished by an earlier call
         return so_far.records(n_steps)
 

@@ -35,9 +35,10 @@ from causal_circuits.training.structured_run import StructuredRun
 
 
 class Progress:
-    """Losses, recorded states and, where asked for, checkpoints of a run; made before its first step.
+    """A run and what it has so far: losses, recorded states and, where asked for, checkpoints; made before step 0.
 
     Attributes:
+        models, tasks, configs, record, path: what is trained, and how.
         start: the checkpoint to go on from (the models have its weights), or None.
         step: steps done by earlier calls.
         losses: [step, member].
@@ -53,26 +54,27 @@ class Progress:
         checkpoints: Checkpoints | None,
         path: Literal["fused", "structured"],
     ) -> None:
-        self._models, self._configs, self._checkpoints, self._path = models, configs, checkpoints, path
-        self._n_steps, self._began, self._interrupted = configs[0].steps, time.perf_counter(), False
-        self.losses, self.states = np.empty((self._n_steps, len(models))), self._new_states(record)
+        self.models, self.tasks, self.configs, self.record, self.path = models, tasks, configs, record, path
+        self._checkpoints, self._began, self._interrupted = checkpoints, time.perf_counter(), False
+        self._n_steps = configs[0].steps
+        self.losses, self.states = np.empty((self._n_steps, len(models))), self._new_states()
         self.start: State | None = None
         if checkpoints is not None:
             self._identity = identity_of(models, tasks, configs, record, path)
             self.start = load_state(checkpoints.folder, self._identity, self._restore, checkpoints.exact)
             if self.start is None:
-                self.states = self._new_states(record)  # a checkpoint that was skipped may have filled them in part
+                self.states = self._new_states()  # a checkpoint that was skipped may have filled them in part
             else:
                 give_weights(models, self.start, checkpoints.folder)
         self.step = self._saved = self.start.step if self.start else 0
         self._earlier_s = self._saved_s = self.start.seconds if self.start else 0.0
 
-    def _new_states(self, record: RecordAt) -> list[RecordedStates]:
+    def _new_states(self) -> list[RecordedStates]:
         """Those of an ensemble's members have a subfolder each."""
-        n_members, n_records = len(self._models), len(record.within(self._n_steps))
-        if record.folder is None or n_members == 1:
-            return [RecordedStates(n_records, record.folder) for _ in range(n_members)]
-        return [RecordedStates(n_records, Path(record.folder) / f"member_{i:03d}") for i in range(n_members)]
+        folder, n_records = self.record.folder, len(self.record.within(self._n_steps))
+        if folder is None or len(self.models) == 1:
+            return [RecordedStates(n_records, folder) for _ in self.models]
+        return [RecordedStates(n_records, Path(folder) / f"member_{i:03d}") for i in range(len(self.models))]
 
     def _restore(self, state: State) -> None:
         self.losses[: state.step] = state.tensors["losses"].numpy()
@@ -115,7 +117,7 @@ class Progress:
 
     def _save(self, step: int, run: FusedRun | StructuredRun, checkpoints: Checkpoints) -> None:
         run.write_back()
-        weights = weights_of(self._models)
+        weights = weights_of(self.models)
         wrong = [name for name, weight in weights.items() if not isfinite(float(weight.sum()))]
         if wrong:
             raise self._divergence("a weight", "became non-finite", step - 1, int(wrong[0].partition(".")[0]))
@@ -142,16 +144,16 @@ class Progress:
             raise self._divergence("a gradient", "became non-finite", step, without_gradient)
 
     def _divergence(self, what: str, became: str, step: int, member: int) -> DivergenceError:
-        ends = np.cumsum([stage.steps for stage in self._configs[member].stages])
-        stage = self._configs[member].stages[int(np.searchsorted(ends, step, side="right"))]
+        ends = np.cumsum([stage.steps for stage in self.configs[member].stages])
+        stage = self.configs[member].stages[int(np.searchsorted(ends, step, side="right"))]
         good = "no checkpoint was kept"
         if self._checkpoints is not None and self._saved:
             good = f"the last good checkpoint is that of step {self._saved:,} in {self._checkpoints.folder}"
-        dtype = self._models[member].W_U.dtype
+        dtype = self.models[member].W_U.dtype
         advice = f"lower the learning rate (now {stage.learning_rate})"
         if dtype.itemsize < 4:  # torch's optimisers do not get far there, whatever the rate
             advice = f"train in float32, with model.float(): this model is in {str(dtype).removeprefix('torch.')}"
-        whose = f" of member {member}" if len(self._configs) > 1 else ""
+        whose = f" of member {member}" if len(self.configs) > 1 else ""
         message = f"{what}{whose} {became} at step {step:,}: {advice}; {good}"
         return DivergenceError(message, step, member, self._saved or None)
 
@@ -166,11 +168,11 @@ class Progress:
                 losses=torch.from_numpy(self.losses[:step, member].copy()),
                 config=plain_values(config),
                 seconds=seconds,
-                sequences_per_s=step * config.batch_size * len(self._models) / seconds,
-                path=self._path,
+                sequences_per_s=step * config.batch_size * len(self.models) / seconds,
+                path=self.path,
                 **self.states[member].fields(),
             )
-            for member, config in enumerate(self._configs)
+            for member, config in enumerate(self.configs)
         ]
 
 
