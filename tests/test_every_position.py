@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import causal_circuits as cc
-from causal_circuits.models.structured import structured_logits_everywhere
+from causal_circuits.models import structured_logits
 from causal_circuits.tasks import MarkovTask, next_token_predictors
 from causal_circuits.training.relative_positions import share_by_distance
 from causal_circuits.training.steps import TRAINING_STREAM
@@ -20,7 +20,9 @@ def a_model(n_heads=(1, 1), seed=0):
 @pytest.mark.parametrize("n_heads", [(1, 1), (2, 1), (1, 1, 1)])
 def test_the_structured_forward_is_the_plain_one(n_heads):
     model, tokens = a_model(n_heads).double(), TASK.sample(5, seed=0).tokens
-    torch.testing.assert_close(structured_logits_everywhere(model, tokens), model(tokens), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        structured_logits(model, tokens, every_position=True), model(tokens), rtol=1e-10, atol=1e-10
+    )
     with cc.models.plain_forward():
         plain = cc.log_probs(model, tokens, every_position=True)
     torch.testing.assert_close(cc.log_probs(model, tokens, every_position=True), plain, rtol=1e-10, atol=1e-10)

@@ -1,4 +1,5 @@
 from .acceptance import attachments as attachments
+from .agreement import check_forward as check_forward
 from .annotation import HookedTransformer as HookedTransformer
 from .bridge import as_bridge as as_bridge
 from .build import attention_block as attention_block
@@ -23,7 +24,6 @@ from .layout import layout_of as layout_of
 from .layout import slots as slots
 from .ordinary import ordinary_transformer as ordinary_transformer
 from .structured import PROBABILITY_FLOOR as PROBABILITY_FLOOR
-from .structured import check_forward as check_forward
 from .structured import log_probs as log_probs
 from .structured import logits as logits
 from .structured import plain_forward as plain_forward

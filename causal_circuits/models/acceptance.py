@@ -3,8 +3,8 @@
 A fast forward (structured, compiled, closed form, last position only) computes what a HookedTransformer computes *if*
 the model is what it was written for. So it says what it accepts: modules of TransformerLens's own classes with their
 own `forward`, config fields at values that it knows, the frozen weights that the layout prescribes, no hook that it
-does not call. Everything else takes the plain forward of TransformerLens, or is refused by name (`attachments`).
-`check_forward` compares the two on one sequence at the entrance of every analysis, for what nobody thought of.
+does not call. Everything else takes the plain forward of TransformerLens, or is refused by name (`attachments`); what
+nobody thought of is found by `agreement`.
 """
 
 import dataclasses
@@ -14,8 +14,7 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from causal_circuits.arguments import check_arguments
@@ -180,98 +179,9 @@ def refuse_foreign(model: HookedTransformer, tool: str, remedy: str) -> None:
         raise ValueError(f"{tool} reads the model's weights alone and would not see the {found}: {remedy}")
 
 
-# Of log-probabilities, relative to the largest of them (and to 1).
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
-_SAME = 1e-6  # two runs of the same forward
 CHUNK = 2048  # sequences of one pass
-_PRODUCTS = 2**22  # of one head's projection of the sequences that are tried, at most; one sequence at least
 
 
 def chunks(n: int) -> list[slice]:
     """Rows 0 .. n - 1 in pieces of `CHUNK`."""
     return [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]
-
-
-@torch.no_grad()
-def check_forward(
-    model: HookedTransformer,
-    tokens: Int[Tensor, "batch n_ctx"],
-    fast: Callable[[HookedTransformer, Tensor], Tensor],
-    plain: Callable[[HookedTransformer, Tensor], Tensor],
-    each_alone: bool = True,
-) -> None:
-    """Compare the forward that an analysis is about to use with TransformerLens's own.
-
-    Args:
-        model: any HookedTransformer.
-        tokens: sequences; the first few are used, and all (of one pass) where something is attached to the model.
-        each_alone: whether the analysis needs every sequence to be answered without regard to the others in a batch.
-        fast, plain: (model, tokens) -> log-probabilities at the last position; the same function twice where the
-            analysis is to use the plain forward.
-
-    Raises:
-        ValueError: the two differ, the model gives two different outputs for the same tokens, an output depends on the
-            other sequences of the batch, or the model is compiled, so that torch skips hooks.
-    """
-    attached = attachments(model)
-    for found in attached:
-        if found.startswith("compiled module"):
-            raise ValueError(
-                "a model that is analysed must call its hooks, and torch skips them in compiled modules: found a "
-                f"{found}; analyse the model as it was before model.compile()"
-            )
-    n = min(8, max(1, _PRODUCTS // (tokens.shape[1] * model.cfg.d_model * model.cfg.d_head)))
-    tried = tokens[: CHUNK if attached else n].to(model.W_U.device)
-    expected = plain(model, tried).double()
-    if attached or fast is plain:
-        _check_same(_largest_difference(plain(model, tried).double(), expected))
-    if attached and each_alone and len(tried) > 1:
-        _check_each_alone(model, tried, expected, plain)
-    off = 0.0 if fast is plain else _largest_difference(fast(model, tried).double(), expected)
-    if off > _TOLERANCE.get(model.W_U.dtype, 0.5):
-        raise ValueError(
-            f"the fast forward must agree with model(tokens): it is off by {off:.3g} in a log-probability; something "
-            "about this model is unknown to causal_circuits: analyse it within causal_circuits.models.plain_forward(), "
-            "and please report it"
-        )
-
-
-def _check_same(difference: float) -> None:
-    if difference > _SAME:
-        raise ValueError(
-            f"the model must give the same output for the same tokens: two runs differ by {difference:.3g} in a "
-            "log-probability; is there dropout or other randomness in a hook or a module? remove it "
-            "(model.reset_hooks()) or call model.eval()"
-        )
-
-
-def _check_each_alone(
-    model: HookedTransformer,
-    tokens: Tensor,
-    expected: Tensor,
-    plain: Callable[[HookedTransformer, Tensor], Tensor],
-) -> None:
-    """Refuse hooks whose effect on a sequence depends on the batch: tools repeat, shuffle and cut batches."""
-    try:
-        alone = plain(model, tokens[:1]).double()
-    except Exception as error:  # whatever the user's hook raises when the batch is another one
-        raise ValueError(_BY_BATCH.format(f"it fails for the first sequence alone ({type(error).__name__})")) from error
-    off = _largest_difference(alone, expected[:1])
-    if off > _TOLERANCE.get(model.W_U.dtype, 0.5):
-        raise ValueError(
-            _BY_BATCH.format(f"the first sequence's log-probabilities are off by {off:.3g} without the others")
-        )
-
-
-_BY_BATCH = (
-    "a model must answer every sequence without regard to the others in its batch: {}; let hooks act on each sequence "
-    "alone (a mean over a batch can be stored beforehand)"
-)
-
-
-def _largest_difference(found: Tensor, expected: Tensor) -> float:
-    """Between log-probabilities, relative to the largest finite one; infinite where one of two is not finite."""
-    finite = expected.isfinite()
-    size = max(1.0, float(expected[finite].abs().max())) if bool(finite.any()) else 1.0
-    same = (found == expected) | (found.isnan() & expected.isnan())
-    return float(torch.where(same, 0.0, (found - expected).abs()).nan_to_num(torch.inf, torch.inf).max()) / size

@@ -15,6 +15,7 @@ there - reading, editing or backward - work as they do in the plain forward.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +23,6 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.models import acceptance
 from causal_circuits.models.acceptance import has_hooks, takes_fast_forward
 from causal_circuits.models.annotation import HookedTransformer
 from causal_circuits.models.last_position import can_skip_positions, last_position_logits
@@ -74,14 +74,14 @@ def logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Floa
     return choose_forward(model)(model, tokens)
 
 
-Forward = Callable[[HookedTransformer, Int[Tensor, "batch n_ctx"]], Float[Tensor, "batch d_vocab"]]
+Forward = Callable[[HookedTransformer, Int[Tensor, "batch n_ctx"]], Float[Tensor, "batch *pos d_vocab"]]
 
 
 def choose_forward(model: HookedTransformer, every_position: bool = False) -> Forward:
     """The forward that `logits` takes for a model as it is now; or one that answers at every position."""
     if every_position:
         is_structured = choose_forward(model) is structured_forward and layout_of(model).kind == "disentangled"
-        return structured_logits_everywhere if is_structured else plain_logits_everywhere
+        return partial(structured_logits if is_structured else plain_logits, every_position=True)
     if always_plain() or torch.is_autocast_enabled(model.W_U.device.type):
         return plain_logits
     if has_layout(model):
@@ -97,16 +97,12 @@ def structured_forward(model: HookedTransformer, tokens: Int[Tensor, "batch n_ct
     return (structured_logits if layout_of(model).kind == "disentangled" else reduced_probs)(model, tokens)
 
 
-def plain_logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
-    """The model's output at the last position by TransformerLens's own forward."""
-    return model(tokens, return_type="logits")[:, -1]
-
-
-def plain_logits_everywhere(
-    model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]
-) -> Float[Tensor, "batch n_ctx d_vocab"]:
-    """The model's output at every position by TransformerLens's own forward."""
-    return model(tokens, return_type="logits")
+def plain_logits(
+    model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], every_position: bool = False
+) -> Float[Tensor, "batch *pos d_vocab"]:
+    """The model's output at the last position, or at every one, by TransformerLens's own forward."""
+    output = model(tokens, return_type="logits")
+    return output if every_position else output[:, -1]
 
 
 @check_arguments
@@ -130,28 +126,6 @@ def as_log_probs(model: HookedTransformer, output: Float[Tensor, "*row d_vocab"]
     if has_layout(model) and layout_of(model).kind == "reduced":
         return (output + PROBABILITY_FLOOR).log()
     return output.log_softmax(dim=-1)
-
-
-@check_arguments
-def check_forward(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], *, each_alone: bool = True) -> None:
-    """Raise a ValueError unless the forward that `log_probs` takes agrees with ``model(tokens)`` on some sequences.
-
-    Every analysis of a model calls this at its entrance. It also finds a model that answers differently each time, one
-    that is compiled (torch then skips hooks) and, with `each_alone`, one whose hooks mix the sequences of a batch.
-
-    >>> model, tokens = cc.disentangled_transformer(d_vocab=3, n_ctx=4, init_scale=1.0), torch.tensor([[0, 1, 2, 0]])
-    >>> model.add_hook("blocks.0.attn.hook_z", lambda z, hook: z + torch.rand_like(z))
-    >>> check_forward(model, tokens)
-    Traceback (most recent call last):
-    ValueError: the model must give the same output for the same tokens: ...
-    """
-
-    def plain(model: HookedTransformer, tokens: Tensor) -> Tensor:
-        return as_log_probs(model, plain_logits(model, tokens))
-
-    acceptance.check_forward(
-        model, tokens, plain if choose_forward(model) is plain_logits else log_probs, plain, each_alone
-    )
 
 
 @torch.enable_grad()
@@ -179,29 +153,19 @@ def usable_for_gradients(batch: Batch) -> Batch:
 
 
 @check_arguments
-def structured_logits(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:
-    """Logits of a disentangled transformer at the last position (see the module's text for the method).
+def structured_logits(
+    model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], every_position: bool = False
+) -> Float[Tensor, "batch *pos d_vocab"]:
+    """Logits of a disentangled transformer at the last position, or at every one (the module's text has the method).
 
     >>> plain = model(batch.tokens)[:, -1]
     >>> bool((cc.models.structured_logits(model, batch.tokens) - plain).abs().max() < 1e-4)
     True
     """
-    return _logits_of(model, tokens, slice(layout_of(model).n_ctx - 1, None))[:, 0]
-
-
-def structured_logits_everywhere(
-    model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]
-) -> Float[Tensor, "batch n_ctx d_vocab"]:
-    """Logits of a disentangled transformer at every position."""
-    return _logits_of(model, tokens, slice(None))
-
-
-def _logits_of(
-    model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], queries: slice
-) -> Float[Tensor, "batch query d_vocab"]:
-    """Logits at a range of positions: of the last layer no other row is formed."""
-    layout, n_queries = layout_of(model), len(range(*queries.indices(tokens.shape[1])))
+    layout = layout_of(model)
     _check_tokens(layout, tokens)
+    queries = slice(0 if every_position else layout.n_ctx - 1, None)  # no other row of the last layer is formed
+    n_queries = layout.n_ctx - queries.start
     one_hot = torch.nn.functional.one_hot(tokens, layout.d_vocab).to(model.W_U.dtype)
     mixing: list[Tensor | None] = [None]  # one [batch, n_ctx, n_ctx] a block; None is the identity
     rows = [torch.eye(layout.n_ctx).to(one_hot)[queries].expand(len(tokens), -1, -1)]
@@ -213,7 +177,8 @@ def _logits_of(
         if not is_last:
             mixing += [_compose(head, mix) for head in heads for mix in mixing]
     residual = torch.cat([half for row in rows for half in (row @ one_hot, row)], dim=-1)
-    return residual @ model.unembed.W_U + model.unembed.b_U
+    output = residual @ model.unembed.W_U + model.unembed.b_U
+    return output if every_position else output[:, 0]
 
 
 def reduced_probs(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.models import HookedTransformer, log_probs
+from causal_circuits.models import HookedTransformer, check_forward, log_probs
 from causal_circuits.models.acceptance import chunks
 from causal_circuits.models.fused import can_fuse, fused_step
 from causal_circuits.models.layout import has_layout
-from causal_circuits.models.structured import autograd_step, check_forward, choose_forward, usable_for_gradients
+from causal_circuits.models.structured import autograd_step, choose_forward, usable_for_gradients
 from causal_circuits.recording import RecordAt, Snapshot, watch_attention
 from causal_circuits.tasks import Batch
 from causal_circuits.tasks.base import Seed
