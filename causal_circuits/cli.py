@@ -107,6 +107,8 @@ def _write(study: "Study", output: Output, folder: Path, command: str) -> int:
 def parse(name: str, arguments: Sequence[str], program: str | None = None) -> "tuple[Study, Output]":
     """The study and the output flags (`program`: what --help calls itself); a ValueError in one line for bad ones."""
     config: type[Study] = importlib.import_module(f"causal_circuits.studies.{name}").Config
+    if not config.QUICK and {"-h", "--help"} & set(arguments):
+        config.__annotations__["quick"] = tyro.conf.Suppress[bool]
     quick = bool(config.QUICK) and "--quick" in arguments
     study: tuple[Any, ...] = ("study", config, field(default=config.quickly())) if quick else ("study", config)
     command: Any = make_dataclass("Command", [study, ("output", Output, field(default=Output()))])

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits import Frontier, Ranking, circuit_edges, circuit_mask
 from causal_circuits.circuits.graph import Circuit
-from causal_circuits.figures.style import BLACK, BLUE, GREY, SMALL, legend_at, look_of, new_axes, to_numpy
+from causal_circuits.figures.style import BLACK, BLUE, GREY, SMALL, legend_below, look_of, new_axes, to_numpy
 
 _FAINT = "#C8C8C8"
 _ROOM = (38.0, 15.0)  # pixels between the middles of two numbers that do not touch, across or down
@@ -87,18 +87,18 @@ def plot_frontier(frontier: Frontier, rankings: Sequence[Ranking] = (), ax: Axes
     >>> len(cc.figures.plot_frontier(frontier, [ranking]).lines) >= 2
     True
     """
-    ax = new_axes(ax, 7.2, 4.4)
+    ax = new_axes(ax, 5.6, 4.8)
     sizes = np.arange(len(frontier.cost))
     name = "the best of all circuits" if frontier.exact else "the best circuit found"
     ax.plot(sizes, to_numpy(frontier.cost), color=BLACK, linewidth=2.6, label=name, zorder=3)
     for k, ranking in enumerate(rankings):
-        label = f"{ranking.method.replace('_', ' ')} {ranking.mean_regret:.3f}"
+        label = f"{ranking.method.replace('_', ' ')}: mean regret {ranking.mean_regret:.3f}"
         size = max(7.5 - 0.7 * k, 3.0)  # the first shows around those that hide it
         ax.plot(sizes, to_numpy(ranking.cost), markersize=size, linewidth=1.0, label=label, **look_of(k))
     ax.set_xlabel("edges in the circuit (at most)")
     ax.set_ylabel("cost (for the loss: nats)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend_at(ax, "right", title="method, mean regret")
+    legend_below(ax)
     return ax
 
 

@@ -80,7 +80,9 @@ def plot_curves(
     low, high = forward(ax.get_ylim())
     heights = [(float(forward(level)) - low) / (high - low) for level in (levels or {}).values()]
     for name, height in zip(levels or {}, dodge(heights, 0.04), strict=True):
-        ax.annotate(name, (0.01, height), xycoords="axes fraction", va="bottom", fontsize=SMALL, color=GREY)
+        on_white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        look = {"va": "bottom", "fontsize": SMALL, "color": GREY, "bbox": on_white, "zorder": 0.5}  # below the curves
+        ax.annotate(name, (0.01, height), xycoords="axes fraction", **look)
     if title is not None:
         ax.set_title(fill(title, 60), fontsize=10)
     if legend:

@@ -25,7 +25,6 @@ PNG_DPI = 150
 MAX_SVG_BYTES = 300_000
 SMALLEST = 0.6  # of a figure's width; below it the labels cannot be read
 LONG_TABLE, WIDE_TABLE = 12, 9  # rows and columns; a table with more of either is folded
-LONG_TEXT = 40  # characters; a longer one stays in its column, also where all rows say the same
 _NUMBERS = itertools.count(1)
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
@@ -102,7 +101,7 @@ def table_html(rows: Sequence[Mapping[str, object]] | pd.DataFrame, caption: str
     columns = {_heading(str(key)): key for row in listed for key in row}
     texts = {name: {display.format_value(row.get(key)) for row in listed} for name, key in columns.items()}
     same = {name: told.pop() for name, told in texts.items() if len(listed) > 2 and len(told) == 1}
-    shown = [name for name in columns if name not in same or len(same[name]) > LONG_TEXT] or list(columns)
+    shown = [name for name in columns if name not in same] or list(columns)
     if len(shown) < len(columns):
         caption += "; in all rows: " + ", ".join(f"{name} {text}" for name, text in same.items() if name not in shown)
     table = display.table_html([{name: row.get(columns[name]) for name in shown} for row in listed], caption)

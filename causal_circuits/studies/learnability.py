@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 import causal_circuits as cc
 from causal_circuits import figures
+from causal_circuits.figures.style import legend_below, look_of
 from causal_circuits.pages import Check, Section
 from causal_circuits.statistics import rank_correlation
 from causal_circuits.studies.power_laws import Exponent, falls, fit_exponents, is_share
@@ -257,9 +258,11 @@ def plot_learned(table: pd.DataFrame, *names: str) -> dict[str, Axes]:
 
 def plot_without(table: pd.DataFrame) -> Axes:
     ax = Figure(figsize=(5.6, 3.9), layout="constrained").add_subplot()
-    for family, of in table.groupby("graph"):
-        ax.plot(of.excess, of.attention, "o", markersize=4, markerfacecolor="none", label=str(family))
+    for k, (family, of) in enumerate(table.groupby("graph")):
+        ax.plot(
+            of.excess, of.attention, markersize=4, markerfacecolor="none", label=str(family), **look_of(k, line=False)
+        )
     ax.set(xlabel="loss - edge posterior (nats)", ylabel="share of edges that are there")
     ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
-    ax.legend(frameon=False)
+    legend_below(ax)
     return ax

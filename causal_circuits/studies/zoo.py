@@ -299,7 +299,7 @@ def make_checks(models: Sequence[ZooModel]) -> list[Check]:
     checks = []
     for kind, some in found.groupby("kind") if by_hand else ():
         claim = f"Cutting single entries ranks those written into every {kind} model above all others"
-        evidence = f"AUROC {some.auroc_used.min():.3f} or more in {len(some)} models"
+        evidence = f"AUROC {some.auroc_used.min():.3f} at the least in {len(some)} models"
         checks.append(Check(bool((some.auroc_used == 1.0).all()), claim, evidence))
     return checks
 

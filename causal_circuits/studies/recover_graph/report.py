@@ -15,6 +15,7 @@ def make_report(found: cc.discovery.RecoveredGraph, targets: str, data: str) -> 
     frame = found.to_frame().replace(inf, None)
     p_values = frame.p_value.where(frame.candidate.notna()).map(p_text)
     table = frame.assign(p_value=p_values).rename(columns={"candidate": "candidate parent", "reason": "why"})
+    tested = frame.candidate.notna().any()
     return Report(
         title="The causal graph behind these sequences",
         checks=make_checks(found),
@@ -28,11 +29,11 @@ def make_report(found: cc.discovery.RecoveredGraph, targets: str, data: str) -> 
             ),
             Section(
                 "What it rests on",
-                "Each position's candidate parent, on a scale where an edge scores 1 and an independent pair 0.",
-                figures={"weights": figures.plot_recovery(found)}
-                if any(p.candidate is not None for p in found.positions)
-                else {},
-                table=table,
+                "Each position's candidate parent, on a scale where an edge scores 1 and an independent pair 0."
+                if tested
+                else f"No position has a candidate parent: {'; '.join(frame.reason.unique())}.",
+                figures={"weights": figures.plot_recovery(found)} if tested else {},
+                table=table if tested else None,
             ),
         ],
         summary=[
