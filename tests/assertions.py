@@ -1,14 +1,18 @@
-"""Assertions that several test files share."""
+"""Assertions that several test files share, and the gradients of random models that they are made of."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jaxtyping
+import oracles
 import pytest
 import torch
 from torch import Tensor
 
-from causal_circuits.models import HookedTransformer
+import causal_circuits as cc
+from causal_circuits.models import HookedTransformer, layout_of
+from causal_circuits.models.fused import _trained, live_weights
+from causal_circuits.models.structured import PROBABILITY_FLOOR
 
 
 @contextmanager
@@ -77,3 +81,51 @@ def assert_given_back(model: HookedTransformer) -> Iterator[None]:
         assert parameter.requires_grad == requires_grad, name
         assert parameter.grad is gradient, name
         assert gradient is None or torch.equal(gradient, gradient_value), name
+
+
+# ---- gradients
+
+
+def draw(d_vocab: int, n_ctx: int, batch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.softmax(2 * torch.randn(batch, d_vocab, generator=generator), dim=-1)
+    return torch.randint(d_vocab, (batch, n_ctx), generator=generator), targets
+
+
+def by_autograd(model: HookedTransformer, tokens: Tensor, targets: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    """From the float64 oracle: loss and gradients of A1, A2 and W_U (a reduced model has none), as live weights are.
+
+    Then layer 0's mean attention and the gradient of its scores.
+    """
+    layout = layout_of(model)
+    if layout.kind == "reduced":
+        a1, a2 = (weight[0].double().requires_grad_() for weight in live_weights(model))
+        f = oracles.reduced_forward(a1, a2, tokens, layout.d_vocab)
+        loss = -(targets.double() * (f + PROBABILITY_FLOOR).log()).sum(dim=-1).mean()
+        loss.backward()
+        future = torch.ones_like(a1, dtype=torch.bool).triu(1)
+        pattern = a1.detach().masked_fill(future, -torch.inf).softmax(dim=-1)
+        return [loss.detach(), a1.grad[None], a2.grad[None]], pattern[None], a1.grad[None]
+    attention, readout = oracles.weights_of(model, layout.d_vocab, layout.n_ctx, layout.n_heads)
+    run = oracles.disentangled_forward(attention, readout, tokens, layout.d_vocab)
+    loss = oracles.cross_entropies(run.logits, targets).mean()
+    loss.backward()
+    gradients = [*(torch.stack([head.grad for head in heads]) for heads in attention), readout.grad]
+    heads = [(0, head) for head in range(layout.n_heads[0])]
+    pattern = torch.stack([run.patterns[head].detach().mean(dim=0) for head in heads])
+    return [loss.detach(), *gradients], pattern, torch.stack([run.scores[head].grad.sum(dim=0) for head in heads])
+
+
+def gradients_of(model: HookedTransformer) -> list[Tensor]:
+    """Of A1, A2 and W_U; everything else, which pads a head or a layer, has none."""
+    live = [parameter.grad[block].clone() for parameter, block in _trained(model)]
+    every = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert sum(int(grad.count_nonzero()) for grad in every) == sum(int(grad.count_nonzero()) for grad in live)
+    return live
+
+
+def reduced(d_vocab: int, n_ctx: int, scale: float = 0.5) -> HookedTransformer:
+    model, generator = cc.reduced_transformer(d_vocab, n_ctx), torch.Generator().manual_seed(1)
+    for weight in live_weights(model):
+        weight.copy_(scale * torch.randn(weight.shape, generator=generator))
+    return model

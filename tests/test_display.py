@@ -61,6 +61,11 @@ def test_a_record_tells_its_steps_its_losses_and_what_was_recorded() -> None:
     assert cells_of(shown) == [["step", "loss"], ["0", "2.25"], ["3", "1.75"]]
 
 
+def test_an_empty_record_shows_itself_too() -> None:
+    empty = record([], steps=(), recorded_losses=torch.zeros(0, dtype=torch.float64), attention=None)
+    assert repr(empty) == "TrainingRecord(0 steps, 0.0 s; 0 states recorded)"
+
+
 def test_a_comparison_names_the_edges_that_differ_and_few_of_many() -> None:
     true, found = cc.chain_graph(20), cc.graph_from_parents([None] * 17 + [0, None])
     recovery = cc.compare_graphs(true, found)

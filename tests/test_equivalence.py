@@ -62,6 +62,12 @@ def test_the_rotation_leaves_no_slot_in_sight(random_model):
     assert int((embeddings.abs() > 1e-3).sum(dim=1).min()) > embeddings.shape[1] // 2
 
 
+def test_another_seed_is_another_rotation_of_the_same_function(random_model):
+    one, other = cc.models.entangle(random_model, seed=0), cc.models.entangle(random_model, seed=1)
+    assert not torch.allclose(one.W_E, other.W_E, atol=0.1)
+    assert_same_function(one, other)
+
+
 @pytest.mark.parametrize(
     ("change", "rule"),
     [

@@ -109,3 +109,13 @@ def test_figures_of_a_recovery_show_every_position():
     arcs = figures.plot_recovered_graph(found)
     question_marks = [text for text in arcs.texts if text.get_text() == "?"]
     assert len(question_marks) == len(found.undecided)
+
+
+def test_agreement_lines_in_a_group_share_their_colour():
+    series = {
+        name: [(10, 0.5), (100, value)] for name, value in (("a g", 0.8), ("a G", 1.0), ("b g", 0.7), ("b G", 1.1))
+    }
+    ax = figures.plot_curves(series, xlabel="n_ctx", ylabel="slope", levels={"": 1.0}, group_size=2)
+    colours = [line.get_color() for line in ax.lines[:4]]
+    assert colours[0] == colours[1] != colours[2] == colours[3]
+    assert_refused(lambda: figures.plot_curves({}, xlabel="x", ylabel="y"), "at least one point")

@@ -3,13 +3,13 @@
 import oracles
 import pytest
 import torch
-from assertions import assert_close
+from assertions import assert_close, by_autograd, draw, gradients_of, reduced
 from torch import Tensor
 
 import causal_circuits as cc
 from causal_circuits import native
-from causal_circuits.models import HookedTransformer, layout_of
-from causal_circuits.models.fused import FusedStep, can_fuse, fused_step, live_weights
+from causal_circuits.models import HookedTransformer
+from causal_circuits.models.fused import can_fuse, fused_step, live_weights
 from causal_circuits.models.structured import PROBABILITY_FLOOR
 
 CHUNK, WIDEST_GAP = native.core().CHUNK, native.core().WIDEST_GAP
@@ -17,37 +17,15 @@ SIZES = [(3, 6), (7, 4), (5, 5)]  # d_vocab below, above and equal to n_ctx
 HEADS = [(1, 1), (2, 1), (1, 2), (3, 2)]
 
 
-def draw(d_vocab: int, n_ctx: int, batch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    targets = torch.softmax(2 * torch.randn(batch, d_vocab, generator=generator), dim=-1)
-    return torch.randint(d_vocab, (batch, n_ctx), generator=generator), targets
-
-
-def assert_fused_equals_autograd(
-    model: HookedTransformer, tokens: Tensor, targets: Tensor, tolerance: float = 1e-5
-) -> FusedStep:
-    """Loss, all three gradients, layer 0's mean attention and its score gradients, against float64."""
-    layout = layout_of(model)
-    attention, readout = oracles.weights_of(model, layout.d_vocab, layout.n_ctx, layout.n_heads)
-    run = oracles.disentangled_forward(attention, readout, tokens, layout.d_vocab)
-    loss = oracles.cross_entropies(run.logits, targets).mean()
-    loss.backward()
+def assert_fused_equals_autograd(model: HookedTransformer, tokens: Tensor, targets: Tensor) -> None:
+    """Loss, all gradients, layer 0's mean attention and its score gradients, against float64."""
+    (loss, *gradients), attention, score_gradient = by_autograd(model, tokens, targets)
     step = fused_step(model, tokens, targets)
-    assert step.loss == pytest.approx(loss.item(), rel=tolerance)
-    assert_close(model.unembed.W_U.grad, readout.grad, tolerance)
-    for layer, heads in enumerate(attention):
-        gradient = model.blocks[layer].attn.W_Q.grad
-        assert gradient.shape == model.blocks[layer].attn.W_Q.shape
-        padding = gradient.clone()
-        for head, weights in enumerate(heads):
-            width = len(weights)
-            assert_close(gradient[head, :width, :width], weights.grad, tolerance)
-            padding[head, :width, :width] = 0.0
-        assert not padding.any()
-    for head in range(layout.n_heads[0]):
-        assert_close(step.attention[head], run.patterns[0, head].mean(dim=0), tolerance)
-        assert_close(step.score_gradient[head], run.scores[0, head].grad.sum(dim=0), tolerance)
-    return step
+    assert step.loss == pytest.approx(float(loss), rel=1e-5)
+    for found, expected in zip(gradients_of(model), gradients, strict=True):
+        assert_close(found, expected, 1e-5)
+    assert_close(step.attention, attention, 1e-5)
+    assert_close(step.score_gradient, score_gradient, 1e-5)
 
 
 @pytest.mark.parametrize(("d_vocab", "n_ctx"), SIZES)
@@ -59,39 +37,12 @@ def test_fused_gradients_equal_autograd(n_heads: tuple[int, int], d_vocab: int, 
     assert_fused_equals_autograd(model, *draw(d_vocab, n_ctx, batch))
 
 
-def reduced(d_vocab: int, n_ctx: int, scale: float = 0.5) -> HookedTransformer:
-    model, generator = cc.reduced_transformer(d_vocab, n_ctx), torch.Generator().manual_seed(1)
-    for weight in live_weights(model):
-        weight.copy_(scale * torch.randn(weight.shape, generator=generator))
-    return model
-
-
-def assert_reduced_equals_autograd(model: HookedTransformer, tokens: Tensor, targets: Tensor) -> None:
-    """Loss, both gradients and layer 0's record, against float64."""
-    a1, a2 = (weight[0].double().requires_grad_() for weight in live_weights(model))
-    d_vocab, n_ctx = len(a2), len(a1)
-    f = oracles.reduced_forward(a1, a2, tokens, d_vocab)
-    loss = -(targets.double() * (f + PROBABILITY_FLOOR).log()).sum(dim=-1).mean()
-    loss.backward()
-    step = fused_step(model, tokens, targets)
-    assert step.loss == pytest.approx(loss.item(), rel=1e-5)
-    position, token = (layout_of(model).slots()[name].slice for name in ("position", "token"))
-    for layer, rows, width, expected in ((0, position, n_ctx, a1.grad), (1, token, d_vocab, a2.grad)):
-        gradient = model.blocks[layer].attn.W_Q.grad[0].clone()
-        assert_close(gradient[rows, :width], expected, 1e-5)
-        gradient[rows, :width] = 0.0
-        assert not gradient.any()
-    future = torch.ones(n_ctx, n_ctx, dtype=torch.bool).triu(1)
-    assert_close(step.attention[0], a1.detach().masked_fill(future, -torch.inf).softmax(dim=-1), 1e-5)
-    assert_close(step.score_gradient[0], a1.grad, 1e-5)
-
-
 @pytest.mark.parametrize(("d_vocab", "n_ctx"), [*SIZES, (19, 20), (40, 33), (3, 160)])
 @pytest.mark.parametrize("batch", [1, CHUNK + 1])
 def test_the_reduced_models_gradients_equal_autograd(d_vocab: int, n_ctx: int, batch: int) -> None:
     model = reduced(d_vocab, n_ctx)
     assert can_fuse(model)
-    assert_reduced_equals_autograd(model, *draw(d_vocab, n_ctx, batch))
+    assert_fused_equals_autograd(model, *draw(d_vocab, n_ctx, batch))
 
 
 def test_the_reduced_models_large_scores() -> None:
@@ -106,7 +57,7 @@ def test_the_reduced_models_large_scores() -> None:
     tokens, targets = draw(4, 7, 24)
     f = oracles.reduced_forward(a1.double(), a2.double(), tokens, 4)
     assert ((f > 0) & (f < PROBABILITY_FLOOR)).any()
-    assert_reduced_equals_autograd(model, tokens, targets)
+    assert_fused_equals_autograd(model, tokens, targets)
 
 
 def test_reduced_models_train_in_the_core_as_by_autograd() -> None:
@@ -181,14 +132,13 @@ def test_products_of_exponentials_up_to_the_widest_gap(d_vocab: int, gap: float)
 def test_a_batch_that_went_wrong_shows_and_leaves_nothing_to_the_next(kind: str) -> None:
     tokens, targets = draw(3, 6, 9)
     model = reduced(3, 6) if kind == "reduced" else cc.disentangled_transformer(3, 6, (2, 1), init_scale=0.4)
-    assert_equal = assert_reduced_equals_autograd if kind == "reduced" else assert_fused_equals_autograd
     for weight in live_weights(model):
         kept = weight.clone()
         weight.fill_(float("nan"))
         loss = fused_step(model, tokens, targets).loss
         assert loss != loss
         weight.copy_(kept)
-        assert_equal(model, tokens, targets)
+        assert_fused_equals_autograd(model, tokens, targets)
 
 
 def test_large_scores_in_the_second_layer() -> None:

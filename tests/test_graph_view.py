@@ -1,6 +1,7 @@
 """The graph to explore, the graph while it forms, phases and tables: what is drawn is what was found."""
 
 import dataclasses
+import re
 from base64 import b64decode
 from io import BytesIO
 from pathlib import Path
@@ -68,6 +69,12 @@ def test_labels_of_nodes_stand_in_place_of_their_numbers(fork: nx.DiGraph) -> No
     assert labelled.replace(escape(BAD), "1") == plain
     ax = figures.plot_graph_comparison(named, fork)
     assert [text.get_text() for text in ax.get_xticklabels()] == ["0", BAD, "2", "3", "4", "5", "6", "7"]
+
+
+def test_only_false_edges_hang_below_the_line(fork: nx.DiGraph) -> None:
+    html = figures.interactive_graph(fork, cc.graph_from_parents(FOUND))
+    below = {edge: path.split()[5] == "0" for edge, path in re.findall(r'data-edge="([^"]+)".*?d="([^"]+)"', html)}
+    assert below == {"0-1": False, "0-2": False, "1-3": False, "4-5": False, "1-2": True}
 
 
 def test_a_page_carries_each_script_once_and_only_if_it_needs_it(fork: nx.DiGraph, tmp_path: Path) -> None:

@@ -4,10 +4,9 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from assertions import assert_close, assert_given_back, assert_refused
+from assertions import assert_close, assert_given_back, assert_refused, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_fused import draw
 from torch import Tensor
 
 import causal_circuits as cc

@@ -174,12 +174,22 @@ def test_all_text_is_escaped(tmp_path: Path) -> None:
     assert all(text in Page(table).text for text in ("12,345", "0.1235", "-", "yes"))
 
 
+def test_an_empty_table_says_so() -> None:
+    assert "no rows" in Page(pages.table_html([], "Nothing")).text
+
+
 def test_the_verdict_comes_first_and_the_command_once_below_it(tmp_path: Path) -> None:
     section = pages.Section("One", "It shows.", "<p>evidence</p>", "python one.py")
     text = Page(page_of(tmp_path, section, section)).text
     order = ("Verdict: 1 of 2 checks passed; 1 failed", "✓ PASS", "✗ FAIL", "python one.py", "evidence")
     assert [text.index(words) for words in order] == sorted(text.index(words) for words in order)
     assert text.count("python one.py") == 1
+
+
+def test_sections_that_have_commands_of_their_own_keep_them(tmp_path: Path) -> None:
+    sections = [pages.Section(name, "It shows.", command=f"python {name}.py") for name in "ab"]
+    text = Page(page_of(tmp_path, *sections)).text
+    assert text.index("a.py") < text.index("2. b") < text.index("b.py")
 
 
 def test_a_column_of_one_value_is_told_once_and_headings_are_words() -> None:

@@ -224,6 +224,12 @@ def test_layers_that_are_not_there_are_refused(
     assert_refused(lambda: cc.training.take_snapshot(model, batch, record=record), "0 .. 1", "5")
 
 
+def test_records_whose_parts_do_not_fit_are_refused(record: cc.TrainingRecord) -> None:
+    fewer = {**NO_MATRICES, "score_gradients": record.score_gradients[:, 1:]}
+    assert_refused(lambda: replace(record, **fewer), "score_gradients", "layers (0, 1)", "[3, 1,")
+    assert_refused(lambda: replace(record, attention=record.attention[1:]), "attention")
+
+
 def test_records_of_before_are_not_mixed_with_these(record: cc.TrainingRecord, tmp_path: Path) -> None:
     """They held the gradient itself, and did not say so."""
     record.save(tmp_path)

@@ -124,6 +124,7 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     # figures
     "scaling of nothing": (lambda: figures.plot_scaling({"gap": []}, {}, ylabel="nats"), ("at least one point",)),
     "curves of nothing": (lambda: figures.plot_curves({}, xlabel="step", ylabel="nats"), ("at least one point",)),
+    "bars of nothing": (lambda: figures.plot_ablation([]), ("at least one result",)),
     "matrix of nothing": (
         lambda: figures.plot_matrix(np.where(np.tri(4, dtype=bool), np.nan, 1.0)),
         ("a finite entry on or below its diagonal",),

@@ -22,28 +22,18 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import oracles  # noqa: E402
-from assertions import assert_close  # noqa: E402
+from assertions import assert_close, by_autograd, draw, reduced  # noqa: E402
 from test_native_sampler import TASKS, assert_the_same, drawn_in_numpy  # noqa: E402
 
 import causal_circuits as cc  # noqa: E402
 from causal_circuits.models.fused import live_weights, sizes_of  # noqa: E402
 from causal_circuits.models.layout import layout_of  # noqa: E402
-from causal_circuits.models.structured import PROBABILITY_FLOOR  # noqa: E402
 from causal_circuits.tasks import draws  # noqa: E402
 from causal_circuits.tasks.base import seed_sequence  # noqa: E402
 
 N, FIRST, SEED = 35, 2**32 - 9, 5  # not a multiple of any vector's lanes; across the carry of a place
 KERNEL_SOURCES = ("kernels", "sampler", "step", "reduced", "optimizer")
 TRAINING_SOURCES = (*KERNEL_SOURCES, "trainer")
-
-
-def reduced(d_vocab: int, n_ctx: int) -> object:
-    """A reduced model with weights."""
-    model, generator = cc.reduced_transformer(d_vocab, n_ctx), torch.Generator().manual_seed(1)
-    for weight in live_weights(model):
-        weight.copy_(torch.randn(weight.shape, generator=generator))
-    return model
 
 
 TRAININGS = [  # vocabularies of one vector, two, many; two parts; long contexts
@@ -111,9 +101,8 @@ def check_training(name: str, compile_command: list[str], run_with: list[str]) -
         command = [*compile_command, *FLAGS, *sources, str(Path(__file__).with_name("train.cpp")), "-o", str(program)]
         subprocess.run(command, check=True)
         for model, batch in TRAININGS:
-            layout, generator = layout_of(model), torch.Generator().manual_seed(0)
-            tokens = torch.randint(layout.d_vocab, (batch, layout.n_ctx), generator=generator)
-            targets = torch.softmax(2 * torch.randn(batch, layout.d_vocab, generator=generator), dim=-1)
+            layout = layout_of(model)
+            tokens, targets = draw(layout.d_vocab, layout.n_ctx, batch)
             size = np.array([*sizes_of(model), layout.kind == "reduced", batch], np.int32)
             weights = [weight.contiguous().numpy() for weight in live_weights(model)]
             arrays = (size, *weights, tokens.numpy().astype(np.int32), targets.numpy())
@@ -123,28 +112,12 @@ def check_training(name: str, compile_command: list[str], run_with: list[str]) -
                 print(f"{name}: training {layout}: status {done.returncode}\n{done.stderr[-2000:]}")
                 return False
             numbers, place = torch.from_numpy(np.fromfile(found, np.float32)), 0
-            for expected in by_autograd(model, tokens, targets):
+            for expected in by_autograd(model, tokens, targets)[0]:
                 assert_close(numbers[place : place + expected.numel()], expected.flatten(), 2e-5)
                 place += expected.numel()
             assert place == len(numbers)
     print(f"{name}: {len(TRAININGS)} trainings as float64 autograd", flush=True)
     return True
-
-
-def by_autograd(model: object, tokens: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
-    """Loss and gradients of A1, A2 and, but for a reduced model, W_U."""
-    layout = layout_of(model)
-    if layout.kind == "reduced":
-        a1, a2 = (weight[0].double().requires_grad_() for weight in live_weights(model))
-        f = oracles.reduced_forward(a1, a2, tokens, layout.d_vocab)
-        loss = -(targets.double() * (f + PROBABILITY_FLOOR).log()).sum(dim=-1).mean()
-        loss.backward()
-        return [loss.detach(), a1.grad, a2.grad]
-    attention, readout = oracles.weights_of(model, layout.d_vocab, layout.n_ctx, layout.n_heads)
-    run = oracles.disentangled_forward(attention, readout, tokens, layout.d_vocab)
-    loss = oracles.cross_entropies(run.logits, targets).mean()
-    loss.backward()
-    return [loss.detach(), *(torch.stack([weight.grad for weight in heads]) for heads in attention), readout.grad]
 
 
 def check_symbols() -> bool:
