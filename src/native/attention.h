@@ -41,7 +41,7 @@ inline void by_token(const float* values, const int32_t* x, const float* identit
     }
     for (int t = 0; t < row; t += LANES) {
         Floats total[4] = {};  // chains that do not wait for each other
-        for (int i = 0; i < s.context; i += 4)
+        for (int i = s.pad / 4 * 4; i < s.context; i += 4)
             for (int k = 0; k < 4; ++k) total[k] += values[i + k] * load(identity + x[i + k] * row + t);
         store(out + t, (total[0] + total[1]) + (total[2] + total[3]));
     }
