@@ -4,18 +4,13 @@ import numpy as np
 import pytest
 import torch
 from assertions import assert_refused
+from users import labels_of
 
 import causal_circuits as cc
 from causal_circuits.discovery.user_data import read_data
 
 CHAIN = cc.chain_graph(6)
 TASK = cc.InContextTask(CHAIN, d_vocab=3)
-
-
-def labels_of(batch: cc.Batch, seed: int) -> np.ndarray:
-    law = batch.target_probs.double().numpy()
-    below = np.random.default_rng(seed).random((len(law), 1)) > law.cumsum(axis=1) / law.sum(axis=1, keepdims=True)
-    return below.sum(axis=1).clip(max=law.shape[1] - 1)
 
 
 # ---- copies
@@ -27,7 +22,7 @@ def labels_of(batch: cc.Batch, seed: int) -> np.ndarray:
 def test_copies_are_found_beside_rows_that_occur_once(n_original: int, times: int, n_single: int, form: str) -> None:
     batch = TASK.sample(n_original + n_single, seed=1)
     rows = np.concatenate([np.tile(np.arange(n_original), times), n_original + np.arange(n_single)])
-    targets = torch.from_numpy(labels_of(batch, 0)) if form == "labels" else batch.target_probs.half()
+    targets = labels_of(batch) if form == "labels" else batch.target_probs.half()
     found = cc.recover_graph(batch.tokens[rows], targets[rows])
     assert found.n_independent <= n_original + n_single
     assert any("copies" in warning for warning in found.warnings)
@@ -56,14 +51,14 @@ def test_fresh_sequences_are_no_copies(n_ctx: int, d_vocab: int, alpha: float, n
         batch = task.sample(n, seed=seed)
         for targets in (labels_of(batch, seed), batch.target_probs, batch.target_probs.half()):
             vocabulary = d_vocab if targets.ndim == 1 else None
-            assert read_data(batch.tokens, torch.as_tensor(targets), vocabulary).n_independent == n
+            assert read_data(batch.tokens, targets, vocabulary).n_independent == n
 
 
 def test_fresh_sequences_of_one_deterministic_kernel_in_order_of_the_query_are_no_copies() -> None:
     cycle = np.roll(np.eye(3), 1, axis=1)
     batch = cc.InContextTask(CHAIN, d_vocab=3, transition_matrices=cycle[None]).sample(3000, seed=0)
     order = batch.tokens[:, -1].argsort()
-    for targets in (batch.target_probs, torch.from_numpy(labels_of(batch, 0))):
+    for targets in (batch.target_probs, labels_of(batch)):
         assert read_data(batch.tokens[order], targets[order], 3).n_independent == 3000
 
 

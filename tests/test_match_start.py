@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from assertions import assert_refused
+from users import labels_of
 
 import causal_circuits as cc
 from causal_circuits.information import key_sets, match_gradient
@@ -37,8 +38,7 @@ def test_a_start_from_matches_is_the_graph(parents: list[list[int]], labels: boo
     task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=3)
     k, n_ctx, batch = len(task.target_parents), task.n_ctx, task.sample(10_000, seed=3)
     if labels:
-        drawn = torch.multinomial(batch.target_probs, 1, generator=torch.Generator().manual_seed(0))[:, 0]
-        batch = cc.Batch(batch.tokens, torch.nn.functional.one_hot(drawn, 3).float())
+        batch = cc.Batch(batch.tokens, labels_of(batch), d_vocab=3)
     model = cc.disentangled_transformer(3, n_ctx, (k, 1), init_scale=1.0)  # what it comes with is overwritten
     start = cc.training.start_from_matches(model, batch)
     assert start.target_parents == task.target_parents

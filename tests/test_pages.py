@@ -38,11 +38,9 @@ def changed(where: tuple[int, int, int], value: float) -> torch.Tensor:
     [
         ({"labels": [1, 0, 1]}, ("labels", "string", "[1, 0, 1]")),
         ({"labels": ["a", "b"]}, ("labels", "each position (3)", "got 2")),
-        ({"labels": "abc"}, ("labels", "'abc'")),
         ({"head_names": ["L0H0"]}, ("head_names", "each head (2)", "got 1")),
         ({"attention": uniform_attention(3)}, ("[head_index, query_pos, key_pos]", "[3, 3]")),
         ({"attention": torch.zeros(1, 2, 3, 3)}, ("[1, 2, 3, 3]", "pattern[0]")),
-        ({"attention": torch.ones(2, 3, 2)}, ("[2, 3, 2]",)),
         ({"attention": changed((1, 2, 0), torch.nan)}, ("be finite", "nan at head 1, query 2, key 0")),
         ({"attention": changed((0, 0, 2), 0.5)}, ("causal", "0.5 at head 0, query 0, key 2")),
         ({"attention": changed((0, 2, 0), -0.5)}, ("negative", "-0.5", "scores")),

@@ -10,6 +10,7 @@ import torch
 from assertions import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
+from users import labels_of
 
 import causal_circuits as cc
 from causal_circuits.discovery.edge_scores import EdgeScores
@@ -22,11 +23,6 @@ FIGURE_9 = [[None if parent < 0 else parent for parent in graph["parents"]] for 
 
 def drawn(parents: list[int | None], n: int, d_vocab: int = 3, alpha: float = 0.1, seed: int = 0) -> cc.Batch:
     return cc.InContextTask(cc.graph_from_parents(parents), d_vocab=d_vocab, alpha=alpha).sample(n, seed=seed)
-
-
-def labels_of(batch: cc.Batch, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.multinomial(batch.target_probs, 1, generator=generator)[:, 0]
 
 
 def assert_no_false_claim(found: cc.discovery.RecoveredGraph, parents: list[int | None]) -> None:

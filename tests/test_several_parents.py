@@ -7,6 +7,7 @@ import pytest
 import torch
 from assertions import assert_refused
 from scipy import stats
+from users import labels_of
 
 import causal_circuits as cc
 from causal_circuits.discovery import RecoveredGraph
@@ -28,10 +29,6 @@ def random_parents(k: int, n_ctx: int, seed: int) -> list[list[int]]:
         [] if i < k or rng.random() < 0.3 else sorted(rng.choice(i, k, replace=False).tolist()) for i in range(n_ctx)
     ]
     return [*parents, sorted(rng.choice(n_ctx, k, replace=False).tolist())]
-
-
-def labels_of(batch: cc.Batch, seed: int = 0) -> torch.Tensor:
-    return torch.multinomial(batch.target_probs, 1, generator=torch.Generator().manual_seed(seed))[:, 0]
 
 
 def assert_no_false_edge(found: RecoveredGraph, parents: list[list[int]]) -> None:
@@ -119,7 +116,6 @@ def test_bounds_are_chernoffs_and_lie_above_exact_tails(p, n):
     ("parents", "d_vocab"),
     [
         (PAPER, 5),
-        (cc.graphs.graph_parents(cc.ngram_graph(12, 2)), 3),
         (cc.graphs.graph_parents(cc.ngram_graph(10, 3)), 3),
         (random_parents(2, 12, seed=4), 4),
         (random_parents(3, 11, seed=5), 3),
@@ -148,7 +144,7 @@ def test_more_parents_may_be_allowed_than_there_are():
     assert (found.target_parents, found.found_parents) == (tuple(parents[-1]), parents[:-1])
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_targets_of_other_sequences_have_no_parents(seed):
     parents = random_parents(2, 10, seed)
     batch = task_of(parents).sample(4000, seed=seed)
@@ -162,7 +158,7 @@ def test_targets_of_other_sequences_have_no_parents(seed):
         assert "no position is drawn from the target's law" in found.warnings[0]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("d_vocab", [2, 4])
 def test_more_parents_than_allowed_make_no_false_edge(seed, d_vocab):
     parents = random_parents(3, 12, seed)
@@ -170,7 +166,7 @@ def test_more_parents_than_allowed_make_no_false_edge(seed, d_vocab):
     assert_no_false_edge(found, parents)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_of_several_children_of_another_number_of_parents_none_is_a_root(seed):
     parents = random_parents(2, 14, seed)
     parents[6:-1:2] = [[0], [1], [6], [3]]

@@ -1,4 +1,4 @@
-"""Models as users have them: built by TransformerLens from a config of their own, with random weights."""
+"""What users have: models built by TransformerLens from a config of their own, with random weights; labels."""
 
 import warnings
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import causal_circuits as cc
 from causal_circuits.models import HookedTransformer, hooked
 
 SIZES = {"n_layers": 2, "n_heads": 4, "d_head": 4, "d_model": 16, "n_ctx": 6, "d_vocab": 3, "attn_only": True}
@@ -35,3 +36,8 @@ def users_model(**fields: Any) -> HookedTransformer:
             if hooked.LibraryTransformer is not None:
                 raise
             return bridge(**fields)
+
+
+def labels_of(batch: cc.Batch, seed: int = 0) -> torch.Tensor:
+    """Targets drawn from the laws of a batch."""
+    return torch.multinomial(batch.target_probs, 1, generator=torch.Generator().manual_seed(seed))[:, 0]
