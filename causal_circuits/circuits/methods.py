@@ -108,7 +108,11 @@ class Discovery(Result):
 
     def to_frame(self) -> Frame:
         """A row a part, the highest score first."""
-        parts = frame({"part": [str(part) for part in self.edges], "score": self.score.numpy()})
+        names = [
+            " -> ".join(part) if isinstance(part, tuple) and isinstance(part[0], str) else str(part)
+            for part in self.edges
+        ]
+        parts = frame({"part": names, "score": self.score.numpy()})
         return parts.sort_values("score", ascending=False, ignore_index=True)
 
     def circuit(self, size: int) -> Bool[Tensor, " edge"]:

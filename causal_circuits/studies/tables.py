@@ -30,7 +30,9 @@ def make_graph(name: str, n_ctx: int, *, root_probability: float = 0.5, seed: in
 
 def two_parents_graph(n_ctx: int) -> nx.DiGraph:
     """The paper's: parents (i - 1) // 2 and i - 1, the target's among them; 0 and 1 are roots."""
-    return cc.graph_from_parents([[], [], *([(i - 1) // 2, i - 1] for i in range(2, n_ctx + 1))])
+    graph = cc.graph_from_parents([[], [], *([(i - 1) // 2, i - 1] for i in range(2, n_ctx + 1))])
+    graph.graph["name"] = "the paper's two-parent graph"
+    return graph
 
 
 def parents_first(values: np.ndarray | Tensor, graph: nx.DiGraph) -> int:

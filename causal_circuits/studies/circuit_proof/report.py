@@ -36,7 +36,7 @@ def make_report(task: cc.InContextTask, rows: Sequence[dict[str, Any]], *, train
     if formations:
         sections.append(show_formation(formations))
     return Report(
-        title=f"Which circuit is this, and is it one? ({task.graph.graph.get('name', 'forest')})",
+        title=f"Which circuit is this, and is it one? ({task.graph.graph.get('name', 'graph')})",
         checks=make_checks(e),
         results=make_results(task, e, formations),
         sections=sections,

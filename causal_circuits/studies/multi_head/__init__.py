@@ -64,9 +64,7 @@ class Config(Study):
             at_least(2, ngram=self.ngram)
             return cc.ngram_graph(n_ctx, self.ngram - 1)
         at_least(3, n_ctx=n_ctx)
-        graph = two_parents_graph(n_ctx)
-        graph.graph["name"] = "the paper's two-parent graph"
-        return graph
+        return two_parents_graph(n_ctx)
 
     @property
     def task(self) -> cc.InContextTask:

@@ -30,15 +30,15 @@ SIDE_BY_SIDE = 4  # models of Figure 9 trained at once by our recipe
 class Config(Study):
     """Figures 2 and 5 to 9 of the paper, made again; each is set beside what the authors recorded.
 
-    2     a Markov chain in context: the attention weights of both layers and W_U
-    5, 7  two parents a position: two heads share the graph
-    6     pairs, a random forest, a small manual graph
-    8     an ordinary transformer (overlapping embeddings, value matrices, MLPs) on the chain: does it beat Bayes?
-    9     20 random forests; our recipe was chosen on two of them, so it is judged on the other 18
-
     Verdicts compare in pairs (the same graphs, the same sequences) with 95% intervals where the record allows it, and
     say "differs" or "falls short" where the interval lies on that side. Each figure leaves its numbers and models in
     figure_N (figure_N_faithful); the page shows the figures of the last command.
+
+        2     a Markov chain in context: the attention weights of both layers and W_U
+        5, 7  two parents a position: two heads share the graph
+        6     pairs, a random forest, a small manual graph
+        8     an ordinary transformer (overlapping embeddings, value matrices, MLPs) on the chain: does it beat Bayes?
+        9     20 random forests; our recipe was chosen on two of them, so it is judged on the other 18
 
         python analyses/reproduce_paper.py --figure 9                # our recipe: minutes
         python analyses/reproduce_paper.py --figure 9 --faithful     # the paper's optimiser, schedule, start and steps
