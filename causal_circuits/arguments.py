@@ -13,9 +13,10 @@ import reprlib
 import typing
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, wraps
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, no_type_check
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, no_type_check
 
 import numpy as np
 import torch
@@ -62,6 +63,17 @@ class ArgumentError(TypeError, ValueError):
     """An argument is not of the type that its function takes."""
 
 
+@dataclass(frozen=True)
+class AtLeast:
+    """The least value of an argument, beside its type: ``Annotated[int, AtLeast(1)]``."""
+
+    smallest: int
+
+
+Place = Annotated[int, AtLeast(0)]  # counted from 0
+Count = Annotated[int, AtLeast(1)]
+Several = Annotated[int, AtLeast(2)]
+
 _MISFIT = object()  # what a value becomes that neither is nor can be converted to what an annotation asks for
 
 
@@ -93,7 +105,8 @@ def _checked(function: Any, label: str) -> Any:
         return function
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    hints = cache(lambda: typing.get_type_hints(function))  # when first called: it may name a class that comes later
+    # not yet, when first called: an annotation may name a class that comes later
+    hints = cache(lambda: typing.get_type_hints(function, include_extras=True))
 
     @wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -135,6 +148,9 @@ def _convert(value: Any, hint: Any) -> Any:
     if type(value) is hint:
         return value
     origin = get_origin(hint) or hint
+    if origin is Annotated:
+        value = _convert(value, hint.__origin__)
+        return value if value is not _MISFIT and value >= hint.__metadata__[0].smallest else _MISFIT
     if origin in (Union, UnionType):  # the first option that fits as it is; failing that, the first to convert to
         found = (one for option in get_args(hint) if (one := _convert(value, option)) is not _MISFIT)
         first = next(found, _MISFIT)
@@ -238,6 +254,8 @@ def _words(hint: Any) -> str:
     if origin in (Union, UnionType):
         *words, last = dict.fromkeys(map(_words, items))
         return f"{', '.join(words)} or {last}" if words else last
+    if origin is Annotated:
+        return f"{_words(hint.__origin__)} of at least {hint.__metadata__[0].smallest}"
     if origin is Literal:
         return f"one of {', '.join(map(str, items))}"
     if isinstance(hint, type) and issubclass(hint, AbstractArray):

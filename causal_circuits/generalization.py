@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Count, Place, check_arguments
 from causal_circuits.display import Result
 from causal_circuits.tasks import InContextTask, bounded_below
 
@@ -89,8 +89,8 @@ def worst_matrix(
     d_vocab: int,
     *,
     gamma: float = 0.1,
-    n_start: int = 64,
-    n_rounds: int = 64,
+    n_start: Count = 64,
+    n_rounds: Place = 64,
     seed: int = 0,
 ) -> WorstMatrix:
     """The transition matrix of the largest score that a search over all with entries >= gamma / d_vocab finds.
@@ -104,8 +104,6 @@ def worst_matrix(
     >>> bool(0.7 < worst.error <= 0.8)          # at most (1 - gamma) + gamma / d_vocab
     True
     """
-    if n_start < 1 or n_rounds < 0:
-        raise ValueError(f"a search needs n_start of at least 1, n_rounds of at least 0: got {n_start}, {n_rounds}")
     generator = np.random.default_rng(seed)
     concentration = 10.0 ** generator.uniform(-2, 1, size=n_start)
     starts = [generator.dirichlet(np.full(d_vocab, a), size=d_vocab) for a in concentration]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Count, Place, Several, check_arguments
 
 
 @check_arguments
@@ -37,33 +37,27 @@ class RecordAt:
     True
     """
 
-    steps: tuple[int, ...] | None = None
-    n_log_spaced: int = 12
+    steps: tuple[Place, ...] | None = None
+    n_log_spaced: Several = 12
     attention: bool = True
     score_gradients: bool = True
     weight_gradients: bool = False
-    layers: tuple[int, ...] | None = None
+    layers: tuple[Place, ...] | None = None
     folder: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.layers is not None and (not self.layers or min(self.layers) < 0):
-            raise ValueError(f"layers must name layers, numbered from 0: got {self.layers}; None records all of them")
+        if self.layers is not None and not self.layers:
+            raise ValueError("layers must name layers, numbered from 0: got (); None records all of them")
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
-        if self.steps is not None and any(step < 0 for step in self.steps):
-            raise ValueError(f"recorded steps must be 0 or more: got {min(self.steps)}")
-        if self.n_log_spaced < 2:
-            raise ValueError(f"n_log_spaced must be at least 2 (the first and the last step): got {self.n_log_spaced}")
 
     @classmethod
-    def every(cls, interval: int, until: int, **kwargs: Any) -> "RecordAt":
+    def every(cls, interval: Count, until: int, **kwargs: Any) -> "RecordAt":
         """Every `interval` steps from 0 on, and `until` itself; `kwargs` say what and where, as in the class.
 
         >>> RecordAt.every(50, until=120).steps
         (0, 50, 100, 120)
         """
-        if interval < 1:
-            raise ValueError(f"the interval between records must be at least 1 step: got {interval}")
         return cls(steps=(*range(0, until, interval), until), **kwargs)
 
     def within(self, n_steps: int) -> tuple[int, ...]:

@@ -111,7 +111,8 @@ class TrainingRecord(Result):
             value = getattr(self, name)
             if value is not None and tuple(value.shape[:2]) != sizes[: min(value.ndim, 2)]:
                 raise ValueError(
-                    f"a record's {name} must have {sizes[0]} states, of layers {self.layers}: got {list(value.shape)}"
+                    f"a record's {name} must have a row for each of its {sizes[0]} steps, and in it those of layers "
+                    f"{self.layers}: got {list(value.shape)}"
                 )
 
     def of_layer(self, quantity: str, layer: int) -> Float[Tensor, "record head_index query_pos key_pos"]:

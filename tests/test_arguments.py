@@ -89,7 +89,7 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     ),
     "one step for several": (
         lambda: cc.RecordAt(10),
-        ("RecordAt: steps must be a sequence (each item: an integer) or None: got 10",),
+        ("RecordAt: steps must be a sequence (each item: an integer of at least 0) or None: got 10",),
     ),
     "one float among integers": (
         lambda: cc.knock_out_edges(MODEL, BATCH, entries=[(0, 1, 0)] * 50 + [(0, 1, 0.5)]),

@@ -113,13 +113,13 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
         ("target_probs", "d_vocab_out", "[64, 5]", "[64, 3]"),
     ),
     # models and training
-    "recipe of one step": (lambda: cc.training.default_stages(1), ("at least 2 steps", "got 1")),
+    "recipe of one step": (lambda: cc.training.default_stages(1), ("steps must be", "at least 2", "got 1")),
     "reduced model of two last heads": (lambda: cc.reduced_transformer(3, 6, (1, 2)), ("one head in layer 1",)),
     "paths through an MLP": (paths_through_mlps, ("MLPs", "patch_activations")),
     "permuting one position": (lambda: other_positions(3, 1, seed=0), ("at least 2", "got 3 of 1")),
     "more recorded losses than steps": (
         lambda: record_of(9, (0, 9), 3),
-        ("recorded_losses must be one for each of its 2 steps", "[3]"),
+        ("recorded_losses must have a row for each of its 2 steps", "[3]"),
     ),
     # figures
     "scaling of nothing": (lambda: figures.plot_scaling({"gap": []}, {}, ylabel="nats"), ("at least one point",)),

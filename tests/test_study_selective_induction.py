@@ -43,7 +43,7 @@ def test_bayes_over_lags_is_that_of_an_enumeration():
     [
         ({"lags": (1, 1)}, "lags must be different"),
         ({"lags": (1, 16)}, r"lie in 1 \.\. n_ctx - 1 = 15"),
-        ({"d_vocab": 1}, "d_vocab must be at least 2"),
+        ({"d_vocab": 1}, "d_vocab must be an integer of at least 2"),
         ({"alpha": 0.0}, "alpha must lie in"),
         ({"transition_matrix": np.eye(3)}, r"\[d_vocab, d_vocab\] = \[4, 4\]: got \[3, 3\]"),
         ({"transition_matrix": np.eye(4)}, "must be above 0"),

@@ -372,7 +372,7 @@ def test_bad_tasks_over_general_graphs_are_refused() -> None:
 
 
 def test_bad_requests_are_refused(chain_task: cc.InContextTask) -> None:
-    assert_refused(lambda: chain_task.sample(0), "positive integer", "0")
+    assert_refused(lambda: chain_task.sample(0), "n must be an integer of at least 1", "0")
     for predict in (chain_task.bayes_predictor, lambda tokens: cc.tasks.exact_bayes(chain_task, tokens)):
         assert_refused(lambda p=predict: p(torch.zeros(3, 5, dtype=torch.int64)), "[batch, n_ctx=6]", "[3, 5]")
         assert_refused(lambda p=predict: p(torch.full((3, 6), 4)), "0 .. 3", "4")

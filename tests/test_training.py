@@ -176,7 +176,7 @@ def test_evaluation_equals_the_mean_loss_also_piece_by_piece(
 
 
 def test_bad_stages_are_refused() -> None:
-    assert_refused(lambda: cc.Stage(0, 0.1), "at least 1 step", "0")
+    assert_refused(lambda: cc.Stage(0, 0.1), "steps must be", "at least 1", "0")
     for rate in (0.0, math.nan, math.inf):
         assert_refused(lambda rate=rate: cc.Stage(5, rate), "learning_rate", "positive and finite", str(rate))
     assert_refused(lambda: cc.Stage(5, 0.1, train=()), "train", "None")

@@ -36,7 +36,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Count, check_arguments
 from causal_circuits.display import Frame, Result, frame
 
 MethodName = Literal["exact", "attention", "gradient_x_attention", "eap", "eap_ig", "acdc", "random"]
@@ -130,7 +130,7 @@ def discover(
     model: Parts,
     method: MethodName = "exact",
     *,
-    steps: int = 5,
+    steps: Count = 5,
     threshold: float = 0.01,
     difference: Difference = "counterfactual",
     seed: int = 0,
@@ -155,8 +155,6 @@ def discover(
     >>> abs(discover(model, "eap_ig", difference="pairs").score[where].item()) < 1e-6  # on all tokens the same names
     True
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1: got {steps}; 5 is EAP-IG's default")
     if not threshold > 0:
         raise ValueError(f"ACDC's threshold must be positive: got {threshold}; 0.01 nats is the default")
     ways: dict[MethodName, Callable[[], Tensor]] = {

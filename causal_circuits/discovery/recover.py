@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Count, check_arguments
 from causal_circuits.discovery.assumptions import unusable_positions
 from causal_circuits.discovery.edge_scores import EdgeScores
 from causal_circuits.discovery.parents import find_parents
@@ -115,7 +115,7 @@ def recover_graph(
     *,
     d_vocab: int | None = None,
     level: float = 0.05,
-    max_parents: int = 1,
+    max_parents: Count = 1,
 ) -> RecoveredGraph:
     """The causal graph behind a set of sequences, edge by edge with a p-value, from one pass over them.
 
@@ -159,8 +159,6 @@ def recover_graph(
     >>> found.target_parents, found.found_parents[:5]
     ((7, 8), [[], [], [0, 1], [1, 2], [2, 3]])
     """
-    if max_parents < 1:
-        raise ValueError(f"max_parents must be at least 1: got {max_parents}; 1 is the default")
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1): got {level}; 0.05 is usual")
     data = read_data(tokens, targets, d_vocab)

@@ -9,7 +9,7 @@ from textwrap import fill
 import numpy as np
 from matplotlib.axes import Axes
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Count, check_arguments
 from causal_circuits.figures.losses import dodge
 from causal_circuits.figures.style import (
     BLACK,
@@ -38,7 +38,7 @@ def plot_curves(
     levels: Mapping[str, Number] | None = None,
     title: str | None = None,
     legend: bool = True,
-    group_size: int = 1,
+    group_size: Count = 1,
     ax: Axes | None = None,
 ) -> Axes:
     """One line with markers for each named curve, over a logarithmic x axis.
@@ -58,8 +58,6 @@ def plot_curves(
     """
     if not any(curves.values()):
         raise ValueError("a plot of curves needs at least one point: got none; pass name -> (x, y) pairs")
-    if group_size < 1:
-        raise ValueError(f"group_size must be at least 1 curve: got {group_size}")
     ax = new_axes(ax, 5.6, 3.9 + (legend_height(curves) if legend else 0.0))
     for k, (name, curve) in enumerate(curves.items()):
         x, y = _columns(curve, positive=log_y)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Several, check_arguments
 from causal_circuits.display import Result
 from causal_circuits.information import pair_laws
 from causal_circuits.tasks import InContextTask
@@ -44,7 +44,7 @@ class Information(Result):
 
 
 @check_arguments
-def chi_squared_information(task: InContextTask, n_matrices: int = 4096, seed: int = 0) -> Information:
+def chi_squared_information(task: InContextTask, n_matrices: Several = 4096, seed: int = 0) -> Information:
     """The chi-squared mutual information of every pair of positions (a pure number), averaged over transition matrices.
 
     It is 0 if and only if the two tokens are independent given the matrix.

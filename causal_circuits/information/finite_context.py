@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Several, check_arguments
 from causal_circuits.graphs import parents_of
 from causal_circuits.information import pair_laws
 from causal_circuits.information.exact import Information
@@ -38,7 +38,7 @@ _TOLERANCE = 1e-7  # of the quadrature, relative
 
 
 @check_arguments
-def finite_context_gradient(task: InContextTask, n_matrices: int = 512, seed: int = 0) -> Information:
+def finite_context_gradient(task: InContextTask, n_matrices: Several = 512, seed: int = 0) -> Information:
     """G_ij of the module's text: minus the gradient of layer 0's attention weights, times d_vocab n_ctx / beta0.
 
     `through_softmax(G)` times beta0 / (d_vocab n_ctx) is minus the gradient of the reduced model's attention scores

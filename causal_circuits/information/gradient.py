@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Several, check_arguments
 from causal_circuits.graphs import parents_of
 from causal_circuits.information import pair_laws
 from causal_circuits.information.exact import Information, fill_cells
@@ -34,7 +34,7 @@ OfMatrices = Iterator[tuple[list[tuple[int, int]], Float[np.ndarray, " matrix"]]
 
 
 @check_arguments
-def predicted_gradient(task: InContextTask, n_matrices: int = 4096, seed: int = 0) -> Information:
+def predicted_gradient(task: InContextTask, n_matrices: Several = 4096, seed: int = 0) -> Information:
     """g_ij of the module's text, to which minus the gradient of layer 0's attention weights is proportional.
 
     The factor is beta0 / (d_vocab n_ctx), at the start of training and in the limit of long contexts;

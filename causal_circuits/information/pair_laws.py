@@ -18,8 +18,6 @@ Laws = Float[np.ndarray, "matrix token"]
 
 def draw(task: InContextTask, n_matrices: int, seed: int) -> tuple[Matrices, Laws]:
     """Transition matrices of the task's prior and the laws of root tokens, float64, rows with sum one."""
-    if n_matrices < 2:
-        raise ValueError(f"an average over transition matrices needs at least 2 of them: got n_matrices={n_matrices}")
     matrices, law = task.draw_matrices(n_matrices, np.random.default_rng(seed))
     pi = matrices[1].astype(np.float64)
     return pi / pi.sum(axis=-1, keepdims=True), law.astype(np.float64)

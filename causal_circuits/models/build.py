@@ -10,7 +10,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Count, Several, check_arguments
 from causal_circuits.graphs import has_query, n_ctx_of, parents_of, validate_graph
 from causal_circuits.models.annotation import HookedTransformer
 from causal_circuits.models.layout import Layout, frozen_identities, has_layout, layout_of, note_origin
@@ -18,9 +18,9 @@ from causal_circuits.models.layout import Layout, frozen_identities, has_layout,
 
 @check_arguments
 def disentangled_transformer(
-    d_vocab: int = 10,
-    n_ctx: int = 20,
-    n_heads: Sequence[int] = (1, 1),
+    d_vocab: Several = 10,
+    n_ctx: Several = 20,
+    n_heads: Sequence[Count] = (1, 1),
     *,
     init_scale: float = 0.0,
     seed: int = 0,
@@ -45,7 +45,8 @@ def disentangled_transformer(
     >>> model(torch.tensor([[0, 1, 2, 0]])).shape
     torch.Size([1, 4, 3])
     """
-    _check_sizes(d_vocab, n_ctx, n_heads)
+    if not n_heads:
+        raise ValueError("n_heads must list at least one head for each layer, such as (1, 1): got none")
     layout = Layout("disentangled", d_vocab, n_ctx, tuple(n_heads))
     model = _frozen_transformer(layout, dtype=dtype, device=device)
     if init_scale:
@@ -55,9 +56,9 @@ def disentangled_transformer(
 
 @check_arguments
 def reduced_transformer(
-    d_vocab: int = 10,
-    n_ctx: int = 20,
-    n_heads: Sequence[int] = (1, 1),
+    d_vocab: Several = 10,
+    n_ctx: Several = 20,
+    n_heads: Sequence[Count] = (1, 1),
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -78,7 +79,6 @@ def reduced_transformer(
     >>> reduced_transformer(d_vocab=3, n_ctx=4)(torch.tensor([[0, 1, 2, 0]]))[0, -1].sum().item()
     1.0
     """
-    _check_sizes(d_vocab, n_ctx, n_heads)
     if len(n_heads) != 2 or n_heads[1] != 1:
         raise ValueError(f"a reduced model has one head in layer 1, n_heads = (k, 1): got {tuple(n_heads)}")
     layout = Layout("reduced", d_vocab, n_ctx, tuple(n_heads))
@@ -261,14 +261,6 @@ def check_model(model: HookedTransformer, d_vocab: int, n_ctx: int) -> None:
             raise ValueError(
                 f"the model's weights must be finite: {name} holds NaN or infinity; train or load it again"
             )
-
-
-def _check_sizes(d_vocab: int, n_ctx: int, n_heads: Sequence[int]) -> None:
-    for name, value in (("d_vocab", d_vocab), ("n_ctx", n_ctx)):
-        if value < 2:
-            raise ValueError(f"{name} must be an integer of at least 2: got {value}")
-    if not n_heads or min(n_heads) < 1:
-        raise ValueError(f"n_heads must list at least one head for each layer, such as (1, 1): got {n_heads!r}")
 
 
 def _frozen_transformer(layout: Layout, dtype: torch.dtype, device: torch.device | str) -> HookedTransformer:

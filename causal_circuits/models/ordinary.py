@@ -6,20 +6,20 @@ residual stream. Analyses that take any HookedTransformer (attention, heads, abl
 
 import torch
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Count, Place, Several, check_arguments
 from causal_circuits.models.annotation import HookedTransformer
 
 
 @check_arguments
 def ordinary_transformer(
-    d_vocab: int = 10,
-    n_ctx: int = 20,
+    d_vocab: Several = 10,
+    n_ctx: Several = 20,
     *,
-    d_model: int = 30,
-    n_layers: int = 2,
-    n_heads: int = 1,
-    d_head: int | None = None,
-    d_mlp: int = 120,
+    d_model: Count = 30,
+    n_layers: Count = 2,
+    n_heads: Count = 1,
+    d_head: Count | None = None,
+    d_mlp: Place = 120,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -42,17 +42,6 @@ def ordinary_transformer(
     """
     from causal_circuits.models.hooked import build_transformer  # imports TransformerLens
 
-    for name, value, least in (
-        ("d_vocab", d_vocab, 2),
-        ("n_ctx", n_ctx, 2),
-        ("d_model", d_model, 1),
-        ("n_layers", n_layers, 1),
-        ("n_heads", n_heads, 1),
-        ("d_head", d_model if d_head is None else d_head, 1),
-        ("d_mlp", d_mlp, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}: got {value}")
     model = build_transformer(
         {
             "n_layers": n_layers,

@@ -14,7 +14,7 @@ import networkx as nx
 import numpy as np
 from torch import Tensor
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Count, check_arguments
 from causal_circuits.graphs import has_query, n_ctx_of, parents_of
 from causal_circuits.tasks.batch import Batch, check_tokens
 
@@ -113,15 +113,13 @@ class Task(ABC):
         return parents_of(graph_of(self), self.n_ctx)
 
     @final
-    def sample(self, n: int, seed: Seed = 0) -> Batch:
+    def sample(self, n: Count, seed: Seed = 0) -> Batch:
         """Draw `n` sequences: places 0 to n - 1 of a seed's stream.
 
         Args:
             n: number of sequences, at least 1 and at most `n_sequences`.
             seed: an integer or a sequence of integers (such as ``(run_seed, step)``).
         """
-        if n < 1:
-            raise ValueError(f"the number of sequences must be a positive integer: got {n}")
         if self.n_sequences is not None and n > self.n_sequences:
             raise ValueError(
                 f"{type(self).__name__} has {self.n_sequences:,} sequences, and copies would make p-values false: "
@@ -161,13 +159,6 @@ def graph_of(task: Task) -> nx.DiGraph:
             "BatchTask(batch, graph=graph)"
         )
     return task.graph
-
-
-def check_places(first: int, n: int) -> None:
-    """Raise a ValueError unless `n` sequences from the place `first` on can be asked for."""
-    for name, value, least in (("first", first, 0), ("n", n, 1)):
-        if value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}: got {value}")
 
 
 def seed_sequence(seed: Seed) -> np.random.SeedSequence:

@@ -7,10 +7,10 @@ import networkx as nx
 import numpy as np
 import torch
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Count, Place, check_arguments
 from causal_circuits.graphs import validate_graph
 from causal_circuits.storage import digest
-from causal_circuits.tasks.base import Seed, Task, check_places, generator_at
+from causal_circuits.tasks.base import Seed, Task, generator_at
 from causal_circuits.tasks.batch import Batch
 
 
@@ -68,9 +68,8 @@ class BatchTask(Task):
         """Rows of the table."""
         return len(self.batch)
 
-    def draws(self, seed: Seed, first: int, n: int) -> Batch:
+    def draws(self, seed: Seed, first: Place, n: Count) -> Batch:
         """Rows of the table, epoch after epoch."""
-        check_places(first, n)
         size, stop = len(self.batch), first + n
         epochs = range(first // size, -(-stop // size))
         rows = np.concatenate([_permutation(seed, epoch, size) for epoch in epochs])

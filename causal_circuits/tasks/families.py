@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Count, Several, check_arguments
 from causal_circuits.tasks.batch import check_probabilities
 
 Draw = Callable[[np.random.Generator, int, int], np.ndarray]
@@ -65,7 +65,7 @@ MATRIX_FAMILIES = tuple(_FAMILIES)
 
 @check_arguments
 def matrix_family(
-    name: str, n: int = 256, d_vocab: int = 3, *, gamma: float = 0.1, seed: int = 0
+    name: str, n: Count = 256, d_vocab: Several = 3, *, gamma: float = 0.1, seed: int = 0
 ) -> Float[np.ndarray, "matrix d_vocab d_vocab"]:
     """`n` transition matrices of a family for an `InContextTask`, entries at least gamma / d_vocab.
 
@@ -80,8 +80,6 @@ def matrix_family(
     """
     if name not in _FAMILIES:
         raise ValueError(f"a family of matrices must be one of {', '.join(MATRIX_FAMILIES)}: got {name!r}")
-    if n < 1 or d_vocab < 2:
-        raise ValueError(f"n must be at least 1 and d_vocab at least 2: got {n} and {d_vocab}")
     return bounded_below(_FAMILIES[name](np.random.default_rng(seed), n, d_vocab), gamma)
 
 

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Count, Place, Several, check_arguments
 from causal_circuits.tasks import transition_matrices as _matrices
-from causal_circuits.tasks.base import Seed, Task, check_places, generator_at, seed_sequence
+from causal_circuits.tasks.base import Seed, Task, generator_at, seed_sequence
 from causal_circuits.tasks.batch import Batch, check_probabilities, check_tokens
 
 
@@ -48,7 +48,7 @@ class LagTask(Task):
     """
 
     n_ctx: int = 16
-    d_vocab: int = 4
+    d_vocab: Several = 4
     lags: tuple[int, ...] = (1, 2)
     transition_matrix: Float[np.ndarray, "token token"] | None = None
     matrix_seed: int = 0
@@ -57,8 +57,6 @@ class LagTask(Task):
     has_query = False
 
     def __post_init__(self) -> None:
-        if self.d_vocab < 2:
-            raise ValueError(f"d_vocab must be at least 2: got {self.d_vocab}")
         if (
             not self.lags
             or len(set(self.lags)) < len(self.lags)
@@ -93,9 +91,8 @@ class LagTask(Task):
         """The stationary law of the transition matrix."""
         return _matrices.stationary_law(self.matrix[None])[0]
 
-    def draws(self, seed: Seed, first: int, n: int) -> Batch:
+    def draws(self, seed: Seed, first: Place, n: Count) -> Batch:
         """`n` sequences, a function of seed, `first` and `n` (not of single places)."""
-        check_places(first, n)
         generator, every = generator_at(seed, first), np.arange(n)
         lag = np.array(self.lags)[generator.integers(len(self.lags), size=n)]
         numbers = generator.random((self.n_ctx, n))

@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Count, Place, Several, check_arguments
 from causal_circuits.graphs import ngram_graph
 from causal_circuits.tasks import transition_matrices as _matrices
-from causal_circuits.tasks.base import Seed, Task, check_places, generator_at
+from causal_circuits.tasks.base import Seed, Task, generator_at
 from causal_circuits.tasks.batch import Batch, check_tokens
 from causal_circuits.tasks.predictors import smoothed
 
@@ -47,7 +47,7 @@ class MarkovTask(Task):
     """
 
     n_ctx: int = 100
-    d_vocab: int = 3
+    d_vocab: Several = 3
     prior: Prior = "dirichlet"
     alpha: float = 1.0
 
@@ -56,8 +56,6 @@ class MarkovTask(Task):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "graph", nx.freeze(ngram_graph(self.n_ctx, 1)))
-        if self.d_vocab < 2:
-            raise ValueError(f"d_vocab must be at least 2: got {self.d_vocab}")
         if not 0.1 <= self.alpha <= 1e6:
             raise ValueError(f"alpha must lie in [0.1, 1e6]: got {self.alpha}")
         if self.prior == "doubly stochastic" and self.d_vocab > 6:
@@ -77,9 +75,8 @@ class MarkovTask(Task):
         weights = _matrices.draw_dirichlet(generator, np.full((1, len(every)), self.alpha), n)[:, 0]
         return np.einsum("np,pij->nij", weights, every)
 
-    def draws(self, seed: Seed, first: int, n: int) -> Batch:
+    def draws(self, seed: Seed, first: Place, n: Count) -> Batch:
         """`n` sequences, a function of seed and `first` (not of single places)."""
-        check_places(first, n)
         generator = generator_at(seed, first)
         matrices = self.draw_matrices(n, generator)
         laws, rows = map(_matrices.cumulative_laws, (_matrices.stationary_law(matrices), matrices))

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Count, check_arguments
 from causal_circuits.display import Result
 from causal_circuits.tasks import transition_matrices as _matrices
 from causal_circuits.tasks.batch import Batch, check_probabilities, check_tokens
@@ -65,7 +65,7 @@ class ExactBayes(Result):
 
 @check_arguments
 def exact_bayes(
-    task: InContextTask, tokens: Int[Tensor, "batch n_ctx"], n_draws: int = 256, seed: int = 0
+    task: InContextTask, tokens: Int[Tensor, "batch n_ctx"], n_draws: Count = 256, seed: int = 0
 ) -> ExactBayes:
     """The exact posterior mean of the target's row: roots, which follow the stationary law, count too.
 
@@ -83,8 +83,6 @@ def exact_bayes(
     task.check_tokens(tokens)
     if task.given_matrices is not None:
         return ExactBayes(mixture_of_given(task, tokens, task.graph, include_roots=True), float("inf"))
-    if n_draws < 1:
-        raise ValueError(f"n_draws must be at least 1: got {n_draws}")
     if task.root_law != "stationary" or not task.root_positions:
         return ExactBayes(edge_posterior(task, tokens), float("inf"))
     mean = edge_posterior(task, tokens).numpy()

@@ -21,13 +21,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits import native
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Count, Place, Several, check_arguments
 from causal_circuits.graphs import parents_of, validate_graph
 from causal_circuits.graphs.edges import roots_of
 from causal_circuits.storage import digest
 from causal_circuits.tasks import draws as _draws
 from causal_circuits.tasks import transition_matrices as _matrices
-from causal_circuits.tasks.base import Seed, Task, check_places, child_sequence, seed_sequence
+from causal_circuits.tasks.base import Seed, Task, child_sequence, seed_sequence
 from causal_circuits.tasks.batch import Batch
 from causal_circuits.tasks.posterior import cross_entropy, posterior
 
@@ -77,7 +77,7 @@ class InContextTask(Task):
     """
 
     graph: nx.DiGraph = field()  # needed, though Task has None
-    d_vocab: int = 10
+    d_vocab: Several = 10
     alpha: "float | Sequence[float] | Sequence[Sequence[float]] | np.ndarray | Tensor" = 0.1
     transition_matrices: "np.ndarray | Tensor | Mapping[int, np.ndarray | Tensor] | None" = None
     roots: Roots | None = None
@@ -94,8 +94,6 @@ class InContextTask(Task):
         object.__setattr__(self, "graph", nx.freeze(self.graph.copy()))
         alpha = _matrices.numbers(self.alpha, "alpha") if isinstance(self.alpha, Tensor) else deepcopy(self.alpha)
         object.__setattr__(self, "alpha", alpha)
-        if self.d_vocab < 2:
-            raise ValueError(f"d_vocab must be an integer of at least 2: got {self.d_vocab}")
         if self.root_law == "stationary" and max(self.in_degrees, default=1) > 1:
             raise ValueError("roots='stationary' needs at most one parent a position: use 'uniform' or 'shared'")
         for in_degree in self.in_degrees:
@@ -167,7 +165,7 @@ class InContextTask(Task):
             return None
         return np.stack([_matrices.stationary_law_of_one(matrix) for matrix in self.given_matrices[1]])
 
-    def draws(self, seed: Seed, first: int, n: int) -> Batch:
+    def draws(self, seed: Seed, first: Place, n: Count) -> Batch:
         """`n` sequences of a seed's stream from its place `first` on, the same for any number of threads.
 
         Where `counts` holds, a sequence is a function of the seed and its place. Elsewhere (matrices of the user's)
@@ -178,10 +176,9 @@ class InContextTask(Task):
         return self.intervened_draws({}, seed, first, n)
 
     def intervened_draws(
-        self, do: Do, seed: Seed, first: int, n: int, given: Int[Tensor, "batch n_ctx"] | None = None
+        self, do: Do, seed: Seed, first: Place, n: Count, given: Int[Tensor, "batch n_ctx"] | None = None
     ) -> Batch:
         """The sequences of `draws`, in which the positions of `do` are set: "given" are those of `given`."""
-        check_places(first, n)
         tokens = np.empty((n, self.n_ctx), dtype=np.int32) if given is None else given.int().numpy()
         target_probs = np.empty((n, self.d_vocab), dtype=np.float32)
         size = max(PIECE, -(-n // (4 * THREADS))) if self._is_native(do) else PIECE

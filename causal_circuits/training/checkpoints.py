@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from causal_circuits import native
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Count, check_arguments
 from causal_circuits.models import HookedTransformer
 from causal_circuits.recording import RecordAt
 from causal_circuits.storage import digest, first_difference, read_checked, write_checked
@@ -69,12 +69,8 @@ class Checkpoints:
     """
 
     folder: str | os.PathLike[str]
-    every: int = 500
+    every: Count = 500
     exact: bool = True
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every must be at least 1 step between checkpoints: got {self.every}")
 
 
 @dataclass(frozen=True)

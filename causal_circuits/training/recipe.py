@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from causal_circuits.arguments import check_arguments
+from causal_circuits.arguments import Count, Several, check_arguments
 
 Rows = Sequence[Sequence[float]]
 
@@ -32,7 +32,7 @@ class Stage:
     True
     """
 
-    steps: int
+    steps: Count
     learning_rate: float
     train: tuple[str, ...] | None = None
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -40,8 +40,6 @@ class Stage:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"a stage needs at least 1 step: got {self.steps}")
         if self.train is not None and not self.train:
             raise ValueError("a stage's train must name a parameter: got (); None trains all of them")
         if not (0 < self.learning_rate < float("inf")):
@@ -61,7 +59,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 @check_arguments
-def default_stages(steps: int = 4500) -> tuple[Stage, ...]:
+def default_stages(steps: Several = 4500) -> tuple[Stage, ...]:
     """From zero: SGD finds the graph in two thirds of the steps, Adam sharpens it in the rest.
 
     For disentangled models; a reduced one learns from A2 = 0 to *avoid* matches and stays there (`TrainConfig.warm` is
@@ -71,8 +69,6 @@ def default_stages(steps: int = 4500) -> tuple[Stage, ...]:
     >>> [(stage.steps, stage.learning_rate, stage.optimizer) for stage in default_stages()]
     [(3000, 3.0, 'sgd'), (1500, 0.03, 'adam')]
     """
-    if steps < 2:
-        raise ValueError(f"the default recipe has two stages and needs at least 2 steps: got {steps}")
     last = max(1, steps // 3)
     return (
         Stage(steps=steps - last, learning_rate=3.0, optimizer="sgd"),
@@ -111,9 +107,9 @@ class TrainConfig:
     """
 
     stages: tuple[Stage, ...] = field(default_factory=default_stages)
-    batch_size: int = 1024
+    batch_size: Count = 1024
     warm_start: float | None = None
-    match_start: int | None = None
+    match_start: Count | None = None
     seed: int = 0
     relative_positions: bool = False
     blocks: Mapping[str, Sequence[tuple[str, ...]]] | None = None
@@ -122,10 +118,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.stages:
             raise ValueError("training needs at least one stage: got none")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1: got {self.batch_size}")
-        if self.match_start is not None and self.match_start < 1:
-            raise ValueError(f"match_start must be at least 1 sequence, or None: got {self.match_start}")
         if self.match_start is not None and self.warm_start is not None:
             raise ValueError("warm_start and match_start both write into the model: give one of them")
         if self.match_start is not None and self.relative_positions:
@@ -152,7 +144,7 @@ class TrainConfig:
         return cls(stages=(stage,), **of_config)  # type: ignore[arg-type]
 
     @classmethod
-    def warm(cls, steps: int = 2000, scale: float = 4.0, **kwargs: object) -> "TrainConfig":
+    def warm(cls, steps: Several = 2000, scale: float = 4.0, **kwargs: object) -> "TrainConfig":
         """From a warm start, faster than from zero: layer 1's match and the read-out are written in, not learned.
 
         Before the first step `warm_start` sets them to `scale` times the identity; layer 0's attention is then trained
@@ -162,14 +154,12 @@ class TrainConfig:
         >>> [(stage.steps, stage.learning_rate, stage.train) for stage in config.stages], config.warm_start
         ([(100, 0.3, ('W_Q.0',)), (1900, 0.1, None)], 4.0)
         """
-        if steps < 2:
-            raise ValueError(f"the warm recipe has two stages and needs at least 2 steps: got {steps}")
         first = max(1, min(100, steps // 5))
         stages = (Stage(first, 0.3, train=("W_Q.0",)), Stage(steps - first, 0.1, schedule="cosine"))
         return cls(stages=stages, **{"warm_start": scale, **kwargs})  # type: ignore[arg-type]
 
     @classmethod
-    def matched(cls, steps: int = 9000, **kwargs: object) -> "TrainConfig":
+    def matched(cls, steps: Several = 9000, **kwargs: object) -> "TrainConfig":
         """For several parents: started where the gradient of order k points (`start_from_matches`).
 
         Layer 0's attention is then trained alone (at most 120 steps), and everything together afterwards. Without the
@@ -178,8 +168,6 @@ class TrainConfig:
         >>> [stage.steps for stage in TrainConfig.matched().stages], TrainConfig.matched().match_start
         ([120, 8880], 20000)
         """
-        if steps < 2:
-            raise ValueError(f"the recipe has two stages and needs at least 2 steps: got {steps}")
         first = max(1, min(120, steps // 10))
         stages = (Stage(first, 0.03, train=("W_Q.0",)), Stage(steps - first, 0.03, schedule="cosine"))
         return cls(stages=stages, **{"match_start": 20_000, **kwargs})  # type: ignore[arg-type]
