@@ -113,13 +113,8 @@ def _constants(tokens: torch.Tensor) -> dict[int, str]:
 
 def _nothing(n_ctx: int, why: str) -> Found:
     """Every position undecided, for one reason."""
-    positions = tuple(_undecided(i, why) for i in range(n_ctx))
+    positions = tuple(Position(i, "undecided", reason=why) for i in range(n_ctx))
     return None, positions, (f"nothing can be concluded: {why}",)
-
-
-def _undecided(i: int, why: str) -> Position:
-    nan = float("nan")
-    return Position(i, "undecided", None, None, None, nan, 1.0, nan, nan, (), float("inf"), why)
 
 
 def _doubt(test: MatchTest, found: list[Candidate]) -> str:
@@ -222,7 +217,7 @@ def _one_more_parent(test: MatchTest, positions: Collection[Position]) -> dict[i
 def _position(i: int, test: MatchTest, why_not: str | None) -> Position:
     best, sums = int(test.first.best[i]), test.sums
     if why_not is not None:
-        return _undecided(i, why_not)
+        return Position(i, "undecided", reason=why_not)
     if best < 0:
         return _without_match(i, test)
     p_value, rivals = _against_rivals(i, best, test)
@@ -251,9 +246,7 @@ def _position(i: int, test: MatchTest, why_not: str | None) -> Position:
         rival=_keys(rivals[0], test) if rivals else None,
         weight=share,
         p_value=p_value,
-        p_root=float("nan"),
         p_forest=p_full,
-        shares_with=(),
         sequences_needed=_needed(p_value, test) if is_child or rivals else float("inf"),
         reason=reason,
         parents=keys if is_child else (),
@@ -300,9 +293,8 @@ def _without_match(i: int, test: MatchTest) -> Position:
         verdict = "root"
         reason = f"{none} (p = {p_root:.2g}), and nothing contradicts independence" if i >= k else none
         reason += f"; {_LONE}" if i else ""
-    nan, inf = float("nan"), float("inf")
-    needed = _needed(p_root, test) if p_root >= test.level else inf
-    return Position(i, verdict, None, None, None, nan, 1.0, p_root, contradicted, (), needed, reason)
+    needed = _needed(p_root, test) if p_root >= test.level else float("inf")
+    return Position(i, verdict, p_root=p_root, p_forest=contradicted, sequences_needed=needed, reason=reason)
 
 
 def _against_rivals(i: int, best: int, test: MatchTest) -> tuple[float, list[int]]:

@@ -12,6 +12,7 @@ from causal_circuits.discovery.significance import MIN_SHARE, EdgeTest
 Verdict = Literal["child", "root", "undecided"]
 
 MIN_SEQUENCES = 30  # independent ones, below which nothing is decided: no tail bound holds with an estimated variance
+_NAN = float("nan")
 _NEVER = float("inf")  # sequences: more of them are not known to help
 _FORESEEABLE = 3  # times the sequences given: a number further off rests on a difference that may be noise
 
@@ -48,16 +49,16 @@ class Position:
 
     position: int
     verdict: Verdict
-    parent: int | None
-    candidate: int | tuple[int, ...] | None
-    rival: int | tuple[int, ...] | None
-    weight: float
-    p_value: float
-    p_root: float
-    p_forest: float
-    shares_with: tuple[int, ...]
-    sequences_needed: float
-    reason: str
+    parent: int | None = None
+    candidate: int | tuple[int, ...] | None = None
+    rival: int | tuple[int, ...] | None = None
+    weight: float = _NAN
+    p_value: float = 1.0
+    p_root: float = _NAN
+    p_forest: float = _NAN
+    shares_with: tuple[int, ...] = ()
+    sequences_needed: float = _NEVER
+    reason: str = ""
     parents: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
@@ -77,8 +78,8 @@ def judge_position(i: int, test: EdgeTest, why_not: dict[int, str]) -> Position:
         rival=rival if rival >= 0 else None,
         weight=_share(i, best, test),
         p_value=_p_value(i, test),
-        p_root=float("nan") if _hidden(i, test) else float(test.p_root[i]),
-        p_forest=_p_forest(i, test) if tested else float("nan"),
+        p_root=_NAN if _hidden(i, test) else float(test.p_root[i]),
+        p_forest=_p_forest(i, test) if tested else _NAN,
         shares_with=tuple(_shares_with(i, test)) if tested else (),
         sequences_needed=needed,
         reason=reason,
@@ -170,7 +171,7 @@ def _lacking(i: int, test: EdgeTest) -> tuple[float, str]:
     own = float(test.root_sequences_needed[i] if share < MIN_SHARE else test.sequences_needed[i])
     if test.n < own <= _FORESEEABLE * test.n and not (_hidden(i, test) and share < MIN_SHARE):
         return own, f"about {own:,.0f} are needed"
-    if test.n < test.edge_sequences_needed < float("inf"):
+    if test.n < test.edge_sequences_needed < _NEVER:
         return test.edge_sequences_needed, f"a typical edge needs about {test.edge_sequences_needed:,.0f}"
     score = "" if np.isnan(share) else f", {share:.0%} of an edge's score,"
     if rival >= 0 and not share < MIN_SHARE:
@@ -179,7 +180,7 @@ def _lacking(i: int, test: EdgeTest) -> tuple[float, str]:
 
 
 def _share(i: int, j: int, test: EdgeTest) -> float:
-    return float(test.weight[i, j]) if j >= 0 else float("nan")
+    return float(test.weight[i, j]) if j >= 0 else _NAN
 
 
 def _p_value(i: int, test: EdgeTest) -> float:

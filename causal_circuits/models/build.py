@@ -46,7 +46,7 @@ def disentangled_transformer(
     torch.Size([1, 4, 3])
     """
     if not n_heads:
-        raise ValueError("n_heads must list at least one head for each layer, such as (1, 1): got none")
+        raise ValueError("n_heads must list at least one head for each layer, such as (1, 1): got ()")
     layout = Layout("disentangled", d_vocab, n_ctx, tuple(n_heads))
     model = _frozen_transformer(layout, dtype=dtype, device=device)
     if init_scale:
