@@ -68,25 +68,6 @@ def test_the_frontier_is_the_minimum_over_all_circuits() -> None:
     assert greedy <= 1e-12  # the whole model is among what is found greedily
 
 
-def test_dead_and_inert_edges_change_nothing() -> None:
-    """What the search leaves out is what makes no difference, in random circuits of a random and of a planted model."""
-    from causal_circuits.circuits.frontier import is_alive
-
-    model, batch = case((2, 1))
-    for whole in (
-        circuits.circuit_model(model, batch, granularity="slot"),
-        circuits.circuit_model(model, batch, counterfactual="resample"),
-        planted(),
-    ):
-        masks = torch.rand(60, len(whole), generator=torch.Generator().manual_seed(0)) < 0.5
-        alive = torch.from_numpy(is_alive(whole, masks.numpy()))
-        assert not (alive & ~masks).any()
-        assert (masks & ~alive).any()
-        assert torch.allclose(whole.costs(alive), whole.costs(masks), atol=1e-6)
-        assert torch.allclose(whole.costs(masks & ~circuits.inert_edges(whole)), whole.costs(masks), atol=1e-6)
-    assert int((~circuits.inert_edges(planted())).sum()) == 9
-
-
 @pytest.mark.parametrize("granularity", ["head", "slot"])
 @pytest.mark.parametrize("name", ["chain", "pairs", "forest", "two parents"])
 def test_the_planted_circuit_is_the_frontiers_optimum(name: str, granularity: str) -> None:

@@ -5,15 +5,12 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import causal_circuits as cc
 from causal_circuits import figures, pages
-from causal_circuits.figures import losses
 
 REFERENCES = {
     "entropy floor": 0.85,
@@ -146,17 +143,6 @@ def test_the_running_mean_ends_at_the_mean_of_the_last_tenth(record: cc.Training
     np.testing.assert_allclose(raw, record.losses)
     assert smooth[-1] == pytest.approx(record.losses[-4:].mean())
     assert smooth[0] == pytest.approx(record.losses[0])
-
-
-@given(st.lists(st.floats(0, 1), max_size=8), st.floats(0.001, 0.1))
-def test_dodged_places_keep_order_and_distance_and_move_only_when_they_must(values: list[float], gap: float) -> None:
-    places = losses.dodge(values, gap, 0.0, 1.0)
-    order = np.argsort(values, kind="stable")
-    gaps = np.diff(np.array(places)[order])
-    assert (gaps >= gap - 1e-9).all()
-    assert all(-1e-9 <= place <= 1 + 1e-9 for place in places)
-    if len(values) and (np.diff(np.array(values)[order]) >= gap).all():
-        np.testing.assert_allclose(places, values, atol=1e-9)
 
 
 def test_ablation_bars_are_grouped_by_label_and_say_when_there_is_no_gain() -> None:

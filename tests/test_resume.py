@@ -117,13 +117,13 @@ def test_a_finished_run_is_read_back_and_trains_no_more(chain_task, tmp_path):
 
 # ---- kill -9 and Ctrl-C, in processes of their own (forked: no second import of torch)
 
-LONG = (cc.Stage(50, 0.1, train=("W_Q.0",)), cc.Stage(150, 0.05, optimizer="adamw", schedule="cosine"))
+LONG = (cc.Stage(30, 0.1, train=("W_Q.0",)), cc.Stage(90, 0.05, optimizer="adamw", schedule="cosine"))
 
 
 def train_and_save(folder: Path, path: str, every: int) -> None:
-    """A run of 200 steps whose model and record are written at the end."""
+    """A run of 120 steps whose model and record are written at the end."""
     model = new_model(DTYPES[path])
-    record, config = cc.RecordAt.every(25, 200), cc.TrainConfig(LONG, batch_size=24)
+    record, config = cc.RecordAt.every(25, 120), cc.TrainConfig(LONG, batch_size=24)
     kept = cc.Checkpoints(folder / "kept", every=every)
     cc.train(model, TASK, config, checkpoints=kept, record=record, progress=False).save(folder / "record")
     cc.save_model(model, folder / "model")
