@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -53,7 +54,8 @@ def hints_of(value: Any) -> dict[str, Any]:
     function = inspect.unwrap(constructor(value))
     parameters = inspect.signature(function).parameters.values()
     names = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    return {name: hint for name, hint in typing.get_type_hints(function).items() if name in names}
+    hints = typing.get_type_hints(function, include_extras=True)
+    return {name: hint for name, hint in hints.items() if name in names}
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -75,6 +77,11 @@ def test_every_argument_of_every_public_function_is_held_to_its_annotation(name:
             message = refusal(lambda parameter=parameter: value(**{parameter: Stranger()}))
             assert message.startswith(f"{value.__name__}: {parameter} must be "), message
             assert "got a Stranger" in message
+        options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        for least in [option.__metadata__[0].smallest for option in options if hasattr(option, "__metadata__")]:
+            message = refusal(lambda parameter=parameter, least=least: value(**{parameter: least - 1}))
+            assert f"{parameter} must be an integer of at least {least}" in message
+            assert f"got {least - 1}" in message
 
 
 REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {

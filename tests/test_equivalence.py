@@ -93,5 +93,3 @@ def test_an_ordinary_transformer_is_plain_and_random():
     assert (model.cfg.d_model, model.cfg.n_layers, model.cfg.d_mlp, model.cfg.normalization_type) == (30, 2, 120, None)
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not torch.equal(model.W_E, cc.models.ordinary_transformer(seed=1).W_E)
-    with pytest.raises(ValueError, match="n_layers must be an integer of at least 1: got 0"):
-        cc.models.ordinary_transformer(n_layers=0)

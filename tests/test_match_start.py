@@ -107,7 +107,6 @@ def test_a_table_without_a_graph_is_trained_from_matches_and_frozen_weights_are_
 
 
 def test_bad_starts_are_refused() -> None:
-    assert_refused(lambda: cc.TrainConfig(match_start=0), "match_start must be", "at least 1 or None", "0")
     assert_refused(lambda: cc.TrainConfig(match_start=9, warm_start=1.0), "give one of them", "both write")
     task = cc.InContextTask(cc.ngram_graph(6, 2), d_vocab=2)
     config = cc.TrainConfig.matched(2)

@@ -38,7 +38,6 @@ def test_log_spaced_steps_hold_the_first_and_the_last_state(n: int, n_steps: int
 
 def test_bad_steps_are_refused() -> None:
     assert_refused(lambda: cc.RecordAt(steps=(3, -2)), "at least 0", "-2")
-    assert_refused(lambda: cc.RecordAt(n_log_spaced=1), "n_log_spaced", "at least 2", "1")
     assert_refused(lambda: cc.RecordAt.every(0, until=10), "interval", "0")
     assert_refused(lambda: cc.RecordAt(layers=()), "layers", "None")
 

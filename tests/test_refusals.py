@@ -113,7 +113,6 @@ REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
         ("target_probs", "d_vocab_out", "[64, 5]", "[64, 3]"),
     ),
     # models and training
-    "recipe of one step": (lambda: cc.training.default_stages(1), ("steps must be", "at least 2", "got 1")),
     "reduced model of two last heads": (lambda: cc.reduced_transformer(3, 6, (1, 2)), ("one head in layer 1",)),
     "paths through an MLP": (paths_through_mlps, ("MLPs", "patch_activations")),
     "permuting one position": (lambda: other_positions(3, 1, seed=0), ("at least 2", "got 3 of 1")),

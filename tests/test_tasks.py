@@ -340,7 +340,6 @@ def test_edge_posterior_losses_of_the_papers_graphs(graph: object, expected: flo
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"d_vocab": 1}, ("d_vocab", "at least 2", "1")),
         ({"alpha": 0.0}, ("alpha", "positive", "0.0", "0.1")),
         ({"alpha": -1.0}, ("alpha", "positive", "-1.0")),
         ({"alpha": float("nan")}, ("alpha", "positive and finite", "nan")),
