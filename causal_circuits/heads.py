@@ -1,17 +1,13 @@
 """What each head does: calibrated previous-token, parent and induction scores, and the copying score.
 
-A raw attention score misleads where the vocabulary is small, because matches are frequent: uniform attention already
-puts much weight on them. So each score is the attention mass on a mask, rescaled so that uniform attention scores 0
-and attention that stays on the mask scores 1:
+Where the vocabulary is small matches are frequent, and uniform attention already puts much weight on them. So a score
+is the attention mass on a mask, rescaled so that uniform attention scores 0 and attention that stays on the mask 1:
 
     score = (mass - uniform mass) / (1 - uniform mass),   over rows whose mask is not empty.
 
-The raw TransformerLens score (`head_detector`'s "mul", sum(att * mask) / sum(att) over all rows) stands beside it.
-
-In a short context a head can score high without induction: what it prefers by position, or by the key's own token, goes
-along with the matches. So the induction score has a null, the same head's score after an intervention: whatever a
-position takes from its parents, in every layer, it takes from another sequence. All else that the head can look at
-stays.
+The raw TransformerLens score (`head_detector`'s "mul", sum(att * mask) / sum(att) over all rows) stands beside it. In a
+short context what a head prefers by position, or by the key's own token, goes along with the matches. So the induction
+score has a null: the same head's score when all that positions take from their parents comes from another sequence.
 """
 
 from dataclasses import dataclass, replace

@@ -1,15 +1,11 @@
 """What is measured during training, and the record that is left (`record_at` says when).
 
-Attention patterns and the gradients of attention scores are taken by TransformerLens hooks on
-``blocks.l.attn.hook_pattern``, with names both TransformerLens 3 and 4 have. The score gradient goes through
-the softmax Jacobian, dS = P * (dP - sum(dP * P)): it does not need ``hook_attn_scores``. The gradient dP of the
-attention weights themselves, which information predicts entry by entry, is recorded if asked for.
-
-All gradients of attention that this package gives have one sign: *minus* the gradient of the mean loss, the direction
-in which a step of gradient descent moves an entry, so that an edge that is being learned has a positive one. Recorded
-are nats per unit of attention score or weight; `predicted_gradient`, `finite_context_gradient`, `estimate_gradient` and
-`measured_gradient`, which are about the reduced model for beta0 -> 0, take beta0 / (d_vocab n_ctx) of these as their
-unit.
+Patterns and gradients are taken by hooks on ``blocks.l.attn.hook_pattern``, which TransformerLens 3 and 4 have; the
+gradient of the scores goes through the softmax Jacobian, dS = P * (dP - sum(dP * P)). All gradients of attention that
+this package gives have one sign: *minus* the gradient of the mean loss, so that an edge that is being learned has a
+positive one. Recorded are nats per unit of attention score or weight; `predicted_gradient`, `finite_context_gradient`,
+`estimate_gradient` and `measured_gradient`, which are about the reduced model for beta0 -> 0, take
+beta0 / (d_vocab n_ctx) of these as their unit.
 """
 
 import json
@@ -254,8 +250,6 @@ def watch_attention(model: HookedTransformer, layers: Sequence[int] | None = Non
 
 
 def _keep_in(kept: dict[int, Tensor], layer: int) -> Callable[[Tensor, object], None]:
-    """A hook that keeps what it sees."""
-
     def keep(value: Tensor, hook: object) -> None:
         kept[layer] = value.detach()
 
@@ -263,7 +257,6 @@ def _keep_in(kept: dict[int, Tensor], layer: int) -> Callable[[Tensor, object], 
 
 
 def _read_saved(folder: Path) -> dict[str, Any]:
-    """The fields of a record that was saved to a folder."""
     plain, tensors = read_json(folder / "record.json"), read_tensors(folder / "record.safetensors")
     if not isinstance(plain, dict):
         raise ValueError(f"{folder / 'record.json'} holds no record: got {type(plain).__name__}")
@@ -273,7 +266,6 @@ def _read_saved(folder: Path) -> dict[str, Any]:
 
 
 def _read_streamed(folder: Path) -> dict[str, Any]:
-    """The fields of the record whose arrays were streamed to a folder."""
     head, fields = read_checked(folder / f"{INDEX}.json", INDEX_FORMAT, "index of streamed arrays")
     for name, checksums in head["checksums"].items():
         fields[name] = torch.from_numpy(read_rows(folder / f"{name}.npy", checksums)[: len(checksums)])
@@ -281,6 +273,5 @@ def _read_streamed(folder: Path) -> dict[str, Any]:
 
 
 def _all_layers(states: Snapshot | TrainingRecord, axis: int) -> tuple[int, ...]:
-    """The numbers of as many layers as are recorded."""
     matrices = [value for name in MATRICES if (value := getattr(states, name)) is not None]
     return tuple(range(matrices[0].shape[axis])) if matrices else ()

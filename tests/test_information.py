@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_graphs import forest_parents
 
 import causal_circuits as cc
-from causal_circuits.information import finite_context, pair_laws
+from causal_circuits.information import exact, finite_context
 
 
 def parents_before_query(graph) -> list[tuple[int, ...]]:
@@ -76,7 +76,7 @@ def test_informations_and_gradients_refuse_what_they_do_not_predict():
 def test_unrelated_positions_share_no_information(seed, d_vocab):
     graph = cc.random_forest(8, 0.4, seed=seed)
     task = cc.InContextTask(graph, d_vocab=d_vocab, transition_matrices=random_kernel(seed, d_vocab))
-    chi_squared, related = cc.chi_squared_information(task, 2).value, pair_laws.path_lengths(graph, 8)
+    chi_squared, related = cc.chi_squared_information(task, 2).value, exact.path_lengths(graph, 8)
     for i, j in itertools.product(range(8), repeat=2):
         assert (chi_squared[i, j] > 0) == ((i, j) in related)
 

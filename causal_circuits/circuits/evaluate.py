@@ -128,7 +128,6 @@ class CircuitModel(Parts, Result):
         return torch.tensor([min((of_head[node] for node in pair if node in of_head), default=0.0) for pair in ends])
 
     def _predictions(self, masks: Masks) -> Iterator[Float[Tensor, "circuit batch d_vocab"]]:
-        """The predictions with circuits, some at a time."""
         if masks.dtype != torch.bool or masks.ndim != 2 or masks.shape[1] != len(self.edges) or not len(masks):
             raise ValueError(
                 f"masks must be Boolean [circuit, edge={len(self.edges)}], one circuit or more: "

@@ -1,15 +1,12 @@
 """When each edge of the graph begins to matter, as a model is trained.
 
 Three clocks that need not agree: *attention* shows an edge when its weight has grown; the edge *matters* when cutting
-it moves the prediction and cutting other entries of its row does not; and before either, its *information* says how
-hard the gradient pulls at it. An onset is the first recorded step from which a curve stays half-way from its first to
-its last value, or beyond.
+it moves the prediction and cutting other entries of its row does not; its *information* says how hard the gradient
+pulls at it. An onset is the first recorded step from which a curve stays half-way from its first to its last value.
 
-Why the divergence and not the loss: at the warm start cutting an edge that holds a twentieth of its
-row's attention costs as much loss as cutting the same edge after training (a forest, d_vocab 3: 3 to 19 thousandths of
-a nat, against 1 to 17), since early predictions are bad and any help counts much. By the loss every edge is of use from
-the first step, which is what its gradient says; the divergence grows from near zero as the model comes to rely on it.
-And why the share of the row: the divergence of all edges goes on growing as the read-out sharpens, long after.
+Cuts are judged by the divergence, not the loss: early predictions are bad and any help counts much, so by the loss
+every edge is of use from the first step (a forest, d_vocab 3: 3 to 19 thousandths of a nat at the warm start, 1 to 17
+after training). And by their share of the row, because all divergences grow as the read-out sharpens, long after.
 """
 
 from collections.abc import Mapping, Sequence

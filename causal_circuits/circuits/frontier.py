@@ -1,16 +1,10 @@
 """The best circuit of every size, by trying all of them: what a discovery method can at most reach, and how far it is.
 
-With one head in each of two layers a model has 19 edges and 2^19 circuits; at the granularity of slots 26 and 2^26.
-Two facts make the search smaller and leave it exact:
-
-* an edge into a head that nothing in the circuit reads changes nothing, so circuits with such dead edges are others
-  over again (`is_alive`): of 2^26 circuits 1.9e7 are different;
-* an edge whose block of the weights is zero, or whose sender is the same in the counterfactual, changes nothing in any
-  circuit (`inert_edges`): a planted model keeps about ten edges.
-
-Where more than `max_edges` are left, the ones that matter most when cut from the whole model are enumerated, circuits
-found greedily are taken in, and the frontier says what it is then: `exact` is false and no circuit is better than
-`floor`.
+With one head in each of two layers a model has 19 edges and 2^19 circuits, with slots 26 and 2^26. The search leaves
+out, and stays exact, circuits with edges into a head that nothing reads (`is_alive`: of 2^26 1.9e7 are different) and
+edges that change nothing in any circuit (`inert_edges`: a planted model keeps about ten). Where more than `max_edges`
+are left, those that matter most when cut from the whole model are enumerated, greedy circuits are taken in, and the
+frontier says so: `exact` is false and no circuit is better than `floor`.
 """
 
 import time

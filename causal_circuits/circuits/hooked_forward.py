@@ -148,7 +148,6 @@ class _Run:
         return any(len(self.cut[edge]) for _, edge in self.forward.reads[reader])
 
     def log_probs(self) -> Float[Tensor, "circuit batch d_vocab"]:
-        """Run the model."""
         model, n_ctx = self.forward.model, self.inputs["token"].shape[1]
         tokens = torch.zeros(self.n_copies * self.n, n_ctx, dtype=torch.long, device=model.W_U.device)
         with model.hooks(fwd_hooks=list(self._hooks())):
@@ -162,7 +161,6 @@ class _Run:
         return rearrange(value, "(copy one) ... -> copy one ...", copy=self.n_copies)
 
     def _hooks(self) -> Iterator[tuple[str, Hook]]:
-        """Every hook of the run, by name."""
         cfg = self.forward.model.cfg
         yield from ((EMBEDDINGS[slot], partial(self._embed, slot)) for slot in self.inputs)
         yield from ((name, partial(self._spread, name, readers)) for name, readers in self._groups().items())
@@ -193,7 +191,6 @@ class _Run:
         return torch.cat([stream, *arriving, streams[(1 + len(arriving)) * self.n :]])
 
     def _arriving(self, reader: str, stream: Tensor) -> Float[Tensor, "copy pos d_model"]:
-        """A reader's input."""
         found = self._by_circuit(stream).clone()
         for sender, edge in self.forward.reads[reader]:
             value, circuits = self.values[sender], self.cut[edge]

@@ -3,26 +3,20 @@
 Each takes a `CircuitModel` (parts: edges between heads) or an `EntryModel` (parts: attention entries) and gives every
 part a score; higher means more needed, in units of the cost where the method has units.
 
-* **exact**: the cost without a part minus the cost with it, everything else whole: the knock-out of Wang et al. 2022
-  ("Interpretability in the Wild", section 3), for every part alone. Blind to parts that stand in for each other.
-* **attention**: what one sees by looking at patterns (Clark et al. 2019, "What Does BERT Look At?"). Of an entry its
-  mean weight. Of an edge between heads how far the patterns of the heads at its ends are from uniform (mean total
-  variation distance; the smaller of two; 0 if it touches no head). It knows heads, not which of their inputs matter.
-* **gradient_x_attention**: minus weight times the cost's derivative by it (Shrikumar et al. 2016), to first order the
-  effect of cutting an entry. Of an edge between heads the sum of |weight x derivative| over the entries of the heads at
-  its ends (the smaller of two), the head importance of Michel et al. 2019.
-* **eap** (Syed et al. 2023): (corrupted - clean value of the sender) . derivative by the reader's input, clean run. One
-  backward pass for all parts. Wrong where the cost is not linear on the way: at a saturated softmax the derivative is
-  near zero, and its sign need not be the effect's; zero for whatever is the same in both runs, as cutting against the
-  same run is; and zero everywhere by "kl_to_model", whose derivative at the clean run is zero. Of entries with the
-  counterfactual "zero" it is gradient x attention.
+* **exact**: the cost without a part minus the cost with it, everything else whole (Wang et al. 2022, section 3).
+* **attention**: what patterns show. Of an entry its mean weight; of an edge how far the patterns at its ends are from
+  uniform (mean total variation distance, the smaller of two). It knows heads, not which of their inputs matter.
+* **gradient_x_attention**: minus weight times derivative (Shrikumar et al. 2016), the effect of cutting an entry to
+  first order. Of an edge the sum of |weight x derivative| at its ends (the smaller), as in Michel et al. 2019.
+* **eap** (Syed et al. 2023): (corrupted - clean value of the sender) . derivative by the reader's input, clean run.
+  Zero for what is the same in both runs, and everywhere by "kl_to_model", whose derivative at the clean run is zero; at
+  a saturated softmax near zero, with a sign that need not be the effect's.
 * **eap_ig** (Hanna et al. 2024): the derivative averaged along the line between the two runs, at k / steps of the way
-  from the corrupted to the clean run, k = 0 .. steps - 1, as in the authors' code. Of edges, and of entries compared by
-  "pairs", the line runs between the two runs' embeddings (EAP-IG, inputs); of entries compared with their
-  counterfactual it runs between the weights themselves, as no embedding gives weights of zero.
-* **acdc** (Conmy et al. 2023): walk from the logits backwards; cut a part for good if the cost rises by less than the
-  threshold. A part's score is the rise when it was tried, so the parts kept are those that score `threshold` or more.
-* **random**: uniform random numbers, the baseline of MIB (Mueller et al. 2025): what any method has to beat.
+  from the corrupted one, k = 0 .. steps - 1. Of edges, and of entries by "pairs", the line runs between embeddings; of
+  entries compared with their counterfactual between the weights, as no embedding gives weights of zero.
+* **acdc** (Conmy et al. 2023): from the logits backwards, a part is cut for good if the cost rises by less than the
+  threshold; its score is the rise when it was tried.
+* **random**: uniform random numbers, the baseline of MIB (Mueller et al. 2025).
 """
 
 import time

@@ -221,10 +221,7 @@ def prove_circuit(
 def _faithfulness(
     costs: Float[Tensor, "3 batch"], n_bootstrap: int, generator: torch.Generator
 ) -> tuple[float, tuple[float, float]]:
-    """The share of the gain that the circuit keeps, and its 2.5% and 97.5% quantiles over resampled sequences.
-
-    `costs` are those of nothing, of the whole model and of the circuit.
-    """
+    """The circuit's share of the gain and its 95% interval; `costs` are of nothing, of the model and of the circuit."""
 
     def share(empty: Tensor, full: Tensor, own: Tensor) -> Tensor:
         return (empty - own) / (empty - full)
@@ -257,7 +254,6 @@ def _needed_edges(
 
 
 def _p_value(effect: float, error: float) -> float:
-    """One-sided, against no effect."""
     return upper_tail(effect / error) if error > 0 else float(effect <= 0)
 
 

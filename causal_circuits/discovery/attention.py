@@ -1,17 +1,11 @@
 """Read the causal graph back out of layer 0's attention (layer 1 in the paper).
 
-Two questions, answered by two kinds of evidence:
-
-* *Which position is the parent?* The real attention pattern, averaged over sequences, says so: each head proposes, for
-  each position, the earlier position it attends to most.
-* *Is there a parent at all?* Attention cannot tell. A root's row is under no pressure to be uniform, and a trained
-  model even makes use of roots (their tokens follow the stationary law), so neither .9 attention nor a loss that
-  rises when the entry is cut means an edge. What only an edge can have is information: the gradient of the attention
-  weight at uniform attention, which tends to the chi-squared mutual information of parent and child, is large at an
-  edge and near zero in a root's row. It is computed from sequences and targets alone, without the model: sequences
-  enough to find the graph by themselves (`recover_graph`). `ExtractedGraph.from_attention` is the graph without it.
-  What the model does with an entry is no substitute: the rows of a decoy (`plant_decoy`) are no edges, and moving their
-  attention costs as much as moving that of a child.
+*Which position is the parent?* The attention pattern, averaged over sequences, says so. *Is there a parent at all?*
+Attention cannot tell: a root's row is under no pressure to be uniform, and a trained model makes use of roots (their
+tokens follow the stationary law), so neither .9 attention nor a loss that rises when the entry is cut means an edge;
+the rows of a decoy (`plant_decoy`) are none. What only an edge can have is information: the gradient of the attention
+weight at uniform attention is large at an edge and near zero in a root's row. It is computed without the model, from
+sequences enough to find the graph by themselves (`recover_graph`); `from_attention` is the graph without this test.
 """
 
 from collections.abc import Sequence

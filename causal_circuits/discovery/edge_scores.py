@@ -1,28 +1,23 @@
 """A score for every pair of positions whose null is exact at any context length.
 
 The log loss makes layer 0's gradient divide by each sequence's own token frequencies, and the last softmax subtracts a
-mean over positions: both tie every position to every other and leave a root's row a small bias that many sequences
-make significant. Leave both out and what remains of the first-order gradient is, with h_j = 1[x_j = x_T] and y the
-target (probabilities or a one-hot label),
+mean over positions: both leave a root's row a small bias that many sequences make significant. Without both, what
+remains of the first-order gradient is, with h_j = 1[x_j = x_T] and y the target (probabilities or a one-hot label),
 
     u_ij = mean over sequences of a_i h_j,        a_i = d_vocab y(x_i).
 
-If pi has stationary law mu, the query is uniform and x_i is independent of x_j given pi, then E u_ij = E |mu|^2 = c:
-one constant for all such pairs, at any context length. So **the row of a root is flat**. If p is the parent of i,
+If pi has stationary law mu, the query is uniform and x_i is independent of x_j given pi, then E u_ij = E |mu|^2 = c at
+any context length: **the row of a root is flat**. If p is the parent of i,
 
     E u_ip - c = E sum_s mu(s) |pi(. | s) - mu|^2,
 
-the information of the edge in the Euclidean in place of the chi-squared metric: the same for every edge of a task; and
-for any other earlier position j, which reaches i only through p, data processing (Jensen and Cauchy-Schwarz, given pi)
-makes E u_ij at most E u_ip. Under an edge x_i is drawn from y whenever h_j = 1, so that the score an edge must have is
-known without knowing any edge: E u_ip = E[ d_vocab |y|^2 h_p ].
-
-So two things contradict a forest: a row without an edge that is not flat, or not at c = P(x_i = x_j); and a child whose
-edge falls short of its score, or that agrees with another position more or less often than y says, where its parent
-equals the query.
-
-From a_i may be subtracted any function of y: it shifts whole rows, and removes most of the noise. A non-uniform query
-is weighted by one over its frequency.
+the information of the edge in the Euclidean in place of the chi-squared metric, the same for every edge of a task; for
+any other earlier j, which reaches i only through p, data processing makes E u_ij at most E u_ip. Under an edge x_i is
+drawn from y whenever h_j = 1, so that its score is known without knowing any edge: E u_ip = E[ d_vocab |y|^2 h_p ]. So
+a forest is contradicted by a row without an edge that is not flat, or not at c = P(x_i = x_j), and by a child whose
+edge falls short of its score, or that agrees with another position more or less often than y says where its parent
+equals the query. From a_i may be subtracted any function of y, which removes most of the noise; a non-uniform query is
+weighted by one over its frequency.
 """
 
 from collections.abc import Iterator

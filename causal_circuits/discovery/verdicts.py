@@ -205,7 +205,6 @@ def _hidden(i: int, test: EdgeTest) -> list[int]:
 
 
 def _named(positions: Sequence[int]) -> str:
-    """In words."""
     if len(positions) == 1:
         return f"position {positions[0]}"
     return f"positions {', '.join(map(str, positions[:-1]))} and {positions[-1]}"

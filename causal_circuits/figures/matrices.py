@@ -171,7 +171,6 @@ def _heat_map(
     limits: tuple[float, float],
     diverging: bool = False,
 ) -> Axes:
-    """A heat map with its labels and colour bar, and the graph's edges outlined."""
     check_positions(values, graph)
     image = _draw(ax, values, limits, DIVERGING if diverging else SEQUENTIAL)
     ax.set_title(fill(title, 46))

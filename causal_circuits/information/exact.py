@@ -6,12 +6,15 @@ standard error. Probabilities below 1e-308 count as zero: at alpha .001 two toke
 
     chi2_ij = sum_{s', s} (P(x_i = s', x_j = s) - P_i(s') P_j(s))^2 / (P_i(s') P_j(s))
 
+Axes: ``matrix`` (a transition matrix), then the tokens of the later position i (s') and of the earlier position j (s).
 What it predicts of a gradient is in `gradient`. With several parents a position no pair tells what a parent is worth:
 see `match_gradient`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import networkx as nx
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -19,8 +22,11 @@ from torch import Tensor
 
 from causal_circuits.arguments import Several, check_arguments
 from causal_circuits.display import Result
-from causal_circuits.information import pair_laws
+from causal_circuits.graphs import parents_of
 from causal_circuits.tasks import InContextTask
+
+Matrices = Float[np.ndarray, "matrix row token"]
+Laws = Float[np.ndarray, "matrix token"]
 
 
 @check_arguments
@@ -62,10 +68,56 @@ def chi_squared_information(task: InContextTask, n_matrices: Several = 4096, see
             "several parents see match_gradient"
         )
     mean, error = np.zeros((2, task.n_ctx, task.n_ctx))
-    pi, law = pair_laws.draw(task, n_matrices, seed)
-    for cells, joint in pair_laws.propagated(task, pi, law):
+    pi, law = draw_matrices(task, n_matrices, seed)
+    for cells, joint in joint_laws(task, pi, law):
         fill_cells(mean, error, cells, _chi_squared(joint))
     return Information(torch.from_numpy(mean), torch.from_numpy(error), n_matrices)
+
+
+def draw_matrices(task: InContextTask, n_matrices: int, seed: int) -> tuple[Matrices, Laws]:
+    """Transition matrices of the task's prior and the laws of root tokens, float64, rows with sum one."""
+    matrices, law = task.draw_matrices(n_matrices, np.random.default_rng(seed))
+    pi = matrices[1].astype(np.float64)
+    return pi / pi.sum(axis=-1, keepdims=True), law.astype(np.float64)
+
+
+def joint_laws(
+    task: InContextTask, pi: Matrices, law: Laws
+) -> Iterator[tuple[list[tuple[int, int]], Float[np.ndarray, "matrix token token"]]]:
+    """(pairs i > j that share a joint law, that law), for the pairs of a forest with a common ancestor.
+
+    The law depends on three numbers only: how deep the lowest common ancestor lies (irrelevant if roots are
+    stationary) and how far i and j lie below it.
+    """
+    same: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
+    for cell, (depth, below_i, below_j) in path_lengths(task.graph, task.n_ctx).items():
+        key = (0 if task.root_law == "stationary" else depth, below_i, below_j)
+        same.setdefault(key, []).append(cell)
+    powers = [np.broadcast_to(np.eye(task.d_vocab), pi.shape)]
+    for _ in range(max((max(key) for key in same), default=0)):
+        powers.append(powers[-1] @ pi)
+    for (depth, below_i, below_j), cells in same.items():
+        at_ancestor = np.einsum("na,nas->ns", law, powers[depth])
+        from_i = (at_ancestor[:, :, None] * powers[below_i]).transpose(0, 2, 1)
+        yield cells, from_i @ powers[below_j]
+
+
+def path_lengths(graph: nx.DiGraph, n_ctx: int) -> dict[tuple[int, int], tuple[int, int, int]]:
+    """For i > j with a common ancestor: the lowest one's depth, and how many steps below it each lies."""
+    lines: list[dict[int, int]] = []  # for each position, its ancestors (itself included) and the steps up to them
+    for position in range(n_ctx):
+        line = {position: 0}
+        for parent in parents_of(graph, position):
+            line |= {ancestor: steps + 1 for ancestor, steps in lines[parent].items()}
+        lines.append(line)
+    lengths = {}
+    for i in range(n_ctx):
+        for j in range(i):
+            common = lines[i].keys() & lines[j].keys()
+            if common:
+                lowest = min(common, key=lambda ancestor: lines[i][ancestor])
+                lengths[i, j] = len(lines[lowest]) - 1, lines[i][lowest], lines[j][lowest]
+    return lengths
 
 
 def fill_cells(mean: np.ndarray, error: np.ndarray, cells: list[tuple[int, int]], values: np.ndarray) -> None:

@@ -24,8 +24,7 @@ from jaxtyping import Float
 
 from causal_circuits.arguments import Several, check_arguments
 from causal_circuits.graphs import parents_of
-from causal_circuits.information import pair_laws
-from causal_circuits.information.exact import Information
+from causal_circuits.information.exact import Information, draw_matrices
 from causal_circuits.information.gradient import check_query, gradient_of_matrices, predicted_gradient
 from causal_circuits.information.tilted_forest import tilt
 from causal_circuits.tasks import InContextTask
@@ -59,7 +58,7 @@ def finite_context_gradient(task: InContextTask, n_matrices: Several = 512, seed
     True
     """
     check_query(task)
-    pi, law = pair_laws.draw(task, n_matrices, seed)
+    pi, law = draw_matrices(task, n_matrices, seed)
     chunk = max(1, _MOST_NUMBERS // (task.n_ctx * task.d_vocab * (len(quadrature(task.n_ctx)[0]) + 1)))
     pieces = [slice(start, start + chunk) for start in range(0, n_matrices, chunk)]
     values = np.concatenate([_of_matrices(task, pi[piece], law[piece]) for piece in pieces])
@@ -67,7 +66,7 @@ def finite_context_gradient(task: InContextTask, n_matrices: Several = 512, seed
     for cells, of_matrices in gradient_of_matrices(task, pi, law):
         rows, columns = zip(*cells, strict=True)
         limit[:, rows, columns] = of_matrices[:, None]
-    many, many_laws = pair_laws.draw(task, _CONTROL_MATRICES, seed + 1)
+    many, many_laws = draw_matrices(task, _CONTROL_MATRICES, seed + 1)
     few, reference = (_edge_informations(*drawn, task.n_ctx) for drawn in ((pi, law), (many, many_laws)))
     exact = predicted_gradient(task, _LIMIT_MATRICES, seed + 2)
     return _controlled(values, limit, few - reference.mean(axis=0), np.cov(reference.T) / len(reference), exact)

@@ -26,8 +26,15 @@ from torch import Tensor
 
 from causal_circuits.arguments import Several, check_arguments
 from causal_circuits.graphs import parents_of
-from causal_circuits.information import pair_laws
-from causal_circuits.information.exact import Information, fill_cells
+from causal_circuits.information.exact import (
+    Information,
+    Laws,
+    Matrices,
+    draw_matrices,
+    fill_cells,
+    joint_laws,
+    path_lengths,
+)
 from causal_circuits.tasks import InContextTask
 
 OfMatrices = Iterator[tuple[list[tuple[int, int]], Float[np.ndarray, " matrix"]]]
@@ -56,7 +63,7 @@ def predicted_gradient(task: InContextTask, n_matrices: Several = 4096, seed: in
     """
     check_query(task)
     mean, error = np.zeros((2, task.n_ctx, task.n_ctx))
-    for cells, values in gradient_of_matrices(task, *pair_laws.draw(task, n_matrices, seed)):
+    for cells, values in gradient_of_matrices(task, *draw_matrices(task, n_matrices, seed)):
         fill_cells(mean, error, cells, values)
     return Information(torch.from_numpy(mean), torch.from_numpy(error), n_matrices)
 
@@ -70,22 +77,22 @@ def check_query(task: InContextTask) -> None:
         )
 
 
-def gradient_of_matrices(task: InContextTask, pi: pair_laws.Matrices, law: pair_laws.Laws) -> OfMatrices:
+def gradient_of_matrices(task: InContextTask, pi: Matrices, law: Laws) -> OfMatrices:
     """(pairs i > j that share a value of g, that value for every matrix); other pairs have zero."""
     if task.root_law != "stationary":
         yield from _with_other_roots(task, pi, law)
         return
     independent = law[:, :, None] * law[:, None, :]
-    for cells, joint in pair_laws.propagated(task, pi, law):
+    for cells, joint in joint_laws(task, pi, law):
         yield cells, np.einsum("nst,nts->n", pi, _given_child(joint - independent, law))
 
 
-def _given_child(joint: Float[np.ndarray, "matrix child key"], law: pair_laws.Laws) -> np.ndarray:
+def _given_child(joint: Float[np.ndarray, "matrix child key"], law: Laws) -> np.ndarray:
     """Joint / law of the child, zero where it is: at most of order one, however small the law; pi / law overflows."""
     return np.divide(joint, law[:, :, None], out=np.zeros_like(joint), where=law[:, :, None] > 0)
 
 
-def _with_other_roots(task: InContextTask, pi: pair_laws.Matrices, law: pair_laws.Laws) -> OfMatrices:
+def _with_other_roots(task: InContextTask, pi: Matrices, law: Laws) -> OfMatrices:
     """Where a token's law depends on its depth, unrelated pairs have a value too: one for each pair of depths."""
     last = task.n_ctx - 1
     depths: list[int] = []
@@ -95,8 +102,8 @@ def _with_other_roots(task: InContextTask, pi: pair_laws.Matrices, law: pair_law
     for _ in range(max(depths)):
         laws.append(np.einsum("ns,nst->nt", laws[-1], pi))
     share = np.mean([laws[depth] for depth in depths], axis=0)
-    related = pair_laws.path_lengths(task.graph, last)
-    for cells, joint in pair_laws.propagated(task, pi, law):
+    related = path_lengths(task.graph, last)
+    for cells, joint in joint_laws(task, pi, law):
         yield cells, np.einsum("nst,nts->n", pi, _given_child(joint, share)) - 1.0
     unrelated: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for i, j in itertools.combinations(range(last - 1, -1, -1), 2):

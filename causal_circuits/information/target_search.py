@@ -91,7 +91,6 @@ def _best_first(data: Gains, ranked: list[Candidate]) -> list[Candidate]:
 
 
 def _coarse(data: Gains, allowed: Sequence[int], max_parents: int) -> list[list[tuple[int, ...]]]:
-    """For each number of parents the best sets of positions."""
     found: list[list[tuple[int, ...]]] = []
     gains = data.at - data.at.mean(dim=0)
     seeds: Collection[tuple[int, ...]] = [()]
@@ -142,7 +141,6 @@ def extension_scores(
 
 
 def _n_coarse(data: Gains, n_sets: int, size: int) -> int:
-    """How many sequences a coarse pass uses."""
     affordable = _WORK / (n_sets * max(comb(data.n_ctx, size + 1), 1))
     return int(min(len(data), max(affordable, _LEAST_MATCHES * data.d_vocab**size)))
 

@@ -2,19 +2,15 @@
 
 The hypothesis (Nichani, Damian & Lee 2024, section 4; the method: Chan et al. 2022, "Causal scrubbing") has two claims:
 
-* **copy**: head 0.h writes at position i nothing but the token of i's parent number h. So its output there may be
-  replaced by its output in any other sequence with the same token at that parent.
+* **copy**: head 0.h writes at position i nothing but the token of i's parent number h: its output there may be that of
+  any other sequence with the same token at that parent.
 * **match**: head 1.0 asks with the target's parents' tokens, is answered with the tokens of each position's parents,
-  and reports the token of the position itself. So its query, each key and each value may be replaced by those of any
-  sequences that agree in just these tokens, and what reaches the logits past the head may come from anywhere.
+  and reports the token of the position itself: queries, keys and values may come from any sequences that agree in just
+  these tokens, and what reaches the logits past the head from anywhere.
 
-The paper speaks of positions that have parents. Whether that is *all* there is to a model is a question of its own:
-``where="children"`` holds the claims to those positions and leaves everything else as it is; ``where="everywhere"``
-also resamples what the hypothesis says nothing about - heads at roots and at the query, and the path past layer 1.
-A model trained to the end is found to use these too: a root's token tells about the transition matrix's stationary law.
-
-A claim that is true costs nothing: the loss stays. The measure is the loss recovered against scrubbing in the same
-places without any agreement (every donor drawn freely), which destroys what the circuit is for.
+``where="children"`` holds the claims to positions with parents; ``where="everywhere"`` also resamples what they say
+nothing about. (Models trained to the end use that too: a root's token tells about the stationary law.) A true claim
+costs nothing: the measure is the loss recovered against scrubbing in the same places with donors drawn freely.
 """
 
 from collections.abc import Callable, Sequence
