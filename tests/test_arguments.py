@@ -85,19 +85,10 @@ def test_every_argument_of_every_public_function_is_held_to_its_annotation(name:
 
 
 REFUSED: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
-    "task and model swapped": (
-        lambda: cc.train(TASK, MODEL),
-        ("train: model must be a HookedTransformer: got an InContextTask", "build one with"),
-    ),
+    "task and model swapped": (lambda: cc.train(TASK, MODEL), ("model must be a HookedTransformer", "build one with")),
     "tokens for a batch": (lambda: cc.evaluate(MODEL, BATCH.tokens), ("evaluate: batch", "int64 tensor [64, 6]")),
-    "a model for a circuit's": (
-        lambda: circuits.prove_circuit(MODEL, []),
-        ("prove_circuit: model must be a CircuitModel", "circuits.circuit_model(model, batch)"),
-    ),
-    "one step for several": (
-        lambda: cc.RecordAt(10),
-        ("RecordAt: steps must be a sequence (each item: an integer of at least 0) or None: got 10",),
-    ),
+    "a model for a circuit's": (lambda: circuits.prove_circuit(MODEL, []), ("CircuitModel", "circuits.circuit_model(")),
+    "one step for several": (lambda: cc.RecordAt(10), ("a sequence (each item: an integer of at least 0) or None",)),
     "one float among integers": (
         lambda: cc.knock_out_edges(MODEL, BATCH, entries=[(0, 1, 0)] * 50 + [(0, 1, 0.5)]),
         ("knock_out_edges: entries", "(an integer, an integer, an integer)"),

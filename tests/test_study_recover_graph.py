@@ -55,25 +55,14 @@ def test_labels_in_safetensors_are_read_too(tmp_path, batch):
     assert results["data"]["targets"] == "labels"
 
 
+TOKENS, LABELS, LAWS = np.zeros((2, 3), int), np.zeros(2, int), np.full((2, 2), 0.5)
 BAD_ARRAYS = {
-    "labels that are laws": (
-        {"tokens": np.zeros((2, 3), int), "labels": np.full((2, 2), 0.5)},
-        ("labels must be [sequences]", "target_probs"),
-    ),
-    "laws that are labels": (
-        {"tokens": np.zeros((2, 3), int), "target_probs": np.zeros(2)},
-        ("target_probs must be [sequences, d_vocab]",),
-    ),
-    "a wrapped negative": (
-        {"tokens": np.full((2, 3), 2**64 - 1, np.uint64), "labels": np.zeros(2, int)},
-        ("tokens must be integers in 0 .. ", "[-1, -1]"),
-    ),
+    "labels that are laws": ({"tokens": TOKENS, "labels": LAWS}, ("labels must be [sequences]", "target_probs")),
+    "laws that are labels": ({"tokens": TOKENS, "target_probs": np.zeros(2)}, ("[sequences, d_vocab]",)),
+    "a wrapped negative": ({"tokens": np.full((2, 3), 2**64 - 1, np.uint64), "labels": LABELS}, ("[-1, -1]",)),
     "other names": ({"x": np.zeros(3)}, ("tokens", "holds x")),
-    "both targets": (
-        {"tokens": np.zeros((2, 2), int), "labels": np.zeros(2, int), "target_probs": np.zeros((2, 2))},
-        ("leave one out",),
-    ),
-    "objects": ({"tokens": np.array([[1], [1, 2]], dtype=object), "labels": np.zeros(2, int)}, ("tokens",)),
+    "both targets": ({"tokens": TOKENS, "labels": LABELS, "target_probs": LAWS}, ("leave one out",)),
+    "objects": ({"tokens": np.array([[1], [1, 2]], dtype=object), "labels": LABELS}, ("tokens",)),
     "text": ({"tokens": np.array([["a", "b"]]), "labels": np.zeros(1, int)}, ("must be an array of numbers",)),
 }
 
