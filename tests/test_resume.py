@@ -4,6 +4,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,13 +35,15 @@ def assert_goes_on(
     record: cc.RecordAt = EVERY_STEP,
     of_whole: cc.RecordAt | None = None,
     path: str = "fused",
+    config: cc.TrainConfig = CONFIG,
+    make: Callable[[torch.dtype], cc.models.HookedTransformer] = new_model,
 ) -> None:
     """A run that fails at step 20 and goes on ends as one that does not; `of_whole` is what that one records."""
-    whole, cut, again = (new_model(DTYPES[path]) for _ in range(3))
-    expected = cc.train(whole, task, CONFIG, record=of_whole or record)
+    whole, cut, again = (make(DTYPES[path]) for _ in range(3))
+    expected = cc.train(whole, task, config, record=of_whole or record)
     with pytest.raises(RuntimeError, match="a metric"):
-        cc.train(cut, task, CONFIG, record=record, on_record=stop_at(20), checkpoints=kept)
-    found = cc.train(again, task, CONFIG, record=record, checkpoints=kept)
+        cc.train(cut, task, config, record=record, on_record=stop_at(20), checkpoints=kept)
+    found = cc.train(again, task, config, record=record, checkpoints=kept)
     assert found.path == expected.path == path
     assert_same_end(found, expected)
     assert_same_weights(again, whole)
@@ -85,20 +88,9 @@ def test_the_members_of_an_ensemble_go_on_together_or_one_by_one(tmp_path, path)
 
 
 def test_a_start_from_matches_goes_on(tmp_path):
-    task, config = cc.InContextTask(cc.ngram_graph(8, order=2), d_vocab=3), cc.TrainConfig.matched(20, batch_size=8)
-    whole, again = (cc.disentangled_transformer(3, 8, (2, 1)) for _ in range(2))
-    expected = cc.train(whole, task, config)
-
-    def fail(step: int, model: object) -> None:
-        if step > 10:
-            raise RuntimeError
-
-    cut, kept = cc.disentangled_transformer(3, 8, (2, 1)), cc.Checkpoints(tmp_path, 3)
-    with pytest.raises(RuntimeError):
-        cc.train(cut, task, config, checkpoints=kept, on_record=fail)
-    found = cc.train(again, task, config, checkpoints=cc.Checkpoints(tmp_path, 3))
-    assert_same_end(found, expected)
-    assert_same_weights(again, whole)
+    task, config = cc.InContextTask(cc.ngram_graph(8, order=2), d_vocab=3), cc.TrainConfig.matched(30, batch_size=8)
+    kept = cc.Checkpoints(tmp_path, every=3)
+    assert_goes_on(task, kept, config=config, make=lambda dtype: cc.disentangled_transformer(3, 8, (2, 1)))
 
 
 def test_a_finished_run_is_read_back_and_trains_no_more(chain_task, tmp_path):
