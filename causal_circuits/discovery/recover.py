@@ -93,7 +93,8 @@ class RecoveredGraph:
 
     def to_frame(self) -> Frame:
         """A row for each position, with the numbers and words that decide, as in `Position`."""
-        return frame(self._rows(), columns=list(SHOWN))
+        rows = [{name: getattr(position, name) for name in SHOWN} for position in self.positions]
+        return frame(rows, columns=list(SHOWN))
 
     def __repr__(self) -> str:
         edges, open_ = len(latent_edges(self.graph)), self.undecided
@@ -102,10 +103,8 @@ class RecoveredGraph:
         return f"RecoveredGraph({edges} edges, {len(open_)} undecided{named}; {self.n_sequences:,} sequences{doubts})"
 
     def _repr_html_(self) -> str:
-        return table_html(self._rows(), "; ".join([repr(self), *self.warnings]))
-
-    def _rows(self) -> list[dict[str, object]]:
-        return [{name: getattr(position, name) for name in SHOWN} for position in self.positions]
+        rows = self.to_frame().replace(float("inf"), None).to_dict("records")
+        return table_html(rows, "; ".join([repr(self), *self.warnings]))
 
 
 @check_arguments
