@@ -20,7 +20,7 @@ def make_sections(f: Findings) -> list[Section]:
         show_film(f),
         show_graph(f),
         show_sequences(f),
-        show_gradient(f),
+        *show_gradient(f),
         *show_heads(f),
     ]
 
@@ -95,7 +95,7 @@ def show_sequences(f: Findings) -> Section:
     )
 
 
-def show_gradient(f: Findings) -> Section:
+def show_gradient(f: Findings) -> list[Section]:
     measured, graph = f.first_gradient * (f.task.d_vocab * f.task.n_ctx / BETA_0), f.task.graph
     predicted = cc.information.through_softmax(f.information.value)
     largest = float(predicted.abs().max())
@@ -103,18 +103,23 @@ def show_gradient(f: Findings) -> Section:
     r = cc.compare_gradient(measured, predicted, graph).correlation
     query = torch.tensor([len(measured) - 1])
     shown, expected = (values.index_fill(0, query, torch.nan) for values in (measured, predicted))
-    return Section(
-        "The gradient and the mutual information",
-        "Before training, in the paper's reduced model: minus the gradient of layer 0's attention scores beside the "
-        "chi-squared information between positions, put through the softmax, to which it tends in long contexts. One "
-        f"scale for both; a dot off the dashed line is what this context length changes. Correlation {r:.3f}. The "
-        "query's row, which has no parent, is left blank.",
-        figures={
-            "gradient_matrix": matrix(shown, title="Minus the gradient, before training"),
-            "information_matrix": matrix(expected, title="Predicted from chi-squared information"),
-            "gradient": figures.plot_gradient_vs_information(measured, predicted, graph, title=f"correlation {r:.3f}"),
-        },
-    )
+    return [
+        Section(
+            "The gradient and the mutual information",
+            "Before training, in the paper's reduced model: minus the gradient of layer 0's attention scores beside "
+            "the chi-squared information between positions, put through the softmax, to which it tends in long "
+            "contexts. One scale for both; the query's row, which has no parent, is left blank.",
+            figures={
+                "gradient_matrix": matrix(shown, title="Minus the gradient, before training"),
+                "information_matrix": matrix(expected, title="Predicted from chi-squared information"),
+            },
+        ),
+        Section(
+            "Entry by entry",
+            f"The same two, correlation {r:.3f}: a mark off the dashed line is what this context length changes.",
+            figures={"gradient": figures.plot_gradient_vs_information(measured, predicted, graph)},
+        ),
+    ]
 
 
 def show_heads(f: Findings) -> list[Section]:
