@@ -234,6 +234,7 @@ BAD_FLAGS = {
     "multi_head": "--ngram 1|--ngram 3 --parents x.json|--n-ctx 2|--heads 0,1|--heads two|--seed -1|--seeds 0|--steps 1"
     "|--parents missing.json|--parents /dev/zero",
     "reproduce_paper": "--seed 1|--figure 3|--table .|--figure 2 --seed -1",
+    "selective_induction": "--lags 2|--n-ctx 3",
     "structure_learning": "--sizes 5|--level 0|--graphs 0|--parents 4|--d-vocab 1",
     "two_stage": "--lengths 20|--lengths 20 2|--steps 0 5|--graph ring|--d-vocab 1|--alpha nan",
 }

@@ -124,10 +124,7 @@ def test_a_checkpoint_that_was_skipped_takes_no_place_of_a_whole_one(tmp_path):
         assert load_state(tmp_path, None).step == 5
 
 
-def test_bad_checkpoints_are_refused(tmp_path):
-    assert_refused(lambda: cc.training.restore_checkpoint(new_model(), tmp_path), "no whole checkpoint")
-
-
-def test_weights_of_another_model_are_refused(kept):
+def test_no_weights_and_those_of_another_model_are_refused(kept):
+    assert_refused(lambda: cc.training.restore_checkpoint(new_model(), kept / "nothing"), "no whole checkpoint")
     other = cc.disentangled_transformer(4, 6)
     assert_refused(lambda: cc.training.restore_checkpoint(other, kept), "another model's", "blocks.0.attn.W_Q", "there")

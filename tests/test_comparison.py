@@ -74,10 +74,6 @@ def test_the_softmax_jacobian_is_autograds_at_any_attention(g):
     assert_close(through_softmax(g, uniform), through_softmax(g), 1e-10)
 
 
-def test_comparisons_need_matrices_over_the_graphs_positions(g, graph):
-    assert_refused(lambda: cc.compare_gradient(g[:5, :5], g[:5, :5], graph), "9 positions", "[5, 5]")
-
-
 def test_no_rival_beats_the_parent_in_the_prediction(g, graph):
     assert cc.compare_gradient(g, g, graph).parent_ranks == (1,) * 6
 
@@ -85,7 +81,8 @@ def test_no_rival_beats_the_parent_in_the_prediction(g, graph):
 # ---- NaN is no score
 
 
-def test_nan_gradients_are_refused_or_stay_nan(g, graph):
+def test_gradients_of_other_positions_or_with_nan_are_refused(g, graph):
+    assert_refused(lambda: cc.compare_gradient(g[:5, :5], g[:5, :5], graph), "9 positions", "[5, 5]")
     spoiled = g.clone()
     spoiled[4, 1] = torch.nan
     assert_refused(lambda: cc.compare_gradient(spoiled, g, graph), "measured", "NaN")

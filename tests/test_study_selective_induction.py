@@ -94,12 +94,6 @@ def test_a_small_study(tmp_path, look_at_report, monkeypatch):
     look_at_report(tmp_path / "report.html")
 
 
-def test_flags_that_make_no_study_are_refused():
-    for flags, message in (({"lags": (2,)}, "two or more"), ({"n_ctx": 3}, "--n-ctx must be at least 4")):
-        with pytest.raises(ValueError, match=message):
-            study.Config(**flags)
-
-
 def rows(change):
     """Three seeds in which every claim holds, but for a change of one of them."""
     share = {"two layers, 1 and 1 heads": 0.4, built.DEEP: 0.2, built.SELECTIVE: 0.03, built.GIVEN: 0.03}
