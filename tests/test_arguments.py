@@ -167,10 +167,8 @@ def test_what_means_the_same_gives_the_same() -> None:
 
 
 def test_a_model_of_other_outputs_is_judged_by_targets_of_as_many() -> None:
-    model, probs = (
-        users_model(d_vocab_out=5, dtype=torch.float32),
-        torch.tensor([0.5, 0.25, 0.125, 0.125, 0.0]).expand(64, 5),
-    )
+    model = users_model(d_vocab_out=5, dtype=torch.float32)
+    probs = torch.tensor([0.5, 0.25, 0.125, 0.125, 0.0]).expand(64, 5)
     batch = cc.Batch(BATCH.tokens, probs)
     plain = -(probs * model(BATCH.tokens)[:, -1].log_softmax(dim=-1)).sum(dim=-1).detach().double()
     assert torch.allclose(cc.evaluate(model, batch), plain, atol=1e-5)

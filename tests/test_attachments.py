@@ -308,12 +308,8 @@ POINTS += ("blocks.1.attn.hook_v", "blocks.1.hook_resid_post", "unembed.hook_in"
 ATTACH = ATTACHED | {f"hook on {point}": lens_hook(point) for point in POINTS}
 
 # What is refused; every other analysis answers for the model with the attachment.
-BETWEEN_LAYERS = {
-    "native hook",
-    "replaced forward",
-    "hook on blocks.0.hook_attn_out",
-    "hook on blocks.1.hook_resid_post",
-}
+BETWEEN_LAYERS = {"native hook", "replaced forward"}
+BETWEEN_LAYERS |= {"hook on blocks.0.hook_attn_out", "hook on blocks.1.hook_resid_post"}
 REFUSED = {"patch_paths": BETWEEN_LAYERS, "training": {"parametrized", "tied"}}
 
 
@@ -687,10 +683,8 @@ def test_frozen_weights_stay_where_they_are():
     model = cc.disentangled_transformer(3, 6, init_scale=0.3, seed=1)
     config = cc.TrainConfig.joint(4, 0.5, warm_start=None, batch_size=64)
     freeze = lambda step, model: model.unembed.W_U.requires_grad_(False)  # noqa: E731
-    assert_refused(
-        lambda: cc.train(model, TASK, config, record=cc.RecordAt(steps=(2,)), on_record=freeze, progress=False),
-        "freeze",
-    )
+    at_2 = cc.RecordAt(steps=(2,))
+    assert_refused(lambda: cc.train(model, TASK, config, record=at_2, on_record=freeze, progress=False), "freeze")
     frozen = cc.disentangled_transformer(3, 6).requires_grad_(False)
     assert_refused(lambda: cc.train(frozen, TASK, config), "frozen")
 

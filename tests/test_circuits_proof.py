@@ -274,10 +274,7 @@ def test_a_decoy_is_told_from_a_model_that_learned_the_graph() -> None:
     """Figure 9's graph 0, chosen for it: Adam at .1 from zero reaches the edge posterior's loss by other entries."""
     parents = [-1, -1, 0, 2, -1, 1, -1, -1, 6, 5, -1, 8, -1, 10, -1, -1, 7, -1, -1]
     task = cc.InContextTask(cc.graph_from_parents(parents), d_vocab=3, alpha=0.1)
-    recipes = {
-        "trained": cc.TrainConfig.warm(300),
-        "decoy": cc.TrainConfig.joint(800, 0.1),
-    }
+    recipes = {"trained": cc.TrainConfig.warm(300), "decoy": cc.TrainConfig.joint(800, 0.1)}
     test, rates = task.sample(2000, seed=3), {}
     for name, recipe in recipes.items():
         model = cc.disentangled_transformer(3, 20)
@@ -376,10 +373,8 @@ def test_figures_draw_what_they_are_given() -> None:
     lines = figures.plot_frontier(frontier, [ranking]).lines
     assert np.allclose(lines[0].get_ydata(), frontier.cost)
     assert np.allclose(lines[1].get_ydata(), ranking.cost)
-    rows = [
-        {"method": method, "model": "planted", "auroc": auroc}
-        for method, auroc in (("exact", 1.0), ("exact", 0.5), ("eap", 0.25))
-    ]
+    scores = (("exact", 1.0), ("exact", 0.5), ("eap", 0.25))
+    rows = [{"method": method, "model": "planted", "auroc": auroc} for method, auroc in scores]
     ax = figures.plot_benchmark({"zero": rows}).axes[0]
     assert ax.images[0].get_array().tolist() == [[0.75], [0.25]]
     assert [text.get_text() for text in ax.texts] == ["0.75\n≥ 0.50", "0.25\n≥ 0.25"]

@@ -105,10 +105,7 @@ def test_a_task_whose_batches_are_of_the_other_kind_is_refused():
 
 def test_the_gradient_by_distance_is_that_of_a_vector():
     """Autograd through W_Q[position, position] = v[i - j]."""
-    model, batch = (
-        a_model().double(),
-        cc.Batch(TASK.sample(9, seed=2).tokens, TASK.sample(9, seed=2).target_probs.double()),
-    )
+    model, batch = a_model().double(), TASK.sample(9, seed=2).to("cpu", torch.float64)
     cc.training.mean_loss(model, batch).backward()
     share_by_distance(model)
     distance = torch.arange(7)[:, None] - torch.arange(7)
@@ -137,9 +134,8 @@ def test_a_training_with_relative_positions_keeps_them_and_other_models_are_refu
     for d in range(7):
         assert float(block.diagonal(-d).max() - block.diagonal(-d).min()) < 1e-6
     last = cc.InContextTask(cc.chain_graph(7), d_vocab=3)
-    assert (
-        cc.train(cc.disentangled_transformer(3, 7), last, config).path == "structured"
-    )  # the fused step does not know it
+    record = cc.train(cc.disentangled_transformer(3, 7), last, config)
+    assert record.path == "structured"  # the fused step does not know it
     with pytest.raises(ValueError, match="disentangled"):
         cc.train(cc.models.ordinary_transformer(3, 7), TASK, config)
 

@@ -13,9 +13,8 @@ def attending_roots(rows: dict[int, int], task: cc.InContextTask = TASK) -> cc.m
     """The planted circuit in which the rows of some roots attend to an earlier position as clearly as children do."""
     model = cc.plant_circuit(task.graph, d_vocab=task.d_vocab)
     for row, key in rows.items():
-        model.blocks[0].attn.W_Q.data[0, task.d_vocab + row, task.d_vocab + key] = (
-            40.0  # roots attend to themselves with 20
-        )
+        # roots attend to themselves with 20
+        model.blocks[0].attn.W_Q.data[0, task.d_vocab + row, task.d_vocab + key] = 40.0
     return model
 
 

@@ -97,9 +97,8 @@ def test_a_view_of_several_steps_has_a_slider_and_shows_the_last(chain_task: cc.
     assert "<b>" not in html
     (handed,) = re.findall(r'<script type="application/json">(.*)</script>', html)
     tokens = json.loads(handed)["panels"][0]["properties"]["tokens"]
-    assert [re.sub(r"\s", "", token).replace("\u2800", " ") for token in tokens] == figures.position_labels(
-        film.result().tokens
-    )
+    shown = [re.sub(r"\s", "", token).replace("\u2800", " ") for token in tokens]
+    assert shown == figures.position_labels(film.result().tokens)
     outlined = [panel["outlined"] for panel in json.loads(handed)["panels"]]
     assert outlined == [[[child, parent] for parent, child in sorted(cc.latent_edges(chain_task.graph))], []]
     one = figures.sequence_view(dataclasses.replace(film.result(), steps=(0,), attention=film.result().attention[:1]))
@@ -120,11 +119,8 @@ def test_attention_at_several_steps_is_checked_at_each() -> None:
 
 
 def test_a_film_in_a_folder_is_whole_after_an_interrupted_run(chain_task, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    config, tokens, batch = (
-        cc.TrainConfig.joint(12, batch_size=8),
-        chain_task.sample(1).tokens[0],
-        chain_task.sample(50),
-    )
+    config, batch = cc.TrainConfig.joint(12, batch_size=8), chain_task.sample(50)
+    tokens = batch.tokens[0]
 
     def run(folder: object, stops: bool) -> tuple[object, object, cc.TrainingRecord]:
         heads = cc.films.SequenceRecorder(tokens, folder=folder / "heads")

@@ -43,9 +43,8 @@ def test_forest_parents_round_trip(parents: list[int | None]) -> None:
     graph = cc.graph_from_parents(parents)
     cc.graphs.validate_graph(graph)
     assert cc.graphs.graph_parents(graph) == parents
-    assert set(graph.edges) == {(p, i) for i, p in enumerate(parents) if p is not None} | {
-        (len(parents), len(parents) + 1)
-    }
+    edges = {(p, i) for i, p in enumerate(parents) if p is not None}
+    assert set(graph.edges) == edges | {(len(parents), len(parents) + 1)}
 
 
 @given(dag_parents())
@@ -141,9 +140,8 @@ def test_positions_may_be_numpy_integers_or_come_as_arrays(parents: list[int | N
     for graph in made:
         assert cc.compare_graphs(plain, graph).exact
         assert cc.graphs.graph_parents(graph) == cc.graphs.graph_parents(plain)
-        assert json.loads(json.dumps(sorted(cc.latent_edges(graph)))) == [
-            list(e) for e in sorted(cc.latent_edges(plain))
-        ]
+        edges = [list(edge) for edge in sorted(cc.latent_edges(plain))]
+        assert json.loads(json.dumps(sorted(cc.latent_edges(graph)))) == edges
 
 
 NO_CAUSAL_GRAPHS = {

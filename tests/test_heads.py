@@ -224,9 +224,8 @@ def test_copies_for_keys_are_judged_by_the_head_that_matches_them() -> None:
     named, block = cc.models.slots(model), model.blocks[1].attn.W_Q.data[0]
     assert cc.heads.copying_score(model, 0, 0, read_by="keys") == pytest.approx(1.0)
     model.unembed.W_U.data[named["L0H0.token"].slice] = -5 * torch.eye(4)
-    assert cc.heads.copying_score(model, 0, 0) == pytest.approx(
-        -1.0
-    )  # the direct path, which says nothing of the copies
+    # the direct path, which says nothing of the copies
+    assert cc.heads.copying_score(model, 0, 0) == pytest.approx(-1.0)
     heads = cc.detect_induction_heads(model, cc.InContextTask(graph, d_vocab=4), n_sequences=50)
     assert heads[0].copying_score == pytest.approx(1.0)
     matching = block[named["token"].slice, named["L0H0.token"].slice]

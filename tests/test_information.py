@@ -61,9 +61,8 @@ def test_estimate_equals_its_formula_summed_by_hand():
             for j in range(i):
                 hit = (context[j] == query) - others.count(query) / 4
                 expected[i, j] += 3 * target[context[i]] / frequency[context[i]] * hit / 7
-    np.testing.assert_allclose(
-        cc.information.estimate_gradient(batch.tokens, batch.target_probs).value, expected, atol=1e-6
-    )
+    found = cc.information.estimate_gradient(batch.tokens, batch.target_probs).value
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_informations_and_gradients_refuse_what_they_do_not_predict():
@@ -148,10 +147,8 @@ def test_quadrature_integrates_every_power_that_can_occur(n_ctx):
 
 def test_the_measured_gradient_is_its_formula_summed_by_hand():
     batch = cc.InContextTask(cc.random_forest(6, 0.3, seed=4), d_vocab=3).sample(9, seed=1)
-    each = [
-        oracles.first_order_gradient(tokens, target)
-        for tokens, target in zip(batch.tokens.tolist(), batch.target_probs.tolist(), strict=True)
-    ]
+    sequences = zip(batch.tokens.tolist(), batch.target_probs.tolist(), strict=True)
+    each = [oracles.first_order_gradient(tokens, target) for tokens, target in sequences]
     measured = cc.measured_gradient(batch.tokens, batch.target_probs)
     np.testing.assert_allclose(measured.value, np.mean(each, axis=0), atol=1e-6)
     np.testing.assert_allclose(measured.standard_error, np.std(each, axis=0, ddof=0) / 8**0.5, atol=1e-6)
@@ -192,11 +189,8 @@ def test_the_finite_context_gradient_tends_to_the_limit_like_one_over_n_ctx():
     for n_ctx in (40, 80, 160):
         graph = cc.graph_from_parents([None, 0, 1, *[None] * (n_ctx - 4)])
         task = cc.InContextTask(graph, d_vocab=2, transition_matrices=np.array([[0.8, 0.2], [0.4, 0.6]]))
-        edge = (
-            cc.information.finite_context_gradient(task, n_matrices=2).value[2, 1]
-            - cc.predicted_gradient(task, 2).value[2, 1]
-        )
-        scaled.append(n_ctx * edge.item())
+        finite, limit = cc.information.finite_context_gradient(task, 2).value, cc.predicted_gradient(task, 2).value
+        scaled.append(n_ctx * (finite - limit)[2, 1].item())
     assert scaled[2] != 0
     assert abs(scaled[1] / scaled[2] - 1) < 0.6 * abs(scaled[0] / scaled[1] - 1) < 0.05
 

@@ -73,9 +73,8 @@ def test_resampling_follows_its_seed_and_global_randomness_is_left_alone() -> No
 
 def test_ablation_in_several_pieces_is_ablation_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch, _ = case((2, 1), n=23)
-    whole = {
-        method: cc.ablate_heads(model, batch, [(0, 1), (1, 0)], method) for method in cc.interventions.ABLATION_METHODS
-    }
+    methods = cc.interventions.ABLATION_METHODS
+    whole = {method: cc.ablate_heads(model, batch, [(0, 1), (1, 0)], method) for method in methods}
     monkeypatch.setattr("causal_circuits.models.acceptance.CHUNK", 5)
     for method, expected in whole.items():
         found = cc.ablate_heads(model, batch, [(0, 1), (1, 0)], method)
@@ -167,9 +166,8 @@ def pair() -> tuple[HookedTransformer, Tensor, Tensor]:
 def test_patching_everything_at_the_entrance_recovers_the_clean_run() -> None:
     model, clean, corrupted = pair()
     result = cc.patch_activations(model, clean, corrupted, first_token_log_prob, by_position=False)
-    assert result.names == (
-        "blocks.0.hook_resid_pre", "blocks.0.attn.hook_z", "blocks.1.hook_resid_pre", "blocks.1.attn.hook_z"
-    )  # fmt: skip
+    names = [f"blocks.{layer}.{point}" for layer in (0, 1) for point in ("hook_resid_pre", "attn.hook_z")]
+    assert result.names == tuple(names)
     assert abs(result.clean - result.corrupted) > 1e-3
     assert torch.allclose(result.recovered[[0, 2]], torch.ones(2, 1), atol=1e-4)
 

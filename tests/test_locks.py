@@ -100,10 +100,8 @@ def test_where_nothing_can_be_locked_no_process_is_kept_out(tmp_path, monkeypatc
 def test_a_training_in_a_taken_folder_is_refused_and_the_model_left_as_it_was(chain_task, tmp_path, taken):
     config = cc.TrainConfig.joint(5, batch_size=8, warm_start=2.0)
     model, untouched = new_model(), new_model()
-    options = {
-        "checkpoints": cc.Checkpoints(tmp_path / "checkpoints"),
-        "record": cc.RecordAt(folder=tmp_path / "record"),
-    }
+    options = {"checkpoints": cc.Checkpoints(tmp_path / "checkpoints")}
+    options |= {"record": cc.RecordAt(folder=tmp_path / "record")}
     with locks.exclusive_lock(tmp_path / taken):
         assert_refused(lambda: cc.train(model, chain_task, config, **options), str(tmp_path / taken), "is taken by")
     assert_same_weights(model, untouched)

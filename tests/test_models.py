@@ -152,11 +152,8 @@ def test_bad_models_are_refused() -> None:
     assert_refused(lambda: cc.disentangled_transformer(3, 5, (1, 0)), "n_heads", "(1, 0)")
     assert_refused(lambda: models.structured_logits(random_model((1, 1)), TOKENS[:, :-1]), "[batch, n_ctx=5]", "[7, 4]")
     assert_refused(lambda: cc.models.attention_block(random_model((1, 1)), 0, 0, "tokens", "position"), "'tokens'")
-    assert_refused(
-        lambda: cc.models.attention_block(random_model((2, 1)), 1, 1, "token", "token"),
-        "no head 1 in layer 1",
-        "(1, 0)",
-    )
+    block, model = cc.models.attention_block, random_model((2, 1))
+    assert_refused(lambda: block(model, 1, 1, "token", "token"), "no head 1 in layer 1", "(1, 0)")
     reduced = cc.reduced_transformer(3, 5)
     assert_refused(lambda: cc.models.attention_block(reduced, 0, 0, "token", "token"), "reduced", "W_Q")
 

@@ -227,10 +227,8 @@ def test_a_fork_after_a_training_trains_and_so_does_one_in_the_midst_of_it() -> 
     expected = trained()
     assert ended(started(train_again, expected)) == 0
     statuses = []
-    trained(
-        record=cc.RecordAt((3,)),
-        on_record=lambda step, model: statuses.append(ended(started(train_again, expected))),
-    )
+    fork = lambda step, model: statuses.append(ended(started(train_again, expected)))  # noqa: E731
+    trained(record=cc.RecordAt((3,)), on_record=fork)
     assert statuses == [0]
 
 

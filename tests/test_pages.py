@@ -145,9 +145,7 @@ def matrix_html(n_ctx: int = 6) -> str:
 
 
 def test_ids_on_a_page_are_unique_and_every_reference_finds_its_own(tmp_path: Path) -> None:
-    html = page_of(
-        tmp_path, pages.Section("One", "It shows.", matrix_html()), pages.Section("Two", "It too.", matrix_html())
-    )
+    html = page_of(tmp_path, *(pages.Section(name, "It shows.", matrix_html()) for name in ("One", "Two")))
     ids = element_ids(html)
     assert len(ids) == len(set(ids))
     referred = set(re.findall(r'href="#([^"]+)"', html)) | set(re.findall(r"url\(#([^)]+)\)", html))
@@ -239,11 +237,8 @@ def test_the_bundle_stands_once_on_a_page_with_views_and_never_without(tmp_path:
 
 
 def test_a_page_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
-    html = page_of(
-        tmp_path,
-        pages.Section("Matrix", "It shows.", matrix_html()),
-        pages.Section("View", "It shows.", pattern_view()),
-    )
+    parts = {"Matrix": matrix_html(), "View": pattern_view()}
+    html = page_of(tmp_path, *(pages.Section(name, "It shows.", part) for name, part in parts.items()))
     page = Page(html)
     (policy,) = (meta["content"] for meta in page.named("meta") if meta.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'")

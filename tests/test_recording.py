@@ -235,9 +235,8 @@ def test_records_of_before_are_not_mixed_with_these(record: cc.TrainingRecord, t
     plain = json.loads((tmp_path / "record.json").read_text())
     for other in ({key: value for key, value in plain.items() if key != "format"}, None, []):
         (tmp_path / "record.json").write_text(json.dumps(other))
-        assert_refused(
-            lambda: cc.TrainingRecord.load(tmp_path), str(tmp_path), "another version" if other else "record"
-        )
+        words = str(tmp_path), "another version" if other else "record"
+        assert_refused(lambda: cc.TrainingRecord.load(tmp_path), *words)
 
 
 def test_recorded_and_measured_gradients_have_one_sign_and_with_beta0_one_unit() -> None:
@@ -254,8 +253,7 @@ def test_recorded_and_measured_gradients_have_one_sign_and_with_beta0_one_unit()
     for of, found in (("scores", "score_gradients"), ("weights", "weight_gradients")):
         in_nats = cc.measured_gradient(batch.tokens, batch.target_probs, of).value * beta0 / (3 * 12)
         assert_close(getattr(snapshot, found)[0, 0], in_nats, 1e-3)
-        compared = cc.compare_gradient(
-            getattr(record, found)[0, 0, 0], cc.predicted_gradient(task).value, task.graph, of=of
-        )
+        own, g = getattr(record, found)[0, 0, 0], cc.predicted_gradient(task).value
+        compared = cc.compare_gradient(own, g, task.graph, of=of)
         assert compared.correlation > 0.9
         assert compared.rows_right == 1.0

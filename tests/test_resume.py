@@ -123,9 +123,7 @@ def train_and_save(folder: Path, path: str, every: int) -> None:
 
 def saved(folder: Path) -> bytes:
     """The weights, and the record's arrays."""
-    return (folder / "model" / "model.safetensors").read_bytes() + (
-        folder / "record" / "record.safetensors"
-    ).read_bytes()
+    return b"".join((folder / name / f"{name}.safetensors").read_bytes() for name in ("model", "record"))
 
 
 @pytest.mark.parametrize(("path", "every"), [("fused", 1), ("structured", 3)])

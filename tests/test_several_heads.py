@@ -70,9 +70,8 @@ def planted_distance(n_ctx: int) -> float:
     task = cc.InContextTask(graph, d_vocab=2, alpha=1.0)
     test = task.sample(512, seed=0)
     model = cc.plant_circuit(graph, 2, readout_scale=1.0)
-    attended = (
-        cc.models.logits(model, test.tokens).detach().double()
-    )  # with this read-out: the share attended to each token
+    # with this read-out the share attended to each token
+    attended = cc.models.logits(model, test.tokens).detach().double()
     return float((attended - task.bayes_predictor(test.tokens)).abs().sum(dim=1).mean() / 2)
 
 

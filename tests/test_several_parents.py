@@ -124,9 +124,8 @@ def test_bounds_are_chernoffs_and_lie_above_exact_tails(p, n):
 def test_every_edge_is_found_and_none_false(parents, d_vocab, labels):
     task, k = task_of(parents, d_vocab), len(parents[-1])
     batch = task.sample(12_000 if labels else 5_000, seed=3)
-    found = cc.recover_graph(
-        batch.tokens, labels_of(batch) if labels else batch.target_probs, d_vocab=d_vocab, max_parents=k
-    )
+    targets = labels_of(batch) if labels else batch.target_probs
+    found = cc.recover_graph(batch.tokens, targets, d_vocab=d_vocab, max_parents=k)
     assert found.target_parents == tuple(parents[-1])
     undecided = set(parents[-1]) if labels else set()  # matches of the target's parents hold their own tokens
     assert {*found.undecided} <= undecided

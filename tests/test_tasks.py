@@ -78,9 +78,8 @@ def test_log_elimination_reaches_below_the_smallest_float() -> None:
 def test_dirichlet_moments(alpha: float) -> None:
     """E p = 1 / d and E sum p^2 = (alpha + 1) / (d alpha + 1), on both sides of the switch to log space."""
     d_vocab, n = 4, 20_000
-    drawn = transition_matrices.draw_dirichlet(np.random.default_rng(5), np.full((1, d_vocab), alpha), n)[:, 0].astype(
-        np.float64
-    )
+    row, generator = np.full((1, d_vocab), alpha), np.random.default_rng(5)
+    drawn = transition_matrices.draw_dirichlet(generator, row, n)[:, 0].astype(np.float64)
     squares = (drawn**2).sum(axis=1)
     for values, expected in [
         (squares, (alpha + 1) / (d_vocab * alpha + 1)),
@@ -172,11 +171,8 @@ def test_sequences_have_the_law_of_plain_loops() -> None:
 
 def transition_error(n: int, seed: int) -> float:
     """Mean squared difference between KERNEL and the transition frequencies of n short chains."""
-    tokens = (
-        cc.InContextTask(cc.chain_graph(6), d_vocab=3, transition_matrices=KERNEL)
-        .sample(n, seed=(seed, n))
-        .tokens.numpy()
-    )
+    task = cc.InContextTask(cc.chain_graph(6), d_vocab=3, transition_matrices=KERNEL)
+    tokens = task.sample(n, seed=(seed, n)).tokens.numpy()
     counts = np.zeros((3, 3))
     np.add.at(counts, (tokens[:, :4], tokens[:, 1:5]), 1)
     return float(((counts / counts.sum(axis=1, keepdims=True) - KERNEL) ** 2).mean())
@@ -253,9 +249,8 @@ def test_a_calibrated_loss_is_the_lowest_of_its_predictors() -> None:
             )
             for pseudo in np.geomspace(1e-3, 100, 400)
         ]
-        assert cc.tasks.subset_loss(task, batch, which) == pytest.approx(
-            min(losses), abs=1e-3
-        )  # between points of its grid
+        least = pytest.approx(min(losses), abs=1e-3)  # between points of its grid
+        assert cc.tasks.subset_loss(task, batch, which) == least
 
 
 # ---- predictors

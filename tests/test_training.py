@@ -49,9 +49,8 @@ def test_the_default_recipe_finds_a_small_forest_from_zero() -> None:
 def test_a_reduced_model_begins_with_a2_written_in_by_default() -> None:
     task, model = cc.InContextTask(cc.chain_graph(5), d_vocab=3), cc.reduced_transformer(3, 5)
     seen = []
-    record = cc.train(
-        model, task, record=cc.RecordAt((0,)), on_record=lambda step, m: seen.append(m.W_Q.detach()[1, 0].sum())
-    )
+    look = lambda step, model: seen.append(model.W_Q.detach()[1, 0].sum())  # noqa: E731
+    record = cc.train(model, task, record=cc.RecordAt((0,)), on_record=look)
     assert (float(seen[0]), record.config["warm_start"]) == (12.0, 4.0)
 
 
@@ -75,12 +74,8 @@ def test_a_record_holds_every_step_and_every_asked_state(chain_task: cc.InContex
         assert record.recorded_losses[index] == pytest.approx(float(record.losses[step]), rel=1e-5)
     assert not record.attention[0].triu(1).any()
     uniform = torch.ones(6, 6).tril() / torch.arange(1, 7)[:, None]
-    untrained = cc.train(
-        cc.disentangled_transformer(4, 6),
-        chain_task,
-        cc.TrainConfig.joint(1, 0.01, batch_size=4, warm_start=None),
-        progress=False,
-    )
+    one_step = cc.TrainConfig.joint(1, 0.01, batch_size=4, warm_start=None)
+    untrained = cc.train(cc.disentangled_transformer(4, 6), chain_task, one_step, progress=False)
     assert_close(untrained.attention[0, 0, 0], uniform, 1e-6)
 
 
