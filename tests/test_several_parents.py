@@ -59,7 +59,7 @@ def test_sums_over_matches_are_those_of_loops(target, monkeypatch):
     slow = summed_by_loops(batch.tokens.tolist(), batch.target_probs.tolist(), target)
     assert len(sums.keys) == len(list(combinations(range(5), len(target))))
     for row, keys in enumerate(map(tuple, sums.keys.tolist())):
-        assert (sums.n[row], sums.full[row]) == pytest.approx(slow[keys], abs=1e-3)
+        assert (sums.n[row], sums.full_mean[row]) == pytest.approx(slow[keys], abs=1e-3)
         for i in range(6):
             after = i > keys[-1]
             assert np.isnan(sums.gain[row, i]) != after
@@ -80,13 +80,13 @@ def test_scores_of_extended_keys_are_those_of_all_keys_where_all_are_extended(se
 def test_moments_of_a_full_match_are_those_of_draws():
     y = torch.distributions.Dirichlet(torch.full((4,), 0.5)).sample((1,))
     gains = matches.Gains.of(torch.zeros(1, 2, dtype=torch.int64), y)
-    assert float(gains.full) == pytest.approx(float(4 * y.square().sum() - 1), abs=1e-5)
+    assert float(gains.full_mean) == pytest.approx(float(4 * y.square().sum() - 1), abs=1e-5)
     drawn = 4 * y[0, torch.multinomial(y[0], 200_000, replacement=True)] - 1
-    assert float(drawn.mean()) == pytest.approx(float(gains.full), abs=0.03)
-    assert float(drawn.var()) == pytest.approx(float(gains.spread), abs=0.05)
+    assert float(drawn.mean()) == pytest.approx(float(gains.full_mean), abs=0.03)
+    assert float(drawn.var()) == pytest.approx(float(gains.full_variance), abs=0.05)
     labels = matches.Gains.of(torch.zeros(1, 2, dtype=torch.int64), torch.eye(4)[:1]).with_labels_hit(0.7)
     assert labels.law.tolist() == [pytest.approx([0.7, 0.1, 0.1, 0.1])]
-    assert float(labels.full) == pytest.approx(4 * 0.7 - 1)
+    assert float(labels.full_mean) == pytest.approx(4 * 0.7 - 1)
 
 
 def test_a_match_through_descendants_is_no_edge():
@@ -104,7 +104,7 @@ def test_bounds_are_chernoffs_and_lie_above_exact_tails(p, n):
     law, values = torch.tensor([[1 - p, p]]).expand(n, 2), torch.tensor([[0.0, 1.0]]).expand(n, 2)
     for deviations in (1.0, 3.0, 6.0):
         total = min(np.ceil(n * p + deviations * (n * p * (1 - p)) ** 0.5), n - 1)
-        bound = matches.most_above(float(total), [(law, values)])
+        bound = matches.chernoff_p_value(float(total), [(law, values)])
         optimum = -n * stats.entropy([total / n, 1 - total / n], [p, 1 - p])
         assert optimum - 1e-3 <= np.log(bound) <= 0.95 * optimum
         exact = stats.binom.sf(total - 1, n, p)

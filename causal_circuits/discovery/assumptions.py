@@ -93,24 +93,24 @@ def _differs(
     return kept & off.any(axis=1)
 
 
-def not_uniform(data: Gains, worth: float) -> dict[int, str]:
+def not_uniform(data: Gains) -> dict[int, str]:
     """Position -> what contradicts that its tokens are uniform over sequences, as several parents ask."""
     why = dict[int, str]()
     for i in range(data.n_ctx):
-        p_value = data.n_ctx * _p_of_uniform(_frequency(data, i), len(data)) ** worth
+        p_value = data.n_ctx * _p_of_uniform(data, i)
         if p_value < WRONG_WITH:
             why[i] = f"its tokens are not uniform over sequences (p = {p_value:.2g}), as is assumed"
     return why
 
 
-def tied_to_another(data: Gains, roots: Sequence[int], worth: float) -> str:
+def tied_to_another(data: Gains, roots: Sequence[int]) -> str:
     """Which two roots agree by `_OFF` more often than independent tokens of their frequencies; copies may."""
     shares = {i: _frequency(data, i) for i in roots}
     pairs = [(i, j) for i, j in combinations(roots, 2) if not data.tokens[:, i].equal(data.tokens[:, j])]
     for i, j in pairs:
         often = float((data.tokens[:, i] == data.tokens[:, j]).double().mean() - shares[i] @ shares[j])
         more, variance = len(data) * (data.d_vocab * often - _OFF), (data.d_vocab - 1.0) * len(data)
-        p_value = len(pairs) * float(bernstein_p_value(more, variance, data.d_vocab)) ** worth
+        p_value = len(pairs) * float(data.p_value(more, variance))
         if p_value < WRONG_WITH:
             return f"roots {i} and {j} agree too often (p = {p_value:.2g}): do tokens follow a law of each sequence?"
     return ""
@@ -121,8 +121,8 @@ def _frequency(data: Gains, position: int) -> torch.Tensor:
     return torch.bincount(data.tokens[:, position], minlength=data.d_vocab).double() / len(data)
 
 
-def _p_of_uniform(frequency: torch.Tensor, n: int) -> float:
+def _p_of_uniform(data: Gains, position: int) -> float:
     """Of "every token has a frequency of 1 / d_vocab", give or take `_OFF` of it; Bonferroni over tokens."""
-    expected = 1 / len(frequency)
-    off = n * ((frequency - expected).abs().max() - _OFF * expected)
-    return len(frequency) * float(bernstein_p_value(float(off), n * expected * (1 - expected), 1))
+    n, expected = len(data), 1 / data.d_vocab
+    off = n * ((_frequency(data, position) - expected).abs().max() - _OFF * expected)
+    return data.d_vocab * float(data.p_value(float(off), n * expected * (1 - expected), bound=1.0))

@@ -57,13 +57,13 @@ class Contrasts:
 
 
 class _Piece(NamedTuple):
-    """Some sequences: context tokens, a, h, 1[x_j = x_T], d_vocab |y|^2 less the offset, and the offset."""
+    """Some sequences, with the terms of the module's text."""
 
     context: Int[np.ndarray, "sequence position"]
-    child: Float[np.ndarray, "sequence position"]
-    hit: Float[np.ndarray, "sequence position"]
-    asked: Bool[np.ndarray, "sequence position"]
-    sharpness: Float[np.ndarray, "sequence 1"]
+    child: Float[np.ndarray, "sequence position"]  # a less the offset
+    hit: Float[np.ndarray, "sequence position"]  # h, weighted by the query
+    equals_query: Bool[np.ndarray, "sequence position"]  # 1[x_j = x_T]
+    sharpness: Float[np.ndarray, "sequence 1"]  # d_vocab |y|^2 less the offset
     offset: Float[np.ndarray, "sequence 1"]
 
 
@@ -80,8 +80,8 @@ class EdgeScores:
     ) -> None:
         self.tokens, self.targets, self.n = tokens, targets, n
         self.d_vocab = targets.shape[1]
-        asked = np.bincount(tokens[:, -1], minlength=self.d_vocab) / len(tokens)
-        self._query_weight = np.divide(1.0, self.d_vocab * asked, out=np.zeros(self.d_vocab), where=asked > 0)
+        share = np.bincount(tokens[:, -1], minlength=self.d_vocab) / len(tokens)
+        self._query_weight = np.divide(1.0, self.d_vocab * share, out=np.zeros(self.d_vocab), where=share > 0)
         self._offset = self._fit_offset()
         n_positions = tokens.shape[1] - 1
         self.score, self.expected = np.zeros((n_positions, n_positions)), np.zeros(n_positions)
@@ -107,10 +107,10 @@ class EdgeScores:
             context, query, y = self.tokens[piece, :-1], self.tokens[piece, -1:], self.targets[piece]
             offset = self._offset[piece, None]
             child = self.d_vocab * np.take_along_axis(y, context, axis=1) - offset
-            asked = context == query
-            hit = np.where(asked, self._query_weight[query], 0.0)
+            equals_query = context == query
+            hit = np.where(equals_query, self._query_weight[query], 0.0)
             sharpness = self.d_vocab * np.einsum("ns,ns->n", y, y)[:, None] - offset
-            yield _Piece(context, child, hit, asked, sharpness, offset)
+            yield _Piece(context, child, hit, equals_query, sharpness, offset)
 
     def against_rivals(self, best: Int[np.ndarray, " position"]) -> Contrasts:
         """u_i,best(i) - u_ij for every row i and column j."""
@@ -153,7 +153,7 @@ class EdgeScores:
             law = piece.child + piece.offset
             equal = _agreements(piece.context)
             mean += _summed(law, piece.hit) - equal
-            square += _summed(law**2, piece.hit**2) - 2 * _summed(law * piece.asked, piece.hit) + equal
+            square += _summed(law**2, piece.hit**2) - 2 * _summed(law * piece.equals_query, piece.hit) + equal
         return self._contrasts(mean / len(self.tokens), square / len(self.tokens))
 
     def beyond_parent(self, parent: Int[np.ndarray, " position"]) -> Contrasts:

@@ -20,9 +20,8 @@ from torch.nn.functional import one_hot
 from causal_circuits.discovery.assumptions import not_uniform, tied_to_another
 from causal_circuits.discovery.user_data import WRONG_WITH
 from causal_circuits.discovery.verdicts import MIN_SEQUENCES, Position, Verdict
-from causal_circuits.information.matches import Gains, MatchSums, match_sums, most_above, p_independent
+from causal_circuits.information.matches import Gains, MatchSums, chernoff_p_value, match_sums, p_independent
 from causal_circuits.information.target_search import Candidate, candidates, p_of_rival
-from causal_circuits.statistics import bernstein_p_value
 
 FULL = 0.97  # of a full match, below which a share must lie significantly to contradict it
 _OWN = 0.85  # of a full match: a rival that has more where it alone matches is not rejected
@@ -39,7 +38,7 @@ class MatchTest:
 
     p_full is of "these are the parents", [keys, position], Bonferroni over positions (0 where keys are not earlier);
     p_chance of "independent of the target's law given any match", by position; p_apart and partner are
-    `p_independent`'s; worth is independent sequences over sequences, since copies are no evidence.
+    `p_independent`'s; n_matches counts pairs of keys and a position after them.
     """
 
     data: Gains
@@ -49,13 +48,8 @@ class MatchTest:
     p_chance: np.ndarray
     p_apart: np.ndarray
     partner: np.ndarray
-    worth: float
+    n_matches: int
     level: float
-
-    @property
-    def n_matches(self) -> int:
-        """Pairs of keys and a position after them."""
-        return comb(self.data.n_ctx, len(self.first.target) + 1)
 
 
 def find_parents(tokens: torch.Tensor, y: torch.Tensor, n_independent: int, max_parents: int, level: float) -> Found:
@@ -67,8 +61,9 @@ def find_parents(tokens: torch.Tensor, y: torch.Tensor, n_independent: int, max_
         return _nothing(tokens.shape[1], few)
     if not allowed:
         return _nothing(tokens.shape[1], "every token is constant: no parent can be told")
-    data, found = candidates(Gains.of(tokens, y), allowed, min(max_parents, len(allowed)))
-    test = match_test(data, found[0], n_independent / len(tokens), level)
+    gains = Gains.of(tokens, y, n_independent / len(tokens))
+    data, found = candidates(gains, allowed, min(max_parents, len(allowed)))
+    test = match_test(data, found[0], level)
     doubt = _doubt(test, found)
     if doubt:
         return _nothing(tokens.shape[1], doubt)
@@ -76,8 +71,8 @@ def find_parents(tokens: torch.Tensor, y: torch.Tensor, n_independent: int, max_
     positions = tuple(_confirmed(p, test, positions) if p.position in found[0].target else p for p in positions)
     roots = [p.position for p in positions if p.verdict == "root"]
     short = _fall_short_together(test, positions) or _tied_to_target(test, positions)
-    short = short or tied_to_another(data, roots, test.worth)
-    doubts = [not_uniform(data, test.worth), _agree_with_later(test, positions)]
+    short = short or tied_to_another(data, roots)
+    doubts = [not_uniform(data), _agree_with_later(test, positions)]
     if data.of_labels and len(found[0].target) == max_parents:
         doubts.append(_one_more_parent(test, positions))
     children = {p.position for p in positions if p.verdict == "child"}
@@ -91,16 +86,16 @@ def find_parents(tokens: torch.Tensor, y: torch.Tensor, n_independent: int, max_
     return found[0].target, positions, tuple(f"position {i}: {why_not[i]}" for i in sorted(why_not))
 
 
-def match_test(data: Gains, first: Candidate, worth: float, level: float) -> MatchTest:
+def match_test(data: Gains, first: Candidate, level: float) -> MatchTest:
     """The tests of every match."""
-    sums = match_sums(data, first.target)
+    sums, n_matches = match_sums(data, first.target), comb(data.n_ctx, len(first.target) + 1)
     gain, earlier = np.nan_to_num(sums.gain), np.isfinite(sums.gain)
-    p_full = bernstein_p_value(FULL * sums.full[:, None] - gain, sums.spread[:, None], data.d_vocab) ** worth
+    p_full = data.p_value(FULL * sums.full_mean[:, None] - gain, sums.full_variance[:, None])
     p_full = np.where(earlier, np.minimum(1.0, data.n_ctx * p_full), 0.0)
-    p_chance = (bernstein_p_value(gain, sums.chance[:, None], data.d_vocab) ** worth).min(axis=0, initial=1.0)
-    p_chance *= comb(data.n_ctx, len(first.target) + 1)
+    p_chance = data.p_value(gain, sums.chance_variance[:, None]).min(axis=0, initial=1.0)
     apart, partner = p_independent(data.tokens, data.d_vocab)
-    return MatchTest(data, first, sums, p_full, np.minimum(1.0, p_chance), apart**worth, partner, worth, level)
+    p_chance = np.minimum(1.0, n_matches * p_chance)
+    return MatchTest(data, first, sums, p_full, p_chance, apart**data.independent, partner, n_matches, level)
 
 
 def _constants(tokens: torch.Tensor) -> dict[int, str]:
@@ -127,7 +122,7 @@ def _doubt(test: MatchTest, found: list[Candidate]) -> str:
             f"no position is drawn from the target's law where {k} tokens match: the best target's parents would be "
             f"{_named(first.target)} (p = {min(1.0, least * n_sets):.2g})"
         )
-    alike = [other for other in found[1:] if p_of_rival(data, first, other) ** test.worth >= test.level]
+    alike = [other for other in found[1:] if p_of_rival(data, first, other) ** data.independent >= test.level]
     if alike:
         names = " or ".join(_named(candidate.target) for candidate in [first, *alike][:_TOLD])
         return f"the target's parents are {names}: which, these sequences do not tell"
@@ -163,9 +158,8 @@ def _tied_to_target(test: MatchTest, positions: Collection[Position]) -> str:
         if not of_target.isdisjoint({i, *above}) or (parents and len(drawn & (of_target | above)) > 1):
             continue
         apart = ~data.match(parents, test.first.target) if parents else torch.ones(len(data), dtype=torch.bool)
-        off = abs(float(data.at[apart, i].sum())) - (1 - FULL) * float(data.full[apart].sum())
-        p_off = float(bernstein_p_value(off, float(data.chance[apart].sum()), data.d_vocab)) ** test.worth
-        p_value = 2 * data.n_ctx * p_off
+        off = abs(float(data.observed[apart, i].sum())) - (1 - FULL) * float(data.full_mean[apart].sum())
+        p_value = 2 * data.n_ctx * float(data.p_value(off, float(data.chance_variance[apart].sum())))
         if p_value < WRONG_WITH:
             return (
                 f"position {i} depends on the target's law without a match of its parents (p = {p_value:.2g}): roots "
@@ -184,8 +178,8 @@ def _fall_short_together(test: MatchTest, positions: Collection[Position]) -> st
     """Whether the children found are, taken together, less than full matches."""
     children = [p.position for p in positions if p.verdict == "child"]
     rows, sums = test.first.best[children], test.sums
-    full, gain = sums.full[rows].sum(), sums.gain[rows, children].sum()
-    p_value = float(bernstein_p_value(FULL * full - gain, sums.spread[rows].sum(), test.data.d_vocab)) ** test.worth
+    full, gain = sums.full_mean[rows].sum(), sums.gain[rows, children].sum()
+    p_value = float(test.data.p_value(FULL * full - gain, sums.full_variance[rows].sum()))
     if not children or p_value >= test.level:
         return ""
     return (
@@ -205,10 +199,10 @@ def _one_more_parent(test: MatchTest, positions: Collection[Position]) -> dict[i
         tokens = one_hot(data.tokens[held], data.d_vocab).float()
         n, hits = (
             len(part) - torch.einsum("njs,nts->jt", part[:, :i], part).numpy()
-            for part in (tokens, tokens[data.at[held, i] > 0])
+            for part in (tokens, tokens[data.observed[held, i] > 0])
         )
         p_values = np.where(n > 0, binom.sf(hits - 1, n, 1 / data.d_vocab), 0.0)  # n = 0: implied by the match
-        p_value = float(np.delete(p_values, i, axis=1).max()) ** test.worth
+        p_value = float(np.delete(p_values, i, axis=1).max()) ** data.independent
         if p_value >= test.level:
             why[i] = f"the target may have one more parent (p = {p_value:.2g}): more than were allowed, or few labels?"
     return why
@@ -221,7 +215,7 @@ def _position(i: int, test: MatchTest, why_not: str | None) -> Position:
     if best < 0:
         return _without_match(i, test)
     p_value, rivals = _against_rivals(i, best, test)
-    keys, share = _keys(best, test), float(sums.gain[best, i] / sums.full[best])
+    keys, share = _keys(best, test), float(sums.gain[best, i] / sums.full_mean[best])
     p_full = float(test.p_full[best, i])
     is_child = p_value < test.level and p_full >= test.level
     verdict: Verdict = "child" if is_child else "undecided"
@@ -268,10 +262,10 @@ def _confirmed(p: Position, test: MatchTest, all_positions: Collection[Position]
             continue
         held = data.match(p.parents, other.parents)
         equal = (data.tokens[held, p.position] == data.tokens[held, other.position]).double()
-        short = float((data.d_vocab * equal - 1).sum() - data.full[held].sum() / 4)
-        variance = (data.d_vocab - 1.0) * len(equal)
-        p_values.append(len(others) * len(test.first.target) * float(bernstein_p_value(short, variance, data.d_vocab)))
-    if min(p_values) ** test.worth < test.level:
+        short = float((data.d_vocab * equal - 1).sum() - data.full_mean[held].sum() / 4)
+        n_tests, variance = len(others) * len(test.first.target), (data.d_vocab - 1.0) * len(equal)
+        p_values.append(n_tests * float(data.p_value(short, variance)))
+    if min(p_values) < test.level:
         return p
     no_other = f"it agrees with no other child (p = {min(p_values):.2g})"
     return _with_doubt(p, f"the target's parents match themselves, and {no_other}")
@@ -305,7 +299,7 @@ def _against_rivals(i: int, best: int, test: MatchTest) -> tuple[float, list[int
     if p_value >= test.level:
         return min(1.0, p_value), []
     sums, rivals = test.sums, []
-    h = sums.gain[open_to, i] - sums.full[open_to] / 2
+    h = sums.gain[open_to, i] - sums.full_mean[open_to] / 2
     for rival in open_to[np.argsort(-h, kind="stable")].tolist():
         p_rival = 2 * _p_of_rival_keys(i, best, rival, test)
         p_value = max(p_value, min(1.0, p_rival))
@@ -320,8 +314,8 @@ def _p_of_chance(i: int, test: MatchTest) -> float:
     """Of "independent of the target's law given its best match", Bonferroni over all matches."""
     data, best = test.data, int(test.first.best[i])
     held = data.match(_keys(best, test), test.first.target)
-    p_value = most_above(float(test.sums.gain[best, i]), [(data.uniform[held], data.values[held])])
-    return min(1.0, test.n_matches * p_value**test.worth)
+    p_value = chernoff_p_value(float(test.sums.gain[best, i]), [(data.uniform[held], data.values[held])])
+    return min(1.0, test.n_matches * p_value**data.independent)
 
 
 def _p_of_rival_keys(i: int, best: int, rival: int, test: MatchTest) -> float:
@@ -333,13 +327,12 @@ def _p_of_rival_keys(i: int, best: int, rival: int, test: MatchTest) -> float:
     data = test.data
     ours, theirs = (data.match(_keys(keys, test), test.first.target) for keys in (best, rival))
     only_ours, only_theirs = ours & ~theirs, theirs & ~ours
-    gain, theirs_gain = float(data.at[only_ours, i].sum()), float(data.at[only_theirs, i].sum())
+    gain, theirs_gain = float(data.observed[only_ours, i].sum()), float(data.observed[only_theirs, i].sum())
     parts = [(data.uniform[only_ours], data.values[only_ours]), (data.law[only_theirs], -data.values[only_theirs])]
-    p_value = test.n_matches * most_above(gain - theirs_gain, parts) ** test.worth
-    full, spread = float(data.full[only_theirs].sum()), float(data.spread[only_theirs].sum())
+    p_value = test.n_matches * chernoff_p_value(gain - theirs_gain, parts) ** data.independent
+    full, variance = float(data.full_mean[only_theirs].sum()), float(data.full_variance[only_theirs].sum())
     p_full, p_if_half = (
-        data.n_ctx * float(bernstein_p_value(short, spread, data.d_vocab)) ** test.worth
-        for short in (FULL * full - theirs_gain, full / 2)
+        data.n_ctx * float(data.p_value(short, variance)) for short in (FULL * full - theirs_gain, full / 2)
     )
     if p_if_half >= test.level:
         return p_value

@@ -53,7 +53,7 @@ def match_gradient(batch: Batch, target_parents: Sequence[int]) -> Float[np.ndar
             f"target_parents must be different positions of the context 0 .. {n_ctx - 1}, in order: got "
             f"{tuple(target_parents)}"
         )
-    gains = Gains.of(batch.tokens, batch.target_probs.double()).at
+    gains = Gains.of(batch.tokens, batch.target_probs.double()).observed
     sums = sums_by_last_key(
         batch.tokens, gains - gains.mean(dim=1, keepdim=True), torch.zeros(len(batch), 0), target_parents
     )

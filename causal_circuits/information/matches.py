@@ -32,6 +32,7 @@ from torch import Tensor
 from causal_circuits.statistics import bernstein_p_value
 
 BLOCK = 4096  # sequences at a time: memory is BLOCK * n_ctx^(k - 1) / (k - 1)! numbers
+Numbers = np.ndarray | float
 
 
 @dataclass(frozen=True)
@@ -42,33 +43,36 @@ class Gains:
         tokens: [sequence, position].
         values: S y(s) - 1 for each token s.
         law: of a token under a full match; y itself, or for labels what `with_labels_hit` says.
-        at: S y(x_i) - 1 of the tokens themselves.
-        full: the mean gain of a draw from `law`.
-        spread: its variance.
-        chance: the variance of the gain of a uniform token, whose mean is 0.
+        observed: S y(x_i) - 1 of the tokens themselves.
+        full_mean, full_variance: of the gain of a draw from `law`.
+        chance_variance: of the gain of a uniform token, whose mean is 0.
+        independent: the share of sequences that count as independent; copies are no evidence.
     """
 
     tokens: Int[Tensor, "sequence position"]
     values: Float[Tensor, "sequence token"]
     law: Float[Tensor, "sequence token"]
-    at: Float[Tensor, "sequence position"]
-    full: Float[Tensor, " sequence"]
-    spread: Float[Tensor, " sequence"]
-    chance: Float[Tensor, " sequence"]
+    observed: Float[Tensor, "sequence position"]
+    full_mean: Float[Tensor, " sequence"]
+    full_variance: Float[Tensor, " sequence"]
+    chance_variance: Float[Tensor, " sequence"]
+    independent: float = 1.0
 
     @classmethod
-    def of(cls, tokens: Int[Tensor, "sequence position"], y: Float[Tensor, "sequence token"]) -> "Gains":
+    def of(
+        cls, tokens: Int[Tensor, "sequence position"], y: Float[Tensor, "sequence token"], independent: float = 1.0
+    ) -> "Gains":
         """For target laws y, or labels as one-hots."""
         values = y.shape[1] * y - 1
-        moments = _moments(y, values)
-        return cls(tokens, values, y, torch.gather(values, 1, tokens), *moments, values.square().mean(dim=1))
+        observed, chance = torch.gather(values, 1, tokens), values.square().mean(dim=1)
+        return cls(tokens, values, y, observed, *_moments(y, values), chance, independent)
 
     def with_labels_hit(self, q: float) -> "Gains":
         """The same where labels stand for laws: a full match gives the label with probability q."""
         other = (1 - q) / (self.d_vocab - 1)
         law = other + (q - other) * (self.values + 1) / self.d_vocab
-        full, spread = _moments(law, self.values)
-        return replace(self, law=law, full=full, spread=spread)
+        mean, variance = _moments(law, self.values)
+        return replace(self, law=law, full_mean=mean, full_variance=variance)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -97,6 +101,11 @@ class Gains:
         """Of each sequence whether the keys hold the tokens of the target's parents."""
         return (self.tokens[:, list(keys)] == self.tokens[:, list(target)]).all(dim=1)
 
+    def p_value(self, total: Numbers, variance: Numbers, bound: float | None = None) -> np.ndarray:
+        """Of "a sum over sequences has no positive mean", each term at most `bound` above it (of gains: d_vocab)."""
+        p_value = bernstein_p_value(total, variance, self.d_vocab if bound is None else bound)
+        return np.asarray(p_value**self.independent)
+
 
 def _moments(law: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     mean = (law * values).sum(dim=1, keepdim=True)
@@ -117,15 +126,17 @@ def key_sets(n: int, k: int) -> Int[np.ndarray, "keys k"]:
 def sums_by_last_key(
     tokens: Int[Tensor, "sequence position"],
     gains: Float[Tensor, "sequence position"],
-    more: Float[Tensor, "sequence column"],
+    columns: Float[Tensor, "sequence column"],
     target: Sequence[int],
 ) -> list[Tensor]:
-    """Sums over the sequences of every match, for each last key m: of the gains of later positions, then of `more`.
+    """Sums over the sequences of every match, for each last key m: of the gains of later positions, then of `columns`.
 
     Keys are those of `key_sets` with the last key m: all choices of the others below m.
     """
     n_ctx, k = tokens.shape[1], len(target)
-    sums = [torch.zeros(comb(m, k - 1), n_ctx - 1 - m + more.shape[1], dtype=torch.float64) for m in range(n_ctx - 1)]
+    sums = [
+        torch.zeros(comb(m, k - 1), n_ctx - 1 - m + columns.shape[1], dtype=torch.float64) for m in range(n_ctx - 1)
+    ]
     for start in range(0, len(tokens), BLOCK):
         rows = slice(start, start + BLOCK)
         matches = [(tokens[rows] == tokens[rows, [t]]).to(gains.dtype) for t in target]
@@ -133,7 +144,7 @@ def sums_by_last_key(
         for r, match in enumerate(matches[:-1]):
             others = torch.cat([others[:, : comb(m, r)] * match[:, [m]] for m in range(n_ctx - 1)], dim=1)
         for m in range(k - 1, n_ctx - 1):
-            right = torch.cat([gains[rows, m + 1 :], more[rows]], dim=1) * matches[-1][:, [m]]
+            right = torch.cat([gains[rows, m + 1 :], columns[rows]], dim=1) * matches[-1][:, [m]]
             sums[m] += others[:, : comb(m, k - 1)].T @ right
     return sums
 
@@ -148,31 +159,33 @@ class MatchSums:
     keys: Int[np.ndarray, "keys k"]
     gain: Float[np.ndarray, "keys position"]
     n: Float[np.ndarray, " keys"]
-    full: Float[np.ndarray, " keys"]
-    spread: Float[np.ndarray, " keys"]
-    chance: Float[np.ndarray, " keys"]
+    full_mean: Float[np.ndarray, " keys"]
+    full_variance: Float[np.ndarray, " keys"]
+    chance_variance: Float[np.ndarray, " keys"]
 
 
 def match_sums(data: Gains, target: Sequence[int]) -> MatchSums:
     """The sums for every choice of keys and every position."""
     n_ctx, k = data.n_ctx, len(target)
-    more = torch.stack([torch.ones_like(data.full), data.full, data.spread, data.chance], dim=1)
-    by_last_key = sums_by_last_key(data.tokens, data.at, more, target)
+    columns = torch.stack(
+        [torch.ones_like(data.full_mean), data.full_mean, data.full_variance, data.chance_variance], dim=1
+    )
+    by_last_key = sums_by_last_key(data.tokens, data.observed, columns, target)
     keys = key_sets(n_ctx - 1, k)
     gain = np.full((len(keys), n_ctx), np.nan)
     for m in range(k - 1, n_ctx - 1):
         gain[comb(m, k) : comb(m + 1, k), m + 1 :] = by_last_key[m][:, : n_ctx - 1 - m].numpy()
-    columns = np.concatenate([sums[:, -4:].numpy() for sums in by_last_key])
-    return MatchSums(keys, gain, *columns.T)
+    own = np.concatenate([sums[:, -4:].numpy() for sums in by_last_key])
+    return MatchSums(keys, gain, *own.T)
 
 
-def most_above(total: float, parts: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """P(a sum is `total` or more) at most, by Chernoff's inequality; `parts` are laws and values [term, token].
+def chernoff_p_value(total: float, parts: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """A bound on P(sum >= total) by Chernoff's inequality; `parts` are laws and values of the terms, [term, token].
 
     The exponent is minimised by Newton's method; every value of it gives a bound, so that no step has to be exact.
 
     >>> fair, coin = torch.full((100, 2), 0.5), torch.tensor([[-1.0, 1.0]]).expand(100, 2)
-    >>> 0.0 < most_above(40.0, [(fair, coin)]) < 4e-4, most_above(-1.0, [(fair, coin)])
+    >>> 0.0 < chernoff_p_value(40.0, [(fair, coin)]) < 4e-4, chernoff_p_value(-1.0, [(fair, coin)])
     (True, 1.0)
     """
     theta, best = 0.0, 0.0

@@ -55,7 +55,7 @@ def candidates(data: Gains, allowed: Sequence[int], max_parents: int) -> tuple[G
     """The best choices, the most likely first, with `data` as given; of labels with the rate of hits that they show."""
     finalists = [target for size in _coarse(data, allowed, max_parents) for target in size]
     if data.of_labels:
-        data = data.with_labels_hit(max(_guidance_and_hits(data, target) for target in finalists)[1])
+        data = data.with_labels_hit(max(_score_and_hit_rate(data, target) for target in finalists)[1])
     ranked = [_candidate(target, match_sums(data, target)) for target in finalists]
     return data, _best_first(data, sorted(ranked, key=lambda candidate: -candidate.score))
 
@@ -75,8 +75,8 @@ def p_of_rival(data: Gains, first: Candidate, other: Candidate) -> float:
 
 def _difference(data: Gains, first: Candidate, other: Candidate) -> torch.Tensor:
     """The difference of the scores, by sequence, over the positions outside both sets."""
-    barred = {*first.target, *other.target}
-    return _score_by_sequence(data, first, barred) - _score_by_sequence(data, other, barred)
+    excluded = {*first.target, *other.target}
+    return _score_by_sequence(data, first, excluded) - _score_by_sequence(data, other, excluded)
 
 
 def _best_first(data: Gains, ranked: list[Candidate]) -> list[Candidate]:
@@ -92,7 +92,7 @@ def _best_first(data: Gains, ranked: list[Candidate]) -> list[Candidate]:
 
 def _coarse(data: Gains, allowed: Sequence[int], max_parents: int) -> list[list[tuple[int, ...]]]:
     found: list[list[tuple[int, ...]]] = []
-    gains = data.at - data.at.mean(dim=0)
+    gains = data.observed - data.observed.mean(dim=0)
     seeds: Collection[tuple[int, ...]] = [()]
     for size in range(1, max_parents + 1):
         scores: dict[tuple[int, ...], float] = {}
@@ -165,10 +165,10 @@ def _z_scores(tokens: torch.Tensor, gains: torch.Tensor, target: tuple[int, ...]
     return torch.cat(parts)
 
 
-def _guidance_and_hits(data: Gains, target: tuple[int, ...]) -> tuple[float, float]:
+def _score_and_hit_rate(data: Gains, target: tuple[int, ...]) -> tuple[float, float]:
     """The sum over positions of their largest z-score, and how often these matches hit the label, by their median."""
     sums = match_sums(data, target)
-    z = np.nan_to_num(sums.gain / np.sqrt(np.maximum(sums.chance, 1e-9))[:, None])
+    z = np.nan_to_num(sums.gain / np.sqrt(np.maximum(sums.chance_variance, 1e-9))[:, None])
     if not len(z):
         return 0.0, 1.0
     best, largest = z.argmax(axis=0), z.max(axis=0)
@@ -180,14 +180,14 @@ def _guidance_and_hits(data: Gains, target: tuple[int, ...]) -> tuple[float, flo
 def _candidate(target: tuple[int, ...], sums: MatchSums) -> Candidate:
     if not len(sums.keys):
         return Candidate(target, 0.0, np.full(sums.gain.shape[1], -1))
-    h = np.nan_to_num(sums.gain - sums.full[:, None] / 2)
+    h = np.nan_to_num(sums.gain - sums.full_mean[:, None] / 2)
     largest = h.max(axis=0)
     return Candidate(target, float(largest.sum()), np.where(largest > 0, h.argmax(axis=0), -1))
 
 
-def _score_by_sequence(data: Gains, candidate: Candidate, barred: Collection[int]) -> torch.Tensor:
+def _score_by_sequence(data: Gains, candidate: Candidate, excluded: Collection[int]) -> torch.Tensor:
     total = torch.zeros(len(data), dtype=torch.float64)
     for i in candidate.with_match:
-        if i not in barred:
-            total += (data.at[:, i] - data.full / 2) * data.match(candidate.keys(i), candidate.target)
+        if i not in excluded:
+            total += (data.observed[:, i] - data.full_mean / 2) * data.match(candidate.keys(i), candidate.target)
     return total

@@ -104,7 +104,7 @@ def _best_matches(batch: Batch, n_heads: int) -> MatchStart:
     best, sums = found[0], match_sums(gains, found[0].target)
     for i in np.flatnonzero(best.best[:-1] >= 0).tolist():
         keys[: len(best.target), i] = best.keys(i)
-        shares[i] = min(float(sums.gain[best.best[i], i] / sums.full[best.best[i]]), 1.0)
+        shares[i] = min(float(sums.gain[best.best[i], i] / sums.full_mean[best.best[i]]), 1.0)
     return MatchStart(best.target if shares.any() else (), keys, shares)
 
 
