@@ -19,9 +19,7 @@ def benchmark(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize("heads", [(1, 1), (2, 1), (2, 2)])
-def test_every_baseline_takes_the_step_that_transformer_lens_takes(
-    heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_baseline_takes_the_step_that_transformer_lens_takes(heads, monkeypatch) -> None:
     throughput = benchmark("throughput", monkeypatch)
     model = cc.disentangled_transformer(4, 7, heads, init_scale=0.5)
     batch = cc.InContextTask(cc.chain_graph(7), d_vocab=4).sample(64, seed=0)

@@ -92,9 +92,7 @@ def test_a_figure_is_two_files_whatever_ending_is_given(given: str, stem: str, t
     assert saved[1].read_text() == pages.save_figure(drawn(), tmp_path / "again")[1].read_text()
 
 
-def test_a_figure_of_another_format_is_refused_and_an_interrupted_one_leaves_the_earlier(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_figure_of_another_format_is_refused_and_an_interrupted_one_leaves_the_earlier(tmp_path, monkeypatch) -> None:
     for name in ("x.pdf", "x.jpeg", "x.eps"):
         assert_refused(lambda name=name: pages.save_figure(drawn(), tmp_path / name), "PNG and SVG", name, "write x")
     earlier = [path.read_bytes() for path in pages.save_figure(drawn(), tmp_path / "x")]

@@ -19,9 +19,7 @@ def attending_roots(rows: dict[int, int], task: cc.InContextTask = TASK) -> cc.m
 
 
 @pytest.mark.parametrize("rows", [{}, {3: 1}, {3: 0, 5: 2}])
-def test_attention_alone_has_the_rows_of_roots_as_false_edges_and_information_takes_them_out(
-    rows: dict[int, int],
-) -> None:
+def test_attention_alone_has_the_rows_of_roots_as_false_edges_and_information_takes_them_out(rows) -> None:
     found = cc.extract_graph(attending_roots(rows), TASK, n_sequences=4000)
     alone = cc.compare_graphs(FOREST, found.from_attention)
     assert (alone.missing, set(alone.false)) == ((), {(key, row) for row, key in rows.items()})

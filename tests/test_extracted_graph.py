@@ -3,7 +3,6 @@
 import copy
 import json
 import pickle
-from collections.abc import Callable
 from functools import cache
 from io import BytesIO
 
@@ -56,9 +55,7 @@ FORMATS = (through_graphml, through_gexf, through_json)
 
 @pytest.mark.parametrize("there_and_back", FORMATS)
 @pytest.mark.parametrize("make", MAKERS)
-def test_files_hold_every_edge_with_its_numbers(
-    make: Callable[[], nx.DiGraph], there_and_back: Callable[[nx.DiGraph], nx.DiGraph]
-) -> None:
+def test_files_hold_every_edge_with_its_numbers(make, there_and_back) -> None:
     graph = make()
     again = there_and_back(graph)
     assert cc.compare_graphs(graph, again).exact
@@ -74,10 +71,7 @@ def test_files_hold_every_edge_with_its_numbers(
     "duplicate", [copy.copy, copy.deepcopy, lambda g: g.copy(), lambda g: pickle.loads(pickle.dumps(g))]
 )
 @pytest.mark.parametrize("make", [forest, two_parents])
-def test_copies_have_the_evidence(
-    make: Callable[[], cc.discovery.ExtractedGraph],
-    duplicate: Callable[[cc.discovery.ExtractedGraph], cc.discovery.ExtractedGraph],
-) -> None:
+def test_copies_have_the_evidence(make, duplicate) -> None:
     found = make()
     again = duplicate(found)
     assert repr(list(again.edges(data=True))) == repr(list(found.edges(data=True)))  # NaN is not equal to itself

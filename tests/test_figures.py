@@ -143,9 +143,7 @@ def test_ablation_bars_are_grouped_by_label_and_say_when_there_is_no_gain() -> N
     assert any((line.get_ydata() == np.array([1, 1])).all() for line in ax.lines)
 
 
-def test_figures_draw_on_the_axes_they_are_given_and_change_no_style(
-    record: cc.TrainingRecord, fork: nx.DiGraph
-) -> None:
+def test_figures_draw_on_the_axes_they_are_given_and_change_no_style(record, fork) -> None:
     before = dict(mpl.rcParams)
     attention, points = uniform_attention(7), {"model": [(10, 0.1), (40, 0.03)]}
     calls = [

@@ -238,7 +238,7 @@ def interrupt_a_training() -> None:
     In seconds of the processor, which do not pass while other programs have it; and no half a minute by the clock.
     """
     task, model = cc.InContextTask(cc.chain_graph(600), d_vocab=10), cc.disentangled_transformer(10, 600)
-    config = cc.TrainConfig.joint(10**6, 0.01, batch_size=8192)
+    config = cc.TrainConfig.joint(10**6, 0.01, batch_size=4096)
     pressed: list[float] = []
 
     def press(step: int, model: object) -> None:

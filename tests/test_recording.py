@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import causal_circuits as cc
 from causal_circuits import figures
-from causal_circuits.models import HookedTransformer, logits
+from causal_circuits.models import logits
 from causal_circuits.training import mean_loss
 
 
@@ -44,9 +44,7 @@ def test_bad_steps_are_refused() -> None:
 
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("n_heads", [(1, 1), (2, 1), (1, 2)], ids=str)
-def test_watched_attention_equals_autograd_of_the_oracle(
-    chain_task: cc.InContextTask, n_heads: tuple[int, int], plain: bool
-) -> None:
+def test_watched_attention_equals_autograd_of_the_oracle(chain_task, n_heads, plain) -> None:
     model = cc.disentangled_transformer(4, 6, n_heads, init_scale=0.4, seed=2, dtype=torch.float64)
     batch = chain_task.sample(9, seed=0).to("cpu", torch.float64)
     run = oracles.disentangled_forward(*oracles.weights_of(model, 4, 6, n_heads), batch.tokens, 4)
@@ -65,9 +63,7 @@ def test_watched_attention_equals_autograd_of_the_oracle(
     )
 
 
-def test_layers_keep_their_place_when_some_are_frozen(
-    random_model: HookedTransformer, chain_task: cc.InContextTask
-) -> None:
+def test_layers_keep_their_place_when_some_are_frozen(random_model, chain_task) -> None:
     """The score gradient does not depend on which weights are to be trained."""
     batch = chain_task.sample(10, seed=0)
     expected = cc.training.take_snapshot(random_model, batch).score_gradients
@@ -122,9 +118,7 @@ def test_the_fused_step_records_what_hooks_do(n_heads: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("path", ["structured", "plain"])
-def test_recorded_weight_gradients_are_those_of_a_pattern_that_is_a_leaf(
-    path: str, random_model: cc.models.HookedTransformer, chain_task: cc.InContextTask
-) -> None:
+def test_recorded_weight_gradients_are_those_of_a_pattern_that_is_a_leaf(path, random_model, chain_task) -> None:
     batch = chain_task.sample(50, seed=4)
     point = "blocks.0.attn.hook_pattern"
     _, cache = random_model.run_with_cache(batch.tokens)
@@ -190,9 +184,7 @@ def test_nothing_that_can_be_differentiated_is_all_nan(chain_task: cc.InContextT
 
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize(("layers", "kept"), [(None, (0, 1)), ((0,), (0,)), ((1,), (1,)), ((1, 0, 1), (0, 1))])
-def test_a_record_knows_its_layers(
-    layers: tuple[int, ...] | None, kept: tuple[int, ...], streamed: bool, tmp_path: Path
-) -> None:
+def test_a_record_knows_its_layers(layers, kept, streamed, tmp_path) -> None:
     task = cc.InContextTask(cc.chain_graph(6), d_vocab=4)
     every = train_recorded(task)
     record = train_recorded(task, layers=layers, folder=tmp_path / "grows" if streamed else None)
@@ -214,9 +206,7 @@ def test_a_record_knows_its_layers(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fused", "structured"])
 @pytest.mark.parametrize("layers", [(5,), (0, 5)])
-def test_layers_that_are_not_there_are_refused(
-    chain_task: cc.InContextTask, dtype: torch.dtype, layers: tuple[int, ...]
-) -> None:
+def test_layers_that_are_not_there_are_refused(chain_task, dtype, layers) -> None:
     model, record = cc.disentangled_transformer(4, 6, dtype=dtype), cc.RecordAt(layers=layers)
     config, batch = cc.TrainConfig.joint(4, batch_size=8), chain_task.sample(4, seed=0).to("cpu", dtype)
     assert_refused(lambda: cc.train(model, chain_task, config, record=record), "0 .. 1", "5")

@@ -76,9 +76,7 @@ def test_stage_2_moves_layer_1_alone_and_lowers_the_loss() -> None:
 
 
 @pytest.mark.parametrize(("power", "least", "most"), [(2, -1.15, -0.85), (1, 0.0, 1.5)])
-def test_the_step_size_decides_whether_attention_comes_closer_in_longer_contexts(
-    power: int, least: float, most: float
-) -> None:
+def test_the_step_size_decides_whether_attention_comes_closer_in_longer_contexts(power, least, most) -> None:
     """1 - attention falls as 1 / n_ctx if the step size grows as n_ctx^2, as ours; as n_ctx: it does not fall."""
     missed = []
     for n_ctx in (10, 20, 40):

@@ -105,9 +105,7 @@ def test_training_touches_no_global_randomness(chain_task: cc.InContextTask) -> 
 
 
 @pytest.mark.parametrize("seed", [0, 5])
-def test_training_never_sees_the_sequences_that_are_sampled_for_evaluation(
-    chain_task: cc.InContextTask, seed: int
-) -> None:
+def test_training_never_sees_the_sequences_that_are_sampled_for_evaluation(chain_task, seed) -> None:
     """Neither task.sample(n, seed=s) nor task.sample(n, seed=(s, 0)) is the first batch of a run with seed s."""
     model = cc.disentangled_transformer(4, 6, init_scale=0.5)
     config = cc.TrainConfig.joint(1, 0.01, batch_size=64, seed=seed, warm_start=None)
@@ -132,9 +130,7 @@ def test_a_hook_of_the_users_own_fires_and_stays(chain_task: cc.InContextTask) -
 @pytest.mark.parametrize("frozen_by", ["the stage", "the user"])
 @pytest.mark.parametrize("n_heads", [(2, 1), (1, 2)], ids=str)
 @pytest.mark.parametrize("names", [("W_Q.0",), ("W_Q.1",), ("W_U",), ("W_Q.0", "W_U")], ids=str)
-def test_only_what_is_to_be_trained_moves(
-    chain_task: cc.InContextTask, names: tuple[str, ...], n_heads: tuple[int, int], frozen_by: str
-) -> None:
+def test_only_what_is_to_be_trained_moves(chain_task, names, n_heads, frozen_by) -> None:
     """Neither embeddings and identities nor the parts of W_Q that pad a head or a layer, also with weight decay."""
     model = cc.disentangled_transformer(4, 6, n_heads, init_scale=0.3, seed=7)
     before, train = weights(model), names if frozen_by == "the stage" else None
@@ -153,9 +149,7 @@ def test_only_what_is_to_be_trained_moves(
 # ---- losses
 
 
-def test_evaluation_equals_the_mean_loss_also_piece_by_piece(
-    random_model: HookedTransformer, chain_task: cc.InContextTask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluation_equals_the_mean_loss_also_piece_by_piece(random_model, chain_task, monkeypatch) -> None:
     batch = chain_task.sample(50, seed=0)
     one = cc.evaluate(random_model, batch)
     monkeypatch.setattr("causal_circuits.models.acceptance.CHUNK", 7)
@@ -209,9 +203,7 @@ def test_everything_works_without_the_core(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD])
-def test_an_ordinary_transformer_trains_as_torch_would(
-    chain_task: cc.InContextTask, optimizer: type[torch.optim.Optimizer], schedule: str
-) -> None:
+def test_an_ordinary_transformer_trains_as_torch_would(chain_task, optimizer, schedule) -> None:
     model, other = (cc.models.ordinary_transformer(4, 6, d_model=5, dtype=torch.float64) for _ in range(2))
     stage = cc.Stage(5, 0.01, None, optimizer.__name__.lower(), schedule, 0.1)
     cc.train(model, chain_task, cc.TrainConfig((stage,), batch_size=16, seed=1), record=NOTHING)
@@ -248,9 +240,7 @@ def test_uniform_attention_has_found_no_parent_and_a_planted_one_all() -> None:
         assert parents_found([task], [measured], record) == f"training, {n} of 4 parents"
 
 
-def test_a_bar_tells_loss_and_parents_and_nothing_is_said_where_nobody_watches(
-    chain_task: cc.InContextTask, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bar_tells_loss_and_parents_and_nothing_is_said_where_nobody_watches(chain_task, capsys) -> None:
     config = cc.TrainConfig(stages=cc.training.default_stages(120), batch_size=64)
     records = []
     for progress in (True, None, False):

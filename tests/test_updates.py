@@ -90,9 +90,7 @@ def test_the_cores_optimisers_are_torchs(name: str) -> None:
 
 @pytest.mark.parametrize("wrong", [None, np.nan, np.inf])
 @pytest.mark.parametrize("batch", [32, 1024])
-def test_one_gradient_that_is_not_finite_shows_and_its_member_is_named(
-    wrong: float | None, batch: int, chain_task: cc.InContextTask
-) -> None:
+def test_one_gradient_that_is_not_finite_shows_and_its_member_is_named(wrong, batch, chain_task) -> None:
     models = [cc.disentangled_transformer(4, 6) for _ in range(3)]
     if wrong is not None:
         models[1].W_U.data[0, 0] = wrong
