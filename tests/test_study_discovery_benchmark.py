@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 import causal_circuits as cc
-from causal_circuits.studies.discovery_benchmark import Config, report
+from causal_circuits.studies import discovery_benchmark as study
+from causal_circuits.studies.discovery_benchmark import Config
 
 QUESTIONS = {
     "exact": {(c, m) for c in ("zero", "mean", "resample", "permute") for m in ("loss", "kl_to_model")},
@@ -59,10 +60,10 @@ def test_the_checks_follow_the_rows(rows):
     """Rows that say the contrary turn every claim over."""
     rows = pd.DataFrame(rows)
     both = pd.concat([rows, rows[rows.model == "decoy"].assign(model="trained")], ignore_index=True)
-    checks = report.make_checks(both)
+    checks = study.make_checks(both)
     assert len(checks) == 4
     assert checks[-1].state == "refuted", "models as like as these are not told apart"
-    wrong = report.make_checks(rows.assign(auroc=0.6, optimum_found=False))
+    wrong = study.make_checks(rows.assign(auroc=0.6, optimum_found=False))
     assert [check.state for check in wrong] == ["failed", "refuted", "failed"]
-    (line,) = report.loss_lines(both)
+    (line,) = study.loss_lines(both)
     assert line.startswith("decoy: 1 models, none left out; their loss is +0.000 to +0.000 nats")

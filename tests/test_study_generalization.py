@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 import causal_circuits as cc
-from causal_circuits.studies.generalization import Config, measure, report
+from causal_circuits.studies import generalization
+from causal_circuits.studies.generalization import Config, measure
 from causal_circuits.studies.power_laws import fit_power_law
 
 KERNEL = np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.05, 0.9, 0.05]])
@@ -60,20 +61,20 @@ def family_row(family: str, n_ctx: int, excess: float, kept: float, **more: obje
 @pytest.mark.parametrize("where", ["excess", "excess_with_all_tokens"])
 def test_a_family_beyond_the_bound_is_named(where) -> None:
     rows = pd.DataFrame([family_row(f, 20, 0.01, 0.01) for f in ("sparse", "sticky")])
-    assert report.check_bound(rows, where, "claim").passed
+    assert generalization.check_bound(rows, where, "claim").passed
     rows.loc[1, where] = 1.257
-    check = report.check_bound(rows, where, "claim")
+    check = generalization.check_bound(rows, where, "claim")
     assert not check.passed
     assert check.evidence.startswith("fails on 1 of 2 families: sticky +1.257")
     rows.loc[1, where] = float("nan")
-    check = report.check_bound(rows, where, "claim")
+    check = generalization.check_bound(rows, where, "claim")
     assert not check.passed
     assert "sticky no context" in check.evidence
 
 
 def test_the_terminal_gives_both_numbers_and_the_share_dropped() -> None:
     rows = pd.DataFrame([family_row("sparse", 20, 2.024, 0.286)])
-    every, kept = report.check_groups({"trained on all matrices": rows})
+    every, kept = generalization.check_groups({"trained on all matrices": rows})
     assert every.evidence == "fails on 1 of 1 families: sparse +2.024"
     assert kept.evidence.startswith("fails on 1 of 1 families: sparse +0.286; some token is absent")
     assert kept.evidence.endswith("in 50% to 50%")
@@ -103,9 +104,9 @@ def worst_rows(errors: dict[int, float], *, of_posterior: float = 0.1, share: fl
 def said_of(rows: list[dict]) -> list[str]:
     family = family_row("sparse", 20, 0, 0, uniform_error=1.0, uniform_error_from_frequencies=1.0)
     worst = pd.DataFrame(rows)
-    points = report.error_points(pd.DataFrame([family]), worst)
+    points = generalization.error_points(pd.DataFrame([family]), worst)
     laws = {name: fit_power_law(*zip(*at, strict=True)) for name, at in points.items()}
-    return report.compare_with_theorem(worst, laws, d_vocab=3)
+    return generalization.compare_with_theorem(worst, laws, d_vocab=3)
 
 
 def test_the_worst_matrix_is_set_beside_the_theorem() -> None:
@@ -132,7 +133,7 @@ def test_verdicts_on_what_training_excludes_and_on_fooling_can_fail() -> None:
     families = [family_row("sparse", 20, 0.01, 0.01)]
     for excess, posterior, passes in ((0.01, 0.1, True), (0.3, 0.001, False)):
         alone = [family_row("periodic", 20, excess, excess, trained_on="sticky", parent_attention=1 - 2 * excess)]
-        checks = [*report.check_groups(report.by_training(families, alone))]
-        checks.append(report.check_fooled(pd.DataFrame(worst_rows({20: 0.01}, of_posterior=posterior))))
+        checks = [*generalization.check_groups(generalization.by_training(families, alone))]
+        checks.append(generalization.check_fooled(pd.DataFrame(worst_rows({20: 0.01}, of_posterior=posterior))))
         assert [check.passed for check in checks] == [True, True, passes, passes, passes, passes]
         assert "sticky matrices alone" in checks[2].claim

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import causal_circuits as cc
-from causal_circuits.studies.gradient_information import Config, measure, report
+from causal_circuits.studies import gradient_information as study
+from causal_circuits.studies.gradient_information import Config, measure
 
 
 def test_measures_and_reports(tmp_path, look_at_report):
-    study = Config.quickly(graph=("chain",), d_vocab=(2,), alpha=(1.0,), n_ctx=(5, 8), sequences=4000, forests=1)
-    results = cc.run(study, tmp_path, quiet=True).results
+    config = Config.quickly(graph=("chain",), d_vocab=(2,), alpha=(1.0,), n_ctx=(5, 8), sequences=4000, forests=1)
+    results = cc.run(config, tmp_path, quiet=True).results
     assert [setting["n_ctx"] for setting in results["settings"]] == [5, 8]
     for setting in results["settings"]:
         on_finite = setting["weights"]["by_finite"]
@@ -36,24 +37,24 @@ def settings_with(slopes: dict[int, tuple[float, float]], error: float = 0.01) -
     rows = []
     for n_ctx, (g, finite) in slopes.items():
         weights = {"by_g": comparison(g), "by_finite": comparison(finite), "bias": comparison(g)}
-        rows.append(report.setting_row({"n_ctx": n_ctx, "weights": weights, **rest}))
+        rows.append(study.setting_row({"n_ctx": n_ctx, "weights": weights, **rest}))
     return pd.DataFrame(rows)
 
 
 def test_the_slope_on_the_expected_gradient_can_fail():
-    assert report.check_slope_on_expectation(settings_with({20: (0.8, 1.02), 100: (0.95, 0.99)})).passed
-    off = report.check_slope_on_expectation(settings_with({20: (0.8, 1.07), 100: (0.95, 0.99)}))
+    assert study.check_slope_on_expectation(settings_with({20: (0.8, 1.02), 100: (0.95, 0.99)})).passed
+    off = study.check_slope_on_expectation(settings_with({20: (0.8, 1.07), 100: (0.95, 0.99)}))
     assert not off.passed
     assert "the furthest is 7.0 errors from 1" in off.evidence
 
 
 def test_a_slope_on_g_that_stays_away_from_1_is_said():
-    (towards,) = report.check_slope_on_limit(settings_with({20: (0.8, 1.0), 100: (0.931, 1.0)}))
+    (towards,) = study.check_slope_on_limit(settings_with({20: (0.8, 1.0), 100: (0.931, 1.0)}))
     assert towards.passed
     assert "0.931 to 0.931, other than 1 beyond its error in 1 of 1" in towards.evidence
-    (away,) = report.check_slope_on_limit(settings_with({20: (0.9, 1.0), 100: (0.8, 1.0)}))
+    (away,) = study.check_slope_on_limit(settings_with({20: (0.9, 1.0), 100: (0.8, 1.0)}))
     assert not away.passed
-    assert report.check_slope_on_limit(settings_with({20: (0.9, 1.0)})) == []
+    assert study.check_slope_on_limit(settings_with({20: (0.9, 1.0)})) == []
 
 
 def test_the_error_of_a_slope_covers_sequences_and_transition_matrices():

@@ -11,9 +11,9 @@ from assertions import assert_refused
 import causal_circuits as cc
 from causal_circuits import studies
 from causal_circuits.storage import plain_values
+from causal_circuits.studies.recover_and_prove import make_checks, make_results
 from causal_circuits.studies.recover_and_prove.evidence import edge_facts
 from causal_circuits.studies.recover_and_prove.measure import measure
-from causal_circuits.studies.recover_and_prove.report import make_checks, make_results
 
 FIGURE_9_GRAPH = [None, None, 0, 2, None, 1, None, None, 6, 5, None, 8, None, 10, None, None, 7, None, None]
 SMALL = {"d_vocab": 3, "n_ctx": 6, "steps": 60, "seed": 4}

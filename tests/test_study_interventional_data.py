@@ -6,9 +6,8 @@ import pandas as pd
 import pytest
 
 import causal_circuits as cc
-from causal_circuits.studies.interventional_data import Config
+from causal_circuits.studies.interventional_data import MODELS, Config, checks
 from causal_circuits.studies.interventional_data.measure import METHODS, both_ways, gradient, open_forest
-from causal_circuits.studies.interventional_data.report import MODELS, checks
 from causal_circuits.studies.tables import make_graph
 
 

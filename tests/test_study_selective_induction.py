@@ -10,7 +10,7 @@ import torch
 import causal_circuits as cc
 from causal_circuits.studies import selective_induction as study
 from causal_circuits.studies.selective_induction import compared as built
-from causal_circuits.studies.selective_induction import measure, report
+from causal_circuits.studies.selective_induction import measure
 from causal_circuits.tasks import LagTask
 
 
@@ -99,7 +99,7 @@ def rows(change):
     share = {"two layers, 1 and 1 heads": 0.4, built.DEEP: 0.2, built.SELECTIVE: 0.03, built.GIVEN: 0.03}
     share |= {"ordinary, two layers": 0.5, "ordinary, three layers": 0.2} | change
     planted = {"share": 0.05, "normalized likelihood": 0.06, "maximum likelihood": 0.05} | change
-    planted |= dict.fromkeys(report.GRADIENTS, True) | change
+    planted |= dict.fromkeys(study.GRADIENTS, True) | change
     selective = {"share": 0.03, "without": {"layer 0": 1.0} | change}
     return pd.DataFrame([share] * 3), [planted] * 3, [selective] * 3
 
@@ -119,7 +119,7 @@ def rows(change):
     ],
 )
 def test_each_check_can_fail(change, failing):
-    found = [check.passed for check in report.checks(*rows(change))]
+    found = [check.passed for check in study.checks(*rows(change))]
     assert found[failing if failing is not None else 0] is (failing is None)
     if failing is None:
         assert all(found)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import causal_circuits as cc
-from causal_circuits.studies.structure_learning import Config, graph_of, make_batches, methods, report, score
+from causal_circuits.studies import structure_learning as study
+from causal_circuits.studies.structure_learning import Config, graph_of, make_batches, methods, score
 
 
 def noise_table(seed: int, n: int = 1000, n_ctx: int = 9) -> methods.Table:
@@ -84,7 +85,7 @@ def test_information_given_query_and_label_is_that_of_the_groups() -> None:
         assert given[i, j] == pytest.approx(joint - alone, abs=1e-12)
 
 
-@pytest.mark.parametrize(("setting", "found"), [(report.POOLED, True), (report.NOISE, False)])
+@pytest.mark.parametrize(("setting", "found"), [(study.POOLED, True), (study.NOISE, False)])
 def test_of_two_parents_matches_find_the_edges_and_first_order_methods_do_not(setting, found) -> None:
     graph = graph_of(0, 2)
     table = methods.Table.of(make_batches(graph, 2, 3000, 3, 0.1, (0, 0))[setting], seed=0, k=2)
@@ -101,7 +102,7 @@ def test_of_two_parents_matches_find_the_edges_and_first_order_methods_do_not(se
 def test_trained_heads_of_two_parents_are_told_that_there_is_no_query() -> None:
     """They start from matches and are confirmed by them; with a query supposed, 3 of 22 edges were."""
     graph = graph_of(0, 2)
-    table = methods.Table.of(make_batches(graph, 2, 5000, 3, 0.1, (0, 0))[report.POOLED], seed=0, k=2)
+    table = methods.Table.of(make_batches(graph, 2, 5000, 3, 0.1, (0, 0))[study.POOLED], seed=0, k=2)
     found = methods.find_edges(methods.ATTENTION, table, level=0.05, steps=1, seed=0)
     scores = score(graph, found.proposed, set(found.graph.edges), 2)
     assert scores["edges_found"] > 0.7 * scores["edges"]
@@ -139,14 +140,14 @@ def test_runs_without_pc_and_says_so(tmp_path, capsys, monkeypatch, look_at_repo
         assert row["shd"] == row["edges"] - row["edges_found"] + row["false_edges"]
     at_most = {(row["setting"], row["method"]): row for row in results["summary"] if row["sequences"] == 2000}
     for method in (methods.GRADIENT, methods.GRADIENT_LAWS, methods.COVARIANCE):
-        assert at_most[report.POOLED, method]["parents_proposed"] == 18
+        assert at_most[study.POOLED, method]["parents_proposed"] == 18
     for method, least in ((methods.GRADIENT, 15), (methods.GRADIENT_LAWS, 18), (methods.ATTENTION, 15)):
-        row = at_most[report.POOLED, method]
+        row = at_most[study.POOLED, method]
         assert row["edges_found"] >= least  # labels are noisier
         assert row["false_edges"] == 0
-    assert at_most[report.POOLED, methods.CHOW_LIU]["edges_found"] <= 1
-    assert at_most[report.FIXED, methods.CHOW_LIU]["edges_found"] == 18
-    assert at_most[report.NOISE, methods.ATTENTION]["parents_proposed"] < 9  # 3.6 by chance
+    assert at_most[study.POOLED, methods.CHOW_LIU]["edges_found"] <= 1
+    assert at_most[study.FIXED, methods.CHOW_LIU]["edges_found"] == 18
+    assert at_most[study.NOISE, methods.ATTENTION]["parents_proposed"] < 9  # 3.6 by chance
     look_at_report(tmp_path / "report.html")
 
 
@@ -155,10 +156,10 @@ def test_the_verdict_on_pc_follows_its_false_edges() -> None:
     for false, passes in ((161, True), (3, False)):
         totals = pd.DataFrame(
             row | {"variance_by_chance": 1.0, "setting": setting, "method": method, "false_edges": false}
-            for setting in report.SETTINGS
+            for setting in study.SETTINGS
             for method in methods.METHODS
         )
-        checks = [check for check in report.make_checks(totals) if "does not tell edges" in check.claim]
+        checks = [check for check in study.make_checks(totals) if "does not tell edges" in check.claim]
         assert [check.passed for check in checks] == [passes, passes]
         assert f"and {false} pairs that are none" in checks[0].evidence
 

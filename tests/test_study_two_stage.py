@@ -52,8 +52,7 @@ def test_stage_1_finds_the_parents_and_moves_nothing_else(variant: str) -> None:
     model = algorithm_1.empty_model(chosen, task)
     cc.models.warm_start(model, chosen.beta0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    stage = algorithm_1.first_stage(chosen, task, 150)
-    algorithm_1.run_stage(model, task, stage, beta0=None, batch_size=512, seed=3)
+    algorithm_1.run_stage(1, chosen, model, task, 150, batch_size=512, seed=3)
     attention = cc.mean_attention(model, task.sample(512, seed=9).tokens)[0, 0]
     to_parents = cc.graphs.parent_attention(attention, task.graph)
     assert len(to_parents) == 4
@@ -66,11 +65,9 @@ def test_stage_2_moves_layer_1_alone_and_lowers_the_loss() -> None:
     task = cc.InContextTask(cc.chain_graph(12), d_vocab=3, alpha=0.3)
     chosen, test = algorithm_1.GRADIENT_DESCENT, task.sample(2000, seed=(0, 2))
     model = algorithm_1.empty_model(chosen, task)
-    algorithm_1.run_stage(
-        model, task, algorithm_1.first_stage(chosen, task, 100), beta0=chosen.beta0, batch_size=256, seed=0
-    )
+    algorithm_1.run_stage(1, chosen, model, task, 100, batch_size=256, seed=0)
     first, loss = model.blocks[0].attn.W_Q.detach().clone(), float(cc.evaluate(model, test).mean())
-    algorithm_1.run_stage(model, task, algorithm_1.second_stage(chosen, 100), beta0=None, batch_size=256, seed=1)
+    algorithm_1.run_stage(2, chosen, model, task, 100, batch_size=256, seed=1)
     assert bool((first == model.blocks[0].attn.W_Q).all())
     assert float(cc.evaluate(model, test).mean()) < loss - 0.01
 
@@ -84,7 +81,7 @@ def test_the_step_size_decides_whether_attention_comes_closer_in_longer_contexts
         model = algorithm_1.empty_model(algorithm_1.GRADIENT_DESCENT, task)
         stage = algorithm_1.first_stage(algorithm_1.GRADIENT_DESCENT, task, 100)
         stage = replace(stage, learning_rate=stage.learning_rate * (10 / n_ctx) ** (2 - power))
-        algorithm_1.run_stage(model, task, stage, beta0=1.0, batch_size=256, seed=0)
+        cc.train(model, task, cc.TrainConfig((stage,), batch_size=256, warm_start=1.0, seed=0), progress=False)
         attention = cc.mean_attention(model, task.sample(4, seed=1).tokens)[0, 0]
         missed.append(1.0 - float(cc.graphs.parent_attention(attention, task.graph).double().mean()))
     assert least < fit_power_law([10, 20, 40], missed).exponent < most
@@ -129,7 +126,7 @@ def rows_with_exponent(exponent: float, *, noise: float = 0.03) -> pd.DataFrame:
 )
 def test_rates_say_where_the_exponents_lie(exponent: float, beside: str) -> None:
     laws = two_stage.fit(rows_with_exponent(exponent), 0)
-    said = [words for quantity in two_stage.QUANTITIES for words in two_stage.rates(laws, quantity).values()]
+    said = [words for quantity in two_stage.QUANTITIES for words in two_stage.rates(laws, quantity)]
     assert len(said) == 7
     assert all(beside in words for words in said)
     assert "too few" in scaling(None, -1.0)

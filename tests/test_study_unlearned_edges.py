@@ -5,7 +5,7 @@ import pytest
 
 import causal_circuits as cc
 from causal_circuits.studies import unlearned_edges
-from causal_circuits.studies.unlearned_edges import report, variants
+from causal_circuits.studies.unlearned_edges import measure
 
 
 @pytest.mark.parametrize(
@@ -41,13 +41,13 @@ from causal_circuits.studies.unlearned_edges import report, variants
     ],
 )
 def test_changed_graphs_change_what_their_names_say(parents, parent, child, made):
-    assert variants.variants(parents, parent, child) == made
+    assert measure.variants(parents, parent, child) == made
 
 
 def test_the_targets_are_later_children_in_figure_9():
-    known = unlearned_edges.measure_figure_9()
+    known = measure.measure_figure_9()
     assert len(known) == 182
-    assert sum(edge["unlearned"] for edge in known) == len(variants.TARGETS)
+    assert sum(edge["unlearned"] for edge in known) == len(measure.TARGETS)
 
 
 def changed_rows(freed: dict[str, int], n: int = 8) -> list[dict]:
@@ -65,7 +65,7 @@ def changed_rows(freed: dict[str, int], n: int = 8) -> list[dict]:
 )
 def test_an_explanation_holds_only_beyond_its_control(freed, control, holds):
     names = {"as it is": 0, "as many strangers made roots": control, "roots uniform": freed}
-    state, _, said = report.judged("roots uniform", report.by_variant(changed_rows(names)))
+    state, _, said = unlearned_edges.judged("roots uniform", unlearned_edges.by_variant(changed_rows(names)))
     assert state == ("passed" if holds else "undecided")
     assert said.startswith("holds" if holds else "not shown")
     assert f"frees {freed} of 8, no change or the control {control}" in said
@@ -85,7 +85,7 @@ def test_a_cause_that_fits_where_it_was_found_and_nowhere_else_is_not_said_to_pr
     noise = list(np.random.default_rng(3).random(100))
     for there, holds in ((fits, True), (noise, False)):
         groups = {"Figure 9": caused(unlearned, fits), "new forests": caused(unlearned, there)}
-        check = report.best_prediction(report.predictions(groups, seed=0, n_boot=200))
+        check = unlearned_edges.best_prediction(unlearned_edges.predictions(groups, seed=0, n_boot=200))
         assert check.passed is holds
         assert check.evidence.endswith("it predicts them" if holds else "it is not shown to predict them")
 
@@ -94,7 +94,7 @@ def test_the_pull_on_an_edge_is_minus_the_gradient():
     """Where layer 1 matches and the read-out copies, an edge that is not learned is pulled up."""
     task = cc.InContextTask(cc.graph_from_parents([None, 0, None, 2, 0]), d_vocab=3, alpha=0.1)
     model = cc.models.warm_start(cc.disentangled_transformer(3, task.n_ctx), 2.0)
-    found = unlearned_edges.sibling_gradients(model, task.graph, task.sample(1024, seed=0), parent=0, child=4)
+    found = measure.sibling_gradients(model, task.graph, task.sample(1024, seed=0), parent=0, child=4)
     assert found["gradient_as_trained"] > 0
 
 

@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -60,16 +61,19 @@ def second_stage(variant: Variant, steps: int) -> cc.Stage:
 
 
 def run_stage(
+    number: Literal[1, 2],
+    variant: Variant,
     model: cc.models.HookedTransformer,
     task: cc.Task,
-    stage: cc.Stage,
+    steps: int,
     *,
-    beta0: float | None,
     batch_size: int,
     seed: int,
     record_steps: Sequence[int] = (),
 ) -> cc.TrainingRecord:
-    """Train one stage in place; beta0 None goes on from the model as it is."""
+    """Train one stage in place: the first from `beta0`, the second from where the first ended."""
+    stage = first_stage(variant, task, steps) if number == 1 else second_stage(variant, steps)
+    beta0, seed = (variant.beta0, seed) if number == 1 else (None, seed + SEED_STRIDE)
     config = cc.TrainConfig((stage,), batch_size=batch_size, warm_start=beta0, seed=seed)
     record = cc.RecordAt(steps=tuple(record_steps), score_gradients=False)
     return cc.train(model, task, config, record=record, progress=False)

@@ -71,7 +71,7 @@ class Config(Study):
         """Settings of the same sizes and seed are trained together, as one ensemble."""
         seeds = range(self.seed, self.seed + self.seeds)
         axes = {"d_vocab": self.d_vocab, "n_ctx": self.n_ctx, "seed": seeds}
-        same = {name: getattr(self, name) for name in ("graph", "alpha", "steps", "batch_size")}
+        same = self.flags("graph", "alpha", "steps", "batch_size")
         return grid(measure_sizes, axes, cores=1, **same)
 
     def report(self, rows: Mapping[str, Sequence[Row]]) -> Report:
@@ -133,7 +133,6 @@ def measure_sizes(
 
 
 def measure_model(model: Any, task: cc.InContextTask, record: cc.TrainingRecord, seed: int) -> Row:
-    """What gradient, attention and loss say of one trained model."""
     edges, batch = sorted(cc.latent_edges(task.graph)), task.sample(SEQUENCES, seed=(seed, 21))
     test = task.sample(SEQUENCES, seed=(seed, 22))
     gradient = cc.measured_gradient(batch.tokens, batch.target_probs).value

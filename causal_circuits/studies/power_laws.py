@@ -61,7 +61,6 @@ def is_share(hits: "pd.Series[bool]", least: float) -> tuple[State, str]:
 
 
 def falls(law: "PowerLaw | Exponent | None") -> State:
-    """Whether the exponent is below zero."""
     return "undecided" if law is None else is_positive(-law.high, -law.low)
 
 
@@ -72,7 +71,6 @@ def fall_check(law: PowerLaw | None, what: str, evidence: str = "") -> Check:
 
 
 def scaling(law: PowerLaw | None, exponent: float) -> str:
-    """A law, and where it lies beside an exponent."""
     return "no power (too few positive points)" if law is None else f"n_ctx^({law}), {law.against(exponent)}"
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -57,14 +57,18 @@ class Config(Study):
 
     def cells(self) -> list[Cell]:
         axes = {"prior": self.prior, "d_vocab": self.d_vocab, "seed": range(self.seed, self.seed + self.seeds)}
-        fixed = ("n_ctx", "steps", "learning_rate", "batch_size")
-        cells = grid(measure_training, axes, **{name: getattr(self, name) for name in fixed})
+        cells = grid(measure_training, axes, **self.flags("n_ctx", "steps", "learning_rate", "batch_size"))
         return [replace(cell, progress=True) for cell in cells]
 
     def report(self, rows: Mapping[str, Row]) -> Report:
         table = pd.DataFrame([{key: row[key] for key in SHOWN} for row in rows.values()])
+        states = pd.DataFrame(
+            {"prior": row["prior"], "d_vocab": row["d_vocab"], "at": state["step"] + 1, **state}
+            for row in rows.values()
+            for state in row["states"]
+        )
         of = {prior: table[table.prior == prior] for prior in self.prior}
-        phases = {f"phases {prior}".replace(" ", "_"): plot_phases(rows, prior) for prior in self.prior}
+        phases = {f"phases {prior}".replace(" ", "_"): plot_phases(states, prior) for prior in self.prior}
         return Report(
             title="Statistical induction heads",
             checks=[check for prior in self.prior for check in checks(prior, of[prior])],
@@ -74,28 +78,22 @@ class Config(Study):
                     "Phases",
                     "The lowest line is the predictor that the model is most like. Rows of the transition matrix are "
                     "drawn freely (dirichlet), so that all tokens are as frequent (doubly stochastic), or all alike: "
-                    "the token before then tells nothing (independent).",
+                    "the token before then tells nothing (independent). In the table a row a training, with the "
+                    "steps at which each predictor became the nearest.",
                     figures=phases,
+                    table=table,
                 ),
                 Section(
                     "The previous-token head",
                     "Compare with the step at which the bigram line falls; a flat line is no such head.",
-                    figures={"previous_token": plot_attention(rows)},
+                    figures={"previous_token": plot_attention(states)},
                 ),
-                Section("All trainings", "Steps are those at which a predictor became the nearest.", table=table),
             ],
         )
 
 
 def measure_training(
-    prior: Literal["dirichlet", "doubly stochastic", "independent"],
-    d_vocab: int,
-    seed: int,
-    n_ctx: int,
-    steps: int,
-    learning_rate: float,
-    batch_size: int,
-    progress: bool,
+    prior: Any, d_vocab: int, seed: int, n_ctx: int, steps: int, learning_rate: float, batch_size: int, progress: bool
 ) -> Row:
     """One training, measured on the way; at its end its heads, and what is lost without each."""
     task = cc.tasks.MarkovTask(n_ctx=n_ctx, d_vocab=d_vocab, prior=prior)
@@ -160,12 +158,10 @@ def nearest_of(distances: Mapping[str, float]) -> str | None:
 
 
 def first_step(states: list[Row], nearest: list[str | None], name: str) -> int | None:
-    """The first recorded step at which a predictor is the nearest."""
     return next((state["step"] for state, near in zip(states, nearest, strict=True) if near == name), None)
 
 
 def checks(prior: str, of: pd.DataFrame) -> list[Check]:
-    """What is claimed of a prior, each with what decides it."""
     heads = (of.L0H0 == "previous-token") & (of.L1H0 == "induction")
     last = f"after the last token {of.truth.mean():.4f} nats from the truth (the unigram predictor: "
     last += f"{of['truth with unigram'].mean():.4f}; without L0H0: {of['without L0H0'].mean():.4f})"
@@ -196,27 +192,15 @@ def phases_of(of: pd.DataFrame) -> str:
     return f"{counts} of {len(of)} trainings{when}"
 
 
-def states_of(rows: Mapping[str, Row]) -> pd.DataFrame:
-    """Every recorded state of every training."""
-    states = [
-        {"prior": row["prior"], "d_vocab": row["d_vocab"], "at": state["step"] + 1, **state}
-        for row in rows.values()
-        for state in row["states"]
-    ]
-    return pd.DataFrame(states)
-
-
-def plot_phases(rows: Mapping[str, Row], prior: str) -> Any:
-    states, names = states_of(rows), ("uniform", "unigram", "bigram")
-    of = states[states.prior == prior]
-    every = [curves_of(of, "at", name, f"{name}, d_vocab {{d_vocab}}") for name in names]
-    curves = {curve: points for some in every for curve, points in some.items()}
+def plot_phases(states: pd.DataFrame, prior: str) -> Any:
+    of, curves = states[states.prior == prior], dict[str, Any]()
+    for name in ("uniform", "unigram", "bigram"):
+        curves |= curves_of(of, "at", name, f"{name}, d_vocab {{d_vocab}}")
     label = "KL(predictor || model), nats"
     return figures.plot_curves(curves, xlabel="step + 1", ylabel=label, title=prior, group_size=of.d_vocab.nunique())
 
 
-def plot_attention(rows: Mapping[str, Row]) -> Any:
-    states = states_of(rows)
+def plot_attention(states: pd.DataFrame) -> Any:
     curves = curves_of(states, "at", "previous", "{prior}, d_vocab {d_vocab}")
     label = "layer 0's attention to the token before"
     return figures.plot_curves(curves, xlabel="step + 1", ylabel=label, group_size=states.d_vocab.nunique())

@@ -6,7 +6,7 @@ figures. `running.run` does the rest: it measures the missing cells, keeps each,
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import product
@@ -113,6 +113,10 @@ class Study(ABC):
         """The name of the study: of its module, where that is one of this package."""
         return cls.__module__.rpartition(".")[2] if cls.__name__ == "Config" else cls.__name__
 
+    def flags(self, *names: str) -> dict[str, Any]:
+        """Some flags by name, as settings of cells."""
+        return {name: getattr(self, name) for name in names}
+
     def check(self) -> None:  # noqa: B027  # a study may have nothing to check
         """Raise a ValueError for flags that make no study."""
 
@@ -139,15 +143,19 @@ def grid(measure: Callable[..., Any], axes: Mapping[str, Iterable[Any]], cores: 
 
 def at_least(smallest: int | float, **flags: Any) -> None:
     """A ValueError for the first flag (or entry of a flag that is a tuple) below a number; None is let through."""
-    for name, value in flags.items():
-        for number in value if isinstance(value, tuple | list) else (value,):
-            if number is not None and not number >= smallest:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {smallest}: got {number}")
+    for flag, number in _entries(flags):
+        if number is not None and not number >= smallest:
+            raise ValueError(f"{flag} must be at least {smallest}: got {number}")
 
 
 def one_of(names: Sequence[str], **flags: Any) -> None:
     """A ValueError for the first flag (or entry of a flag that is a tuple) that is none of these names."""
-    for flag, value in flags.items():
-        for name in value if isinstance(value, tuple | list) else (value,):
-            if name not in names:
-                raise ValueError(f"--{flag.replace('_', '-')} must be one of {', '.join(names)}: got {name!r}")
+    for flag, name in _entries(flags):
+        if name not in names:
+            raise ValueError(f"{flag} must be one of {', '.join(names)}: got {name!r}")
+
+
+def _entries(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in flags.items():
+        for entry in value if isinstance(value, tuple | list) else (value,):
+            yield f"--{name.replace('_', '-')}", entry

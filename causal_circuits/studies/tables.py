@@ -13,7 +13,6 @@ from torch import Tensor
 
 import causal_circuits as cc
 
-Points = Sequence[tuple[int | float, int | float]]  # (x, y)
 GRAPHS = ("chain", "pairs", "forest")
 
 
@@ -72,11 +71,6 @@ def check_lengths(lengths: Sequence[int]) -> None:
         raise ValueError(f"--lengths must be at least 3: got {min(lengths)}")
 
 
-def where(rows: Iterable[Mapping[str, Any]], **only: Any) -> list[Mapping[str, Any]]:
-    """The rows that have these entries."""
-    return [row for row in rows if all(row[name] == wanted for name, wanted in only.items())]
-
-
 def curves_of(table: pd.DataFrame, x: str, y: str, name: str, *, mean: bool = True) -> dict[str, list[tuple[Any, Any]]]:
     """Curves for a figure, by a name made from the columns ("alpha {alpha:g}"): means of y at each x, or all points."""
     named = table.assign(curve=[name.format(**row) for row in table.to_dict("records")]).dropna(subset=y)
@@ -88,9 +82,17 @@ def curves_of(table: pd.DataFrame, x: str, y: str, name: str, *, mean: bool = Tr
     }
 
 
-def listed(points: Points, digits: str = ".3g") -> str:
-    """Points as text: "10: 0.25, 20: 0.125"."""
-    return ", ".join(f"{at:g}: {value:{digits}}" for at, value in points)
+def dots_of(table: pd.DataFrame, group: str, value: str, series: str) -> dict[str, dict[str, float]]:
+    """Dots for a figure, series -> group -> value: means over the rows of each."""
+    return {
+        str(name): of.groupby(group, sort=False)[value].mean().dropna().to_dict()
+        for name, of in table.groupby(series, sort=False)
+    }
+
+
+def listed(values: "pd.Series[float]", digits: str = ".3g") -> str:
+    """A series as text: "10: 0.25, 20: 0.125"."""
+    return ", ".join(f"{at:g}: {value:{digits}}" for at, value in values.items())
 
 
 def edge_table(found: cc.discovery.ExtractedGraph, graph: nx.DiGraph) -> pd.DataFrame:
@@ -102,7 +104,6 @@ def edge_table(found: cc.discovery.ExtractedGraph, graph: nx.DiGraph) -> pd.Data
 
 
 def p_text(p_value: float) -> str:
-    """A p-value as text."""
     if p_value != p_value:
         return "-"
     return f"{p_value:.1e}" if p_value > 1e-300 else "< 1e-300"

@@ -11,20 +11,11 @@ from matplotlib.axes import Axes
 import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
-from causal_circuits.studies import algorithm_1
+from causal_circuits.studies import algorithm_1, tables
 from causal_circuits.studies.algorithm_1 import GRADIENT_DESCENT, VARIANTS
 from causal_circuits.studies.power_laws import PowerLaw, fall_check, fit_power_law, scaling
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
-from causal_circuits.studies.tables import (
-    GRAPHS,
-    check_lengths,
-    curves_of,
-    figure_9_parents,
-    listed,
-    make_graph,
-    parents_first,
-    where,
-)
+from causal_circuits.studies.tables import GRAPHS, curves_of, dots_of, listed
 
 Row = Mapping[str, Any]
 Laws = Mapping[str, Mapping[str, PowerLaw | None]]
@@ -75,7 +66,7 @@ class Config(Study):
         at_least(2, test=self.test)
         at_least(0, figure_9=self.figure_9)
         one_of(GRAPHS, graph=self.graph)
-        check_lengths(self.lengths)
+        tables.check_lengths(self.lengths)
         for n_ctx in self.lengths:
             if not cc.latent_edges(make_task(self.graph, n_ctx, self.d_vocab, self.alpha).graph):
                 raise ValueError(f"--graph {self.graph} has no edge at n_ctx {n_ctx}: choose a longer context")
@@ -85,7 +76,7 @@ class Config(Study):
         variants, seeds = [variant.name for variant in VARIANTS], range(self.seed, self.seed + self.seeds)
         forests = {"graph": range(min(self.figure_9, 20)), "variant": variants}
         runs = {"n_ctx": self.lengths, "seed": seeds, "variant": variants}
-        same = {name: getattr(self, name) for name in ("graph", "d_vocab", "alpha", "steps", "batch_size", "test")}
+        same = self.flags("graph", "d_vocab", "alpha", "steps", "batch_size", "test")
         return [*grid(measure_forest, forests, seed=self.seed), *grid(measure_run, runs, **same)]
 
     def report(self, rows: Mapping[str, Row]) -> Report:
@@ -99,59 +90,51 @@ class Config(Study):
             results={
                 "theorem": THEOREM,
                 "exponents": laws,
-                "parting": [
-                    f"{name}: {words}" for quantity in QUANTITIES for name, words in rates(laws, quantity).items()
-                ],
+                "parting": [words for quantity in QUANTITIES for words in rates(laws, quantity)],
                 "lengths": [{key: value for key, value in row.items() if key != "losses"} for row in measured],
                 "figure_9": forests,
                 "figure_9_summary": on_forests,
             },
-            sections=[show_one(runs), *show_forests(forests), *show_runs(runs, laws)],
+            sections=[
+                show_one(runs),
+                *([show_forests(pd.DataFrame(forests))] if forests else []),
+                Section(
+                    "Attention to the parent against length",
+                    f"Theorem 1: {THEOREM['missed_attention']}; the dotted line is 1 / n_ctx.",
+                    figures={"missed_attention": plot_quantity(runs, "missed_attention", laws)},
+                ),
+                Section(
+                    "The loss gap against length",
+                    f"Theorem 1: {THEOREM['loss_gap']}; the edge posterior is what counting along the true edges "
+                    "gives. Where some token is absent from a context the reduced model says 0.",
+                    figures={"loss_gap": plot_quantity(runs, "loss_gap", laws)},
+                    table=runs.drop(columns=["trajectory", "losses"]),
+                ),
+            ],
         )
 
 
 def make_task(graph: str, n_ctx: int, d_vocab: int, alpha: float) -> cc.InContextTask:
-    return cc.InContextTask(make_graph(graph, n_ctx), d_vocab=d_vocab, alpha=alpha)
+    return cc.InContextTask(tables.make_graph(graph, n_ctx), d_vocab=d_vocab, alpha=alpha)
 
 
 def measure_run(
-    variant: str,
-    n_ctx: int,
-    seed: int,
-    graph: str,
-    d_vocab: int,
-    alpha: float,
-    steps: Sequence[int],
-    batch_size: int,
-    test: int,
+    variant: str, n_ctx: int, seed: int, steps: Sequence[int], batch_size: int, test: int, **of_task: Any
 ) -> Row:
     """Both stages of one run: attention after stage 1, loss gap after each stage."""
-    task, how = make_task(graph, n_ctx, d_vocab, alpha), algorithm_1.variant(variant)
+    task, how = make_task(n_ctx=n_ctx, **of_task), algorithm_1.variant(variant)
     model, test_batch = algorithm_1.empty_model(how, task), task.sample(test, seed=(seed, 2))
     entropy = cc.tasks.cross_entropy(test_batch.target_probs, test_batch.target_probs)
-    record = algorithm_1.run_stage(
-        model,
-        task,
-        algorithm_1.first_stage(how, task, steps[0]),
-        beta0=how.beta0,
-        batch_size=batch_size,
-        seed=seed,
-        record_steps=cc.RecordAt(n_log_spaced=12).within(steps[0]) if how.reduced else (),
-    )
+    at = cc.RecordAt(n_log_spaced=12).within(steps[0]) if how.reduced else ()
+    sizes: Any = {"batch_size": batch_size, "seed": seed}
+    record = algorithm_1.run_stage(1, how, model, task, steps[0], record_steps=at, **sizes)
     # A1's softmax is the same for all sequences; in the full model attention is averaged over some.
     tokens = task.sample(16 if how.reduced else 128, seed=(seed, 3)).tokens
     missed = 1.0 - cc.graphs.parent_attention(cc.mean_attention(model, tokens)[0, 0], task.graph).double()
     after_stage_1 = cc.evaluate(model, test_batch) - entropy
-    second = algorithm_1.run_stage(
-        model,
-        task,
-        algorithm_1.second_stage(how, steps[1]),
-        beta0=None,
-        batch_size=batch_size,
-        seed=seed + algorithm_1.SEED_STRIDE,
-    )
+    second = algorithm_1.run_stage(2, how, model, task, steps[1], **sizes)
     gaps = cc.evaluate(model, test_batch) - entropy
-    whole = algorithm_1.has_every_token(test_batch.tokens, d_vocab)
+    whole = algorithm_1.has_every_token(test_batch.tokens, task.d_vocab)
     return {
         "variant": variant,
         "n_ctx": n_ctx,
@@ -174,11 +157,10 @@ def measure_run(
 
 def measure_forest(variant: str, graph: int, seed: int) -> Row:
     """Attention to the parents after stage 1 alone, on a forest of Figure 9 at (d_vocab 3, n_ctx 20, alpha .1)."""
-    task = cc.InContextTask(cc.graph_from_parents(figure_9_parents()[graph]), d_vocab=3, alpha=0.1)
+    task = cc.InContextTask(cc.graph_from_parents(tables.figure_9_parents()[graph]), d_vocab=3, alpha=0.1)
     how = algorithm_1.variant(variant)
     tokens, model = task.sample(2048, seed=(seed, 4, graph)).tokens, algorithm_1.empty_model(how, task)
-    stage = algorithm_1.first_stage(how, task, 100)
-    algorithm_1.run_stage(model, task, stage, beta0=how.beta0, batch_size=1024, seed=seed)
+    algorithm_1.run_stage(1, how, model, task, 100, batch_size=1024, seed=seed)
     pattern = cc.mean_attention(model, tokens[: 16 if how.reduced else 2048])[0, 0]
     attention = cc.graphs.parent_attention(pattern, task.graph)
     return {
@@ -187,7 +169,7 @@ def measure_forest(variant: str, graph: int, seed: int) -> Row:
         "edges": len(attention),
         "mean_parent_attention": float(attention.mean()),
         "min_parent_attention": float(attention.min()),
-        "parents_row_maximum": parents_first(pattern, task.graph),
+        "parents_row_maximum": tables.parents_first(pattern, task.graph),
     }
 
 
@@ -221,18 +203,11 @@ def summarize_forests(forests: Sequence[Row]) -> dict[Any, dict[str, Any]]:
     )
 
 
-def means(runs: pd.DataFrame, quantity: str) -> list[tuple[int, float]]:
-    return list(runs.groupby("n_ctx")[quantity].mean().items())  # type: ignore[arg-type]  # n_ctx is an int
-
-
-def rates(laws: Laws, quantity: str) -> dict[str, str]:
+def rates(laws: Laws, quantity: str) -> list[str]:
     """How a quantity of each variant scales, beside the theorem's power of 1 - attention, -1."""
-    return {name: f"{quantity} scales as {scaling(of[quantity], -1.0)}" for name, of in laws.items() if quantity in of}
-
-
-def largest_ratio(runs: pd.DataFrame, variant: str) -> tuple[float, int]:
-    """The largest n_ctx (1 - attention) over lengths (means over seeds), and at which length it is."""
-    return max((n_ctx * missed, n_ctx) for n_ctx, missed in means(runs[runs.variant == variant], "missed_attention"))
+    return [
+        f"{name}: {quantity} scales as {scaling(of[quantity], -1.0)}" for name, of in laws.items() if quantity in of
+    ]
 
 
 def make_checks(runs: pd.DataFrame, laws: Laws, on_forests: Mapping[str, Row]) -> list[Check]:
@@ -245,71 +220,26 @@ def make_checks(runs: pd.DataFrame, laws: Laws, on_forests: Mapping[str, Row]) -
         )
         for name, of in on_forests.items()
     ]
-    for name in (variant.name for variant in VARIANTS):
-        of_variant, (largest, at), law = runs[runs.variant == name], largest_ratio(runs, name), laws[name]["loss_gap"]
-        lowered = int((of_variant.loss_gap < of_variant.loss_gap_after_stage_1).sum())
+    for name, of in runs.groupby("variant", sort=False):
+        means, law = of.groupby("n_ctx").mean(numeric_only=True), laws[str(name)]
+        scaled, lowered = means.index * means.missed_attention, of.loss_gap < of.loss_gap_after_stage_1
         checks += [
             Check(
-                largest <= 1.0 or "refuted",
+                bool(scaled.max() <= 1.0) or "refuted",
                 f"{name}: 1 - attention to the parent is at most 1 / n_ctx at every length",
-                f"{listed(means(of_variant, 'missed_attention'), '.2g')}; largest n_ctx (1 - attention) {largest:.3f}, "
-                f"at n_ctx {at}; exponent {laws[name]['missed_attention']}",
+                f"{listed(means.missed_attention, '.2g')}; largest n_ctx (1 - attention) {scaled.max():.3f}, at n_ctx "
+                f"{scaled.idxmax()}; exponent {law['missed_attention']}",
             ),
             Check(
-                lowered == len(of_variant),
+                bool(lowered.all()),
                 f"{name}: stage 2 lowers the loss in every run",
-                f"in {lowered} of {len(of_variant)}; mean gap by n_ctx after stage 1 "
-                f"{listed(means(of_variant, 'loss_gap_after_stage_1'))}; after stage 2 "
-                f"{listed(means(of_variant, 'loss_gap'))}; edge posterior "
-                f"{listed(means(of_variant, 'edge_posterior_gap'))}",
+                f"in {lowered.sum()} of {len(of)}; mean gap by n_ctx after stage 1 "
+                f"{listed(means.loss_gap_after_stage_1)}; after stage 2 {listed(means.loss_gap)}; edge posterior "
+                f"{listed(means.edge_posterior_gap)}",
             ),
-            fall_check(law, f"{name}: the loss gap"),
+            fall_check(law["loss_gap"], f"{name}: the loss gap"),
         ]
     return checks
-
-
-def show_forests(forests: Sequence[Row]) -> list[Section]:
-    if not forests:
-        return []
-    attention = {
-        v.name: {f"graph {row['graph']}": row["mean_parent_attention"] for row in where(forests, variant=v.name)}
-        for v in VARIANTS
-    }
-    levels = {".99": 0.99, "authors' joint SGD, mean": AUTHORS}
-    drawn = figures.plot_groups(attention, xlabel="mean attention to the parent", levels=levels)
-    sentence = (
-        "Every mark should lie right of .99: 100 steps of 1,024 sequences on layer 0's attention alone, d_vocab 3, "
-        "n_ctx 20, alpha .1. The other line is the mean that the authors recorded for training both layers at once."
-    )
-    return [Section("Stage 1 on the graphs of Figure 9", sentence, figures={"figure_9": drawn}, table=forests)]
-
-
-def show_runs(runs: pd.DataFrame, laws: Laws) -> list[Section]:
-    figures_of = {"missed_attention": "Attention to the parent", "loss_gap": "The loss gap"}
-    more = {
-        "missed_attention": ("the dotted line is 1 / n_ctx", {}),
-        "loss_gap": (
-            "the edge posterior is what counting along the true edges gives. The second figure: how much more a "
-            "matching token scores than another in layer 1 (A2), after stage 2",
-            {"match_strength": plot_match(runs)},
-        ),
-    }
-    return [
-        *(
-            Section(
-                f"{title} against length",
-                f"Theorem 1: {THEOREM[quantity]}; {more[quantity][0]}.",
-                figures={quantity: plot_quantity(runs, quantity, laws), **more[quantity][1]},
-                table=[{"variant": name, "measured": words} for name, words in rates(laws, quantity).items()],
-            )
-            for quantity, title in figures_of.items()
-        ),
-        Section(
-            "Every run",
-            "One row a variant, length and seed; where some token is absent from a context the reduced model says 0.",
-            table=runs.drop(columns=["trajectory", "losses"]),
-        ),
-    ]
 
 
 def show_one(runs: pd.DataFrame) -> Section:
@@ -318,9 +248,8 @@ def show_one(runs: pd.DataFrame) -> Section:
     missed = {f"n_ctx {run.n_ctx}": [(step, y) for step, y in run.trajectory if step] for run in descent.itertuples()}
     losses = pd.Series(one.losses, index=range(1, len(one.losses) + 1)).rolling(9, min_periods=1).mean()[::9]
     attention = figures.plot_curves(missed, xlabel="step of stage 1", ylabel="1 - attention to the parent", log_y=True)
-    loss = figures.plot_curves(
-        {"": list(losses.items())}, xlabel="step", ylabel="loss, mean of 9 steps (nats)", legend=False
-    )
+    label = "loss, mean of 9 steps (nats)"
+    loss = figures.plot_curves({"": list(losses.items())}, xlabel="step", ylabel=label, legend=False)
     loss.axvline(one.trajectory[-1][0], color="black", linewidth=0.8)
     return Section(
         "The two stages",
@@ -331,16 +260,24 @@ def show_one(runs: pd.DataFrame) -> Section:
     )
 
 
+def show_forests(forests: pd.DataFrame) -> Section:
+    named = forests.assign(graph="graph " + forests.graph.astype(str))
+    attention = dots_of(named, "graph", "mean_parent_attention", "variant")
+    levels = {".99": 0.99, "authors' joint SGD, mean": AUTHORS}
+    return Section(
+        "Stage 1 on the graphs of Figure 9",
+        "Every mark should lie right of .99: 100 steps of 1,024 sequences on layer 0's attention alone, d_vocab 3, "
+        "n_ctx 20, alpha .1. The other line is the mean that the authors recorded for training both layers at once.",
+        figures={"figure_9": figures.plot_groups(attention, xlabel="mean attention to the parent", levels=levels)},
+        table=forests,
+    )
+
+
 def plot_quantity(runs: pd.DataFrame, quantity: str, laws: Laws) -> Axes:
     points = curves_of(runs, "n_ctx", quantity, "{variant}", mean=False)
     bound = ("1 / n_ctx", 1.0, -1.0) if quantity == "missed_attention" else None
     if quantity == "loss_gap":
-        points["edge posterior"] = means(runs, "edge_posterior_gap")
+        points |= curves_of(runs, "n_ctx", "edge_posterior_gap", "edge posterior")
     found = {name: laws[name][quantity] for name in points}
     fits = {name: (law.prefactor, law.exponent) for name, law in found.items() if law is not None}
     return figures.plot_scaling(points, fits, ylabel=QUANTITIES[quantity].replace(", ", "\n", 1), bound=bound)
-
-
-def plot_match(runs: pd.DataFrame) -> Axes:
-    strength = curves_of(runs.dropna(subset="match_strength"), "n_ctx", "match_strength", "{variant}")
-    return figures.plot_curves(strength, xlabel="context length n_ctx", ylabel="A2: mean diagonal - mean off-diagonal")

@@ -1,8 +1,4 @@
-"""A zoo: models whose truth is known, as files, and one function that scores any discovery method on them.
-
-`python analyses/zoo.py` writes them. `score_method` needs them as objects (`load_zoo`), and a method: a function of a
-model and a batch that scores the entries of layer 0's pattern.
-"""
+"""A zoo: models whose truth is known, as files, and one function that scores any discovery method on them."""
 
 import json
 import os
@@ -86,7 +82,6 @@ class ZooModel:
         return f"ZooModel({self.name})"
 
     def save(self, folder: Path) -> None:
-        """Write the files that the card describes."""
         cc.save_model(self.model, folder)
         truth = {
             **self.about,
@@ -120,15 +115,15 @@ def load_zoo(folder: str | os.PathLike[str]) -> list[ZooModel]:
 
 def _load(folder: Path) -> ZooModel:
     truth = read_json(folder / "truth.json")
-    sizes, used = (truth.pop("d_vocab"), truth.pop("alpha")), truth.pop("used")
-    n_ctx, circuit = truth.pop("n_ctx"), truth.pop("circuit")
+    task = cc.InContextTask(cc.graph_from_parents(truth.pop("parents")), truth.pop("d_vocab"), truth.pop("alpha"))
+    used, circuit, n_ctx = truth.pop("used"), truth.pop("circuit"), truth.pop("n_ctx")
     entries = None if used is None else torch.zeros(n_ctx, n_ctx, dtype=torch.bool)
     if entries is not None:
         entries[tuple(torch.tensor(used).T)] = True
     return ZooModel(
         name=folder.name,
         model=cc.load_model(folder),
-        task=cc.InContextTask(cc.graph_from_parents(truth.pop("parents")), *sizes),
+        task=task,
         about=truth,
         used=entries,
         circuit=None if circuit is None else [(sender, reader) for sender, reader in circuit],
@@ -213,9 +208,8 @@ class Config(Study):
         cc.InContextTask(make_graph("chain", self.n_ctx, 0), d_vocab=self.d_vocab, alpha=self.alpha)
 
     def cells(self) -> list[Cell]:
-        same = {name: getattr(self, name) for name in ("d_vocab", "n_ctx", "alpha", "steps")}
-        seeds = range(self.seed, self.seed + self.seeds)
-        cells = grid(measure, {"graph": self.graphs, "kind": self.models, "seed": seeds}, **same)
+        axes = {"graph": self.graphs, "kind": self.models, "seed": range(self.seed, self.seed + self.seeds)}
+        cells = grid(measure, axes, **self.flags("d_vocab", "n_ctx", "alpha", "steps"))
         return [cell for cell in cells if cell.settings["seed"] == self.seed or depends_on_seed(**cell.settings)]
 
     def report(self, rows: Mapping[str, Any]) -> Report:
@@ -234,7 +228,7 @@ class Config(Study):
                     "graph, which a decoy does not use; right, entries written in by hand, of which trained models "
                     "have none. A cell has the mean over models, and the least of them.",
                     figures={"scores": plot_scores(scores)},
-                    table=means(scores),
+                    table=scores.groupby(["method", "kind"], sort=False).mean(numeric_only=True).reset_index(),
                 ),
                 Section("The models", "A folder each, in models/; losses in nats.", table=table.drop(columns="losses")),
             ],
@@ -243,29 +237,22 @@ class Config(Study):
 
 
 def measure(graph: str, kind: str, seed: int, d_vocab: int, n_ctx: int, alpha: float, steps: int) -> ZooModel:
-    """Make a model, and cut each of its entries once."""
     task = cc.InContextTask(make_graph(graph, n_ctx, seed), d_vocab=d_vocab, alpha=alpha)
-    subject = make(kind, task, steps, seed)
-    batch = task.sample(512, seed=(seed, 4))
+    if kind == "decoy":  # as it is written; that of `discovery_benchmark` is trained on
+        subject = Subject.of(cc.models.plant_decoy(task.graph, d_vocab), task, "plant_decoy", seed)
+    else:
+        subject = make_subject(kind.removeprefix("trained-"), task, steps, seed)
+    batch, by_hand = task.sample(512, seed=(seed, 4)), kind in ("planted", "decoy")
     losses = {"loss": subject.loss, "edge_posterior": subject.loss - subject.excess}
-    about = {"kind": kind, "graph": graph, "seed": seed, "recipe": subject.recipe, "losses": losses}
-    by_hand = kind in ("planted", "decoy")
     return ZooModel(
         name=f"{graph}-{kind}-{seed}",
         model=subject.model,
         task=task,
-        about=about,
+        about={"kind": kind, "graph": graph, "seed": seed, "recipe": subject.recipe, "losses": losses},
         used=entries_written(kind, task.graph) if by_hand else None,
         circuit=edges_written(subject.model, batch[:64]) if by_hand else None,
         knock_out=knock_out(subject.model, batch),
     )
-
-
-def make(kind: str, task: cc.InContextTask, steps: int, seed: int) -> Subject:
-    """The model of a kind; those of `discovery_benchmark`, whose decoys are trained, and a decoy as written."""
-    if kind == "decoy":
-        return Subject.of(cc.models.plant_decoy(task.graph, task.d_vocab), task, "plant_decoy", seed)
-    return make_subject({"trained-decoy": "decoy"}.get(kind, kind), task, steps, seed)
 
 
 def depends_on_seed(graph: str, kind: str, **settings: Any) -> bool:
@@ -287,20 +274,21 @@ def entries_written(kind: str, graph: nx.DiGraph) -> Tensor:
 
 
 def edges_written(model: HookedTransformer, batch: cc.Batch) -> list[tuple[str, str]]:
-    """The edges between heads that change anything."""
     whole = circuits.circuit_model(model, batch)
     alive = (~circuits.inert_edges(whole)).tolist()
     return [edge for edge, of_use in zip(whole.edges, alive, strict=True) if of_use]
 
 
 def make_checks(models: Sequence[ZooModel]) -> list[Check]:
-    by_hand = [one for one in models if one.used is not None]
-    found = score_method(knock_out, by_hand, seed=1) if by_hand else pd.DataFrame()
+    """Of every kind that is written in by hand."""
     checks = []
-    for kind, some in found.groupby("kind") if by_hand else ():
-        claim = f"Cutting single entries ranks those written into every {kind} model above all others"
-        evidence = f"AUROC {some.auroc_used.min():.3f} at the least in {len(some)} models"
-        checks.append(Check(bool((some.auroc_used == 1.0).all()), claim, evidence))
+    for kind in ("decoy", "planted"):
+        some = [one for one in models if one.about["kind"] == kind]
+        if some:
+            found = score_method(knock_out, some, seed=1).auroc_used
+            claim = f"Cutting single entries ranks those written into every {kind} model above all others"
+            evidence = f"AUROC {found.min():.3f} at the least in {len(some)} models"
+            checks.append(Check(bool((found == 1.0).all()), claim, evidence))
     return checks
 
 
@@ -311,18 +299,11 @@ def write_zoo(folder: Path, models: Sequence[ZooModel]) -> None:
 
 
 def plot_scores(scores: pd.DataFrame) -> Figure:
-    """AUROC of each method on each kind of model: of the graph's entries, and of those written in."""
-    asked = {"entries of the graph": "auroc_graph", "entries written in": "auroc_used"}
-    rows = scores.rename(columns={"model": "name", "kind": "model"})
-    panels = {
-        title: rows.rename(columns={column: "auroc"})[["method", "model", "auroc"]].dropna().to_dict("records")
-        for title, column in asked.items()
-    }
+    panels = {}
+    for title, column in (("entries of the graph", "auroc_graph"), ("entries written in", "auroc_used")):
+        rows = scores.assign(auroc=scores[column], model=scores.kind)
+        panels[title] = rows.dropna(subset="auroc").to_dict("records")
     return figures.plot_benchmark(panels)
-
-
-def means(scores: pd.DataFrame) -> pd.DataFrame:
-    return scores.groupby(["method", "kind"], sort=False).mean(numeric_only=True).round(3).reset_index()
 
 
 def knock_out(model: HookedTransformer, batch: cc.Batch) -> Tensor:
@@ -331,7 +312,6 @@ def knock_out(model: HookedTransformer, batch: cc.Batch) -> Tensor:
 
 
 def attention(model: HookedTransformer, batch: cc.Batch) -> Tensor:
-    """Mean attention."""
     return cc.mean_attention(model, batch.tokens)[0]
 
 

@@ -12,6 +12,7 @@ from causal_circuits import circuits
 from causal_circuits.studies.discovery_benchmark.subjects import Subject, make_graph, make_subject
 
 Row = dict[str, Any]
+SCORES = ("auroc", "auprc", "shd", "exact_parent_rate", "auroc_children")
 Question = tuple[Any, Any]  # counterfactual, metric; None: the method has none
 COUNTERFACTUALS = ("zero", "mean", "resample", "permute")
 METRICS = ("loss", "kl_to_model")
@@ -49,7 +50,6 @@ def measure(
     frontier_sequences: int,
     max_edges: int,
 ) -> list[Row]:
-    """One row for each method, counterfactual and metric."""
     began = time.process_time()
     task = cc.InContextTask(make_graph(graph, n_ctx, seed), d_vocab=d_vocab, alpha=alpha)
     subject = make_subject(model, task, steps, seed)
@@ -102,16 +102,8 @@ def score_entries(subject: Subject, batch: cc.Batch, method: Any, question: Ques
     )
     score = found.score if metric is None else (found.score / ROUNDING).round() * ROUNDING
     scores = circuits.score_against_graph(parts.matrices(score), subject.task.graph)
-    return {
-        "counterfactual": counterfactual,
-        "metric": metric,
-        "auroc": scores.auroc,
-        "auprc": scores.auprc,
-        "shd": scores.shd,
-        "exact_parent_rate": scores.exact_parent_rate,
-        "auroc_children": scores.auroc_children,
-        "seconds": found.seconds,
-    }
+    row = {"counterfactual": counterfactual, "metric": metric, "seconds": found.seconds}
+    return row | {name: getattr(scores, name) for name in SCORES}
 
 
 def regrets_between_heads(

@@ -86,12 +86,9 @@ def measure_restricted(variant: str, n_ctx: int, family: str, sizes: Mapping[str
 
 
 def train(how: Variant, task: cc.InContextTask, sizes: Sizes, seed: int) -> HookedTransformer:
-    """Both stages of Algorithm 1."""
     model, (first, second) = algorithm_1.empty_model(how, task), sizes.steps
-    stage_1, stage_2 = algorithm_1.first_stage(how, task, first), algorithm_1.second_stage(how, second)
-    later = seed + algorithm_1.SEED_STRIDE
-    algorithm_1.run_stage(model, task, stage_1, beta0=how.beta0, batch_size=512, seed=seed)
-    algorithm_1.run_stage(model, task, stage_2, beta0=None, batch_size=512, seed=later)
+    algorithm_1.run_stage(1, how, model, task, first, batch_size=512, seed=seed)
+    algorithm_1.run_stage(2, how, model, task, second, batch_size=512, seed=seed)
     return model
 
 

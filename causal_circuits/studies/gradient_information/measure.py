@@ -11,6 +11,7 @@ import causal_circuits as cc
 from causal_circuits.statistics import rank_correlation
 from causal_circuits.studies.tables import make_graph
 
+Information = cc.information.Information
 MATRIX_BUDGET = 8e8  # spent on G: fewer transition matrices for longer contexts and larger vocabularies
 PARTS = 8  # g, G and the sequences are taken in as many: how much the slopes of parts differ is the slope's error
 CHECK_BETA_0 = 1e-3  # layer 1's scale in the model whose backward pass is compared with the closed form
@@ -74,22 +75,21 @@ def n_matrices_for(task: cc.InContextTask) -> int:
     return PARTS * int(np.clip(MATRIX_BUDGET / cost / PARTS, 16, 1024))
 
 
-def mean_of_parts(parts: Sequence[cc.information.Information]) -> cc.information.Information:
+def mean_of_parts(parts: Sequence[Information]) -> Information:
     """The prediction that several independent ones make together."""
     value = torch.stack([part.value for part in parts]).mean(dim=0)
     error = torch.stack([part.standard_error.square() for part in parts]).sum(dim=0).sqrt() / len(parts)
-    return cc.information.Information(value, error, sum(part.n_samples for part in parts))
+    return Information(value, error, sum(part.n_samples for part in parts))
 
 
-def gradients_of_parts(batch: cc.Batch) -> list[cc.information.Information]:
-    """The gradient of each of PARTS equal parts of the sequences; a rest is left out."""
+def gradients_of_parts(batch: cc.Batch) -> list[Information]:
     size = len(batch) // PARTS
     parts = [batch[start : start + size] for start in range(0, PARTS * size, size)]
     return [cc.measured_gradient(part.tokens, part.target_probs) for part in parts]
 
 
 def slope_errors(
-    measured: Sequence[cc.information.Information], predicted: Sequence[cc.information.Information], graph: nx.DiGraph
+    measured: Sequence[Information], predicted: Sequence[Information], graph: nx.DiGraph
 ) -> tuple[float, float]:
     """Standard errors of the slope of measured on predicted: from the prediction's matrices, and from the sequences.
 
@@ -104,11 +104,7 @@ def slope_errors(
 
 
 def three_comparisons(
-    measured: cc.information.Information,
-    g: cc.information.Information,
-    finite: cc.information.Information,
-    graph: nx.DiGraph,
-    of: Literal["weights", "scores"],
+    measured: Information, g: Information, finite: Information, graph: nx.DiGraph, of: Literal["weights", "scores"]
 ) -> dict[str, cc.information.GradientComparison]:
     """Measured with g (the paper), measured with G (noise only), G with g (the short context only)."""
     expected = cc.information.through_softmax(finite.value) if of == "scores" else finite.value
@@ -121,7 +117,7 @@ def three_comparisons(
 
 
 def sweep_sequences(
-    batch: cc.Batch, g: cc.information.Information, finite: cc.information.Information, graph: nx.DiGraph
+    batch: cc.Batch, g: Information, finite: Information, graph: nx.DiGraph
 ) -> Iterator[dict[str, Any]]:
     """Correlations of one task from a few sequences up to all: noise falls, the bias of a short context stays."""
     n = len(batch)

@@ -127,7 +127,6 @@ def both_ways(matrix: Array, edges: Sequence[Edge]) -> Scores:
 
 
 def joined(*parts: cc.Batch | None) -> cc.Batch:
-    """One table of several."""
     tokens, targets = zip(*((part.tokens, part.target_probs) for part in parts if part is not None), strict=True)
     return cc.Batch(torch.cat(tokens), torch.cat(targets))
 
@@ -138,5 +137,4 @@ def oriented(fades: Array, into: Array, share: float) -> float:
 
 
 def ratio(now: Array, then: Array) -> float:
-    """What is left of the sum of some scores."""
     return float(now.sum() / then.sum()) if len(then) else float("nan")

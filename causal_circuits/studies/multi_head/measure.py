@@ -78,7 +78,6 @@ def read(model: cc.models.HookedTransformer, setting: Setting) -> Row:
 
 
 def measure_heads(scratch: Path | None, progress: bool | None, **settings: Any) -> Row:
-    """Train, read, explain, prove."""
     setting = Setting(**settings)
     task, test = setting.task, setting.test
     model, record = setting.train(scratch, progress=progress)

@@ -16,25 +16,13 @@ from causal_circuits.studies.tables import edge_table, p_text
 
 
 def make_sections(f: Findings) -> list[Section]:
-    return [
-        show_film(f),
-        show_graph(f),
-        show_sequences(f),
-        *show_gradient(f),
-        *show_heads(f),
-    ]
+    return [show_film(f), show_graph(f), show_sequences(f), *show_gradient(f), *show_heads(f)]
 
 
 def show_film(f: Findings) -> Section:
-    """Layer 0's attention step by step, as a graph, beside its gradient, the loss and the predictor that it is near."""
     r = f.references
-    lines = {
-        "uniform": r.uniform,
-        "best unigram": r.best_unigram,
-        "edge posterior": r.edge_posterior,
-        "exact Bayes": r.exact_bayes,
-        "entropy": r.entropy,
-    }
+    names = ("uniform", "best_unigram", "edge_posterior", "exact_bayes", "entropy")
+    lines = {name.replace("_", " ").replace("bayes", "Bayes"): getattr(r, name) for name in names}
     loss, phases = (Figure(figsize=(4.9, 3.8), layout="constrained").add_subplot() for _ in range(2))
     figures.plot_loss(f.record, lines, test_loss=f.test_loss, ax=loss)
     figures.plot_phases(f.phases, ax=phases)

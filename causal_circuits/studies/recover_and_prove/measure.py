@@ -109,7 +109,6 @@ def measure(
     scratch: Path | None,
     progress: bool | None,
 ) -> Findings:
-    """Train, recover, detect, prove, all from one seed."""
     graph = cc.graph_from_parents(parents)
     graph.graph["name"] = name
     task = cc.InContextTask(graph, d_vocab=d_vocab, alpha=alpha)

@@ -11,14 +11,8 @@ import pandas as pd
 import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Section
-from causal_circuits.studies.reproduce_paper.measuring import (
-    PaperFigure,
-    Row,
-    block_attention,
-    edges_found,
-    graph_found,
-    place,
-)
+from causal_circuits.studies.reproduce_paper import measuring
+from causal_circuits.studies.reproduce_paper.measuring import PaperFigure, Row
 from causal_circuits.studies.tables import figure_9_graphs, interval
 
 RECORDED = "block attention 0.8366 (sd 0.0540), 176 of 182 above .5"
@@ -114,7 +108,7 @@ def unlearned(rows: Sequence[Row], metric: str) -> list[dict[str, Any]]:
 def counts(p: Row) -> str:
     """What was found and reached on some graphs."""
     return (
-        f"{edges_found(p)}; attention {spread(p, 'parent_attention')}, block {spread(p, 'block_attention')}; "
+        f"{measuring.edges_found(p)}; attention {spread(p, 'parent_attention')}, block {spread(p, 'block_attention')}; "
         f"above .5: {p['above_half_attention']} in attention, {p['above_half_block']} in the block; "
         f"loss {p['loss']:.4f}, edge posterior {p['edge_posterior']:.4f}"
     )
@@ -129,7 +123,7 @@ def spread(p: Row, name: str) -> str:
 def compared(rows: Sequence[Row], level: str, above: str, below: str) -> str:
     """The words for where the difference to the record lies, and its interval."""
     found = against_record(rows)
-    word = {"level with": level, "above": above, "below": below}[place(found["low"], found["high"])]
+    word = {"level with": level, "above": above, "below": below}[measuring.place(found["low"], found["high"])]
     return (
         f"{word}; block attention less the record, in pairs, on {found['n']} graphs: {found['mean']:+.4f} "
         f"[{found['low']:+.4f}, {found['high']:+.4f}]"
@@ -149,7 +143,7 @@ def default_verdict(rows: Sequence[Row]) -> str:
         return f"{len(judged)} graphs that the recipe was not chosen on: too few to compare with the record"
     p, words = pooled(judged), compared(judged, "level with the record", "improves", "falls short")
     below = "below" if p["loss"] < p["edge_posterior"] else "not below"
-    return f"{words} that the recipe was not chosen on; {graph_found(p)}; loss {below} the edge posterior"
+    return f"{words} that the recipe was not chosen on; {measuring.graph_found(p)}; loss {below} the edge posterior"
 
 
 def draw(rows: Sequence[Row], graphs: Sequence[Row]) -> Section:
@@ -163,7 +157,7 @@ def draw(rows: Sequence[Row], graphs: Sequence[Row]) -> Section:
     label = "attention to the true parent, mean over a graph's edges"
     title = "graph {graph}\n{mean_block_attention:.2f} ({recorded_block_attention:.2f})"
     titles = [title.format(**row) for row in rows]
-    panels = {name: block_attention(found["model"]) for name, found in zip(titles, graphs, strict=True)}
+    panels = {name: measuring.block_attention(found["model"]) for name, found in zip(titles, graphs, strict=True)}
     true = {name: found["true"] for name, found in zip(titles, graphs, strict=True)}
     plots: dict[str, Any] = {
         "forests": figures.plot_attentions(panels, true),

@@ -60,7 +60,6 @@ def excess(model: cc.models.HookedTransformer, task: cc.InContextTask, test: cc.
 
 
 def edges_found(row: Row) -> str:
-    """How many edges were found, by both ways of reading them."""
     return (
         f"{row['recovered']} of {row['edges']} parents, {row['false_edges']} false with the information test, "
         f"{row['recovered_attention_alone']} and {row['false_edges_attention_alone']} false by attention alone"
@@ -68,7 +67,6 @@ def edges_found(row: Row) -> str:
 
 
 def graph_found(row: Row) -> str:
-    """Whether they are the true graph."""
     whole = row["recovered"] == row["edges"] and not row["false_edges"]
     return (
         f"{'every parent found, none' if whole else 'not every parent found, or some'} false with the information test"
@@ -88,7 +86,6 @@ def head_roles(model: cc.models.HookedTransformer, task: cc.InContextTask, seed:
 
 
 def roles_text(roles: Sequence[Row]) -> str:
-    """'L0H0 previous-token, L1H0 induction'."""
     return ", ".join(f"{role['head']} {role['role']}" for role in roles)
 
 
@@ -118,7 +115,6 @@ class Job:
     def train(
         self, models: Models, tasks: Tasks, config: cc.TrainConfig, every: int, measure: Callable[[], dict[str, float]]
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """`train_measured` from this seed."""
         return train_measured(
             models, tasks, replace(config, seed=self.seed), every, measure, self.scratch, self.progress
         )

@@ -9,18 +9,8 @@ from typing import Any
 import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Section
-from causal_circuits.studies.reproduce_paper.measuring import (
-    Job,
-    PaperFigure,
-    Row,
-    block_attention,
-    edges_found,
-    excess,
-    graph_found,
-    head_roles,
-    parent_weights,
-    roles_text,
-)
+from causal_circuits.studies.reproduce_paper import measuring
+from causal_circuits.studies.reproduce_paper.measuring import Job, PaperFigure, Row
 from causal_circuits.studies.tables import figure_9_parents
 
 Graph = str | int  # one of Figures 2 and 6 by its name, one of Figure 9's by its number
@@ -48,7 +38,6 @@ def make_task(graph: Graph, job: Job) -> cc.InContextTask:
 
 
 def measure(graphs: Sequence[Graph], **settings: Any) -> Row:
-    """Train on some graphs side by side, and read the models."""
     job = Job(**settings)
     tasks = [make_task(graph, job) for graph in graphs]
     models = [cc.disentangled_transformer(task.d_vocab, task.n_ctx) for task in tasks]
@@ -58,10 +47,7 @@ def measure(graphs: Sequence[Graph], **settings: Any) -> Row:
 
 
 def train(
-    graphs: Sequence[Graph],
-    models: Sequence[cc.models.HookedTransformer],
-    tasks: Sequence[cc.InContextTask],
-    job: Job,
+    graphs: Sequence[Graph], models: Sequence[cc.models.HookedTransformer], tasks: Sequence[cc.InContextTask], job: Job
 ) -> dict[str, Any] | None:
     """By our recipe, of which there is nothing to tell; or by the paper's, looked at as it goes."""
     kind = type(graphs[0])
@@ -78,7 +64,7 @@ def train(
 
     def look() -> dict[str, float]:
         weights = [
-            list(parent_weights(block_attention(model), task.graph).values())
+            list(measuring.parent_weights(measuring.block_attention(model), task.graph).values())
             for model, task in zip(models, tasks, strict=True)
         ]
         losses = [float(cc.evaluate(*given).mean()) for given in zip(models, tests, strict=False)]
@@ -97,7 +83,8 @@ def measure_graph(graph: Graph, model: cc.models.HookedTransformer, task: cc.InC
     member = graph if isinstance(graph, int) else 0
     test, n_sequences = job.test(task, member), 2000 if job.quick else 20_000
     attention = cc.mean_attention(model, test.tokens[:4096])[0, 0]
-    block, real = (parent_weights(weights, task.graph) for weights in (block_attention(model), attention))
+    in_the_block = measuring.block_attention(model)
+    block, real = (measuring.parent_weights(weights, task.graph) for weights in (in_the_block, attention))
     found = cc.extract_graph(model, task, n_sequences=n_sequences, seed=job.seed + member + 1)
     recovery, alone = (cc.compare_graphs(task.graph, other) for other in (found, found.from_attention))
     numbers = {
@@ -112,7 +99,7 @@ def measure_graph(graph: Graph, model: cc.models.HookedTransformer, task: cc.InC
         "min_block_attention": min(block.values()),
         "above_half_attention": sum(weight > 0.5 for weight in real.values()),
         "above_half_block": sum(weight > 0.5 for weight in block.values()),
-        **excess(model, task, test),
+        **measuring.excess(model, task, test),
         "parents": cc.graphs.graph_parents(task.graph),
         "parent_attention": [
             {"parent": parent, "child": child, "attention": real[parent, child], "block": weight}
@@ -120,7 +107,7 @@ def measure_graph(graph: Graph, model: cc.models.HookedTransformer, task: cc.InC
         ],
     }
     if isinstance(graph, str):
-        numbers["heads"] = head_roles(model, task, job.seed + 1)
+        numbers["heads"] = measuring.head_roles(model, task, job.seed + 1)
     return {"name": graph, "numbers": numbers, "model": model, "true": task.graph, "attention": attention}
 
 
@@ -137,7 +124,7 @@ def report(number: str, cells: Sequence[Row]) -> PaperFigure:
         f"at the end, block attention {RERUN['mean block attention']} (least {RERUN['least']}), every parent above .5 "
         "by 6,000"
     )
-    verdict = graph_found(
+    verdict = measuring.graph_found(
         {key: sum(graph[key] for graph in graphs.values()) for key in ("edges", "recovered", "false_edges")}
     )
     return PaperFigure(
@@ -164,9 +151,10 @@ def stem(name: str) -> str:
 
 def said(name: str, graph: Row) -> str:
     return (
-        f"{name}: {edges_found(graph)}; attention {graph['mean_parent_attention']:.3f} (block "
+        f"{name}: {measuring.edges_found(graph)}; attention {graph['mean_parent_attention']:.3f} (block "
         f"{graph['mean_block_attention']:.3f}, least {graph['min_block_attention']:.3f}), "
-        f"loss {graph['loss']:.4f} (edge posterior {graph['edge_posterior']:.4f}); {roles_text(graph['heads'])}"
+        f"loss {graph['loss']:.4f} (edge posterior {graph['edge_posterior']:.4f}); "
+        f"{measuring.roles_text(graph['heads'])}"
     )
 
 
@@ -195,7 +183,7 @@ def draw(found: Row, run: Row | None) -> Section:
     name, graph, model = found["name"], found["true"], found["model"]
     attentions = {
         f"{name}: real attention of layer 0": found["attention"],
-        f"{name}: softmax of its position block": block_attention(model),
+        f"{name}: softmax of its position block": measuring.block_attention(model),
     }
     plots: dict[str, Any] = {
         f"{stem(name)}_weights": figures.plot_weights(model),

@@ -17,15 +17,8 @@ import torch
 import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Section
-from causal_circuits.studies.reproduce_paper.measuring import (
-    Job,
-    PaperFigure,
-    Row,
-    head_roles,
-    parent_weights,
-    place,
-    roles_text,
-)
+from causal_circuits.studies.reproduce_paper import measuring
+from causal_circuits.studies.reproduce_paper.measuring import Job, PaperFigure, Row
 
 PAPER = cc.TrainConfig.joint(2**12, 0.01, optimizer="adamw", weight_decay=2e-4)
 QUICK = cc.TrainConfig.joint(6, 0.01, optimizer="adamw", weight_decay=2e-4, batch_size=64)
@@ -33,26 +26,25 @@ RECORDED = "loss 1.762, attention about .7, drawn below their Bayes line (1.7765
 
 
 def measure(**settings: Any) -> Row:
-    """Train, look for the chain in the attention, settle the question."""
     job = Job(**settings)
     task = cc.InContextTask(cc.chain_graph(6 if job.quick else 20), d_vocab=4 if job.quick else 10, alpha=0.1)
     model, test = cc.models.ordinary_transformer(task.d_vocab, task.n_ctx, seed=job.seed), job.test(task)
 
     def look() -> dict[str, float]:
-        parents = parent_weights(cc.mean_attention(model, test.tokens[:1024])[0, 0], task.graph).values()
+        parents = measuring.parent_weights(cc.mean_attention(model, test.tokens[:1024])[0, 0], task.graph).values()
         return {"test_loss": float(cc.evaluate(model, test[:4096]).mean()), "parent_attention": fmean(parents)}
 
     config, every = (QUICK, 3) if job.quick else (PAPER, 256)
     run = job.train([model], [task], config, every, look)[1]
     attention = cc.mean_attention(model, test.tokens[:4096])[:, 0]
-    weights = parent_weights(attention[0], task.graph)
+    weights = measuring.parent_weights(attention[0], task.graph)
     content = {
         **against_the_lines(model, task, test, job),
         "mean_parent_attention": fmean(weights.values()),
         "min_parent_attention": min(weights.values()),
         "edges": len(weights),
         "row_maximum_is_parent": sum(int(attention[0, c, : c + 1].argmax()) == p for p, c in weights),
-        "heads": head_roles(model, task, job.seed + 1),
+        "heads": measuring.head_roles(model, task, job.seed + 1),
         "run": run,
     }
     return {
@@ -146,13 +138,13 @@ def said(content: Row) -> str:
     return (
         f"loss {content['loss']:.4f}: " + "; ".join(words) + f"; layer 0's attention to the parent "
         f"{content['mean_parent_attention']:.3f} on average, the row's maximum in "
-        f"{content['row_maximum_is_parent']} of {content['edges']}; {roles_text(content['heads'])}"
+        f"{content['row_maximum_is_parent']} of {content['edges']}; {measuring.roles_text(content['heads'])}"
     )
 
 
 def beside(line: Row) -> str:
     """Where the model lies beside a line; level within two standard errors."""
-    return place(*(line["model_minus_line"] + 2 * sign * line["standard_error"] for sign in (-1, 1)))
+    return measuring.place(*(line["model_minus_line"] + 2 * sign * line["standard_error"] for sign in (-1, 1)))
 
 
 def difference(line: Row) -> str:

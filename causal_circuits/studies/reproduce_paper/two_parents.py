@@ -9,15 +9,8 @@ import torch
 import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Section
-from causal_circuits.studies.reproduce_paper.measuring import (
-    Job,
-    PaperFigure,
-    Row,
-    block_attention,
-    excess,
-    graph_found,
-    place,
-)
+from causal_circuits.studies.reproduce_paper import measuring
+from causal_circuits.studies.reproduce_paper.measuring import Job, PaperFigure, Row
 
 FAITHFUL = cc.TrainConfig.joint(2**16, 0.01, optimizer="adamw", weight_decay=1e-4)
 QUICK = cc.TrainConfig.joint(20, 0.01, optimizer="adamw", weight_decay=1e-4, batch_size=128)
@@ -36,7 +29,6 @@ def make_task(job: Job) -> cc.InContextTask:
 
 
 def measure(**settings: Any) -> Row:
-    """Train two heads, and read the model."""
     job = Job(**settings)
     task, scale = make_task(job), INIT_SCALE if job.faithful else 0.0
     model = cc.disentangled_transformer(task.d_vocab, task.n_ctx, N_HEADS, init_scale=scale, seed=job.seed)
@@ -84,7 +76,7 @@ def numbers(
         "edges": len(counted),
         "recovered": len(counted - set(recovery.missing)),
         "false_edges": len(recovery.false),
-        **excess(model, task, test),
+        **measuring.excess(model, task, test),
         "one_parent_known": [cc.tasks.subset_loss(task, test, [number]) for number in range(2)],
         # [head][k]: attention of the head to parent number k, averaged over positions with two parents
         "attention_by_head_and_parent": torch.stack([heads[:, q, keys] for q, keys in two]).mean(dim=0).tolist(),
@@ -120,17 +112,19 @@ def verdict_on(content: Row) -> str:
     """Edges found, and the excess beside theirs: their loss and line are of other sequences, known to .001 each."""
     more = content["excess"] - RECORDED_EXCESS
     noise = 2 * (content["excess_error"] ** 2 + 2 * 0.0005**2) ** 0.5
+    where = measuring.place(more - noise, more + noise)
     return (
-        f"{graph_found(content)}; excess over the edge posterior {place(more - noise, more + noise)} theirs "
+        f"{measuring.graph_found(content)}; excess over the edge posterior {where} theirs "
         f"({more:+.4f}, unpaired: other sequences, and in their task all roots share one draw)"
     )
 
 
 def heads_beside_truth(cell: Row) -> Section:
     """Figure 5."""
-    heads = range(N_HEADS[0])
-    real = {f"L0H{head}: real attention": cell["attention"][head] for head in heads}
-    blocks = {f"L0H{head}: softmax of its position block": block_attention(cell["model"], head) for head in heads}
+    real, blocks = {}, {}
+    for head in range(N_HEADS[0]):
+        real[f"L0H{head}: real attention"] = cell["attention"][head]
+        blocks[f"L0H{head}: softmax of its position block"] = measuring.block_attention(cell["model"], head)
     plots = {name: figures.plot_attentions(of, cell["true"]) for name, of in (("heads", real), ("heads_block", blocks))}
     return Section("the heads", "Each head of layer 0, the true edges of both parent numbers outlined.", figures=plots)
 

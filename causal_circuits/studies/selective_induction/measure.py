@@ -1,6 +1,5 @@
 """One architecture from one seed: its loss between Bayes and all lags alike, its patterns, when its layers form."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from statistics import fmean
@@ -45,14 +44,7 @@ def measure_planted(seed: int, lags: list[int], d_vocab: int, n_ctx: int) -> Row
 
 
 def measure_training(
-    architecture: str,
-    seed: int,
-    lags: list[int],
-    d_vocab: int,
-    n_ctx: int,
-    steps: int,
-    batch_size: int,
-    progress: bool,
+    architecture: str, seed: int, lags: list[int], d_vocab: int, n_ctx: int, steps: int, batch_size: int, progress: bool
 ) -> Row:
     """One training; of the mechanism's blocks also when each layer formed, and what is lost without each head."""
     task = cc.tasks.LagTask(n_ctx, d_vocab, tuple(lags), matrix_seed=seed)
@@ -77,18 +69,12 @@ def measure_training(
     row = {"architecture": architecture, "seed": seed, "share": share(loss)}
     if not watched:
         return row
-    layers = {
-        f"layer {layer}": [head for head in cc.models.live_heads(model) if head[0] == layer] for layer in range(3)
-    }
-    heads = {f"L{layer}H{head}": [(layer, head)] for layer, head in layers_of(layers, 1)}
-    without = {name: share(cc.ablate_heads(model, test, cut).loss) for name, cut in {**layers, **heads}.items()}
+    heads = cc.models.live_heads(model)
+    cuts = {f"layer {layer}": [head for head in heads if head[0] == layer] for layer in range(3)}
+    cuts |= {f"L1H{head}": [(1, head)] for layer, head in heads if layer == 1}
+    without = {name: share(cc.ablate_heads(model, test, cut).loss) for name, cut in cuts.items()}
     onsets = {name: onset(states, name) for name in states[0] if name != "step"}
     return {**row, "without": without, "states": states, "onsets": onsets, "patterns": patterns(model, task, seed)}
-
-
-def layers_of(layers: Mapping[str, list[tuple[int, int]]], layer: int) -> list[tuple[int, int]]:
-    """The heads of one layer."""
-    return layers[f"layer {layer}"]
 
 
 def first_gradients(task: cc.tasks.LagTask, test: cc.Batch) -> Row:
@@ -122,7 +108,6 @@ def first_gradients(task: cc.tasks.LagTask, test: cc.Batch) -> Row:
 
 
 def predictor_losses(task: cc.tasks.LagTask, test: cc.Batch) -> dict[str, float]:
-    """The mean cross-entropy of each predictor of the task, nats."""
     laws = task.predictors(test.tokens).items()
     return {name: float(cc.tasks.cross_entropy(law, test.target_probs).mean()) for name, law in laws}
 

@@ -17,7 +17,7 @@ from scipy import stats
 
 import causal_circuits as cc
 from causal_circuits.statistics import holm
-from causal_circuits.studies.algorithm_1 import FULL_ADAM, empty_model, first_stage, run_stage
+from causal_circuits.studies.algorithm_1 import FULL_ADAM, empty_model, run_stage
 
 Edges = set[tuple[int, int]]
 GRADIENT, GRADIENT_LAWS = "one gradient, labels", "one gradient, exact laws"
@@ -141,8 +141,8 @@ def by_attention(data: cc.Batch, level: float, steps: int, seed: int) -> tuple[E
     The table is all that training sees, epoch after epoch.
     """
     task = cc.BatchTask(data)
-    model, stage = empty_model(FULL_ADAM, task), first_stage(FULL_ADAM, task, steps)
-    run_stage(model, task, stage, beta0=FULL_ADAM.beta0, batch_size=512, seed=seed)
+    model = empty_model(FULL_ADAM, task)
+    run_stage(1, FULL_ADAM, model, task, steps, batch_size=512, seed=seed)
     found = cc.extract_graph(model, batch=data, level=level)
     proposed = {(candidate.parent, candidate.child) for candidate in found.candidates}
     return proposed, set(found.edges) - {(task.n_ctx - 1, task.n_ctx)}

@@ -2,29 +2,34 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
-import networkx as nx
-import torch
+import numpy as np
+import pandas as pd
+from scipy.stats import binom
 
-import causal_circuits as cc
-from causal_circuits.studies.reproduce_paper.measuring import block_attention, parent_weights, train_measured
+from causal_circuits import figures
+from causal_circuits.pages import Check, Section
+from causal_circuits.pages.report import State
+from causal_circuits.statistics import auroc
+from causal_circuits.studies.power_laws import is_positive
 from causal_circuits.studies.study import Cell, Report, Study, at_least
-from causal_circuits.studies.tables import figure_9_parents
-from causal_circuits.studies.unlearned_edges.report import make_report
-from causal_circuits.studies.unlearned_edges.variants import (
-    ALPHA,
-    D_VOCAB,
-    TARGETS,
-    changed_tasks,
-    earlier_siblings,
-    new_tasks,
-    strangers,
-)
+from causal_circuits.studies.tables import dots_of, markdown
+from causal_circuits.studies.unlearned_edges.measure import TARGETS, measure_figure_9, train_all
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
+ByVariant = Mapping[str, Mapping[str, Row]]  # variant -> edge -> row
+CONTROLS = ("as it is", "as many strangers made roots")
+EXPLANATIONS = {
+    "earlier siblings made roots": "Redundancy: without its earlier siblings the edge is learned",
+    "siblings moved behind": "Redundancy: with the siblings behind it the edge is learned",
+    "parent given a parent": "Root: it is the parent's having no cause that matters",
+    "roots uniform": "Root law: with uniform roots, whose tokens have fewer witnesses, the edge is learned",
+    "child moved forward": "Late: at the first free position after its siblings the edge is learned",
+}
+GROUPS = ("Figure 9", "new forests")
+LEVEL = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,23 +37,19 @@ class Config(Study):
     """Which edges the paper's training leaves unlearned in Figure 9, what frees them, and what predicts them.
 
     Asked of the edges that are at or below one half (block attention) at the end of the paper's training with each
-    of three seeds: joint gradient descent from zero, rate 1, 2^14 steps. Two parts, both trained here in that way:
+    of three seeds: joint gradient descent from zero, rate 1, 2^14 steps. Graphs are changed in what an explanation says
+    should free the edge, beside a control, and trained in that way:
 
-    Changed graphs, each change being what one explanation says should free the edge, beside a control:
-
-        redundancy   earlier siblings copy the same token, so all match the query in the same sequences, and another
-                     sample of the same row adds little: take the siblings away, or move them behind the edge
+        redundancy   earlier siblings match the query in the same sequences: take them away, or move them behind
         root         a root's token has no cause: give the parent a parent, an earlier position
-        root law     roots follow the stationary law, so frequent tokens have many witnesses: draw them uniformly
-        late         a late row begins with little attention on each position: move the child to the first free position
-                     after its siblings
-        control      nothing of the kind: take away the edges of as many children that are no siblings
+        root law     frequent tokens of roots have many witnesses: draw roots uniformly
+        late         a late row begins with little attention on each position: move the child forward
+        control      take away the edges of as many children that are no siblings
 
-    Prediction: each explanation as a number of an edge, known before training, is asked which edges stay unlearned,
-    in Figure 9, where the explanations were thought of, and in forests of the same law that nobody had looked at.
-
-    And in the trained models: the gradient of the slow edge, with its earlier siblings' attention rows made uniform
-    by a hook, against the same done to as many strangers' rows.
+    Each explanation is also a number of an edge, known before training: which edges does it tell, in Figure 9, where
+    the explanations were thought of, and in forests of the same law that nobody had looked at? And in the trained
+    models: the gradient of the slow edge, with its earlier siblings' attention rows made uniform by a hook, against the
+    same done to as many strangers' rows.
 
         python analyses/unlearned_edges.py                 # some five minutes of processor time
     """
@@ -69,97 +70,165 @@ class Config(Study):
         return [Cell("training", train_all, asdict(self), scratch=True), Cell("figure 9", measure_figure_9)]
 
     def report(self, rows: Mapping[str, Any]) -> Report:
-        return make_report(**rows["training"], known=rows["figure 9"], study=self)
+        changed, edges, known = rows["training"]["rows"], rows["training"]["edges"], rows["figure 9"]
+        by, groups = by_variant(changed), dict(zip(GROUPS, (known, edges), strict=True))
+        predicted = predictions(groups, seed=self.seed)
+        told = dots_of(pd.DataFrame(predicted), "cause", "auroc", "forests")
+        label, chance = "AUROC: unlearned edges against learned ones", {"chance": 0.5}
+        checks = [Check(*judged(name, by)) for name in EXPLANATIONS if name in by] + [best_prediction(predicted)]
+        described = f"Figure 9: {describe(known)}. New forests: {describe(edges)}."
+        text = (
+            "\n## Which edges joint gradient descent leaves unlearned, and why\n\n"
+            f"`python analyses/unlearned_edges.py --steps {self.steps} --batch-size {self.batch_size} --targets "
+            f"{self.targets} --forests {self.forests} --seed {self.seed}`: gradient descent, rate 1, {self.steps:,} "
+            f"steps of {self.batch_size}, from zero; edges that the paper's training (seeds 0, 1, 2) leaves at or "
+            "below one half at its end. Block attention to the parent at the end, and the first measured step above "
+            f"one half.\n\n{markdown(table_of_variants(by))}\n"
+            + "".join(f"* {check.claim}: {check.evidence}.\n" for check in checks)
+            + f"\n{gradients_text(by)}\n\n{described}\n\n"
+            "AUROC of what each explanation makes of an edge before training (95% from resampled forests):\n\n"
+            f"{markdown(table_of_causes(predicted))}"
+        )
+        return Report(
+            title="Which edges the paper's training leaves unlearned",
+            checks=checks,
+            results={"rows": changed, "edges": edges, "figure_9": known, "predictions": predicted, "section": text},
+            sections=[
+                Section(
+                    "What frees the edge",
+                    "One mark for each edge and change; an edge counts as learned to the right of the line at one half "
+                    "of block attention (by positions alone, without tokens). The second figure has the edges as they "
+                    "are, step by step; the table block attention at the end, and the first step above one half.",
+                    figures=plot_changes(by),
+                    table=table_of_variants(by),
+                ),
+                Section(
+                    "What predicts it",
+                    described,
+                    figures={"predictions": figures.plot_groups(told, xlabel=label, levels=chance)},
+                    table=table_of_causes(predicted),
+                ),
+            ],
+        )
 
 
-def train_all(
-    steps: int, batch_size: int, targets: int, forests: int, seed: int, quick: bool, scratch: Path | None
-) -> dict[str, list[Row]]:
-    """A row for each variant of each target, and one for each edge of the new forests."""
-    changed, new = changed_tasks(targets), new_tasks(forests, seed)
-    tasks = [*(task for _, task in changed), *new]
-    models = [cc.disentangled_transformer(D_VOCAB, task.n_ctx) for task in tasks]
-
-    def measure() -> dict[str, float]:
-        return {
-            str(i): float(block_attention(model)[row["child"], row["parent"]])
-            for i, (model, (row, _)) in enumerate(zip(models, changed, strict=False))
-        }
-
-    stage = cc.Stage(steps, 1.0, optimizer="sgd", schedule="constant")
-    config = cc.TrainConfig((stage,), batch_size=batch_size, seed=seed)
-    _, run = train_measured(models, tasks, config, every=256, measure=measure, scratch=scratch, progress=None)
-    rows = []
-    for i, (model, (row, task)) in enumerate(zip(models, changed, strict=False)):
-        curve = [[entry["step"], entry[str(i)]] for entry in run["history"]]
-        crossed = next((int(step) for step, weight in curve if weight > 0.5), None)
-        rows.append({**row, "block_attention": curve[-1][1], "above_half_at": crossed, "curve": curve})
-        if row["variant"] == "as it is":
-            batch = task.sample(1024 if quick else 16_384, seed=(seed, 7))
-            rows[-1] |= sibling_gradients(model, task.graph, batch, row["parent"], row["child"])
-    edges = [
-        {"forest": k, "parent": p, "child": c, "block_attention": weight, "unlearned": weight <= 0.5}
-        for k, (model, task) in enumerate(zip(models[len(changed) :], new, strict=True))
-        for (p, c), weight in parent_weights(block_attention(model), task.graph).items()
-    ]
-    return {"rows": rows, "edges": with_causes(edges, [task.graph for task in new])}
+def by_variant(rows: Rows) -> dict[str, dict[str, Row]]:
+    by: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by.setdefault(row["variant"], {})[f"graph {row['graph']}: {row['parent']} -> {row['of_child']}"] = row
+    return by
 
 
-def sibling_gradients(
-    model: cc.models.HookedTransformer, graph: nx.DiGraph, batch: cc.Batch, parent: int, child: int
-) -> dict[str, float]:
-    """Minus the gradient of the slow edge's score: as trained, and with some attention rows made uniform."""
-    parents = [next(iter(graph.predecessors(position)), -1) for position in range(batch.tokens.shape[1] - 1)]
-    rows: dict[str, list[int]] = {
-        "as_trained": [],
-        "sibling_uniform": earlier_siblings(parents, parent, child),
-        "stranger_uniform": strangers(parents, parent, child),
-    }
-    found = {}
-    for name, positions in rows.items():
-        with model.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", partial(make_uniform, positions=positions))]):
-            gradients = cc.training.take_snapshot(model, batch).score_gradients
-        found[f"gradient_{name}"] = float(gradients[0, 0, child, parent])  # type: ignore[index]
-    return found
+def learned(of_variant: Mapping[str, Row]) -> set[str]:
+    return {edge for edge, row in of_variant.items() if row["block_attention"] > 0.5}
 
 
-def make_uniform(pattern: torch.Tensor, hook: object, positions: Sequence[int]) -> torch.Tensor:
-    """A hook that makes some rows of a pattern uniform."""
-    pattern = pattern.clone()
-    for position in positions:
-        pattern[:, :, position, : position + 1] = 1.0 / (position + 1)
-    return pattern
+def judged(name: str, by: ByVariant) -> tuple[State, str, str]:
+    """Whether a change frees more of the edges than the control does: a sign test over the edges that differ."""
+    freed, control = learned(by[name]), set().union(*(learned(by[other]) for other in CONTROLS)) & by[name].keys()
+    only, instead = len(freed - control), len(control - freed)
+    p = float(binom.sf(only - 1, only + instead, 0.5))
+    counted = f"it frees {len(freed)} of {len(by[name])}, no change or the control {len(control)}"
+    said = f"{'holds' if p <= LEVEL else 'not shown'}: {counted} (sign test, p = {p:.2g})"
+    return "passed" if p <= LEVEL else "undecided", EXPLANATIONS[name], said
 
 
-def measure_figure_9() -> list[Row]:
-    """Every edge of Figure 9: whether all three seeds of the paper's training leave it unlearned, and its causes."""
-    edges = [
-        {"forest": graph, "parent": parent, "child": child, "unlearned": (graph, parent, child) in TARGETS}
-        for graph, parents in enumerate(figure_9_parents())
-        for child, parent in enumerate(parents)
-        if parent != -1
-    ]
-    return with_causes(edges, [cc.graph_from_parents(parents) for parents in figure_9_parents()])
-
-
-def with_causes(edges: Sequence[Row], graphs: Sequence[nx.DiGraph]) -> list[Row]:
-    """Each edge with what each explanation makes of it: larger means rather unlearned."""
-    tasks = [cc.InContextTask(graph, d_vocab=D_VOCAB, alpha=ALPHA) for graph in graphs]
-    pulls = [
-        cc.information.through_softmax(cc.information.finite_context_gradient(task, n_matrices=128).value)
-        for task in tasks
-    ]
+def predictions(groups: Mapping[str, Rows], *, seed: int, n_boot: int = 1000) -> list[dict[str, Any]]:
+    """For each cause and group of forests: AUROC of the unlearned edges, with an interval from resampled forests."""
     found = []
-    for edge in edges:
-        graph, parent, child = graphs[edge["forest"]], edge["parent"], edge["child"]
-        siblings, root = sum(other < child for other in graph.successors(parent)), graph.in_degree(parent) == 0
-        causes = {
-            "later child of a root": float(root and siblings > 0),
-            "earlier siblings": float(siblings),
-            "late: the child's position": float(child),
-            "distance to the parent": float(child - parent),
-            "earlier siblings x distance": float(siblings * (child - parent)),
-            "weak pull: minus the first gradient of its score": -float(pulls[edge["forest"]][child, parent]),
-        }
-        found.append({**edge, "causes": causes})
+    for group, edges in groups.items():
+        unlearned = np.array([edge["unlearned"] for edge in edges])
+        forest = np.array([edge["forest"] for edge in edges])
+        members = [np.flatnonzero(forest == f) for f in np.unique(forest)]
+        generator = np.random.default_rng(seed)
+        chosen = [generator.integers(len(members), size=len(members)) for _ in range(n_boot)]
+        draws = [np.concatenate([members[k] for k in forests]) for forests in chosen]
+        for cause in edges[0]["causes"]:
+            score = np.array([edge["causes"][cause] for edge in edges])
+            values = np.array([auroc(score[drawn], unlearned[drawn]) for drawn in draws])
+            usable = values[~np.isnan(values)]
+            low, high = np.quantile(usable, [0.025, 0.975]).tolist() if len(usable) else (float("nan"),) * 2
+            row = {"forests": group, "cause": cause, "edges": len(edges), "unlearned": int(unlearned.sum())}
+            found.append({**row, "auroc": auroc(score, unlearned), "low": low, "high": high})
     return found
+
+
+def best_prediction(predicted: Rows) -> Check:
+    """The cause that predicts Figure 9 best, and what becomes of it in the new forests."""
+    known, new = ({row["cause"]: row for row in predicted if row["forests"] == group} for group in GROUPS)
+    best = max(known.values(), key=lambda row: row["auroc"])
+    there = new[best["cause"]]
+    state = is_positive(there["low"] - 0.5, there["high"] - 0.5)
+    return Check(
+        state,
+        "What predicts Figure 9's unlearned edges best predicts those of new forests",
+        f'"{best["cause"]}" tells the unlearned edges best in Figure 9 (AUROC {best["auroc"]:.3f}); in the new forests '
+        f"its AUROC is {shown(there)} with {there['unlearned']} of {there['edges']} edges unlearned: it "
+        f"{'predicts' if state == 'passed' else 'is not shown to predict'} them",
+    )
+
+
+def shown(row: Row) -> str:
+    if np.isnan(row["auroc"]):
+        return "not defined"
+    return f"{row['auroc']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def describe(edges: Rows) -> str:
+    """How far "later child of a root" describes the unlearned edges, and how little it tells which."""
+    later = [edge for edge in edges if edge["causes"]["later child of a root"]]
+    unlearned, both = (sum(edge["unlearned"] for edge in some) for some in (edges, later))
+    return (
+        f"{unlearned} of {len(edges)} edges in {len({edge['forest'] for edge in edges})} forests are unlearned; {both} "
+        f"of these {unlearned} are later children of a root, and of all {len(later)} later children of a root "
+        f"{len(later) - both} are learned"
+    )
+
+
+def gradients_text(by: ByVariant) -> str:
+    """What other rows do to the gradient of a slow edge."""
+    ratios = {
+        name: ", ".join(
+            f"{row[f'gradient_{name}'] / row['gradient_as_trained']:.2f}" for row in by["as it is"].values()
+        )
+        for name in ("sibling_uniform", "stranger_uniform")
+    }
+    return (
+        "Gradient of the slow edge over its value as trained, edge by edge: with its earlier siblings' rows made "
+        f"uniform {ratios['sibling_uniform']}; with as many strangers' rows made uniform {ratios['stranger_uniform']}."
+    )
+
+
+def table_of_variants(by: ByVariant) -> list[dict[str, str]]:
+    """A row for each variant: block attention at the end and the first step above one half; the edges learned."""
+
+    def cell(row: Row | None) -> str:
+        if row is None:
+            return "-"
+        when = "never" if row["above_half_at"] is None else f"{row['above_half_at']:,}"
+        return f"{row['block_attention']:.2f} ({when})"
+
+    return [
+        {"variant": name}
+        | {edge: cell(rows.get(edge)) for edge in by["as it is"]}
+        | {"learned": f"{len(learned(rows))} of {len(rows)}"}
+        for name, rows in by.items()
+    ]
+
+
+def table_of_causes(predicted: Rows) -> list[dict[str, str]]:
+    table: dict[str, dict[str, str]] = {}
+    for row in predicted:
+        table.setdefault(row["cause"], {"cause": row["cause"]})[row["forests"]] = shown(row)
+    return list(table.values())
+
+
+def plot_changes(by: ByVariant) -> dict[str, Any]:
+    """Block attention at the end, a mark for each edge and change; that of the unchanged edges over the steps."""
+    ends = {name: {edge: row["block_attention"] for edge, row in rows.items()} for name, rows in by.items()}
+    curves = {edge: row["curve"] for edge, row in by["as it is"].items()}
+    label, levels = "block attention of the edge", {"one half": 0.5}
+    return {
+        "unlearned_edges": figures.plot_groups(ends, xlabel=f"{label} at the end", levels=levels),
+        "curves": figures.plot_curves(curves, xlabel="step", ylabel=label, levels=levels),
+    }
