@@ -13,9 +13,6 @@ CHAIN = cc.chain_graph(6)
 TASK = cc.InContextTask(CHAIN, d_vocab=3)
 
 
-# ---- copies
-
-
 @pytest.mark.parametrize(("n_original", "times"), [(100, 10), (1000, 3), (2500, 2)])
 @pytest.mark.parametrize("n_single", [0, 1, 40])
 @pytest.mark.parametrize("form", ["labels", "half"])
@@ -60,9 +57,6 @@ def test_fresh_sequences_of_one_deterministic_kernel_in_order_of_the_query_are_n
     order = batch.tokens[:, -1].argsort()
     for targets in (batch.target_probs, labels_of(batch)):
         assert read_data(batch.tokens[order], targets[order], 3).n_independent == 3000
-
-
-# ---- numbers
 
 
 def test_probabilities_in_bfloat16_are_probabilities() -> None:

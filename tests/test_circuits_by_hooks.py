@@ -43,9 +43,6 @@ def test_hooks_and_slots_give_the_same_entries_with_several_heads() -> None:
     assert_close(by_hooks.whole.effects(), by_slots.whole.effects(), 1e-9)
 
 
-# ---- ten architectures, and nothing but TransformerLens
-
-
 def architecture(seed: int) -> HookedTransformer:
     draw = random.Random(seed)
     fields: dict[str, object] = {
@@ -152,9 +149,6 @@ def test_any_model_can_be_checked_hooks_of_its_own_included(counterfactual: str)
         with assert_given_back(model):
             checks = circuits.self_checks(model, BATCH, counterfactual=counterfactual)
         assert all(check.passed for check in checks)
-
-
-# ---- what cannot be done
 
 
 def test_what_hooks_cannot_do_is_refused_by_name() -> None:

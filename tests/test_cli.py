@@ -182,9 +182,6 @@ def test_ctrl_c_ends_all_processes_with_130_and_the_same_command_goes_on(tmp_pat
     assert command(*flags[:-2]) == 0
 
 
-# ---- all studies
-
-
 def test_the_list_names_every_study_with_its_claim(capsys):
     assert cli.main(None, []) == 0
     listed = capsys.readouterr().out

@@ -78,9 +78,6 @@ def test_no_rival_beats_the_parent_in_the_prediction(g, graph):
     assert cc.compare_gradient(g, g, graph).parent_ranks == (1,) * 6
 
 
-# ---- NaN is no score
-
-
 def test_gradients_of_other_positions_or_with_nan_are_refused(g, graph):
     assert_refused(lambda: cc.compare_gradient(g[:5, :5], g[:5, :5], graph), "9 positions", "[5, 5]")
     spoiled = g.clone()

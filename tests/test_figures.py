@@ -60,9 +60,6 @@ def figures_figure(ax: Axes) -> Figure:
     return figure
 
 
-# Axes
-
-
 def test_attention_outlines_exactly_the_learned_edges(fork: nx.DiGraph) -> None:
     ax = figures.plot_attention_and_graph(uniform_attention(7), fork, title="step 0")
     assert outlined(ax) == {(child, parent) for parent, child in cc.latent_edges(fork)}

@@ -13,9 +13,6 @@ import causal_circuits as cc
 KERNEL = np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.05, 0.9, 0.05]])
 
 
-# ---- families
-
-
 @given(
     family=st.sampled_from(cc.tasks.MATRIX_FAMILIES),
     d_vocab=st.integers(2, 6),
@@ -41,9 +38,6 @@ def test_each_family_is_what_its_name_says() -> None:
 def test_families_refuse_what_they_are_not() -> None:
     assert_refused(lambda: cc.tasks.matrix_family("square"), "sticky", "'square'")
     assert_refused(lambda: cc.tasks.matrix_family("sparse", gamma=1.0), "gamma", "[0, 1)", "1.0")
-
-
-# ---- errors
 
 
 def test_prediction_errors_are_the_mean_distance_of_each_query_token(fork) -> None:
@@ -75,9 +69,6 @@ def test_prediction_errors_need_a_query() -> None:
         lambda: cc.generalization.prediction_errors(lambda t: t, cc.ngram_graph(5, 1), np.full((2, 2), 0.5)),
         "forest with a query",
     )
-
-
-# ---- the search
 
 
 @given(st.integers(0, 30))

@@ -93,9 +93,6 @@ def test_where_nothing_can_be_locked_no_process_is_kept_out(tmp_path, monkeypatc
         pass
 
 
-# ---- trainings
-
-
 @pytest.mark.parametrize("taken", ["checkpoints", "record"])
 def test_a_training_in_a_taken_folder_is_refused_and_the_model_left_as_it_was(chain_task, tmp_path, taken):
     config = cc.TrainConfig.joint(5, batch_size=8, warm_start=2.0)

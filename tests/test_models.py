@@ -84,9 +84,6 @@ def test_all_forwards_give_the_same_logits_at_any_size_and_depth(d_vocab, n_ctx,
     assert_close(models.log_probs(model, tokens), expected.log_softmax(dim=-1), 2 * TOLERANCE[dtype])
 
 
-# ---- hooks
-
-
 @pytest.mark.parametrize("every_position", [False, True], ids=["last", "every"])
 def test_on_several_threads_gradients_are_the_same_bits_again(every_position: bool) -> None:
     task = cc.tasks.MarkovTask(n_ctx=30, d_vocab=3) if every_position else cc.InContextTask(cc.chain_graph(30), 3)
@@ -250,9 +247,6 @@ def test_a_circuit_that_does_not_fit_is_refused() -> None:
     assert_refused(lambda: cc.plant_circuit(cc.ngram_graph(6, 2), n_heads=(1, 1)), "at least (2, 1)", "(1, 1)")
     planted = cc.plant_circuit(cc.chain_graph(5), 3, n_heads=(3, 2))
     assert cc.models.live_heads(planted) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]  # padding is left out
-
-
-# ---- files
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:

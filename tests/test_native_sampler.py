@@ -95,8 +95,6 @@ def test_stationary_laws_are_exact(d_vocab: int, alpha: float) -> None:
     assert differ.mean() < 1e-5
 
 
-# ---- other instructions
-
 ELSEWHERE = """
 import importlib.util, sys
 import numpy as np
@@ -140,9 +138,6 @@ def test_every_instruction_set_draws_the_same(instructions: str, tmp_path) -> No
         if "avx" in instructions and "avx" in native.core().instruction_set():
             assert np.array_equal(there[0], empty[name][0])
             assert np.array_equal(there[1], empty[name][1])
-
-
-# ---- bad arguments
 
 
 def plan_of(task: cc.InContextTask, **changed: object) -> list[object]:

@@ -134,9 +134,6 @@ def test_recorded_weight_gradients_are_those_of_a_pattern_that_is_a_leaf(path, r
     assert_close(recorded.weight_gradients[0], -leaf.grad.sum(dim=0).tril(), 1e-5)
 
 
-# ---- layers keep their numbers
-
-
 def train_recorded(task: cc.InContextTask, **what: object) -> cc.TrainingRecord:
     return cc.train(
         cc.disentangled_transformer(task.d_vocab, task.n_ctx, init_scale=0.3, seed=1),

@@ -157,9 +157,6 @@ def test_files_without_a_name_are_refused(tmp_path, monkeypatch) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.py"]
 
 
-# ---- what looks odd and is not
-
-
 def test_a_table_of_nothing_says_so() -> None:
     assert table_text([]) == table_text([{}]) == "no rows"
 

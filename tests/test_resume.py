@@ -1,4 +1,7 @@
-"""Training that is interrupted ends bit for bit where an uninterrupted one does."""
+"""Training that is interrupted ends bit for bit where an uninterrupted one does.
+
+Kills and Ctrl-C reach processes of their own, forked: no second import of torch.
+"""
 
 import random
 import signal
@@ -106,8 +109,6 @@ def test_a_finished_run_is_read_back_and_trains_no_more(chain_task, tmp_path):
     assert cc.training.restore_checkpoint(third, tmp_path) == 30
     assert_same_weights(third, one)
 
-
-# ---- kill -9 and Ctrl-C, in processes of their own (forked: no second import of torch)
 
 LONG = (cc.Stage(30, 0.1, train=("W_Q.0",)), cc.Stage(90, 0.05, optimizer="adamw", schedule="cosine"))
 

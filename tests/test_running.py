@@ -249,9 +249,6 @@ def test_without_a_folder_the_error_holds_the_traceback():
         run(None, bad=2)
 
 
-# ---- scratch
-
-
 def test_scratch_survives_a_failure_and_goes_when_its_cell_is_done(tmp_path, monkeypatch):
     """A cell finds its own scratch again, never that of other settings."""
     with pytest.raises(CellError):

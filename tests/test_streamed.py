@@ -64,9 +64,6 @@ def test_a_new_run_in_a_folder_forgets_the_index_of_the_old_one(chain_task, tmp_
     assert_refused(lambda: cc.TrainingRecord.load(tmp_path / "record"), "record.json")
 
 
-# ---- damage
-
-
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", ["attention.npy", "score_gradients.npy", "streamed.json", "streamed.safetensors"])
 def test_a_damaged_streamed_record_is_named(chain_task, tmp_path, name, damage):

@@ -52,9 +52,6 @@ def losses(task: cc.Task, *, double: bool = False, config: cc.TrainConfig | None
     return cc.train(model, task, config, progress=False, **options).losses
 
 
-# ---- the door
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", [1, 511, 513, 1300])
 def test_a_sample_is_the_beginning_of_the_stream(kind: str, n: int) -> None:
@@ -117,9 +114,6 @@ def test_impossible_places_are_refused(task: cc.Task, first: int, n: int) -> Non
     assert_refused(lambda: task.draws(0, first, n), "must be an integer")
 
 
-# ---- checkpoints
-
-
 def test_checkpoints_know_the_task(tmp_path) -> None:
     kept, config = cc.Checkpoints(tmp_path, every=2), cc.TrainConfig.joint(5, batch_size=8)
     first = losses(Watched(KINDS["chain"], mark=1), config=config, checkpoints=kept)
@@ -135,9 +129,6 @@ def test_a_task_without_an_identity_is_refused_checkpoints_by_name(tmp_path) -> 
     assert_refused(lambda: losses(task, checkpoints=kept), "Nameless can have no checkpoints", "define identity()")
     task.identity = lambda: {"when": {1, 2}}
     assert_refused(lambda: losses(task, checkpoints=kept), "Nameless.identity() must return JSON values")
-
-
-# ---- tables
 
 
 def rows(batch: cc.Batch) -> list[tuple[float, ...]]:

@@ -29,9 +29,6 @@ def trained(
     return model
 
 
-# ---- learning
-
-
 def test_the_default_recipe_finds_a_small_forest_from_zero() -> None:
     task = cc.InContextTask(cc.random_forest(8, 0.4, seed=7), d_vocab=3, alpha=0.1)
     seen: dict[int, float] = {}
@@ -52,9 +49,6 @@ def test_a_reduced_model_begins_with_a2_written_in_by_default() -> None:
     look = lambda step, model: seen.append(model.W_Q.detach()[1, 0].sum())  # noqa: E731
     record = cc.train(model, task, record=cc.RecordAt((0,)), on_record=look)
     assert (float(seen[0]), record.config["warm_start"]) == (12.0, 4.0)
-
-
-# ---- the record
 
 
 def test_a_record_holds_every_step_and_every_asked_state(chain_task: cc.InContextTask) -> None:
@@ -95,9 +89,6 @@ def test_recording_does_not_change_training(chain_task: cc.InContextTask, fused:
     assert records[1].attention is None
 
 
-# ---- reproducibility
-
-
 def test_training_touches_no_global_randomness(chain_task: cc.InContextTask) -> None:
     before = torch.get_rng_state()
     trained(chain_task, cc.TrainConfig.joint(2, 0.05, batch_size=8), record=cc.RecordAt())
@@ -124,9 +115,6 @@ def test_a_hook_of_the_users_own_fires_and_stays(chain_task: cc.InContextTask) -
     assert all(p.grad is None for p in model.parameters())
 
 
-# ---- what moves
-
-
 @pytest.mark.parametrize("frozen_by", ["the stage", "the user"])
 @pytest.mark.parametrize("n_heads", [(2, 1), (1, 2)], ids=str)
 @pytest.mark.parametrize("names", [("W_Q.0",), ("W_Q.1",), ("W_U",), ("W_Q.0", "W_U")], ids=str)
@@ -146,9 +134,6 @@ def test_only_what_is_to_be_trained_moves(chain_task, names, n_heads, frozen_by)
         assert not after[f"blocks.{layer}.attn.W_Q"].any()
 
 
-# ---- losses
-
-
 def test_evaluation_equals_the_mean_loss_also_piece_by_piece(random_model, chain_task, monkeypatch) -> None:
     batch = chain_task.sample(50, seed=0)
     one = cc.evaluate(random_model, batch)
@@ -159,9 +144,6 @@ def test_evaluation_equals_the_mean_loss_also_piece_by_piece(random_model, chain
     assert_close(pieces, one, 1e-6)
     assert float(one.mean()) == pytest.approx(mean_loss(random_model, batch).item(), rel=1e-6)
     assert gradient_step(random_model, batch) == pytest.approx(float(one.mean()), rel=1e-5)
-
-
-# ---- refusals
 
 
 def test_bad_stages_are_refused() -> None:
@@ -198,9 +180,6 @@ def test_everything_works_without_the_core(monkeypatch: pytest.MonkeyPatch) -> N
     assert_close(pure.losses, fused.losses, 1e-5)
 
 
-# ---- ordinary transformers
-
-
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD])
 def test_an_ordinary_transformer_trains_as_torch_would(chain_task, optimizer, schedule) -> None:
@@ -226,9 +205,6 @@ def test_a_warm_start_of_an_ordinary_transformer_is_refused(chain_task: cc.InCon
     assert_refused(lambda: cc.train(model, chain_task), "ordinary", "no default recipe", "TrainConfig.joint")
     named = cc.TrainConfig.joint(2, train=("W_Q.0",), warm_start=None)
     assert_refused(lambda: cc.train(model, chain_task, named), "'W_Q.0'", "blocks.0.attn.W_Q")
-
-
-# ---- the progress bar
 
 
 def test_uniform_attention_has_found_no_parent_and_a_planted_one_all() -> None:

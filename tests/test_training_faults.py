@@ -21,8 +21,6 @@ from interrupted import (
 import causal_circuits as cc
 from causal_circuits.training.checkpoints import load_state
 
-# ---- numbers and disks that go wrong
-
 
 @pytest.mark.parametrize("path", ["fused", "structured"])
 def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(chain_task, tmp_path, path):
@@ -92,9 +90,6 @@ def test_a_folder_that_cannot_be_is_refused_before_the_first_step(chain_task, tm
         cc.train(new_model(), chain_task, CONFIG, checkpoints=cc.Checkpoints(tmp_path / "file" / "kept"))
 
 
-# ---- what became of a training
-
-
 def losses(curve: torch.Tensor) -> cc.TrainingRecord:
     noise = 0.02 * torch.randn(len(curve), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return cc.TrainingRecord(curve.double() + noise, (), torch.empty(0, dtype=torch.float64), None, None)
@@ -130,9 +125,6 @@ def test_a_loss_of_zero_cannot_fall_and_a_negative_one_is_none(curve):
 @pytest.mark.parametrize("n", [0, 1, 40, 41, 399])
 def test_any_length_has_a_verdict(n):
     assert cc.training.training_health(losses(torch.full((n,), 2.0))).verdict in ("plateau", "too short")
-
-
-# ---- the loss held to the lines of its task
 
 
 def trained(task: cc.InContextTask, config: cc.TrainConfig) -> tuple[cc.TrainingRecord, object]:

@@ -18,8 +18,6 @@ import causal_circuits as cc
 from causal_circuits.storage import read_checked, read_json, read_rows, read_tensors, write_files
 from causal_circuits.studies.recover_graph.arrays import read_arrays
 
-# ---- sizes, and what has no end
-
 READERS: dict[str, Callable[[Path], object]] = {
     "json": read_json,
     "tensors": read_tensors,
@@ -75,9 +73,6 @@ def test_a_model_larger_than_its_weights_is_not_built(tmp_path: Path) -> None:
     assert_refused(lambda: cc.load_model(tmp_path), "model.json", "does not fit", "blocks.0.attn.W_Q", "400008")
 
 
-# ---- arrays: rows of a record on disk, members of a user's .npz
-
-
 def npy(array: object) -> bytes:
     np.save(buffer := io.BytesIO(), np.asarray(array))
     return buffer.getvalue()
@@ -105,9 +100,6 @@ def test_an_array_that_is_none_is_refused_and_stays_as_it_is(kind: str, tmp_path
         archive.writestr("tokens.npy", content)
         archive.writestr("labels.npy", npy([0]))
     assert_refused(lambda: read_arrays(tmp_path / "data.npz"), "tokens in", "data.npz")
-
-
-# ---- contents that do not fit
 
 
 CHANGES = {
