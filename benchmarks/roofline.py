@@ -33,7 +33,7 @@ import causal_circuits as cc
 NATIVE = Path(__file__).resolve().parents[1] / "src" / "native"
 STAGES = {
     "nothing": [],
-    "layer 0's pattern": [("exponential_column<SIZE>(packed.heads[h], x, unit, s, rows)", "splat(1.0f)")],
+    "layer 0's pattern": [("exponential_column<SIZE>(work.heads[h], x, unit, s, rows)", "splat(1.0f)")],
     "layer 1's scores, P r": [("over_keys(rows, work.r + mh(m, h), unit, s)", "Floats{}")],
     "what layer 1 copies, P^T p": [("over_queries(columns(h), through, s, u);", "")],
     "back to layer 1's pattern, P c": [("over_keys(column(h, unit), c(m, 1 + h), unit, s)", "Floats{}")],
@@ -54,9 +54,8 @@ STAGES = {
     "back through the last row": [("for (int b = 0; b < size; ++b) back_through_last_row(b);", "")],
     "packing weights, writing gradients": [
         (
-            "pack(weights, work.packed, s), pack_read_out(weights, work, s);",
-            "thread_local Sizes packed{};"
-            "if (!(packed == sizes)) pack(weights, work.packed, s), pack_read_out(weights, work, s); packed = sizes;",
+            "pack(weights, work, s);",
+            "thread_local Sizes packed{}; if (!(packed == sizes)) pack(weights, work, s); packed = sizes;",
         ),
         ("write_gradients(work.sums, gradients, s, share);", ""),
     ],
@@ -138,7 +137,7 @@ def tell_stages(repeats: int, out: Path | None) -> None:
 def stage_shares(steps: dict[str, Callable[..., None]], d_vocab: int, n_ctx: int, repeats: int) -> dict[str, float]:
     """The medians over rounds in which every variant runs once."""
     d0, n, generator = d_vocab + n_ctx, 128, np.random.default_rng(0)
-    weights = (0.1 * generator.normal(size=5 * d0**2 + 4 * d0 * d_vocab)).astype(np.float32)
+    weights = (0.1 * generator.normal(size=5 * d0**2 + 4 * d0 * d_vocab + 16)).astype(np.float32)  # whole vectors
     tokens = generator.integers(d_vocab, size=(n, n_ctx)).astype(np.int32)
     targets = generator.dirichlet(np.ones(d_vocab), n).astype(np.float32)
     size, out = np.array([n_ctx, d_vocab], np.int32), np.empty_like(weights)

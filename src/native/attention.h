@@ -1,7 +1,5 @@
 // The pattern of layer 0, a vector of queries at a time ("column": [key, lane]), and what is summed over it.
 #pragma once
-#include <cmath>
-
 #include "tables.h"
 
 namespace KERNELS_NAMESPACE {
@@ -120,21 +118,6 @@ inline Floats over_keys(const float* column, const float* weights, int unit, con
     for (int k = 0; k < LANES; ++k) rows[k] = load(block + k * stride);
     transpose(rows);
     for (int lane = 0; lane < LANES; ++lane) add_to(out + x[lane] * out_stride, rows[lane]);
-}
-
-// Softmax of n numbers in place; zero up to whole vectors. Returns log of the sum of their exponentials.
-inline float softmax(float* scores, int n) {
-    Floats top = splat(-INF), total{};
-    for (int v = 0; v < n; v += LANES) top = larger(select(lane_numbers() < n - v, load(scores + v), splat(-INF)), top);
-    const float most = largest(top);
-    for (int v = 0; v < n; v += LANES) {
-        const Floats e = select(lane_numbers() < n - v, exp(load(scores + v) - most), Floats{});
-        store(scores + v, e);
-        total += e;
-    }
-    const float z = sum(total);
-    for (int v = 0; v < n; v += LANES) store(scores + v, load(scores + v) * (1.0f / z));
-    return most + std::log(z);
 }
 
 }  // namespace KERNELS_NAMESPACE

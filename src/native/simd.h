@@ -138,11 +138,18 @@ template <int BIT = 4>
     transpose_blocks(rows);
 }
 
-// The sums over the lanes of LANES vectors, which are used up: lane k is the sum of vector k.
+// The sums over the lanes of LANES vectors, which are used up: lane k is the sum of vector k. Neighbouring lanes of pairs
+// are added up, within blocks of four; then neighbouring blocks.
 [[gnu::always_inline]] inline Floats sums(Floats (&of)[LANES]) {
-    transpose(of);
+    const auto even = [](int i) { return (i & 2) / 2 * LANES + (i & ~3) + 2 * (i & 1); };
+    const auto odd = [=](int i) { return even(i) + 1; };
+    const auto even_blocks = [](int i) { return 2 * (i & ~3) + (i & 3); };
+    const auto odd_blocks = [=](int i) { return even_blocks(i) + 4; };
     for (int n = LANES / 2; n > 0; n /= 2)
-        for (int k = 0; k < n; ++k) of[k] += of[k + n];
+        for (int k = 0; k < n; ++k) {
+            const Floats a = of[2 * k], b = of[2 * k + 1];
+            of[k] = 4 * n >= LANES ? pick(a, b, even) + pick(a, b, odd) : pick(a, b, even_blocks) + pick(a, b, odd_blocks);
+        }
     return of[0];
 }
 

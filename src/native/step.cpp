@@ -22,19 +22,18 @@
 namespace KERNELS_NAMESPACE {
 namespace {
 
-// The sums that become the gradients, and what a recording wants: `watched` is in vectors, [m1, unit, key position,
-// lane] and [m2, padded context].
+// The sums that become the gradients.
 struct Sums {
     std::unique_ptr<Tables[]> heads;
     float *a2, *w, *w_t;
-    Watched watched;
 };
 
 struct Workspace {
     Arena arena;
     Sizes sizes{};
-    Packed packed;
-    float *a2_t, *w, *w_t;  // [m2, d1, dense] rows that heads wrote; [d0, n_tok] the embedding's; [n_tok, features]
+    std::unique_ptr<Tables[]> heads;
+    float *a2_t, *w_t;  // [m2, d1, dense] of A2, the rows that heads wrote; [n_tok, features] of W_U
+    float* row_of_a;    // two pieces, padded
     Sums sums;
     float* identity;
     // Of a chunk. x [sequence, padded context]; features [sequence, all of the residual but the embedding]; queries of
@@ -60,16 +59,12 @@ struct Workspace {
     void take(Arena& a, const Shape& s) {
         const auto floats = [&a](size_t n) { return a.take<float>(n); };
         const int context = s.context, pairs = s.m1 * s.m2 * context;
-        packed.take(a, s);
-        a2_t = floats(s.m2 * s.d1 * s.wide_dense), w = floats(s.d0 * s.tokens);
-        w_t = floats(s.n_tok * s.wide_features), identity = floats(s.n_tok * s.tokens);
-        sums.heads.reset(new Tables[s.m1]);
-        for (int h = 0; h < s.m1; ++h) sums.heads[h].take(a, s);
+        heads.reset(new Tables[s.m1]), sums.heads.reset(new Tables[s.m1]);
+        for (int h = 0; h < s.m1; ++h) heads[h].take(a, s), sums.heads[h].take(a, s);
+        a2_t = floats(s.m2 * s.d1 * s.wide_dense), w_t = floats(s.n_tok * s.wide_features);
+        identity = floats(s.n_tok * s.tokens), row_of_a = floats(s.tokens + s.context);
         sums.a2 = floats(s.m2 * s.d1 * s.wide_d1), sums.w = floats(s.d0 * s.tokens);
         sums.w_t = floats(s.n_tok * s.wide_features);
-        sums.watched.pattern = floats(s.m1 * context * context), sums.watched.last = floats(s.m2 * context);
-        sums.watched.d_pattern = floats(s.m1 * context * context), sums.watched.d_last = floats(s.m2 * context);
-        sums.watched.d_scores = floats(s.m2 * context);
         x = a.take<int32_t>(CHUNK * context), features = floats(CHUNK * s.wide_features);
         queries = floats(s.m2 * CHUNK * s.wide_query), last = floats(CHUNK * s.m1 * context);
         d_logits = floats(CHUNK * s.tokens), d_dense = floats(CHUNK * s.wide_dense);
@@ -85,8 +80,8 @@ struct Workspace {
 template <Size SIZE>
 class Pass {
   public:
-    Pass(const Shape& shape, Workspace& workspace, bool is_watched)
-        : s(shape), work(workspace), packed(workspace.packed), sums(workspace.sums), watched(is_watched) {}
+    Pass(const Shape& shape, Workspace& workspace, Weights<const float> of, Watched to_watch, float weight)
+        : s(shape), work(workspace), weights(of), watched(to_watch), share(weight) {}
 
     double run(const int32_t* x, const float* targets, int n) {
         double loss = 0;
@@ -107,18 +102,16 @@ class Pass {
   private:
     const Shape s;
     Workspace& work;
-    const Packed& packed;
-    Sums& sums;
-    const bool watched;
+    const Weights<const float> weights;
+    const Watched watched;
+    const float share;
+    Sums& sums = work.sums;
 
     const int32_t* tokens(int b) const { return work.x + b * s.context; }
     float* columns(int h) const { return work.columns + h * s.context * s.context; }
     float* column(int h, int unit) const { return columns(h) + unit * LANES * s.context; }
     float* query(int m, int b) const { return work.queries + (m * CHUNK + b) * s.wide_query; }
     float* features(int b) const { return work.features + b * s.wide_features; }
-    float* pair(float* of, int h, int unit, int key) const {  // [m1, unit, key, lane]
-        return of + ((h * s.units + unit) * s.context + key) * LANES;
-    }
     int mh(int m, int h) const { return (m * s.m1 + h) * s.context; }
     float* c(int m, int block) const { return work.c + (m * (1 + s.m1) + block) * s.context; }
     void write(const float* values, const int32_t* x, float* block) const {
@@ -132,19 +125,19 @@ class Pass {
             std::copy_n(x + b * s.n_ctx, s.n_ctx, own + s.pad);
             for (int h = 0; h < s.m1; ++h) {
                 float* last = work.last + (b * s.m1 + h) * s.context;
-                last_pattern(packed.heads[h], own, last);
+                last_pattern(work.heads[h], own, last);
                 write(last, own, features(b) + h * s.d0);
             }
             for (int m = 0; m < s.m2; ++m) {
-                const float* a2 = packed.a2 + m * s.d1 * s.wide_d1;
-                const float *by_token = a2 + own[s.context - 1] * s.wide_d1, *by_position = a2 + (s.d0 - 1) * s.wide_d1;
+                const float* a2 = weights.a2 + m * s.d1 * s.d1;
+                const float *by_token = a2 + own[s.context - 1] * s.d1, *by_position = a2 + (s.d0 - 1) * s.d1;
                 for (int v = 0; v < s.d1; v += LANES)
                     store(query(m, b) + v, load(by_token + v) + load(by_position + v));
             }
         }
         for (int m = 0; m < s.m2; ++m)
-            multiply({work.features, s.wide_features, 1}, n, s.dense, packed.a2 + (m * s.d1 + s.d0) * s.wide_d1,
-                     s.wide_d1, s.d1, query(m, 0), s.wide_query);
+            multiply({work.features, s.wide_features, 1}, n, s.dense, weights.a2 + (m * s.d1 + s.d0) * s.d1, s.d1, s.d1,
+                     query(m, 0), s.wide_query);
     }
 
     void last_pattern(const Tables& t, const int32_t* x, float* out) {
@@ -182,7 +175,7 @@ class Pass {
             for (int unit = 0; unit < s.units; ++unit) {
                 const int v = unit * LANES;
                 float* rows = column(h, unit);
-                const Floats total = exponential_column<SIZE>(packed.heads[h], x, unit, s, rows);
+                const Floats total = exponential_column<SIZE>(work.heads[h], x, unit, s, rows);
                 const Floats scale = alive(1.0f / total, unit, s, 0.0f);
                 store(work.scale + h * s.context + v, scale);
                 for (int m = 0; m < s.m2; ++m) {
@@ -190,10 +183,8 @@ class Pass {
                     store(work.reached + mh(m, h) + v, reached);
                     add_to(work.p + m * s.context + v, reached);
                 }
-                if (watched)
-                    for (int key = s.pad; key < v + LANES; ++key)
-                        add_to(pair(sums.watched.pattern, h, unit, key), load(rows + key * LANES) * scale);
             }
+        if (watched.pattern) watch_pattern();
         for (int m = 0; m < s.m2; ++m) {
             float *p = work.p + m * s.context, *out = features(b) + s.dense + m * s.d1;
             softmax(p, s.context);
@@ -220,8 +211,8 @@ class Pass {
                     total += load(features(b) + v) * load(work.w_t + t * s.wide_features + v);
                 totals[t - first] = total;
             }
-            store(out + first, KERNELS_NAMESPACE::sums(totals) + load(work.w + token * s.tokens + first) +
-                                   load(work.w + (s.d0 - 1) * s.tokens + first));
+            store(out + first, KERNELS_NAMESPACE::sums(totals) + load(weights.w + token * s.n_tok + first) +
+                                   load(weights.w + (s.d0 - 1) * s.n_tok + first));
         }
         float* padded_target = work.by_token;
         std::copy_n(target, s.n_tok, padded_target);
@@ -241,16 +232,14 @@ class Pass {
     void backward(int b) {
         back_to_layer_1(b);
         for (int unit = 0; unit < s.units; ++unit) back_through_layer_1(unit);
+        if (watched.pattern) watch_gradients();
         for (int m = 0; m < s.m2; ++m) write(work.dt + m * s.context, tokens(b), query(m, b));
         for (int h = 0; h < s.m1; ++h) {
             for (int m = 0; m < s.m2; ++m) {
                 over_queries(columns(h), work.back + mh(m, h), s, work.u);
                 write(work.u, tokens(b), query(m, b) + (1 + h) * s.d0);
             }
-            for (int unit = 0; unit < s.units; ++unit) {
-                if (watched) watch_gradient(h, unit);
-                differentiate(b, h, unit);
-            }
+            for (int unit = 0; unit < s.units; ++unit) differentiate(b, h, unit);
             s.is_short ? multiply_by_query_token(b, h) : add_by_query_token(b, h);
         }
     }
@@ -293,10 +282,6 @@ class Pass {
             const int at = m * s.context + v;
             const Floats p = load(work.p + at);
             store(work.dt + at, dp * p);
-            if (watched) {
-                add_to(sums.watched.last + at, p), add_to(sums.watched.d_last + at, dp + work.inner[m]);
-                add_to(sums.watched.d_scores + at, dp * p);
-            }
         }
         for (int h = 0; h < s.m1; ++h) {
             Floats mean{};
@@ -371,14 +356,39 @@ class Pass {
                                s.tokens);
     }
 
-    // The gradient that reaches layer 0's pattern through layer 1.
-    void watch_gradient(int h, int unit) {
-        const int v = unit * LANES;
-        for (int key = s.pad; key < v + LANES; ++key)
-            for (int m = 0; m < s.m2; ++m)
-                add_to(pair(sums.watched.d_pattern, h, unit, key),
-                       load(work.p + m * s.context + v) * c(m, 1 + h)[key] +
-                           load(work.dt + m * s.context + v) * work.r[mh(m, h) + key]);
+    // Calls `see` with the place [query, key] in a pattern, the place in `columns`, query and key.
+    template <class See>
+    void each_pair(See see) const {
+        for (int i = s.pad; i < s.context; ++i)
+            for (int j = s.pad; j <= i; ++j)
+                see((i - s.pad) * s.n_ctx + j - s.pad, (i / LANES * s.context + j) * LANES + i % LANES, i, j);
+    }
+
+    [[gnu::noinline]] void watch_pattern() {
+        for (int h = 0; h < s.m1; ++h) {
+            float* to = watched.pattern + h * s.n_ctx * s.n_ctx;
+            const float *from = columns(h), *scale = work.scale + h * s.context;
+            each_pair([=](int pair, int place, int i, int) { to[pair] += share * from[place] * scale[i]; });
+        }
+    }
+
+    // Layer 1's pattern, what reaches it and its scores; and what reaches layer 0's pattern through it.
+    [[gnu::noinline]] void watch_gradients() {
+        for (int m = 0; m < s.m2; ++m) {
+            const float *p = work.p + m * s.context, *dt = work.dt + m * s.context;
+            float* d_last = watched.d_last + m * s.n_ctx - s.pad;
+            for (int k = s.pad; k < s.context; ++k) {
+                watched.last[m * s.n_ctx + k - s.pad] += share * p[k];
+                watched.d_scores[m * s.n_ctx + k - s.pad] += share * dt[k];
+                d_last[k] += share * c(m, 0)[k];
+            }
+            for (int h = 0; h < s.m1; ++h) {
+                const float *from = c(m, 1 + h), *r = work.r + mh(m, h), *passed = work.passed + mh(m, h);
+                float* to = watched.d_pattern + h * s.n_ctx * s.n_ctx;
+                for (int k = s.pad; k < s.context; ++k) d_last[k] += share * passed[k];
+                each_pair([=](int pair, int, int i, int j) { to[pair] += share * (p[i] * from[j] + dt[i] * r[j]); });
+            }
+        }
     }
 
     // Gradients of A2 and W_U from a chunk, and what reaches the outputs of layer 0's last row.
@@ -404,30 +414,30 @@ class Pass {
             }
     }
 
-    // What reaches layer 0's last row, whose outputs made the query, added up in the tables of the last query.
+    // What reaches layer 0's last row, whose outputs made the query.
     void back_through_last_row(int b) {
         const int32_t* x = tokens(b);
-        const int token = x[s.context - 1];
-        float* row = work.through;
         for (int h = 0; h < s.m1; ++h) {
             const float* last = work.last + (b * s.m1 + h) * s.context;
-            const Tables& to = sums.heads[h];
+            float* reaching = work.through;
             Floats inner{};
             for (int unit = 0; unit < s.units; ++unit) {
-                const Floats reaching = read_block<SIZE>(work.d_dense + b * s.wide_dense + h * s.d0, x, unit, s);
-                store(row + unit * LANES, reaching);
-                inner += reaching * load(last + unit * LANES);
+                const Floats d = read_block<SIZE>(work.d_dense + b * s.wide_dense + h * s.d0, x, unit, s);
+                store(reaching + unit * LANES, d);
+                inner += d * load(last + unit * LANES);
             }
-            if (watched)
-                for (int key = s.pad; key < s.context; ++key)
-                    pair(sums.watched.d_pattern, h, s.units - 1, key)[LANES - 1] += row[key];
             const float mean = sum(inner);
+            if (watched.pattern)
+                for (int k = 0; k < s.n_ctx; ++k)
+                    watched.d_pattern[((h + 1) * s.n_ctx - 1) * s.n_ctx + k] += share * reaching[s.pad + k];
+            const Tables& to = sums.heads[h];
+            const int token = x[s.context - 1];
             for (int v = 0; v < s.context; v += LANES) {
-                const Floats value = load(last + v) * (load(row + v) - mean);
-                store(row + v, value);
+                const Floats value = load(last + v) * (load(reaching + v) - mean);
+                store(reaching + v, value);
                 add_to(to.pp_last + v, value), add_to(to.tp_last + token * s.context + v, value);
             }
-            by_token(row, x, work.identity, s, work.by_token);
+            by_token(reaching, x, work.identity, s, work.by_token);
             for (int v = 0; v < s.n_tok; v += LANES) {
                 add_to(to.pt_last + v, load(work.by_token + v));
                 add_to(to.tt_last + token * s.tokens + v, load(work.by_token + v));
@@ -436,13 +446,12 @@ class Pass {
     }
 };
 
-// What a pass reads and no recording: A2 transposed, and W_U.
-void pack_read_out(Weights<const float> from, Workspace& to, const Shape& s) {
+void pack(Weights<const float> from, Workspace& to, const Shape& s) {
+    for (int h = 0; h < s.m1; ++h) pack_head(from.a1 + h * s.d0 * s.d0, to.heads[h], s, to.row_of_a);
     for (int m = 0; m < s.m2; ++m)
         for (int e = 0; e < s.d1; ++e)
             for (int d = 0; d < s.dense; ++d)
                 to.a2_t[(m * s.d1 + e) * s.wide_dense + d] = from.a2[(m * s.d1 + s.d0 + d) * s.d1 + e];
-    for (int d = 0; d < s.d0; ++d) std::copy_n(from.w + d * s.n_tok, s.n_tok, to.w + d * s.tokens);
     for (int f = 0; f < s.features; ++f)
         for (int t = 0; t < s.n_tok; ++t) to.w_t[t * s.wide_features + f] = from.w[(s.d0 + f) * s.n_tok + t];
 }
@@ -456,24 +465,10 @@ float total(const float* of, size_t n) {
     return rest;
 }
 
-void clear(Sums& sums, const Shape& s, bool watched) {
+void clear(Sums& sums, const Shape& s) {
     for (int h = 0; h < s.m1; ++h) sums.heads[h].clear(s);
     std::fill_n(sums.a2, s.m2 * s.d1 * s.wide_d1, 0.0f), std::fill_n(sums.w, s.d0 * s.tokens, 0.0f);
     std::fill_n(sums.w_t, s.n_tok * s.wide_features, 0.0f);
-    if (!watched) return;
-    for (float* of : {sums.watched.pattern, sums.watched.d_pattern})
-        std::fill_n(of, s.m1 * s.context * s.context, 0.0f);
-    for (float* of : {sums.watched.last, sums.watched.d_last, sums.watched.d_scores})
-        std::fill_n(of, s.m2 * s.context, 0.0f);
-}
-
-// Sums [unit, key, lane] as [query, key], zero above the diagonal.
-void write_pattern(const float* from, float* to, const Shape& s, float share) {
-    for (int i = 0; i < s.n_ctx; ++i)
-        for (int j = 0; j < s.n_ctx; ++j) {
-            const int unit = (s.pad + i) / LANES, lane = (s.pad + i) % LANES;
-            to[i * s.n_ctx + j] = j <= i ? share * from[(unit * s.context + s.pad + j) * LANES + lane] : 0.0f;
-        }
 }
 
 void write_gradients(const Sums& from, Weights<float> to, const Shape& s, float share) {
@@ -486,20 +481,6 @@ void write_gradients(const Sums& from, Weights<float> to, const Shape& s, float 
         for (int t = 0; t < s.n_tok; ++t) to.w[(s.d0 + f) * s.n_tok + t] = share * from.w_t[t * s.wide_features + f];
 }
 
-void write_watched(const Watched& from, Watched to, const Shape& s, float share) {
-    for (int h = 0; h < s.m1; ++h) {
-        const int at = h * s.context * s.context, out = h * s.n_ctx * s.n_ctx;
-        write_pattern(from.pattern + at, to.pattern + out, s, share);
-        write_pattern(from.d_pattern + at, to.d_pattern + out, s, share);
-    }
-    for (int m = 0; m < s.m2; ++m)
-        for (int k = 0; k < s.n_ctx; ++k) {
-            const int at = m * s.context + s.pad + k, out = m * s.n_ctx + k;
-            to.last[out] = share * from.last[at], to.d_last[out] = share * from.d_last[at];
-            to.d_scores[out] = share * from.d_scores[at];
-        }
-}
-
 }  // namespace
 
 double gradient(Sizes sizes, const int32_t* tokens, const float* targets, int n, Weights<const float> weights,
@@ -507,12 +488,12 @@ double gradient(Sizes sizes, const int32_t* tokens, const float* targets, int n,
     thread_local Workspace work;
     work.fit(sizes);
     const Shape s(sizes);
-    const bool watch = watched.pattern != nullptr;
-    pack(weights, work.packed, s), pack_read_out(weights, work, s);
-    clear(work.sums, s, watch);
-    const double loss = by_size(s.n_tok, [&](auto size) { return Pass<size>(s, work, watch).run(tokens, targets, n); });
+    pack(weights, work, s);
+    clear(work.sums, s);
+    if (watched.pattern) std::fill_n(watched.pattern, Watched::size(sizes), 0.0f);
+    const double loss = by_size(
+        s.n_tok, [&](auto size) { return Pass<size>(s, work, weights, watched, share).run(tokens, targets, n); });
     write_gradients(work.sums, gradients, s, share);
-    if (watch) write_watched(work.sums.watched, watched, s, share);
     const double all = loss + total(gradients.a1, s.m1 * s.d0 * s.d0) + total(gradients.a2, s.m2 * s.d1 * s.d1) +
                        total(gradients.w, (s.d0 + s.features) * s.n_tok);
     if (!std::isfinite(all)) work.sizes = {};  // NaN may stand in what pads arrays: begin with zeros again

@@ -32,7 +32,8 @@ Trainer::Trainer(Sizes s, int n_members, int batch_size, int threads, std::vecto
         sizes_of_[weight] = s.numbers(weight), rows_[weight] = (s.numbers(weight) + 63) / 64 * 64;
         offsets_[weight] = whole_, whole_ += members * rows_[weight];
     }
-    for (auto* stack : {&weights_, &total_, &means_, &squares_}) stack->resize(whole_);
+    for (auto* stack : {&total_, &means_, &squares_}) stack->resize(whole_);
+    weights_.resize(whole_ + 64);  // kernels read whole vectors, up to 64 bytes behind the last row
     if (n_parts_ > 1) parts_.resize(n_parts_ * whole_);
     losses_.resize(members), part_losses_.resize(members * n_parts_);
     for (int k = 0; k < 2; ++k) {
