@@ -73,7 +73,7 @@ def test_bad_ensembles_are_refused() -> None:
     models, tasks = members([config] * 2)
     assert_refused(lambda: cc.train_ensemble([], [], []), "one task and one config for each model")
     assert_refused(lambda: cc.train_ensemble(models, tasks, [config]), "2 models", "1 configs")
-    assert_refused(lambda: cc.train_ensemble([models[0]] * 2, tasks, [config] * 2), "stands there twice")
+    assert_refused(lambda: cc.train_ensemble([models[0]] * 2, tasks, [config] * 2), "two are the same one")
     other = cc.TrainConfig.joint(5, batch_size=8)
     assert_refused(lambda: cc.train_ensemble(models, tasks, [config, other]), "same number of steps", "['4', '5']")
     other = cc.TrainConfig.joint(4, batch_size=9)

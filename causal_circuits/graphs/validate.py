@@ -37,7 +37,11 @@ def validate_graph(graph: nx.DiGraph) -> None:
 
 def check_digraph(graph: nx.DiGraph) -> None:
     """Raise a ValueError unless it is a DiGraph over 0 .. n - 1 whose edges point forward; its target is n - 1."""
-    check_type(graph)
+    if graph.is_multigraph():
+        raise ValueError(
+            f"a causal graph must be a networkx.DiGraph: got {type(graph).__name__}; make one of (parent, child) pairs "
+            "by networkx.DiGraph(edges), which keeps one of parallel edges"
+        )
     last = graph.number_of_nodes() - 1
     if last < 0:
         raise ValueError("a graph needs at least one position: got an empty graph")
@@ -63,15 +67,6 @@ def check_digraph(graph: nx.DiGraph) -> None:
         )
 
 
-def check_type(graph: nx.DiGraph) -> None:
-    """Raise a ValueError unless it is a DiGraph without parallel edges."""
-    if not isinstance(graph, nx.DiGraph) or graph.is_multigraph():
-        raise ValueError(
-            f"a causal graph must be a networkx.DiGraph: got {type(graph).__name__}; make one of (parent, child) pairs "
-            "by networkx.DiGraph(edges), which keeps one of parallel edges, or of a list by graph_from_parents"
-        )
-
-
 def _relabelling(graph: nx.DiGraph) -> str:
     """The call that turns a graph's nodes into 0 .. n - 1."""
     numbers = {int(node) for node in graph if str(node).isdecimal() or (isinstance(node, float) and node.is_integer())}
@@ -88,14 +83,14 @@ def is_integer(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+@check_arguments
 def n_ctx_of(graph: nx.DiGraph) -> int:
     """The number of context positions (the target not counted).
 
     >>> n_ctx_of(nx.DiGraph([(0, 1), (2, 3)], target=3))
     3
     """
-    check_type(graph)
-    return graph.number_of_nodes() - 1
+    return int(graph.number_of_nodes()) - 1
 
 
 @check_arguments
@@ -105,7 +100,6 @@ def parents_of(graph: nx.DiGraph, node: int) -> tuple[int, ...]:
     >>> parents_of(cc.chain_graph(5), 2), parents_of(cc.chain_graph(5), 0)
     ((1,), ())
     """
-    check_type(graph)
     if node not in graph:
         raise ValueError(f"a node must be one of the graph's, 0 .. {n_ctx_of(graph)}: got {node!r}")
     return tuple(sorted(int(parent) for parent in graph.predecessors(node)))

@@ -22,7 +22,7 @@ def check_members(models: Sequence[HookedTransformer], tasks: Sequence[Task], co
             f"{len(configs)} configs"
         )
     if len({id(model) for model in models}) < len(models):
-        raise ValueError("the models of an ensemble must be different objects: one stands there twice; build it anew")
+        raise ValueError("the models of an ensemble must be different objects: two are the same one; build each anew")
     for what, values in (
         ("sizes", {layout_of(model) if has_layout(model) else str(model.cfg) for model in models}),
         ("trainable parameters", {tuple(trainable_parameters(model)) for model in models}),
