@@ -1,7 +1,7 @@
 """From tests to verdicts: child, root or undecided, each with a reason that says no more than what was tested."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -68,140 +68,108 @@ class Position:
 def judge_position(i: int, test: EdgeTest, why_not: dict[int, str]) -> Position:
     """The verdict on position i; `why_not` holds the positions that are not tested, and why."""
     best, rival = int(test.best[i]), int(test.rival[i])
-    verdict, needed, reason = _decide(i, test, why_not)
-    tested = best >= 0 and test.n >= MIN_SEQUENCES
-    return Position(
-        position=i,
-        verdict=verdict,
-        parent=best if verdict == "child" else None,
+    hidden = np.flatnonzero(test.hidden[:i]).tolist()  # not tested, though they may be parents
+    p = Position(
+        i,
+        "undecided",
         candidate=best if best >= 0 else None,
         rival=rival if rival >= 0 else None,
-        weight=_share(i, best, test),
-        p_value=_p_value(i, test),
-        p_root=_NAN if _hidden(i, test) else float(test.p_root[i]),
-        p_forest=_p_forest(i, test) if tested else _NAN,
-        shares_with=tuple(_shares_with(i, test)) if tested else (),
-        sequences_needed=needed,
-        reason=reason,
-        parents=(best,) if verdict == "child" else (),
+        weight=float(test.weight[i, best]) if best >= 0 else _NAN,
+        p_value=float(test.p_value[i, best]) if best >= 0 else 1.0,
+        p_root=_NAN if hidden else float(test.p_root[i]),
     )
+    if best >= 0 and test.n >= MIN_SEQUENCES:
+        others = np.flatnonzero(test.forest.p_independent[i] < test.level).tolist()
+        p = replace(p, p_forest=_p_forest(p, test), shares_with=tuple(others))
+    unknown = f"{_one_of(hidden)}, of which nothing can be said," if hidden else ""
+    return replace(p, reason=why_not[i]) if i in why_not else _decide(p, test, unknown)
 
 
-def _decide(i: int, test: EdgeTest, why_not: dict[int, str]) -> tuple[Verdict, float, str]:
-    """Verdict, sequences needed and reason."""
-    hidden = _hidden(i, test)
-    if i in why_not:
-        return "undecided", _NEVER, why_not[i]
-    if test.best[i] < 0 and hidden:
-        return "undecided", _NEVER, f"{_one_of(hidden)}, of which nothing can be said, may be its parent"
-    if test.best[i] < 0:
-        return "root", _NEVER, "no earlier position to be a parent"
+def _decide(p: Position, test: EdgeTest, unknown: str) -> Position:
+    """The position with its verdict; `unknown` names earlier ones that were not tested, empty if all were."""
+    p_root = float(test.p_root[p.position])
+    if p.candidate is None and unknown:
+        return replace(p, reason=f"{unknown} may be its parent")
+    if p.candidate is None:
+        return replace(p, verdict="root", reason="no earlier position to be a parent")
     if test.n < MIN_SEQUENCES:
         few = f"{test.n} independent sequences cannot support a conclusion: {MIN_SEQUENCES} is the least"
-        return "undecided", _NEVER, few
-    if _p_value(i, test) < test.level:
-        return _decide_edge(i, test)
-    if _p_forest(i, test) < test.level:
-        return "undecided", *_dependent(i, test)
-    if test.p_root[i] < test.level and hidden:
-        return "undecided", _NEVER, f"a root unless {_one_of(hidden)}, of which nothing can be said, is its parent"
-    if test.p_root[i] < test.level:
-        bound = f"no earlier position has {MIN_SHARE:.0%} of an edge's score (p = {test.p_root[i]:.2g})"
-        return "root", _NEVER, f"{bound}, and none contradicts independence"
-    return "undecided", *_open(i, test)
+        return replace(p, reason=few)
+    if p.p_value < test.level:
+        return _with_edge(p, test)
+    if p.p_forest < test.level:
+        return _dependent(p, test, unknown)
+    if p_root < test.level and unknown:
+        return replace(p, reason=f"a root unless {unknown} is its parent")
+    if p_root < test.level:
+        bound = f"no earlier position has {MIN_SHARE:.0%} of an edge's score (p = {p_root:.2g})"
+        return replace(p, verdict="root", reason=f"{bound}, and none contradicts independence")
+    needed, why = _lacking(p, test, unknown)
+    why += f"; {unknown} may be its parent" if unknown else ""
+    told = f"neither an edge nor its absence is shown by {test.n:,} sequences: {why}"
+    return replace(p, sequences_needed=needed, reason=told)
 
 
-def _decide_edge(i: int, test: EdgeTest) -> tuple[Verdict, float, str]:
-    """Of a position with an entry that is significantly its row's largest."""
-    best, share = int(test.best[i]), _share(i, int(test.best[i]), test)
-    found = f"position {best} stands out (p = {_p_value(i, test):.2g})"
+def _with_edge(p: Position, test: EdgeTest) -> Position:
+    """Of an entry that is significantly its row's largest: the edge, unless it falls short or leaves something over."""
+    best, p_single = int(test.best[p.position]), float(test.forest.p_one_parent[p.position])
+    found = f"position {best} stands out (p = {p.p_value:.2g})"
     scale = "an edge's score" if test.laws else "the score of the edges found"
     cause = "more than one parent, or targets that are not the law" if test.laws else "more than one parent"
-    others, p_single = _shares_with(i, test), float(test.forest.p_one_parent[i])
     if not test.forest.fits_targets:
-        return "undecided", _NEVER, f"{found}, but no position without an edge is independent of any earlier one"
-    if share < MIN_SHARE:
-        return "undecided", _NEVER, f"{found} with only {share:.0%} of {scale}: {cause}?"
+        return replace(p, reason=f"{found}, but no position without an edge is independent of any earlier one")
+    if p.weight < MIN_SHARE:
+        return replace(p, reason=f"{found} with only {p.weight:.0%} of {scale}: {cause}?")
     if p_single < test.level:
-        return (
-            "undecided",
-            _NEVER,
-            f"{found} with {share:.0%} of {scale}, significantly less (p = {p_single:.2g}): {cause}?",
-        )
-    if others:
-        p_value = float(test.forest.p_independent[i].min())
-        told = f"{_named(others)} {'tells' if len(others) == 1 else 'tell'} of it what one parent does not explain"
-        return "undecided", _NEVER, f"{found}, but {told} (p = {p_value:.2g}): more than one parent?"
-    reason = f"parent {best}: p = {_p_value(i, test):.2g}, "
-    if np.isfinite(p_single):
-        reason += f"{share:.0%} of {scale}"
-    else:
-        reason += "the only edge: without laws its score is not known, and a further parent may be overlooked"
-    return "child", float(test.sequences_needed[i]), reason
+        short = f"{p.weight:.0%} of {scale}, significantly less (p = {p_single:.2g})"
+        return replace(p, reason=f"{found} with {short}: {cause}?")
+    if p.shares_with:
+        p_value, tells = float(test.forest.p_independent[p.position].min()), "tell" + "s" * (len(p.shares_with) == 1)
+        told = f"{_named(p.shares_with)} {tells} of it what one parent does not explain (p = {p_value:.2g})"
+        return replace(p, reason=f"{found}, but {told}: more than one parent?")
+    score = "the only edge: without laws its score is not known, and a further parent may be overlooked"
+    score = f"{p.weight:.0%} of {scale}" if np.isfinite(p_single) else score
+    needed, reason = float(test.sequences_needed[p.position]), f"parent {best}: p = {p.p_value:.2g}, {score}"
+    return replace(p, verdict="child", parent=best, parents=(best,), sequences_needed=needed, reason=reason)
 
 
-def _dependent(i: int, test: EdgeTest) -> tuple[float, str]:
-    """Of a position without an edge that is not independent of the earlier ones: sequences needed and reason."""
-    others, hidden = _shares_with(i, test), _hidden(i, test)
-    shares = (
-        f"shares information with {_named(others) if others else 'earlier positions'} (p = {_p_forest(i, test):.2g})"
-    )
-    if hidden:
-        return _NEVER, f"{shares}; {_one_of(hidden)}, of which nothing can be said, may be its parent"
+def _dependent(p: Position, test: EdgeTest, unknown: str) -> Position:
+    """Of a position without an edge that is not independent of the earlier ones."""
+    others = _named(p.shares_with) if p.shares_with else "earlier positions"
+    shares = f"shares information with {others} (p = {p.p_forest:.2g})"
+    if unknown:
+        return replace(p, reason=f"{shares}; {unknown} may be its parent")
     if not test.forest.fits_targets:
-        return _NEVER, f"{shares}, or the targets are not the laws of these tokens"
-    for p_short, what in ((test.forest.p_one_parent[i], "the"), (test.p_root[i], f"{MIN_SHARE:.0%} of the")):
+        return replace(p, reason=f"{shares}, or the targets are not the laws of these tokens")
+    p_single, p_root = float(test.forest.p_one_parent[p.position]), float(test.p_root[p.position])
+    for p_short, what in ((p_single, "the"), (p_root, f"{MIN_SHARE:.0%} of the")):
         if p_short < test.level:
-            return _NEVER, f"{shares}; none has {what} score of an edge (p = {p_short:.2g}): more than one parent?"
-    needed, why = _lacking(i, test)
-    return needed, f"{shares}, but no parent can be named: {why}"
+            none = f"none has {what} score of an edge (p = {p_short:.2g}): more than one parent?"
+            return replace(p, reason=f"{shares}; {none}")
+    needed, why = _lacking(p, test, unknown)
+    return replace(p, sequences_needed=needed, reason=f"{shares}, but no parent can be named: {why}")
 
 
-def _open(i: int, test: EdgeTest) -> tuple[float, str]:
-    """Of a position of which neither an edge nor its absence is shown: sequences needed and reason."""
-    hidden = _hidden(i, test)
-    needed, why = _lacking(i, test)
-    among = f"; {_one_of(hidden)}, of which nothing can be said, may be its parent" if hidden else ""
-    return needed, f"neither an edge nor its absence is shown by {test.n:,} sequences: {why}{among}"
-
-
-def _lacking(i: int, test: EdgeTest) -> tuple[float, str]:
-    """How many sequences would decide position i, inf if more of them are not known to help; and that in words."""
-    best, rival, share = int(test.best[i]), int(test.rival[i]), _share(i, int(test.best[i]), test)
-    own = float(test.root_sequences_needed[i] if share < MIN_SHARE else test.sequences_needed[i])
-    if test.n < own <= _FORESEEABLE * test.n and not (_hidden(i, test) and share < MIN_SHARE):
+def _lacking(p: Position, test: EdgeTest, unknown: str) -> tuple[float, str]:
+    """How many sequences would decide the position, inf if more of them are not known to help; and that in words."""
+    i, is_weak = p.position, p.weight < MIN_SHARE
+    own = float(test.root_sequences_needed[i] if is_weak else test.sequences_needed[i])
+    if test.n < own <= _FORESEEABLE * test.n and not (unknown and is_weak):
         return own, f"about {own:,.0f} are needed"
     if test.n < test.edge_sequences_needed < _NEVER:
         return test.edge_sequences_needed, f"a typical edge needs about {test.edge_sequences_needed:,.0f}"
-    score = "" if np.isnan(share) else f", {share:.0%} of an edge's score,"
-    if rival >= 0 and not share < MIN_SHARE:
-        return _NEVER, f"the largest score{score} is position {best}'s, and position {rival}'s is as large within error"
-    return _NEVER, f"the largest score{score} is position {best}'s, and how many more would do is not known"
+    score = "" if np.isnan(p.weight) else f", {p.weight:.0%} of an edge's score,"
+    largest = f"the largest score{score} is position {p.candidate}'s, and"
+    if p.rival is not None and not is_weak:
+        return _NEVER, f"{largest} position {p.rival}'s is as large within error"
+    return _NEVER, f"{largest} how many more would do is not known"
 
 
-def _share(i: int, j: int, test: EdgeTest) -> float:
-    return float(test.weight[i, j]) if j >= 0 else _NAN
-
-
-def _p_value(i: int, test: EdgeTest) -> float:
-    return float(test.p_value[i, test.best[i]]) if test.best[i] >= 0 else 1.0
-
-
-def _p_forest(i: int, test: EdgeTest) -> float:
-    """The smallest p-value of what a forest implies of position i."""
-    implied = [test.forest.p_independent[i].min(), test.forest.p_flat[i]]
-    if _p_value(i, test) < test.level:
-        implied.append(test.forest.p_one_parent[i])
-    return float(np.nanmin(implied))
-
-
-def _shares_with(i: int, test: EdgeTest) -> list[int]:
-    return np.flatnonzero(test.forest.p_independent[i] < test.level).tolist()
-
-
-def _hidden(i: int, test: EdgeTest) -> list[int]:
-    """The earlier positions of which nothing can be said, though they may be parents."""
-    return np.flatnonzero(test.hidden[:i]).tolist()
+def _p_forest(p: Position, test: EdgeTest) -> float:
+    """The smallest p-value of what a forest implies of a position."""
+    i, forest = p.position, test.forest
+    implied = [forest.p_independent[i].min(), forest.p_flat[i]]
+    return float(np.nanmin([*implied, forest.p_one_parent[i]] if p.p_value < test.level else implied))
 
 
 def _named(positions: Sequence[int]) -> str:
