@@ -29,8 +29,8 @@ def unusable_positions(data: UserData) -> tuple[dict[int, str], list[str]]:
             why.setdefault(position, "the query (last token) never varies: no parent can be told")
     if len(data.tokens) - data.n_independent > _SHARE_OF_COPIES * len(data.tokens):
         warnings.append(
-            f"there are copies among the {len(data.tokens):,} sequences: they count as {data.n_independent:,} "
-            "independent ones; leave the copies out"
+            f"there are copies among the {len(data.tokens):,} sequences, or the query (last token) depends on the "
+            f"others: they count as {data.n_independent:,} independent ones; leave copies out"
         )
     if data.n_independent >= 2:
         kept = np.array([position not in why for position in range(context.shape[1])])

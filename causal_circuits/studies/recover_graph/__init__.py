@@ -24,7 +24,7 @@ from causal_circuits.studies.tables import p_text
 class Config(Study):
     """Recover the causal graph behind your own sequences, or an honest "cannot tell": no model, no training.
 
-    DATA holds sequences whose last token is a query, and what followed it:
+    DATA holds sequences whose last token is a query, drawn independently of the others, and what followed it:
 
         tokens        integers [sequences, n_ctx], each in 0 .. d_vocab - 1, the query last
         target_probs  [sequences, d_vocab]: the probabilities of the next token   ... or
