@@ -253,7 +253,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     weights, config = tmp_path / "model.safetensors", tmp_path / "model.json"
     assert_refused(lambda: cc.load_model(tmp_path), "model.safetensors and model.json", "has no")
     cc.save_model(random_model((1, 1)), tmp_path)
-    good_weights, good = weights.read_bytes(), json.loads(config.read_text())
+    good = json.loads(config.read_text())
     for broken in (
         {**good, "format": "other/1"},
         {**good, "n_ctx": 1},
@@ -270,7 +270,5 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     config.write_text(json.dumps(good))
     save_file({name: t for name, t in load_file(weights).items() if name != "unembed.W_U"}, weights)
     assert_refused(lambda: cc.load_model(tmp_path), "model.safetensors", "unembed.W_U")
-    weights.write_bytes(good_weights[: len(good_weights) // 2])
-    assert_refused(lambda: cc.load_model(tmp_path), "model.safetensors", "not a readable safetensors file")
     weights.unlink()
     assert_refused(lambda: cc.load_model(tmp_path), "has no model.safetensors")

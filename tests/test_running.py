@@ -124,6 +124,12 @@ def test_the_source_of_a_study_elsewhere_counts_and_that_of_the_package_is_in_it
     assert measuring.own_source(cc.chain_graph) == ""
 
 
+def assert_said_to_be_damaged(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"the cell {path} is damaged")
+    assert told.endswith("measured again")
+
+
 @pytest.mark.parametrize("kind", ["json", "safetensors"])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_cell_is_named_and_measured_again(tmp_path, measured, capsys, damage, kind):
@@ -133,13 +139,10 @@ def test_a_damaged_cell_is_named_and_measured_again(tmp_path, measured, capsys, 
     again = run(tmp_path)
     assert measured[4:] == ["number 2"]
     assert again.results["total"] == whole.results["total"]
-    told = capsys.readouterr().err
     if (damage, kind) == ("deleted", "json"):  # then there is no cell
-        assert told == ""
+        assert capsys.readouterr().err == ""
     else:
-        assert told.startswith(f"the cell {path} is damaged")
-        assert told.endswith("measured again\n")
-        assert told.count("\n") == 1
+        assert_said_to_be_damaged(path, capsys)
     run(tmp_path)
     assert len(measured) == 5
 
@@ -164,10 +167,7 @@ def test_a_forged_cell_is_named_and_measured_again(tmp_path, capsys, change):
     head, tensors = read_checked(path, running.FORMAT)
     write_checked(path.parent, "number_1", {**head, **change}, tensors)
     assert run(tmp_path, numbers=(1,)).results["total"] == whole.results["total"]
-    told = capsys.readouterr().err
-    assert told.startswith(f"the cell {path} is damaged")
-    assert told.endswith("measured again\n")
-    assert told.count("\n") == 1
+    assert_said_to_be_damaged(path, capsys)
 
 
 def test_results_come_back_bit_for_bit(tmp_path):

@@ -35,15 +35,17 @@ def test_a_streamed_record_is_read_back_whole(chain_task, tmp_path):
     assert 0 < found.seconds <= expected.seconds
 
 
-@pytest.mark.parametrize("make", [cc.disentangled_transformer, cc.reduced_transformer])
-def test_each_member_of_an_ensemble_streams_to_a_folder_of_its_own(make, tmp_path):
-    """The reduced model takes the structured path, which trains one member after the other."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_member_of_an_ensemble_streams_to_a_folder_of_its_own(dtype, tmp_path):
+    """The structured path, of models in float64, trains one member after the other."""
     task = cc.InContextTask(cc.chain_graph(6), d_vocab=4)
     configs = [cc.TrainConfig.joint(5, batch_size=16, seed=seed) for seed in (0, 1)]
-    kept, on_disk = (
-        cc.train_ensemble([make(4, 6), make(4, 6)], [task] * 2, configs, record=cc.RecordAt((0, 5), folder=folder))
-        for folder in (None, tmp_path)
-    )
+    ends = []
+    for folder in (None, tmp_path):
+        models = [cc.disentangled_transformer(4, 6, dtype=dtype) for _ in configs]
+        ends.append(cc.train_ensemble(models, [task] * 2, configs, record=cc.RecordAt((0, 5), folder=folder)))
+    kept, on_disk = ends
+    assert kept[0].path == ("fused" if dtype == torch.float32 else "structured")
     for i, (one, other) in enumerate(zip(kept, on_disk, strict=True)):
         assert_same_end(other, one)
         assert_same_end(cc.TrainingRecord.load(tmp_path / f"member_{i:03d}"), one)
