@@ -9,38 +9,34 @@ from causal_circuits.studies.unlearned_edges import measure
 
 
 @pytest.mark.parametrize(
-    ("parents", "parent", "child", "made"),
+    ("parents", "parent", "child", "changed"),  # what each variant makes the parents of some positions
     [
         (
-            [-1, -1, 0, 1, -1, 1, -1, 4],
-            1,
-            5,
+            *([-1, -1, 0, 1, -1, 1, -1, 4], 1, 5),
             {
-                "as it is": ([-1, -1, 0, 1, -1, 1, -1, 4], None, 5),
-                "earlier siblings made roots": ([-1, -1, 0, -1, -1, 1, -1, 4], None, 5),
-                "as many strangers made roots": ([-1, -1, -1, 1, -1, 1, -1, 4], None, 5),
-                "siblings moved behind": ([-1, -1, 0, -1, -1, 1, 1, 4], None, 5),
-                "parent given a parent": ([-1, 0, 0, 1, -1, 1, -1, 4], None, 5),
-                "roots uniform": ([-1, -1, 0, 1, -1, 1, -1, 4], "uniform", 5),
+                "earlier siblings made roots": {3: -1},
+                "as many strangers made roots": {2: -1},
+                "siblings moved behind": {3: -1, 6: 1},
+                "parent given a parent": {1: 0},
                 # no child moved forward: 4, the only root between sibling and child, has a child of its own
             },
         ),
         (
-            [-1, 0, -1, 0, 2, 2, 2, -1, 0, -1],
-            0,
-            8,
+            *([-1, 0, -1, 0, 2, 2, 2, -1, 0, -1], 0, 8),
             {
-                "as it is": ([-1, 0, -1, 0, 2, 2, 2, -1, 0, -1], None, 8),
-                "earlier siblings made roots": ([-1, -1, -1, -1, 2, 2, 2, -1, 0, -1], None, 8),
-                "as many strangers made roots": ([-1, 0, -1, 0, -1, -1, 2, -1, 0, -1], None, 8),
-                "child moved forward": ([-1, 0, -1, 0, 2, 2, 2, 0, -1, -1], None, 7),
-                "roots uniform": ([-1, 0, -1, 0, 2, 2, 2, -1, 0, -1], "uniform", 8),
+                "earlier siblings made roots": {1: -1, 3: -1},
+                "as many strangers made roots": {4: -1, 5: -1},
+                "child moved forward": {7: 0, 8: -1},
                 # no siblings moved behind: two siblings, one free position there
             },
         ),
     ],
 )
-def test_changed_graphs_change_what_their_names_say(parents, parent, child, made):
+def test_changed_graphs_change_what_their_names_say(parents, parent, child, changed):
+    made = {"as it is": (parents, None, child), "roots uniform": (parents, "uniform", child)}
+    for name, new in changed.items():
+        where = 7 if name == "child moved forward" else child
+        made[name] = ([new.get(i, old) for i, old in enumerate(parents)], None, where)
     assert measure.variants(parents, parent, child) == made
 
 
