@@ -69,10 +69,8 @@ class Config(Study):
 
     def cells(self) -> list[Cell]:
         """Settings of the same sizes and seed are trained together, as one ensemble."""
-        seeds = range(self.seed, self.seed + self.seeds)
-        axes = {"d_vocab": self.d_vocab, "n_ctx": self.n_ctx, "seed": seeds}
-        same = self.flags("graph", "alpha", "steps", "batch_size")
-        return grid(measure_sizes, axes, cores=1, **same)
+        axes = {"d_vocab": self.d_vocab, "n_ctx": self.n_ctx, "seed": range(self.seed, self.seed + self.seeds)}
+        return grid(measure_sizes, axes, cores=1, **self.flags("graph", "alpha", "steps", "batch_size"))
 
     def report(self, rows: Mapping[str, Sequence[Row]]) -> Report:
         table = pd.DataFrame([row for of_cell in rows.values() for row in of_cell])
@@ -88,28 +86,29 @@ class Config(Study):
                 "settings": table.to_dict("records"),
             },
             sections=[
-                Section("Graph and loss", _SAYS_MAP, figures=plot_learned(table, "first"), table=counts),
-                Section("Without the graph", _SAYS_WITHOUT, figures={"without": plot_without(table)}),
-                Section("Steps", _SAYS_STEPS, figures=plot_learned(table, "g", "n_ctx")),
+                Section(
+                    "Graph and loss",
+                    "One mark a setting in which both were reached: the step from which the graph is there, against "
+                    "the step from which the loss is. Below the diagonal the graph came first.",
+                    figures=plot_learned("first", table, "loss_step", "step from which the loss is there"),
+                    table=counts,
+                ),
+                Section(
+                    "Without the graph",
+                    "One mark a setting: edges that are there at the end, against the excess of the loss over the edge "
+                    "posterior. At the left the loss is that of the posterior, which knows the graph; low marks there "
+                    "do without it.",
+                    figures={"without": plot_without(table)},
+                ),
+                Section(
+                    "Steps",
+                    "One mark a setting in which the graph was learned; the fit is over all of them at once.",
+                    figures=plot_learned("g", table, "g", "predicted g, mean over edges")
+                    | plot_learned("n_ctx", table, "n_ctx", "context length n_ctx"),
+                ),
             ],
             saved={"learnability.parquet": lambda path: table.to_parquet(path)},
         )
-
-
-_SAYS_MAP = (
-    "One mark a setting in which both were reached: the step from which the graph is there, against the step from "
-    "which the loss is. Below the diagonal the graph came first."
-)
-_SAYS_WITHOUT = (
-    "One mark a setting: edges that are there at the end, against the excess of the loss over the edge posterior. At "
-    "the left the loss is that of the posterior, which knows the graph; low marks there do without it."
-)
-_SAYS_STEPS = "One mark a setting in which the graph was learned; the fit is over all of them at once."
-_AGAINST = {
-    "first": ("loss_step", "step from which the loss is there"),
-    "g": ("g", "predicted g, mean over edges"),
-    "n_ctx": ("n_ctx", "context length n_ctx"),
-}
 
 
 def measure_sizes(
@@ -242,17 +241,12 @@ def make_checks(table: pd.DataFrame, fits: Mapping[str, Exponent]) -> list[Check
     ]
 
 
-def plot_learned(table: pd.DataFrame, *names: str) -> dict[str, Axes]:
+def plot_learned(name: str, table: pd.DataFrame, x: str, xlabel: str) -> dict[str, Axes]:
     """A mark a setting in which the graph was learned, coloured by family; no figure where there is none."""
-    drawn = {}
-    for name in names:
-        x, label = _AGAINST[name]
-        points = curves_of(table[table[x] > 0], x, "graph_step", "{graph}", mean=False)
-        same = ("graph and loss at once", 1.0, 1.0) if x == "loss_step" else None
-        if points:
-            ylabel = "step from which the graph is there"
-            drawn[name] = figures.plot_scaling(points, {}, ylabel=ylabel, xlabel=label, bound=same)
-    return drawn
+    points = curves_of(table[table[x] > 0], x, "graph_step", "{graph}", mean=False)
+    same, ylabel = ("graph and loss at once", 1.0, 1.0), "step from which the graph is there"
+    bound = same if x == "loss_step" else None
+    return {name: figures.plot_scaling(points, {}, ylabel=ylabel, xlabel=xlabel, bound=bound)} if points else {}
 
 
 def plot_without(table: pd.DataFrame) -> Axes:

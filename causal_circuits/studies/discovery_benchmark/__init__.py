@@ -159,7 +159,7 @@ def loss_lines(rows: pd.DataFrame) -> list[str]:
         if some.empty:
             continue
         excess = some.loss - some.loss_trained
-        low, blind = (some.excess_over_edge_posterior <= LOW_LOSS).sum(), some.is_decoy.sum()
+        low, blind = (some.excess_over_edge_posterior <= LOW_LOSS).sum(), int(some.is_decoy.sum())
         lines.append(
             f"{kind}: {len(some)} models, none left out; their loss is {excess.min():+.3f} to {excess.max():+.3f} nats "
             f"from the trained model's, which is lower in {(excess > 0).sum()}; {low} are within {LOW_LOSS} "
