@@ -114,7 +114,7 @@ def test_targets_of_other_sequences_show_neither_edges_nor_roots(parents, labels
     """They say nothing of the tokens, which may be a chain or independent."""
     batch = drawn(parents, 4000)
     targets = labels_of(batch) if labels else batch.target_probs
-    found = cc.recover_graph(batch.tokens, targets[torch.randperm(4000, generator=torch.Generator().manual_seed(1))])
+    found = cc.recover_graph(batch, targets[torch.randperm(4000, generator=torch.Generator().manual_seed(1))])
     assert found.undecided == tuple(range(1, 8))
     assert "not the laws of these tokens" in found.positions[5].reason
     assert "are not the laws of these tokens" in found.warnings[-1]
