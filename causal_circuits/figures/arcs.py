@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.figures.style import BLACK, GREY, MODEL, SMALL, TRUE_EDGE, legend_at, new_axes
+from causal_circuits.figures.style import BLACK, GREY, MODEL, SMALL, TRUE_EDGE, legend_above, new_axes
 from causal_circuits.graphs import compare_graphs, has_query, latent_edges, n_ctx_of
 from causal_circuits.graphs.edges import roots_of
 
@@ -44,7 +44,7 @@ def plot_graph_comparison(true: nx.DiGraph, found: nx.DiGraph | None = None, ax:
     if has_query(true):
         drawn.append(draw_arcs(ax, {(n_ctx - 1, n_ctx)}, "given", colour=GREY, style="-", width=0.8))
     frame_arcs(ax, true, latent_edges(true), false)
-    legend_at(ax, "above", ncols=5, handles=[*drawn, *draw_nodes(ax, true)])
+    legend_above(ax, ncols=5, handles=[*drawn, *draw_nodes(ax, true)])
     return ax
 
 

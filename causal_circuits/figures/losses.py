@@ -15,7 +15,7 @@ from causal_circuits.figures.style import (
     PURPLE,
     SMALL,
     VERMILLION,
-    legend_at,
+    legend_above,
     log_steps,
     new_axes,
     to_numpy,
@@ -66,7 +66,7 @@ def plot_loss(
     _set_loss_limits(ax, smooth, list(levels.values()))
     _label_levels(ax, levels)
     ax.set_ylabel("cross-entropy (nats)")
-    legend_at(ax, "above", ncols=3)
+    legend_above(ax, ncols=3)
     return ax
 
 

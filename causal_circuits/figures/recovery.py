@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 from causal_circuits.arguments import check_arguments
 from causal_circuits.discovery import RecoveredGraph
 from causal_circuits.figures.arcs import arcs_axes, draw_arcs, draw_nodes, frame_arcs
-from causal_circuits.figures.style import BLACK, GREY, MODEL, SMALL, TRUE_EDGE, legend_at, new_axes
+from causal_circuits.figures.style import BLACK, GREY, MODEL, SMALL, TRUE_EDGE, legend_above, new_axes
 from causal_circuits.graphs import latent_edges, n_ctx_of
 
 _VERDICTS = (
@@ -41,7 +41,7 @@ def plot_recovered_graph(recovered: RecoveredGraph, ax: Axes | None = None) -> A
         for position in undecided:
             ax.annotate("?", (position, 0), ha="center", va="center", fontsize=SMALL - 1, color=TRUE_EDGE, zorder=5)
     frame_arcs(ax, graph, edges, set())
-    legend_at(ax, "above", ncols=5, handles=drawn)
+    legend_above(ax, ncols=5, handles=drawn)
     return ax
 
 
@@ -74,5 +74,5 @@ def plot_recovery(recovered: RecoveredGraph, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("position (the number above a point is its candidate parent)")
     ax.set_ylabel("score: 0 independent, 1 an edge")
     ax.margins(y=0.18)
-    legend_at(ax, "above", ncols=3)
+    legend_above(ax, ncols=3)
     return ax

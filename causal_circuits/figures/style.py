@@ -56,11 +56,9 @@ def look_of(k: int, *, line: bool = True) -> dict[str, Any]:
     return {"color": SERIES[k % len(SERIES)], "marker": MARKERS[k % len(MARKERS)], "linestyle": style}
 
 
-def legend_at(ax: Axes, place: str, **more: Any) -> None:
-    """A legend where it hides nothing: "right" of the axes, or "above" them."""
-    places = {"right": ("center left", (1.01, 0.5)), "above": ("lower center", (0.5, 1.0))}
-    loc, anchor = places[place]
-    ax.legend(loc=loc, bbox_to_anchor=anchor, frameon=False, fontsize=SMALL, **more)  # type: ignore[call-overload]
+def legend_above(ax: Axes, **more: Any) -> None:
+    """A legend above the axes, where it hides nothing."""
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=SMALL, **more)
 
 
 def legend_columns(names: Collection[str]) -> int:

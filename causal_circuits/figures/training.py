@@ -15,7 +15,7 @@ from causal_circuits.figures.style import (
     SKY,
     SMALL,
     TRUE_EDGE,
-    legend_at,
+    legend_above,
     log_steps,
     look_of,
     new_axes,
@@ -53,7 +53,7 @@ def plot_phases(distances: PredictorDistances, ax: Axes | None = None) -> Axes:
     ax.set_xlim(steps[0], max(steps[-1], steps[0] + 1))
     ax.set_ylim(bottom=0)
     ax.set_ylabel("KL(predictor, model) (nats)")
-    legend_at(ax, "above", ncols=4, title="distance from the predictor named; the shade says which is nearest")
+    legend_above(ax, ncols=4, title="distance from the predictor named; the shade says which is nearest")
     return ax
 
 

@@ -9,14 +9,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from causal_circuits.figures.style import GREY, SMALL, legend_at, look_of, new_grid
+from causal_circuits.figures.style import GREY, SMALL, look_of, new_grid
 from causal_circuits.pages import Check, Section
 from causal_circuits.studies.interventional_data.measure import CONTRAST, METHODS, measure_forest
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
 from causal_circuits.studies.tables import interval, interval_text
 
 GRAPHS = ("chain", "forest")
-TITLES = {"both orders": "one table", "fading": "compared with observation"}
 MODELS = ("attention", "knock-out")
 RIGHT = 0.95  # of directions, to be called found
 
@@ -96,7 +95,7 @@ def checks(points: pd.DataFrame) -> list[Check]:
 
 def checks_of(d_vocab: int, of: pd.DataFrame) -> list[Check]:
     alone, told = of[of.share == 0], {name: found_from(of, name) for name in METHODS["fading"]}
-    words = {name: f"{name} {'at no share' if at is None else f'from {at:.0%} on'}" for name, at in told.items()}
+    words = {n: f"{n}: {'never' if at is None else f'from {at:.0%} of the sequences on'}" for n, at in told.items()}
     models, best = [f"{name}, fading" for name in MODELS], of[of.share > 0].groupby("share").mean(numeric_only=True)
     observed = "; ".join(f"{name} {interval_text(alone[name])}" for name in METHODS["both orders"])
     first = Check(
@@ -119,8 +118,8 @@ def checks_of(d_vocab: int, of: pd.DataFrame) -> list[Check]:
         ),
         Check(
             "passed" if any(told[name] is not None for name in models) else "refuted",
-            f"Vocabulary of {d_vocab}: a trained model shows it in attention or knock-outs",
-            f"{words[models[0]]}, {words[models[1]]}; {most}",
+            f"Vocabulary of {d_vocab}: so does the attention of a trained model, or knock-outs",
+            f"{words[models[0]]}; {words[models[1]]}; {most}",
         ),
     ]
 
@@ -140,14 +139,15 @@ def plot_directions(points: pd.DataFrame) -> Figure:
         for k, name in enumerate(METHODS[way], start=way == "both orders"):
             low, high = np.array([interval(values) for _, values in of[name]]).T
             middle, at = (low + high) / 2, np.arange(len(low)) + 0.06 * (k - 2)
-            ax.errorbar(at, middle, (high - low) / 2, label=name, markersize=4, linewidth=1.2, **look_of(k))
+            label = name.removesuffix(f", {way}")
+            ax.errorbar(at, middle, (high - low) / 2, label=label, markersize=4, linewidth=1.2, **look_of(k))
         share_axis(ax, [share for share, _ in of])
         ax.axhline(0.5, color=GREY, linewidth=0.9, linestyle=":", zorder=0)
         ax.set_ylim(0, 1.05)
-        ax.set_title(f"{d_vocab} tokens, {TITLES[way]}", fontsize=10)
+        ax.set_title(f"{d_vocab} tokens, {way}", fontsize=10)
         ax.set_ylabel("directions right")
-        if d_vocab == sizes[-1]:
-            legend_at(ax, "right")
+    handles = axes[-1].get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=SMALL)
     return figure
 
 

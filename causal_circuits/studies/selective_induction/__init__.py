@@ -177,7 +177,7 @@ def checks(share: pd.DataFrame, planted: list[Row], selective: list[Row]) -> lis
 def plot_patterns(row: Row) -> Figure:
     seen = {name: np.asarray(pattern) for name, pattern in row["patterns"].items()}
     titles = {"layer 0": "layer 0: query and key", "layer 1": "layer 1: head and key, last query"}
-    titles["layer 2"] = "layer 2: sequence's lag and key, last query"
+    titles["layer 2"] = "layer 2: lag and key, last query"
     figure, axes = new_grid(3, 3, 3.8, 3.2)
     for ax, (name, title) in zip(axes, titles.items(), strict=True):
         image = ax.imshow(seen[name], cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
