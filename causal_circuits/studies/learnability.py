@@ -16,9 +16,9 @@ from causal_circuits import figures
 from causal_circuits.figures.style import legend_below, look_of
 from causal_circuits.pages import Check, Section
 from causal_circuits.statistics import rank_correlation
-from causal_circuits.studies.power_laws import Exponent, falls, fit_exponents, is_share
+from causal_circuits.studies.power_laws import Exponent, falls, fit_exponents
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
-from causal_circuits.studies.tables import GRAPHS, curves_of, make_graph, parents_first
+from causal_circuits.studies.tables import GRAPHS, curves_of, is_share, make_graph, parents_first
 
 Row = dict[str, Any]
 FAMILIES = (*GRAPHS, "star")

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
-from scipy import stats
 
 from causal_circuits.pages.report import Check, State
+from causal_circuits.studies.tables import is_positive
 
 
 @dataclass(frozen=True)
@@ -44,20 +43,6 @@ class PowerLaw:
         if self.low <= exponent <= self.high:
             return f"an interval that holds {exponent:+.2f}"
         return f"steeper than {exponent:+.2f}" if self.high < exponent else f"flatter than {exponent:+.2f}"
-
-
-def is_positive(low: float, high: float) -> State:
-    """Whether what has this interval is above zero: undecided where it holds zero, or is not known."""
-    return "passed" if low > 0 else "refuted" if high < 0 else "undecided"
-
-
-def is_share(hits: "pd.Series[bool]", least: float) -> tuple[State, str]:
-    """Whether at least this share of all such cases are hits, and the words: undecided where the interval holds it."""
-    if not len(hits):
-        return "undecided", "0 of 0"
-    interval = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci()
-    said = f"{hits.sum()} of {len(hits)}, 95% interval {interval.low:.0%} to {interval.high:.0%}"
-    return is_positive(interval.low - least, interval.high - least), said
 
 
 def falls(law: "PowerLaw | Exponent | None") -> State:

@@ -12,9 +12,8 @@ import causal_circuits as cc
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
 from causal_circuits.pages.report import State
-from causal_circuits.studies.power_laws import is_share
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
-from causal_circuits.studies.tables import GRAPHS, curves_of, make_graph, parents_first
+from causal_circuits.studies.tables import GRAPHS, curves_of, is_share, make_graph, parents_first
 
 Row = dict[str, Any]
 PILOT = 2_000  # sequences that tell the noise of an entry; none of them is used again

@@ -1,4 +1,4 @@
-"""What reports of studies share: graphs by name, rows as text, the paper's 20 forests."""
+"""What reports of studies share: graphs by name, rows as text, intervals, the paper's 20 forests."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +12,7 @@ import scipy.stats  # type: ignore[import-untyped]
 from torch import Tensor
 
 import causal_circuits as cc
+from causal_circuits.pages.report import State
 
 GRAPHS = ("chain", "pairs", "forest")
 
@@ -123,6 +124,20 @@ def interval_text(values: Iterable[float]) -> str:
     numbers = [*values]
     low, high = interval(numbers)
     return f"{(low + high) / 2:.3f}" + (f" [{low:.3f}, {high:.3f}]" if len(numbers) > 1 else " (one value)")
+
+
+def is_positive(low: float, high: float) -> State:
+    """Whether what has this interval is above zero: undecided where it holds zero, or is not known."""
+    return "passed" if low > 0 else "refuted" if high < 0 else "undecided"
+
+
+def is_share(hits: "pd.Series[bool]", least: float) -> tuple[State, str]:
+    """Whether at least this share of all such cases are hits, and the words: undecided where the interval holds it."""
+    if not len(hits):
+        return "undecided", "0 of 0"
+    share = scipy.stats.binomtest(int(hits.sum()), len(hits)).proportion_ci()
+    said = f"{hits.sum()} of {len(hits)}, 95% interval {share.low:.0%} to {share.high:.0%}"
+    return is_positive(share.low - least, share.high - least), said
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -12,9 +12,8 @@ from causal_circuits import figures
 from causal_circuits.pages import Check, Section
 from causal_circuits.pages.report import State
 from causal_circuits.statistics import auroc
-from causal_circuits.studies.power_laws import is_positive
 from causal_circuits.studies.study import Cell, Report, Study, at_least
-from causal_circuits.studies.tables import dots_of, markdown
+from causal_circuits.studies.tables import dots_of, is_positive, markdown
 from causal_circuits.studies.unlearned_edges.measure import TARGETS, measure_figure_9, train_all
 
 Row = Mapping[str, Any]
