@@ -249,7 +249,7 @@ def test_flags_with_which_there_is_nothing_to_measure_are_refused(study: str, fl
     assert any(re.sub(r"\W", "_", word.strip("-")) in re.sub(r"\W", "_", said) for word in flags.split()), said
 
 
-@settings(max_examples=5, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 @pytest.mark.parametrize("study", studies.NAMES)
 def test_flags_are_taken_or_refused_in_one_line(study: str, data: st.DataObject, tmp_path) -> None:

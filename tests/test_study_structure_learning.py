@@ -1,6 +1,7 @@
 """The study of structure learning: its methods against plain counts, noise as control, checks that can fail."""
 
 import importlib.util
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -99,8 +100,9 @@ def test_of_two_parents_matches_find_the_edges_and_first_order_methods_do_not(se
         assert scores[name]["edges_found"] < 0.7 * scores[name]["edges"]
 
 
-def test_trained_heads_of_two_parents_are_told_that_there_is_no_query() -> None:
+def test_trained_heads_of_two_parents_are_told_that_there_is_no_query(monkeypatch) -> None:
     """They start from matches and are confirmed by them; with a query supposed, 3 of 22 edges were."""
+    monkeypatch.setattr(cc.TrainConfig, "matched", partial(cc.TrainConfig.matched, 1000))  # the default, in fewer steps
     graph = graph_of(0, 2)
     table = methods.Table.of(make_batches(graph, 2, 5000, 3, 0.1, (0, 0))[study.POOLED], seed=0, k=2)
     found = methods.find_edges(methods.ATTENTION, table, level=0.05, steps=1, seed=0)
