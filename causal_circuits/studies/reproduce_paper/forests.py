@@ -125,8 +125,8 @@ def compared(rows: Sequence[Row], level: str, above: str, below: str) -> str:
     found = against_record(rows)
     word = {"level with": level, "above": above, "below": below}[measuring.place(found["low"], found["high"])]
     return (
-        f"{word}; block attention less the record, in pairs, on {found['n']} graphs: {found['mean']:+.4f} "
-        f"[{found['low']:+.4f}, {found['high']:+.4f}]"
+        f"{word}; block attention less the record, in pairs: {found['mean']:+.4f} "
+        f"[{found['low']:+.4f}, {found['high']:+.4f}] on {found['n']} graphs"
     )
 
 
