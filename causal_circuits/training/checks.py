@@ -32,43 +32,53 @@ def check_members(models: Sequence[HookedTransformer], tasks: Sequence[Task], co
         if len(values) > 1:
             raise ValueError(f"the members of an ensemble must have the same {what}: got {sorted(map(str, values))}")
     for model, task, config in zip(models, tasks, configs, strict=True):
-        sizes = layout_of(model) if has_layout(model) else model.cfg
-        if (sizes.d_vocab, sizes.n_ctx) != (task.d_vocab, task.n_ctx):
+        _check_member(model, task, config)
+
+
+def _check_member(model: HookedTransformer, task: Task, config: TrainConfig) -> None:
+    sizes, known = layout_of(model) if has_layout(model) else model.cfg, trainable_parameters(model)
+    if (sizes.d_vocab, sizes.n_ctx) != (task.d_vocab, task.n_ctx):
+        raise ValueError(
+            f"model and task must have the same (d_vocab, n_ctx): model {(sizes.d_vocab, sizes.n_ctx)}, "
+            f"task {(task.d_vocab, task.n_ctx)}"
+        )
+    if has_layout(model):
+        _check_parametrizations(model)
+        _check_start(model, task, config)
+        _warn_of_missing_heads(model, task)
+    elif config.warm_start is not None or config.match_start is not None:
+        raise ValueError(
+            "an ordinary transformer has no blocks to warm up: give TrainConfig warm_start=None, match_start=None"
+        )
+    if config.relative_positions and not (has_layout(model) and layout_of(model).kind == "disentangled"):
+        raise ValueError("relative_positions is for disentangled models: give TrainConfig relative_positions=False")
+    if config.blocks is not None:
+        block_masks(model, config.blocks)
+    _check_parameters(known)
+    if not attachments(model):
+        check_forward(model, torch.arange(task.n_ctx)[None] % task.d_vocab)
+    for stage in config.stages:
+        unknown = [name for name in stage.train or () if name not in known]
+        if unknown:
+            raise ValueError(f"a stage trains {unknown[0]!r}, which the model has not: it has {', '.join(known)}")
+
+
+def _check_start(model: HookedTransformer, task: Task, config: TrainConfig) -> None:
+    """Refuse to overwrite weights that a training, a file or `plant_circuit` gave the model."""
+    if config.match_start is not None:
+        check_match_start(model)
+        if task.every_position:
             raise ValueError(
-                f"model and task must have the same (d_vocab, n_ctx): model {(sizes.d_vocab, sizes.n_ctx)}, "
-                f"task {(task.d_vocab, task.n_ctx)}"
+                "a start from matches is for targets after the last position, and this task has them after every one: "
+                "give TrainConfig match_start=None"
             )
-        if has_layout(model):
-            _check_parametrizations(model)
-            if config.warm_start is not None:
-                check_untrained(
-                    model, f"the warm start (scale {config.warm_start:g})", "TrainConfig(..., warm_start=None)"
-                )
-            if config.match_start is not None:
-                check_match_start(model)
-                if task.every_position:
-                    raise ValueError(
-                        "a start from matches is for targets after the last position, and this task has them after "
-                        "every one: give TrainConfig match_start=None"
-                    )
-                check_untrained(model, "the start from matches", "TrainConfig(..., match_start=None)")
-            _warn_of_missing_heads(model, task)
-        if not has_layout(model) and (config.warm_start is not None or config.match_start is not None):
+    origin, given = weights_from(model), {"warm_start": config.warm_start, "match_start": config.match_start}
+    for name, value in given.items():
+        if value is not None and origin is not None:
             raise ValueError(
-                "an ordinary transformer has no blocks to warm up: give TrainConfig warm_start=None, match_start=None"
+                f"{name}={value:g} would overwrite weights that the model has from {origin}: go on from them with "
+                f"TrainConfig(..., {name}=None), or build a new model"
             )
-        if config.relative_positions and not (has_layout(model) and layout_of(model).kind == "disentangled"):
-            raise ValueError("relative_positions is for disentangled models: give TrainConfig relative_positions=False")
-        if config.blocks is not None:
-            block_masks(model, config.blocks)
-        known = trainable_parameters(model)
-        _check_parameters(known)
-        if not attachments(model):
-            check_forward(model, torch.arange(task.n_ctx)[None] % task.d_vocab)
-        for stage in config.stages:
-            unknown = [name for name in stage.train or () if name not in known]
-            if unknown:
-                raise ValueError(f"a stage trains {unknown[0]!r}, which the model has not: it has {', '.join(known)}")
 
 
 def _check_parameters(known: dict[str, torch.nn.Parameter]) -> None:
@@ -100,16 +110,6 @@ def _check_parametrizations(model: HookedTransformer) -> None:
         )
 
 
-def check_untrained(model: HookedTransformer, what: str, remedy: str) -> None:
-    """Refuse to overwrite weights that a training, a file or `plant_circuit` gave the model."""
-    origin = weights_from(model)
-    if origin is not None:
-        raise ValueError(
-            f"{what} would overwrite weights that the model has from {origin}: go on from them with {remedy}, or build "
-            "a new model"
-        )
-
-
 def _warn_of_missing_heads(model: HookedTransformer, task: Task) -> None:
     if task.graph is None:  # then nobody knows
         return
@@ -118,5 +118,5 @@ def _warn_of_missing_heads(model: HookedTransformer, task: Task) -> None:
         warnings.warn(
             f"the target of this task has {needed} parents and layer 0 of the model {n_heads} head(s), each of which "
             f"can copy one: the graph cannot be learned whole; build the model with n_heads=({needed}, 1)",
-            stacklevel=4,
+            stacklevel=5,
         )
