@@ -98,7 +98,7 @@ def plot_matrix(
 def plot_knock_out(knock_out: KnockOut, graph: nx.DiGraph, head: int | None = None, ax: Axes | None = None) -> Axes:
     """What cutting each attention entry costs, against the adjacency of the true graph (open squares).
 
-    The row of a query is left blank: it has no parent, and its effects would drown the others' colours.
+    The last row is left blank: every prediction needs it, and its effects would drown the others' colours.
 
     Args:
         knock_out: from `knock_out_edges`.
@@ -112,7 +112,8 @@ def plot_knock_out(knock_out: KnockOut, graph: nx.DiGraph, head: int | None = No
     effect = to_numpy(knock_out.effect)
     if head is not None and not 0 <= head < len(effect):
         raise ValueError(f"the knock-out is of heads 0 .. {len(effect) - 1}: got head {head}")
-    shown = _without_query(np.fmax.reduce(effect, axis=0) if head is None else effect[head], graph)
+    shown = np.fmax.reduce(effect if head is None else effect[[head]], axis=0)
+    shown[-1] = np.nan
     only = 0 if len(effect) == 1 else head
     which = "any head" if only is None else f"L{knock_out.layer}H{only}"
     unit = "nats above the whole model" if knock_out.metric == "loss" else f"change of {knock_out.metric}"

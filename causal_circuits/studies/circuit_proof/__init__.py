@@ -266,8 +266,8 @@ def make_sections(task: cc.InContextTask, e: Evidence, whole: circuits.CircuitMo
         ),
         Section(
             "The entries that matter, and the graph",
-            "Layer 0's attention, and what cutting each entry costs; true edges are outlined. A model that predicts by "
-            "other means has a low loss and no match here.",
+            "Layer 0's attention, and what cutting each entry costs, but for the last row, which every prediction "
+            "needs; true edges are outlined. A model that predicts by other means has a low loss and no match here.",
             figures={
                 "attention": figures.plot_attention_and_graph(e.knock_out.attention.amax(dim=0), task.graph),
                 "knock_out": figures.plot_knock_out(e.knock_out, task.graph),
