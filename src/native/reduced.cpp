@@ -7,119 +7,97 @@
 // da = P^T dt, added up by token in row x_T of A2;  dA1 = P (dP - row sums of P dP).
 //
 // t, da and dP are dense products for a chunk of sequences.
-#include "attention.h"
+#include <algorithm>
+#include <vector>
+
 #include "dense.h"
+#include "kernels.h"
+#include "softmax.h"
 
 namespace KERNELS_NAMESPACE {
 namespace {
 
 constexpr float PROBABILITY_FLOOR = 1e-9f;  // that of models/structured.py
 
-struct Workspace {
-    Arena arena;
-    Sizes sizes{};
-    // pattern and d_pattern [query, key]; pattern_t [key, query]; a2 and d_a2 [query token, key token], identity
-    float *pattern, *pattern_t, *d_pattern, *a2, *d_a2, *identity;
-    // Of a chunk, [sequence, context]: a, then t which becomes p and dt, then da. Of a sequence: f, and its gradient.
-    float *reach, *scores, *d_reach, *probs, *d_probs;
-    float *last, *d_last, *d_scores;  // [context], what a recording wants of layer 1
-    int32_t* x;
-
-    void fit(Sizes to) {
-        if (sizes == to) return;
-        const Shape s(to);
-        sizes = {};  // until all is there: memory may run out
-        arena.fill([&](Arena& a) {
-            for (float** of : {&pattern, &pattern_t, &d_pattern}) *of = a.take<float>(s.context * s.context);
-            for (float** of : {&a2, &d_a2, &identity}) *of = a.take<float>(s.n_tok * s.tokens);
-            for (float** of : {&reach, &scores, &d_reach}) *of = a.take<float>(CHUNK * s.context);
-            for (float** of : {&last, &d_last, &d_scores}) *of = a.take<float>(s.context);
-            probs = a.take<float>(s.tokens), d_probs = a.take<float>(s.tokens);
-            x = a.take<int32_t>(CHUNK * s.context);
-        });
-        for (int t = 0; t < s.n_tok; ++t) identity[t * s.tokens + t] = 1.0f;
-        sizes = to;
-    }
-    void pack(Weights<const float> from, const Shape& s) {
-        for (int i = 0; i < s.n_ctx; ++i) {
-            float* row = pattern + (s.pad + i) * s.context + s.pad;
-            std::copy_n(from.a1 + i * s.n_ctx, i + 1, row);
-            softmax(row, i + 1);
-        }
-        for (int i = s.pad; i < s.context; ++i)
-            for (int j = s.pad; j <= i; ++j) pattern_t[j * s.context + i] = pattern[i * s.context + j];
-        for (int t = 0; t < s.n_tok; ++t) std::copy_n(from.a2 + t * s.n_tok, s.n_tok, a2 + t * s.tokens);
-    }
-};
-
-template <Size SIZE>
+// One batch through one model; rows of positions are padded to `wide` numbers.
 struct Pass {
-    const Shape& s;
-    Workspace& work;
-    const bool watched;
+    const int n_ctx, n_tok, wide = padded(n_ctx);
+    const float* a2;
+    const Watched watched;
+    const float share;
+    // pattern, d_pattern [query, key]; pattern_t [key, query]; d_a2 [query token, key token]
+    std::vector<float> pattern = zeros(n_ctx), pattern_t = zeros(n_ctx), d_pattern = zeros(n_ctx);
+    std::vector<float> d_a2 = std::vector<float>(n_tok * n_tok);
+    // Of a chunk, [sequence, position]: a, then t which becomes p and dt, then da. Of a sequence: f and its gradient.
+    std::vector<float> reach = zeros(CHUNK), scores = zeros(CHUNK), d_reach = zeros(CHUNK);
+    std::vector<float> probs = std::vector<float>(n_tok), d_probs = std::vector<float>(n_tok);
+
+    std::vector<float> zeros(int n_rows) const { return std::vector<float>(n_rows * wide); }
+
+    void pack(const float* a1) {
+        for (int i = 0; i < n_ctx; ++i) {
+            std::copy_n(a1 + i * n_ctx, i + 1, &pattern[i * wide]);
+            softmax(&pattern[i * wide], i + 1);
+            for (int j = 0; j <= i; ++j) pattern_t[j * wide + i] = pattern[i * wide + j];
+        }
+    }
 
     double run(const int32_t* x, const float* targets, int n) {
         double loss = 0;
         for (int start = 0; start < n; start += CHUNK) {
-            const int size = std::min(CHUNK, n - start), numbers = size * s.context;
-            for (int b = 0; b < size; ++b) {
-                std::copy_n(x + (start + b) * s.n_ctx, s.n_ctx, work.x + b * s.context + s.pad);
-                look_up_scores(x[(start + b + 1) * s.n_ctx - 1], work.x + b * s.context, work.reach + b * s.context);
-            }
-            std::fill_n(work.scores, numbers, 0.0f), std::fill_n(work.d_reach, numbers, 0.0f);
-            multiply({work.reach, s.context, 1}, size, s.context, work.pattern_t, s.context, s.context, work.scores,
-                     s.context);
-            for (int b = 0; b < size; ++b) loss += back_to_scores(b, targets + (start + b) * s.n_tok);
-            multiply({work.scores, s.context, 1}, size, s.context, work.pattern, s.context, s.context, work.d_reach,
-                     s.context);
-            multiply({work.scores, 1, s.context}, s.context, size, work.reach, s.context, s.context, work.d_pattern,
-                     s.context);
-            for (int b = 0; b < size; ++b) add_by_tokens(b);
+            const int size = std::min(CHUNK, n - start);
+            const int32_t* tokens = x + start * n_ctx;
+            const auto row_of_a2 = [=](int b) { return tokens[(b + 1) * n_ctx - 1] * n_tok; };
+            for (int b = 0; b < size; ++b)
+                for (int k = 0; k < n_ctx; ++k) reach[b * wide + k] = a2[row_of_a2(b) + tokens[b * n_ctx + k]];
+            std::fill(scores.begin(), scores.end(), 0.0f), std::fill(d_reach.begin(), d_reach.end(), 0.0f);
+            multiply({reach.data(), wide, 1}, size, n_ctx, pattern_t.data(), wide, n_ctx, scores.data(), wide);
+            for (int b = 0; b < size; ++b)
+                loss += back_to_scores(tokens + b * n_ctx, targets + (start + b) * n_tok, &scores[b * wide]);
+            multiply({scores.data(), wide, 1}, size, n_ctx, pattern.data(), wide, n_ctx, d_reach.data(), wide);
+            multiply({scores.data(), 1, wide}, n_ctx, size, reach.data(), wide, n_ctx, d_pattern.data(), wide);
+            for (int b = 0; b < size; ++b)
+                for (int k = 0; k < n_ctx; ++k) d_a2[row_of_a2(b) + tokens[b * n_ctx + k]] += d_reach[b * wide + k];
         }
         return loss;
-    }
-
-    // Row `token` of A2 at every position.
-    void look_up_scores(int token, const int32_t* x, float* out) {
-        for (int unit = 0; unit < s.units; ++unit) {
-            const Ints keys = load<Ints>(x + unit * LANES);
-            store(out + unit * LANES, alive(look_up<SIZE>(work.a2 + token * s.tokens, keys), unit, s, 0.0f));
-        }
     }
 
     // The loss of a sequence; dt takes the place of t.
-    double back_to_scores(int b, const float* target) {
-        const int32_t* x = work.x + b * s.context;
-        float* p = work.scores + b * s.context;
-        store(p, alive(load(p), 0, s, -INF));
-        softmax(p, s.context);
-        by_token(p, x, work.identity, s, work.probs);
+    double back_to_scores(const int32_t* x, const float* target, float* p) {
+        softmax(p, n_ctx);
+        std::fill(probs.begin(), probs.end(), 0.0f);
+        for (int k = 0; k < n_ctx; ++k) probs[x[k]] += p[k];
         double loss = 0;
-        for (int t = 0; t < s.n_tok; ++t) {
-            const float prob = work.probs[t] + PROBABILITY_FLOOR;
+        for (int t = 0; t < n_tok; ++t) {
+            const float prob = probs[t] + PROBABILITY_FLOOR;
             loss -= target[t] * std::log(prob);
-            work.d_probs[t] = -target[t] / prob;
+            d_probs[t] = -target[t] / prob;
         }
-        Floats inner{};
-        for (int v = 0; v < s.context; v += LANES)
-            inner += load(p + v) * look_up<SIZE>(work.d_probs, load<Ints>(x + v));
-        const float p_dp = sum(inner);
-        for (int v = 0; v < s.context; v += LANES) {
-            const Floats dp = look_up<SIZE>(work.d_probs, load<Ints>(x + v)), dt = load(p + v) * (dp - p_dp);
-            if (watched) {
-                add_to(work.last + v, load(p + v)), add_to(work.d_last + v, dp);
-                add_to(work.d_scores + v, dt);
+        float inner = 0;
+        for (int k = 0; k < n_ctx; ++k) inner += p[k] * d_probs[x[k]];
+        for (int k = 0; k < n_ctx; ++k) {
+            const float dp = d_probs[x[k]], dt = p[k] * (dp - inner);
+            if (watched.pattern) {
+                watched.last[k] += share * p[k], watched.d_last[k] += share * dp;
+                watched.d_scores[k] += share * dt;
             }
-            store(p + v, dt);
+            p[k] = dt;
         }
         return loss;
     }
 
-    void add_by_tokens(int b) {
-        const int32_t* x = work.x + b * s.context;
-        by_token(work.d_reach + b * s.context, x, work.identity, s, work.probs);
-        float* row = work.d_a2 + x[s.context - 1] * s.tokens;
-        for (int t = 0; t < s.n_tok; ++t) row[t] += work.probs[t];
+    void write(Weights<float> to, int n) const {
+        for (int i = 0; i < n_ctx; ++i) {
+            const float *p = &pattern[i * wide], *dp = &d_pattern[i * wide];
+            float inner = 0;
+            for (int j = 0; j <= i; ++j) inner += p[j] * dp[j];
+            for (int j = 0; j < n_ctx; ++j) to.a1[i * n_ctx + j] = j <= i ? share * p[j] * (dp[j] - inner) : 0.0f;
+            for (int j = 0; watched.pattern && j <= i; ++j) {
+                watched.pattern[i * n_ctx + j] = share * n * p[j];
+                watched.d_pattern[i * n_ctx + j] = share * dp[j];
+            }
+        }
+        for (int i = 0; i < n_tok * n_tok; ++i) to.a2[i] = share * d_a2[i];
     }
 };
 
@@ -127,31 +105,11 @@ struct Pass {
 
 double reduced_gradient(Sizes sizes, const int32_t* tokens, const float* targets, int n, Weights<const float> weights,
                         Weights<float> gradients, Watched watched, float share) {
-    thread_local Workspace work;
-    work.fit(sizes);
-    const Shape s(sizes);
-    work.pack(weights, s);
-    std::fill_n(work.d_pattern, s.context * s.context, 0.0f), std::fill_n(work.d_a2, s.n_tok * s.tokens, 0.0f);
-    for (float* of : {work.last, work.d_last, work.d_scores}) std::fill_n(of, s.context, 0.0f);
-    const bool watch = watched.pattern != nullptr;
-    const double loss = by_size(s.n_tok, [&](auto size) { return Pass<size>{s, work, watch}.run(tokens, targets, n); });
-    for (int i = 0; i < s.n_ctx; ++i) {
-        const float *p = work.pattern + (s.pad + i) * s.context + s.pad,
-                    *dp = work.d_pattern + (s.pad + i) * s.context + s.pad;
-        float inner = 0;
-        for (int j = 0; j <= i; ++j) inner += p[j] * dp[j];
-        for (int j = 0; j < s.n_ctx; ++j) {
-            const int at = i * s.n_ctx + j;
-            gradients.a1[at] = j <= i ? share * p[j] * (dp[j] - inner) : 0.0f;
-            if (watch) watched.pattern[at] = share * n * p[j], watched.d_pattern[at] = j <= i ? share * dp[j] : 0.0f;
-        }
-    }
-    for (int t = 0; t < s.n_tok; ++t)
-        for (int k = 0; k < s.n_tok; ++k) gradients.a2[t * s.n_tok + k] = share * work.d_a2[t * s.tokens + k];
-    for (int k = 0; watch && k < s.n_ctx; ++k) {
-        watched.last[k] = share * work.last[s.pad + k], watched.d_last[k] = share * work.d_last[s.pad + k];
-        watched.d_scores[k] = share * work.d_scores[s.pad + k];
-    }
+    Pass pass{sizes.n_ctx, sizes.n_tok, padded(sizes.n_ctx), weights.a2, watched, share};
+    if (watched.pattern) std::fill_n(watched.pattern, Watched::size(sizes), 0.0f);
+    pass.pack(weights.a1);
+    const double loss = pass.run(tokens, targets, n);
+    pass.write(gradients, n);
     return loss * share;
 }
 
