@@ -69,16 +69,25 @@ inline To bits_as(From from) {
 inline Floats select(Ints mask, Floats a, Floats b) { return mask ? a : b; }
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
+// (GCC makes shuffles of these loops only if asked for them: else the sampler has .55 to .65 times its rate.)
+// Lanes of a pair of vectors in any order: lane i takes number index(i) of a, or index(i) - LANES of b.
+template <class Index>
+[[gnu::always_inline]] inline Floats pick(Floats a, Floats b, Index index) {
+#if defined(__clang__)
+    Floats picked;
+    for (int i = 0; i < LANES; ++i) picked[i] = index(i) < LANES ? a[index(i)] : b[index(i) - LANES];
+    return picked;
+#else
+    Ints lanes;
+    for (int i = 0; i < LANES; ++i) lanes[i] = index(i);
+    return __builtin_shuffle(a, b, lanes);
+#endif
+}
+
 // Lane i takes what lane i ^ BIT holds.
 template <int BIT>
 inline Floats swap_lanes(Floats value) {
-#if defined(__clang__)
-    Floats moved;
-    for (int i = 0; i < LANES; ++i) moved[i] = value[i ^ BIT];
-    return moved;
-#else
-    return __builtin_shuffle(value, lane_numbers() ^ BIT);
-#endif
+    return pick(value, value, [](int i) { return i ^ BIT; });
 }
 
 template <int BIT = LANES / 2>
@@ -94,20 +103,6 @@ inline float largest(Floats value) {
         return value[0];
     else
         return largest<BIT / 2>(larger(value, swap_lanes<BIT>(value)));
-}
-
-// Lanes of a pair of vectors in any order: lane i takes number index(i) of a, or index(i) - LANES of b.
-template <class Index>
-[[gnu::always_inline]] inline Floats pick(Floats a, Floats b, Index index) {
-#if defined(__clang__)
-    Floats picked;
-    for (int i = 0; i < LANES; ++i) picked[i] = index(i) < LANES ? a[index(i)] : b[index(i) - LANES];
-    return picked;
-#else
-    Ints lanes;
-    for (int i = 0; i < LANES; ++i) lanes[i] = index(i);
-    return __builtin_shuffle(a, b, lanes);
-#endif
 }
 
 // LANES rows of LANES numbers, turned into columns: first within blocks of four, by instructions that do not cross these,
@@ -148,24 +143,20 @@ template <int BIT = 4>
     for (int n = LANES / 2; n > 0; n /= 2)
         for (int k = 0; k < n; ++k) {
             const Floats a = of[2 * k], b = of[2 * k + 1];
-            of[k] = 4 * n >= LANES ? pick(a, b, even) + pick(a, b, odd) : pick(a, b, even_blocks) + pick(a, b, odd_blocks);
+            of[k] =
+                4 * n >= LANES ? pick(a, b, even) + pick(a, b, odd) : pick(a, b, even_blocks) + pick(a, b, odd_blocks);
         }
     return of[0];
 }
 
-// How long a table is that a look-up reads: one vector, two, or longer ones, which are read from memory.
+// How long a table is that a look-up reads: one vector, two, or longer ones, which are read from memory. Without the
+// second, the step has .86 times its rate at n_ctx 20, d_vocab 20, and .73 at n_ctx 100.
 enum class Size { one_vector, two_vectors, any };
 
 inline Floats gather(const float* table, Ints index) {
-#if defined(__AVX512F__)
-    return Floats(_mm512_i32gather_ps(__m512i(index), table, 4));
-#elif defined(__AVX2__)
-    return Floats(_mm256_i32gather_ps(table, __m256i(index), 4));
-#else
     Floats value;
     for (int lane = 0; lane < LANES; ++lane) value[lane] = table[index[lane]];
     return value;
-#endif
 }
 
 inline Floats permute(Floats table, Ints index) {
@@ -231,11 +222,11 @@ inline Floats log(Floats x) {
     constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
     const Ints bits = bits_as<Ints>(x), exponent = (bits - 0x3f3504f3) >> 23;
     const Floats m = bits_as<Floats>(bits - (exponent << 23)) - 1.0f, e = __builtin_convertvector(exponent, Floats);
-    // Pairs of coefficients first: a chain of nine would keep the sampler waiting (0.975 times its rate).
-    const Floats m2 = m * m, m4 = m2 * m2;
-    const Floats low = (m * -1.6668057665e-1f + 2.0000714765e-1f) * m2 + (m * -2.4999993993e-1f + 3.3333331174e-1f);
-    const Floats middle = m * -1.2420140846e-1f + 1.4249322787e-1f, high = m * -1.1514610310e-1f + 1.1676998740e-1f;
-    const Floats p = ((m2 * 7.0376836292e-2f + high) * m2 + middle) * m4 + low;
+    constexpr float COEFFICIENTS[] = {1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f,
+                                      2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f};
+    const Floats m2 = m * m;
+    Floats p = m * 7.0376836292e-2f - 1.1514610310e-1f;
+    for (const float coefficient : COEFFICIENTS) p = p * m + coefficient;
     return e * ln2_high + (m + (p * (m2 * m) + (m2 * -0.5f + e * ln2_low)));
 }
 
@@ -249,7 +240,8 @@ inline Floats square_root(Floats x) {
 // Random words as numbers in (0, 1): the upper 24 bits, at the middle of their interval.
 inline Floats uniform(Words words) { return __builtin_convertvector(Ints(words >> 8), Floats) * 0x1p-24f + 0x1p-25f; }
 
-// The lanes where a mask is set, as the bits of a number.
+// The lanes where a mask is set, as the bits of a number. Lane by lane, the sampler has .92 to .99 times its rate with
+// AVX-512, .5 to .9 with AVX2.
 inline unsigned bits_of(Ints mask) {
 #if defined(__AVX512F__)
     return _mm512_movepi32_mask(__m512i(mask));
@@ -264,7 +256,8 @@ inline unsigned bits_of(Ints mask) {
 #endif
 }
 
-// Writes the lanes where a mask is set, one after the other, and perhaps anything up to a vector behind; how many.
+// Writes the lanes where a mask is set, one after the other, and perhaps anything up to a vector behind; how many. Lane
+// by lane, the sampler has .94 to .98 times its rate.
 inline int store_chosen(int32_t* to, Ints values, Ints mask) {
 #if defined(__AVX512F__)
     const unsigned chosen = bits_of(mask);
@@ -281,6 +274,7 @@ inline int store_chosen(int32_t* to, Ints values, Ints mask) {
 }
 
 // Upper and lower halves of the 64-bit products of unsigned lanes with a number: even and odd lanes are multiplied apart.
+// By the compiler's 64-bit vectors, the sampler has .8 to .9 times its rate with AVX-512, .6 with SSE2.
 struct WideProduct {
     Words high, low;
 };
@@ -316,12 +310,6 @@ inline WideProduct multiply_wide(Words a, uint32_t number) {
 }
 
 // How many of LANES neighbours are not above a number.
-inline int count_not_above(const float* row, float number) {
-#if defined(__AVX512F__)
-    return __builtin_popcount(_mm512_cmp_ps_mask(_mm512_loadu_ps(row), _mm512_set1_ps(number), _CMP_LE_OQ));
-#else
-    return __builtin_popcount(bits_of(load(row) <= number));
-#endif
-}
+inline int count_not_above(const float* row, float number) { return __builtin_popcount(bits_of(load(row) <= number)); }
 
 }  // namespace KERNELS_NAMESPACE
