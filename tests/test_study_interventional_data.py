@@ -28,6 +28,7 @@ def test_every_open_edge_has_one_end_set_and_another_root_would_turn_it(seed):
     assert nx.is_isomorphic(
         nx.Graph(cc.latent_edges(skeleton)), nx.Graph(cc.latent_edges(cc.graph_from_parents(parents)))
     )
+    assert edges
     for parent, child in edges:
         assert parents[child] == parent
         assert (parent in set_at) != (child in set_at)

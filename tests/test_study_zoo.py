@@ -35,7 +35,9 @@ def test_the_study_writes_models_that_come_back_with_their_truth(tmp_path, look_
     done = cc.run(Config.quickly(**flags), tmp_path, quiet=True)
     assert [check.passed for check in done.report.checks] == [True, True]
     tokens = cc.InContextTask(cc.pairs_graph(8), d_vocab=3).sample(16).tokens
-    for loaded in zoo.load_zoo(tmp_path / "models"):
+    found = zoo.load_zoo(tmp_path / "models")
+    assert len(found) == 3
+    for loaded in found:
         kept = next(one for one in done.rows.values() if one.name == loaded.name)
         assert loaded.model(tokens).equal(kept.model(tokens))
         assert loaded.about == kept.about
