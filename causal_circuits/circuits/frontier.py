@@ -66,8 +66,8 @@ class Frontier(Result):
     def with_circuits(self, model: CircuitModel, masks: Bool[Tensor, "circuit edge"]) -> "Frontier":
         """The frontier with circuits found elsewhere taken in: for a search that was not exact, the best known."""
         cost, best = self.cost.clone(), self.masks.clone()
-        _take_in(cost, best, masks, model.mean_costs(masks))
-        _take_smaller(cost, best)
+        _improve(cost, best, masks, model.mean_costs(masks))
+        _allow_fewer(cost, best)
         return replace(self, cost=cost, masks=best)
 
     def to_frame(self) -> Frame:
@@ -145,12 +145,12 @@ def oracle_frontier(model: CircuitModel, *, max_edges: int = MAX_EDGES) -> Front
     masks = torch.zeros(len(cost), len(model), dtype=torch.bool)
     n_evaluated = 0
     for circuits in _different_circuits(model, free):
-        _take_in(cost, masks, circuits, model.mean_costs(circuits))
+        _improve(cost, masks, circuits, model.mean_costs(circuits))
         n_evaluated += len(circuits)
     if not exact:
         greedy = greedy_circuits(model)
-        _take_in(cost, masks, greedy, model.mean_costs(greedy))
-    _take_smaller(cost, masks)
+        _improve(cost, masks, greedy, model.mean_costs(greedy))
+    _allow_fewer(cost, masks)
     return Frontier(
         edges=model.edges,
         cost=cost,
@@ -189,7 +189,7 @@ def rank(model: CircuitModel, discovery: Discovery, frontier: Frontier) -> Ranki
     return Ranking(discovery.method, cost, cost - frontier.cost, (cost[0] - cost) / at_stake)
 
 
-def _take_in(cost: Tensor, best: Tensor, masks: Bool[Tensor, "circuit edge"], costs: Float[Tensor, " circuit"]) -> None:
+def _improve(cost: Tensor, best: Tensor, masks: Bool[Tensor, "circuit edge"], costs: Float[Tensor, " circuit"]) -> None:
     """Put each circuit in the place of its size, if it is better than what is there."""
     sizes = masks.sum(dim=-1)
     for size in sizes.unique().tolist():  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -198,7 +198,7 @@ def _take_in(cost: Tensor, best: Tensor, masks: Bool[Tensor, "circuit edge"], co
             cost[size], best[size] = costs[least], masks[least]
 
 
-def _take_smaller(cost: Tensor, best: Tensor) -> None:
+def _allow_fewer(cost: Tensor, best: Tensor) -> None:
     """Put a smaller circuit in the place of a larger one that is no better: at most so many edges."""
     for size in range(1, len(cost)):
         if cost[size - 1] <= cost[size]:

@@ -163,10 +163,10 @@ class _Run:
     def _hooks(self) -> Iterator[tuple[str, Hook]]:
         cfg = self.forward.model.cfg
         yield from ((EMBEDDINGS[slot], partial(self._embed, slot)) for slot in self.inputs)
-        yield from ((name, partial(self._spread, name, readers)) for name, readers in self._groups().items())
+        yield from ((name, partial(self._to_copies, name, readers)) for name, readers in self._groups().items())
         for layer in range(cfg.n_layers):
             at, heads = f"blocks.{layer}", [head for head in self.forward.output if head.startswith(f"L{layer}H")]
-            yield from ((f"{at}.attn.hook_{kind}", partial(self._gather, heads, kind)) for kind in INPUTS)
+            yield from ((f"{at}.attn.hook_{kind}", partial(self._from_copies, heads, kind)) for kind in INPUTS)
             if self.attend is not None:
                 yield f"{at}.attn.hook_pattern", partial(self._attend, self.attend, layer == cfg.n_layers - 1, heads)
             yield f"{at}.attn.hook_z", partial(self._heads_write, heads)
@@ -181,7 +181,7 @@ class _Run:
     def _write(self, sender: str, value: Float[Tensor, "copy pos d_model"]) -> None:
         self.values[sender] = Variants(self._by_circuit(value), self.circuits)
 
-    def _spread(self, name: str, readers: Sequence[str], streams: Tensor, hook: object) -> Tensor:
+    def _to_copies(self, name: str, readers: Sequence[str], streams: Tensor, hook: object) -> Tensor:
         """The input of every reader with an edge cut in a copy of its own, from copy 1 on; the read-out's in copy 0."""
         stream = streams[: self.n]
         self.streams[name] = readers[0], stream
@@ -198,7 +198,7 @@ class _Run:
                 found[circuits] += self.read(sender, edge, value, circuits) - value.of(circuits)
         return found.flatten(0, 1)
 
-    def _gather(
+    def _from_copies(
         self, heads: Sequence[str], kind: str, projected: Float[Tensor, "copy pos head_index d_head"], hook: object
     ) -> Tensor:
         """Each head's query, key or value, taken from its copy into copy 0."""
