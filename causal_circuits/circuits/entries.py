@@ -22,7 +22,6 @@ from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.counterfactuals import corrupted_inputs
 from causal_circuits.circuits.evaluate import CircuitModel, circuit_model
 from causal_circuits.circuits.forward import Slots
-from causal_circuits.circuits.gradients import gradients
 from causal_circuits.circuits.methods import Difference, Parts
 from causal_circuits.display import Result
 from causal_circuits.interventions import Metric, knock_out_edges
@@ -119,7 +118,7 @@ class EntryModel(Parts, Result):
         """The derivative of the mean cost by the layer's weights, where they have these values."""
         placed = {f"L{self.layer}H{head}": pattern for head, pattern in enumerate(weights)}
         whole = self.whole
-        return self._stacked(gradients(whole.forward, whole.cost, whole.inputs, whole.clean, placed).attention)
+        return self._stacked(whole.forward.gradients(whole.cost, whole.inputs, whole.clean, placed).attention)
 
     def _stacked(self, by_head: dict[str, Tensor]) -> Float[Tensor, "head_index batch query_pos key_pos"]:
         return torch.stack([found for head, found in by_head.items() if head.startswith(f"L{self.layer}H")])

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.circuits.counterfactuals import Counterfactual, constant, corrupted_inputs
-from causal_circuits.circuits.forward import Forward, Masks, Read, SlotForward, Slots, Variants
-from causal_circuits.circuits.gradients import Gradients, gradients
+from causal_circuits.circuits.forward import Forward, Gradients, Masks, Read, SlotForward, Slots, Variants
 from causal_circuits.circuits.graph import Circuit, Edge, Granularity, circuit_edges, circuit_graph, circuit_mask
 from causal_circuits.circuits.hooked_forward import HookedForward
 from causal_circuits.circuits.methods import Difference, Parts
@@ -98,7 +97,7 @@ class CircuitModel(Parts, Result):
     def gradient_times_attention(self) -> Float[Tensor, " edge"]:
         """Of each edge, the sum of ``|weight x derivative|`` over the patterns at its ends (the smaller of two)."""
         patterns = self.forward.patterns(self.inputs)
-        by_pattern = gradients(self.forward, self.cost, self.inputs, self.clean).attention
+        by_pattern = self.forward.gradients(self.cost, self.inputs, self.clean).attention
         return self._by_heads({head: float((patterns[head] * by_pattern[head]).abs().sum()) for head in patterns})
 
     def attributions(self, points: tuple[float, ...], difference: Difference) -> Float[Tensor, " edge"]:
@@ -114,7 +113,7 @@ class CircuitModel(Parts, Result):
         found = []
         for point in points:
             inputs = {slot: other[slot] + point * (clean - other[slot]) for slot, clean in self.inputs.items()}
-            found.append(gradients(self.forward, self.cost, inputs, away))
+            found.append(self.forward.gradients(self.cost, inputs, away))
         return Gradients(
             edges=torch.stack([one.edges for one in found]).mean(dim=0),
             attention={

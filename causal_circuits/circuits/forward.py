@@ -7,7 +7,7 @@ Enumerating all 2^19 circuits of a two-layer model computes 16 patterns in layer
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import groupby
@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causal_circuits.circuits.graph import LOGITS, Edge, Granularity, depth_of, readers, sender_of
+from causal_circuits.interventions import Cost
 from causal_circuits.models import PROBABILITY_FLOOR, HookedTransformer, Layout, layout_of, live_heads
 
 Masks = Bool[Tensor, "circuit edge"]
@@ -45,6 +46,14 @@ Attend = Callable[[str, Float[Tensor, "some batch query_pos key_pos"]], Float[Te
 def read_everything(slot: str, edge: int, value: Variants, circuits: Int[Tensor, " some"]) -> Tensor:
     """Reading in the uncut model: every sender's own value."""
     return value.of(circuits)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Derivatives of the mean cost of the whole model at some inputs."""
+
+    edges: Float[Tensor, " edge"]  # [edge]; along the nudge of each edge's sender, at the edge's reader
+    attention: dict[str, Tensor]  # head -> [batch, query_pos, key_pos]; by each head's pattern
 
 
 class Forward(ABC):
@@ -100,6 +109,41 @@ class Forward(ABC):
 
         self.log_probs(self.uncut, inputs, read_everything, look)
         return found
+
+    @torch.inference_mode(False)
+    def gradients(
+        self,
+        cost: Cost,
+        inputs: Slots,
+        nudges: Slots,
+        patterns: Mapping[str, Float[Tensor, "batch query_pos key_pos"]] | None = None,
+    ) -> Gradients:
+        """Backpropagate once: every edge carries its sender's value plus an infinitesimal share of the slot's nudge.
+
+        `patterns` are put in place of the heads' own.
+        """
+        shares = torch.zeros(self.uncut.shape[1], dtype=inputs["token"].dtype, requires_grad=True)
+        attended: dict[str, Tensor] = {}
+
+        def read(slot: str, edge: int, value: Variants, circuits: Tensor) -> Tensor:
+            own = value.of(circuits)
+            nudge = nudges[slot][:, -own.shape[2] :].clone()  # which is not of inference mode
+            return own + shares[edge] * nudge
+
+        def attend(head: str, pattern: Tensor) -> Tensor:
+            if patterns and head in patterns:
+                pattern = patterns[head].detach().clone()[None].requires_grad_(True)
+            attended[head] = pattern
+            return pattern
+
+        with torch.enable_grad():
+            mean_cost = cost(self.log_probs(~self.uncut, inputs, read, attend)).mean()  # asks along every edge
+        if not mean_cost.requires_grad:
+            raise ValueError(
+                f"the metric {cost.name!r} has no gradient, which this method needs: use 'loss' or 'logit_difference'"
+            )
+        edges, *attention = torch.autograd.grad(mean_cost, [shares, *attended.values()], materialize_grads=True)
+        return Gradients(edges, {head: found[0] for head, found in zip(attended, attention, strict=True)})
 
 
 @dataclass(frozen=True)
