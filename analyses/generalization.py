@@ -1,6 +1,6 @@
 """Claim: trained on one prior, a model predicts under matrices of others, better in longer contexts; not from all.
 
-    python analyses/generalization.py                     # about five minutes
+    python analyses/generalization.py                     # some three minutes
     python analyses/generalization.py --alpha 0.3 --gamma 0.2 --graph forest
     python analyses/generalization.py --quick             # seconds
 

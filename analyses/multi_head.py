@@ -1,6 +1,6 @@
 """Claim: with k parents a position, k heads of layer 0 share the graph between them; one, trained as long, stops above.
 
-    python analyses/multi_head.py                        # the paper's graph; some eight minutes on two cores
+    python analyses/multi_head.py                        # the paper's graph; some four minutes on two cores
     python analyses/multi_head.py --ngram 4 --d-vocab 3  # 4-grams: three parents, three heads
     python analyses/multi_head.py --parents my_dag.json  # [[], [], [0, 1], ..., [3, 7]]
     python analyses/multi_head.py --quick                # a tenth of the steps: about a minute

@@ -1,6 +1,6 @@
 """Claim: one gradient finds the graph from no more sequences than its signal and noise predict.
 
-    python analyses/sample_complexity.py                # some five minutes on two cores
+    python analyses/sample_complexity.py                # some four minutes on two cores
     python analyses/sample_complexity.py --alpha 0.3 --n-ctx 15 30 60
     python analyses/sample_complexity.py --quick        # seconds
 

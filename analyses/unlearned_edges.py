@@ -1,6 +1,6 @@
 """Question: which edges does the paper's training leave unlearned in Figure 9, what frees them, what predicts them?
 
-    python analyses/unlearned_edges.py                 # some five minutes of processor time
+    python analyses/unlearned_edges.py                 # some six minutes of processor time
     python analyses/unlearned_edges.py --quick         # seconds; too short to show anything
 
 The study is `causal_circuits/studies/unlearned_edges/`. Killed at any moment, the same command goes on where it was.

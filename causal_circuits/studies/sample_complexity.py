@@ -29,7 +29,7 @@ class Config(Study):
     entries' expectation G needs no sequence (`finite_context_gradient`), the noise of an entry comes from 2,000 other
     sequences, and n is the least number at which a union bound over all rivals, with normal noise, leaves 5%.
 
-        python analyses/sample_complexity.py                # some five minutes on two cores
+        python analyses/sample_complexity.py                # some four minutes on two cores
         python analyses/sample_complexity.py --alpha 0.3 --n-ctx 15 30 60
     """
 

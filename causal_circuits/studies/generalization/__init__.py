@@ -55,7 +55,7 @@ class Config(Study):
 
     The first distance cannot vanish faster than pi^ converges to pi~, whatever the model; the second is the model's.
 
-        python analyses/generalization.py                     # about five minutes
+        python analyses/generalization.py                     # some three minutes
         python analyses/generalization.py --alpha 0.3 --gamma 0.2 --graph forest
     """
 

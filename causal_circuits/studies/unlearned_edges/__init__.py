@@ -50,7 +50,7 @@ class Config(Study):
     models: the gradient of the slow edge, with its earlier siblings' attention rows made uniform by a hook, against the
     same done to as many strangers' rows.
 
-        python analyses/unlearned_edges.py                 # some five minutes of processor time
+        python analyses/unlearned_edges.py                 # some six minutes of processor time
     """
 
     QUICK: ClassVar = {"steps": 20, "batch_size": 64, "targets": 1, "forests": 2}
