@@ -50,6 +50,22 @@ def test_a_model_that_attends_to_the_wrong_position_is_not_given_the_right_graph
     assert recovery.missing == ((4, 5),)
 
 
+@pytest.mark.parametrize(
+    ("parents", "attended", "d_vocab", "alpha"),
+    [
+        ([None, 0, 1, 2, 0], [None, 0, 1, 0, None], 3, 0.1),  # 0 and 3 tell of each other through 1 and 2
+        ([None, 0, 0, 0, 2], [None, 0, 0, 0, 1], 3, 0.1),  # 1 is a sibling of 4's parent
+        ([None, None, 1, 2, 2, 2], [None, None, 1, 0, 0, 3], 2, 0.3),
+    ],
+)
+def test_a_relative_of_the_parent_is_not_taken_for_it(parents, attended, d_vocab, alpha):
+    """A relative may have more than .3 of the best edge's information; the parent of its row has significantly more."""
+    graph, task = cc.graph_from_parents(attended), cc.InContextTask(cc.graph_from_parents(parents), d_vocab, alpha)
+    for seed in range(5):
+        batch = task.sample(10_000, seed=seed)
+        assert not cc.compare_graphs(task.graph, cc.extract_graph(cc.plant_circuit(graph, d_vocab), batch=batch)).false
+
+
 def test_an_untrained_model_is_given_little_of_the_graph_and_no_false_edge():
     """In the first rows half of the attention is easily had: 0 -> 1 by about every second model."""
     graph = cc.chain_graph(12)

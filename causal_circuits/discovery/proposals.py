@@ -79,20 +79,32 @@ def propose(attention: Attention, heads: Sequence[int], has_query: bool) -> list
 
 
 def by_information(proposals: Sequence[Proposal], gradient: Information, level: float) -> list[Judged]:
-    """Whether each proposal has the information of an edge, significantly and compared with the best one's."""
+    """Whether each proposal has the information of an edge: significantly, beside the best one's and in its row."""
     information = [float(gradient.value[p.child, p.parent]) for p in proposals]
     errors = [float(gradient.standard_error[p.child, p.parent]) for p in proposals]
     p_values = holm([upper_tail(g / e) if e > 0 else 1.0 for g, e in zip(information, errors, strict=True)])
     largest, found = max(information, default=_NAN), []
-    for g, p in zip(information, p_values, strict=True):
+    for proposal, g, p in zip(proposals, information, p_values, strict=True):
         share = g / largest if largest > 0 else _NAN
         is_edge, why = True, f"{share:.0%} of the best edge's information"
+        better = _better_parent(proposal, gradient, level)
         if p >= level:
             is_edge, why = False, f"a root: no information (p = {p:.2g})"
+        elif better is not None:
+            is_edge, why = False, f"no edge: position {better} has more information, and a parent has the most"
         elif share < MIN_INFORMATION_SHARE:
             is_edge, why = False, f"a root: {why}"
         found.append(Evidence(is_edge, why, g, share, p))
     return list(zip(proposals, found, strict=True))
+
+
+def _better_parent(proposal: Proposal, gradient: Information, level: float) -> int | None:
+    """The earlier position with the most information, if that is significantly more than the proposal's."""
+    row, error = (of[proposal.child, : proposal.child] for of in (gradient.value, gradient.standard_error))
+    best, parent = int(row.argmax()), proposal.parent
+    spread = float(error[best].hypot(error[parent]))
+    is_better = best != parent and spread > 0 and upper_tail(float(row[best] - row[parent]) / spread) < level
+    return best if is_better else None
 
 
 def by_recovery(proposals: Sequence[Proposal], data: RecoveredGraph) -> list[Judged]:
