@@ -38,6 +38,9 @@ from causal_circuits.studies.study import Cell, Report, Study
 __all__ = ["CellError", "Run", "results", "run", "study_of", "versions"]
 LONGEST_LIMIT = 1e9  # seconds, which a timer can still count
 KILLED_IN_A_ROW = 3  # processes of single cells, after which no other cell is tried: an unguarded script, say
+LINES = {  # of progress where there is no terminal, one in half a minute
+    "delay": 30, "mininterval": 30, "bar_format": "{desc}: {n_fmt} of {total_fmt} cells, {elapsed}, {remaining} left\n"
+}  # fmt: skip
 NAMED = 5  # cells that raised, in a message; all are in cells/errors.txt
 
 
@@ -87,7 +90,7 @@ def run(
         ray: measure on a Ray cluster instead: its address, "auto" for the one that this machine belongs to, "local"
             for one of this machine alone (docs/CLUSTER.md).
         limit_s: seconds after which a cell is given up, as if it had raised.
-        quiet: no progress bar.
+        quiet: no progress bar, and off a terminal no line of progress every half a minute.
         command: what makes these results again, in results.json and on the page; None: this call.
 
     Raises:
@@ -124,8 +127,8 @@ def _run(study: Study, folder: Path | None, how: Mapping[str, Any], output: dict
     earlier_s = sum(seconds for _, seconds in kept.values())
     missing = [cell for cell in cells if cell.name not in kept]
     failures = dict[str, Failure]()
-    hidden = output["quiet"] or None  # None: a progress bar on a terminal only
-    with tqdm(total=len(cells), initial=len(kept), desc=study.program(), unit="cell", disable=hidden) as bar:
+    look: dict[str, Any] = {} if sys.stderr.isatty() else LINES
+    with tqdm(cells, study.program(), initial=len(kept), unit="cell", disable=output["quiet"], **look) as bar:
         for cell, outcome in _measured(missing, folder, **how):
             if isinstance(outcome, Failure):
                 failures[cell.name] = outcome
