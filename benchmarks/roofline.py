@@ -33,7 +33,7 @@ import causal_circuits as cc
 NATIVE = Path(__file__).resolve().parents[1] / "src" / "native"
 STAGES = {
     "nothing": [],
-    "layer 0's pattern": [("exponential_column<SIZE>(work.heads[h], x, unit, s, rows)", "splat(1.0f)")],
+    "layer 0's pattern": [("exponential_column<SIZE, false>(work.heads[h], x, unit, s, rows)", "splat(1.0f)")],
     "layer 1's scores, P r": [("over_keys(rows, work.r + mh(m, h), unit, s)", "Floats{}")],
     "what layer 1 copies, P^T p": [("over_queries(columns(h), through, s, u);", "")],
     "back to layer 1's pattern, P c": [("over_keys(column(h, unit), c(m, 1 + h), unit, s)", "Floats{}")],

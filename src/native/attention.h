@@ -52,33 +52,22 @@ inline void write_block(const float* values, const int32_t* x, const float* iden
     for (int i = 0; i < s.n_ctx; i += LANES) store(block + s.n_tok + i, load(values + s.pad + i));
 }
 
-// e^scores of a unit's queries for every key up to theirs; their sums.
-template <Size SIZE>
+// e^scores of a unit's queries for every key up to theirs; their sums. SCORES: the tables hold scores.
+template <Size SIZE, bool SCORES>
 inline Floats exponential_column(const Tables& t, const int32_t* x, int unit, const Shape& s, float* column) {
     const Ints asking = load<Ints>(x + unit * LANES);
     const float *pt = t.pt + unit * s.n_tok * LANES, *pp = t.pp + unit * s.context * LANES;
     const int begin = s.pad, end = (unit + 1) * LANES;
-    const int row = tokens_of<SIZE>(s);  // what a store might change is read once
-    Floats total{};
-    if (!t.holds_scores) {
-        for (int key = begin; key < end; ++key) {
-            const int token = x[key];
-            const Floats by_query = look_up<SIZE, false>(t.tt + token * row, t.tp + key * row, asking);
-            const Floats e = by_query * load(pt + token * LANES) * load(pp + key * LANES);
-            store(column + key * LANES, e);
-            total += e;
-        }
-        return total;
-    }
-    Floats top = splat(-1e30f);  // finite: where there is no key at all, e^(-inf - top) is 0
+    const int row = tokens_of<SIZE>(s);   // what a store might change is read once
+    Floats total{}, top = splat(-1e30f);  // finite: where there is no key at all, e^(-inf - top) is 0
     for (int key = begin; key < end; ++key) {
-        const int token = x[key];
-        const Floats by_query = look_up<SIZE, true>(t.tt + token * row, t.tp + key * row, asking);
-        const Floats score = by_query + load(pt + token * LANES) + load(pp + key * LANES);
-        store(column + key * LANES, score);
-        top = larger(score, top);
+        const Floats by_query = look_up<SIZE, SCORES>(t.tt + x[key] * row, t.tp + key * row, asking);
+        const Floats by_token = load(pt + x[key] * LANES), by_position = load(pp + key * LANES);
+        const Floats value = SCORES ? by_query + by_token + by_position : by_query * by_token * by_position;
+        store(column + key * LANES, value);
+        SCORES ? top = larger(value, top) : total += value;
     }
-    for (int key = begin; key < end; ++key) {
+    for (int key = begin; SCORES && key < end; ++key) {
         const Floats e = exp(load(column + key * LANES) - top);
         store(column + key * LANES, e);
         total += e;

@@ -175,7 +175,9 @@ class Pass {
             for (int unit = 0; unit < s.units; ++unit) {
                 const int v = unit * LANES;
                 float* rows = column(h, unit);
-                const Floats total = exponential_column<SIZE>(work.heads[h], x, unit, s, rows);
+                const Floats total = work.heads[h].holds_scores
+                                         ? exponential_column<SIZE, true>(work.heads[h], x, unit, s, rows)
+                                         : exponential_column<SIZE, false>(work.heads[h], x, unit, s, rows);
                 const Floats scale = alive(1.0f / total, unit, s, 0.0f);
                 store(work.scale + h * s.context + v, scale);
                 for (int m = 0; m < s.m2; ++m) {

@@ -52,16 +52,13 @@ Workers<Trainer>& Trainer::workers() {
     return *workers_;
 }
 
-// Batches that Python can write to: a token outside the vocabulary would be read as an address.
-void Trainer::check_tokens() const {
-    for (int member = 0; member < members; ++member) {
-        const int32_t* x = tokens_[now_].data() + size_t(member) * batch * sizes.n_ctx;
-        uint32_t largest = 0;
-        for (size_t i = 0; i < size_t(batch) * sizes.n_ctx; ++i) largest = std::max(largest, uint32_t(x[i]));
-        if (largest >= uint32_t(sizes.n_tok))
-            throw std::invalid_argument("tokens must be from 0 to " + std::to_string(sizes.n_tok - 1) + ": got " +
-                                        std::to_string(int32_t(largest)));
-    }
+// Python can write to batches: a token outside the vocabulary would be read as an address.
+static void check_tokens(const int32_t* x, size_t n, int n_tok) {
+    uint32_t largest = 0;
+    for (size_t i = 0; i < n; ++i) largest = std::max(largest, uint32_t(x[i]));
+    if (largest >= uint32_t(n_tok))
+        throw std::invalid_argument("tokens must be from 0 to " + std::to_string(n_tok - 1) + ": got " +
+                                    std::to_string(int32_t(largest)));
 }
 
 void Trainer::draw(int64_t first) {
@@ -84,7 +81,6 @@ float Trainer::gradients_again() {
 }
 
 float Trainer::differentiate_all(int n_draws) try {
-    check_tokens();
     const size_t n_watched = watch_ ? Watched::size(sizes) : 0;
     if (watch_) watched_.resize(members * n_watched), watched_parts_.resize(members * n_parts_ * n_watched);
     n_gradient_jobs_ = members * n_parts_;
@@ -94,13 +90,12 @@ float Trainer::differentiate_all(int n_draws) try {
         const double* of = part_losses_.data() + member * n_parts_;
         losses_[member] = 0;
         for (int part = 0; part < n_parts_; ++part) losses_[member] += of[part];
-        if (watch_)  // rows of any length: add_up takes whole vectors
-            for (size_t i = 0; i < n_watched; ++i) {
-                const float* parts = watched_parts_.data() + member * n_parts_ * n_watched + i;
-                float total = 0;
-                for (int part = 0; part < n_parts_; ++part) total += parts[part * n_watched];
-                watched_[member * n_watched + i] = total;
-            }
+        float* sum = watched_.data() + member * n_watched;
+        std::fill_n(sum, n_watched, 0.0f);
+        for (int part = 0; part < n_parts_; ++part) {
+            const float* of_part = watched_parts_.data() + (member * n_parts_ + part) * n_watched;
+            for (size_t i = 0; i < n_watched; ++i) sum[i] += of_part[i];
+        }
     }
     const float* parts = n_parts_ > 1 ? parts_.data() : total_.data();
     return kernels().add_up(parts, n_parts_, whole_, whole_, total_.data());
@@ -149,6 +144,7 @@ void Trainer::differentiate(int member, int part) {
     const float* weights = weights_.data();
     float* watched = watch_ ? watched_parts_.data() + (member * n_parts_ + part) * Watched::size(sizes) : nullptr;
     Gradient* gradient = sizes.reduced ? kernels().reduced_gradient : kernels().gradient;
+    check_tokens(tokens() + at * sizes.n_ctx, (end - start) * sizes.n_ctx, sizes.n_tok);
     part_losses_[member * n_parts_ + part] =
         gradient(sizes, tokens() + at * sizes.n_ctx, targets() + at * sizes.n_tok, int(end - start),
                  {of(weights, 0), of(weights, 1), of(weights, 2)}, {of(out, 0), of(out, 1), of(out, 2)},

@@ -75,7 +75,6 @@ class Trainer {
 
   private:
     size_t offset(int weight) const { return offsets_[weight]; }
-    void check_tokens() const;
     Workers<Trainer>& workers();
     float differentiate_all(int n_draws);
     void differentiate(int member, int part);
