@@ -13,8 +13,8 @@ from math import comb, log
 
 import networkx as nx
 import numpy as np
+import scipy  # type: ignore[import-untyped]  # its parts are imported with their first use
 import torch
-from scipy.stats import binom
 from torch.nn.functional import one_hot
 
 from causal_circuits.discovery.assumptions import not_uniform, tied_to_another
@@ -201,7 +201,8 @@ def _one_more_parent(test: MatchTest, positions: Collection[Position]) -> dict[i
             len(part) - torch.einsum("njs,nts->jt", part[:, :i], part).numpy()
             for part in (tokens, tokens[data.observed[held, i] > 0])
         )
-        p_values = np.where(n > 0, binom.sf(hits - 1, n, 1 / data.d_vocab), 0.0)  # n = 0: implied by the match
+        # where n is 0, the match implies it
+        p_values = np.where(n > 0, scipy.stats.binom.sf(hits - 1, n, 1 / data.d_vocab), 0.0)
         p_value = float(np.delete(p_values, i, axis=1).max()) ** data.independent
         if p_value >= test.level:
             why[i] = f"the target may have one more parent (p = {p_value:.2g}): more than were allowed, or few labels?"

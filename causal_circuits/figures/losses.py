@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
+import scipy  # type: ignore[import-untyped]  # its parts are imported with their first use
 from matplotlib.axes import Axes
-from scipy.optimize import isotonic_regression
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.figures.style import (
@@ -81,7 +81,7 @@ def dodge(values: Sequence[float], gap: float, low: float = -np.inf, high: float
     if not len(values):
         return []
     order, shifts = np.argsort(values, kind="stable"), gap * np.arange(len(values))
-    fitted = isotonic_regression(np.asarray(values)[order] - shifts).x
+    fitted = scipy.optimize.isotonic_regression(np.asarray(values)[order] - shifts).x
     places = np.empty(len(values))
     places[order] = np.clip(fitted, low, high - shifts[-1]) + shifts
     return [float(place) for place in places]

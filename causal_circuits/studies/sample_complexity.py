@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy  # type: ignore[import-untyped]  # its parts are imported with their first use
 
 import causal_circuits as cc
 from causal_circuits import figures
@@ -112,7 +112,7 @@ def predict(task: cc.InContextTask, seed: int) -> float:
         gap, spread = expected[child, parent] - expected[child], (noise[child, parent] ** 2 + noise[child] ** 2).sqrt()
         ratios += [float(gap[j] / spread[j]) for j in range(child) if j != parent]
     sizes = np.geomspace(1, 1e9, 2000)
-    failure = stats.norm.sf(np.array(ratios)[:, None] * sizes**0.5).sum(axis=0)
+    failure = scipy.stats.norm.sf(np.array(ratios)[:, None] * sizes**0.5).sum(axis=0)
     return float(sizes[failure <= 1 - SURE].min(initial=np.inf))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pandas as pd
-import scipy.stats  # type: ignore[import-untyped]
+import scipy  # type: ignore[import-untyped]  # its parts are imported with their first use
 from torch import Tensor
 
 import causal_circuits as cc

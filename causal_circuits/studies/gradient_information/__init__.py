@@ -6,9 +6,9 @@ from itertools import product
 from typing import Any, ClassVar
 
 import pandas as pd
+import scipy  # type: ignore[import-untyped]  # its parts are imported with their first use
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import t as student_t
 from torch import Tensor
 
 import causal_circuits as cc
@@ -134,7 +134,7 @@ def setting_row(setting: Mapping[str, Any]) -> dict[str, Any]:
 
 def largest_by_chance(n: int) -> float:
     """How many standard errors from 1 the furthest of n slopes lies by chance alone, in 95% of runs at most."""
-    return float(student_t.ppf(1 - 0.025 / n, PARTS - 1))
+    return float(scipy.stats.t.ppf(1 - 0.025 / n, PARTS - 1))
 
 
 def check_slope_on_expectation(table: pd.DataFrame) -> Check:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import networkx as nx
 import numpy as np
+import scipy  # type: ignore[import-untyped]  # its parts are imported with their first use
 import torch
-from scipy import stats
 
 import causal_circuits as cc
 from causal_circuits.statistics import holm
@@ -179,7 +179,7 @@ def by_one_match(table: Table, level: float) -> tuple[Edges, Edges]:
         z[a] = np.divide(child.T @ key, spread, out=np.full((n_ctx, n_ctx), -np.inf), where=spread > 0)
     largest = z.max(axis=0)
     proposed = row_maxima(largest, table.k)
-    return proposed, proposed & significant(np.minimum(1.0, n_ctx * stats.norm.sf(largest)), level)
+    return proposed, proposed & significant(np.minimum(1.0, n_ctx * scipy.stats.norm.sf(largest)), level)
 
 
 def by_covariance(table: Table, level: float) -> tuple[Edges, Edges]:
@@ -196,7 +196,7 @@ def by_covariance(table: Table, level: float) -> tuple[Edges, Edges]:
     spread = np.sqrt(np.outer(child.var(axis=0), key.var(axis=0)))
     correlation = np.divide(covariance, spread, out=np.zeros_like(covariance), where=spread > 0)
     proposed = row_maxima(covariance)
-    return proposed, proposed & significant(stats.norm.sf(correlation * len(positions) ** 0.5), level)
+    return proposed, proposed & significant(scipy.stats.norm.sf(correlation * len(positions) ** 0.5), level)
 
 
 def by_information(table: Table, level: float, *, given: bool) -> tuple[Edges, Edges]:
@@ -210,7 +210,7 @@ def by_information(table: Table, level: float, *, given: bool) -> tuple[Edges, E
     else:
         information, n_strata = cc.classical.pooled_mutual_information(table.positions, table.d_vocab), 1
     proposed, degrees = row_maxima(information, table.k), n_strata * (table.d_vocab - 1) ** 2
-    return proposed, proposed & significant(stats.chi2.sf(2 * len(table.positions) * information, degrees), level)
+    return proposed, proposed & significant(scipy.stats.chi2.sf(2 * len(table.positions) * information, degrees), level)
 
 
 def information_given_query_and_label(table: Table) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom
+import scipy  # type: ignore[import-untyped]  # its parts are imported with their first use
 
 from causal_circuits import figures
 from causal_circuits.pages import Check, Section
@@ -126,7 +126,7 @@ def judged(name: str, by: ByVariant) -> tuple[State, str, str]:
     """Whether a change frees more of the edges than the control does: a sign test over the edges that differ."""
     freed, control = learned(by[name]), set().union(*(learned(by[other]) for other in CONTROLS)) & by[name].keys()
     only, instead = len(freed - control), len(control - freed)
-    p = float(binom.sf(only - 1, only + instead, 0.5))
+    p = float(scipy.stats.binom.sf(only - 1, only + instead, 0.5))
     counted = f"it frees {len(freed)} of {len(by[name])}, no change or the control {len(control)}"
     said = f"{'holds' if p <= LEVEL else 'not shown'}: {counted} (sign test, p = {p:.2g})"
     return "passed" if p <= LEVEL else "undecided", EXPLANATIONS[name], said
