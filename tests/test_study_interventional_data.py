@@ -8,7 +8,7 @@ import pytest
 import causal_circuits as cc
 from causal_circuits.studies.interventional_data import MODELS, Config, checks
 from causal_circuits.studies.interventional_data.measure import METHODS, both_ways, gradient, open_forest
-from causal_circuits.studies.tables import make_graph
+from causal_circuits.studies.tables import SHARE, interval_text, make_graph
 
 
 def test_the_gradient_tells_the_direction_that_the_experiment_left_open(tmp_path, look_at_report):
@@ -73,3 +73,9 @@ SET = POINT | {"share": 1.0, "gradient, fading": 1.0, "gradient, told where": 1.
 def test_each_check_can_fail(d_vocab, alone, all_set, states):
     points = pd.DataFrame([POINT | {"share": 0.0} | alone, SET | all_set]).assign(d_vocab=d_vocab)
     assert [check.state for check in checks(points)] == states
+
+
+def test_intervals_of_shares_lie_between_0_and_1():
+    points = pd.DataFrame([POINT | {"share": 0.0, "attention, both orders": right} for right in (0.1, 0.9, 1.0)])
+    assert "attention, both orders 0.667 [0.000, 1.000]" in checks(points.assign(d_vocab=3))[0].evidence
+    assert interval_text((0.1, 0.9, 1.0)) != interval_text((0.1, 0.9, 1.0), SHARE) == "0.667 [0.000, 1.000]"

@@ -123,3 +123,13 @@ def test_each_check_can_fail(change, failing):
     assert found[failing if failing is not None else 0] is (failing is None)
     if failing is None:
         assert all(found)
+
+
+@pytest.mark.parametrize(
+    ("gains", "state"),
+    [([0.10, 0.11, 0.12], "passed"), ([0.1, -0.1, 0.0], "undecided"), ([-0.10, -0.11, -0.12], "refuted")],
+)
+def test_a_gain_whose_interval_holds_zero_is_undecided(gains, state):
+    share, planted, selective = rows({})
+    share[built.DEEP] = share["two layers, 1 and 1 heads"] - np.array(gains)
+    assert study.checks(share, planted, selective)[4].state == state

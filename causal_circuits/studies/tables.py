@@ -110,20 +110,24 @@ def p_text(p_value: float) -> str:
     return f"{p_value:.1e}" if p_value > 1e-300 else "< 1e-300"
 
 
-def interval(values: Iterable[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean by Student's t; without width for one value."""
+SHARE = (0.0, 1.0)
+
+
+def interval(values: Iterable[float], limits: tuple[float, float] = (-np.inf, np.inf)) -> tuple[float, float]:
+    """The 95 % interval of the mean by Student's t, cut at the limits of the values; without width for one value."""
     numbers = np.array([*values], dtype=float)
     n, half = len(numbers), 0.0
     if n > 1:
         half = float(scipy.stats.t.ppf(0.975, n - 1) * numbers.std(ddof=1) / n**0.5)
-    return float(numbers.mean() - half), float(numbers.mean() + half)
+    low, high = np.clip([numbers.mean() - half, numbers.mean() + half], *limits)
+    return float(low), float(high)
 
 
-def interval_text(values: Iterable[float]) -> str:
+def interval_text(values: Iterable[float], limits: tuple[float, float] = (-np.inf, np.inf)) -> str:
     """Mean and interval; one value alone has none."""
     numbers = [*values]
-    low, high = interval(numbers)
-    return f"{(low + high) / 2:.3f}" + (f" [{low:.3f}, {high:.3f}]" if len(numbers) > 1 else " (one value)")
+    low, high = interval(numbers, limits)
+    return f"{np.mean(numbers):.3f}" + (f" [{low:.3f}, {high:.3f}]" if len(numbers) > 1 else " (one value)")
 
 
 def is_positive(low: float, high: float) -> State:

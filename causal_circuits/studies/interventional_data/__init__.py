@@ -13,7 +13,7 @@ from causal_circuits.figures.style import GREY, SMALL, look_of, new_grid
 from causal_circuits.pages import Check, Section
 from causal_circuits.studies.interventional_data.measure import CONTRAST, METHODS, measure_forest
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid, one_of
-from causal_circuits.studies.tables import interval, interval_text
+from causal_circuits.studies.tables import SHARE, interval, interval_text
 
 GRAPHS = ("chain", "forest")
 MODELS = ("attention", "knock-out")
@@ -97,14 +97,14 @@ def checks_of(d_vocab: int, of: pd.DataFrame) -> list[Check]:
     alone, told = of[of.share == 0], {name: found_from(of, name) for name in METHODS["fading"]}
     words = {n: f"{n}: {'never' if at is None else f'from {at:.0%} of the sequences on'}" for n, at in told.items()}
     models, best = [f"{name}, fading" for name in MODELS], of[of.share > 0].groupby("share").mean(numeric_only=True)
-    observed = "; ".join(f"{name} {interval_text(alone[name])}" for name in METHODS["both orders"])
+    observed = "; ".join(f"{name} {interval_text(alone[name], SHARE)}" for name in METHODS["both orders"])
     first = Check(
-        all(interval(alone[name])[0] <= 0.5 for name in METHODS["both orders"]),
+        all(interval(alone[name], SHARE)[0] <= 0.5 for name in METHODS["both orders"]),
         "Vocabulary of 2: observation leaves the directions open to every score",
         observed,
     )
     if d_vocab > 2:
-        target = interval(alone["gradient, both orders"])[0] >= RIGHT
+        target = interval(alone["gradient, both orders"], SHARE)[0] >= RIGHT
         first = Check(
             target, f"Vocabulary of {d_vocab}: the target's law orients edges without an experiment", observed
         )
@@ -137,10 +137,11 @@ def plot_directions(points: pd.DataFrame) -> Figure:
     for ax, (way, d_vocab) in zip(axes, [(way, size) for way in METHODS for size in sizes], strict=True):
         of = points[points.d_vocab == d_vocab].groupby("share")
         for k, name in enumerate(METHODS[way], start=way == "both orders"):
-            low, high = np.array([interval(values) for _, values in of[name]]).T
-            middle, at = (low + high) / 2, np.arange(len(low)) + 0.06 * (k - 2)
+            low, high = np.array([interval(values, SHARE) for _, values in of[name]]).T
+            middle, at = of[name].mean().to_numpy(), np.arange(len(low)) + 0.06 * (k - 2)
             label = name.removesuffix(f", {way}")
-            ax.errorbar(at, middle, (high - low) / 2, label=label, markersize=4, linewidth=1.2, **look_of(k))
+            ends = (middle - low, high - middle)
+            ax.errorbar(at, middle, ends, label=label, markersize=4, linewidth=1.2, **look_of(k))
         share_axis(ax, [share for share, _ in of])
         ax.axhline(0.5, color=GREY, linewidth=0.9, linestyle=":", zorder=0)
         ax.set_ylim(0, 1.05)

@@ -24,7 +24,7 @@ from causal_circuits.studies.selective_induction.compared import (
 )
 from causal_circuits.studies.selective_induction.measure import measure_planted, measure_training
 from causal_circuits.studies.study import Cell, Report, Study, at_least, grid
-from causal_circuits.studies.tables import interval, interval_text
+from causal_circuits.studies.tables import interval, interval_text, is_positive
 
 SHARE = "loss: 0 Bayes, 1 all lags alike"
 Row = dict[str, Any]
@@ -142,7 +142,7 @@ def checks(share: pd.DataFrame, planted: list[Row], selective: list[Row]) -> lis
             f"{interval_text(two - hand)}",
         ),
         Check(
-            interval(gain[SELECTIVE])[0] > 0 or "refuted",
+            is_positive(*interval(gain[SELECTIVE])),
             "Trained in the mechanism's blocks of weights, three layers are better than two",
             said[SELECTIVE],
         ),
@@ -152,12 +152,12 @@ def checks(share: pd.DataFrame, planted: list[Row], selective: list[Row]) -> lis
             said[GIVEN],
         ),
         Check(
-            interval(gain[DEEP])[0] > 0 or "refuted",
+            is_positive(*interval(gain[DEEP])),
             "Trained in all its weights, three layers are better than two",
             said[DEEP],
         ),
         Check(
-            interval(ordinary)[0] > 0 or "refuted",
+            is_positive(*interval(ordinary)),
             "An ordinary transformer of three layers is better than one of two",
             f"by {interval_text(ordinary)}",
         ),
