@@ -143,7 +143,8 @@ def default_verdict(rows: Sequence[Row]) -> str:
         return f"{len(judged)} graphs that the recipe was not chosen on: too few to compare with the record"
     p, words = pooled(judged), compared(judged, "level with the record", "improves", "falls short")
     below = "below" if p["loss"] < p["edge_posterior"] else "not below"
-    return f"{words} that the recipe was not chosen on; there {measuring.graph_found(p)}; loss {below} the edge posterior"
+    found = f"{measuring.graph_found(p)}; loss {below} the edge posterior"
+    return f"{words} that the recipe was not chosen on; there {found}"
 
 
 def draw(rows: Sequence[Row], graphs: Sequence[Row]) -> Section:

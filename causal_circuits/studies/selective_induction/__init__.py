@@ -108,8 +108,8 @@ class Config(Study):
                 ),
                 Section(
                     "Which head does what",
-                    "The loss between Bayes (0) and all lags alike (1): with all heads, and with the mean of one in its "
-                    "place.",
+                    "The loss between Bayes (0) and all lags alike (1): with all heads, and with the mean of one in "
+                    "its place.",
                     table=[{"seed": row["seed"], "all heads": row["share"], **row["without"]} for row in selective],
                 ),
             ],
