@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, no_type_check
 
 import torch
 from torch import nn
@@ -116,6 +116,7 @@ def is_bridge(model: HookedTransformer) -> bool:
     return hasattr(model, "original_model")
 
 
+@no_type_check  # asked of every module before every fast forward
 def has_hooks(module: nn.Module) -> bool:
     """Whether torch calls anything before or after this module's forward or backward, a bridge's own hooks left out."""
     tables = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)

@@ -39,7 +39,7 @@ class Config(Study):
         python analyses/statistical_induction.py --quick    # one minute: shorter sequences, one seed
     """
 
-    QUICK: ClassVar = {"d_vocab": (3,), "n_ctx": 30, "seeds": 1, "steps": 1000}
+    QUICK: ClassVar = {"d_vocab": (3,), "n_ctx": 20, "seeds": 1, "steps": 500}
 
     d_vocab: tuple[int, ...] = (2, 3)  #: numbers of tokens
     n_ctx: int = 50  #: length of the sequences

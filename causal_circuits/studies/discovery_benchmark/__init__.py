@@ -53,7 +53,8 @@ class Config(Study):
     """
 
     QUICK: ClassVar = {
-        "n_ctx": 8, "steps": 200, "seeds": 1, "sequences": 256, "frontier_sequences": 16, "max_edges": 9
+        "graphs": ("forest", "two-parent"), "n_ctx": 8, "steps": 200, "seeds": 1, "sequences": 256,
+        "frontier_sequences": 16, "max_edges": 9
     }  # fmt: skip
 
     graphs: tuple[str, ...] = GRAPHS  #: of chain, pairs, forest, two-parent

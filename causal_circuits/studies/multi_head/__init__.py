@@ -41,10 +41,10 @@ class Config(Study):
     a root.
     """
 
-    QUICK: ClassVar = {"quick": True, "seeds": 1}  # and a tenth of the steps, smaller samples
+    QUICK: ClassVar = {"quick": True, "seeds": 1}  # and n_ctx 16, a tenth of the steps, smaller samples
 
     d_vocab: int = 5  #: number of tokens
-    n_ctx: int | None = None  #: context length; None: 32, or what the parents file says
+    n_ctx: int | None = None  #: context length; None: 32 (quick: 16), or what the parents file says
     alpha: float = 0.1  #: Dirichlet concentration of the transition matrices
     steps: int = 9000  #: training steps of 1,024 fresh sequences
     ngram: int | None = None  #: K-grams: K - 1 parents, the positions just before
@@ -65,7 +65,7 @@ class Config(Study):
             raise ValueError("--ngram and --parents both name a graph: give one of them")
         if self.parents is not None:
             return graph_of_file(self.parents, self.n_ctx, several=True)
-        n_ctx = 32 if self.n_ctx is None else self.n_ctx
+        n_ctx = (16 if self.quick else 32) if self.n_ctx is None else self.n_ctx
         if self.ngram is not None:
             at_least(2, ngram=self.ngram)
             return cc.ngram_graph(n_ctx, self.ngram - 1)

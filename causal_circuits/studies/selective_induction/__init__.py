@@ -47,7 +47,7 @@ class Config(Study):
         python analyses/selective_induction.py --lags 1 2 3 --n-ctx 24 --steps 3000
     """
 
-    QUICK: ClassVar = {"seeds": 1, "steps": 300}
+    QUICK: ClassVar = {"seeds": 1, "steps": 150}
 
     lags: tuple[int, ...] = (1, 2)  #: the lags that are drawn
     d_vocab: int = 4  #: number of tokens
