@@ -5,9 +5,9 @@ ICML 2024). In the order in which data flows::
 
     graphs -> tasks -> models -> training -> information / heads / discovery / interventions / circuits -> studies
 
-What a notebook needs daily stands in front (`__init__.pyi`, imported with the first use of each name); everything else
-is in its room: `cc.information`, `cc.training`, `cc.circuits`, ... TransformerLens, whose import takes seconds, comes
-with the first model.
+What a notebook needs daily stands in front, as `cc.train` (`__init__.pyi` lists these names, each imported with its
+first use); everything else is in a module: `cc.information`, `cc.training`, `cc.circuits`, ... TransformerLens, whose
+import takes seconds, comes with the first model.
 
 Examples take for granted `import causal_circuits as cc`, numpy as `np`, `torch`, `tempfile.TemporaryDirectory` and,
 where they make no other, a chain and its planted circuit::

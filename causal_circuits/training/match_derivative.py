@@ -19,7 +19,7 @@ from causal_circuits.training.steps import mean_loss
 def measured_match_gradient(
     model: HookedTransformer, batch: Batch, target_parents: Sequence[int]
 ) -> Float[np.ndarray, "keys position"]:
-    """- d^k L / dP_1[i, j_1] ... dP_k[i, j_k] at uniform attention, with the last rows on the target parents.
+    """Minus d^k L / dP_1[i, j_1] ... dP_k[i, j_k] at uniform attention, the last rows on the target parents.
 
     What `information.match_gradient` predicts, times match^k and read-out: exact in the limit of a small match and a
     small read-out. Layer 0's patterns are set by a hook, and the loss is differentiated k times; a small model and
