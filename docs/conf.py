@@ -11,6 +11,7 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
@@ -26,6 +27,10 @@ release = cc.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 templates_path = ["_templates"]
 default_role = "code"  # `name` in a docstring
+smartquotes_action = "qe"  # quotes and dots; of `--flag` it would make one dash
+add_module_names = False  # each page of the reference says of which module it is
+maximum_signature_line_length = 90  # longer ones have a line for each argument
+html_copy_source = False  # a tutorial's source is JSON, which a browser shows as it stands
 html_theme = "furo"
 html_title = "causal_circuits"
 html_static_path = ["_static"]
@@ -100,7 +105,7 @@ def block_math(self: HTML5Translator, node: nodes.math_block) -> None:
 def keep_layout(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
     """Show what is indented in a study's claim (commands, lists) as it stands."""
     if name.endswith(".Config") and what == "class":
-        text = re.sub(r"(?<=\n\n)(?= {4})", "::\n\n", "\n".join(lines))
+        text = re.sub(r"(?<=\n\n)(?= {4})", ".. code-block:: none\n\n", "\n".join(lines))
         lines[:] = text.split("\n")
 
 
@@ -112,6 +117,43 @@ def keep_colons(app: Sphinx, what: str, name: str, thing: object, options: objec
             break
 
 
+def join_names(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Keep `a, b: text` among attributes together: Sphinx takes all before the last blank for a type."""
+    form = re.compile(r"(?<=^:ivar )[\w, ]+(?=:)")
+    lines[:] = [form.sub(lambda names: names[0].replace(", ", ","), line) for line in lines]
+
+
+def space_names(app: Sphinx, tree: nodes.document) -> None:
+    """Put back the blanks that `join_names` took out, and the dash behind names that is not made of two any more."""
+    for names in tree.findall(addnodes.literal_strong):
+        names[:] = [nodes.Text(names.astext().replace(",", ", "))]
+    for dash in [text for text in tree.findall(nodes.Text) if text == " -- "]:
+        dash.parent.replace(dash, nodes.Text(" \N{EN DASH} "))
+
+
+def drop_stub(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Leave out where a module lists its names, which is for who reads its source."""
+    if what == "module":
+        text = "\n".join(lines)
+        lines[:] = re.sub(r"Names are listed in.*?(\.\n|\.$)", "", text, flags=re.DOTALL).split("\n")
+
+
+def short_signature(
+    app: Sphinx, what: str, name: str, thing: object, options: object, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Arguments as one reads them: a bounded integer is an int, and a default that is made anew is three dots."""
+    if signature:
+        bounded = r"~?(typing\.)?Annotated\[int, ~?(causal_circuits\.arguments\.)?AtLeast\(smallest=\d+\)\]"
+        signature = re.sub(bounded, "int", signature).replace("<factory>", "...")
+    return signature, returned
+
+
+def whole_flags(app: Sphinx, page: str, template: str, context: dict[str, object], tree: object) -> None:
+    """Mark flags in a line of code, which the style sheet does not break at their dashes."""
+    if isinstance(context.get("body"), str):
+        context["body"] = re.sub(r'(?<=<span class="pre)(?=">-{1,2}\w)', " flag", str(context["body"]))
+
+
 def setup(app: Sphinx) -> None:
     """Register what stands above."""
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
@@ -119,4 +161,9 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", link_pages)
     app.connect("autodoc-process-docstring", keep_layout)
     app.connect("autodoc-process-docstring", keep_colons, priority=600)  # after napoleon
+    app.connect("autodoc-process-docstring", join_names, priority=600)
+    app.connect("autodoc-process-docstring", drop_stub)
+    app.connect("autodoc-process-signature", short_signature)
+    app.connect("doctree-read", space_names)
+    app.connect("html-page-context", whole_flags)
     app.connect("builder-inited", write_study_pages)

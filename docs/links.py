@@ -44,10 +44,12 @@ def study_page(name: str, summary: str, claims: str, picture: str, *, quick: boo
 {links}
 ## The study and its flags
 
+Each field is a flag of the command above, with dashes for underscores. In Python: `cc.run(cc.studies.{name}.Config(...))`.
+
 ```{{eval-rst}}
 .. autoclass:: causal_circuits.studies.{name}.Config
    :members:
-   :exclude-members: cells, check, report
+   :exclude-members: cells, check, report, make_graph, n_heads, trainings
    :member-order: bysource
 ```
 """
