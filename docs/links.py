@@ -44,7 +44,8 @@ def study_page(name: str, summary: str, claims: str, picture: str, *, quick: boo
 {links}
 ## The study and its flags
 
-Each field is a flag of the command above, with dashes for underscores. In Python: `cc.run(cc.studies.{name}.Config(...))`.
+Each field is a flag of the command above, with dashes for underscores.
+In Python: `cc.run(cc.studies.{name}.Config(...))`.
 
 ```{{eval-rst}}
 .. autoclass:: causal_circuits.studies.{name}.Config
