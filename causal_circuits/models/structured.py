@@ -156,7 +156,7 @@ def usable_for_gradients(batch: Batch) -> Batch:
 def structured_logits(
     model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], every_position: bool = False
 ) -> Float[Tensor, "batch *pos d_vocab"]:
-    """Logits of a disentangled transformer at the last position, or at every one (the module's text has the method).
+    """Logits of a disentangled transformer at the last position, or at every one (how: `models/structured.py`).
 
     >>> plain = model(batch.tokens)[:, -1]
     >>> bool((cc.models.structured_logits(model, batch.tokens) - plain).abs().max() < 1e-4)
