@@ -36,7 +36,7 @@ def study_page(name: str, summary: str, claims: str, picture: str, *, quick: boo
 
 {summary}
 
-    causal-circuits {program}            # {"--quick for a look, " if quick else ""}--help for every flag
+    causal-circuits {program}  # {"--quick for a look, " if quick else ""}--help for every flag
 
 {picture}
 
@@ -44,13 +44,13 @@ def study_page(name: str, summary: str, claims: str, picture: str, *, quick: boo
 {links}
 ## The study and its flags
 
-Each field is a flag of the command above, with dashes for underscores.
+Each field with a default is a flag of the command above, with dashes for underscores.
 In Python: `cc.run(cc.studies.{name}.Config(...))`.
 
 ```{{eval-rst}}
 .. autoclass:: causal_circuits.studies.{name}.Config
    :members:
-   :exclude-members: cells, check, report, make_graph, n_heads, trainings
+   :exclude-members: cells, check, report
    :member-order: bysource
 ```
 """
