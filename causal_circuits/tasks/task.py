@@ -168,9 +168,9 @@ class InContextTask(Task):
     def draws(self, seed: Seed, first: Place, n: Count) -> Batch:
         """`n` sequences of a seed's stream from its place `first` on, the same for any number of threads.
 
-        Where `counts` holds, a sequence is a function of the seed and its place. Elsewhere (matrices of the user's)
-        every `PIECE` sequences from `first` on have a random stream of their own, so that overlapping calls agree only
-        if they start at the same place; sequences of different places are independent all the same.
+        Where `is_counter_based` holds, a sequence is a function of the seed and its place. Elsewhere (matrices of the
+        user's) every 512 sequences from `first` on have a random stream of their own, so that overlapping calls agree
+        only if they start at the same place; sequences of different places are independent all the same.
         """
         native.warn_if_missing(n)
         return self.intervened_draws({}, seed, first, n)
