@@ -52,7 +52,7 @@ suppress_warnings = ["ref.python"]  # names of axes in shapes are no names of ou
 
 REPOSITORY = os.environ.get("GITHUB_REPOSITORY", "")  # owner/name, which GitHub's runners set
 CLONE = f"`git clone https://github.com/{REPOSITORY}`; then, in the new folder:"
-myst_substitutions = {"clone": CLONE if REPOSITORY else "In the folder of the sources:"}
+myst_substitutions = {"clone": CLONE if REPOSITORY else "All commands here are given in the folder of the sources."}
 DOCS = Path(__file__).parent
 
 
