@@ -105,7 +105,7 @@ def block_math(self: HTML5Translator, node: nodes.math_block) -> None:
 def keep_layout(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
     """Show what is indented in a study's claim (commands, lists) and in a module's text (formulas) as it stands."""
     if (name.endswith(".Config") and what == "class") or what == "module":
-        text = re.sub(r"(?<=[^:]\n\n)(?= {4})", ".. code-block:: none\n\n", "\n".join(lines))
+        text = re.sub(r"(?<!::\n\n)(?<=\n\n)(?= {4})", ".. code-block:: none\n\n", "\n".join(lines))
         lines[:] = re.sub(r"(?<=\w) {3,}(?=# )", "  ", text).split("\n")  # comments not below each other: a narrow page
 
 
