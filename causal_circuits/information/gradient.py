@@ -11,7 +11,7 @@ matrices alone: here it is its mean given them. For a forest whose roots follow 
     g_ij = E_pi [ sum_{s', s} pi(s' | s) / mu(s') (P(x_i = s', x_j = s) - mu(s') mu(s)) ]:
 
 at the true parent that is the chi-squared information, elsewhere it is none (it may be negative), and no other earlier
-position has a larger g: the largest entry of a row of g is the parent (Nichani, Damian & Lee 2024, section 5).
+position has a larger g: the largest entry of a row of g is the parent (Nichani, Damian & Lee 2024, by data processing).
 
 With several parents a position another gradient counts: see `match_gradient`.
 """
