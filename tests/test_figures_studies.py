@@ -55,6 +55,7 @@ def test_groups_put_one_marker_of_each_series_on_each_row() -> None:
     assert full[:, 0].tolist() == [0.3]
     assert round(full[0, 1]) == 1
     assert names(ax) == ["reduced", "full"]
+    assert names(figures.plot_groups({"a": {"x": 0.5}, "none": {"x": float("nan")}}, xlabel="x")) == ["a"]
     assert_refused(lambda: figures.plot_groups({}, xlabel="x"), "at least one group")
 
 

@@ -159,7 +159,8 @@ def plot_groups(
     for k, (name, of_group) in enumerate(values.items()):
         shift = 0.7 * ((k + 0.5) / len(values) - 0.5)
         rows = [groups.index(group) + shift for group in of_group]
-        ax.plot(list(of_group.values()), rows, markersize=5, label=name, alpha=0.85, **look_of(k, line=False))
+        label = name if np.isfinite(list(of_group.values())).any() else None  # without a mark no word in the legend
+        ax.plot(list(of_group.values()), rows, markersize=5, label=label, alpha=0.85, **look_of(k, line=False))
     for k, (name, level) in enumerate((levels or {}).items()):
         ax.axvline(level, color=GREY, linewidth=0.9, linestyle=":", zorder=0)
         place = (2, 2 + 1.2 * SMALL * k)  # one above the other

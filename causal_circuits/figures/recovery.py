@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from causal_circuits.arguments import check_arguments
@@ -69,7 +70,8 @@ def plot_recovery(recovered: RecoveredGraph, ax: Axes | None = None) -> Axes:
     if len(positions) <= 40:
         for p in positions:
             place = (p.position, float(np.nan_to_num(p.weight)))
-            ax.annotate(f"{p.candidate}", place, (0, 6), textcoords="offset points", ha="center", fontsize=SMALL - 1)
+            number = ax.annotate(f"{p.candidate}", place, (0, 6), textcoords="offset points", ha="center")
+            number.set(fontsize=SMALL - 1, path_effects=[withStroke(linewidth=2.5, foreground="white")])  # over lines
     ax.xaxis.set_major_locator(MaxNLocator(20, integer=True))
     ax.set_xlabel("position (the number above a point is its candidate parent)")
     ax.set_ylabel("score: 0 independent, 1 an edge")
