@@ -98,7 +98,7 @@ def test_extraction_commutes_with_relabelling_tokens(seed):
 
 
 def test_mean_attention_is_the_mean_of_the_models_own_patterns(monkeypatch):
-    monkeypatch.setattr("causal_circuits.models.acceptance.CHUNK", 4)
+    monkeypatch.setattr("causal_circuits.tasks.batch.CHUNK", 4)
     model = cc.disentangled_transformer(3, 5, (2, 1), init_scale=0.5, seed=1)
     tokens = torch.randint(3, (9, 5), generator=torch.Generator().manual_seed(0))
     _, cache = model.run_with_cache(tokens)

@@ -75,7 +75,7 @@ def test_ablation_in_several_pieces_is_ablation_at_once(monkeypatch: pytest.Monk
     model, batch, _ = case((2, 1), n=23)
     methods = cc.interventions.ABLATION_METHODS
     whole = {method: cc.ablate_heads(model, batch, [(0, 1), (1, 0)], method) for method in methods}
-    monkeypatch.setattr("causal_circuits.models.acceptance.CHUNK", 5)
+    monkeypatch.setattr("causal_circuits.tasks.batch.CHUNK", 5)
     for method, expected in whole.items():
         found = cc.ablate_heads(model, batch, [(0, 1), (1, 0)], method)
         assert found.loss == pytest.approx(expected.loss, rel=1e-6)

@@ -137,7 +137,7 @@ def test_only_what_is_to_be_trained_moves(chain_task, names, n_heads, frozen_by)
 def test_evaluation_equals_the_mean_loss_also_piece_by_piece(random_model, chain_task, monkeypatch) -> None:
     batch = chain_task.sample(50, seed=0)
     one = cc.evaluate(random_model, batch)
-    monkeypatch.setattr("causal_circuits.models.acceptance.CHUNK", 7)
+    monkeypatch.setattr("causal_circuits.tasks.batch.CHUNK", 7)
     pieces = cc.evaluate(random_model, batch)
     assert one.shape == (50,)
     assert one.dtype == torch.float64

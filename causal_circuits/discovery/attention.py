@@ -22,11 +22,10 @@ from causal_circuits.discovery.recover import recover_graph
 from causal_circuits.graphs import edge_entries, n_ctx_of
 from causal_circuits.information import estimate_gradient
 from causal_circuits.models import HookedTransformer, attachments, check_forward, check_model, live_heads, log_probs
-from causal_circuits.models.acceptance import chunks
 from causal_circuits.recording import watch_attention
 from causal_circuits.statistics import auroc
 from causal_circuits.tasks import Batch, Task
-from causal_circuits.tasks.batch import check_tokens
+from causal_circuits.tasks.batch import check_tokens, chunks
 
 # A head is unused if, on so many sequences, no log-probability depends on what it attends to, but for rounding.
 _TRIED, _NO_CHANGE = 256, 1e-6

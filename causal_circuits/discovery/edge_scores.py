@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from causal_circuits.statistics import bernstein_p_value, bernstein_sample_size
+from causal_circuits.tasks.batch import chunks
 
 _CHUNK = 8192  # sequences
 _LEAST_BOUND = 1e-3  # of terms that are of order one: what is smaller by far is rounding
@@ -102,8 +103,7 @@ class EdgeScores:
         return features @ np.linalg.lstsq(features, mean, rcond=None)[0]
 
     def _pieces(self) -> Iterator["_Piece"]:
-        for start in range(0, len(self.tokens), _CHUNK):
-            piece = slice(start, start + _CHUNK)
+        for piece in chunks(len(self.tokens), _CHUNK):
             context, query, y = self.tokens[piece, :-1], self.tokens[piece, -1:], self.targets[piece]
             offset = self._offset[piece, None]
             child = self.d_vocab * np.take_along_axis(y, context, axis=1) - offset

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from causal_circuits.arguments import check_arguments
 from causal_circuits.information.exact import Information
 from causal_circuits.tasks import Batch
+from causal_circuits.tasks.batch import chunks
 
 _CHUNK = 4096  # sequences
 _SMOOTHING = 0.5  # added to every token count
@@ -98,8 +99,8 @@ def _average(
     """
     batch.check(batch.target_probs.shape[1])
     totals, n = torch.zeros(2, *(batch.tokens.shape[1],) * 2, dtype=torch.float64), len(batch)
-    for start in range(0, n, _CHUNK):
-        part = batch[start : start + _CHUNK].to("cpu", torch.float64)
+    for rows in chunks(n, _CHUNK):
+        part = batch[rows].to("cpu", torch.float64)
         child, hit, background = factors(part.tokens, part.target_probs)
         square = child.square()
         totals[0] += child.T @ hit - (child * background).sum(dim=0)[:, None]

@@ -30,6 +30,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causal_circuits.statistics import bernstein_p_value
+from causal_circuits.tasks.batch import chunks
 
 BLOCK = 4096  # sequences at a time: memory is BLOCK * n_ctx^(k - 1) / (k - 1)! numbers
 Numbers = np.ndarray | float
@@ -137,8 +138,7 @@ def sums_by_last_key(
     sums = [
         torch.zeros(comb(m, k - 1), n_ctx - 1 - m + columns.shape[1], dtype=torch.float64) for m in range(n_ctx - 1)
     ]
-    for start in range(0, len(tokens), BLOCK):
-        rows = slice(start, start + BLOCK)
+    for rows in chunks(len(tokens), BLOCK):
         matches = [(tokens[rows] == tokens[rows, [t]]).to(gains.dtype) for t in target]
         others = torch.ones(len(matches[0]), 1, dtype=gains.dtype)
         for r, match in enumerate(matches[:-1]):
@@ -222,8 +222,7 @@ def p_independent(
     n_ctx = tokens.shape[1]
     sums = [torch.zeros(comb(i, 2), i + 1, dtype=torch.float64) for i in range(n_ctx)]
     first, second = torch.from_numpy(key_sets(n_ctx, 2).copy()).T
-    for start in range(0, len(tokens), BLOCK):
-        rows = tokens[start : start + BLOCK]
+    for rows in (tokens[block] for block in chunks(len(tokens), BLOCK)):
         equal = (rows[:, first] == rows[:, second]).float()
         for i in range(2, n_ctx):
             gain = d_vocab * (rows[:, :i] == rows[:, [i]]).float() - 1

@@ -21,6 +21,7 @@ import torch
 
 from causal_circuits.information.matches import BLOCK, Gains, MatchSums, key_sets, match_sums, sums_by_last_key
 from causal_circuits.statistics import upper_tail
+from causal_circuits.tasks.batch import chunks
 
 KEPT = (64, 16)  # candidates of one and of more positions that are extended
 FINALISTS = 12  # of each size, compared on all sequences
@@ -119,10 +120,10 @@ def extension_scores(
     best = torch.topk(z, min(EXTENDED, len(z)), dim=0).indices.T  # [i, choice]
     keys = torch.from_numpy(key_sets(n_ctx - 1, k))[best]  # [i, choice, k]
     sums = torch.zeros(2, keys[..., 0].numel(), n_ctx, len(allowed), dtype=torch.float64)
-    for start in range(0, len(tokens), BLOCK):
-        rows = tokens[start : start + BLOCK]
+    for block in chunks(len(tokens), BLOCK):
+        rows = tokens[block]
         held = (rows[:, keys] == rows[:, list(seed)][:, None, None]).all(dim=3).to(gains.dtype)
-        gained = held * gains[start : start + BLOCK, :, None]
+        gained = held * gains[block, :, None]
         equal = (rows[:, :, None] == rows[:, None, list(allowed)]).to(gains.dtype).flatten(1)
         for part, matches in zip(sums, (gained, held), strict=True):
             part += (matches.flatten(1).T @ equal).view_as(part)

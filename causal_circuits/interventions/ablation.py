@@ -21,8 +21,8 @@ from causal_circuits.interventions.measure import (
 )
 from causal_circuits.interventions.metrics import Metric, make_cost
 from causal_circuits.models import HookedTransformer, attachments, check_head, log_probs
-from causal_circuits.models.acceptance import chunks
 from causal_circuits.tasks import Batch, Task
+from causal_circuits.tasks.batch import chunks
 
 AblationMethod = Literal["zero", "mean", "resample", "permute"]
 ABLATION_METHODS: tuple[AblationMethod, ...] = get_args(AblationMethod)

@@ -16,8 +16,8 @@ from causal_circuits.interventions.closed_form import ChangedRows, has_closed_fo
 from causal_circuits.interventions.measure import check_hooks, check_input, other_sequences, predictions
 from causal_circuits.interventions.metrics import Metric, make_cost
 from causal_circuits.models import HookedTransformer, attachments, check_head, live_heads, log_probs
-from causal_circuits.models.acceptance import CHUNK, chunks
 from causal_circuits.tasks import Batch, Task
+from causal_circuits.tasks.batch import CHUNK, chunks
 
 KnockOutMethod = Literal["zero", "renormalize", "mean", "resample", "permute"]
 KNOCK_OUT_METHODS: tuple[KnockOutMethod, ...] = get_args(KnockOutMethod)
@@ -105,7 +105,7 @@ def knock_out_edges(
     effect, error = (torch.full((heads, *patterns.shape[2:]), torch.nan, dtype=torch.float64) for _ in range(2))
     per_pass = max(1, COPIES // min(len(batch), CHUNK))
     for head, query, keys in rows:
-        for some in (keys[first : first + per_pass] for first in range(0, len(keys), per_pass)):
+        for some in (keys[part] for part in chunks(len(keys), per_pass)):
             harm = cost(predict(head, query, change_of_row(head, query, some))) - baseline
             effect[head, query, some] = harm.mean(dim=-1).cpu()
             spread = harm.std(dim=-1) if len(batch) > 1 else harm.new_full((len(some),), torch.inf)

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.models import HookedTransformer, check_forward, check_model, log_probs
-from causal_circuits.models.acceptance import chunks
 from causal_circuits.tasks import Batch
+from causal_circuits.tasks.batch import chunks
 
 
 def predictions(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) -> Float[Tensor, "batch d_vocab"]:

@@ -178,11 +178,3 @@ def refuse_foreign(model: HookedTransformer, tool: str, remedy: str) -> None:
         if is_bridge(model) and found.kind == "replaced module":
             continue  # a bridge is made of other modules
         raise ValueError(f"{tool} reads the model's weights alone and would not see the {found}: {remedy}")
-
-
-CHUNK = 2048  # sequences of one pass
-
-
-def chunks(n: int) -> list[slice]:
-    """Rows 0 .. n - 1 in pieces of `CHUNK`."""
-    return [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]

@@ -9,10 +9,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
-from causal_circuits.models import acceptance
 from causal_circuits.models.acceptance import attachments
 from causal_circuits.models.annotation import HookedTransformer
 from causal_circuits.models.structured import as_log_probs, choose_forward, log_probs, plain_logits
+from causal_circuits.tasks import batch as _batch
 
 # Of log-probabilities, relative to the largest of them (and to 1).
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
@@ -47,7 +47,7 @@ def check_forward(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"], 
                 f"{found}; analyse the model as it was before model.compile()"
             )
     n = min(8, max(1, _PRODUCTS // (tokens.shape[1] * model.cfg.d_model * model.cfg.d_head)))
-    tried = tokens[: acceptance.CHUNK if attached else n].to(model.W_U.device)
+    tried = tokens[: _batch.CHUNK if attached else n].to(model.W_U.device)
     expected = _plain(model, tried)
     if attached or is_plain:
         off = _largest_difference(_plain(model, tried), expected)

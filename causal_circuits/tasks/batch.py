@@ -9,6 +9,7 @@ from torch import Tensor
 from causal_circuits.arguments import ONE_LENGTH, check_arguments
 
 MOST_NUMBERS = 2**28  # of labels as probabilities, which take 1 GiB
+CHUNK = 2048  # sequences of one pass through a model
 
 
 @check_arguments
@@ -120,6 +121,12 @@ class Batch:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
         """The same batch on another device; `dtype` applies to the probabilities."""
         return Batch(self.tokens.to(device), self.target_probs.to(device=device, dtype=dtype))
+
+
+def chunks(n: int, size: int | None = None) -> list[slice]:
+    """Rows 0 .. n - 1 in pieces of `size`, by default `CHUNK`."""
+    size = CHUNK if size is None else size
+    return [slice(start, start + size) for start in range(0, n, size)]
 
 
 def _one_hot(

@@ -19,7 +19,7 @@ from torch import Tensor
 from causal_circuits.arguments import Count, check_arguments
 from causal_circuits.display import Result
 from causal_circuits.tasks import transition_matrices as _matrices
-from causal_circuits.tasks.batch import Batch, check_probabilities, check_tokens
+from causal_circuits.tasks.batch import Batch, check_probabilities, check_tokens, chunks
 from causal_circuits.tasks.posterior import ROUNDED, cross_entropy, mixture_of_given, posterior
 from causal_circuits.tasks.task import InContextTask
 
@@ -106,12 +106,11 @@ def _log_root_likelihoods(
     in_logs = bool(posterior.min() < _matrices.LOG_SPACE_BELOW)
     query, found = tokens[:, task.target_parents[0]], np.empty((len(tokens), n_draws, task.d_vocab))
     piece = max(1, 2**19 // (n_draws * task.d_vocab**2))
-    for start in range(0, len(tokens), piece):
-        part = slice(start, start + piece)
+    for part in chunks(len(tokens), piece):
         matrices, log_keep = _posterior_draws(generator, posterior[part], query[part], n_draws, in_logs)
         for i, seen in enumerate(tokens[part]):
-            laws = _size_biased_laws(matrices[:, i], int(query[start + i]), log_keep[:, i], in_logs)
-            found[start + i] = np.log(laws[:, :, seen[task.root_positions]] + 1e-300).sum(axis=2).T
+            laws = _size_biased_laws(matrices[:, i], int(query[part.start + i]), log_keep[:, i], in_logs)
+            found[part.start + i] = np.log(laws[:, :, seen[task.root_positions]] + 1e-300).sum(axis=2).T
     return found
 
 

@@ -28,7 +28,7 @@ from causal_circuits.storage import digest
 from causal_circuits.tasks import draws as _draws
 from causal_circuits.tasks import transition_matrices as _matrices
 from causal_circuits.tasks.base import Seed, Task, child_sequence, seed_sequence
-from causal_circuits.tasks.batch import Batch
+from causal_circuits.tasks.batch import Batch, chunks
 from causal_circuits.tasks.posterior import cross_entropy, posterior
 
 Roots = Literal["stationary", "uniform", "shared"]
@@ -182,7 +182,7 @@ class InContextTask(Task):
         tokens = np.empty((n, self.n_ctx), dtype=np.int32) if given is None else given.int().numpy()
         target_probs = np.empty((n, self.d_vocab), dtype=np.float32)
         size = max(PIECE, -(-n // (4 * THREADS))) if self._is_native(do) else PIECE
-        fill, pieces = self._filler(seed, do), [slice(start, min(start + size, n)) for start in range(0, n, size)]
+        fill, pieces = self._filler(seed, do), chunks(n, size)
 
         def draw(piece: slice) -> None:
             fill(first + piece.start, tokens[piece], target_probs[piece])
@@ -303,9 +303,8 @@ class InContextTask(Task):
         self, seed: np.random.SeedSequence, do: Do, first: int, tokens: np.ndarray, target_probs: np.ndarray
     ) -> None:
         """Sequences from a random stream for each piece: matrices of the user's."""
-        for start in range(0, len(tokens), PIECE):
-            piece = slice(start, start + PIECE)
-            stream = child_sequence(seed, first + start)
+        for piece in chunks(len(tokens), PIECE):
+            stream = child_sequence(seed, first + piece.start)
             generator, n = np.random.Generator(np.random.SFC64(stream)), len(tokens[piece])
             matrices, law = self.draw_matrices(n, generator)
             uniforms = generator.random(size=(n, self.n_ctx), dtype=np.float32)

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from causal_circuits.arguments import check_arguments
 from causal_circuits.models import HookedTransformer, check_forward, log_probs
-from causal_circuits.models.acceptance import chunks
 from causal_circuits.models.fused import can_fuse, fused_step
 from causal_circuits.models.layout import has_layout
 from causal_circuits.models.structured import autograd_step, choose_forward, usable_for_gradients
 from causal_circuits.recording import RecordAt, Snapshot, watch_attention
 from causal_circuits.tasks import Batch
 from causal_circuits.tasks.base import Seed
+from causal_circuits.tasks.batch import chunks
 from causal_circuits.training.recipe import SCHEDULES, Stage, TrainConfig
 
 # Ends the seed of every training stream: a test set drawn with sample(seed=0) is not the first batch of a run.
