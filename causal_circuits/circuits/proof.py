@@ -246,15 +246,12 @@ def _needed_edges(
     chosen = mask.nonzero()[:, 0].tolist()
     harm = model.costs(mask & ~torch.eye(len(mask), dtype=torch.bool)[chosen]) - own
     effects, errors = harm.mean(dim=-1).tolist(), (harm.std(dim=-1) / len(own) ** 0.5).tolist()
-    p_values = holm([_p_value(effect, error) for effect, error in zip(effects, errors, strict=True)])
+    found = zip(effects, errors, strict=True)
+    p_values = holm([upper_tail(effect / error) if error > 0 else float(effect <= 0) for effect, error in found])
     return tuple(
         NeededEdge(model.edges[part], effect, error, p, p < LEVEL)
         for part, effect, error, p in zip(chosen, effects, errors, p_values, strict=True)
     )
-
-
-def _p_value(effect: float, error: float) -> float:
-    return upper_tail(effect / error) if error > 0 else float(effect <= 0)
 
 
 def _rivals(mask: Bool[Tensor, " edge"], n: int, generator: torch.Generator) -> Bool[Tensor, "circuit edge"]:

@@ -70,15 +70,11 @@ class Layout:
         """Width d0 of one [token | position] block."""
         return self.d_vocab + self.n_ctx
 
-    def n_blocks(self, layer: int) -> int:
-        """Number of blocks in the residual stream that layer `layer` reads."""
-        return prod(1 + heads for heads in self.n_heads[:layer])
-
     def width(self, layer: int) -> int:
         """Width of the residual stream that layer `layer` reads; `width(len(n_heads))` is d_model."""
         if self.kind == "reduced":
             return (2 + self.n_heads[0]) * self.d_vocab + self.n_ctx
-        return self.d_block * self.n_blocks(layer)
+        return self.d_block * prod(1 + heads for heads in self.n_heads[:layer])
 
     @property
     def d_head(self) -> int:

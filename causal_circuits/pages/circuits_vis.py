@@ -26,8 +26,3 @@ def circuits_vis_bundle() -> str:
     local = attention_pattern(["a"], [[1.0]]).local_src
     source = local.split('<script crossorigin type="module">', 1)[1].split("//# sourceMappingURL=", 1)[0].strip()
     return source.replace("</script", r"<\/script").replace("<!--", r"<\!--")
-
-
-def circuits_vis_script() -> str:
-    """The bundle as a script that a second view of a notebook finds loaded already."""
-    return f"globalThis.CircuitsVis ??= (() => {{\n{circuits_vis_bundle()}\nreturn CircuitsVis;\n}})();"

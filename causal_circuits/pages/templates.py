@@ -6,7 +6,7 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from causal_circuits.pages.circuits_vis import circuits_vis_script
+from causal_circuits.pages.circuits_vis import circuits_vis_bundle
 
 _ENVIRONMENT = Environment(
     loader=PackageLoader("causal_circuits", "pages"),
@@ -26,8 +26,8 @@ _SCRIPTS = {
 @cache
 def asset(name: str) -> Markup:
     """A style sheet or script as it stands in its file, or CircuitsVis's bundle; not escaped."""
-    if name == "circuits_vis":
-        return Markup(circuits_vis_script())
+    if name == "circuits_vis":  # a second view of a notebook finds it loaded already
+        return Markup(f"globalThis.CircuitsVis ??= (() => {{\n{circuits_vis_bundle()}\nreturn CircuitsVis;\n}})();")
     return Markup(files("causal_circuits.pages").joinpath(name).read_text(encoding="utf-8"))
 
 

@@ -31,6 +31,7 @@ from causal_circuits.training.fused_run import FusedRun
 from causal_circuits.training.health import DivergenceError
 from causal_circuits.training.recipe import TrainConfig
 from causal_circuits.training.recorded import RecordedStates
+from causal_circuits.training.steps import stage_at
 from causal_circuits.training.structured_run import StructuredRun
 
 
@@ -144,8 +145,7 @@ class Progress:
             raise self._divergence("a gradient", "became non-finite", step, without_gradient)
 
     def _divergence(self, what: str, became: str, step: int, member: int) -> DivergenceError:
-        ends = np.cumsum([stage.steps for stage in self.configs[member].stages])
-        stage = self.configs[member].stages[int(np.searchsorted(ends, step, side="right"))]
+        stage, _, _ = stage_at(self.configs[member].stages, step)
         good = "no checkpoint was kept"
         if self._checkpoints is not None and self._saved:
             good = f"the last good checkpoint is that of step {self._saved:,} in {self._checkpoints.folder}"
