@@ -20,11 +20,8 @@ _LEAST_DISTANCE = 0.1  # total variation between a position's token frequencies 
 def unusable_positions(data: UserData) -> tuple[dict[int, str], list[str]]:
     """(position -> why nothing can be concluded about it, warnings about the whole)."""
     context = data.tokens[:, :-1]
-    why: dict[int, str] = {}
-    warnings: list[str] = []
-    for position in np.flatnonzero(data.constant[:-1]).tolist():
-        why[position] = f"its token is always {context[0, position]}: a constant carries no information"
-    if data.constant[-1]:
+    why, warnings = data.why_constant, list[str]()
+    if why.pop(data.n_ctx - 1, None):
         for position in range(context.shape[1]):
             why.setdefault(position, "the query (last token) never varies: no parent can be told")
     if len(data.tokens) - data.n_independent > _SHARE_OF_COPIES * len(data.tokens):

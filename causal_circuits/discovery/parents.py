@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from causal_circuits.discovery.assumptions import not_uniform, tied_to_another
-from causal_circuits.discovery.user_data import WRONG_WITH
+from causal_circuits.discovery.user_data import WRONG_WITH, UserData
 from causal_circuits.discovery.verdicts import MIN_SEQUENCES, Position, Verdict
 from causal_circuits.information.matches import Gains, MatchSums, chernoff_p_value, match_sums, p_independent
 from causal_circuits.information.target_search import Candidate, candidates, p_of_rival
@@ -52,21 +52,23 @@ class MatchTest:
     level: float
 
 
-def find_parents(tokens: torch.Tensor, y: torch.Tensor, n_independent: int, max_parents: int, level: float) -> Found:
-    """The target's parents (None: undecided), a verdict on each position, and warnings; labels are one-hots."""
-    why_not = _constants(tokens)
-    allowed = [t for t in range(tokens.shape[1]) if t not in why_not]
-    if n_independent < MIN_SEQUENCES:
-        few = f"{n_independent} independent sequences cannot support a conclusion: {MIN_SEQUENCES} is the least"
-        return _nothing(tokens.shape[1], few)
+def find_parents(given: UserData, max_parents: int, level: float) -> Found:
+    """The target's parents (None: undecided), a verdict on each position, and warnings."""
+    why_not = given.why_constant
+    allowed = [t for t in range(given.n_ctx) if t not in why_not]
+    if given.n_independent < MIN_SEQUENCES:
+        few = f"{given.n_independent} independent sequences cannot support a conclusion: {MIN_SEQUENCES} is the least"
+        return _nothing(given.n_ctx, few)
     if not allowed:
-        return _nothing(tokens.shape[1], "every token is constant: no parent can be told")
-    gains = Gains.of(tokens, y, n_independent / len(tokens))
+        return _nothing(given.n_ctx, "every token is constant: no parent can be told")
+    tokens, y = torch.from_numpy(given.tokens), torch.from_numpy(given.targets).float()
+    laws = y if given.probabilities else one_hot(y.argmax(dim=1), y.shape[1]).float()
+    gains = Gains.of(tokens, laws, given.n_independent / len(tokens))
     data, found = candidates(gains, allowed, min(max_parents, len(allowed)))
     test = match_test(data, found[0], level)
     doubt = _doubt(test, found)
     if doubt:
-        return _nothing(tokens.shape[1], doubt)
+        return _nothing(given.n_ctx, doubt)
     positions = tuple(_position(i, test, why_not.get(i)) for i in range(data.n_ctx))
     positions = tuple(_confirmed(p, test, positions) if p.position in found[0].target else p for p in positions)
     roots = [p.position for p in positions if p.verdict == "root"]
@@ -96,14 +98,6 @@ def match_test(data: Gains, first: Candidate, level: float) -> MatchTest:
     apart, partner = p_independent(data.tokens, data.d_vocab)
     p_chance = np.minimum(1.0, n_matches * p_chance)
     return MatchTest(data, first, sums, p_full, p_chance, apart**data.independent, partner, n_matches, level)
-
-
-def _constants(tokens: torch.Tensor) -> dict[int, str]:
-    constant = (tokens == tokens[0]).all(dim=0)
-    return {
-        i: f"its token is always {int(tokens[0, i])}: a constant carries no information"
-        for i in constant.nonzero().flatten().tolist()
-    }
 
 
 def _nothing(n_ctx: int, why: str) -> Found:

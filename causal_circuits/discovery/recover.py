@@ -205,9 +205,7 @@ def _check_size(n_ctx: int, max_parents: int) -> None:
 
 def _several_parents(data: UserData, max_parents: int, level: float) -> RecoveredGraph:
     """The target and every position with as many parents as are allowed."""
-    tokens, y = torch.from_numpy(data.tokens), torch.from_numpy(data.targets).float()
-    laws = y if data.probabilities else torch.nn.functional.one_hot(y.argmax(dim=1), y.shape[1]).float()
-    target_parents, positions, warnings = find_parents(tokens, laws, data.n_independent, max_parents, level)
+    target_parents, positions, warnings = find_parents(data, max_parents, level)
     weights = torch.zeros(data.n_ctx, data.n_ctx, dtype=torch.float64)
     p_values = torch.ones_like(weights)
     for p in positions:

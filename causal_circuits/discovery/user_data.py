@@ -34,6 +34,14 @@ class UserData:
         """Positions whose token is the same in every sequence."""
         return (self.tokens == self.tokens[0]).all(axis=0)
 
+    @property
+    def why_constant(self) -> dict[int, str]:
+        """Position -> why nothing can be said of it, for those whose token is the same in every sequence."""
+        return {
+            i: f"its token is always {self.tokens[0, i]}: a constant carries no information"
+            for i in np.flatnonzero(self.constant).tolist()
+        }
+
 
 def read_data(tokens: Any, targets: Any, d_vocab: int | None) -> UserData:
     """Tokens and laws or labels as `UserData`; a ValueError that names rule, value and remedy if they are unsound."""
