@@ -21,6 +21,7 @@ from torch import Tensor
 from causal_circuits.circuits.graph import LOGITS, Edge, Granularity, depth_of, readers, sender_of
 from causal_circuits.interventions import Cost
 from causal_circuits.models import PROBABILITY_FLOOR, HookedTransformer, Layout, layout_of, live_heads
+from causal_circuits.models.structured import apply_causal_mask
 
 Masks = Bool[Tensor, "circuit edge"]
 Slots = dict[str, Float[Tensor, "_sequence pos _width"]]
@@ -253,10 +254,8 @@ class SlotForward(Forward):
             torch.add,
             (query[..., self.columns[slot]] @ read(slot, edge, values[slot], which).mT for slot, edge in keys),
         )
-        if scores.shape[-2] > 1:
-            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-            scores = scores.masked_fill(future, -torch.inf)
-        return torch.nn.functional.threshold(scores.softmax(dim=-1), NEGLIGIBLE, 0.0), attends
+        pattern = apply_causal_mask(scores).softmax(dim=-1)
+        return torch.nn.functional.threshold(pattern, NEGLIGIBLE, 0.0), attends
 
     def _copied(
         self, head: str, pattern: Tensor, attends: Tensor, masks: Masks, values: dict[str, Variants], read: Read

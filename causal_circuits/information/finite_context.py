@@ -28,6 +28,7 @@ from causal_circuits.information.exact import Information, draw_matrices
 from causal_circuits.information.gradient import check_query, gradient_of_matrices, predicted_gradient
 from causal_circuits.information.tilted_forest import tilt
 from causal_circuits.tasks import InContextTask
+from causal_circuits.tasks.batch import chunks
 
 _CONTROL_MATRICES = 2**15
 _LIMIT_MATRICES = 2**13
@@ -60,8 +61,7 @@ def finite_context_gradient(task: InContextTask, n_matrices: Several = 512, seed
     check_query(task)
     pi, law = draw_matrices(task, n_matrices, seed)
     chunk = max(1, _MOST_NUMBERS // (task.n_ctx * task.d_vocab * (len(quadrature(task.n_ctx)[0]) + 1)))
-    pieces = [slice(start, start + chunk) for start in range(0, n_matrices, chunk)]
-    values = np.concatenate([_of_matrices(task, pi[piece], law[piece]) for piece in pieces])
+    values = np.concatenate([_of_matrices(task, pi[some], law[some]) for some in chunks(n_matrices, chunk)])
     limit = np.zeros_like(values)
     for cells, of_matrices in gradient_of_matrices(task, pi, law):
         rows, columns = zip(*cells, strict=True)

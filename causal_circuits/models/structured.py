@@ -192,7 +192,7 @@ def reduced_probs(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) 
     if layout.n_heads[0] > 1:
         raise ValueError(f"the structured forward knows one copying head: this reduced model has {layout.n_heads[0]}")
     a1, a2 = _a1_and_a2(model)
-    pattern = torch.softmax(_mask(a1[None, None]), dim=-1)
+    pattern = torch.softmax(apply_causal_mask(a1[None, None]), dim=-1)
     if not any(has_hooks(attn.hook_pattern) for attn in (first, second)):
         reach = embedding(tokens[:, -1], a2).gather(1, tokens)
         last = torch.softmax(reach @ pattern[0, 0].T, dim=-1)
@@ -200,7 +200,7 @@ def reduced_probs(model: HookedTransformer, tokens: Int[Tensor, "batch n_ctx"]) 
         pattern = first.hook_pattern(pattern.repeat(len(tokens), 1, 1, 1))
         one_hot = torch.nn.functional.one_hot(tokens, layout.d_vocab).to(a1.dtype)
         scores = embedding(tokens, a2) @ (pattern[:, 0] @ one_hot).mT
-        last = second.hook_pattern(torch.softmax(_mask(scores[:, None]), dim=-1))[:, 0, -1]
+        last = second.hook_pattern(torch.softmax(apply_causal_mask(scores[:, None]), dim=-1))[:, 0, -1]
     return torch.zeros(len(tokens), layout.d_vocab, dtype=a1.dtype, device=a1.device).scatter_add(1, tokens, last)
 
 
@@ -233,7 +233,7 @@ def _pattern(
     ]
     if watched:  # dead heads attend uniformly in the plain forward
         scores += [torch.zeros_like(scores[0])] * (model.cfg.n_heads - len(scores))
-    return attn.hook_pattern(torch.softmax(_mask(torch.stack(scores, dim=1)), dim=-1))
+    return attn.hook_pattern(torch.softmax(apply_causal_mask(torch.stack(scores, dim=1)), dim=-1))
 
 
 def _scores(
@@ -255,7 +255,7 @@ def _scores(
     return scores
 
 
-def _mask(scores: Float[Tensor, "batch head_index query_pos key_pos"]) -> Tensor:
+def apply_causal_mask(scores: Float[Tensor, "*batch query_pos key_pos"]) -> Float[Tensor, "*batch query_pos key_pos"]:
     """Minus infinity at keys behind the query; a single row is the last query, which sees everything."""
     n_queries, n_keys = scores.shape[-2:]
     if n_queries == 1:
