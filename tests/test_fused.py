@@ -18,14 +18,16 @@ HEADS = [(1, 1), (2, 1), (1, 2), (3, 2)]
 
 
 def assert_fused_equals_autograd(model: HookedTransformer, tokens: Tensor, targets: Tensor) -> None:
-    """Loss, all gradients, layer 0's mean attention and its score gradients, against float64."""
+    """Loss, all gradients, and what a training records of layer 0 (mean attention, score gradients), in float64."""
     (loss, *gradients), attention, score_gradient = by_autograd(model, tokens, targets)
-    step = fused_step(model, tokens, targets)
-    assert step.loss == pytest.approx(float(loss), rel=1e-5)
+    assert fused_step(model, tokens, targets) == pytest.approx(float(loss), rel=1e-5)
     for found, expected in zip(gradients_of(model), gradients, strict=True):
         assert_close(found, expected, 1e-5)
-    assert_close(step.attention, attention, 1e-5)
-    assert_close(step.score_gradient, score_gradient, 1e-5)
+    task, config = cc.BatchTask(cc.Batch(tokens, targets)), cc.TrainConfig.joint(1, batch_size=len(tokens))
+    record = cc.train(model, task, config, record=cc.RecordAt(steps=(0,), layers=(0,)), progress=False)
+    assert record.path == "fused"
+    assert_close(record.attention[0, 0, : len(attention)], attention, 1e-5)
+    assert_close(-record.score_gradients[0, 0, : len(attention)], score_gradient, 1e-5)
 
 
 @pytest.mark.parametrize(("d_vocab", "n_ctx"), SIZES)
@@ -135,7 +137,7 @@ def test_a_batch_that_went_wrong_shows_and_leaves_nothing_to_the_next(kind: str)
     for weight in live_weights(model):
         kept = weight.clone()
         weight.fill_(float("nan"))
-        loss = fused_step(model, tokens, targets).loss
+        loss = fused_step(model, tokens, targets)
         assert loss != loss
         weight.copy_(kept)
         assert_fused_equals_autograd(model, tokens, targets)

@@ -6,7 +6,6 @@ gradient of layer 0's scores is the gradient of A's position-position block (of 
 costs nothing. Without the core, or when a hook is attached, training takes the structured forward and autograd.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,24 +21,6 @@ from causal_circuits.models.structured import always_plain, has_only_a1_and_a2
 Sizes = tuple[int, int, int, int]
 # The weights of the core, in its order, as a Stage names them; a reduced model has the first two.
 TRAINED = ("W_Q.0", "W_Q.1", "W_U")
-
-
-@dataclass(frozen=True)
-class FusedStep:
-    """What one pass over a batch gives.
-
-    Attributes:
-        loss: mean cross-entropy in nats.
-        attention: [head_index, n_ctx, n_ctx]; layer 0's pattern, averaged over the batch.
-        score_gradient: [head_index, n_ctx, n_ctx]; gradient of the mean loss with respect to layer 0's scores,
-            summed over the batch.
-        weight_gradient: the same shape; gradient with respect to layer 0's pattern, zero above the diagonal.
-    """
-
-    loss: float
-    attention: Tensor
-    score_gradient: Tensor
-    weight_gradient: Tensor
 
 
 def can_fuse(model: HookedTransformer) -> bool:
@@ -107,19 +88,15 @@ def new_trainer(
     return native.core().Trainer(sizes, members, batch_size, n_threads, list(samplers), list(keys), reduced)
 
 
-def fused_step(model: HookedTransformer, tokens: Tensor, target_probs: Tensor) -> FusedStep:
-    """Set `.grad` of the trainable parameters to the gradient of the mean loss on a batch, and return its record."""
+def fused_step(model: HookedTransformer, tokens: Tensor, target_probs: Tensor) -> float:
+    """Set `.grad` of the trainable parameters to the gradient of the mean loss on a batch; return the loss, nats."""
     core = new_trainer(model, 1, len(tokens), torch.get_num_threads())
     for which, weight in enumerate(live_weights(model)):
         core.weights(which)[0] = weight.flatten().numpy()
     core.next_tokens[0], core.next_targets[0] = tokens.numpy(), target_probs.numpy()
-    core.gradients(0, True)
-    gradients = []
+    core.gradients(0, False)
     for which, (parameter, block) in enumerate(_trained(model)):
-        gradients.append(torch.from_numpy(core.gradients_of(which)[0]).view_as(parameter[block]))
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-            parameter.grad[block] = gradients[which]
-    n_ctx, _, n_heads, _ = sizes_of(model)
-    patterns = torch.from_numpy(core.watched[0, : 2 * n_heads * n_ctx**2]).view(2, n_heads, n_ctx, n_ctx)
-    return FusedStep(float(core.losses[0]), patterns[0], score_gradients(model, gradients[0]).clone(), patterns[1])
+            parameter.grad[block] = torch.from_numpy(core.gradients_of(which)[0]).view_as(parameter[block])
+    return float(core.losses[0])

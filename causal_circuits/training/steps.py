@@ -30,7 +30,7 @@ def gradient_step(model: HookedTransformer, batch: Batch) -> float:
     (True, True)
     """
     if can_fuse(model) and not batch.every_position:
-        return fused_step(model, batch.tokens, batch.target_probs).loss
+        return fused_step(model, batch.tokens, batch.target_probs)
     return autograd_step(model, batch, choose_forward(model, batch.every_position))
 
 
