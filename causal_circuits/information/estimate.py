@@ -16,6 +16,7 @@ from causal_circuits.arguments import check_arguments
 from causal_circuits.information.exact import Information
 from causal_circuits.tasks import Batch
 from causal_circuits.tasks.batch import chunks
+from causal_circuits.tasks.predictors import token_counts
 
 _CHUNK = 4096  # sequences
 _SMOOTHING = 0.5  # added to every token count
@@ -43,7 +44,7 @@ def estimate_gradient(tokens: Int[Tensor, "batch n_ctx"], target_probs: Float[Te
 
     def factors(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         context, n = x[:, :-1], x.shape[1] - 1
-        ratio = y / ((_counts(context, y) + _SMOOTHING) / (n + y.shape[1] * _SMOOTHING))
+        ratio = y / ((token_counts(context, y.shape[1]) + _SMOOTHING) / (n + y.shape[1] * _SMOOTHING))
         hit = (context == x[:, -1:]).double()
         elsewhere = (hit.sum(dim=1, keepdim=True) - hit) / max(n - 1, 1)  # frequency among the others than i
         child = y.shape[1] * torch.gather(ratio, 1, context)
@@ -75,7 +76,7 @@ def measured_gradient(
     """
 
     def factors(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        n_ctx, counts, hit = x.shape[1], _counts(x, y), (x == x[:, -1:]).double()
+        n_ctx, counts, hit = x.shape[1], token_counts(x, y.shape[1]), (x == x[:, -1:]).double()
         child = torch.gather(n_ctx * y / counts.clamp(min=1), 1, x) - (y * (counts > 0)).sum(dim=1, keepdim=True)
         child = y.shape[1] * child
         if of == "weights":
@@ -84,10 +85,6 @@ def measured_gradient(
         return child / visible, hit, hit.cumsum(dim=1) / visible
 
     return _average(Batch(tokens, target_probs), factors)
-
-
-def _counts(tokens: Int[Tensor, "batch pos"], y: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, "batch d_vocab"]:
-    return torch.zeros_like(y).scatter_add_(1, tokens, torch.ones(tokens.shape, dtype=y.dtype))
 
 
 def _average(

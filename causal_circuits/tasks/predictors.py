@@ -157,11 +157,12 @@ def unigram(tokens: Int[Tensor, "batch n_ctx"], d_vocab: int, pseudo_count: floa
     >>> unigram(torch.tensor([[0, 0, 0, 1]]), d_vocab=2, pseudo_count=1.0)
     tensor([[0.6667, 0.3333]], dtype=torch.float64)
     """
-    return smoothed(_token_counts(tokens, d_vocab), pseudo_count)
-
-
-def _token_counts(tokens: Tensor, d_vocab: int) -> Float[Tensor, "batch d_vocab"]:
     check_tokens(tokens, d_vocab)
+    return smoothed(token_counts(tokens, d_vocab), pseudo_count)
+
+
+def token_counts(tokens: Int[Tensor, "batch pos"], d_vocab: int) -> Float[Tensor, "batch d_vocab"]:
+    """How often each token occurs in each sequence, float64."""
     counts = torch.zeros(len(tokens), d_vocab, dtype=torch.float64)
     return counts.scatter_add_(1, tokens.cpu(), torch.ones(tokens.shape, dtype=torch.float64))
 
@@ -183,7 +184,8 @@ def best_unigram_loss(batch: Batch) -> float:
     batch.check_last_only()
     check_probabilities("target_probs", batch.target_probs, ROUNDED)
     n_ctx, d_vocab = batch.tokens.shape[1], batch.target_probs.shape[-1]
-    counts = _token_counts(batch.tokens, d_vocab).long().flatten()
+    check_tokens(batch.tokens, d_vocab)
+    counts = token_counts(batch.tokens, d_vocab).long().flatten()
     mass = torch.bincount(counts, batch.target_probs.cpu().double().flatten(), minlength=n_ctx + 1)  # on each count
     pseudo_counts = torch.from_numpy(PSEUDO_COUNTS)[:, None]
     log_probs = ((torch.arange(n_ctx + 1) + pseudo_counts) / (n_ctx + d_vocab * pseudo_counts)).log()
