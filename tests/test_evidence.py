@@ -89,3 +89,10 @@ def test_an_unused_head_proposes_edges_and_none_of_them_is_accepted(task: cc.InC
     assert len(found.from_attention.edges) >= 5
     assert {(c.accepted, c.decided_by) for c in found.candidates} == {(False, "unused head")}
     assert not cc.latent_edges(found)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_no_proposal_is_an_edge_none_is_the_measure_of_the_others(seed: int) -> None:
+    task = cc.InContextTask(cc.graph_from_parents([None, None, None, 0]), d_vocab=3, alpha=0.1)
+    model = cc.plant_circuit(cc.chain_graph(5), d_vocab=3)  # attends to the token before, which is no parent
+    assert not cc.latent_edges(cc.extract_graph(model, task, seed=seed))

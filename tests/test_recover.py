@@ -376,3 +376,14 @@ def test_no_edge_is_named_where_every_pair_of_positions_looks_like_one():
         assert cc.latent_edges(found.graph) == set()
         assert "independent of any earlier" in found.positions[1].reason
         assert found.warnings
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_pair_that_agrees_more_often_than_an_edge_would_is_not_independent(seed):
+    """Two positions and sticky rows: how often both are equal was taken for the score of independence."""
+    rng, matrix = np.random.default_rng(seed), np.array([[0.94, 0.06], [0.2, 0.8]])
+    first = rng.random(1000) < 0.06 / 0.26
+    second = rng.random(1000) < matrix[first.astype(int), 1]
+    query = rng.integers(2, size=1000)
+    found = cc.recover_graph(np.stack([first, second, query], axis=1).astype(int), matrix[query])
+    assert found.positions[1].verdict == "undecided"

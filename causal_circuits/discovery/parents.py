@@ -75,7 +75,7 @@ def find_parents(given: UserData, max_parents: int, level: float) -> Found:
     short = _fall_short_together(test, positions) or _tied_to_target(test, positions)
     short = short or tied_to_another(data, roots)
     doubts = [not_uniform(data), _agree_with_later(test, positions)]
-    if data.of_labels and len(found[0].target) == max_parents:
+    if data.of_labels:
         doubts.append(_one_more_parent(test, positions))
     children = {p.position for p in positions if p.verdict == "child"}
     for why in doubts:

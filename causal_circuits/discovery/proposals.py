@@ -83,7 +83,7 @@ def by_information(proposals: Sequence[Proposal], gradient: Information, level: 
     information = [float(gradient.value[p.child, p.parent]) for p in proposals]
     errors = [float(gradient.standard_error[p.child, p.parent]) for p in proposals]
     p_values = holm([upper_tail(g / e) if e > 0 else 1.0 for g, e in zip(information, errors, strict=True)])
-    largest, found = max(information, default=_NAN), []
+    largest, found = float(gradient.value[:-1].tril(-1).max()), []  # of all pairs: perhaps no proposal is an edge
     for proposal, g, p in zip(proposals, information, p_values, strict=True):
         share = g / largest if largest > 0 else _NAN
         is_edge, why = True, f"{share:.0%} of the best edge's information"

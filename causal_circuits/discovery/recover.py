@@ -118,8 +118,9 @@ def recover_graph(
 ) -> RecoveredGraph:
     """The causal graph behind a set of sequences, edge by edge with a p-value, from one pass over them.
 
-    A root is a position whose row lies significantly below half of an edge's score, and whose independence of
-    every earlier position no test contradicts: dependence on several positions by a little each may be missed.
+    Parents stand before their children: of positions in another order edges come out reversed, without a warning. A
+    root is a position whose row lies significantly below half of an edge's score, and whose independence of every
+    earlier position no test contradicts: dependence on several positions by a little each may be missed.
     With targets that are laws a child of several parents stays undecided as soon as its edge falls significantly short.
     With labels an edge's score is known from the other edges found only: a further parent may be overlooked if all
     children are mixed alike, or there is but one.

@@ -110,7 +110,7 @@ def edge_tests(
         edge_needed = bernstein_sample_size(typical, spread, contrasts.bound, level / cells.n_entries)[0]
     p_root, root_sizes = np.full(n, np.nan), np.full(n, np.inf)
     borne_out = not len(found) or _BORNE_OUT[0] <= np.median(weight[found, cells.best[found]]) <= _BORNE_OUT[1]
-    if borne_out and np.isfinite(edge_score).all():
+    if borne_out and np.isfinite(edge_score).all() and (gap > 0).all():  # else an edge has no more than independence
         below = scores.against_edge(MIN_SHARE, background) if laws else scores.below(background + MIN_SHARE * gap[0])
         p_root, root_sizes = _roots(below, cells, level)
     return EdgeTest(

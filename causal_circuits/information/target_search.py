@@ -62,12 +62,7 @@ def candidates(data: Gains, allowed: Sequence[int], max_parents: int) -> tuple[G
 
 
 def p_of_rival(data: Gains, first: Candidate, other: Candidate) -> float:
-    """Of "`other` are the target's parents": by the difference of scores, Bonferroni over all sets of this size.
-
-    A larger set says more only if its score is significantly larger, and would be the first then.
-    """
-    if len(other.target) > len(first.target):
-        return 0.0
+    """Of "`other` are the target's parents": by the difference of scores, Bonferroni over all sets of its size."""
     difference = _difference(data, first, other)
     error = float(difference.std()) * len(data) ** 0.5
     z = float(difference.sum()) / error if error > 0 else 0.0
