@@ -71,6 +71,15 @@ def test_resampling_follows_its_seed_and_global_randomness_is_left_alone() -> No
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_ablation_works_within_autocast() -> None:
+    model, batch, _ = case((2, 1), n=23)
+    ordinary = cc.models.ordinary_transformer(model.cfg.d_vocab, model.cfg.n_ctx)
+    for method in cc.interventions.ABLATION_METHODS:
+        exact = cc.ablate_heads(ordinary, batch, [(0, 0)], method)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert cc.ablate_heads(ordinary, batch, [(0, 0)], method).loss == pytest.approx(exact.loss, abs=0.02)
+
+
 def test_ablation_in_several_pieces_is_ablation_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch, _ = case((2, 1), n=23)
     methods = cc.interventions.ABLATION_METHODS

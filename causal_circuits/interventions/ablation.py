@@ -120,7 +120,7 @@ def _with_replaced(
 
     def overwrite(activation: Tensor, hook: object, name: str, rows: slice) -> Tensor:
         written, activation = source(name, activation, rows), activation.clone()
-        activation[:, :, sites[name]] = written[:, :, sites[name]]
+        activation[:, :, sites[name]] = written[:, :, sites[name]].to(activation.dtype)  # autocast has its own
         return activation
 
     found = []
